@@ -1,1 +1,9 @@
-//! tests
+//! Support for the tests that cross crates.
+//!
+//! Nothing here is linked into what is shipped. Everything started by this crate is private to the
+//! test that started it (its own directory, its own sockets, ports chosen by the kernel) and ends
+//! with it.
+
+#![forbid(unsafe_code)]
+
+pub mod source;

@@ -1,3 +1,5 @@
-//! xtask
+//! Development commands of the workspace.
+
+#![forbid(unsafe_code)]
 
 fn main() {}

@@ -1,0 +1,3 @@
+//! The real daemon against real clients: one module for each front end.
+
+#![forbid(unsafe_code)]
