@@ -1,3 +1,8 @@
-//! placeholder
+//! `andond`: see the crate's README for the command line and its exit codes.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,46 @@
+//! `[engine]`: how the processor is used.
+
+use serde::Deserialize;
+
+use super::Problems;
+
+/// `[engine]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Compute threads; unset, what affinity and cgroup quota allow.
+    pub threads: Option<usize>,
+    /// Instruction set to force (`scalar`, `avx2`, …); unset, the best this processor has.
+    pub isa: Option<String>,
+    /// Most tokens of one pass over the weights.
+    pub batch_tokens_max: usize,
+    /// Most requests decoded at once.
+    pub parallel_max: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig {
+            threads: None,
+            isa: None,
+            batch_tokens_max: 512,
+            parallel_max: 8,
+        }
+    }
+}
+
+impl EngineConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if let Some(threads) = self.threads {
+            problems.within("engine.threads", threads, 1..=1024);
+        }
+        problems.within("engine.batch-tokens-max", self.batch_tokens_max, 1..=8192);
+        problems.within("engine.parallel-max", self.parallel_max, 1..=256);
+        problems.require(
+            self.parallel_max <= self.batch_tokens_max,
+            "engine.parallel-max",
+            "is larger than engine.batch-tokens-max",
+            "every request decoded at once needs a place in the pass",
+        );
+    }
+}

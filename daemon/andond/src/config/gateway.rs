@@ -1,0 +1,72 @@
+//! `[gateway]`: who this machine is, and how it leaves.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Problems;
+
+/// Longest gateway name, in bytes: it is one level of every MQTT topic.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// `[gateway]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// The gateway's name in topics, metrics and status; unset, the host's name.
+    pub name: Option<String>,
+    /// How long running answers may take to finish once the daemon is told to stop.
+    pub shutdown_grace_ms: u64,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        GatewayConfig {
+            name: None,
+            shutdown_grace_ms: 10_000,
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// The configured name, else the host's, else `gateway`.
+    pub fn name(&self) -> String {
+        if let Some(name) = &self.name {
+            return name.clone();
+        }
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .ok()
+            .map(|name| name.trim().to_owned())
+            .filter(|name| is_name(name))
+            .unwrap_or_else(|| "gateway".to_owned())
+    }
+
+    /// The time running answers have to finish.
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_millis(self.shutdown_grace_ms)
+    }
+
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if let Some(name) = &self.name {
+            problems.require(
+                is_name(name),
+                "gateway.name",
+                "is not a name",
+                "use 1 to 64 letters, digits, '.', '-' or '_'",
+            );
+        }
+        problems.within(
+            "gateway.shutdown-grace-ms",
+            self.shutdown_grace_ms,
+            0..=600_000,
+        );
+    }
+}
+
+/// Whether `name` is one topic level that needs no escaping anywhere.
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+}

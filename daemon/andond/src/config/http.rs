@@ -1,0 +1,103 @@
+//! `[http]`: the OpenAI-style front end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::Problems;
+
+/// Longest socket path the kernel takes, in bytes, less the final zero.
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Whether the front end runs.
+    pub enabled: bool,
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// The socket's permission bits, octal.
+    pub socket_mode: String,
+    /// The socket's group; unset, the daemon's own.
+    pub socket_group: Option<String>,
+    /// A loopback TCP listener beside the socket, such as `127.0.0.1:8311`; off unless set.
+    pub listen: Option<SocketAddr>,
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// Longest wait for a request's head.
+    pub header_timeout_ms: u64,
+    /// Longest wait for a request's body.
+    pub body_timeout_ms: u64,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig {
+            enabled: true,
+            socket: PathBuf::from("/run/andon/andon.sock"),
+            socket_mode: "0660".to_owned(),
+            socket_group: None,
+            listen: None,
+            connections_max: 128,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl HttpConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        check_socket(problems, "http", &self.socket, &self.socket_mode);
+        if let Some(listen) = self.listen {
+            problems.require(
+                listen.ip().is_loopback(),
+                "http.listen",
+                "is not a loopback address",
+                "use 127.0.0.1 or ::1: this listener has no encryption and no client identity",
+            );
+        }
+        problems.within("http.connections-max", self.connections_max, 1..=65_536);
+        problems.within(
+            "http.header-timeout-ms",
+            self.header_timeout_ms,
+            10..=600_000,
+        );
+        problems.within("http.body-timeout-ms", self.body_timeout_ms, 10..=600_000);
+    }
+}
+
+/// Checks a listening socket's path and mode; both socket front ends have these keys.
+pub(super) fn check_socket(
+    problems: &mut Problems,
+    section: &str,
+    path: &std::path::Path,
+    mode: &str,
+) {
+    let bytes = path.as_os_str().len();
+    if !path.is_absolute() || bytes > SOCKET_PATH_BYTES_MAX {
+        problems.add(
+            format!("{section}.socket"),
+            "is not a usable socket path",
+            format!("give an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"),
+        );
+    }
+    if parse_mode(mode).is_none() {
+        problems.add(
+            format!("{section}.socket-mode"),
+            "is not a file mode",
+            "write it in octal, such as \"0660\"",
+        );
+    }
+}
+
+/// Permission bits from their octal text.
+pub fn parse_mode(mode: &str) -> Option<u32> {
+    if !(3..=4).contains(&mode.len()) || !mode.bytes().all(|byte| (b'0'..=b'7').contains(&byte)) {
+        return None;
+    }
+    u32::from_str_radix(mode, 8)
+        .ok()
+        .filter(|bits| *bits <= 0o777)
+}

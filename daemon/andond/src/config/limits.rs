@@ -1,0 +1,71 @@
+//! `[limits]`: how much is taken from outside, whichever way it comes in.
+
+use serde::Deserialize;
+
+use super::Problems;
+
+/// `[limits]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Largest request body, and largest text of one request.
+    pub body_bytes_max: usize,
+    /// Most tokens of a prompt; unset, the context.
+    pub prompt_tokens_max: Option<usize>,
+    /// Most messages of a conversation.
+    pub messages_max: usize,
+    /// Most stop strings.
+    pub stop_max: usize,
+    /// Most requests of one client in flight.
+    pub client_requests_max: usize,
+    /// Most requests that wait.
+    pub queue_max: usize,
+    /// Most tokens of an answer when the request does not say.
+    pub tokens_max_default: usize,
+    /// Most tokens of an answer, whatever the request says; unset, the context.
+    pub tokens_max: Option<usize>,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        LimitsConfig {
+            body_bytes_max: 1024 * 1024,
+            prompt_tokens_max: None,
+            messages_max: 256,
+            stop_max: 16,
+            client_requests_max: 64,
+            queue_max: 64,
+            tokens_max_default: 512,
+            tokens_max: None,
+        }
+    }
+}
+
+impl LimitsConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        problems.within(
+            "limits.body-bytes-max",
+            self.body_bytes_max,
+            1024..=64 * 1024 * 1024,
+        );
+        if let Some(tokens) = self.prompt_tokens_max {
+            problems.within("limits.prompt-tokens-max", tokens, 1..=16_777_216);
+        }
+        problems.within("limits.messages-max", self.messages_max, 1..=65_536);
+        problems.within("limits.stop-max", self.stop_max, 0..=64);
+        problems.within(
+            "limits.client-requests-max",
+            self.client_requests_max,
+            1..=65_536,
+        );
+        problems.within("limits.queue-max", self.queue_max, 1..=65_536);
+        problems.within(
+            "limits.tokens-max-default",
+            self.tokens_max_default,
+            1..=16_777_216,
+        );
+        if let Some(tokens) = self.tokens_max {
+            problems.within("limits.tokens-max", tokens, 1..=16_777_216);
+        }
+    }
+}

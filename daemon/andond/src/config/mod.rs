@@ -1,0 +1,102 @@
+//! The configuration: one TOML file, one section a file here.
+//!
+//! Reading never stops at the first mistake: [`Config::parse`] gathers unknown keys, wrong types and
+//! broken bounds of the whole text as [`Problem`]s, each with the line, the key and a way out.
+//! Sections are flat structs with `deny_unknown_fields` and a default for every key; a section's
+//! `check` sees values only, never the file system ([`Config::check_environment`] does that).
+
+pub mod engine;
+pub mod gateway;
+pub mod http;
+pub mod limits;
+pub mod log;
+pub mod model;
+pub mod mqtt;
+mod problem;
+mod read;
+pub mod task;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub use problem::{Problem, Problems};
+
+/// Where the configuration is looked for unless `--config` says otherwise.
+pub const PATH_DEFAULT: &str = "/etc/andon/andond.toml";
+/// Largest configuration file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Most `[task.<name>]` sections.
+pub const TASKS_MAX: usize = 256;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// `[gateway]`
+    pub gateway: gateway::GatewayConfig,
+    /// `[model]`
+    pub model: model::ModelConfig,
+    /// `[engine]`
+    pub engine: engine::EngineConfig,
+    /// `[http]`
+    pub http: http::HttpConfig,
+    /// `[wire]`
+    pub wire: wire::WireConfig,
+    /// `[mqtt]`
+    pub mqtt: mqtt::MqttConfig,
+    /// `[task.<name>]`
+    pub task: BTreeMap<String, task::TaskConfig>,
+    /// `[limits]`
+    pub limits: limits::LimitsConfig,
+    /// `[log]`
+    pub log: log::LogConfig,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Every problem of the file, or one problem saying why it could not be read.
+    pub fn read(path: &Path) -> Result<Config, Problems> {
+        let text = read::text(path)?;
+        Config::parse(&text)
+    }
+
+    /// Parses and checks a text.
+    ///
+    /// # Errors
+    /// Every problem of the text, in the order of its lines.
+    pub fn parse(text: &str) -> Result<Config, Problems> {
+        let (config, mut problems) = read::document(text);
+        config.check(&mut problems);
+        problems.into_result(config)
+    }
+
+    fn check(&self, problems: &mut Problems) {
+        self.gateway.check(problems);
+        self.model.check(problems);
+        self.engine.check(problems);
+        self.http.check(problems);
+        self.wire.check(problems);
+        self.mqtt.check(problems);
+        if self.task.len() > TASKS_MAX {
+            problems.add(
+                "task",
+                format!("{} tasks are configured", self.task.len()),
+                format!("keep at most {TASKS_MAX}"),
+            );
+        }
+        for (name, task) in &self.task {
+            task.check(name, problems);
+        }
+        self.limits.check(problems);
+        self.log.check(problems);
+        if self.http.socket == self.wire.socket {
+            problems.add(
+                "wire.socket",
+                "is the HTTP socket's path",
+                "give the two sockets different paths",
+            );
+        }
+    }
+}

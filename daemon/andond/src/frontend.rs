@@ -1,0 +1,27 @@
+//! The ways in. Each front end speaks one protocol, turns it into a [`crate::request::Request`], and
+//! turns the worker's events back; none of them knows another.
+
+pub mod mqtt;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::telemetry::Telemetry;
+use crate::worker::WorkerHandle;
+
+/// What every front end is given.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// Where requests go.
+    pub worker: WorkerHandle,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+    /// Cancelled when the daemon begins to stop. A front end then takes no new request, waits until its
+    /// requests in flight have ended (the worker ends each of them with a terminal event, within
+    /// `[gateway] shutdown-grace-ms`), says goodbye and returns.
+    pub stopping: CancellationToken,
+}

@@ -1,0 +1,18 @@
+//! The daemon as a library, so that its parts can be tested without a process.
+//!
+//! andond is where the other crates meet: front ends ([`frontend`]) turn what clients say into a
+//! [`request::Request`], the [`worker`] owns the engine and answers with [`worker::JobEvent`]s, and
+//! [`supervise`] binds, starts and stops it all. It is the only crate that owns tokio and sockets.
+//!
+//! Invariant: nothing that arrives from outside grows a buffer without a named bound, and every
+//! accepted request ends with exactly one terminal event.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod fault;
+pub mod frontend;
+pub mod request;
+pub mod supervise;
+pub mod task;
+pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,285 @@
+//! A request in owned form, as every front end hands it to the worker.
+//!
+//! A `Request` says what the client said and nothing more: `None` means "not said", so that a task's
+//! and then the daemon's defaults can fill the gap in one place. [`Request::check`] holds the bounds
+//! every front end shares; it must pass before a request is submitted, and the worker calls it again.
+
+use std::time::Instant;
+
+use crate::config::limits::LimitsConfig;
+use crate::fault::{Fault, FaultCode};
+
+/// Longest request id, in bytes.
+pub const ID_BYTES_MAX: usize = 64;
+/// Longest client name, in bytes.
+pub const CLIENT_BYTES_MAX: usize = 64;
+/// Longest role, model and task name, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Most alternatives reported for a token.
+pub const LOGPROBS_MAX: u8 = 20;
+/// Longest stop string, in bytes.
+pub const STOP_BYTES_MAX: usize = 256;
+
+/// The front end a request came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// HTTP over the Unix socket (or the loopback listener).
+    Http,
+    /// The compact socket.
+    Wire,
+    /// MQTT.
+    Mqtt,
+    /// The daemon itself (the self-test at start).
+    Internal,
+}
+
+impl Origin {
+    /// The name used in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::Http => "http",
+            Origin::Wire => "wire",
+            Origin::Mqtt => "mqtt",
+            Origin::Internal => "internal",
+        }
+    }
+}
+
+/// Priority class; declared from least to most urgent, so that `Ord` agrees.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    /// May wait.
+    Batch,
+    /// A person or a program is waiting. The default.
+    Interactive,
+    /// A machine is standing still.
+    Alarm,
+}
+
+/// How far a request may travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Egress {
+    /// Never leaves the gateway.
+    Local,
+    /// May be answered upstream.
+    Any,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what the model's template knows.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A conversation, rendered by the model's chat template.
+    Messages(Vec<Message>),
+    /// Text that is continued as it stands.
+    Prompt(String),
+    /// A configured task and its input fields.
+    Task {
+        /// The `<name>` of `[task.<name>]`.
+        name: String,
+        /// The fields its instructions refer to.
+        input: serde_json::Value,
+    },
+}
+
+/// Sampling as the client asked for it; `None` leaves a value to the task or the default.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Probability mass kept, 0 to 1.
+    pub top_p: Option<f32>,
+    /// Tokens kept, 0 is all.
+    pub top_k: Option<u32>,
+    /// Least probability relative to the most probable token, 0 to 1.
+    pub min_p: Option<f32>,
+    /// Multiplicative penalty of tokens seen lately, 1 is none.
+    pub repeat_penalty: Option<f32>,
+    /// Additive penalty of tokens present in the answer.
+    pub presence_penalty: Option<f32>,
+    /// Additive penalty for each occurrence in the answer.
+    pub frequency_penalty: Option<f32>,
+    /// Makes draws repeatable.
+    pub seed: Option<u64>,
+}
+
+/// A request, complete and owned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The client's name for the request; unique among the client's requests in flight.
+    pub id: String,
+    /// Who asks, as the front end knows it (for MQTT the topic's `<client>`; for HTTP and the compact
+    /// socket one name a connection).
+    pub client: String,
+    /// The way in.
+    pub origin: Origin,
+    /// The model asked for; `None` is the one that is served.
+    pub model: Option<String>,
+    /// The question.
+    pub input: Input,
+    /// Sampling asked for.
+    pub sampling: Sampling,
+    /// Most tokens of the answer; `None` is the task's or the daemon's default.
+    pub tokens_max: Option<usize>,
+    /// Texts that end the answer, not part of it.
+    pub stop: Vec<String>,
+    /// Report log-probabilities with this many alternatives a token.
+    pub logprobs: Option<u8>,
+    /// Priority class; `None` is the task's, else interactive.
+    pub priority: Option<Priority>,
+    /// The answer is worthless after this instant.
+    pub deadline: Option<Instant>,
+    /// How far it may travel; `None` is the task's, else local.
+    pub egress: Option<Egress>,
+    /// Whether the client wants chunks. The worker sends them either way; front ends may gather.
+    pub stream: bool,
+}
+
+impl Request {
+    /// A request with nothing but an input said.
+    pub fn new(
+        id: impl Into<String>,
+        client: impl Into<String>,
+        origin: Origin,
+        input: Input,
+    ) -> Request {
+        Request {
+            id: id.into(),
+            client: client.into(),
+            origin,
+            model: None,
+            input,
+            sampling: Sampling::default(),
+            tokens_max: None,
+            stop: Vec::new(),
+            logprobs: None,
+            priority: None,
+            deadline: None,
+            egress: None,
+            stream: false,
+        }
+    }
+
+    /// Checks every bound the front ends share.
+    ///
+    /// # Errors
+    /// The first bound that is broken, with the field's OpenAI name where it has one.
+    pub fn check(&self, limits: &LimitsConfig) -> Result<(), Fault> {
+        check_name("id", &self.id, ID_BYTES_MAX)?;
+        check_name("client", &self.client, CLIENT_BYTES_MAX)?;
+        match &self.input {
+            Input::Messages(messages) => check_messages(messages, limits)?,
+            Input::Prompt(prompt) => {
+                if prompt.is_empty() {
+                    return Err(Fault::invalid("prompt", "the prompt is empty"));
+                }
+                check_text("prompt", prompt.len(), limits)?;
+            }
+            Input::Task { name, .. } => check_name("task", name, NAME_BYTES_MAX)?,
+        }
+        if self.stop.len() > limits.stop_max {
+            let message = format!(
+                "{} stop strings, at most {} are taken",
+                self.stop.len(),
+                limits.stop_max
+            );
+            return Err(Fault::invalid("stop", message));
+        }
+        for stop in &self.stop {
+            if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
+                let message = format!("a stop string is 1 to {STOP_BYTES_MAX} bytes long");
+                return Err(Fault::invalid("stop", message));
+            }
+        }
+        if self.logprobs.is_some_and(|count| count > LOGPROBS_MAX) {
+            let message = format!("at most {LOGPROBS_MAX} alternatives a token are reported");
+            return Err(Fault::invalid("top_logprobs", message));
+        }
+        if self.tokens_max == Some(0) {
+            return Err(Fault::invalid("max_tokens", "must be at least 1"));
+        }
+        self.sampling.check()
+    }
+}
+
+impl Sampling {
+    fn check(&self) -> Result<(), Fault> {
+        let within = |param, value: Option<f32>, low: f32, high: f32| match value {
+            Some(value) if !(low..=high).contains(&value) => Err(Fault::invalid(
+                param,
+                format!("must be between {low} and {high}"),
+            )),
+            _ => Ok(()),
+        };
+        within("temperature", self.temperature, 0.0, 2.0)?;
+        within("top_p", self.top_p, 0.0, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("repeat_penalty", self.repeat_penalty, 0.01, 10.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+    }
+}
+
+fn check_messages(messages: &[Message], limits: &LimitsConfig) -> Result<(), Fault> {
+    if messages.is_empty() {
+        return Err(Fault::invalid("messages", "there is no message"));
+    }
+    if messages.len() > limits.messages_max {
+        let message = format!(
+            "{} messages, at most {} are taken",
+            messages.len(),
+            limits.messages_max
+        );
+        return Err(Fault::invalid("messages", message));
+    }
+    let mut bytes = 0usize;
+    for message in messages {
+        if message.role.is_empty() || message.role.len() > NAME_BYTES_MAX {
+            return Err(Fault::invalid(
+                "messages",
+                format!("a role is 1 to {NAME_BYTES_MAX} bytes long"),
+            ));
+        }
+        bytes = bytes.saturating_add(message.content.len());
+    }
+    check_text("messages", bytes, limits)
+}
+
+fn check_text(param: &'static str, bytes: usize, limits: &LimitsConfig) -> Result<(), Fault> {
+    if bytes > limits.body_bytes_max {
+        let message = format!(
+            "{bytes} bytes of text, at most {} are taken",
+            limits.body_bytes_max
+        );
+        return Err(Fault {
+            param: Some(param),
+            ..Fault::new(FaultCode::TooLarge, message)
+        });
+    }
+    Ok(())
+}
+
+fn check_name(param: &'static str, name: &str, bytes_max: usize) -> Result<(), Fault> {
+    if name.is_empty() || name.len() > bytes_max {
+        return Err(Fault::invalid(
+            param,
+            format!("must be 1 to {bytes_max} bytes long"),
+        ));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Fault::invalid(param, "holds a control character"));
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! The daemon's life from start to exit.

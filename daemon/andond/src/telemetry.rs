@@ -1,0 +1,6 @@
+//! What the daemon tells of itself: counters for Prometheus, words for the journal.
+
+pub mod journal;
+pub mod metrics;
+
+pub use metrics::Telemetry;

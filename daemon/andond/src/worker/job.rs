@@ -1,0 +1,280 @@
+//! One request on its way: what the worker says about it and where the front end reads that.
+//!
+//! The mailbox between them never blocks the worker and never grows past [`UNREAD_BYTES_MAX`]: text that
+//! is not read in time is merged into the last unread chunk, and a reader that falls further behind
+//! loses its job ([`FaultCode::SlowReader`]).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::Notify;
+
+use super::Shared;
+use crate::fault::{Fault, FaultCode};
+
+/// Most bytes of chunks a front end may leave unread: minutes of text at a few hundred tokens a second.
+pub const UNREAD_BYTES_MAX: usize = 256 * 1024;
+/// Most unread chunks kept apart; more are merged.
+pub const UNREAD_CHUNKS_MAX: usize = 64;
+
+/// A token the engine chose, with its log-probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token's bytes; not always whole UTF-8 characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most probable tokens at this place, best first.
+    pub top: Vec<TopLogprob>,
+}
+
+/// An alternative to a chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopLogprob {
+    /// The token's bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// A piece of the answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Chunk {
+    /// Counts chunks of this answer from 0, without gaps as the reader sees them.
+    pub sequence: u32,
+    /// Whole UTF-8 characters; may be empty when only `logprobs` has something.
+    pub text: String,
+    /// The tokens behind it, if asked for.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// Why an answer ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// The model ended it, or a stop string did.
+    Stop,
+    /// The token limit or the end of the context did.
+    Length,
+}
+
+impl Finish {
+    /// OpenAI's name, used everywhere.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// Tokens spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that were not computed again.
+    pub cached_tokens: usize,
+    /// Tokens of the answer.
+    pub completion_tokens: usize,
+}
+
+/// Time spent, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From submission to the start of the computation.
+    pub queue_us: u64,
+    /// On the prompt.
+    pub prefill_us: u64,
+    /// On the answer.
+    pub decode_us: u64,
+    /// From submission to the first token.
+    pub first_token_us: u64,
+}
+
+/// An answer's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens spent.
+    pub usage: Usage,
+    /// Time spent.
+    pub timings: Timings,
+}
+
+/// What becomes of a job, in this order: `Accepted`, `Started`, any number of `Chunk`s, then exactly one of
+/// `Done` and `Failed`. `Failed` may come at any point.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEvent {
+    /// Valid, rendered and in the queue.
+    Accepted {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+    },
+    /// The engine works on it.
+    Started,
+    /// A piece of the answer.
+    Chunk(Chunk),
+    /// The answer is complete.
+    Done(Done),
+    /// It will not be completed.
+    Failed(Fault),
+}
+
+impl JobEvent {
+    /// Whether nothing follows.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, JobEvent::Done(_) | JobEvent::Failed(_))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Letters {
+    unread: VecDeque<JobEvent>,
+    unread_bytes: usize,
+    chunk_count: usize,
+    next_sequence: u32,
+    terminal_sent: bool,
+}
+
+/// The place between the worker and one front end.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    letters: Mutex<Letters>,
+    arrived: Notify,
+    reader_gone: AtomicBool,
+    cancelled: AtomicBool,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Letters> {
+        // Every update below leaves the letters whole, so a poisoned lock still holds good ones.
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an event other than a chunk. Nothing is taken after a terminal one.
+    pub(super) fn post(&self, event: JobEvent) {
+        let mut letters = self.lock();
+        if letters.terminal_sent {
+            return;
+        }
+        letters.terminal_sent = event.is_terminal();
+        letters.unread.push_back(event);
+        drop(letters);
+        self.arrived.notify_one();
+    }
+
+    /// Puts a piece of the answer.
+    ///
+    /// # Errors
+    /// [`FaultCode::SlowReader`] if the reader has left too much unread; nothing was put.
+    pub(super) fn post_chunk(&self, text: &str, logprobs: Vec<TokenLogprob>) -> Result<(), Fault> {
+        if text.is_empty() && logprobs.is_empty() {
+            return Ok(());
+        }
+        let bytes = text.len() + logprobs.iter().map(logprob_bytes).sum::<usize>();
+        let mut letters = self.lock();
+        if letters.terminal_sent {
+            return Ok(());
+        }
+        if letters.unread_bytes + bytes > UNREAD_BYTES_MAX {
+            return Err(Fault::new(
+                FaultCode::SlowReader,
+                "the answer was not read as fast as it was written",
+            ));
+        }
+        letters.unread_bytes += bytes;
+        if letters.chunk_count >= UNREAD_CHUNKS_MAX
+            && let Some(JobEvent::Chunk(last)) = letters.unread.back_mut()
+        {
+            last.text.push_str(text);
+            last.logprobs.extend(logprobs);
+        } else {
+            let chunk = Chunk {
+                sequence: letters.next_sequence,
+                text: text.to_owned(),
+                logprobs,
+            };
+            letters.next_sequence = letters.next_sequence.wrapping_add(1);
+            letters.chunk_count += 1;
+            letters.unread.push_back(JobEvent::Chunk(chunk));
+        }
+        drop(letters);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Whether the job should be ended: the client said so, or nobody reads.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.reader_gone.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the job to be ended.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Option<JobEvent> {
+        let mut letters = self.lock();
+        let event = letters.unread.pop_front()?;
+        if let JobEvent::Chunk(chunk) = &event {
+            let bytes = chunk.text.len() + chunk.logprobs.iter().map(logprob_bytes).sum::<usize>();
+            letters.unread_bytes = letters.unread_bytes.saturating_sub(bytes);
+            letters.chunk_count = letters.chunk_count.saturating_sub(1);
+        }
+        Some(event)
+    }
+}
+
+fn logprob_bytes(token: &TokenLogprob) -> usize {
+    let top: usize = token
+        .top
+        .iter()
+        .map(|top| size_of::<TopLogprob>() + top.bytes.len())
+        .sum();
+    size_of::<TokenLogprob>() + token.bytes.len() + top
+}
+
+/// A submitted request's events. Dropping it cancels the job.
+#[derive(Debug)]
+pub struct JobStream {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) worker: Weak<Shared>,
+    pub(super) ended: bool,
+}
+
+impl JobStream {
+    /// The next event; `None` after the terminal one. Cancel safe.
+    pub async fn next(&mut self) -> Option<JobEvent> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            if let Some(event) = self.mailbox.take() {
+                self.ended = event.is_terminal();
+                return Some(event);
+            }
+            self.mailbox.arrived.notified().await;
+        }
+    }
+
+    /// The next event if it is there already.
+    pub fn try_next(&mut self) -> Option<JobEvent> {
+        let event = self.mailbox.take()?;
+        self.ended = event.is_terminal();
+        Some(event)
+    }
+}
+
+impl Drop for JobStream {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.mailbox.reader_gone.store(true, Ordering::Relaxed);
+        if let Some(worker) = self.worker.upgrade() {
+            worker.wake();
+        }
+    }
+}
