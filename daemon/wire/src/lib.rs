@@ -1,2 +1,44 @@
-//! wire
+//! The words andon's programs exchange: requests, replies, limits, frames, topics.
+//!
+//! Everything here is data and the rules of that data. The crate opens no socket, reads no clock,
+//! allocates nothing and needs no standard library, so a client on a small machine can use it as
+//! it is. `README.md` beside the sources describes the same protocol byte by byte for clients
+//! written in other languages.
+//!
+//! Invariant: a value that decoded, or that a constructor returned, keeps the limits of
+//! [`limits`] that its type states; the limits that span several fields of a request are checked
+//! by [`Ask::check`].
 #![no_std]
+#![forbid(unsafe_code)]
+
+pub mod limits;
+pub mod topic;
+
+mod ask;
+mod frame;
+mod name;
+mod reader;
+mod reply;
+mod status;
+
+pub use ask::{
+    Ask, AskError, Egress, Input, Message, Priority, Role, Sampling, check_deadline_ms,
+    check_input_bytes, check_stops, check_tokens_max,
+};
+pub use frame::{
+    CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,
+    ServerFrame, checksum, payload_bytes, unseal,
+};
+pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
+pub use reader::{FrameReader, ReadError};
+pub use reply::{
+    Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,
+    Timings, Usage, Welcome,
+};
+pub use status::{
+    ModelStatus, MqttLink, MqttStatus, QueueStatus, Readiness, RequestCounters, Speed, Status,
+    TokenCounters,
+};
+
+/// Version of the protocol that this crate speaks. A change of any frame's bytes raises it.
+pub const PROTOCOL_VERSION: u16 = 1;
