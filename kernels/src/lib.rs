@@ -1,2 +1,6 @@
-//! kernels
+//! Compute kernels of andon.
 #![no_std]
+
+mod format;
+
+pub use format::Format;

@@ -1,0 +1,110 @@
+//! Tensor element formats: their names, GGUF type ids and block sizes.
+//!
+//! Invariant: a format listed here has a block type in `crate::block` and kernels in every `crate::Table`.
+
+/// Storage format of a tensor. Quantized formats store blocks of consecutive elements of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// 32 elements: f16 scale, 4-bit levels offset by 8.
+    Q4_0,
+    /// 32 elements: f16 scale and minimum, 4-bit levels.
+    Q4_1,
+    /// 32 elements: f16 scale, signed 8-bit levels.
+    Q8_0,
+    /// 256 elements: eight groups of 32 with 6-bit scales and minimums, 4-bit levels.
+    Q4K,
+    /// 256 elements: sixteen groups of 16 with 8-bit scales, 6-bit levels offset by 32.
+    Q6K,
+}
+
+impl Format {
+    /// Every format, in the order of the kernel tables.
+    pub const ALL: [Format; 7] =
+        [Format::F32, Format::F16, Format::Q4_0, Format::Q4_1, Format::Q8_0, Format::Q4K, Format::Q6K];
+
+    /// The format of a GGUF tensor type id; `None` for ids without kernels here.
+    #[must_use]
+    pub const fn from_ggml(id: u32) -> Option<Format> {
+        Some(match id {
+            0 => Format::F32,
+            1 => Format::F16,
+            2 => Format::Q4_0,
+            3 => Format::Q4_1,
+            8 => Format::Q8_0,
+            12 => Format::Q4K,
+            14 => Format::Q6K,
+            _ => return None,
+        })
+    }
+
+    /// The GGUF tensor type id.
+    #[must_use]
+    pub const fn ggml_id(self) -> u32 {
+        match self {
+            Format::F32 => 0,
+            Format::F16 => 1,
+            Format::Q4_0 => 2,
+            Format::Q4_1 => 3,
+            Format::Q8_0 => 8,
+            Format::Q4K => 12,
+            Format::Q6K => 14,
+        }
+    }
+
+    /// Elements in one block; rows are whole blocks.
+    #[must_use]
+    pub const fn block_elements(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 => 1,
+            Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => 32,
+            Format::Q4K | Format::Q6K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 => 2,
+            Format::Q4_0 => 18,
+            Format::Q4_1 => 20,
+            Format::Q8_0 => 34,
+            Format::Q4K => 144,
+            Format::Q6K => 210,
+        }
+    }
+
+    /// Bytes of `elements` consecutive elements; `None` if they are not whole blocks or the size overflows.
+    #[must_use]
+    pub const fn bytes(self, elements: usize) -> Option<usize> {
+        if !elements.is_multiple_of(self.block_elements()) {
+            return None;
+        }
+        (elements / self.block_elements()).checked_mul(self.block_bytes())
+    }
+
+    /// The name used in GGUF file names and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "F32",
+            Format::F16 => "F16",
+            Format::Q4_0 => "Q4_0",
+            Format::Q4_1 => "Q4_1",
+            Format::Q8_0 => "Q8_0",
+            Format::Q4K => "Q4_K",
+            Format::Q6K => "Q6_K",
+        }
+    }
+
+    /// Whether products run on integers: such weights meet activations quantized to 8 bits.
+    #[must_use]
+    pub const fn is_quantized(self) -> bool {
+        !matches!(self, Format::F32 | Format::F16)
+    }
+}
