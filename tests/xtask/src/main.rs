@@ -1,5 +1,68 @@
 //! Development commands of the workspace.
+//!
+//! `cargo xtask demo` shows the service answering; `cargo xtask test` is all that must hold before a
+//! change lands. Both do their own set-up and say what they install and where. Nothing here knows a
+//! crate of ours: the programs are built and started like anybody would.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cache;
+mod demo;
+mod model;
+mod no_std;
+mod packages;
+mod python;
+mod shell;
+mod stages;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Development commands of andon.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch a model, start a broker and andond, and ask over every interface.
+    Demo {
+        /// Leave everything running until Ctrl-C, and print what to try.
+        #[arg(long)]
+        keep: bool,
+        /// Use this GGUF file instead of fetching SmolLM2.
+        #[arg(long, value_name = "PATH")]
+        model: Option<PathBuf>,
+    },
+    /// Format, lints, tests, documentation: what must hold before a change lands.
+    Test {
+        /// Only what needs no set-up: format, lints, and tests without a real model or other programs.
+        #[arg(long)]
+        fast: bool,
+        /// Run this stage alone; may be given several times.
+        #[arg(long, value_name = "STAGE", value_enum)]
+        only: Vec<stages::Stage>,
+    },
+    /// Do the set-up of the tests and print the environment they run in.
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo { keep, model } => demo::run(keep, model),
+        Command::Test { fast, only } => stages::run(fast, &only),
+        Command::Setup => stages::print_setup(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

