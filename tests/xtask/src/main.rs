@@ -14,6 +14,7 @@ mod packages;
 mod python;
 mod shell;
 mod stages;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

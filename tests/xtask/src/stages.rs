@@ -5,13 +5,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{model, no_std, packages, python, shell};
+use crate::{model, no_std, packages, python, shell, units};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,8 +50,8 @@ impl Stage {
     }
 }
 
-/// How a stage ended.
-enum Outcome {
+/// How a stage ended, with a note for the summary or the reason.
+pub(crate) enum Outcome {
     Passed(String),
     Skipped(String),
 }
@@ -202,7 +202,7 @@ fn run_stage(stage: Stage, setup: &Setup) -> Result<Outcome> {
             shell::run(docs.env("RUSTDOCFLAGS", "-D warnings")).map(done)
         }
         Stage::NoStd => no_std::check().map(done),
-        Stage::Units => units(),
+        Stage::Units => units::check(),
         Stage::Deny => deny(),
     }
 }
@@ -262,54 +262,6 @@ fn count(counts: &str, word: &str) -> u64 {
     before
         .and_then(|number| number.trim().parse().ok())
         .unwrap_or(0)
-}
-
-/// `systemd-analyze verify` on a copy in which the programs of the units are there.
-fn units() -> Result<Outcome> {
-    if shell::find("systemd-analyze").is_none() {
-        return Ok(Outcome::Skipped("no systemd-analyze here".to_owned()));
-    }
-    let root = shell::target_directory().join("units");
-    if root.exists() {
-        std::fs::remove_dir_all(&root)?;
-    }
-    let (folder, programs) = (root.join("etc/systemd/system"), root.join("usr/bin"));
-    std::fs::create_dir_all(&folder)?;
-    std::fs::create_dir_all(&programs)?;
-    for program in ["andond", "andonctl"] {
-        let path = programs.join(program);
-        std::fs::write(&path, "#!/bin/sh\n")?;
-        shell::run(Command::new("chmod").arg("755").arg(&path))?;
-    }
-    let mut verify = Command::new("systemd-analyze");
-    verify
-        .args(["verify", "--man=no", "--recursive-errors=no"])
-        .arg(format!("--root={}", root.display()));
-    for entry in std::fs::read_dir(shell::root().join("systemd"))? {
-        let path = entry?.path();
-        let unit = path
-            .extension()
-            .is_some_and(|extension| extension == "service" || extension == "socket");
-        if let (true, Some(name)) = (unit, path.file_name()) {
-            std::fs::copy(&path, folder.join(name))?;
-            verify.arg(name);
-        }
-    }
-    println!("  $ {}", shell::line(&verify));
-    let output = verify
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run systemd-analyze")?;
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    // An unknown key is a complaint with exit status 0.
-    if !output.status.success() || !complaints.trim().is_empty() {
-        bail!(
-            "systemd-analyze verify: {}\n{}",
-            output.status,
-            complaints.trim()
-        );
-    }
-    Ok(Outcome::Passed(String::new()))
 }
 
 fn deny() -> Result<Outcome> {
