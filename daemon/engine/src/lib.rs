@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
+pub mod sample;
 pub mod tokenizer;
