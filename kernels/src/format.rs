@@ -1,6 +1,6 @@
 //! Tensor element formats: their names, GGUF type ids and block sizes.
 //!
-//! Invariant: a format listed here has a block type in `crate::block` and kernels in every `crate::Table`.
+//! Invariant: a format listed here has a block type in [`crate::block`] and kernels in every [`crate::Table`].
 
 /// Storage format of a tensor. Quantized formats store blocks of consecutive elements of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,8 +23,15 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order of the kernel tables.
-    pub const ALL: [Format; 7] =
-        [Format::F32, Format::F16, Format::Q4_0, Format::Q4_1, Format::Q8_0, Format::Q4K, Format::Q6K];
+    pub const ALL: [Format; 7] = [
+        Format::F32,
+        Format::F16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q8_0,
+        Format::Q4K,
+        Format::Q6K,
+    ];
 
     /// The format of a GGUF tensor type id; `None` for ids without kernels here.
     #[must_use]

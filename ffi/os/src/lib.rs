@@ -1,1 +1,10 @@
-//! os
+//! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use.
+//!
+//! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
+//! map) is said where it matters.
+
+mod map;
+mod pool;
+
+pub use map::Mapping;
+pub use pool::{Pool, available_threads};

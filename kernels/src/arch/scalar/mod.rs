@@ -1,0 +1,4 @@
+//! Portable kernels: they follow the statements of [`crate::op`] word for word.
+
+pub(crate) mod attention;
+pub(crate) mod matmul;

@@ -1,0 +1,49 @@
+//! The portable bodies of [`crate::op`], compiled for this instruction set.
+
+use crate::activation::QuantizedMut;
+use crate::op;
+
+/// [`op::quantize::quantize`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn quantize(x: &[f32], output: &mut QuantizedMut<'_>) {
+    op::quantize::quantize(x, output);
+}
+
+/// [`op::norm::rms_norm`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) {
+    op::norm::rms_norm(x, weight, epsilon, output);
+}
+
+/// [`op::glu::swiglu`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn swiglu(gate: &mut [f32], up: &[f32]) {
+    op::glu::swiglu(gate, up);
+}
+
+/// [`op::softmax::softmax_numerators`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn softmax_numerators(x: &mut [f32]) -> f32 {
+    op::softmax::softmax_numerators(x)
+}
+
+/// [`op::rope::rotate`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn rotate(head: &mut [f32], table: &[[f32; 2]], pairing: op::rope::Pairing) {
+    op::rope::rotate(head, table, pairing);
+}

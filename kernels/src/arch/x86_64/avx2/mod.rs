@@ -1,0 +1,6 @@
+//! Kernels for AVX2 with FMA and F16C.
+
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod float;
+pub(crate) mod matmul;

@@ -1,0 +1,88 @@
+//! Storage blocks: one file per format with its layout, its size, the checked view of bytes as blocks, and the
+//! scalar decoder that defines its meaning.
+//!
+//! Invariant: a block type is `repr(C)`, has alignment 1 and no padding, and every bit pattern of it is valid, so
+//! any bytes of the right length may be viewed as blocks.
+
+mod f16;
+mod f32;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q6_k;
+mod q8_0;
+
+pub use self::f16::F16;
+pub use self::f32::F32;
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
+pub use q4_k::{Groups, Q4K};
+pub use q6_k::Q6K;
+pub use q8_0::Q8_0;
+
+use crate::Format;
+
+/// A storage block that decodes to [`Block::ELEMENTS`] values.
+pub trait Block: Sized + Copy {
+    /// The format this is a block of.
+    const FORMAT: Format;
+    /// Elements of a block.
+    const ELEMENTS: usize = Self::FORMAT.block_elements();
+
+    /// Decodes the block.
+    ///
+    /// # Panics
+    /// If `output` has not [`Block::ELEMENTS`] elements.
+    fn decode(&self, output: &mut [f32]);
+
+    /// Views bytes as blocks; `None` unless they are a whole number of them.
+    fn cast(bytes: &[u8]) -> Option<&[Self]>;
+}
+
+/// Implements [`Block::cast`] for a type that keeps the module's invariant.
+macro_rules! checked_cast {
+    () => {
+        fn cast(bytes: &[u8]) -> Option<&[Self]> {
+            const { assert!(size_of::<Self>() == Self::FORMAT.block_bytes() && align_of::<Self>() == 1) };
+            if !bytes.len().is_multiple_of(size_of::<Self>()) {
+                return None;
+            }
+            // SAFETY: alignment is 1, the length is a whole number of blocks, and every bit pattern is a valid block.
+            Some(unsafe { core::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Self>()) })
+        }
+    };
+}
+use checked_cast;
+
+/// Reads a little-endian f16.
+#[inline]
+pub(crate) fn f16_at(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+/// Decodes a row of `format` into f32.
+///
+/// # Panics
+/// If `bytes` is not exactly the row of `output.len()` elements.
+pub fn decode_row(format: Format, bytes: &[u8], output: &mut [f32]) {
+    fn decode<B: Block>(bytes: &[u8], output: &mut [f32]) {
+        let blocks = B::cast(bytes).expect("rows are whole blocks");
+        assert_eq!(
+            blocks.len() * B::ELEMENTS,
+            output.len(),
+            "the row has the output's length"
+        );
+        for (block, chunk) in blocks.iter().zip(output.chunks_exact_mut(B::ELEMENTS)) {
+            block.decode(chunk);
+        }
+    }
+    match format {
+        Format::F32 => decode::<F32>(bytes, output),
+        Format::F16 => decode::<F16>(bytes, output),
+        Format::Q4_0 => decode::<Q4_0>(bytes, output),
+        Format::Q4_1 => decode::<Q4_1>(bytes, output),
+        Format::Q8_0 => decode::<Q8_0>(bytes, output),
+        Format::Q4K => decode::<Q4K>(bytes, output),
+        Format::Q6K => decode::<Q6K>(bytes, output),
+    }
+}

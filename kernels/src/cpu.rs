@@ -1,0 +1,101 @@
+//! Instruction sets and how they are detected.
+//!
+//! Invariant: an [`Isa`] is [`Isa::is_supported`] only if every instruction its kernels use can run here, so holding
+//! a [`crate::Table`] for it is proof that calling its kernels is sound.
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Portable Rust; runs everywhere and defines every result.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+
+    /// Name used in configuration and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512-vnni",
+        }
+    }
+
+    /// The instruction set of a name; `None` if there is none.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// Whether this machine can run its kernels.
+    #[must_use]
+    pub fn is_supported(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            Isa::Avx2 => Cpu::detect().avx2,
+            Isa::Avx512Vnni => Cpu::detect().avx512_vnni,
+        }
+    }
+
+    /// The fastest instruction set of this machine.
+    #[must_use]
+    pub fn best() -> Isa {
+        Isa::ALL
+            .into_iter()
+            .rev()
+            .find(|isa| isa.is_supported())
+            .unwrap_or(Isa::Scalar)
+    }
+}
+
+/// CPU features, as sets that the kernels need together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cpu {
+    avx2: bool,
+    avx512_vnni: bool,
+}
+
+impl Cpu {
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Cpu {
+        Cpu::default()
+    }
+
+    /// Reads cpuid and, for the vector registers, what the operating system saves (XCR0).
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Cpu {
+        use core::arch::x86_64::{__cpuid, __cpuid_count};
+        let bit = |word: u32, index: u32| word & (1 << index) != 0;
+        if __cpuid(0).eax < 7 {
+            return Cpu::default();
+        }
+        let one = __cpuid(1);
+        let seven = __cpuid_count(7, 0);
+        let (osxsave, avx, fma, f16c) = (
+            bit(one.ecx, 27),
+            bit(one.ecx, 28),
+            bit(one.ecx, 12),
+            bit(one.ecx, 29),
+        );
+        if !(osxsave && avx && fma && f16c) {
+            return Cpu::default();
+        }
+        let saved = crate::arch::x86_64::saved_registers();
+        let ymm = saved & 0b110 == 0b110;
+        let zmm = ymm && saved & 0xe0 == 0xe0;
+        let avx2 = ymm && bit(seven.ebx, 5);
+        let avx512 =
+            [16, 17, 30, 31].iter().all(|&index| bit(seven.ebx, index)) && bit(seven.ecx, 11);
+        Cpu {
+            avx2,
+            avx512_vnni: avx2 && zmm && avx512,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Dispatch as a value: the kernels of one instruction set, behind safe methods.
+//!
+//! Invariant: a [`Table`] exists only for a supported instruction set, and its methods check every length that the
+//! kernels rely on, so calling them is safe.
+
+use crate::activation::{Columns, QuantizedMut};
+use crate::arch::scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::avx2;
+use crate::op::attention::{PAGE, Scores, TILE, WeightedSum};
+use crate::op::matmul::{Kernel, Product};
+use crate::op::rope::Pairing;
+use crate::{Format, Isa, Tile, op};
+use core::ops::Range;
+
+/// The kernels of one instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    isa: Isa,
+    matmul: fn(Format) -> Kernel,
+    scores: Scores,
+    weighted_sum: WeightedSum,
+    quantize: unsafe fn(&[f32], &mut QuantizedMut<'_>),
+    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    swiglu: unsafe fn(&mut [f32], &[f32]),
+    softmax_numerators: unsafe fn(&mut [f32]) -> f32,
+    rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
+}
+
+const SCALAR: Table = Table {
+    isa: Isa::Scalar,
+    matmul: scalar::matmul::kernel,
+    scores: scalar::attention::scores,
+    weighted_sum: scalar::attention::weighted_sum,
+    quantize: op::quantize::quantize,
+    rms_norm: op::norm::rms_norm,
+    swiglu: op::glu::swiglu,
+    softmax_numerators: op::softmax::softmax_numerators,
+    rotate: op::rope::rotate,
+};
+
+#[cfg(target_arch = "x86_64")]
+const AVX2: Table = Table {
+    isa: Isa::Avx2,
+    matmul: avx2::matmul::kernel,
+    scores: avx2::attention::scores,
+    weighted_sum: avx2::attention::weighted_sum,
+    quantize: avx2::elementwise::quantize,
+    rms_norm: avx2::elementwise::rms_norm,
+    swiglu: avx2::elementwise::swiglu,
+    softmax_numerators: avx2::elementwise::softmax_numerators,
+    rotate: avx2::elementwise::rotate,
+};
+
+impl Table {
+    /// The kernels of `isa`; `None` if this machine cannot run them.
+    #[must_use]
+    pub fn new(isa: Isa) -> Option<Table> {
+        if !isa.is_supported() {
+            return None;
+        }
+        match isa {
+            Isa::Scalar => Some(SCALAR),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(AVX2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Some(AVX2),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512Vnni => None,
+        }
+    }
+
+    /// The kernels of every instruction set this machine can run, slowest first.
+    pub fn runnable() -> impl Iterator<Item = Table> {
+        Isa::ALL.into_iter().filter_map(Table::new)
+    }
+
+    /// The instruction set of these kernels.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Multiplies rows of a weight matrix with columns, see [`op::matmul`].
+    ///
+    /// `weights` are the bytes of the whole matrix, in rows of `columns.k` elements of `format`; the rows computed and
+    /// where they go are `tile`'s.
+    ///
+    /// # Panics
+    /// If the rows are not whole blocks, the matrix has fewer rows than the tile, the columns are fewer than the
+    /// tile's, or their buffers are too short.
+    #[inline]
+    pub fn matmul(
+        &self,
+        format: Format,
+        weights: &[u8],
+        columns: Columns<'_>,
+        tile: &mut Tile<'_>,
+    ) {
+        let row_bytes = format.bytes(columns.k).expect("rows are whole blocks");
+        let Range { start, end } = tile.rows();
+        let bytes = end.checked_mul(row_bytes).expect("matrix sizes overflow");
+        assert!(bytes <= weights.len(), "the matrix has the tile's rows");
+        assert_eq!(
+            columns.count,
+            tile.column_count(),
+            "the tile has the columns"
+        );
+        columns.assert_readable(format.is_quantized());
+        let (output, stride) = tile.raw();
+        let product = Product {
+            weights: weights[start * row_bytes..].as_ptr(),
+            row_bytes,
+            row_count: end - start,
+            columns,
+            output,
+            stride,
+        };
+        // SAFETY: the table's instruction set is supported; rows, columns and output were checked above, and the
+        // tile has its output to itself.
+        unsafe { (self.matmul)(format)(product) }
+    }
+
+    /// Scores of the first `scores.len()` positions of a page of keys, see [`op::attention`].
+    ///
+    /// # Panics
+    /// If the page is shorter than that.
+    #[inline]
+    pub fn scores(&self, query: &[f32], keys: &[u16], scale: f32, scores: &mut [f32]) {
+        assert!(
+            scores.len() <= PAGE && keys.len() >= scores.len().next_multiple_of(TILE) * query.len()
+        );
+        // SAFETY: the instruction set is supported, and the keys cover the positions.
+        unsafe { (self.scores)(query, keys, scale, scores) }
+    }
+
+    /// Adds the weighted values of the first `weights.len()` positions of a page, see [`op::attention`].
+    ///
+    /// # Panics
+    /// If the page is shorter than that.
+    #[inline]
+    pub fn weighted_sum(&self, weights: &[f32], values: &[u16], output: &mut [f32]) {
+        assert!(weights.len() <= PAGE && values.len() >= weights.len() * output.len());
+        // SAFETY: the instruction set is supported, and the values cover the positions.
+        unsafe { (self.weighted_sum)(weights, values, output) }
+    }
+
+    /// Quantizes activations, see [`op::quantize`].
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    #[inline]
+    pub fn quantize(&self, x: &[f32], output: &mut QuantizedMut<'_>) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.quantize)(x, output) }
+    }
+
+    /// Root mean square norm, see [`op::norm`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.rms_norm)(x, weight, epsilon, output) }
+    }
+
+    /// SwiGLU's elementwise part, in place on `gate`, see [`op::glu`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.swiglu)(gate, up) }
+    }
+
+    /// Softmax numerators in place; returns their sum, see [`op::softmax`].
+    #[inline]
+    pub fn softmax_numerators(&self, x: &mut [f32]) -> f32 {
+        // SAFETY: the instruction set is supported.
+        unsafe { (self.softmax_numerators)(x) }
+    }
+
+    /// Rotates a head by a table of `[cos, sin]`, see [`op::rope`].
+    ///
+    /// # Panics
+    /// If the head has fewer than twice the table's elements.
+    #[inline]
+    pub fn rotate(&self, head: &mut [f32], table: &[[f32; 2]], pairing: Pairing) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.rotate)(head, table, pairing) }
+    }
+}
