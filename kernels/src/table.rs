@@ -25,6 +25,7 @@ pub struct Table {
     swiglu: unsafe fn(&mut [f32], &[f32]),
     softmax_numerators: unsafe fn(&mut [f32]) -> f32,
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
+    to_half: unsafe fn(&[f32], &mut [u16]),
 }
 
 const SCALAR: Table = Table {
@@ -37,6 +38,7 @@ const SCALAR: Table = Table {
     swiglu: op::glu::swiglu,
     softmax_numerators: op::softmax::softmax_numerators,
     rotate: op::rope::rotate,
+    to_half: scalar::half::to_half,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +52,7 @@ const AVX2: Table = Table {
     swiglu: avx2::elementwise::swiglu,
     softmax_numerators: avx2::elementwise::softmax_numerators,
     rotate: avx2::elementwise::rotate,
+    to_half: avx2::half::to_half,
 };
 
 impl Table {
@@ -190,5 +193,16 @@ impl Table {
     pub fn rotate(&self, head: &mut [f32], table: &[[f32; 2]], pairing: Pairing) {
         // SAFETY: the instruction set is supported; the body checks the lengths.
         unsafe { (self.rotate)(head, table, pairing) }
+    }
+
+    /// Converts to f16, rounding to nearest, ties to even.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn to_half(&self, x: &[f32], output: &mut [u16]) {
+        assert_eq!(x.len(), output.len());
+        // SAFETY: the instruction set is supported, and the lengths are equal.
+        unsafe { (self.to_half)(x, output) }
     }
 }

@@ -1,4 +1,5 @@
 //! Portable kernels: they follow the statements of [`crate::op`] word for word.
 
 pub(crate) mod attention;
+pub(crate) mod half;
 pub(crate) mod matmul;

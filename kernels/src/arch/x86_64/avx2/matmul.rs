@@ -26,6 +26,10 @@ const ROWS: usize = 8;
 /// Columns computed together: their accumulators and one group's levels fit the sixteen registers.
 const COLUMNS: usize = 4;
 
+/// Bytes of activation levels that every block of rows passes over before the next columns are taken: a share of L2
+/// that leaves room for the tile's weights.
+const LEVELS_BYTES: usize = 128 * 1024;
+
 /// The kernel of a format.
 pub(crate) const fn kernel(format: Format) -> Kernel {
     match format {
@@ -53,44 +57,36 @@ macro_rules! kernel {
         unsafe fn $name(product: Product<'_>) {
             let columns = &product.columns;
             let blocks = columns.k / Format::$format.block_elements();
-            for first in (0..product.row_count).step_by(ROWS) {
-                // A block past the end repeats the last row and drops the copies.
-                let rows: Rows = core::array::from_fn(|index| {
-                    let row = (first + index).min(product.row_count - 1);
-                    // SAFETY: `row` is one of the rows the caller owes.
-                    unsafe { product.weights.add(row * product.row_bytes) }
-                });
-                let mut column = 0;
-                while column < columns.count {
-                    // SAFETY: the rows have `blocks` blocks, the columns exist, and so does their output.
-                    unsafe {
-                        match columns.count - column {
-                            COLUMNS.. => {
-                                store(
-                                    &product,
-                                    first,
-                                    column,
-                                    &$block::<COLUMNS>(rows, blocks, columns, column),
-                                );
-                                column += COLUMNS;
-                            }
-                            2.. => {
-                                store(
-                                    &product,
-                                    first,
-                                    column,
-                                    &$block::<2>(rows, blocks, columns, column),
-                                );
-                                column += 2;
-                            }
-                            _ => {
-                                store(
-                                    &product,
-                                    first,
-                                    column,
-                                    &$block::<1>(rows, blocks, columns, column),
-                                );
-                                column += 1;
+            let span = (LEVELS_BYTES / columns.k.max(1)).next_multiple_of(COLUMNS);
+            for start in (0..columns.count).step_by(span) {
+                let end = columns.count.min(start + span);
+                for first in (0..product.row_count).step_by(ROWS) {
+                    // A block past the end repeats the last row and drops the copies.
+                    let rows: Rows = core::array::from_fn(|index| {
+                        let row = (first + index).min(product.row_count - 1);
+                        // SAFETY: `row` is one of the rows the caller owes.
+                        unsafe { product.weights.add(row * product.row_bytes) }
+                    });
+                    let mut column = start;
+                    while column < end {
+                        // SAFETY: the rows have `blocks` blocks, the columns exist, and so does their output.
+                        unsafe {
+                            match end - column {
+                                COLUMNS.. => {
+                                    let sums = $block::<COLUMNS>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += COLUMNS;
+                                }
+                                2.. => {
+                                    let sums = $block::<2>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += 2;
+                                }
+                                _ => {
+                                    let sums = $block::<1>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += 1;
+                                }
                             }
                         }
                     }
