@@ -7,3 +7,4 @@
 #![forbid(unsafe_code)]
 
 pub mod source;
+pub mod tiny_model;
