@@ -41,7 +41,23 @@ pub struct QuantizedMut<'a> {
     pub sums: &'a mut [i32],
 }
 
-impl<'a> Columns<'a> {
+impl QuantizedMut<'_> {
+    /// The first `elements` elements, which must be whole groups.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[must_use]
+    pub fn first(&mut self, elements: usize) -> QuantizedMut<'_> {
+        let groups = elements / GROUP;
+        QuantizedMut {
+            levels: &mut self.levels[..elements],
+            scales: &mut self.scales[..groups],
+            sums: &mut self.sums[..2 * groups],
+        }
+    }
+}
+
+impl Columns<'_> {
     /// Panics unless the buffers that weights of a quantized (`true`) or unquantized (`false`) format read are whole.
     #[inline]
     pub(crate) fn assert_readable(&self, quantized: bool) {

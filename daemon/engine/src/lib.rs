@@ -2,6 +2,18 @@
 //! models. It is synchronous and knows nothing of transports, deadlines or the network.
 #![forbid(unsafe_code)]
 
+pub mod backend;
+mod executor;
 pub mod gguf;
+pub mod kv;
+mod model;
+pub mod models;
 pub mod sample;
 pub mod tokenizer;
+pub mod weights;
+
+pub use executor::{
+    Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor,
+};
+pub use kv::Sequence;
+pub use model::{LoadError, Model, ModelInfo};

@@ -1,0 +1,130 @@
+//! The activations of one batch.
+
+use andon_kernels::activation::{Columns, GROUP, Quantized, QuantizedMut};
+use std::sync::Mutex;
+
+/// The largest sizes that buffers must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tokens of a batch.
+    pub tokens_max: usize,
+    /// Elements of the residual stream.
+    pub embedding: usize,
+    /// Elements of all query heads.
+    pub query: usize,
+    /// Elements of all key heads, and of all value heads.
+    pub key_value: usize,
+    /// Elements between the two matrices of a feed-forward layer.
+    pub feed_forward: usize,
+    /// Rotated pairs of a head.
+    pub rope_pairs: usize,
+    /// Positions of a sequence.
+    pub context: usize,
+}
+
+/// Buffers of a batch; matrices are `[token][element]`.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pub(crate) sizes: Sizes,
+    /// The residual stream.
+    pub(crate) hidden: Vec<f32>,
+    /// Input of the matrices, normalized.
+    pub(crate) normed: Vec<f32>,
+    pub(crate) query: Vec<f32>,
+    pub(crate) key: Vec<f32>,
+    pub(crate) value: Vec<f32>,
+    /// What attention makes of the values.
+    pub(crate) attended: Vec<f32>,
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
+    /// Output of a matrix that goes to the residual stream.
+    pub(crate) projected: Vec<f32>,
+    /// 8-bit form of whichever buffer enters the next matrices.
+    pub(crate) levels: Levels,
+    /// `[token][pair]` of cosine and sine.
+    pub(crate) rope: Vec<[f32; 2]>,
+    /// One token's keys and values in f16.
+    pub(crate) half_key: Vec<u16>,
+    pub(crate) half_value: Vec<u16>,
+    /// Scores of one query head over a whole context, one per thread.
+    pub(crate) scores: Vec<Mutex<Vec<f32>>>,
+    /// `[output row][vocabulary]`.
+    pub(crate) logits: Vec<f32>,
+}
+
+/// Owned quantized columns.
+#[derive(Debug)]
+pub(crate) struct Levels {
+    levels: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Buffers {
+    pub(crate) fn new(sizes: &Sizes, threads: usize) -> Buffers {
+        let tokens = sizes.tokens_max;
+        let widest = sizes
+            .embedding
+            .max(sizes.query)
+            .max(sizes.feed_forward)
+            .next_multiple_of(GROUP);
+        Buffers {
+            sizes: *sizes,
+            hidden: vec![0.0; tokens * sizes.embedding],
+            normed: vec![0.0; tokens * sizes.embedding],
+            query: vec![0.0; tokens * sizes.query],
+            key: vec![0.0; tokens * sizes.key_value],
+            value: vec![0.0; tokens * sizes.key_value],
+            attended: vec![0.0; tokens * sizes.query],
+            gate: vec![0.0; tokens * sizes.feed_forward],
+            up: vec![0.0; tokens * sizes.feed_forward],
+            projected: vec![0.0; tokens * sizes.embedding],
+            levels: Levels {
+                levels: vec![0; tokens * widest],
+                scales: vec![0.0; tokens * widest / GROUP],
+                sums: vec![0; tokens * widest / GROUP * 2],
+            },
+            rope: vec![[0.0; 2]; tokens * sizes.rope_pairs],
+            half_key: vec![0; sizes.key_value],
+            half_value: vec![0; sizes.key_value],
+            scores: (0..threads)
+                .map(|_| Mutex::new(vec![0.0; sizes.context]))
+                .collect(),
+            logits: Vec::new(),
+        }
+    }
+}
+
+impl Levels {
+    /// Columns of `k` elements for matrices: quantized ones read what was written to [`Levels::pieces`].
+    pub(crate) fn columns<'a>(&'a self, values: &'a [f32], k: usize, count: usize) -> Columns<'a> {
+        Columns {
+            k,
+            count,
+            values,
+            quantized: Quantized {
+                levels: &self.levels,
+                scales: &self.scales,
+                sums: &self.sums,
+            },
+        }
+    }
+
+    /// `columns_each` columns of `k` elements at a time, to be written. `k` must be whole groups.
+    pub(crate) fn pieces(
+        &mut self,
+        k: usize,
+        columns_each: usize,
+    ) -> impl Iterator<Item = QuantizedMut<'_>> + Send {
+        let groups = k / GROUP * columns_each;
+        self.levels
+            .chunks_mut(groups * GROUP)
+            .zip(self.scales.chunks_mut(groups))
+            .zip(self.sums.chunks_mut(groups * 2))
+            .map(|((levels, scales), sums)| QuantizedMut {
+                levels,
+                scales,
+                sums,
+            })
+    }
+}

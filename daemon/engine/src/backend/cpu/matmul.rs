@@ -1,0 +1,60 @@
+//! Matrices on all threads.
+
+use super::Cpu;
+use crate::weights::Matrix;
+use andon_kernels::activation::Columns;
+use andon_kernels::{Table, Tiles};
+use andon_os::Pool;
+
+/// Weight bytes of a tile: small enough that threads finish together and the tile stays in L1, large enough that
+/// taking it costs nothing.
+const TILE_BYTES: usize = 16 * 1024;
+
+/// Tiles have whole blocks of rows of every instruction set.
+const TILE_ROWS: usize = 16;
+
+/// A matrix of `weights` (the file's bytes) times columns, into `output` (`[column][row]`).
+pub(super) struct Product<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) output: &'a mut [f32],
+}
+
+/// Multiplies several matrices with the same columns in one phase.
+pub(super) fn multiply<const N: usize>(
+    table: &Table,
+    pool: &mut Pool,
+    weights: &[u8],
+    columns: Columns<'_>,
+    products: [Product<'_>; N],
+) {
+    let jobs = products.map(|product| {
+        let matrix = product.matrix;
+        let rows = (TILE_BYTES / matrix.row_bytes().max(1))
+            .next_multiple_of(TILE_ROWS)
+            .max(TILE_ROWS);
+        let output = &mut product.output[..matrix.row_count * columns.count];
+        (
+            matrix,
+            Tiles::new(output, matrix.row_count, columns.count, rows),
+        )
+    });
+    pool.run(&|_| {
+        for (matrix, tiles) in &jobs {
+            while let Some(mut tile) = tiles.next() {
+                table.matmul(
+                    matrix.format,
+                    &weights[matrix.range.clone()],
+                    columns,
+                    &mut tile,
+                );
+            }
+        }
+    });
+}
+
+impl Cpu {
+    /// Whether any of the matrices reads quantized columns.
+    pub(super) fn quantized(matrices: &[&Matrix]) -> bool {
+        matrices.iter().any(|matrix| matrix.format.is_quantized())
+    }
+}

@@ -1,0 +1,91 @@
+//! Models on the CPU: a pool of threads, a table of kernels, and the activations of one batch.
+//!
+//! A batch is any tokens of any sequences. Each token's results depend on its own sequence only, and every sum is
+//! taken in one thread in a fixed order, so neither the batch nor the number of threads changes a byte of them.
+//!
+//! Invariant: buffers are sized at start for the largest batch; running a batch allocates nothing.
+
+mod attend;
+mod buffers;
+mod matmul;
+mod pass;
+
+pub use buffers::Sizes;
+pub use pass::{Batch, Pass, Rope};
+
+use andon_kernels::{Isa, Table};
+use andon_os::Pool;
+use buffers::Buffers;
+use std::num::NonZero;
+use std::sync::{Mutex, PoisonError};
+
+/// The CPU backend of one model.
+#[derive(Debug)]
+pub struct Cpu {
+    pub(crate) table: Table,
+    pub(crate) pool: Pool,
+    pub(crate) buffers: Buffers,
+}
+
+/// Why the backend cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// The instruction set was asked for and this machine lacks it.
+    #[error("instruction set `{}` is not supported by this machine (it has: {supported})", isa.name())]
+    Isa {
+        /// What was asked for.
+        isa: Isa,
+        /// What there is.
+        supported: String,
+    },
+    /// Threads could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Cpu {
+    /// A backend with `threads` threads and buffers of `sizes`.
+    ///
+    /// # Errors
+    /// If the instruction set is not there, or the threads cannot be had.
+    pub fn new(isa: Option<Isa>, threads: NonZero<usize>, sizes: &Sizes) -> Result<Cpu, CpuError> {
+        let isa = isa.unwrap_or_else(Isa::best);
+        let table = Table::new(isa).ok_or_else(|| CpuError::Isa {
+            isa,
+            supported: Table::runnable()
+                .map(|table| table.isa().name())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })?;
+        let pool = Pool::new(threads).map_err(|source| CpuError::Threads {
+            threads: threads.get(),
+            source,
+        })?;
+        Ok(Cpu {
+            table,
+            buffers: Buffers::new(sizes, pool.threads()),
+            pool,
+        })
+    }
+}
+
+/// Runs `work` on every item, shared out over the pool. Items are borrowed pieces of buffers, taken one at a time
+/// under a lock: make them large enough that the lock is not felt.
+fn share<I>(pool: &mut Pool, items: I, work: impl Fn(usize, I::Item) + Sync)
+where
+    I: Iterator + Send,
+{
+    let items = Mutex::new(items);
+    pool.run(&|thread| {
+        loop {
+            let item = items.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(item) = item else { return };
+            work(thread, item);
+        }
+    });
+}

@@ -1,0 +1,363 @@
+//! Runs batches of tokens through a model.
+//!
+//! Invariant: a failed batch leaves every sequence as it was; a sequence's cached tokens are exactly those of its
+//! successful batches.
+
+use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Sizes};
+use crate::kv::{Cache, Sequence};
+use crate::model::Model;
+use andon_kernels::Isa;
+use std::num::NonZero;
+use std::sync::Arc;
+
+/// How a model is to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutorOptions {
+    /// Threads; `None` for as many as the process may keep busy.
+    pub threads: Option<usize>,
+    /// Instruction set; `None` for the best of this machine.
+    pub isa: Option<Isa>,
+    /// Largest number of tokens of one batch.
+    pub batch_tokens_max: usize,
+    /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
+    pub kv_tokens_max: usize,
+}
+
+impl Default for ExecutorOptions {
+    fn default() -> ExecutorOptions {
+        ExecutorOptions {
+            threads: None,
+            isa: None,
+            batch_tokens_max: 512,
+            kv_tokens_max: 8192,
+        }
+    }
+}
+
+/// Why a model cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The backend cannot start.
+    #[error(transparent)]
+    Backend(#[from] CpuError),
+    /// An option is out of range.
+    #[error("{option} is {value}: it must be between 1 and {max}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: usize,
+        /// Its largest value.
+        max: usize,
+    },
+}
+
+/// Why a batch was not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// The batch has no tokens, or a chunk of it has none.
+    #[error("a chunk without tokens")]
+    Empty,
+    /// The batch has too many tokens.
+    #[error("a batch of {tokens} tokens; at most {max} are taken")]
+    BatchTooLarge {
+        /// Tokens of the batch.
+        tokens: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A token is not in the vocabulary.
+    #[error("token {id} is not in the vocabulary of {vocabulary}")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocabulary: usize,
+    },
+    /// A sequence would pass the model's context.
+    #[error("a sequence of {tokens} tokens; the model's context is {context}")]
+    ContextFull {
+        /// Tokens that the sequence would have.
+        tokens: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// The KV cache has too few free pages.
+    #[error("the KV cache has room for {free} more tokens; the batch needs {needed}")]
+    KvFull {
+        /// Tokens' worth of free pages.
+        free: usize,
+        /// Tokens' worth of pages that the batch needs.
+        needed: usize,
+    },
+    /// A sequence belongs to another executor.
+    #[error("the sequence belongs to another executor")]
+    ForeignSequence,
+    /// The model computed an infinity or a NaN: its weights are damaged.
+    #[error("the model computed a value that is not finite: its weights are damaged")]
+    NotFinite,
+}
+
+/// Which of a chunk's tokens are to have logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFor {
+    /// None: a part of a prompt that is not its end.
+    None,
+    /// The last.
+    Last,
+    /// Every one.
+    All,
+}
+
+/// Consecutive tokens of one sequence, appended to it.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    /// The sequence.
+    pub sequence: &'a mut Sequence,
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Which of them are to have logits.
+    pub logits: LogitsFor,
+}
+
+/// Logits of a batch: one row of the vocabulary's length per output, in the order of chunks and tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    values: &'a [f32],
+    vocabulary: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// Number of rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        &self.values[index * self.vocabulary..(index + 1) * self.vocabulary]
+    }
+}
+
+/// Runs one model: its threads, activations and KV cache.
+#[derive(Debug)]
+pub struct Executor {
+    model: Arc<Model>,
+    cpu: Cpu,
+    cache: Cache,
+    batch: Batch,
+}
+
+impl Executor {
+    /// Largest number of threads that may be asked for.
+    pub const THREADS_MAX: usize = 1024;
+    /// Largest batch that may be asked for.
+    pub const BATCH_TOKENS_MAX: usize = 1 << 14;
+
+    /// An executor of `model`.
+    ///
+    /// # Errors
+    /// If an option is out of range, or the machine lacks the instruction set, or the threads cannot be had.
+    pub fn new(model: Arc<Model>, options: &ExecutorOptions) -> Result<Executor, ExecutorError> {
+        let bounded = |option, value: usize, max: usize| match NonZero::new(value) {
+            Some(nonzero) if value <= max => Ok(nonzero),
+            _ => Err(ExecutorError::Option { option, value, max }),
+        };
+        let threads = options
+            .threads
+            .unwrap_or_else(|| andon_os::available_threads().min(Self::THREADS_MAX));
+        let threads = bounded("threads", threads, Self::THREADS_MAX)?;
+        let tokens_max = bounded(
+            "batch-tokens-max",
+            options.batch_tokens_max,
+            Self::BATCH_TOKENS_MAX,
+        )?
+        .get();
+        let shape = model.shape();
+        // Every position at once in more sequences than anyone runs; the real bound is the memory.
+        let kv_max = isize::MAX as usize / shape.kv_geometry().token_bytes().max(1) / 2;
+        let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
+        let cache = Cache::new(shape.kv_geometry(), kv_tokens).ok_or(ExecutorError::Option {
+            option: "kv-tokens-max",
+            value: kv_tokens,
+            max: kv_max,
+        })?;
+        let sizes = Sizes {
+            tokens_max,
+            embedding: shape.embedding,
+            query: shape.head_count * shape.head_dim,
+            key_value: shape.kv_head_count * shape.head_dim,
+            feed_forward: shape.feed_forward,
+            rope_pairs: shape.rope_pairs,
+            context: shape.context.min(cache.tokens_max()),
+        };
+        let cpu = Cpu::new(options.isa, threads, &sizes)?;
+        Ok(Executor {
+            model,
+            cpu,
+            cache,
+            batch: Batch::default(),
+        })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.cpu.table.isa()
+    }
+
+    /// Threads in use.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.cpu.pool.threads()
+    }
+
+    /// Largest number of tokens of a batch.
+    #[must_use]
+    pub fn batch_tokens_max(&self) -> usize {
+        self.cpu.buffers.sizes.tokens_max
+    }
+
+    /// Tokens that the KV cache holds in all.
+    #[must_use]
+    pub fn kv_tokens_max(&self) -> usize {
+        self.cache.tokens_max()
+    }
+
+    /// Tokens that the free pages of the KV cache hold. A sequence takes whole pages of [`crate::kv::PAGE`] tokens.
+    #[must_use]
+    pub fn kv_tokens_free(&self) -> usize {
+        self.cache.tokens_free()
+    }
+
+    /// Largest number of tokens of a sequence: the model's context, or less if the KV cache is smaller.
+    #[must_use]
+    pub fn context_tokens_max(&self) -> usize {
+        self.cpu.buffers.sizes.context
+    }
+
+    /// An empty sequence.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        self.cache.sequence()
+    }
+
+    /// Appends each chunk's tokens to its sequence and computes the logits asked for.
+    ///
+    /// # Errors
+    /// [`ForwardError`]; then no sequence has changed.
+    pub fn forward(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Logits<'_>, ForwardError> {
+        self.check(chunks)?;
+        self.reserve(chunks)?;
+        self.fill_batch(chunks);
+        let model = Arc::clone(&self.model);
+        let mut pass = Pass {
+            cpu: &mut self.cpu,
+            cache: &mut self.cache,
+            weights: model.bytes(),
+            batch: &self.batch,
+        };
+        model.architecture().forward(&mut pass);
+        let vocabulary = model.shape().vocabulary;
+        let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
+        // Infinities and NaNs have the largest magnitudes as integers, too.
+        let largest = values.iter().fold(0, |largest: u32, value| {
+            largest.max(value.to_bits() & 0x7fff_ffff)
+        });
+        if largest >= f32::INFINITY.to_bits() {
+            for chunk in chunks {
+                chunk.sequence.trim();
+            }
+            return Err(ForwardError::NotFinite);
+        }
+        for chunk in chunks {
+            let length = chunk.sequence.len() + chunk.tokens.len();
+            chunk.sequence.set_length(length);
+        }
+        Ok(Logits { values, vocabulary })
+    }
+
+    fn check(&self, chunks: &[Chunk<'_>]) -> Result<(), ForwardError> {
+        let (max, context, vocabulary) = (
+            self.batch_tokens_max(),
+            self.context_tokens_max(),
+            self.model.shape().vocabulary,
+        );
+        let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        if tokens == 0 || chunks.iter().any(|chunk| chunk.tokens.is_empty()) {
+            return Err(ForwardError::Empty);
+        }
+        if tokens > max {
+            return Err(ForwardError::BatchTooLarge { tokens, max });
+        }
+        for chunk in chunks {
+            if !self.cache.owns(chunk.sequence) {
+                return Err(ForwardError::ForeignSequence);
+            }
+            if let Some(&id) = chunk.tokens.iter().find(|&&id| id as usize >= vocabulary) {
+                return Err(ForwardError::UnknownToken { id, vocabulary });
+            }
+            let tokens = chunk.sequence.len() + chunk.tokens.len();
+            if tokens > context {
+                return Err(ForwardError::ContextFull { tokens, context });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the pages that the batch needs, or none.
+    fn reserve(&self, chunks: &mut [Chunk<'_>]) -> Result<(), ForwardError> {
+        for index in 0..chunks.len() {
+            let chunk = &mut chunks[index];
+            if !chunk
+                .sequence
+                .reserve(chunk.sequence.len() + chunk.tokens.len())
+            {
+                for chunk in &mut chunks[..index] {
+                    chunk.sequence.trim();
+                }
+                let missing = |chunk: &Chunk<'_>| {
+                    chunk
+                        .sequence
+                        .pages_missing(chunk.sequence.len() + chunk.tokens.len())
+                };
+                let needed = chunks.iter().map(missing).sum::<usize>() * crate::kv::PAGE;
+                return Err(ForwardError::KvFull {
+                    free: self.cache.tokens_free(),
+                    needed,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_batch(&mut self, chunks: &[Chunk<'_>]) {
+        let batch = &mut self.batch;
+        batch.clear();
+        for chunk in chunks {
+            let first_page = batch.pages.len();
+            batch.pages.extend_from_slice(chunk.sequence.pages());
+            let range = (first_page, batch.pages.len());
+            for (index, &token) in chunk.tokens.iter().enumerate() {
+                let last = index + 1 == chunk.tokens.len();
+                if chunk.logits == LogitsFor::All || (chunk.logits == LogitsFor::Last && last) {
+                    batch.outputs.push(batch.tokens.len());
+                }
+                batch.tokens.push(token);
+                batch.positions.push(chunk.sequence.len() + index);
+                batch.page_ranges.push(range);
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! A model file, mapped and understood: weights in place, tokenizer, chat template.
+
+use crate::gguf::{Gguf, GgufError};
+use crate::models::{self, Architecture, Shape};
+use crate::tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+use crate::weights::WeightsError;
+use andon_os::Mapping;
+use std::path::{Path, PathBuf};
+
+/// A loaded model. Its weights stay in the file's map; it is shared by reference.
+#[derive(Debug)]
+pub struct Model {
+    mapping: Mapping,
+    info: ModelInfo,
+    architecture: Box<dyn Architecture>,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+}
+
+/// What is to be known of a model from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// `general.name`, else the file's name without its ending.
+    pub name: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Positions that the model was made for.
+    pub context_tokens_max: usize,
+    /// Layers.
+    pub layer_count: usize,
+    /// Elements of the residual stream.
+    pub embedding: usize,
+    /// Tokens in the vocabulary.
+    pub vocabulary_count: usize,
+    /// Bytes of the file.
+    pub file_bytes: usize,
+    /// Bytes of weights that decoding one token reads.
+    pub bytes_per_token: usize,
+    /// Bytes of KV cache that one token takes.
+    pub kv_bytes_per_token: usize,
+    /// Where it was loaded from.
+    pub path: PathBuf,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be opened or mapped.
+    #[error("cannot open `{}`: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not a sound GGUF file.
+    #[error("`{}` is not a sound GGUF file: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        source: GgufError,
+    },
+    /// The model's hyperparameters or tensors cannot be used.
+    #[error("`{}` cannot be used: {source}", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: WeightsError,
+    },
+    /// The model's tokenizer cannot be used.
+    #[error("the tokenizer of `{}` cannot be used: {source}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+    /// The vocabulary and the weights disagree.
+    #[error("`{}` has {tokens} tokens but weights for {rows}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// The model's chat template cannot be used.
+    #[error("the chat template of `{}` cannot be used: {source}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TemplateError,
+    },
+}
+
+impl Model {
+    /// Maps and checks the GGUF file at `path`.
+    ///
+    /// # Errors
+    /// [`LoadError`], which names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Model, LoadError> {
+        let owned = || path.to_owned();
+        let mapping = Mapping::open(path).map_err(|source| LoadError::Open {
+            path: owned(),
+            source,
+        })?;
+        let gguf = Gguf::parse(&mapping).map_err(|source| LoadError::Gguf {
+            path: owned(),
+            source,
+        })?;
+        let weights = |source| LoadError::Weights {
+            path: owned(),
+            source,
+        };
+        let architecture = models::load(&gguf).map_err(weights)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|source| LoadError::Tokenizer {
+            path: owned(),
+            source,
+        })?;
+        let shape = architecture.shape();
+        // Some files pad the embedding to a round number of rows; the reverse would let a token have no weights.
+        if tokenizer.vocabulary_count() > shape.vocabulary {
+            let (tokens, rows) = (tokenizer.vocabulary_count(), shape.vocabulary);
+            return Err(LoadError::Vocabulary {
+                path: owned(),
+                tokens,
+                rows,
+            });
+        }
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|source| {
+            LoadError::ChatTemplate {
+                path: owned(),
+                source,
+            }
+        })?;
+        let file_name = || {
+            path.file_stem()
+                .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+        };
+        let info = ModelInfo {
+            name: gguf
+                .str("general.name")
+                .map_or_else(|_| file_name(), str::to_owned),
+            architecture: gguf
+                .str("general.architecture")
+                .map_err(|error| weights(error.into()))?
+                .to_owned(),
+            context_tokens_max: shape.context,
+            layer_count: shape.layer_count,
+            embedding: shape.embedding,
+            vocabulary_count: shape.vocabulary,
+            file_bytes: mapping.len(),
+            bytes_per_token: architecture.bytes_per_token(),
+            kv_bytes_per_token: shape.kv_geometry().token_bytes(),
+            path: owned(),
+        };
+        Ok(Model {
+            mapping,
+            info,
+            architecture,
+            tokenizer,
+            chat_template,
+        })
+    }
+
+    /// What is to be known of the model.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Text to tokens and back.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How conversations become prompts, if the file says.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The model's sizes.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.architecture.shape()
+    }
+
+    pub(crate) fn architecture(&self) -> &dyn Architecture {
+        &*self.architecture
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.mapping
+    }
+}

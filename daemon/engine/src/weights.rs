@@ -1,0 +1,209 @@
+//! Weights of a model: matrices that stay in the mapped file, vectors that are copied out.
+//!
+//! Invariant: a [`Matrix`] was checked against its tensor, so its bytes exist and are whole rows of its format.
+
+use crate::gguf::{Gguf, MetaError, TensorInfo};
+use andon_kernels::{Format, block};
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// A weight matrix in the mapped file: `row_count` rows of `row_elements` elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// How elements are stored.
+    pub format: Format,
+    /// Outputs.
+    pub row_count: usize,
+    /// Inputs: the elements of a row, contiguous in the file.
+    pub row_elements: usize,
+    /// Bytes of the file.
+    pub range: Range<usize>,
+}
+
+impl Matrix {
+    /// Bytes of a row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.range.len() / self.row_count.max(1)
+    }
+}
+
+/// Why a model's weights or hyperparameters cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightsError {
+    /// A metadata key is missing or of the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] MetaError),
+    /// A hyperparameter has a value that no model of this architecture has.
+    #[error("{key} is {value}: {expected}")]
+    Hyperparameter {
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// The file lacks a tensor of its architecture.
+    #[error("tensor `{name}` is missing")]
+    Missing {
+        /// The tensor's name.
+        name: String,
+    },
+    /// A tensor has another shape than the hyperparameters say.
+    #[error("tensor `{name}` at byte {offset} has shape {actual:?}, not {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// Byte offset of its data.
+        offset: usize,
+        /// Dimensions in the file, contiguous one first.
+        actual: Vec<usize>,
+        /// Dimensions that the hyperparameters ask for.
+        expected: Vec<usize>,
+    },
+    /// A tensor's element format has no kernels here.
+    #[error(
+        "tensor `{name}` at byte {offset} has element type {ggml_type}, which is not supported"
+    )]
+    Format {
+        /// The tensor's name.
+        name: String,
+        /// Byte offset of its data.
+        offset: usize,
+        /// The GGUF type id.
+        ggml_type: u32,
+    },
+    /// The file has a tensor that the architecture does not use: running without it would give wrong answers.
+    #[error("tensor `{name}` is not part of architecture `{architecture}`")]
+    Unexpected {
+        /// The tensor's name.
+        name: String,
+        /// The file's architecture.
+        architecture: String,
+    },
+    /// No architecture of this name is built in.
+    #[error("architecture `{architecture}` is not supported (supported: {supported})")]
+    Architecture {
+        /// The file's architecture.
+        architecture: String,
+        /// Names of those that are.
+        supported: String,
+    },
+}
+
+/// Hands out the tensors of a file and remembers which were taken.
+#[derive(Debug)]
+pub struct Source<'a, 'g> {
+    gguf: &'g Gguf<'a>,
+    taken: HashSet<String>,
+}
+
+impl<'a, 'g> Source<'a, 'g> {
+    /// A source over a parsed file.
+    #[must_use]
+    pub fn new(gguf: &'g Gguf<'a>) -> Source<'a, 'g> {
+        Source {
+            gguf,
+            taken: HashSet::new(),
+        }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn gguf(&self) -> &'g Gguf<'a> {
+        self.gguf
+    }
+
+    /// Whether the file has a tensor.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(name).is_some()
+    }
+
+    fn take(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<(&'g TensorInfo<'a>, Format), WeightsError> {
+        let tensor = self
+            .gguf
+            .tensor(name)
+            .ok_or_else(|| WeightsError::Missing {
+                name: name.to_owned(),
+            })?;
+        let offset = tensor.range.start;
+        let actual = &*tensor.dims;
+        let matches = actual.len() >= expected.len()
+            && actual
+                .iter()
+                .enumerate()
+                .all(|(index, &dim)| dim == expected.get(index).copied().unwrap_or(1));
+        if !matches {
+            return Err(WeightsError::Shape {
+                name: name.to_owned(),
+                offset,
+                actual: actual.to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        let Some(format) = tensor.format else {
+            return Err(WeightsError::Format {
+                name: name.to_owned(),
+                offset,
+                ggml_type: tensor.ggml_type,
+            });
+        };
+        self.taken.insert(name.to_owned());
+        Ok((tensor, format))
+    }
+
+    /// Takes a matrix of `row_count` rows of `row_elements` elements.
+    ///
+    /// # Errors
+    /// If it is missing, or has another shape, or an unsupported format.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        row_count: usize,
+        row_elements: usize,
+    ) -> Result<Matrix, WeightsError> {
+        let (tensor, format) = self.take(name, &[row_elements, row_count])?;
+        Ok(Matrix {
+            format,
+            row_count,
+            row_elements,
+            range: tensor.range.clone(),
+        })
+    }
+
+    /// Takes a vector, decoded.
+    ///
+    /// # Errors
+    /// If it is missing, or has another length, or an unsupported format.
+    pub fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, WeightsError> {
+        let (tensor, format) = self.take(name, &[length])?;
+        let mut values = vec![0.0; length];
+        block::decode_row(format, self.gguf.data(tensor), &mut values);
+        Ok(values)
+    }
+
+    /// Ends the taking.
+    ///
+    /// # Errors
+    /// If the file has a tensor that was not taken.
+    pub fn finish(self, architecture: &str) -> Result<(), WeightsError> {
+        match self
+            .gguf
+            .tensors()
+            .iter()
+            .find(|tensor| !self.taken.contains(tensor.name))
+        {
+            None => Ok(()),
+            Some(tensor) => Err(WeightsError::Unexpected {
+                name: tensor.name.to_owned(),
+                architecture: architecture.to_owned(),
+            }),
+        }
+    }
+}
