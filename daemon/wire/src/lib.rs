@@ -33,7 +33,7 @@ pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskNam
 pub use reader::{FrameReader, ReadError};
 pub use reply::{
     Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,
-    Timings, Usage, Welcome,
+    Timings, Usage, Welcome, shorten,
 };
 pub use status::{
     ModelStatus, MqttLink, MqttStatus, QueueStatus, Readiness, RequestCounters, Speed, Status,

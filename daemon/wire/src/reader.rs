@@ -79,6 +79,19 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> FrameReader<B> {
         }
     }
 
+    /// Whether a whole payload is there for [`Self::next_payload`], without borrowing it: for loops
+    /// that read until one is and then return it.
+    ///
+    /// # Errors
+    /// As [`Self::next_payload`].
+    pub fn ready(&mut self) -> Result<bool, ReadError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let announced = self.announced()?;
+        Ok(announced.is_some_and(|bytes| HEADER_BYTES + bytes <= self.end - self.start))
+    }
+
     /// The next whole payload, or `None` when more bytes are needed. It is neither verified nor
     /// decoded yet: give it to `ClientFrame::decode` or `ServerFrame::decode`.
     ///

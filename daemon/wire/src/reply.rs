@@ -245,6 +245,14 @@ pub struct Fault<'a> {
     pub retry_after_ms: Option<u32>,
 }
 
+/// The longest beginning of `text` that has at most `bytes_max` bytes and ends between two
+/// characters. For messages of faults, labels, and for cutting an answer into chunks.
+#[must_use]
+pub fn shorten(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max))
+        .unwrap_or_default()
+}
+
 /// The outcome of a cancel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
@@ -277,4 +285,28 @@ pub struct Models<'a> {
     /// The models, the default one first.
     #[serde(borrow)]
     pub models: Vec<ModelEntry<'a>, { limits::MODELS_MAX }>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Timings, shorten};
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        for (bytes_max, expected) in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (99, "aéb")] {
+            assert_eq!(shorten("aéb", bytes_max), expected);
+        }
+    }
+
+    #[test]
+    fn a_speed_needs_two_tokens_and_some_time() {
+        let timings = Timings {
+            decode_us: 500_000,
+            ..Timings::default()
+        };
+        assert_eq!(timings.decode_tokens_per_s(0), None);
+        assert_eq!(timings.decode_tokens_per_s(1), None);
+        assert_eq!(timings.decode_tokens_per_s(11), Some(20.0));
+        assert_eq!(Timings::default().decode_tokens_per_s(11), None);
+    }
 }

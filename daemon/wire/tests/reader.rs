@@ -64,10 +64,12 @@ fn frames_arrive_whole_whatever_the_pieces() {
         while fed < stream.len() {
             let end = stream.len().min(fed + piece);
             fed += feed(&mut reader, &stream[fed..end]);
-            while let Some(payload) = reader.next_payload().unwrap() {
+            while reader.ready().unwrap() {
+                let payload = reader.next_payload().unwrap().unwrap();
                 assert_eq!(ClientFrame::decode(payload).unwrap(), frames[found]);
                 found += 1;
             }
+            assert_eq!(reader.next_payload(), Ok(None));
         }
         assert_eq!(found, frames.len(), "pieces of {piece} bytes");
         reader.finish().unwrap();

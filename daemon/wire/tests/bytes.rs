@@ -1,0 +1,458 @@
+//! The exact bytes of every frame. A change here is a change of the protocol, and needs a new
+//! version of it; clients in other languages are written against these bytes.
+
+use andon_wire::limits::{
+    CHUNK_TEXT_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, LABEL_BYTES_MAX, MODELS_MAX,
+    SERVER_FRAME_BYTES_MAX,
+};
+use andon_wire::{
+    Accepted, Ask, Cancel, Cancelled, Chunk, ClientFrame, Done, Egress, ErrorCode, Fault, Finish,
+    HEADER_BYTES, Hello, Input, Message, ModelEntry, ModelName, ModelStatus, Models, MqttLink,
+    MqttStatus, Origin, Priority, QueueStatus, Readiness, RequestCounters, RequestId, Role,
+    Sampling, ServerFrame, Speed, Status, TaskName, Timings, TokenCounters, Usage, Welcome,
+    checksum,
+};
+use serde::Serialize;
+
+fn id(text: &str) -> RequestId {
+    RequestId::new(text).unwrap()
+}
+
+fn model(text: &str) -> ModelName {
+    ModelName::new(text).unwrap()
+}
+
+/// Splits a frame into what its length says, its value, and its checksum, having checked both.
+fn value(frame: &[u8]) -> &[u8] {
+    let (header, payload) = frame.split_first_chunk::<HEADER_BYTES>().unwrap();
+    assert_eq!(u32::from_le_bytes(*header) as usize, payload.len());
+    let (value, stored) = payload.split_last_chunk::<4>().unwrap();
+    assert_eq!(u32::from_le_bytes(*stored), checksum(value));
+    value
+}
+
+#[track_caller]
+fn client(frame: &ClientFrame<'_>, parts: &[&[u8]]) {
+    let mut buffer = vec![0; 4096];
+    let bytes = frame.encode(&mut buffer).unwrap();
+    assert_eq!(value(bytes), parts.concat());
+    assert_eq!(&ClientFrame::decode(&bytes[HEADER_BYTES..]).unwrap(), frame);
+}
+
+#[track_caller]
+fn server(frame: &ServerFrame<'_>, parts: &[&[u8]]) {
+    let mut buffer = vec![0; 4096];
+    let bytes = frame.encode(&mut buffer).unwrap();
+    assert_eq!(value(bytes), parts.concat());
+    assert_eq!(&ServerFrame::decode(&bytes[HEADER_BYTES..]).unwrap(), frame);
+}
+
+/// The number of a variant without fields, as it stands on the wire.
+fn number(variant: impl Serialize) -> u8 {
+    let mut buffer = [0; 1];
+    postcard::to_slice(&variant, &mut buffer).unwrap();
+    buffer[0]
+}
+
+#[test]
+fn whole_frames() {
+    // The checksums are those of Python's zlib.crc32.
+    let mut buffer = [0; 64];
+    let hello = ClientFrame::Hello(Hello {
+        version: 1,
+        software: "c 1",
+    });
+    assert_eq!(
+        hello.encode(&mut buffer).unwrap(),
+        b"\x0a\0\0\0\x00\x01\x03c 1\x1c\x76\xdc\x10"
+    );
+    assert_eq!(
+        ClientFrame::Status.encode(&mut buffer).unwrap(),
+        b"\x05\0\0\0\x03\x37\xbe\x0b\x4b"
+    );
+}
+
+#[test]
+fn client_frames() {
+    client(
+        &ClientFrame::Hello(Hello {
+            version: 1,
+            software: "andonctl 0.1.0",
+        }),
+        &[b"\x00", b"\x01", b"\x0eandonctl 0.1.0"],
+    );
+    client(
+        &ClientFrame::Ask(Ask::new(id("17"), Input::Prompt("Hello"))),
+        &[
+            b"\x01",
+            b"\x0217",
+            b"\x01\x05Hello",
+            b"\x00",                                 // model
+            b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", // sampling
+            b"\x00",                                 // tokens_max
+            b"\x00",                                 // stop
+            b"\x00\x00\x00",                         // priority, deadline, egress
+            b"\x01",                                 // stream
+        ],
+    );
+    let mut messages = heapless::Vec::new();
+    messages
+        .push(Message {
+            role: Role::System,
+            content: "Be brief.",
+        })
+        .unwrap();
+    messages
+        .push(Message {
+            role: Role::User,
+            content: "Über?",
+        })
+        .unwrap();
+    let mut stop = heapless::Vec::new();
+    stop.push("\n").unwrap();
+    stop.push("END").unwrap();
+    client(
+        &ClientFrame::Ask(Ask {
+            id: id("a-1"),
+            input: Input::Messages(messages),
+            model: Some(model("org/m")),
+            sampling: Sampling {
+                temperature: Some(0.5),
+                top_p: Some(0.95),
+                top_k: Some(40),
+                min_p: Some(0.0),
+                repeat_penalty: Some(1.0),
+                repeat_last_n: Some(64),
+                presence_penalty: Some(-2.0),
+                frequency_penalty: Some(2.0),
+                seed: Some(u64::MAX),
+            },
+            tokens_max: Some(300),
+            stop,
+            priority: Some(Priority::Alarm),
+            deadline_ms: Some(30_000),
+            egress: Some(Egress::Any),
+            stream: false,
+        }),
+        &[
+            b"\x01",
+            b"\x03a-1",
+            b"\x00\x02\x00\x09Be brief.\x01\x06\xc3\x9cber?",
+            b"\x01\x05org/m",
+            b"\x01\x00\x00\x00\x3f",
+            b"\x01\x33\x33\x73\x3f",
+            b"\x01\x28",
+            b"\x01\x00\x00\x00\x00",
+            b"\x01\x00\x00\x80\x3f",
+            b"\x01\x40",
+            b"\x01\x00\x00\x00\xc0",
+            b"\x01\x00\x00\x00\x40",
+            b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\x01\xac\x02",
+            b"\x02\x01\n\x03END",
+            b"\x01\x00",
+            b"\x01\xb0\xea\x01",
+            b"\x01\x01",
+            b"\x00",
+        ],
+    );
+    client(
+        &ClientFrame::Ask(Ask::new(
+            id("17"),
+            Input::Task {
+                name: TaskName::new("explain").unwrap(),
+                input_json: r#"{"code":"E42"}"#,
+            },
+        )),
+        &[
+            b"\x01",
+            b"\x0217",
+            b"\x02\x07explain\x0e{\"code\":\"E42\"}",
+            b"\x00",
+            b"\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x00\x00\x00\x00\x00\x01",
+        ],
+    );
+    client(
+        &ClientFrame::Cancel(Cancel { id: id("17") }),
+        &[b"\x02", b"\x0217"],
+    );
+    client(&ClientFrame::Status, &[b"\x03"]);
+    client(&ClientFrame::Models, &[b"\x04"]);
+}
+
+#[test]
+fn server_frames() {
+    server(
+        &ServerFrame::Welcome(Welcome {
+            version: 1,
+            software: "andond 0.1.0",
+            gateway: "gw1",
+            frame_bytes_max: 589_824,
+            requests_max: 8,
+        }),
+        &[
+            b"\x00",
+            b"\x01",
+            b"\x0candond 0.1.0",
+            b"\x03gw1",
+            b"\x80\x80\x24",
+            b"\x08",
+        ],
+    );
+    server(
+        &ServerFrame::Accepted(Accepted {
+            id: id("17"),
+            queue_position: 3,
+        }),
+        &[b"\x01", b"\x0217", b"\x03"],
+    );
+    server(
+        &ServerFrame::Chunk(Chunk {
+            id: id("17"),
+            attempt: 1,
+            sequence: 200,
+            text: " the",
+        }),
+        &[b"\x02", b"\x0217", b"\x01", b"\xc8\x01", b"\x04 the"],
+    );
+    server(
+        &ServerFrame::Done(Done {
+            id: id("17"),
+            attempt: 1,
+            chunks: 9,
+            finish: Finish::Length,
+            model: model("m"),
+            usage: Usage {
+                prompt_tokens: 40,
+                cached_tokens: 32,
+                completion_tokens: 128,
+            },
+            timings: Timings {
+                queue_us: 5,
+                prefill_us: 20_000,
+                decode_us: 400_000,
+                first_token_us: 20_100,
+            },
+            origin: Origin::Local,
+        }),
+        &[
+            b"\x03",
+            b"\x0217",
+            b"\x01\x09",
+            b"\x01",
+            b"\x01m",
+            b"\x28\x20\x80\x01",
+            b"\x05\xa0\x9c\x01\x80\xb5\x18\x84\x9d\x01",
+            b"\x00",
+        ],
+    );
+    server(
+        &ServerFrame::Error(Fault {
+            id: Some(id("17")),
+            code: ErrorCode::Busy,
+            message: "full",
+            retry_after_ms: Some(250),
+        }),
+        &[
+            b"\x04",
+            b"\x01\x0217",
+            b"\x09",
+            b"\x04full",
+            b"\x01\xfa\x01",
+        ],
+    );
+    server(
+        &ServerFrame::Error(Fault {
+            id: None,
+            code: ErrorCode::UnsupportedVersion,
+            message: "",
+            retry_after_ms: None,
+        }),
+        &[b"\x04", b"\x00", b"\x02", b"\x00", b"\x00"],
+    );
+    server(
+        &ServerFrame::Cancelled(Cancelled {
+            id: id("17"),
+            found: true,
+        }),
+        &[b"\x07", b"\x0217", b"\x01"],
+    );
+}
+
+#[test]
+fn server_reports() {
+    server(
+        &ServerFrame::Status(Status {
+            software: "andond 0.1.0",
+            gateway: "gw1",
+            uptime_s: 3600,
+            readiness: Readiness::Ready,
+            model: Some(ModelStatus {
+                name: model("m"),
+                architecture: "llama",
+                file_bytes: 98_304_000,
+                context_tokens_max: 2048,
+                isa: "avx2",
+                threads: 2,
+            }),
+            requests: RequestCounters {
+                accepted: 1,
+                answered: 2,
+                refused: 3,
+                failed: 4,
+                cancelled: 5,
+            },
+            tokens: TokenCounters {
+                prompt: 1000,
+                completion: 2000,
+            },
+            queue: QueueStatus {
+                waiting: 0,
+                waiting_max: 64,
+                active: 1,
+                active_max: 8,
+            },
+            speed: Speed {
+                prefill_tokens_per_s: 2.0,
+                decode_tokens_per_s: 1.0,
+            },
+            mqtt: MqttStatus {
+                link: MqttLink::Connected5,
+                broker: "b:1883",
+                reconnects: 7,
+            },
+        }),
+        &[
+            b"\x05",
+            b"\x0candond 0.1.0",
+            b"\x03gw1",
+            b"\x90\x1c",
+            b"\x01",
+            b"\x01\x01m\x05llama\x80\x80\xf0\x2e\x80\x10\x04avx2\x02",
+            b"\x01\x02\x03\x04\x05",
+            b"\xe8\x07\xd0\x0f",
+            b"\x00\x40\x01\x08",
+            b"\x00\x00\x00\x40\x00\x00\x80\x3f",
+            b"\x03\x06b:1883\x07",
+        ],
+    );
+    let mut models = Models::default();
+    models
+        .models
+        .push(ModelEntry {
+            name: model("m"),
+            architecture: "llama",
+            context_tokens_max: 2048,
+            file_bytes: 1,
+            loaded: true,
+            default: false,
+        })
+        .unwrap();
+    server(
+        &ServerFrame::Models(models),
+        &[b"\x06", b"\x01", b"\x01m\x05llama\x80\x10\x01\x01\x00"],
+    );
+}
+
+#[test]
+fn numbers_of_variants() {
+    assert_eq!(
+        [Role::System, Role::User, Role::Assistant, Role::Tool].map(number),
+        [0, 1, 2, 3]
+    );
+    assert_eq!(Priority::ALL.map(number), [0, 1, 2]);
+    assert_eq!([Egress::Local, Egress::Any].map(number), [0, 1]);
+    assert_eq!(
+        [Finish::Stop, Finish::Length, Finish::Cancelled].map(number),
+        [0, 1, 2]
+    );
+    assert_eq!(
+        [Origin::Local, Origin::Cloud, Origin::LocalFallback].map(number),
+        [0, 1, 2]
+    );
+    assert_eq!(
+        [
+            Readiness::Starting,
+            Readiness::Ready,
+            Readiness::Draining,
+            Readiness::Failed
+        ]
+        .map(number),
+        [0, 1, 2, 3]
+    );
+    assert_eq!(
+        [
+            MqttLink::Off,
+            MqttLink::Connecting,
+            MqttLink::Connected311,
+            MqttLink::Connected5
+        ]
+        .map(number),
+        [0, 1, 2, 3]
+    );
+    let words = ErrorCode::ALL.map(|code| (number(code), code.as_str()));
+    assert_eq!(
+        words,
+        [
+            (0, "invalid_request"),
+            (1, "too_large"),
+            (2, "unsupported_version"),
+            (3, "unknown_model"),
+            (4, "unknown_task"),
+            (5, "unsupported"),
+            (6, "context_full"),
+            (7, "duplicate_id"),
+            (8, "denied"),
+            (9, "busy"),
+            (10, "deadline_exceeded"),
+            (11, "cancelled"),
+            (12, "unavailable"),
+            (13, "internal"),
+        ]
+    );
+}
+
+/// A client's buffer of the documented size holds every frame that keeps the documented limits.
+#[test]
+fn the_largest_server_frames_fit() {
+    let label = "l".repeat(LABEL_BYTES_MAX);
+    let longest_id = id(&"i".repeat(RequestId::BYTES_MAX));
+    let longest_model = model(&"m".repeat(ModelName::BYTES_MAX));
+    let mut models = Models::default();
+    for _ in 0..MODELS_MAX {
+        models
+            .models
+            .push(ModelEntry {
+                name: longest_model.clone(),
+                architecture: &label,
+                context_tokens_max: u32::MAX,
+                file_bytes: u64::MAX,
+                loaded: true,
+                default: true,
+            })
+            .unwrap();
+    }
+    let text = "t".repeat(CHUNK_TEXT_BYTES_MAX);
+    let message = "m".repeat(FAULT_MESSAGE_BYTES_MAX);
+    let frames = [
+        ServerFrame::Models(models),
+        ServerFrame::Chunk(Chunk {
+            id: longest_id.clone(),
+            attempt: u16::MAX,
+            sequence: u32::MAX,
+            text: &text,
+        }),
+        ServerFrame::Error(Fault {
+            id: Some(longest_id),
+            code: ErrorCode::Internal,
+            message: &message,
+            retry_after_ms: Some(u32::MAX),
+        }),
+    ];
+    for frame in &frames {
+        let mut buffer = vec![0; HEADER_BYTES + SERVER_FRAME_BYTES_MAX];
+        let bytes = frame.encode(&mut buffer).unwrap();
+        assert_eq!(&ServerFrame::decode(&bytes[HEADER_BYTES..]).unwrap(), frame);
+    }
+}
