@@ -6,5 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod daemon;
+pub mod http;
+pub mod programs;
 pub mod source;
 pub mod tiny_model;

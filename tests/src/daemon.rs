@@ -1,0 +1,345 @@
+//! The real `andond` in a folder of its own.
+//!
+//! A [`Daemon`] has its own configuration, sockets and log, and is killed when it is dropped. Its
+//! readiness is what it tells the service manager, on a socket of ours.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use crate::http;
+use crate::programs;
+use crate::tiny_model::TinyModel;
+
+/// Longest wait for READY; generous, since debug builds start on busy machines.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What is decided before a daemon is started.
+#[derive(Debug, Default)]
+pub struct Builder {
+    model: Option<PathBuf>,
+    programs: Option<PathBuf>,
+    config: Table,
+}
+
+impl Builder {
+    /// Serves this file instead of a tiny model.
+    #[must_use]
+    pub fn model(mut self, path: &Path) -> Builder {
+        self.model = Some(path.to_path_buf());
+        self
+    }
+
+    /// Starts `andond` from this folder instead of the checkout's build.
+    #[must_use]
+    pub fn programs(mut self, folder: &Path) -> Builder {
+        self.programs = Some(folder.to_path_buf());
+        self
+    }
+
+    /// Lays TOML over the configuration, key by key.
+    ///
+    /// # Panics
+    /// When `text` is not TOML.
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Builder {
+        let table = text
+            .parse::<Table>()
+            .unwrap_or_else(|error| panic!("{error}\n{text}"));
+        merge(&mut self.config, table);
+        self
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started, ends before it is ready (the error has its log), or takes longer than
+    /// [`READY_TIMEOUT`].
+    pub fn start(self) -> io::Result<Daemon> {
+        let mut daemon = self.spawn()?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(self) -> io::Result<Daemon> {
+        let folder = tempfile::Builder::new().prefix("andon-").tempdir()?;
+        let at = |name: &str| Value::String(folder.path().join(name).display().to_string());
+        let model = if let Some(path) = &self.model {
+            path.clone()
+        } else {
+            let path = folder.path().join("tiny.gguf");
+            TinyModel::default().write(&path)?;
+            path
+        };
+        let mut config = Table::new();
+        for (section, key, value) in [
+            ("gateway", "name", Value::String("test".to_owned())),
+            ("model", "path", Value::String(model.display().to_string())),
+            ("http", "socket", at("andon.sock")),
+            ("wire", "socket", at("wire.sock")),
+        ] {
+            merge(
+                &mut config,
+                Table::from_iter([(
+                    section.to_owned(),
+                    Value::Table(Table::from_iter([(key.to_owned(), value)])),
+                )]),
+            );
+        }
+        merge(&mut config, self.config);
+        fs::write(folder.path().join("andond.toml"), config.to_string())?;
+        let programs = match self.programs {
+            Some(programs) => programs,
+            None => programs::folder()?,
+        };
+        let notify = UnixDatagram::bind(folder.path().join("notify"))?;
+        notify.set_nonblocking(true)?;
+        let (child, started) = launch(&programs, folder.path())?;
+        Ok(Daemon {
+            child,
+            started,
+            ready: None,
+            notify,
+            programs,
+            folder,
+        })
+    }
+}
+
+/// A running `andond`.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    started: Instant,
+    ready: Option<Duration>,
+    notify: UnixDatagram,
+    programs: PathBuf,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// A daemon to be configured.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Waits until the daemon says READY.
+    ///
+    /// # Errors
+    /// When it ends or [`READY_TIMEOUT`] passes; the error has its log.
+    pub fn wait_ready(&mut self) -> io::Result<()> {
+        let mut message = [0; 4096];
+        while self.started.elapsed() < READY_TIMEOUT {
+            match self.notify.recv(&mut message) {
+                Ok(bytes) => {
+                    let text = String::from_utf8_lossy(message.get(..bytes).unwrap_or_default())
+                        .into_owned();
+                    if text.lines().any(|line| line == "READY=1") {
+                        self.ready = Some(self.started.elapsed());
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!(
+                    "andond ended with {status}\n{}",
+                    self.log()
+                )));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Err(io::Error::other(format!(
+            "andond is not ready\n{}",
+            self.log()
+        )))
+    }
+
+    /// Time from start to READY, once it was waited for.
+    #[must_use]
+    pub fn ready_after(&self) -> Option<Duration> {
+        self.ready
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The daemon's own folder: configuration, sockets, log.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder of the programs in use.
+    #[must_use]
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// The HTTP socket.
+    #[must_use]
+    pub fn http_socket(&self) -> PathBuf {
+        self.folder().join("andon.sock")
+    }
+
+    /// The compact socket.
+    #[must_use]
+    pub fn wire_socket(&self) -> PathBuf {
+        self.folder().join("wire.sock")
+    }
+
+    /// A client of the HTTP socket.
+    #[must_use]
+    pub fn http(&self) -> http::Client {
+        http::Client::new(&self.http_socket())
+    }
+
+    /// Everything the daemon has said on standard error and output.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.folder().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the daemon has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Asks the daemon to stop, as the service manager does.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        kill(Pid::from_raw(pid), signal).map_err(io::Error::from)
+    }
+
+    /// Waits for the daemon's end.
+    ///
+    /// # Errors
+    /// When `timeout` passes; the error has its log.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < timeout {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(POLL);
+        }
+        Err(io::Error::other(format!(
+            "andond has not ended\n{}",
+            self.log()
+        )))
+    }
+
+    /// Ends the daemon at once, as a power cut would.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
+    /// Starts the daemon again in the same folder and waits until it is ready.
+    ///
+    /// # Errors
+    /// Those of [`Builder::start`].
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill()?;
+        let mut stale = [0; 4096];
+        while self.notify.recv(&mut stale).is_ok() {}
+        (self.child, self.started) = launch(&self.programs, self.folder.path())?;
+        self.ready = None;
+        self.wait_ready()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.kill());
+        if thread::panicking() {
+            eprintln!("--- log of andond\n{}---", self.log());
+        }
+    }
+}
+
+fn launch(programs: &Path, folder: &Path) -> io::Result<(Child, Instant)> {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))?;
+    let program = programs.join("andond");
+    let mut command = Command::new(&program);
+    command.arg("--config").arg(folder.join("andond.toml"));
+    command
+        .env("NOTIFY_SOCKET", folder.join("notify"))
+        .env_remove("JOURNAL_STREAM");
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let started = Instant::now();
+    let child = command
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.display())))?;
+    Ok((child, started))
+}
+
+/// Lays `over` on `base`: tables are merged, everything else is replaced.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (_, value) => drop(base.insert(key, value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_laid_over_key_by_key() {
+        let mut base: Table = "[a]\nx = 1\ny = 2\n[b]\nz = 3\n".parse().unwrap();
+        merge(&mut base, "[a]\ny = 4\n[c]\nw = 5\n".parse().unwrap());
+        assert_eq!(
+            base,
+            "[a]\nx = 1\ny = 4\n[b]\nz = 3\n[c]\nw = 5\n"
+                .parse()
+                .unwrap()
+        );
+    }
+}
