@@ -3,22 +3,104 @@
 use serde::Deserialize;
 
 use super::Problems;
+use super::gateway::is_name;
+use crate::request::{Egress, Priority};
+use crate::task::Task;
+
+/// Longest instructions or system text, in bytes.
+const TEXT_BYTES_MAX: usize = 256 * 1024;
 
 /// `[task.<name>]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TaskConfig {
-    /// Template over the input's fields.
+    /// What the model is asked: a template over the input's fields.
     pub instructions: String,
+    /// What the model is told about its part, before the instructions.
+    pub system: Option<String>,
+    /// JSON Schema of the answer.
+    pub schema: Option<String>,
+    /// The model that answers; unset, the one that is served.
+    pub model: Option<String>,
+    /// Priority class, unless the request says another.
+    pub priority: Option<Priority>,
+    /// Time to the answer, unless the request says another.
+    pub deadline_ms: Option<u64>,
+    /// How far a request may travel, unless it says so itself.
+    pub egress: Option<Egress>,
+    /// Most tokens of the answer, unless the request says fewer or more.
+    pub tokens_max: Option<usize>,
+    /// Sampling temperature, unless the request says another; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Largest input, in bytes of JSON.
+    pub input_bytes_max: usize,
+}
+
+impl Default for TaskConfig {
+    fn default() -> Self {
+        TaskConfig {
+            instructions: String::new(),
+            system: None,
+            schema: None,
+            model: None,
+            priority: None,
+            deadline_ms: None,
+            egress: None,
+            tokens_max: None,
+            temperature: None,
+            input_bytes_max: 16 * 1024,
+        }
+    }
 }
 
 impl TaskConfig {
     pub(super) fn check(&self, name: &str, problems: &mut Problems) {
+        let key = |field: &str| format!("task.{name}.{field}");
+        if !is_name(name) {
+            problems.add(
+                format!("task.{name}"),
+                "is not a name: a task is one level of a topic",
+                "use 1 to 64 letters, digits, '.', '-' or '_'",
+            );
+        }
         problems.require(
-            !self.instructions.is_empty(),
-            &format!("task.{name}.instructions"),
+            !self.instructions.trim().is_empty(),
+            &key("instructions"),
             "is not set",
             "write what the model is to do",
+        );
+        for (field, text) in [
+            ("instructions", Some(&self.instructions)),
+            ("system", self.system.as_ref()),
+        ] {
+            let Some(text) = text else { continue };
+            if text.len() > TEXT_BYTES_MAX {
+                let fix = format!("keep it to {TEXT_BYTES_MAX} bytes");
+                problems.add(key(field), format!("has {} bytes", text.len()), fix);
+            } else if let Err(error) = Task::check_template(text) {
+                problems.add(key(field), error.to_string(), "mend the template");
+            }
+        }
+        // An unenforced schema would be a promise that no answer keeps.
+        problems.require(
+            self.schema.is_none(),
+            &key("schema"),
+            "cannot be enforced: this version does not constrain decoding to a schema",
+            "leave it out and ask for the shape in the instructions",
+        );
+        if let Some(deadline) = self.deadline_ms {
+            problems.within(&key("deadline-ms"), deadline, 1..=86_400_000);
+        }
+        if let Some(tokens) = self.tokens_max {
+            problems.within(&key("tokens-max"), tokens, 1..=16_777_216);
+        }
+        if let Some(temperature) = self.temperature {
+            problems.within(&key("temperature"), temperature, 0.0..=2.0);
+        }
+        problems.within(
+            &key("input-bytes-max"),
+            self.input_bytes_max,
+            2..=1024 * 1024,
         );
     }
 }

@@ -1,8 +1,484 @@
-//! MQTT.
+//! MQTT: the floor's way in. `README.md` beside this file is the reference of topics, payloads and
+//! properties.
+//!
+//! `desk` knows what messages mean, `outbox` what waits for the broker, `reconnect` when to try it
+//! again; none of them knows a socket. `link` is one connection, in MQTT 5 or 3.1.1. What is left for this
+//! file is to bring events to them, one at a time, from one loop.
+//!
+//! Invariant: nothing in the loop waits for the broker, the worker or a client, so a slow one of them
+//! holds up none of the others.
 
+mod desk;
+mod link;
+mod message;
+mod outbox;
+mod recent;
+mod reconnect;
+mod reply;
+mod request;
+mod status;
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::hash::{BuildHasher, RandomState};
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+use self::desk::{Desk, Verdict};
+use self::link::{Cause, Greeting, Link, LinkEvent, LinkOptions};
+use self::message::{AckToken, Incoming};
+use self::outbox::Gate;
+use self::recent::Key;
+use self::reconnect::{Attempt, End, Reconnect};
+use self::status::Board;
 use super::Context;
+use crate::config::Config;
+use crate::fault::Fault;
+use crate::request::Request;
+use crate::worker::{JobEvent, JobStream, WorkerHandle, WorkerState};
+
+/// Events of the worker that may wait for the loop.
+const JOB_EVENTS_WAITING_MAX: usize = 256;
+/// Longest wait for the broker to confirm the last messages of a daemon that stops.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Largest password file, in bytes.
+const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// Serves until the daemon stops.
 pub async fn run(context: Context) {
-    context.stopping.cancelled().await;
+    if !context.config.mqtt.enabled {
+        return;
+    }
+    match Frontend::new(context) {
+        Ok(mut frontend) => frontend.run().await,
+        // The configuration's check lets none of these through.
+        Err(error) => tracing::error!(%error, "MQTT is not served"),
+    }
+}
+
+/// Takes a request for good. The durable spool belongs here: once this returns, the request may be
+/// acknowledged to the broker.
+fn accept(worker: &WorkerHandle, request: Request) -> Result<JobStream, Fault> {
+    worker.submit(request)
+}
+
+/// A connection that is open or being opened.
+struct Connection {
+    link: Link,
+    /// What the broker grants, once it has greeted.
+    greeting: Option<Greeting>,
+    since: Instant,
+    /// Whether requests come in, so that the world may be told.
+    subscribed: bool,
+    /// A silent link is given up at this time.
+    silent_at: Instant,
+}
+
+struct Frontend {
+    config: Arc<Config>,
+    context: Context,
+    desk: Desk,
+    board: Board,
+    series: Reconnect,
+    tasks: Vec<String>,
+    connection: Option<Connection>,
+    /// The next attempt, when there is no connection.
+    attempt: Attempt,
+    attempt_at: Instant,
+    /// Messages that came before the model was ready.
+    held: VecDeque<Incoming>,
+    /// Acknowledgements that the link had no room for.
+    unacknowledged: VecDeque<AckToken>,
+    events: mpsc::Sender<(Key, JobEvent)>,
+    arrivals: mpsc::Receiver<(Key, JobEvent)>,
+    stopping: bool,
+    chance: RandomState,
+    chances: u64,
+}
+
+impl Frontend {
+    fn new(context: Context) -> Result<Frontend, andon_wire::topic::TopicError> {
+        let config = context.config.clone();
+        let mqtt = &config.mqtt;
+        let series = Reconnect::new(mqtt.protocol, Duration::from_secs(mqtt.reconnect_max_s));
+        let (events, arrivals) = mpsc::channel(JOB_EVENTS_WAITING_MAX);
+        Ok(Frontend {
+            desk: Desk::new(config.clone(), context.telemetry.clone())?,
+            board: Board::new(Duration::from_millis(mqtt.status_interval_ms)),
+            attempt: series.first(),
+            attempt_at: Instant::now(),
+            series,
+            tasks: config.task.keys().cloned().collect(),
+            connection: None,
+            held: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
+            events,
+            arrivals,
+            stopping: false,
+            chance: RandomState::new(),
+            chances: 0,
+            config,
+            context,
+        })
+    }
+
+    async fn run(&mut self) {
+        let mut states = self.context.worker.states();
+        let stopping = self.context.stopping.clone();
+        let mut worker_lives = true;
+        let mut ticks = interval(Duration::from_millis(self.config.mqtt.status_interval_ms));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !(self.stopping && self.desk.unanswered() == 0) {
+            let attempt_at = self.connection.is_none().then_some(self.attempt_at);
+            let silent_at = self
+                .connection
+                .as_ref()
+                .map(|connection| connection.silent_at);
+            tokio::select! {
+                event = next_event(self.connection.as_mut()) => self.link_event(event),
+                () = at(attempt_at) => self.connect(),
+                () = at(silent_at) => self.ended(Cause::Broken, "the broker is silent"),
+                Some((key, event)) = self.arrivals.recv() => self.desk.event(&key, event, Instant::now()),
+                changed = states.changed(), if worker_lives => worker_lives = changed.is_ok(),
+                _ = ticks.tick() => {}
+                () = stopping.cancelled(), if !self.stopping => {
+                    tracing::info!(unanswered = self.desk.unanswered(), "MQTT takes no more requests");
+                    self.stopping = true;
+                }
+            }
+            self.settle();
+        }
+        self.farewell().await;
+    }
+
+    /// Does what has become possible since the last event.
+    fn settle(&mut self) {
+        let status = self.context.worker.status();
+        if let Some(model) = &status.model {
+            self.desk.set_model(&model.name);
+        }
+        if status.state != WorkerState::Loading && !self.stopping {
+            while let Some(message) = self.held.pop_front() {
+                self.receive(&message);
+            }
+        }
+        if let Some(connection) = &self.connection
+            && connection.subscribed
+        {
+            let value = status::online(
+                &status,
+                &self.tasks,
+                connection.link.version(),
+                self.desk.unanswered(),
+            );
+            if self.board.show(&value, Instant::now()) {
+                self.desk
+                    .outbox
+                    .put_status(status::message(self.desk.topics(), &value));
+            }
+        }
+        self.flush();
+    }
+
+    /// Gives the link what it has room for.
+    fn flush(&mut self) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        while let Some(token) = self.unacknowledged.front() {
+            if !connection.link.acknowledge(*token) {
+                break;
+            }
+            self.unacknowledged.pop_front();
+        }
+        if let Some(greeting) = connection.greeting
+            && connection.subscribed
+        {
+            let gate = Gate {
+                version: connection.link.version(),
+                packet_bytes_max: greeting.packet_bytes_max,
+                window: greeting.window,
+            };
+            let link = &connection.link;
+            self.desk
+                .outbox
+                .pump(gate, Instant::now(), |message| link.publish(message));
+        }
+        let dropped = self.desk.outbox.take_dropped();
+        if dropped > 0 {
+            tracing::warn!(
+                dropped,
+                "chunks, refusals or events were dropped: the broker does not keep up"
+            );
+        }
+    }
+
+    fn connect(&mut self) {
+        let now = Instant::now();
+        match self.options() {
+            Ok(options) => {
+                let Attempt { version, clean, .. } = self.attempt;
+                tracing::debug!(
+                    host = options.host,
+                    port = options.port,
+                    version = version.name(),
+                    "connecting to the broker"
+                );
+                if clean {
+                    tracing::error!(
+                        "the broker's session is thrown away, with all requests in it: it holds a message too large to read"
+                    );
+                }
+                let patience = options.connect_timeout.saturating_mul(2);
+                self.connection = Some(Connection {
+                    link: Link::open(&options, version, clean),
+                    greeting: None,
+                    since: now,
+                    subscribed: false,
+                    silent_at: now + patience,
+                });
+            }
+            Err(error) => {
+                tracing::error!(error, "the broker cannot be connected to");
+                self.retry(End::Refused);
+            }
+        }
+    }
+
+    /// Reads what may have changed since the last attempt: passwords and certificates are replaced while
+    /// the daemon runs.
+    fn options(&self) -> Result<LinkOptions, String> {
+        let mqtt = &self.config.mqtt;
+        let credentials = match (&mqtt.username, &mqtt.password_file) {
+            (None, _) => None,
+            (Some(name), None) => Some((name.clone(), String::new())),
+            (Some(name), Some(path)) => Some((name.clone(), password(path)?)),
+        };
+        Ok(LinkOptions {
+            host: mqtt.host.clone(),
+            port: mqtt.port(),
+            transport: rumqttc::Transport::Tcp,
+            client_id: mqtt.client_id(&self.config.gateway),
+            credentials,
+            keep_alive: Duration::from_secs(u64::from(mqtt.keep_alive_s)),
+            session_expiry_s: mqtt.session_expiry_s,
+            connect_timeout: Duration::from_secs(mqtt.connect_timeout_s),
+            packet_bytes_max: mqtt.packet_bytes_max,
+            unacknowledged_max: mqtt.unacknowledged_max,
+            will: status::offline(self.desk.topics(), "lost"),
+        })
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        let now = Instant::now();
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        if connection.greeting.is_some() {
+            // A probe goes out after a silence of the keep-alive, and its failure is seen after another.
+            connection.silent_at =
+                now + Duration::from_secs(3 * u64::from(self.config.mqtt.keep_alive_s) + 10);
+        }
+        match event {
+            LinkEvent::Greeted(greeting) => {
+                connection.greeting = Some(greeting);
+                connection.since = now;
+                connection.silent_at =
+                    now + Duration::from_secs(self.config.mqtt.connect_timeout_s.saturating_mul(2));
+                self.series.connected();
+                tracing::info!(
+                    host = self.config.mqtt.host,
+                    version = connection.link.version().name(),
+                    session_present = greeting.session_present,
+                    packet_bytes_max = greeting.packet_bytes_max,
+                    window = greeting.window,
+                    "connected to the broker"
+                );
+                self.context.telemetry.mqtt_connected.set(1);
+                self.context.telemetry.mqtt_connects.inc();
+                // Also when there is a session: it may come from another configuration.
+                if !connection.link.subscribe(&self.desk.filters()) {
+                    self.ended(Cause::Broken, "the subscriptions could not be sent");
+                }
+            }
+            LinkEvent::Subscribed(outcomes) => self.subscribed(&outcomes),
+            LinkEvent::Message(message) => {
+                let loading = self.context.worker.status().state == WorkerState::Loading;
+                let room = self.held.len() < usize::from(self.config.mqtt.unacknowledged_max);
+                if self.stopping && message.ack.is_some() {
+                    // Without an acknowledgement the broker keeps it for the next start.
+                    tracing::info!(
+                        topic = message.topic,
+                        "a message is left with the broker: the daemon stops"
+                    );
+                } else if loading && room && !self.stopping {
+                    self.held.push_back(message);
+                } else {
+                    self.receive(&message);
+                }
+            }
+            LinkEvent::Sent(packet_id) => self.desk.outbox.sent(packet_id),
+            LinkEvent::Confirmed(packet_id, refused) => {
+                let topic = self.desk.outbox.confirmed(packet_id);
+                if let Some(why) = refused {
+                    tracing::warn!(topic, why, "the broker refused a message");
+                }
+            }
+            LinkEvent::Alive => {}
+            LinkEvent::Closed(cause, why) => self.ended(cause, &why),
+        }
+    }
+
+    fn subscribed(&mut self, outcomes: &[Option<String>]) {
+        let filters = self.desk.filters();
+        for (filter, outcome) in filters.iter().zip(outcomes) {
+            if let Some(why) = outcome {
+                tracing::error!(filter, why, "the broker refused a subscription");
+            }
+        }
+        // Without its own topics a gateway would look alive and answer nothing.
+        if outcomes.len() != filters.len() || outcomes.iter().take(2).any(Option::is_some) {
+            self.ended(
+                Cause::Refused,
+                "the broker refused the gateway's own topics",
+            );
+            return;
+        }
+        if let Some(connection) = &mut self.connection {
+            connection.subscribed = true;
+        }
+    }
+
+    /// Validate, accept, acknowledge; answers come later.
+    fn receive(&mut self, message: &Incoming) {
+        match self.desk.receive(message, Instant::now()) {
+            Verdict::Submit(prepared) => {
+                match accept(&self.context.worker, prepared.request.clone()) {
+                    Ok(stream) => {
+                        tokio::spawn(forward(prepared.key.clone(), stream, self.events.clone()));
+                        self.desk.accepted(*prepared);
+                    }
+                    Err(fault) => self.desk.refused(&prepared, fault),
+                }
+            }
+            Verdict::Cancel(key) => {
+                self.context.worker.cancel(&key.client, &key.id);
+            }
+            Verdict::Done => {}
+        }
+        if let Some(token) = message.ack {
+            self.unacknowledged.push_back(token);
+        }
+    }
+
+    fn ended(&mut self, cause: Cause, why: &str) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let end = match cause {
+            Cause::Unreachable => End::Unreachable,
+            Cause::NoGreeting => End::NoGreeting,
+            Cause::VersionRefused => End::VersionRefused,
+            Cause::PacketTooLarge => End::PacketTooLarge,
+            Cause::Refused => End::Refused,
+            Cause::Broken if connection.greeting.is_none() => End::NoGreeting,
+            Cause::Broken => End::Lost(connection.since.elapsed()),
+        };
+        let version = connection.link.version().name();
+        tracing::warn!(
+            host = self.config.mqtt.host,
+            version,
+            why,
+            "the broker is not connected"
+        );
+        drop(connection);
+        self.context.telemetry.mqtt_connected.set(0);
+        self.desk.outbox.disconnected();
+        self.board.forget();
+        // The broker sends what was not acknowledged again, and its old packet ids mean nothing any more.
+        self.unacknowledged.clear();
+        self.held.retain(|message| message.ack.is_none());
+        self.retry(end);
+    }
+
+    fn retry(&mut self, end: End) {
+        self.chances = self.chances.wrapping_add(1);
+        let chance = self.chance.hash_one(self.chances) as f64 / u64::MAX as f64;
+        self.attempt = self.series.after(end, chance);
+        self.attempt_at = Instant::now() + self.attempt.pause;
+    }
+
+    /// Sends what is left, says goodbye.
+    async fn farewell(&mut self) {
+        let offline = status::offline(self.desk.topics(), "stopped");
+        self.desk.outbox.put_status(offline);
+        let until_quiet = async {
+            while self.connection.is_some()
+                && !(self.desk.outbox.is_empty() && self.unacknowledged.is_empty())
+            {
+                self.flush();
+                let event = next_event(self.connection.as_mut()).await;
+                self.link_event(event);
+            }
+            if let Some(connection) = &mut self.connection
+                && connection.link.disconnect()
+            {
+                while !matches!(connection.link.event().await, LinkEvent::Closed(..)) {}
+            }
+        };
+        if timeout(FAREWELL_MAX, until_quiet).await.is_err() {
+            tracing::warn!("the broker did not confirm everything before the daemon stopped");
+        }
+        let undelivered = self.desk.outbox.answers();
+        if undelivered > 0 {
+            tracing::warn!(undelivered, "answers could not be delivered");
+        }
+        self.context.telemetry.mqtt_connected.set(0);
+    }
+}
+
+/// Carries a job's events to the loop.
+async fn forward(key: Key, mut stream: JobStream, events: mpsc::Sender<(Key, JobEvent)>) {
+    while let Some(event) = stream.next().await {
+        if events.send((key.clone(), event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn next_event(connection: Option<&mut Connection>) -> LinkEvent {
+    match connection {
+        Some(connection) => connection.link.event().await,
+        None => pending().await,
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant.into()).await,
+        None => pending().await,
+    }
+}
+
+fn password(path: &Path) -> Result<String, String> {
+    let failed = |error: std::io::Error| {
+        format!("cannot read mqtt.password-file {}: {error}", path.display())
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(PASSWORD_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
 }

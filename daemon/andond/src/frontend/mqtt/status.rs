@@ -1,0 +1,127 @@
+//! The retained status: what the gateway says of itself, and what the broker says when it is gone.
+//!
+//! A status is published when it has changed, and not more often than the configuration allows.
+
+use std::time::{Duration, Instant};
+
+use andon_wire::topic::Topics;
+use serde_json::{Value, json};
+
+use super::message::{Outgoing, Properties, Version};
+use super::reply::Format;
+use crate::worker::{Status, WorkerState};
+
+/// What the last will says, and a farewell too.
+pub(super) fn offline(topics: &Topics, reason: &str) -> Outgoing {
+    let value = json!({
+        "state": "offline",
+        "reason": reason,
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": false,
+    });
+    message(topics, &value)
+}
+
+/// What is said while the link is up.
+pub(super) fn online(
+    status: &Status,
+    tasks: &[String],
+    version: Version,
+    unanswered: usize,
+) -> Value {
+    let (phase, why) = match &status.state {
+        WorkerState::Loading => ("loading", None),
+        WorkerState::Ready => ("ready", None),
+        WorkerState::Stopping => ("stopping", None),
+        WorkerState::Failed(why) => ("failed", Some(why.as_str())),
+    };
+    let mut value = json!({
+        "state": "online",
+        "version": env!("CARGO_PKG_VERSION"),
+        "protocol": version.name(),
+        "ready": status.state == WorkerState::Ready,
+        "phase": phase,
+        "tasks": tasks,
+        "load": {
+            "waiting": status.waiting,
+            "running": status.running,
+            "mqtt_unanswered": unanswered,
+        },
+    });
+    if let Some(why) = why {
+        value["reason"] = why.into();
+    }
+    if let Some(model) = &status.model {
+        value["model"] = json!({
+            "name": model.name,
+            "architecture": model.architecture,
+            "context_tokens_max": model.context_tokens_max,
+        });
+    }
+    value
+}
+
+/// The retained message with a status.
+pub(super) fn message(topics: &Topics, value: &Value) -> Outgoing {
+    Outgoing {
+        topic: topics.status().as_str().to_owned(),
+        payload: value.to_string().into(),
+        retain: true,
+        confirmed: true,
+        properties: Properties {
+            content_type: Some(Format::Json.content_type().to_owned()),
+            ..Properties::default()
+        },
+    }
+}
+
+/// Decides when a status goes out.
+#[derive(Debug)]
+pub(super) struct Board {
+    interval: Duration,
+    shown: Option<(Instant, Value)>,
+}
+
+impl Board {
+    /// Nothing was shown yet.
+    pub(super) fn new(interval: Duration) -> Board {
+        Board {
+            interval,
+            shown: None,
+        }
+    }
+
+    /// The broker may show something else, such as the last will.
+    pub(super) fn forget(&mut self) {
+        self.shown = None;
+    }
+
+    /// Whether `value` should go out now.
+    pub(super) fn show(&mut self, value: &Value, now: Instant) -> bool {
+        if let Some((at, shown)) = &self.shown
+            && (shown == value || now.saturating_duration_since(*at) < self.interval)
+        {
+            return false;
+        }
+        self.shown = Some((now, value.clone()));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_shown_but_not_too_often() {
+        let now = Instant::now();
+        let mut board = Board::new(Duration::from_secs(1));
+        assert!(board.show(&json!(1), now));
+        assert!(!board.show(&json!(1), now + Duration::from_secs(9)));
+        assert!(board.show(&json!(2), now + Duration::from_secs(9)));
+        assert!(!board.show(&json!(3), now + Duration::from_millis(9500)));
+        assert!(board.show(&json!(3), now + Duration::from_secs(10)));
+        board.forget();
+        assert!(board.show(&json!(3), now + Duration::from_secs(10)));
+    }
+}
