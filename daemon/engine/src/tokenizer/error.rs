@@ -2,17 +2,111 @@
 
 use crate::gguf::MetaError;
 
-/// Why a file's tokenizer cannot be used.
+/// Why a file's tokenizer cannot be used. Tokens and merges are named by their place in the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     /// A metadata entry is missing or of the wrong kind.
     #[error(transparent)]
     Meta(#[from] MetaError),
-    /// The kind of tokenizer (`tokenizer.ggml.model`) is not supported.
-    #[error("tokenizer.ggml.model {model:?} is not supported")]
+    /// The kind of tokenizer is not supported.
+    #[error("tokenizer.ggml.model {model:?} is not supported; \"gpt2\" is")]
     UnsupportedModel {
         /// The kind.
         model: String,
+    },
+    /// The pre-tokenizer is not known; without it, text would be cut wrongly.
+    #[error("tokenizer.ggml.pre {pre:?} is not known")]
+    UnknownPreTokenizer {
+        /// Its name.
+        pre: String,
+    },
+    /// No tokens, or too many.
+    #[error("tokenizer.ggml.tokens has {count} entries; 1 to {max} are read")]
+    VocabularyCount {
+        /// Entries.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The tokens are too long in all.
+    #[error("the tokens of tokenizer.ggml.tokens are longer than {max} bytes in all")]
+    VocabularyBytes {
+        /// The limit.
+        max: usize,
+    },
+    /// The types do not match the tokens.
+    #[error("tokenizer.ggml.token_type has {types} entries for {tokens} tokens")]
+    TokenTypeCount {
+        /// Entries.
+        types: usize,
+        /// Tokens.
+        tokens: usize,
+    },
+    /// A type number without a meaning.
+    #[error("tokenizer.ggml.token_type: the type of token {id} does not exist")]
+    TokenType {
+        /// The token.
+        id: usize,
+    },
+    /// Two tokens with the same text.
+    #[error("tokenizer.ggml.tokens: tokens {first} and {second} are the same")]
+    DuplicateToken {
+        /// The first one.
+        first: u32,
+        /// The second one.
+        second: u32,
+    },
+    /// A merge that is not two texts with a space between.
+    #[error(
+        "tokenizer.ggml.merges: entry {index} is not two texts with a space between: {merge:?}"
+    )]
+    MalformedMerge {
+        /// Its place.
+        index: usize,
+        /// The entry.
+        merge: String,
+    },
+    /// A merge of or into a text that is no token.
+    #[error(
+        "tokenizer.ggml.merges: entry {index} ({merge:?}) has a part or a result that is no token"
+    )]
+    UnknownMerge {
+        /// Its place.
+        index: usize,
+        /// The entry.
+        merge: String,
+    },
+    /// The same merge twice.
+    #[error("tokenizer.ggml.merges: entry {index} ({merge:?}) is there twice")]
+    DuplicateMerge {
+        /// The place of the second one.
+        index: usize,
+        /// The entry.
+        merge: String,
+    },
+    /// A token number outside the vocabulary.
+    #[error("{key} is {id}, but there are {count} tokens")]
+    TokenId {
+        /// The metadata key.
+        key: &'static str,
+        /// The number.
+        id: u32,
+        /// Tokens in the vocabulary.
+        count: usize,
+    },
+    /// The file asks for a token at the start or end of prompts and does not say which.
+    #[error("{wanted} is true, but {missing} is missing")]
+    MissingToken {
+        /// The key that asks.
+        wanted: &'static str,
+        /// The key that should say which.
+        missing: &'static str,
+    },
+    /// The special tokens are too many or too long to search for.
+    #[error("the special tokens cannot be searched for: {message}")]
+    SpecialTokens {
+        /// What went wrong.
+        message: String,
     },
 }

@@ -1,16 +1,33 @@
 //! Text to tokens and back, as a model's file defines it.
+//!
+//! A text is cut at special tokens ([`special`]), what is between them into pieces ([`pretokenize`]), and
+//! each piece is encoded by itself ([`bpe`]). Text is taken as it comes: no Unicode normalization, since files do
+//! not say whether their model had any. Encoding takes time linear in the text, and `n log n` in its
+//! longest piece.
 
+mod bpe;
+mod byte_level;
 mod chat;
+mod end;
 mod error;
+mod pretokenize;
+mod special;
 mod stream;
+mod vocabulary;
 
 pub use chat::{ChatMessage, ChatTemplate, TemplateError};
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;
 
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, MetaError};
+use bpe::{Bpe, Scratch};
+use end::EndTokens;
+use pretokenize::PreTokenizer;
+use special::{Part, SpecialTokens};
+use vocabulary::{Kind, Vocabulary};
 
 /// Whether the text of control tokens (`<|im_end|>` and the like) inside a text becomes those tokens.
+/// User-defined tokens are found either way: they are text, only always in one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
     /// It does: for prompts that a chat template made.
@@ -19,38 +36,121 @@ pub enum Special {
     Plain,
 }
 
+/// How text that has no special tokens in it is encoded.
+#[derive(Debug)]
+enum Encoder {
+    /// `gpt2`: pieces by a pre-tokenizer, bytes merged by rank.
+    ByteLevel { pre: PreTokenizer, bpe: Bpe },
+}
+
 /// A vocabulary and the rules that turn text into its tokens and back.
 #[derive(Debug)]
 pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    encoder: Encoder,
+    special: SpecialTokens,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// The token that prompts start with.
+    prefix: Option<u32>,
+    /// The token that prompts end with.
+    suffix: Option<u32>,
+    ends: EndTokens,
 }
 
 impl Tokenizer {
     /// Builds the tokenizer that the metadata of a file describes.
     ///
     /// # Errors
-    /// [`TokenizerError`] if the metadata describes none, or one that is not supported.
+    /// [`TokenizerError`] if the metadata describes none, a broken one, or one that is not supported.
     pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
         let model = gguf.str("tokenizer.ggml.model")?;
-        Err(TokenizerError::UnsupportedModel {
-            model: model.to_owned(),
+        match model {
+            "gpt2" => Self::byte_level(gguf),
+            _ => Err(TokenizerError::UnsupportedModel {
+                model: model.to_owned(),
+            }),
+        }
+    }
+
+    fn byte_level(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
+        let pre = gguf.str("tokenizer.ggml.pre")?;
+        let pre =
+            PreTokenizer::from_name(pre).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+                pre: pre.to_owned(),
+            })?;
+        // Files are seen that call an end token normal text; then a prompt could not end a turn.
+        let vocabulary = Vocabulary::byte_level(gguf, end::is_end_text)?;
+        let bpe = Bpe::from_gguf(gguf, &vocabulary, pre.ignores_merges())?;
+        let special = SpecialTokens::new(&vocabulary)?;
+        let count = vocabulary.count();
+        let bos = token_id(gguf, BOS, count)?;
+        let eos = token_id(gguf, EOS, count)?;
+        let prefix = added(
+            gguf,
+            "tokenizer.ggml.add_bos_token",
+            pre.adds_bos(),
+            BOS,
+            bos,
+        )?;
+        let suffix = added(gguf, "tokenizer.ggml.add_eos_token", false, EOS, eos)?;
+        let named = [
+            eos,
+            token_id(gguf, "tokenizer.ggml.eot_token_id", count)?,
+            token_id(gguf, "tokenizer.ggml.eom_token_id", count)?,
+        ];
+        let ends = EndTokens::new(&vocabulary, &named);
+        Ok(Self {
+            vocabulary,
+            encoder: Encoder::ByteLevel { pre, bpe },
+            special,
+            bos,
+            eos,
+            prefix,
+            suffix,
+            ends,
         })
     }
 
-    /// The tokens of a text, without any at its start or end that the model's prompts have.
-    pub fn encode(&self, _text: &str, _special: Special) -> Vec<u32> {
-        Vec::new()
+    /// The tokens of a text, without those that prompts have at start and end.
+    ///
+    /// Bytes that the vocabulary has no token for are left out; most vocabularies have all 256.
+    pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
+        let mut tokens = Vec::with_capacity(text.len() / 4);
+        self.encode_into(text, special, &mut tokens);
+        tokens
     }
 
-    /// The tokens of a prompt: those of the text, and at start and end those that the file asks for.
+    /// The tokens of a prompt: those of the text, and at start and end those that the file asks for. One
+    /// that a template has already written there is not repeated.
     pub fn encode_prompt(&self, text: &str, special: Special) -> Vec<u32> {
-        self.encode(text, special)
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 2);
+        tokens.extend(self.prefix);
+        self.encode_into(text, special, &mut tokens);
+        if self.prefix.is_some() && tokens.get(1).copied() == self.prefix {
+            tokens.remove(0);
+        }
+        if self.suffix.is_some() && tokens.last().copied() != self.suffix {
+            tokens.extend(self.suffix);
+        }
+        tokens
+    }
+
+    fn encode_into(&self, text: &str, special: Special, tokens: &mut Vec<u32>) {
+        let mut scratch = Scratch::default();
+        self.special.split(text, special, |part| match part {
+            Part::Token(token) => tokens.push(token),
+            Part::Text(text) => match &self.encoder {
+                Encoder::ByteLevel { pre, bpe } => pre.split(text, |piece| {
+                    bpe.encode(&self.vocabulary, piece, &mut scratch, tokens);
+                }),
+            },
+        });
     }
 
     /// Tokens in the vocabulary.
     pub fn vocabulary_count(&self) -> usize {
-        0
+        self.vocabulary.count()
     }
 
     /// The token at the beginning of a sequence.
@@ -63,33 +163,82 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Whether this token ends an answer: end of sequence, of turn, of message.
+    /// Whether this token ends an answer: end of sequence, of turn, of message, as the file names them
+    /// or as their text is known from models in use.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.eos == Some(id)
+        self.ends.contains(id)
     }
 
-    /// The bytes a token stands for; empty for an id outside the vocabulary.
-    pub fn token_bytes(&self, _id: u32) -> &[u8] {
-        &[]
+    /// The bytes a token stands for: of control and user-defined tokens their text. Empty for an id
+    /// outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.vocabulary.bytes(id)
     }
 
     /// Whether a token is a control token, which is not meant to be shown.
-    pub fn is_control(&self, _id: u32) -> bool {
-        false
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocabulary.kind(id) == Some(Kind::Control)
     }
 
-    /// The text of a sequence of tokens; invalid bytes become U+FFFD.
+    /// The text of a sequence of tokens, control tokens included; invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids
             .iter()
             .flat_map(|&id| self.token_bytes(id))
             .copied()
             .collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        }
     }
 
-    /// The token whose bytes are exactly this text.
-    pub fn id_of(&self, _text: &str) -> Option<u32> {
-        None
+    /// The token whose bytes are exactly this text; a special token before a normal one.
+    pub fn id_of(&self, text: &str) -> Option<u32> {
+        let special = |id| self.vocabulary.kind(id) != Some(Kind::Normal);
+        self.vocabulary
+            .find(text.as_bytes(), special)
+            .or_else(|| self.vocabulary.find(text.as_bytes(), |_| true))
     }
+}
+
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
+
+/// The token that a key names, if the file has the key.
+fn token_id(
+    gguf: &Gguf<'_>,
+    key: &'static str,
+    count: usize,
+) -> Result<Option<u32>, TokenizerError> {
+    let id = match gguf.u32(key) {
+        Ok(id) => id,
+        Err(MetaError::Missing { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if (id as usize) < count {
+        Ok(Some(id))
+    } else {
+        Err(TokenizerError::TokenId { key, id, count })
+    }
+}
+
+/// The token to add, if the key `wanted` asks for it.
+fn added(
+    gguf: &Gguf<'_>,
+    wanted: &'static str,
+    default: bool,
+    key: &'static str,
+    token: Option<u32>,
+) -> Result<Option<u32>, TokenizerError> {
+    if !gguf.bool_or(wanted, default)? {
+        return Ok(None);
+    }
+    if token.is_none() {
+        return Err(TokenizerError::MissingToken {
+            wanted,
+            missing: key,
+        });
+    }
+    Ok(token)
 }

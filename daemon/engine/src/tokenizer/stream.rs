@@ -1,11 +1,17 @@
 //! Text from tokens as they come.
+//!
+//! A character may be spread over several tokens, so its first bytes wait here until the rest arrives or
+//! cannot arrive any more. The pieces, joined, are what decoding all tokens at once gives.
 
 use super::Tokenizer;
 
-/// Turns tokens into text one at a time, in whole UTF-8 characters.
+/// Turns tokens into text one at a time, in whole UTF-8 characters. Bytes that cannot be part of a
+/// character become U+FFFD.
 #[derive(Debug, Clone)]
 pub struct StreamDecoder {
     skip_control: bool,
+    /// The start of a character, at most three bytes between calls.
+    pending: Vec<u8>,
     text: String,
 }
 
@@ -14,23 +20,86 @@ impl StreamDecoder {
     pub fn new(skip_control: bool) -> Self {
         Self {
             skip_control,
+            pending: Vec::new(),
             text: String::new(),
         }
     }
 
     /// Takes a token and returns the characters it completes, possibly none.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> &str {
-        self.text.clear();
-        if !(self.skip_control && tokenizer.is_control(id)) {
-            self.text
-                .push_str(&String::from_utf8_lossy(tokenizer.token_bytes(id)));
+        if self.skip_control && tokenizer.is_control(id) {
+            self.text.clear();
+            return &self.text;
         }
+        self.push_bytes(tokenizer.token_bytes(id))
+    }
+
+    fn push_bytes(&mut self, bytes: &[u8]) -> &str {
+        self.text.clear();
+        self.pending.extend_from_slice(bytes);
+        let mut used = 0;
+        for chunk in self.pending.utf8_chunks() {
+            self.text.push_str(chunk.valid());
+            used += chunk.valid().len();
+            let invalid = chunk.invalid();
+            let rest = self.pending.len() - used;
+            if invalid.is_empty() || invalid.len() == rest && is_unfinished(invalid) {
+                break;
+            }
+            self.text.push(char::REPLACEMENT_CHARACTER);
+            used += invalid.len();
+        }
+        self.pending.drain(..used);
         &self.text
     }
 
-    /// Ends the text and returns what an unfinished character leaves: U+FFFD or nothing.
+    /// Ends the text and returns what an unfinished character leaves: U+FFFD or nothing. The decoder is
+    /// then at the start of a text again.
     pub fn finish(&mut self) -> &str {
         self.text.clear();
+        if !self.pending.is_empty() {
+            self.pending.clear();
+            self.text.push(char::REPLACEMENT_CHARACTER);
+        }
         &self.text
+    }
+}
+
+/// Whether bytes at the end of a text that are no character may become one with more bytes.
+fn is_unfinished(bytes: &[u8]) -> bool {
+    core::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_join_to_the_lossy_whole(pieces in prop::collection::vec(
+            prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..4),
+                any::<char>().prop_map(|c| c.to_string().into_bytes()),
+                (any::<char>(), 0usize..4).prop_map(|(c, cut)| {
+                    let mut bytes = c.to_string().into_bytes();
+                    bytes.truncate(cut);
+                    bytes
+                }),
+                (any::<char>(), 0usize..4).prop_map(|(c, cut)| {
+                    let bytes = c.to_string().into_bytes();
+                    bytes[cut.min(bytes.len())..].to_vec()
+                }),
+            ], 0..20)) {
+            let mut decoder = StreamDecoder::new(false);
+            let mut text = String::new();
+            for piece in &pieces {
+                text.push_str(decoder.push_bytes(piece));
+                prop_assert!(decoder.pending.len() <= 3);
+            }
+            text.push_str(decoder.finish());
+            let whole = pieces.concat();
+            prop_assert_eq!(text, String::from_utf8_lossy(&whole));
+        }
     }
 }

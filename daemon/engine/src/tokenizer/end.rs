@@ -1,0 +1,77 @@
+//! The tokens that end an answer.
+//!
+//! Files name some of them, often not all: an instruct model made from a base model may still name the
+//! base's end of text and end its turns with another token. So those whose text is known count as well.
+
+use super::vocabulary::{Kind, Vocabulary};
+
+/// Texts by which models in use end a turn, a message or a text. Sorted.
+const END_TEXTS: [&str; 20] = [
+    "<EOT>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<|calls|>",
+    "<|call|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|eot|>",
+    "<|file_sep|>",
+    "<|fim_pad|>",
+    "<|flush|>",
+    "<|im_end|>",
+    "<|repo_name|>",
+    "<|return|>",
+    "<｜end▁of▁sentence｜>",
+    "[EOT]",
+    "_<EOT>",
+];
+
+pub(super) fn is_end_text(text: &str) -> bool {
+    END_TEXTS.binary_search(&text).is_ok()
+}
+
+/// A few tokens, sorted.
+#[derive(Debug)]
+pub(super) struct EndTokens(Box<[u32]>);
+
+impl EndTokens {
+    /// Those that the file names, and those of known text.
+    pub(super) fn new(vocabulary: &Vocabulary, named: &[Option<u32>]) -> Self {
+        let control = |text: &str| {
+            vocabulary.find(text.as_bytes(), |id| {
+                vocabulary.kind(id) == Some(Kind::Control)
+            })
+        };
+        let mut ids: Vec<u32> = END_TEXTS.iter().filter_map(|text| control(text)).collect();
+        // Where answers consist of several messages, the end of one is not the end of all.
+        if let (Some(_), Some(_), Some(end)) = (
+            control("<|return|>"),
+            control("<|call|>"),
+            control("<|end|>"),
+        ) {
+            ids.retain(|&id| id != end);
+        }
+        ids.extend(named.iter().flatten());
+        ids.sort_unstable();
+        ids.dedup();
+        Self(ids.into_boxed_slice())
+    }
+
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.0.binary_search(&id).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_sorted() {
+        assert!(END_TEXTS.is_sorted());
+        assert!(is_end_text("<|im_end|>") && !is_end_text("<|im_start|>"));
+    }
+}
