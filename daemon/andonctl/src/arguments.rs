@@ -1,0 +1,280 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use andon_wire::{Egress, ModelName, Priority, RequestId, Sampling, TaskName};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_STATUS: &str = "Exit status:
+  0  done; also when the reader of the output went away
+  1  the request was refused or failed
+  2  the command line or the request is wrong; nothing was sent
+  3  no daemon answered: cannot connect, or the connection broke
+  4  cancelled, or the deadline passed
+  5  busy or not ready: try again later";
+
+/// Ask the language model of this gateway.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_STATUS, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The daemon's compact socket.
+    #[arg(
+        long,
+        global = true,
+        env = "ANDON_SOCKET",
+        default_value = "/run/andon/wire.sock",
+        value_name = "PATH"
+    )]
+    pub(crate) socket: PathBuf,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Ask once and print the answer as it is made.
+    Ask(Box<AskOptions>),
+    /// Talk: each line is a message, the conversation is kept.
+    ///
+    /// `/reset` begins anew, `/quit` or the end of input ends. Ctrl-C ends an answer that is being
+    /// made, and otherwise the program.
+    Chat(ChatOptions),
+    /// Show how the daemon is.
+    Status(StatusOptions),
+    /// Show the models that are served.
+    Models(ModelsOptions),
+    /// Cancel one of your own requests.
+    Cancel(CancelOptions),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them into a directory.
+    #[command(hide = true)]
+    Man {
+        /// Where to write the pages.
+        #[arg(value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// What `ask` and `chat` have in common.
+#[derive(Args, Debug)]
+pub(crate) struct AnswerOptions {
+    /// The model to ask instead of the default one.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<ModelName>,
+
+    /// Instructions that the conversation stands under.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    /// Most tokens in the answer.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens_max: Option<u32>,
+
+    /// A text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+
+    /// How urgent it is.
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) priority: Option<PriorityWord>,
+
+    /// Give up on the answer after this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub(crate) deadline_ms: Option<u32>,
+
+    /// Where the text may go.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) egress: Option<EgressWord>,
+
+    /// Say how long it took, on standard error. On a terminal this is said anyway.
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingOptions,
+}
+
+/// How tokens are drawn.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingOptions {
+    /// 0 takes the likeliest token, higher is more varied.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+
+    /// Keep the likeliest tokens that have this share of probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+
+    /// Keep this many of the likeliest tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+
+    /// Keep tokens at least this fraction as likely as the likeliest.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+
+    /// Divide the score of tokens seen lately.
+    #[arg(long, value_name = "X")]
+    repeat_penalty: Option<f32>,
+
+    /// How many of the last tokens the penalties look at.
+    #[arg(long, value_name = "N")]
+    repeat_last_n: Option<u32>,
+
+    /// Lower the score of a token seen lately, once.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+
+    /// Lower the score of a token for every time it was seen lately.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+
+    /// The same seed and request give the same answer.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingOptions {
+    pub(crate) const fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AskOptions {
+    /// What to ask; several words are joined by spaces. `-`, or nothing when input is piped in,
+    /// reads standard input.
+    #[arg(value_name = "TEXT", conflicts_with_all = ["task", "input"])]
+    pub(crate) text: Vec<String>,
+
+    /// Run a task of the daemon's configuration.
+    #[arg(long, value_name = "NAME", requires = "input", conflicts_with_all = ["system", "raw"])]
+    pub(crate) task: Option<TaskName>,
+
+    /// The task's input, a JSON object; `-` reads standard input.
+    #[arg(long, value_name = "JSON", requires = "task")]
+    pub(crate) input: Option<String>,
+
+    /// Give the text to the model as it is, to be continued, without its chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+
+    /// Id of the request, by which it can be cancelled; made up if not given.
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<RequestId>,
+
+    /// Print one JSON object with the answer, or the error, and the figures, at the end.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print the answer when it is complete.
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+
+    #[command(flatten)]
+    pub(crate) answer: AnswerOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ChatOptions {
+    #[command(flatten)]
+    pub(crate) answer: AnswerOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusOptions {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Show it again every so many seconds, until Ctrl-C.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    pub(crate) watch: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelsOptions {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CancelOptions {
+    /// Id of the request.
+    #[arg(value_name = "ID")]
+    pub(crate) id: RequestId,
+}
+
+/// A priority on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PriorityWord {
+    /// Before everything else.
+    Alarm,
+    /// Somebody waits for the answer.
+    Interactive,
+    /// Nobody waits.
+    Batch,
+}
+
+impl From<PriorityWord> for Priority {
+    fn from(word: PriorityWord) -> Self {
+        match word {
+            PriorityWord::Alarm => Self::Alarm,
+            PriorityWord::Interactive => Self::Interactive,
+            PriorityWord::Batch => Self::Batch,
+        }
+    }
+}
+
+/// A choice of egress on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum EgressWord {
+    /// Never leaves the gateway.
+    Local,
+    /// May be passed upstream.
+    Any,
+}
+
+impl From<EgressWord> for Egress {
+    fn from(word: EgressWord) -> Self {
+        match word {
+            EgressWord::Local => Self::Local,
+            EgressWord::Any => Self::Any,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
