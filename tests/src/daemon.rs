@@ -145,26 +145,9 @@ impl Daemon {
     /// # Errors
     /// When it ends or [`READY_TIMEOUT`] passes; the error has its log.
     pub fn wait_ready(&mut self) -> io::Result<()> {
-        let mut message = [0; 4096];
         while self.started.elapsed() < READY_TIMEOUT {
-            match self.notify.recv(&mut message) {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(message.get(..bytes).unwrap_or_default())
-                        .into_owned();
-                    if text.lines().any(|line| line == "READY=1") {
-                        self.ready = Some(self.started.elapsed());
-                        return Ok(());
-                    }
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-            if let Some(status) = self.child.try_wait()? {
-                return Err(io::Error::other(format!(
-                    "andond ended with {status}\n{}",
-                    self.log()
-                )));
+            if self.is_ready()? {
+                return Ok(());
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -172,6 +155,34 @@ impl Daemon {
             "andond is not ready\n{}",
             self.log()
         )))
+    }
+
+    /// Whether the daemon has said READY.
+    ///
+    /// # Errors
+    /// When it has ended; the error has its log.
+    pub fn is_ready(&mut self) -> io::Result<bool> {
+        let mut message = [0; 4096];
+        while self.ready.is_none() {
+            match self.notify.recv(&mut message) {
+                Ok(bytes) => {
+                    let text = String::from_utf8_lossy(message.get(..bytes).unwrap_or_default())
+                        .into_owned();
+                    if text.lines().any(|line| line == "READY=1") {
+                        self.ready = Some(self.started.elapsed());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        match self.child.try_wait()? {
+            Some(status) => Err(io::Error::other(format!(
+                "andond ended with {status}\n{}",
+                self.log()
+            ))),
+            None => Ok(self.ready.is_some()),
+        }
     }
 
     /// Time from start to READY, once it was waited for.
