@@ -48,6 +48,9 @@ struct ErrorReport<'a> {
 pub(crate) fn run(path: &Path, options: &AskOptions, output: &mut Output) -> Result<(), Failure> {
     let interrupts = Interrupts::listen()?;
     let text = question(options)?;
+    if text.trim().is_empty() && !options.raw {
+        return Err(Failure::Request(AskError::Empty));
+    }
     let id = options.id.clone().map_or_else(|| fresh_id(0), Ok)?;
     let input = if let Some(name) = &options.task {
         Input::Task {

@@ -375,6 +375,11 @@ fn what_breaks_a_limit_is_not_sent() {
         assert_eq!(outcome.code, Some(2), "{arguments:?} {outcome:?}");
         assert!(!outcome.stderr.is_empty());
     }
+    for nothing in ["", " \n"] {
+        let outcome = server.run_with(["ask"], nothing);
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains("asks nothing"), "{outcome:?}");
+    }
     let long = "x".repeat(andon_wire::limits::INPUT_BYTES_MAX + 1);
     let outcome = server.run_with(["ask"], &long);
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
