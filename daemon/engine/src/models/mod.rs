@@ -9,6 +9,7 @@ mod registry;
 use crate::backend::cpu::Pass;
 use crate::kv::Geometry;
 use crate::weights::WeightsError;
+use std::fmt::Display;
 
 pub use registry::{load, names};
 
@@ -72,7 +73,7 @@ mod limits {
 }
 
 /// The error of a hyperparameter out of range.
-fn hyperparameter(key: &str, value: impl ToString, expected: impl ToString) -> WeightsError {
+fn hyperparameter(key: &str, value: impl Display, expected: impl Display) -> WeightsError {
     WeightsError::Hyperparameter {
         key: key.to_owned(),
         value: value.to_string(),

@@ -323,7 +323,7 @@ impl Pass<'_> {
             );
         } else {
             run(pool, count, gates, |(gate, up)| {
-                shared_table.swiglu(gate, up)
+                shared_table.swiglu(gate, up);
             });
         }
         let columns = buffers.levels.columns(&buffers.gate, k, count);

@@ -73,7 +73,7 @@ pub(crate) unsafe fn weighted_sum(weights: &[f32], values: &[u16], output: &mut 
         let (chunk, after) = rest.split_at_mut(64);
         // SAFETY: columns `done .. done + 64` of every position exist.
         unsafe {
-            weighted_columns::<8>(weights, values.as_ptr().add(done), dims, chunk.as_mut_ptr())
+            weighted_columns::<8>(weights, values.as_ptr().add(done), dims, chunk.as_mut_ptr());
         };
         (done, rest) = (done + 64, after);
     }
@@ -81,7 +81,7 @@ pub(crate) unsafe fn weighted_sum(weights: &[f32], values: &[u16], output: &mut 
         let (chunk, after) = rest.split_at_mut(8);
         // SAFETY: columns `done .. done + 8` of every position exist.
         unsafe {
-            weighted_columns::<1>(weights, values.as_ptr().add(done), dims, chunk.as_mut_ptr())
+            weighted_columns::<1>(weights, values.as_ptr().add(done), dims, chunk.as_mut_ptr());
         };
         (done, rest) = (done + 8, after);
     }
