@@ -1,14 +1,16 @@
 //! Worker threads for hundreds of short phases per token.
 //!
-//! A phase is one call of [`Pool::run`]: every thread, the caller included, runs the same closure once. Waiting is a
-//! bounded spin, since the next phase usually starts within microseconds, then a sleep in the kernel, so that a busy
-//! machine is not made busier and an idle pool costs nothing.
+//! A phase is one call of [`Pool::run`]: the caller and the workers run the same closure, which takes pieces of work
+//! until none are left. Waiting is a bounded spin, since the next phase usually starts within microseconds, then a
+//! sleep in the kernel, so that a busy machine is not made busier and an idle pool costs nothing. When the caller
+//! finds no more work it closes the phase: it waits for the workers that entered, not for those that other programs
+//! kept from running, so a busy machine does not stall it.
 //!
-//! Invariant: [`Pool::run`] returns only after every thread has left the closure, which is what lets the closure
-//! borrow from the caller's stack.
+//! Invariant: [`Pool::run`] returns only after every thread that entered the closure has left it, and none enters
+//! later; that is what lets the closure borrow from the caller's stack.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread, ThreadId};
 
@@ -24,17 +26,47 @@ pub fn available_threads() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// What `Shared::state` says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State(u64);
+
+impl State {
+    const ENTERED: u64 = (1 << 16) - 1;
+    const CLOSED: u64 = 1 << 16;
+    const PHASE_SHIFT: u32 = 17;
+
+    /// Phase `phase`, open, entered by nobody.
+    fn open(phase: u64) -> State {
+        State(phase << Self::PHASE_SHIFT)
+    }
+
+    fn phase(self) -> u64 {
+        self.0 >> Self::PHASE_SHIFT
+    }
+
+    fn is_closed(self) -> bool {
+        self.0 & Self::CLOSED != 0
+    }
+
+    fn entered(self) -> usize {
+        (self.0 & Self::ENTERED) as usize
+    }
+}
+
+/// Most workers that a state can count.
+const WORKERS_MAX: usize = State::ENTERED as usize;
+
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// What the caller and the workers share.
 struct Shared {
-    /// Counts phases; a change is the signal to start.
-    phase: AtomicU32,
+    /// Number of the phase, whether it is closed, and how many workers entered it; see [`State`].
+    state: AtomicU64,
     /// Points to the caller's `&Phase` while a phase runs.
     job: AtomicPtr<()>,
-    /// Workers that have not finished the phase.
-    running: AtomicUsize,
-    /// Set when the pool is dropped; read after a change of `phase`.
+    /// Workers that entered the phase and left it.
+    left: AtomicUsize,
+    /// Set when the pool is dropped; read after a change of phase.
     stopping: AtomicBool,
     /// Whether each worker sleeps or is about to.
     sleeping: Box<[AtomicBool]>,
@@ -50,6 +82,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// The thread that `Shared::caller` stands for.
     caller: Option<ThreadId>,
+    /// Phases so far.
+    phase: u64,
 }
 
 impl std::fmt::Debug for Pool {
@@ -67,11 +101,11 @@ impl Pool {
     /// # Errors
     /// If the system does not give the threads.
     pub fn new(threads: NonZero<usize>) -> std::io::Result<Pool> {
-        let count = threads.get() - 1;
+        let count = (threads.get() - 1).min(WORKERS_MAX);
         let shared = Arc::new(Shared {
-            phase: AtomicU32::new(0),
+            state: AtomicU64::new(State::CLOSED),
             job: AtomicPtr::new(std::ptr::null_mut()),
-            running: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             sleeping: (0..count).map(|_| AtomicBool::new(false)).collect(),
             caller_sleeping: AtomicBool::new(false),
@@ -81,6 +115,7 @@ impl Pool {
             shared,
             workers: Vec::with_capacity(count),
             caller: None,
+            phase: 0,
         };
         for index in 0..count {
             let shared = Arc::clone(&pool.shared);
@@ -99,7 +134,9 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `phase` once on every thread, with thread indices `0..threads()`; the caller is 0.
+    /// Runs `phase` on the caller (thread 0) and on the workers (`1..threads()`) that come before the caller is
+    /// through with it, once each at most. So `phase` must take its share of the work from where all find it, and
+    /// return when none is left.
     ///
     /// A panic on a worker aborts the process: its part of the result would be missing.
     pub fn run(&mut self, phase: &Phase<'_>) {
@@ -113,34 +150,38 @@ impl Pool {
             self.caller = Some(current.id());
             *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
         }
-        let caller = CallerGuard { shared };
+        let closing = CloseOnDrop { shared };
         let job: &&Phase<'_> = &phase;
         shared
             .job
             .store(std::ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
+        shared.left.store(0, Ordering::Relaxed);
+        self.phase += 1;
         // SeqCst here and in `wait`: either the worker sees the new phase before it sleeps, or we see that it sleeps.
-        shared.phase.fetch_add(1, Ordering::SeqCst);
+        shared
+            .state
+            .store(State::open(self.phase).0, Ordering::SeqCst);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping) {
             if sleeping.load(Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
         phase(0);
-        drop(caller);
+        drop(closing);
     }
 }
 
-/// Waits for the workers when dropped, also when the caller's own part panics.
-struct CallerGuard<'a> {
+/// Closes the phase when dropped, also when the caller's own part panics, and waits for those inside.
+struct CloseOnDrop<'a> {
     shared: &'a Shared,
 }
 
-impl Drop for CallerGuard<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         let shared = self.shared;
+        let entered = State(shared.state.fetch_or(State::CLOSED, Ordering::SeqCst)).entered();
         wait(&shared.caller_sleeping, || {
-            shared.running.load(Ordering::SeqCst) == 0
+            shared.left.load(Ordering::SeqCst) == entered
         });
     }
 }
@@ -148,7 +189,9 @@ impl Drop for CallerGuard<'_> {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
-        self.shared.phase.fetch_add(1, Ordering::SeqCst);
+        self.shared
+            .state
+            .store(State::open(self.phase + 1).0, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker that panicked has aborted the process already.
@@ -184,32 +227,40 @@ impl Drop for AbortOnPanic {
 }
 
 fn work(shared: &Shared, index: usize) {
+    let state = || State(shared.state.load(Ordering::SeqCst));
     let mut seen = 0;
     loop {
-        wait(&shared.sleeping[index], || {
-            shared.phase.load(Ordering::SeqCst) != seen
-        });
-        seen = shared.phase.load(Ordering::SeqCst);
+        wait(&shared.sleeping[index], || state().phase() != seen);
+        let current = state();
         if shared.stopping.load(Ordering::Relaxed) {
             return;
         }
+        if current.is_closed() {
+            seen = current.phase();
+            continue;
+        }
+        let entering = shared.state.compare_exchange(
+            current.0,
+            current.0 + 1,
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+        if entering.is_err() {
+            continue;
+        }
+        seen = current.phase();
         let guard = AbortOnPanic;
-        // SAFETY: `run` stored a pointer to a `&Phase` on its stack before it changed `phase`, and does not return
-        // before `running` is zero, which this worker lets happen only after the call.
+        // SAFETY: `run` stored a pointer to a `&Phase` on its stack before it opened the phase, and does not return
+        // before everyone who entered it, as this worker just did, has left.
         let phase = unsafe { *shared.job.load(Ordering::Relaxed).cast::<&Phase<'_>>() };
         phase(index + 1);
         drop(guard);
-        finish(shared);
-    }
-}
-
-/// Tells the caller that this worker is done.
-fn finish(shared: &Shared) {
-    if shared.running.fetch_sub(1, Ordering::SeqCst) == 1
-        && shared.caller_sleeping.load(Ordering::SeqCst)
-        && let Some(caller) = &*shared.caller.lock().unwrap_or_else(PoisonError::into_inner)
-    {
-        caller.unpark();
+        shared.left.fetch_add(1, Ordering::SeqCst);
+        if shared.caller_sleeping.load(Ordering::SeqCst)
+            && let Some(caller) = &*shared.caller.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            caller.unpark();
+        }
     }
 }
 
@@ -217,39 +268,51 @@ fn finish(shared: &Shared) {
 mod tests {
     use super::Pool;
     use std::num::NonZero;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     #[test]
-    fn every_thread_runs_every_phase_once() {
+    fn every_piece_of_work_is_done_once_per_phase() {
         let mut pool = Pool::new(NonZero::new(4).expect("four")).expect("threads");
-        for round in 0..2000 {
-            let counts: [AtomicUsize; 4] = Default::default();
+        for round in 0..5000 {
+            let next = AtomicUsize::new(0);
+            let done: [AtomicUsize; 16] = Default::default();
+            let threads: [AtomicUsize; 4] = Default::default();
             pool.run(&|thread| {
-                counts[thread].fetch_add(1, Ordering::Relaxed);
+                threads[thread].fetch_add(1, Ordering::Relaxed);
+                while let Some(piece) = done.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    piece.fetch_add(1, Ordering::Relaxed);
+                }
             });
             assert!(
-                counts
+                done.iter().all(|count| count.load(Ordering::Relaxed) == 1),
+                "round {round}"
+            );
+            assert!(
+                threads
                     .iter()
-                    .all(|count| count.load(Ordering::Relaxed) == 1),
+                    .all(|count| count.load(Ordering::Relaxed) <= 1),
                 "round {round}"
             );
         }
     }
 
     #[test]
-    fn wakes_threads_that_slept() {
+    fn workers_that_slept_take_part() {
         let mut pool = Pool::new(NonZero::new(2).expect("two")).expect("threads");
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(5));
-            let count = AtomicUsize::new(0);
+            let worker_came = AtomicBool::new(false);
             pool.run(&|thread| {
                 if thread == 1 {
+                    worker_came.store(true, Ordering::SeqCst);
                     // Longer than the caller spins: it must sleep and be woken.
                     std::thread::sleep(std::time::Duration::from_millis(5));
+                } else {
+                    while !worker_came.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
                 }
-                count.fetch_add(1, Ordering::Relaxed);
             });
-            assert_eq!(count.load(Ordering::Relaxed), 2);
         }
     }
 
@@ -259,7 +322,7 @@ mod tests {
         for _ in 0..3 {
             pool = std::thread::spawn(move || {
                 pool.run(&|thread| {
-                    std::thread::sleep(std::time::Duration::from_millis(thread as u64 * 3))
+                    std::thread::sleep(std::time::Duration::from_millis(thread as u64 * 3));
                 });
                 pool
             })
