@@ -1,4 +1,5 @@
 //! Properties of the decisions that hold for any input.
+#![forbid(unsafe_code)]
 
 use std::cmp::Ordering;
 

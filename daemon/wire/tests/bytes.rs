@@ -1,5 +1,6 @@
 //! The exact bytes of every frame. A change here is a change of the protocol, and needs a new
 //! version of it; clients in other languages are written against these bytes.
+#![forbid(unsafe_code)]
 
 use andon_wire::limits::{
     CHUNK_TEXT_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, LABEL_BYTES_MAX, MODELS_MAX,

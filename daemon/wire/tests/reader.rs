@@ -1,4 +1,5 @@
 //! Frames out of a stream in pieces, and streams that are no frames.
+#![forbid(unsafe_code)]
 
 use andon_wire::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use andon_wire::{

@@ -1,4 +1,5 @@
 //! The example frames of the README are frames, byte for byte.
+#![forbid(unsafe_code)]
 
 use andon_wire::{
     Ask, Chunk, ClientFrame, HEADER_BYTES, Hello, Input, PROTOCOL_VERSION, RequestId, ServerFrame,

@@ -1,4 +1,5 @@
 //! Whatever can be said comes back as it was said, and bytes that say nothing do no harm.
+#![forbid(unsafe_code)]
 
 use andon_wire::{
     Ask, Chunk, ClientFrame, Done, Egress, ErrorCode, Fault, Finish, FrameReader, HEADER_BYTES,
