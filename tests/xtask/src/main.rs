@@ -10,6 +10,7 @@ mod cache;
 mod demo;
 mod model;
 mod no_std;
+mod oracle;
 mod packages;
 mod python;
 mod shell;

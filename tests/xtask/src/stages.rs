@@ -3,6 +3,8 @@
 //! A stage that cannot run here is skipped with its reason, which the summary repeats; a stage that
 //! runs and fails does not keep the later ones from running.
 
+use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{model, no_std, packages, python, shell, units};
+use crate::{model, no_std, oracle, packages, python, shell, units};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,6 +63,7 @@ pub(crate) enum Outcome {
 struct Setup {
     model: Option<PathBuf>,
     python: Option<PathBuf>,
+    cases: Vec<PathBuf>,
     without: Vec<String>,
 }
 
@@ -80,6 +83,12 @@ impl Setup {
         }
         setup.python = setup.note("the official client", python::ensure());
         setup.model = setup.note("SmolLM2", model::ensure());
+        if let (Some(python), Some(model)) = (&setup.python, &setup.model) {
+            let cases = oracle::ensure(python, model);
+            setup.cases = setup
+                .note("second opinions on tokens", cases)
+                .unwrap_or_default();
+        }
         setup
     }
 
@@ -89,10 +98,21 @@ impl Setup {
     }
 
     /// The variables that tell the tests where things are.
-    fn variables(&self) -> Vec<(&'static str, PathBuf)> {
-        let model = self.model.clone().map(|path| ("ANDON_TEST_MODEL", path));
-        let python = self.python.clone().map(|path| ("ANDON_TEST_PYTHON", path));
-        model.into_iter().chain(python).collect()
+    fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let path = |path: &PathBuf| path.clone().into_os_string();
+        let model = self
+            .model
+            .as_ref()
+            .map(|model| ("ANDON_TEST_MODEL", path(model)));
+        let python = self
+            .python
+            .as_ref()
+            .map(|python| ("ANDON_TEST_PYTHON", path(python)));
+        let cases = env::join_paths(&self.cases)
+            .ok()
+            .filter(|list| !list.is_empty());
+        let cases = cases.map(|list| ("ANDON_TOKENIZER_CASES", list));
+        [model, python, cases].into_iter().flatten().collect()
     }
 }
 
@@ -102,8 +122,8 @@ pub(crate) fn print_setup() -> Result<ExitCode> {
     for missing in &setup.without {
         println!("  without {missing}");
     }
-    for (name, path) in setup.variables() {
-        println!("export {name}={}", path.display());
+    for (name, value) in setup.variables() {
+        println!("export {name}={}", value.display());
     }
     Ok(if setup.without.is_empty() {
         ExitCode::SUCCESS
