@@ -1,3 +1,476 @@
-//! The battery that every kernel of every runnable table passes: against the scalar kernels to the bit, and the
-//! scalar kernels against f64 within a bound derived from the data.
-#![cfg(test)]
+//! The battery that the kernels of every runnable table pass: against the scalar kernels to the bit, and the scalar
+//! kernels against f64 within a bound derived from the data.
+
+use crate::activation::{Columns, GROUP, Quantized, QuantizedMut};
+use crate::block::decode_row;
+use crate::op::attention::{PAGE, TILE, key_index};
+use crate::op::rope::Pairing;
+use crate::{Format, Isa, Table, Tile};
+use std::vec;
+use std::vec::Vec;
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// In -1..1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// How the weights and activations of a case are drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Draw {
+    /// Any bits, but finite scales.
+    Random,
+    /// Every level at its largest magnitude.
+    Extreme,
+    /// Scales down to subnormal and up to the largest f16.
+    WideScales,
+}
+
+const DRAWS: [Draw; 3] = [Draw::Random, Draw::Extreme, Draw::WideScales];
+
+/// Byte offsets of the f16 fields of a block.
+fn half_fields(format: Format) -> &'static [usize] {
+    match format {
+        Format::F32 => &[],
+        Format::F16 | Format::Q4_0 | Format::Q8_0 => &[0],
+        Format::Q4_1 | Format::Q4K => &[0, 2],
+        Format::Q6K => &[208],
+    }
+}
+
+fn weights(random: &mut Random, format: Format, elements: usize, draw: Draw) -> Vec<u8> {
+    let bytes = format.bytes(elements).expect("whole blocks");
+    if format == Format::F32 {
+        return (0..elements)
+            .flat_map(|_| random.unit().to_le_bytes())
+            .collect();
+    }
+    let mut output: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
+    if draw == Draw::Extreme {
+        output.fill(if random.next().is_multiple_of(2) {
+            0xff
+        } else {
+            0x80
+        });
+    }
+    for block in output.chunks_exact_mut(format.block_bytes()) {
+        for &field in half_fields(format) {
+            let value = match draw {
+                Draw::Random | Draw::Extreme => half::f16::from_f32(random.unit()),
+                // Any finite pattern: clearing one exponent bit keeps infinities and NaNs out.
+                Draw::WideScales => half::f16::from_bits(random.next() as u16 & 0xfbff),
+            };
+            block[field..field + 2].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    output
+}
+
+/// Owned activations.
+struct Activations {
+    k: usize,
+    count: usize,
+    values: Vec<f32>,
+    levels: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Activations {
+    fn new(random: &mut Random, k: usize, count: usize, draw: Draw) -> Activations {
+        let magnitude = |random: &mut Random| match draw {
+            Draw::WideScales => f32::powi(10.0, random.below(12) as i32 - 6),
+            _ => 1.0,
+        };
+        let mut values: Vec<f32> = Vec::new();
+        for _ in 0..(k * count).div_ceil(GROUP) {
+            let scale = magnitude(random);
+            values.extend((0..GROUP).map(|_| match draw {
+                Draw::Extreme => {
+                    scale
+                        * if random.next().is_multiple_of(8) {
+                            -1.0
+                        } else {
+                            1.0
+                        }
+                }
+                _ => scale * random.unit(),
+            }));
+        }
+        values.truncate(k * count);
+        let whole = values.len() / GROUP * GROUP;
+        let groups = whole / GROUP;
+        let (mut levels, mut scales, mut sums) =
+            (vec![0; whole], vec![0.0; groups], vec![0; 2 * groups]);
+        let mut output = QuantizedMut {
+            levels: &mut levels,
+            scales: &mut scales,
+            sums: &mut sums,
+        };
+        scalar().quantize(&values[..whole], &mut output);
+        Activations {
+            k,
+            count,
+            values,
+            levels,
+            scales,
+            sums,
+        }
+    }
+
+    fn columns(&self) -> Columns<'_> {
+        let quantized = Quantized {
+            levels: &self.levels,
+            scales: &self.scales,
+            sums: &self.sums,
+        };
+        Columns {
+            k: self.k,
+            count: self.count,
+            values: &self.values,
+            quantized,
+        }
+    }
+
+    /// Element `index` of column `column` as the products of `format` see it.
+    fn seen(&self, format: Format, column: usize, index: usize) -> f64 {
+        let at = column * self.k + index;
+        if format.is_quantized() {
+            f64::from(self.levels[at]) * f64::from(self.scales[at / GROUP])
+        } else {
+            f64::from(self.values[at])
+        }
+    }
+}
+
+fn scalar() -> Table {
+    Table::new(Isa::Scalar).expect("always there")
+}
+
+fn product(
+    table: &Table,
+    format: Format,
+    weights: &[u8],
+    rows: usize,
+    activations: &Activations,
+) -> Vec<f32> {
+    let mut output = vec![f32::NAN; rows * activations.count];
+    let mut tile = Tile::whole(&mut output, rows, activations.count);
+    table.matmul(format, weights, activations.columns(), &mut tile);
+    output
+}
+
+fn assert_same_bits(left: &[f32], right: &[f32], context: &dyn std::fmt::Display) {
+    assert_eq!(left.len(), right.len(), "{context}");
+    for (index, (left, right)) in left.iter().zip(right).enumerate() {
+        assert_eq!(
+            left.to_bits(),
+            right.to_bits(),
+            "{context}: element {index}: {left} and {right}"
+        );
+    }
+}
+
+/// Every format, with ragged row and column counts.
+fn for_each_product(mut check: impl FnMut(&mut Random, Format, Draw, usize, usize, usize)) {
+    let mut random = Random(1);
+    for format in Format::ALL {
+        let block = format
+            .block_elements()
+            .max(if format.is_quantized() { GROUP } else { 1 });
+        for draw in DRAWS {
+            for (blocks, rows, columns) in [
+                (1, 1, 1),
+                (2, 7, 3),
+                (3, 8, 4),
+                (5, 15, 9),
+                (18, 16, 2),
+                (7, 17, 8),
+                (4, 33, 13),
+                (40, 24, 1),
+            ] {
+                check(&mut random, format, draw, blocks * block, rows, columns);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_have_the_scalar_bits_on_every_instruction_set() {
+    for table in Table::runnable() {
+        for_each_product(|random, format, draw, k, rows, columns| {
+            let matrix = weights(random, format, k * rows, draw);
+            let activations = Activations::new(random, k, columns, draw);
+            let expected = product(&scalar(), format, &matrix, rows, &activations);
+            // Once more from an address that nothing aligned.
+            let mut shifted = vec![0; 3];
+            shifted.extend_from_slice(&matrix);
+            for bytes in [&matrix[..], &shifted[3..]] {
+                let actual = product(&table, format, bytes, rows, &activations);
+                let context = std::format!(
+                    "{} {} {draw:?} k {k} rows {rows}",
+                    table.isa().name(),
+                    format.name()
+                );
+                assert_same_bits(&actual, &expected, &context);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_column_does_not_depend_on_its_neighbours() {
+    for table in Table::runnable() {
+        for_each_product(|random, format, draw, k, rows, columns| {
+            let matrix = weights(random, format, k * rows, draw);
+            let activations = Activations::new(random, k, columns, draw);
+            let together = product(&table, format, &matrix, rows, &activations);
+            for column in 0..columns {
+                if format.is_quantized() || draw == Draw::Random {
+                    let groups = column * k / GROUP..(column + 1) * k / GROUP;
+                    let alone = Activations {
+                        k,
+                        count: 1,
+                        values: activations.values[column * k..(column + 1) * k].to_vec(),
+                        levels: activations
+                            .levels
+                            .get(column * k..(column + 1) * k)
+                            .unwrap_or(&[])
+                            .to_vec(),
+                        scales: activations
+                            .scales
+                            .get(groups.clone())
+                            .unwrap_or(&[])
+                            .to_vec(),
+                        sums: activations
+                            .sums
+                            .get(2 * groups.start..2 * groups.end)
+                            .unwrap_or(&[])
+                            .to_vec(),
+                    };
+                    let context =
+                        std::format!("{} {} column {column}", table.isa().name(), format.name());
+                    let alone = product(&table, format, &matrix, rows, &alone);
+                    assert_same_bits(
+                        &together[column * rows..(column + 1) * rows],
+                        &alone,
+                        &context,
+                    );
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn scalar_products_follow_double_precision() {
+    for_each_product(|random, format, draw, k, rows, columns| {
+        let matrix = weights(random, format, k * rows, draw);
+        let activations = Activations::new(random, k, columns, draw);
+        let actual = product(&scalar(), format, &matrix, rows, &activations);
+        let mut decoded = vec![0.0; k];
+        for row in 0..rows {
+            let bytes = format.bytes(k).expect("whole blocks");
+            decode_row(
+                format,
+                &matrix[row * bytes..(row + 1) * bytes],
+                &mut decoded,
+            );
+            for column in 0..columns {
+                let terms = decoded.iter().enumerate().map(|(index, &weight)| {
+                    let seen = activations.seen(format, column, index);
+                    (f64::from(weight) * seen, seen.abs())
+                });
+                let (exact, size) = terms.clone().fold((0.0, 0.0), |(exact, size), (term, _)| {
+                    (exact + term, size + term.abs())
+                });
+                // Formats with a minimum add two large parts that may cancel: bound by the parts.
+                let parts = terms.map(|(_, seen)| seen).sum::<f64>()
+                    * half_bound(format, &matrix[row * bytes..(row + 1) * bytes]);
+                let bound = (size + parts) * 1e-5 + 1e-30;
+                let error = (f64::from(actual[column * rows + row]) - exact).abs();
+                assert!(
+                    error <= bound,
+                    "{} {draw:?} k {k}: error {error} above {bound}",
+                    format.name()
+                );
+            }
+        }
+    });
+}
+
+/// A bound on the magnitude of the parts that make up a weight of a row: level times scale, and minimum.
+fn half_bound(format: Format, row: &[u8]) -> f64 {
+    let largest = row
+        .chunks_exact(format.block_bytes())
+        .flat_map(|block| {
+            half_fields(format).iter().map(|&at| {
+                half::f16::from_le_bytes([block[at], block[at + 1]])
+                    .to_f64()
+                    .abs()
+            })
+        })
+        .fold(0.0, f64::max);
+    match format {
+        Format::F32 | Format::F16 => 0.0,
+        Format::Q4_0 | Format::Q4_1 => largest * 16.0,
+        Format::Q8_0 => largest * 128.0,
+        Format::Q4K => largest * 64.0 * 16.0,
+        Format::Q6K => largest * 128.0 * 32.0,
+    }
+}
+
+#[test]
+fn attention_has_the_scalar_bits_on_every_instruction_set() {
+    let mut random = Random(2);
+    for head_dim in [4, 40, 64, 80, 128, 200] {
+        let half = |random: &mut Random| half::f16::from_f32(random.unit() * 4.0).to_bits();
+        let keys: Vec<u16> = (0..PAGE * head_dim).map(|_| half(&mut random)).collect();
+        let values: Vec<u16> = (0..PAGE * head_dim).map(|_| half(&mut random)).collect();
+        let query: Vec<f32> = (0..head_dim).map(|_| random.unit()).collect();
+        for positions in [1, TILE - 1, TILE, TILE + 1, PAGE - 1, PAGE] {
+            let mut expected = vec![0.0; positions];
+            scalar().scores(&query, &keys, 0.125, &mut expected);
+            for (position, &score) in expected.iter().enumerate() {
+                let terms = (0..head_dim).map(|dim| {
+                    let key =
+                        half::f16::from_bits(keys[key_index(position, dim, head_dim)]).to_f64();
+                    f64::from(query[dim]) * key
+                });
+                let exact = 0.125 * terms.clone().sum::<f64>();
+                let bound = terms.map(f64::abs).sum::<f64>() * 1e-5;
+                assert!(
+                    (f64::from(score) - exact).abs() <= bound,
+                    "score {score}, exactly {exact}"
+                );
+            }
+            let mut weights = expected.clone();
+            let mut summed: Vec<f32> = (0..head_dim).map(|_| random.unit()).collect();
+            let start = summed.clone();
+            let total = scalar().softmax_numerators(&mut weights);
+            scalar().weighted_sum(&weights, &values, &mut summed);
+            for table in Table::runnable() {
+                let context = std::format!(
+                    "{} head {head_dim} positions {positions}",
+                    table.isa().name()
+                );
+                let mut actual = vec![0.0; positions];
+                table.scores(&query, &keys, 0.125, &mut actual);
+                assert_same_bits(&actual, &expected, &context);
+                assert_eq!(
+                    table.softmax_numerators(&mut actual).to_bits(),
+                    total.to_bits(),
+                    "{context}"
+                );
+                assert_same_bits(&actual, &weights, &context);
+                let mut actual = start.clone();
+                table.weighted_sum(&weights, &values, &mut actual);
+                assert_same_bits(&actual, &summed, &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
+    let mut random = Random(3);
+    for length in [32, 96, 576, 608] {
+        let x: Vec<f32> = (0..length).map(|_| random.unit() * 20.0).collect();
+        let weight: Vec<f32> = (0..length).map(|_| random.unit()).collect();
+        let rotations: Vec<[f32; 2]> = (0..length / 2)
+            .map(|_| [random.unit(), random.unit()])
+            .collect();
+        let run = |table: &Table| {
+            let mut results = Vec::new();
+            let mut output = vec![0.0; length];
+            table.rms_norm(&x, &weight, 1e-5, &mut output);
+            results.push(output);
+            let mut gate = x.clone();
+            table.swiglu(&mut gate, &weight);
+            results.push(gate);
+            for pairing in [Pairing::Adjacent, Pairing::Halves] {
+                let mut head = x.clone();
+                table.rotate(&mut head, &rotations, pairing);
+                results.push(head);
+            }
+            let (mut levels, mut scales, mut sums) = (
+                vec![0; length],
+                vec![0.0; length / 32],
+                vec![0; length / 16],
+            );
+            let mut output = QuantizedMut {
+                levels: &mut levels,
+                scales: &mut scales,
+                sums: &mut sums,
+            };
+            table.quantize(&x, &mut output);
+            results.push(scales);
+            results.push(levels.iter().map(|&level| f32::from(level)).collect());
+            results.push(sums.iter().map(|&sum| sum as f32).collect());
+            let mut halves = vec![0; length];
+            table.to_half(&x, &mut halves);
+            results.push(halves.iter().map(|&half| f32::from(half)).collect());
+            results
+        };
+        let expected = run(&scalar());
+        for table in Table::runnable() {
+            for (index, (actual, expected)) in run(&table).iter().zip(&expected).enumerate() {
+                assert_same_bits(
+                    actual,
+                    expected,
+                    &std::format!("{} step {index}", table.isa().name()),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn quantizing_keeps_within_half_a_step_and_marks_what_is_not_finite() {
+    let mut random = Random(4);
+    let mut x: Vec<f32> = (0..GROUP * 4).map(|_| random.unit()).collect();
+    x[GROUP + 3] = f32::NAN;
+    x[2 * GROUP + 5] = f32::NEG_INFINITY;
+    x[3 * GROUP..].fill(1e-40);
+    for table in Table::runnable() {
+        let (mut levels, mut scales, mut sums) = (vec![1; x.len()], vec![1.0; 4], vec![1; 8]);
+        let mut output = QuantizedMut {
+            levels: &mut levels,
+            scales: &mut scales,
+            sums: &mut sums,
+        };
+        table.quantize(&x, &mut output);
+        for (index, &value) in x[..GROUP].iter().enumerate() {
+            let error = (f32::from(levels[index]) * scales[0] - value).abs();
+            assert!(
+                error <= scales[0] * 0.5001,
+                "error {error} of step {}",
+                scales[0]
+            );
+        }
+        assert!(scales[1].is_nan() && scales[2].is_nan() && scales[3] == 0.0);
+        assert!(levels[GROUP..].iter().all(|&level| level == 0));
+        for (sum, levels) in sums.iter().zip(levels.chunks(16)) {
+            assert_eq!(
+                *sum,
+                levels.iter().map(|&level| i32::from(level)).sum::<i32>()
+            );
+        }
+    }
+}

@@ -15,6 +15,7 @@ extern crate std;
 pub mod activation;
 mod arch;
 pub mod block;
+#[cfg(test)]
 mod check;
 mod cpu;
 mod format;

@@ -6,7 +6,7 @@
 use crate::activation::{Columns, QuantizedMut};
 use crate::arch::scalar;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::avx2;
+use crate::arch::x86_64::{avx2, avx512vnni};
 use crate::op::attention::{PAGE, Scores, TILE, WeightedSum};
 use crate::op::matmul::{Kernel, Product};
 use crate::op::rope::Pairing;
@@ -55,6 +55,13 @@ const AVX2: Table = Table {
     to_half: avx2::half::to_half,
 };
 
+#[cfg(target_arch = "x86_64")]
+const AVX512_VNNI: Table = Table {
+    isa: Isa::Avx512Vnni,
+    matmul: avx512vnni::matmul::kernel,
+    ..AVX2
+};
+
 impl Table {
     /// The kernels of `isa`; `None` if this machine cannot run them.
     #[must_use]
@@ -67,7 +74,7 @@ impl Table {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(AVX2),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => Some(AVX2),
+            Isa::Avx512Vnni => Some(AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512Vnni => None,
         }

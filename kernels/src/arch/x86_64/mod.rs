@@ -1,6 +1,7 @@
 //! Kernels for x86-64.
 
 pub(crate) mod avx2;
+pub(crate) mod avx512vnni;
 
 /// The register sets that the operating system saves (XCR0).
 ///
@@ -14,3 +15,64 @@ pub(crate) fn saved_registers() -> u64 {
     // SAFETY: OSXSAVE was reported, see above.
     unsafe { read() }
 }
+
+/// Columns that every block of rows passes over before the next are taken, in multiples of `multiple`: their levels
+/// take a share of L2 that leaves room for the tile's weights.
+#[inline]
+fn column_span(k: usize, multiple: usize) -> usize {
+    const LEVELS_BYTES: usize = 128 * 1024;
+    (LEVELS_BYTES / k.max(1)).max(1).next_multiple_of(multiple)
+}
+
+/// Defines the matrix product kernel `$name` of a quantized format, compiled for `$features`: it walks over the
+/// product in blocks of `ROWS` rows and up to `COLUMNS` columns, which `$block` (generic over the number of columns)
+/// computes and `store` writes; all of these come from the calling module.
+macro_rules! blocked_kernel {
+    ($features:literal, $name:ident, $block:ident, $format:ident) => {
+        /// See [`Kernel`].
+        ///
+        /// # Safety
+        /// See [`Kernel`].
+        #[target_feature(enable = $features)]
+        unsafe fn $name(product: Product<'_>) {
+            let columns = &product.columns;
+            let blocks = columns.k / Format::$format.block_elements();
+            let span = column_span(columns.k, COLUMNS);
+            for start in (0..columns.count).step_by(span) {
+                let end = columns.count.min(start + span);
+                for first in (0..product.row_count).step_by(ROWS) {
+                    // A block past the end repeats the last row and drops the copies.
+                    let rows: Rows = core::array::from_fn(|index| {
+                        let row = (first + index).min(product.row_count - 1);
+                        // SAFETY: `row` is one of the rows the caller owes.
+                        unsafe { product.weights.add(row * product.row_bytes) }
+                    });
+                    let mut column = start;
+                    while column < end {
+                        // SAFETY: the rows have `blocks` blocks, the columns exist, and so does their output.
+                        unsafe {
+                            match end - column {
+                                COLUMNS.. => {
+                                    let sums = $block::<COLUMNS>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += COLUMNS;
+                                }
+                                2.. => {
+                                    let sums = $block::<2>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += 2;
+                                }
+                                _ => {
+                                    let sums = $block::<1>(rows, blocks, columns, column);
+                                    store(&product, first, column, &sums);
+                                    column += 1;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+use blocked_kernel;

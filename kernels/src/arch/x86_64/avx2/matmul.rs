@@ -4,6 +4,7 @@
 //! meet in one vector before the one rounding per group. A vector of levels holds 16 levels of row `p` in its low
 //! and of row `p + 4` in its high half; two levels of pairwise addition then put the rows in lane order.
 
+use super::super::{blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP};
 use crate::block::Q4K;
@@ -26,10 +27,6 @@ const ROWS: usize = 8;
 /// Columns computed together: their accumulators and one group's levels fit the sixteen registers.
 const COLUMNS: usize = 4;
 
-/// Bytes of activation levels that every block of rows passes over before the next columns are taken: a share of L2
-/// that leaves room for the tile's weights.
-const LEVELS_BYTES: usize = 128 * 1024;
-
 /// The kernel of a format.
 pub(crate) const fn kernel(format: Format) -> Kernel {
     match format {
@@ -45,54 +42,10 @@ pub(crate) const fn kernel(format: Format) -> Kernel {
 
 type Rows = [*const u8; ROWS];
 
-/// Defines the kernel `$name`, which computes blocks of rows and columns with `$block`, a function generic over the
-/// number of columns.
+/// [`super::super::blocked_kernel`] for this instruction set.
 macro_rules! kernel {
     ($name:ident, $block:ident, $format:ident) => {
-        /// See [`Kernel`].
-        ///
-        /// # Safety
-        /// See [`Kernel`].
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(product: Product<'_>) {
-            let columns = &product.columns;
-            let blocks = columns.k / Format::$format.block_elements();
-            let span = (LEVELS_BYTES / columns.k.max(1)).next_multiple_of(COLUMNS);
-            for start in (0..columns.count).step_by(span) {
-                let end = columns.count.min(start + span);
-                for first in (0..product.row_count).step_by(ROWS) {
-                    // A block past the end repeats the last row and drops the copies.
-                    let rows: Rows = core::array::from_fn(|index| {
-                        let row = (first + index).min(product.row_count - 1);
-                        // SAFETY: `row` is one of the rows the caller owes.
-                        unsafe { product.weights.add(row * product.row_bytes) }
-                    });
-                    let mut column = start;
-                    while column < end {
-                        // SAFETY: the rows have `blocks` blocks, the columns exist, and so does their output.
-                        unsafe {
-                            match end - column {
-                                COLUMNS.. => {
-                                    let sums = $block::<COLUMNS>(rows, blocks, columns, column);
-                                    store(&product, first, column, &sums);
-                                    column += COLUMNS;
-                                }
-                                2.. => {
-                                    let sums = $block::<2>(rows, blocks, columns, column);
-                                    store(&product, first, column, &sums);
-                                    column += 2;
-                                }
-                                _ => {
-                                    let sums = $block::<1>(rows, blocks, columns, column);
-                                    store(&product, first, column, &sums);
-                                    column += 1;
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        blocked_kernel!("avx2,fma,f16c", $name, $block, $format);
     };
 }
 
@@ -232,10 +185,13 @@ fn dot_nibbles(levels: &Levels, x: &Activation) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn prefetch(rows: &Rows, offset: usize, block_bytes: usize) {
     let stride = (rows[1] as usize).wrapping_sub(rows[0] as usize);
-    let next = rows[0].wrapping_add(ROWS * (stride + offset));
+    let next = rows[0].wrapping_add(ROWS.wrapping_mul(stride.wrapping_add(offset)));
     for line in (0..ROWS * block_bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast()) };
+        #[allow(unused_unsafe, reason = "safe only in later compilers")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+        };
     }
 }
 
@@ -390,16 +346,16 @@ unsafe fn q8_0_block<const M: usize>(
 }
 
 /// The group scales and minimums of eight Q4_K blocks, one group's eight rows together.
-struct GroupScales {
-    scales: [u8; 64],
-    minimums: [u8; 64],
+pub(in super::super) struct GroupScales {
+    pub(in super::super) scales: [u8; 64],
+    pub(in super::super) minimums: [u8; 64],
 }
 
 /// # Safety
 /// A Q4_K block must be readable at `offset` of each row.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn group_scales(rows: &Rows, offset: usize) -> GroupScales {
+pub(in super::super) unsafe fn group_scales(rows: &Rows, offset: usize) -> GroupScales {
     // SAFETY: the caller owes a block at each row's offset; blocks have alignment 1.
     let groups = rows.map(|row| unsafe { &*row.add(offset).cast::<Q4K>() }.groups());
     GroupScales {
@@ -411,7 +367,7 @@ unsafe fn group_scales(rows: &Rows, offset: usize) -> GroupScales {
 /// Transposes a matrix of 8 by 8 bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn transpose(rows: [[u8; 8]; 8]) -> [u8; 64] {
+pub(in super::super) fn transpose(rows: [[u8; 8]; 8]) -> [u8; 64] {
     let row = |index: usize| _mm_cvtsi64_si128(i64::from_le_bytes(rows[index]));
     let pairs: [__m128i; 4] =
         core::array::from_fn(|index| _mm_unpacklo_epi8(row(2 * index), row(2 * index + 1)));
