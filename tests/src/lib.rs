@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod daemon;
 pub mod http;
 pub mod programs;
