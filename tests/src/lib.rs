@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod broker_embedded;
 pub mod daemon;
 pub mod http;
 pub mod programs;

@@ -366,11 +366,14 @@ impl Desk {
         for message in job.reply.answer(&answer, now) {
             self.outbox.put(job.reply.last(message));
         }
-        // A repetition gets everything in one go, whether it asks for chunks or not.
-        let whole = Answer {
-            attempt: answer.attempt.saturating_add(1),
-            chunks_sent: 0,
-            ..answer
+        // The last message of JSON and text is the whole answer; frames have to be told again, chunks and all.
+        let whole = match job.reply.format {
+            Format::Json | Format::Text => answer,
+            Format::Postcard => Answer {
+                attempt: answer.attempt.saturating_add(1),
+                chunks_sent: 0,
+                ..answer
+            },
         };
         let payloads = job
             .reply

@@ -63,16 +63,6 @@ impl LinkOptions {
     fn oversize_bytes_max(&self) -> u32 {
         self.packet_bytes_max.saturating_mul(OVERSIZE_FACTOR)
     }
-
-    /// The host as rumqttc joins it with the port.
-    fn address(&self) -> String {
-        let encrypted = !matches!(self.transport, rumqttc::Transport::Tcp);
-        if self.host.contains(':') && !encrypted {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
-        }
-    }
 }
 
 /// The broker's greeting.

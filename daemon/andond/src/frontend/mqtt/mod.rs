@@ -17,6 +17,7 @@ mod reconnect;
 mod reply;
 mod request;
 mod status;
+mod tls;
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -262,7 +263,7 @@ impl Frontend {
         Ok(LinkOptions {
             host: mqtt.host.clone(),
             port: mqtt.port(),
-            transport: rumqttc::Transport::Tcp,
+            transport: tls::transport(mqtt)?,
             client_id: mqtt.client_id(&self.config.gateway),
             credentials,
             keep_alive: Duration::from_secs(u64::from(mqtt.keep_alive_s)),

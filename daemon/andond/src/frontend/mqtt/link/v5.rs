@@ -19,7 +19,7 @@ pub(super) fn open(
     clean: bool,
     events: mpsc::Sender<LinkEvent>,
 ) -> (AsyncClient, JoinHandle<()>) {
-    let mut mqtt = MqttOptions::new(&options.client_id, options.address(), options.port);
+    let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_transport(options.transport.clone());
     mqtt.set_keep_alive(options.keep_alive);
     mqtt.set_clean_start(clean);
