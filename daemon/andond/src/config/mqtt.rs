@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use andon_wire::limits::TOPIC_BYTES_MAX;
+use andon_wire::topic::Topics;
 use serde::Deserialize;
 
 use super::Problems;
@@ -12,14 +14,10 @@ use super::gateway::{GatewayConfig, is_name};
 const HOST_BYTES_MAX: usize = 253;
 /// Longest client id, in bytes: MQTT's own bound is 65535, but brokers log it.
 const CLIENT_ID_BYTES_MAX: usize = 128;
-/// Longest base topic, in bytes.
-const BASE_BYTES_MAX: usize = 256;
 /// Longest user name, in bytes.
 const USERNAME_BYTES_MAX: usize = 256;
 /// Most entries of the list of response topics.
 const RESPONSE_TOPICS_MAX: usize = 32;
-/// Longest response topic filter, in bytes.
-const RESPONSE_TOPIC_BYTES_MAX: usize = 512;
 /// The registered port of MQTT.
 const PORT_PLAIN: u16 = 1883;
 /// The registered port of MQTT over TLS.
@@ -185,12 +183,13 @@ impl MqttConfig {
                 "use 1 to 128 bytes without control characters",
             );
         }
-        if let Some(base) = &self.base {
-            problems.require(
-                is_topic(base, BASE_BYTES_MAX),
+        if let Some(base) = &self.base
+            && let Err(error) = Topics::with_base(base)
+        {
+            problems.add(
                 "mqtt.base",
-                "is not a topic",
-                "use levels that are not empty, without '+', '#', '$' in front, or a slash at either end",
+                format!("cannot begin a topic: {error}"),
+                "write levels such as plant/andon/press-3",
             );
         }
         if let Some(name) = &self.username {
@@ -227,7 +226,7 @@ impl MqttConfig {
             );
         }
         for filter in &self.response_topics {
-            if !is_filter(filter, RESPONSE_TOPIC_BYTES_MAX) {
+            if !is_filter(filter) {
                 problems.add(
                     "mqtt.response-topics",
                     format!("{filter:?} is not a topic filter"),
@@ -285,26 +284,15 @@ impl MqttConfig {
     }
 }
 
-fn levels(topic: &str, bytes_max: usize) -> Option<std::str::Split<'_, char>> {
-    ((1..=bytes_max).contains(&topic.len())
-        && !topic.starts_with('$')
-        && !topic.contains(char::is_control))
-    .then(|| topic.split('/'))
-}
-
-/// Whether `topic` can begin a topic name.
-fn is_topic(topic: &str, bytes_max: usize) -> bool {
-    levels(topic, bytes_max).is_some_and(|mut levels| {
-        levels.all(|level| !level.is_empty() && !level.contains(['+', '#']))
-    })
-}
-
-/// Whether `filter` is a topic filter that matches some topic names.
-fn is_filter(filter: &str, bytes_max: usize) -> bool {
-    let Some(levels) = levels(filter, bytes_max) else {
+/// Whether `filter` is a topic filter that matches some topic names of clients.
+fn is_filter(filter: &str) -> bool {
+    if !(1..=TOPIC_BYTES_MAX).contains(&filter.len())
+        || filter.starts_with('$')
+        || filter.contains(char::is_control)
+    {
         return false;
-    };
-    let mut levels = levels.peekable();
+    }
+    let mut levels = filter.split('/').peekable();
     while let Some(level) = levels.next() {
         let good = match level {
             "+" => true,

@@ -170,6 +170,7 @@ impl Desk {
                 };
                 let place = Place {
                     topics,
+                    own: &self.topics,
                     client,
                     task,
                     allowed: &self.config.mqtt.response_topics,

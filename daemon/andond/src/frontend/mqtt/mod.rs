@@ -50,6 +50,9 @@ const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// Largest password file, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 
+/// Longest reason for the end of a connection in the log, in characters.
+const WHY_CHARS_MAX: usize = 300;
+
 /// Serves until the daemon stops.
 pub async fn run(context: Context) {
     if !context.config.mqtt.enabled {
@@ -170,6 +173,7 @@ impl Frontend {
         }
         if let Some(connection) = &self.connection
             && connection.subscribed
+            && self.board.is_due(Instant::now())
         {
             let value = status::online(
                 &status,
@@ -391,6 +395,8 @@ impl Frontend {
             Cause::Broken => End::Lost(connection.since.elapsed()),
         };
         let version = connection.link.version().name();
+        // The reason may quote what the broker sent.
+        let why: String = why.chars().take(WHY_CHARS_MAX).collect();
         tracing::warn!(
             host = self.config.mqtt.host,
             version,

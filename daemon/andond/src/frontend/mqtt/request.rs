@@ -70,6 +70,8 @@ pub(super) enum IdSource {
 pub(super) struct Place<'a> {
     /// Topics of the gateway, or of the fleet for a request that came by its topics.
     pub(super) topics: &'a Topics,
+    /// Topics of the gateway.
+    pub(super) own: &'a Topics,
     /// Who asks.
     pub(super) client: ClientName,
     /// The task in the topic.
@@ -232,12 +234,14 @@ fn is_allowed(wanted: &str, place: &Place<'_>) -> bool {
         return false;
     }
     let base = place.topics.base();
-    // An answer must never come back as a request, or pass for the gateway's own word.
-    let own = wanted
-        .strip_prefix(base)
-        .and_then(|rest| rest.strip_prefix('/'));
-    if own.is_some_and(|rest| !rest.starts_with("response/")) || place.topics.parse(wanted).is_ok()
-    {
+    // An answer must never come back as a request, or pass for a gateway's own word.
+    let is_ours = |topics: &Topics| {
+        let rest = wanted
+            .strip_prefix(topics.base())
+            .and_then(|rest| rest.strip_prefix('/'));
+        rest.is_some_and(|rest| !rest.starts_with("response/")) || topics.parse(wanted).is_ok()
+    };
+    if is_ours(place.topics) || is_ours(place.own) {
         return false;
     }
     place.allowed.iter().any(|filter| {
@@ -705,6 +709,7 @@ mod tests {
             };
             let place = Place {
                 topics: &self.topics,
+                own: &self.topics,
                 client: ClientName::new("plc1").unwrap(),
                 task: self.task.clone(),
                 allowed: &self.allowed,

@@ -96,11 +96,17 @@ impl Board {
         self.shown = None;
     }
 
+    /// Whether a change may go out now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.shown
+            .as_ref()
+            .is_none_or(|(at, _)| now.saturating_duration_since(*at) >= self.interval)
+    }
+
     /// Whether `value` should go out now.
     pub(super) fn show(&mut self, value: &Value, now: Instant) -> bool {
-        if let Some((at, shown)) = &self.shown
-            && (shown == value || now.saturating_duration_since(*at) < self.interval)
-        {
+        let known = self.shown.as_ref().is_some_and(|(_, shown)| shown == value);
+        if known || !self.is_due(now) {
             return false;
         }
         self.shown = Some((now, value.clone()));
