@@ -4,6 +4,7 @@
 
 pub mod backend;
 mod executor;
+pub mod generate;
 pub mod gguf;
 pub mod kv;
 mod model;

@@ -1,0 +1,117 @@
+//! What a [`super::Generator`] needs of the thing that computes logits.
+//!
+//! The one implementation in use is the executor's; the trait is there so that tests can put a
+//! scripted model in its place and see every border case of text, limits and failures.
+
+use thiserror::Error;
+
+use crate::kv::{self, Sequence};
+use crate::tokenizer::Tokenizer;
+use crate::{Chunk, Executor, ForwardError, LogitsFor};
+
+/// Tokens of one sequence in one pass.
+#[derive(Debug)]
+pub struct Part<'a, S> {
+    /// Where the tokens are appended.
+    pub sequence: &'a mut S,
+    /// The tokens; at least one.
+    pub tokens: &'a [u32],
+    /// Whether the logits after the last of them are wanted.
+    pub logits: bool,
+}
+
+/// Why a pass was not made. Nothing was appended to any sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PassError {
+    /// Too few KV pages were free.
+    #[error("the KV cache is full")]
+    KvFull,
+    /// Anything else.
+    #[error(transparent)]
+    Forward(ForwardError),
+}
+
+/// Computes logits for several sequences at once. The logits of a sequence do not depend on which others
+/// are in the pass, nor on how its tokens are spread over passes.
+pub trait Forward {
+    /// The KV state of one sequence; dropping it frees its pages.
+    type Sequence;
+
+    /// The model's tokenizer.
+    fn tokenizer(&self) -> &Tokenizer;
+    /// Logits per row; ids below it are valid tokens.
+    fn vocabulary_count(&self) -> usize;
+    /// Longest sequence.
+    fn context_tokens_max(&self) -> usize;
+    /// Most tokens in one pass, over all sequences.
+    fn batch_tokens_max(&self) -> usize;
+    /// Tokens in a KV page, the unit of allocation.
+    fn kv_page_tokens(&self) -> usize;
+    /// Tokens that the free pages hold.
+    fn kv_tokens_free(&self) -> usize;
+    /// An empty sequence.
+    fn sequence(&self) -> Self::Sequence;
+    /// Makes one pass over all parts and calls `row` for each that wants logits, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`PassError`]; then no sequence has changed.
+    fn pass(
+        &mut self,
+        parts: &mut [Part<'_, Self::Sequence>],
+        row: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), PassError>;
+}
+
+impl Forward for Executor {
+    type Sequence = Sequence;
+
+    fn tokenizer(&self) -> &Tokenizer {
+        self.model().tokenizer()
+    }
+
+    fn vocabulary_count(&self) -> usize {
+        self.model().info().vocabulary_count
+    }
+
+    fn context_tokens_max(&self) -> usize {
+        Self::context_tokens_max(self)
+    }
+
+    fn batch_tokens_max(&self) -> usize {
+        Self::batch_tokens_max(self)
+    }
+
+    fn kv_page_tokens(&self) -> usize {
+        kv::PAGE
+    }
+
+    fn kv_tokens_free(&self) -> usize {
+        Self::kv_tokens_free(self)
+    }
+
+    fn sequence(&self) -> Sequence {
+        Self::sequence(self)
+    }
+
+    fn pass(
+        &mut self,
+        parts: &mut [Part<'_, Sequence>],
+        row: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), PassError> {
+        let mut chunks: Vec<Chunk<'_>> = parts
+            .iter_mut()
+            .map(|part| Chunk {
+                sequence: part.sequence,
+                tokens: part.tokens,
+                logits: if part.logits { LogitsFor::Last } else { LogitsFor::None },
+            })
+            .collect();
+        let logits = self.forward(&mut chunks).map_err(|error| match error {
+            ForwardError::KvFull { .. } => PassError::KvFull,
+            other => PassError::Forward(other),
+        })?;
+        (0..logits.row_count()).for_each(|index| row(logits.row(index)));
+        Ok(())
+    }
+}

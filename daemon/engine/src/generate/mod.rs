@@ -1,0 +1,25 @@
+//! Several answers at once over one model.
+//!
+//! A [`Generator`] owns an executor and is driven by [`Generator::step`]: one pass over the weights
+//! that gives every answer under way its next token and reads one piece of one prompt. What comes
+//! out goes to the caller's sink as [`Event`]s. It is synchronous and has no thread of its own; it
+//! has not heard of priorities, deadlines or clients.
+//!
+//! Invariant: what a generation puts out depends on its request alone, byte for byte, whatever else
+//! runs beside it. The executor's logits do not depend on the batch, and draws are keyed by seed
+//! and position.
+
+mod active;
+mod event;
+mod forward;
+mod generator;
+mod output;
+mod request;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
+pub use forward::{Forward, Part, PassError};
+pub use generator::{Generator, GeneratorOptions, StepError};
+pub use request::{GenerationRequest, STOP_BYTES_MAX, STOP_COUNT_MAX, StartError};
