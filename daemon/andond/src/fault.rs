@@ -17,6 +17,8 @@ pub enum FaultCode {
     UnknownModel,
     /// The named task is not configured.
     UnknownTask,
+    /// The model cannot do what is asked.
+    Unsupported,
     /// Prompt and answer do not fit the model's context.
     ContextFull,
     /// Every place is taken; trying again later may help.
@@ -37,11 +39,12 @@ pub enum FaultCode {
 
 impl FaultCode {
     /// Every code, in the order of declaration.
-    pub const ALL: [FaultCode; 12] = [
+    pub const ALL: [FaultCode; 13] = [
         FaultCode::InvalidRequest,
         FaultCode::TooLarge,
         FaultCode::UnknownModel,
         FaultCode::UnknownTask,
+        FaultCode::Unsupported,
         FaultCode::ContextFull,
         FaultCode::Busy,
         FaultCode::DuplicateId,
@@ -59,6 +62,7 @@ impl FaultCode {
             FaultCode::TooLarge => "too_large",
             FaultCode::UnknownModel => "unknown_model",
             FaultCode::UnknownTask => "unknown_task",
+            FaultCode::Unsupported => "unsupported",
             FaultCode::ContextFull => "context_full",
             FaultCode::Busy => "busy",
             FaultCode::DuplicateId => "duplicate_id",

@@ -1,7 +1,9 @@
 //! The ways in. Each front end speaks one protocol, turns it into a [`crate::request::Request`], and
 //! turns the worker's events back; none of them knows another.
 
+pub mod http;
 pub mod mqtt;
+pub mod wire;
 
 use std::sync::Arc;
 

@@ -8,10 +8,12 @@
 //! accepted request ends with exactly one terminal event.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod config;
 pub mod fault;
 pub mod frontend;
 pub mod request;
+pub mod socket;
 pub mod supervise;
 pub mod task;
 pub mod telemetry;

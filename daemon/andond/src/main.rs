@@ -1,8 +1,83 @@
 //! `andond`: see the crate's README for the command line and its exit codes.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use andond::config::{self, Config, Problems};
+use andond::supervise::{self, Failure};
+use andond::{check, telemetry};
+use clap::{Parser, Subcommand};
+
+/// The configuration or the model file is at fault (`EX_CONFIG`); systemd does not restart on it.
+const EXIT_CONFIG: u8 = 78;
+/// The machine, or the daemon itself.
+const EXIT_RUNTIME: u8 = 1;
+
+/// Serves a language model over Unix sockets and MQTT.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", default_value = config::PATH_DEFAULT)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Serve (the default).
+    Run,
+    /// Check the configuration, the model file and the tasks, report every problem, and exit.
+    Check,
+}
+
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments = Arguments::parse();
+    let read = Config::read_unchecked(&arguments.config);
+    let (config, mut problems) = match read {
+        Ok(read) => read,
+        Err(problems) => return refuse(&arguments, &problems),
+    };
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Check => {
+            check::environment(&config, &mut problems);
+            match problems.into_result(()) {
+                Ok(()) => {
+                    println!("{}: good", arguments.config.display());
+                    ExitCode::SUCCESS
+                }
+                Err(problems) => refuse(&arguments, &problems),
+            }
+        }
+        Command::Run => match problems.into_result(config) {
+            Ok(config) => run(config),
+            Err(problems) => refuse(&arguments, &problems),
+        },
+    }
+}
+
+fn refuse(arguments: &Arguments, problems: &Problems) -> ExitCode {
+    for problem in problems.iter() {
+        eprintln!("{}: {problem}", arguments.config.display());
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn run(config: Config) -> ExitCode {
+    telemetry::journal::start(&config.log);
+    match supervise::run(config) {
+        Ok(()) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            tracing::error!(%failure, "andond cannot go on");
+            match failure {
+                Failure::Operator(_) => ExitCode::from(EXIT_CONFIG),
+                Failure::Runtime(_) => ExitCode::from(EXIT_RUNTIME),
+            }
+        }
+    }
 }

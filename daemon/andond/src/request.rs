@@ -6,19 +6,23 @@
 
 use std::time::Instant;
 
+use andon_wire::limits;
+
 use crate::config::limits::LimitsConfig;
 use crate::fault::{Fault, FaultCode};
 
 /// Longest request id, in bytes.
-pub const ID_BYTES_MAX: usize = 64;
+pub const ID_BYTES_MAX: usize = limits::ID_BYTES_MAX;
+/// Longest client, role and task name, in bytes.
+pub const NAME_BYTES_MAX: usize = limits::NAME_BYTES_MAX;
 /// Longest client name, in bytes.
-pub const CLIENT_BYTES_MAX: usize = 64;
-/// Longest role, model and task name, in bytes.
-pub const NAME_BYTES_MAX: usize = 128;
+pub const CLIENT_BYTES_MAX: usize = NAME_BYTES_MAX;
+/// Longest model name, in bytes.
+pub const MODEL_NAME_BYTES_MAX: usize = limits::MODEL_NAME_BYTES_MAX;
 /// Most alternatives reported for a token.
 pub const LOGPROBS_MAX: u8 = 20;
 /// Longest stop string, in bytes.
-pub const STOP_BYTES_MAX: usize = 256;
+pub const STOP_BYTES_MAX: usize = limits::STOP_BYTES_MAX;
 
 /// The front end a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +61,16 @@ pub enum Priority {
     Interactive,
     /// A machine is standing still.
     Alarm,
+}
+
+impl From<Priority> for andon_wire::Priority {
+    fn from(priority: Priority) -> andon_wire::Priority {
+        match priority {
+            Priority::Batch => andon_wire::Priority::Batch,
+            Priority::Interactive => andon_wire::Priority::Interactive,
+            Priority::Alarm => andon_wire::Priority::Alarm,
+        }
+    }
 }
 
 /// How far a request may travel.
@@ -107,6 +121,8 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Multiplicative penalty of tokens seen lately, 1 is none.
     pub repeat_penalty: Option<f32>,
+    /// How many of the last tokens `repeat_penalty` looks at.
+    pub repeat_last_n: Option<u32>,
     /// Additive penalty of tokens present in the answer.
     pub presence_penalty: Option<f32>,
     /// Additive penalty for each occurrence in the answer.

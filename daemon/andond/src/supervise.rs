@@ -1,1 +1,252 @@
-//! The daemon's life from start to exit.
+//! The daemon's life: bind, load, say ready, serve, stop.
+//!
+//! Sockets are bound before the model is loaded, so a second daemon or a bad path is found at once and
+//! clients that come early are told to wait rather than refused by the kernel.
+
+use std::net::TcpListener as StdTcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, http::parse_mode};
+use crate::frontend::{self, Context};
+use crate::socket::{Socket, SocketError};
+use crate::task::Tasks;
+use crate::telemetry::Telemetry;
+use crate::worker::{WorkerHandle, WorkerState};
+
+/// After the grace, what front ends have to write the last words.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why the daemon ended badly, and whose affair it is.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration or the model file: starting again will not help.
+    Operator(String),
+    /// The machine, or the daemon itself.
+    Runtime(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Operator(message) | Failure::Runtime(message) => f.write_str(message),
+        }
+    }
+}
+
+impl From<SocketError> for Failure {
+    fn from(error: SocketError) -> Failure {
+        match error {
+            SocketError::UnknownGroup(_) | SocketError::NotASocket(_) => {
+                Failure::Operator(error.to_string())
+            }
+            SocketError::InUse(_) | SocketError::Io(..) => Failure::Runtime(error.to_string()),
+        }
+    }
+}
+
+fn runtime(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
+    move |error| Failure::Runtime(format!("{what}: {error}"))
+}
+
+/// What is listened on, bound and not yet served.
+struct Bound {
+    http: Option<Socket>,
+    loopback: Option<StdTcpListener>,
+    wire: Option<Socket>,
+}
+
+fn bind(config: &Config) -> Result<Bound, Failure> {
+    let (http, wire) = (&config.http, &config.wire);
+    // The configuration's check lets no other mode through.
+    let mode = |mode: &str| parse_mode(mode).unwrap_or(0o600);
+    let loopback = match http.listen.filter(|_| http.enabled) {
+        None => None,
+        Some(address) => {
+            let listener = StdTcpListener::bind(address).map_err(|error| {
+                Failure::Runtime(format!("cannot listen on {address}: {error}"))
+            })?;
+            listener
+                .set_nonblocking(true)
+                .map_err(runtime("cannot set up the loopback listener"))?;
+            Some(listener)
+        }
+    };
+    let socket = |enabled: bool,
+                  path,
+                  bits: &str,
+                  group: &Option<String>|
+     -> Result<Option<Socket>, Failure> {
+        if !enabled {
+            return Ok(None);
+        }
+        Ok(Some(Socket::bind(path, mode(bits), group.as_deref())?))
+    };
+    Ok(Bound {
+        http: socket(
+            http.enabled,
+            &http.socket,
+            &http.socket_mode,
+            &http.socket_group,
+        )?,
+        loopback,
+        wire: socket(
+            wire.enabled,
+            &wire.socket,
+            &wire.socket_mode,
+            &wire.socket_group,
+        )?,
+    })
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// [`Failure`], after everything that was started has been stopped.
+pub fn run(config: Config) -> Result<(), Failure> {
+    let tasks =
+        Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
+    let bound = bind(&config)?;
+    let config = Arc::new(config);
+    let telemetry = Arc::new(Telemetry::new());
+    let worker = WorkerHandle::start(Arc::clone(&config), tasks, Arc::clone(&telemetry))
+        .map_err(runtime("cannot start the worker"))?;
+    let context = Context {
+        config,
+        worker,
+        telemetry,
+        stopping: CancellationToken::new(),
+    };
+    // One thread: front ends move a few bytes a token, and the cores belong to the engine.
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(runtime("cannot start the runtime"))?;
+    tokio.block_on(serve(context, bound))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(runtime("cannot watch for signals"))?;
+    let mut frontends = JoinSet::new();
+    // Kept to the end: dropping them unlinks the sockets.
+    let mut places = Vec::new();
+    if let Some(socket) = bound.http {
+        let (listener, place) = socket.into_listener().map_err(runtime("cannot listen"))?;
+        places.push(place);
+        let loopback = bound
+            .loopback
+            .map(TcpListener::from_std)
+            .transpose()
+            .map_err(runtime("cannot listen"))?;
+        frontends.spawn(frontend::http::run(context.clone(), listener, loopback));
+    }
+    if let Some(socket) = bound.wire {
+        let (listener, place) = socket.into_listener().map_err(runtime("cannot listen"))?;
+        places.push(place);
+        frontends.spawn(frontend::wire::run(context.clone(), listener));
+    }
+    frontends.spawn(frontend::mqtt::run(context.clone()));
+
+    notify(&[NotifyState::Status("loading the model")]);
+    let outcome = watch(&context, &mut signals).await;
+    stop(&context, &mut signals, &mut frontends).await;
+    drop(places);
+    outcome
+}
+
+/// Serves until there is a reason to stop.
+async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> {
+    let mut states = context.worker.states();
+    loop {
+        let state = states.borrow_and_update().clone();
+        match state {
+            WorkerState::Ready => {
+                let name = context.config.model.name();
+                tracing::info!(
+                    model = name,
+                    after_ms = u64::try_from(context.telemetry.started.elapsed().as_millis())
+                        .unwrap_or(u64::MAX),
+                    "ready"
+                );
+                notify(&[
+                    NotifyState::Ready,
+                    NotifyState::Status(&format!("serving {name}")),
+                ]);
+            }
+            WorkerState::Failed(message) => {
+                return Err(if context.worker.operator_at_fault() {
+                    Failure::Operator(message)
+                } else {
+                    Failure::Runtime(message)
+                });
+            }
+            WorkerState::Loading | WorkerState::Stopping => {}
+        }
+        tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                return Ok(());
+            }
+            // The sender lives as long as the context.
+            _ = states.changed() => {}
+        }
+    }
+}
+
+/// Takes nothing new, lets what runs finish within its grace, and waits for the front ends' last words.
+async fn stop(context: &Context, signals: &mut Signals, frontends: &mut JoinSet<()>) {
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("finishing what is open"),
+    ]);
+    let grace = context.config.gateway.shutdown_grace();
+    context.worker.stop(grace);
+    context.stopping.cancel();
+    let orderly = async {
+        context.worker.ended().await;
+        while frontends.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        outcome = tokio::time::timeout(grace + FAREWELL, orderly) => {
+            if outcome.is_err() {
+                tracing::warn!("some clients did not take their last words");
+            }
+        }
+        name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
+    }
+    frontends.abort_all();
+}
+
+/// Tells systemd, if it started the daemon.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

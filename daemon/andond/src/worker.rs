@@ -2,20 +2,30 @@
 //!
 //! Front ends hold a [`WorkerHandle`] and never block: [`WorkerHandle::submit`] either refuses at once or
 //! returns a [`JobStream`]. Behind it one thread renders and tokenizes, and one thread computes; both
-//! look at the same bounded queue.
+//! look at the same bounded board.
 //!
 //! Invariant: every job that was submitted ends with exactly one terminal event, whatever happens to its
 //! client; nothing a client does or fails to do can stall another's job.
 
+mod board;
 mod job;
+mod load;
+mod prepare;
+mod run;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use andon_policy::admission::{self, Bounds, Decision, Demand, Load, Reason};
+use andon_policy::queue::{self, Waiting};
 use tokio::sync::watch;
 
+use self::board::{Board, Job, Phase, Queued};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::request::Request;
+use crate::request::{Input, Priority, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
@@ -23,6 +33,13 @@ pub use job::{
     Chunk, Done, Finish, JobEvent, JobStream, Timings, TokenLogprob, TopLogprob, UNREAD_BYTES_MAX,
     UNREAD_CHUNKS_MAX, Usage,
 };
+
+/// Places beside `[engine] parallel-max` that only alarms may take, so that one starts at once.
+const PLACES_FOR_ALARMS: usize = 1;
+/// An eighth of the queue is kept for alarms.
+const QUEUE_SHARE_FOR_ALARMS: usize = 8;
+/// A pass over the largest batch of a large model on a small machine takes a few seconds.
+const STALL: Duration = Duration::from_secs(60);
 
 /// Where the worker is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,36 +98,161 @@ pub(crate) struct Shared {
     tasks: Tasks,
     telemetry: Arc<Telemetry>,
     state: watch::Sender<WorkerState>,
-    queue: Mutex<()>,
+    /// Becomes true when the worker's threads are done.
+    ended: watch::Sender<bool>,
+    facts: OnceLock<Arc<ModelFacts>>,
+    operator_at_fault: OnceLock<bool>,
+    board: Mutex<Board>,
     changed: Condvar,
+    /// Where the policy's clock begins.
+    epoch: Instant,
+    /// When the running jobs last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
+    advanced_ms: AtomicU64,
+    seeds: RandomState,
+    seed_count: AtomicU64,
 }
 
 impl Shared {
-    fn queue(&self) -> MutexGuard<'_, ()> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn board(&self) -> MutexGuard<'_, Board> {
+        // Every critical section leaves the board whole, so a poisoned lock still holds a good one.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(
+        &'a self,
+        board: MutexGuard<'a, Board>,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, Board> {
+        match timeout {
+            None => self
+                .changed
+                .wait(board)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                self.changed
+                    .wait_timeout(board, timeout)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+        }
     }
 
     /// Makes the worker look at its jobs again.
     fn wake(&self) {
-        drop(self.queue());
+        drop(self.board());
         self.changed.notify_all();
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// On the policy's clock, rounded up: a deadline in the future never reads as passed.
+    fn at_ms(&self, instant: Instant) -> u64 {
+        let micros = instant.saturating_duration_since(self.epoch).as_micros();
+        u64::try_from(micros.div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    fn progress(&self) {
+        self.advanced_ms
+            .store(self.now_ms().saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn idle(&self) {
+        self.advanced_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// A seed nobody asked for, different each time.
+    fn fresh_seed(&self) -> u64 {
+        self.seeds
+            .hash_one(self.seed_count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn stopping() -> Fault {
+        Fault::new(FaultCode::Unavailable, "the daemon is stopping")
+            .retry_after(Duration::from_secs(5))
+    }
+
+    /// Closes a job and posts its terminal event. Not under the board's lock.
+    fn finish(&self, job: &Job, event: JobEvent) {
+        self.board()
+            .open
+            .remove(&(job.client.clone(), job.id.clone()));
+        self.end(job, event);
+    }
+
+    fn fail(&self, job: &Job, fault: Fault) {
+        self.finish(job, JobEvent::Failed(fault));
+    }
+
+    /// Counts and posts the terminal event of a job that is closed already.
+    fn end(&self, job: &Job, event: JobEvent) {
+        match &event {
+            JobEvent::Done(done) => {
+                self.telemetry.outcome(job.origin, done.finish.name());
+                tracing::info!(
+                    origin = job.origin.name(),
+                    client = job.client,
+                    id = job.id,
+                    finish = done.finish.name(),
+                    prompt_tokens = done.usage.prompt_tokens,
+                    completion_tokens = done.usage.completion_tokens,
+                    first_token_us = done.timings.first_token_us,
+                    "answered"
+                );
+            }
+            JobEvent::Failed(fault) => {
+                self.telemetry.failed(job.origin, fault.code);
+                tracing::info!(
+                    origin = job.origin.name(),
+                    client = job.client,
+                    id = job.id,
+                    code = fault.code.name(),
+                    "not answered"
+                );
+            }
+            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Chunk(_) => {}
+        }
+        job.mailbox.post(event);
     }
 }
 
 impl WorkerHandle {
-    /// A worker that loads its model.
-    pub fn start(config: Arc<Config>, tasks: Tasks, telemetry: Arc<Telemetry>) -> WorkerHandle {
+    /// Starts the worker's threads; the model is loaded in the background. See [`WorkerHandle::states`].
+    ///
+    /// # Errors
+    /// What the system says when it has no thread to give.
+    pub fn start(
+        config: Arc<Config>,
+        tasks: Tasks,
+        telemetry: Arc<Telemetry>,
+    ) -> std::io::Result<WorkerHandle> {
         let (state, _) = watch::channel(WorkerState::Loading);
-        WorkerHandle {
-            shared: Arc::new(Shared {
-                config,
-                tasks,
-                telemetry,
-                state,
-                queue: Mutex::new(()),
-                changed: Condvar::new(),
-            }),
-        }
+        let (ended, _) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            config,
+            tasks,
+            telemetry,
+            state,
+            ended,
+            facts: OnceLock::new(),
+            operator_at_fault: OnceLock::new(),
+            board: Mutex::new(Board::new()),
+            changed: Condvar::new(),
+            epoch: Instant::now(),
+            advanced_ms: AtomicU64::new(0),
+            seeds: RandomState::new(),
+            seed_count: AtomicU64::new(0),
+        });
+        let worker = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("worker".to_owned())
+            .spawn(move || {
+                let _guard = AbortOnPanic;
+                serve(&worker);
+                worker.ended.send_replace(true);
+            })?;
+        Ok(WorkerHandle { shared })
     }
 
     /// Hands a request over. Never blocks.
@@ -120,28 +262,43 @@ impl WorkerHandle {
     /// worker that is loading or stopping. What can only be known later (a prompt too long for the context,
     /// a deadline passed) arrives as [`JobEvent::Failed`].
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
-        let shared = &self.shared;
-        shared.telemetry.request(request.origin);
-        request.check(&shared.config.limits)?;
-        let _ = &shared.tasks;
-        Err(Fault::new(
-            FaultCode::Unavailable,
-            "the model is being loaded",
-        ))
+        let telemetry = &self.shared.telemetry;
+        telemetry.request(request.origin);
+        let origin = request.origin;
+        match self.shared.admit(request) {
+            Ok(mailbox) => {
+                telemetry.accepted();
+                Ok(JobStream::new(mailbox, Arc::downgrade(&self.shared)))
+            }
+            Err(fault) => {
+                telemetry.refused(origin, fault.code);
+                Err(fault)
+            }
+        }
     }
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
-    pub fn cancel(&self, _client: &str, _id: &str) -> bool {
-        false
+    pub fn cancel(&self, client: &str, id: &str) -> bool {
+        let key = (client.to_owned(), id.to_owned());
+        let job = self.shared.board().open.get(&key).cloned();
+        match job {
+            Some(job) => {
+                job.mailbox.cancel();
+                self.shared.wake();
+                true
+            }
+            None => false,
+        }
     }
 
     /// The load now.
     pub fn status(&self) -> Status {
+        let board = self.shared.board();
         Status {
             state: self.shared.state.borrow().clone(),
-            model: None,
-            waiting: 0,
-            running: 0,
+            model: self.shared.facts.get().cloned(),
+            waiting: board.waiting(),
+            running: board.running,
         }
     }
 
@@ -149,4 +306,248 @@ impl WorkerHandle {
     pub fn states(&self) -> watch::Receiver<WorkerState> {
         self.shared.state.subscribe()
     }
+
+    /// For how long what is running has made no progress, if that is longer than any pass takes.
+    pub fn stalled(&self) -> Option<Duration> {
+        let advanced_ms = self
+            .shared
+            .advanced_ms
+            .load(Ordering::Relaxed)
+            .checked_sub(1)?;
+        let since = Duration::from_millis(self.shared.now_ms().saturating_sub(advanced_ms));
+        (since > STALL).then_some(since)
+    }
+
+    /// Takes nothing new, refuses what waits, and gives what runs this long to finish.
+    pub fn stop(&self, grace: Duration) {
+        let until = Instant::now() + grace;
+        let mut board = self.shared.board();
+        if board.phase != Phase::Failed {
+            board.phase = Phase::Stopping(until);
+            self.shared.state.send_replace(WorkerState::Stopping);
+        }
+        drop(board);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until the worker's threads are done: after [`WorkerHandle::stop`] or a failure.
+    pub async fn ended(&self) {
+        // The sender lives in `shared`, so waiting ends by the value only.
+        drop(self.shared.ended.subscribe().wait_for(|ended| *ended).await);
+    }
+
+    /// Whether a [`WorkerState::Failed`] is the configuration's or the model file's fault.
+    pub fn operator_at_fault(&self) -> bool {
+        self.shared
+            .operator_at_fault
+            .get()
+            .copied()
+            .unwrap_or(false)
+    }
+}
+
+/// Checks that the configured instruction set can be used on this machine.
+///
+/// # Errors
+/// Why it cannot.
+pub fn check_isa(config: &Config) -> Result<(), String> {
+    load::isa(config).map(drop)
+}
+
+/// A panic in the worker would leave clients waiting for ever; systemd restarts what aborts.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// The worker thread's whole life.
+fn serve(shared: &Arc<Shared>) {
+    let began = Instant::now();
+    let loaded = match load::load(&shared.config) {
+        Ok(loaded) => loaded,
+        Err(failure) => {
+            shared.operator_at_fault.get_or_init(|| failure.operator);
+            shared.board().phase = Phase::Failed;
+            shared
+                .state
+                .send_replace(WorkerState::Failed(failure.message));
+            return;
+        }
+    };
+    let context_tokens_max = loaded.facts.context_tokens_max;
+    tracing::info!(
+        model = loaded.facts.name,
+        architecture = loaded.facts.architecture,
+        isa = loaded.facts.isa,
+        threads = loaded.facts.threads,
+        context_tokens_max,
+        load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "model loaded and tried"
+    );
+    shared.facts.get_or_init(|| Arc::new(loaded.facts));
+    let model = loaded.model;
+    let generator = loaded.generator;
+    std::thread::scope(|scope| {
+        let prepare = std::thread::Builder::new()
+            .name("prepare".to_owned())
+            .spawn_scoped(scope, || {
+                let _guard = AbortOnPanic;
+                prepare::run(shared, &model, context_tokens_max);
+            });
+        if let Err(error) = prepare {
+            shared.board().phase = Phase::Failed;
+            let message = format!("cannot start a thread: {error}");
+            shared.state.send_replace(WorkerState::Failed(message));
+            return;
+        }
+        {
+            let mut board = shared.board();
+            if board.phase == Phase::Loading {
+                board.phase = Phase::Serving;
+                shared.state.send_replace(WorkerState::Ready);
+            }
+        }
+        run::run(shared, generator, model.tokenizer());
+    });
+}
+
+impl Shared {
+    fn admit(&self, request: Request) -> Result<Arc<job::Mailbox>, Fault> {
+        request.check(&self.config.limits)?;
+        if let Some(name) = &request.model
+            && *name != self.config.model.name()
+        {
+            let shown: String = name.chars().take(128).collect();
+            let message = format!("the model {shown} is not served here");
+            return Err(Fault {
+                param: Some("model"),
+                ..Fault::new(FaultCode::UnknownModel, message)
+            });
+        }
+        let submitted = Instant::now();
+        let (mut priority, mut deadline) = (None, None);
+        if let Input::Task { name, .. } = &request.input {
+            let Some(defaults) = self.tasks.defaults(name) else {
+                return Err(Fault::new(
+                    FaultCode::UnknownTask,
+                    "no task of this name is configured",
+                ));
+            };
+            priority = defaults.0;
+            deadline = defaults
+                .1
+                .and_then(|deadline| submitted.checked_add(deadline));
+        }
+        let priority = request
+            .priority
+            .or(priority)
+            .unwrap_or(Priority::Interactive);
+        let deadline_ms = request
+            .deadline
+            .or(deadline)
+            .map(|deadline| self.at_ms(deadline));
+
+        let now_ms = self.now_ms();
+        let mut board = self.board();
+        let key = (request.client.clone(), request.id.clone());
+        if board.open.contains_key(&key) {
+            return Err(Fault {
+                param: Some("id"),
+                ..Fault::new(
+                    FaultCode::DuplicateId,
+                    "a request of this client and id is in flight",
+                )
+            });
+        }
+        let order = Waiting {
+            priority: priority.into(),
+            deadline_ms,
+            arrival_ms: now_ms,
+            ticket: board.ticket,
+        };
+        let demand = Demand {
+            priority: priority.into(),
+            tokens_max: request.tokens_max.map(saturated),
+            deadline_ms,
+        };
+        let load = self.load(&board, &order, &request.client, now_ms);
+        if let Decision::Refuse {
+            reason,
+            retry_after_ms,
+            ..
+        } = admission::admit(&self.bounds(), &load, &demand, now_ms)
+        {
+            drop(board);
+            return Err(refusal(reason, retry_after_ms));
+        }
+        board.ticket += 1;
+        let mailbox = Arc::new(job::Mailbox::default());
+        let job = Arc::new(Job {
+            client: request.client.clone(),
+            id: request.id.clone(),
+            origin: request.origin,
+            submitted,
+            mailbox: Arc::clone(&mailbox),
+        });
+        board.open.insert(key, Arc::clone(&job));
+        board.raw.push_back(Queued {
+            job,
+            order,
+            payload: request,
+        });
+        drop(board);
+        self.changed.notify_all();
+        Ok(mailbox)
+    }
+
+    fn bounds(&self) -> Bounds {
+        let limits = &self.config.limits;
+        Bounds {
+            waiting_max: saturated(limits.queue_max),
+            waiting_kept_for_alarms: saturated(limits.queue_max / QUEUE_SHARE_FOR_ALARMS),
+            client_open_max: saturated(limits.client_requests_max),
+            tokens_max: limits.tokens_max.map_or(u32::MAX, saturated),
+        }
+    }
+
+    fn load(&self, board: &Board, order: &Waiting, client: &str, now_ms: u64) -> Load {
+        Load {
+            phase: match board.phase {
+                Phase::Loading => admission::Phase::Starting,
+                Phase::Serving => admission::Phase::Serving,
+                Phase::Stopping(_) | Phase::Failed => admission::Phase::Draining,
+            },
+            waiting: saturated(board.waiting()),
+            ahead: saturated(queue::ahead(board.orders(), order, now_ms)),
+            active_max: saturated(self.config.engine.parallel_max),
+            client_open: saturated(board.open.keys().filter(|(name, _)| name == client).count()),
+            service_ms: board
+                .service
+                .map(|service| u32::try_from(service.as_millis()).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+fn refusal(reason: Reason, retry_after_ms: Option<u32>) -> Fault {
+    let (code, param) = match reason {
+        Reason::Starting | Reason::Draining => (FaultCode::Unavailable, None),
+        Reason::TokensMax => (FaultCode::InvalidRequest, Some("max_tokens")),
+        Reason::DeadlinePassed | Reason::DeadlineTooShort => (FaultCode::DeadlineExceeded, None),
+        Reason::ClientFull | Reason::QueueFull => (FaultCode::Busy, None),
+    };
+    Fault {
+        code,
+        message: reason.to_string(),
+        param,
+        retry_after: retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms))),
+    }
+}
+
+fn saturated(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -13,6 +13,7 @@ pub mod sample;
 pub mod tokenizer;
 pub mod weights;
 
+pub use andon_kernels::Isa;
 pub use executor::{
     Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor,
 };

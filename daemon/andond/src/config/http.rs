@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::Problems;
 
-/// Longest socket path the kernel takes, in bytes, less the final zero.
-pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Longest socket path, in bytes: what the kernel takes (108) less the final zero and a temporary suffix.
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 106;
 
 /// `[http]`
 #[derive(Debug, Clone, Deserialize)]
@@ -30,6 +30,8 @@ pub struct HttpConfig {
     pub header_timeout_ms: u64,
     /// Longest wait for a request's body.
     pub body_timeout_ms: u64,
+    /// Longest wait for a client that does not take its answer.
+    pub write_timeout_ms: u64,
 }
 
 impl Default for HttpConfig {
@@ -43,6 +45,7 @@ impl Default for HttpConfig {
             connections_max: 128,
             header_timeout_ms: 10_000,
             body_timeout_ms: 30_000,
+            write_timeout_ms: 30_000,
         }
     }
 }
@@ -64,6 +67,7 @@ impl HttpConfig {
             self.header_timeout_ms,
             10..=600_000,
         );
+        problems.within("http.write-timeout-ms", self.write_timeout_ms, 10..=600_000);
         problems.within("http.body-timeout-ms", self.body_timeout_ms, 10..=600_000);
     }
 }

@@ -1,5 +1,6 @@
 //! `[limits]`: how much is taken from outside, whichever way it comes in.
 
+use andon_wire::limits;
 use serde::Deserialize;
 
 use super::Problems;
@@ -29,10 +30,10 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         LimitsConfig {
-            body_bytes_max: 1024 * 1024,
+            body_bytes_max: limits::BODY_BYTES_MAX,
             prompt_tokens_max: None,
-            messages_max: 256,
-            stop_max: 16,
+            messages_max: limits::MESSAGES_MAX,
+            stop_max: limits::STOP_MAX,
             client_requests_max: 64,
             queue_max: 64,
             tokens_max_default: 512,
@@ -46,17 +47,21 @@ impl LimitsConfig {
         problems.within(
             "limits.body-bytes-max",
             self.body_bytes_max,
-            1024..=64 * 1024 * 1024,
+            1024..=limits::BODY_BYTES_MAX,
         );
         if let Some(tokens) = self.prompt_tokens_max {
             problems.within("limits.prompt-tokens-max", tokens, 1..=16_777_216);
         }
-        problems.within("limits.messages-max", self.messages_max, 1..=65_536);
-        problems.within("limits.stop-max", self.stop_max, 0..=64);
+        problems.within(
+            "limits.messages-max",
+            self.messages_max,
+            1..=limits::MESSAGES_MAX,
+        );
+        problems.within("limits.stop-max", self.stop_max, 0..=limits::STOP_MAX);
         problems.within(
             "limits.client-requests-max",
             self.client_requests_max,
-            1..=65_536,
+            1..=limits::MESSAGES_MAX,
         );
         problems.within("limits.queue-max", self.queue_max, 1..=65_536);
         problems.within(

@@ -3,7 +3,7 @@
 //! Reading never stops at the first mistake: [`Config::parse`] gathers unknown keys, wrong types and
 //! broken bounds of the whole text as [`Problem`]s, each with the line, the key and a way out.
 //! Sections are flat structs with `deny_unknown_fields` and a default for every key; a section's
-//! `check` sees values only, never the file system ([`Config::check_environment`] does that).
+//! `check` sees values only, never the file system ([`crate::check`] does that).
 
 pub mod engine;
 pub mod gateway;
@@ -60,6 +60,18 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, Problems> {
         let text = read::text(path)?;
         Config::parse(&text)
+    }
+
+    /// Reads a file and checks it, and hands both out whatever was found: for a caller that looks further.
+    /// Keys with mistakes have their defaults.
+    ///
+    /// # Errors
+    /// One problem saying why the file could not be read at all.
+    pub fn read_unchecked(path: &Path) -> Result<(Config, Problems), Problems> {
+        let text = read::text(path)?;
+        let (config, mut problems) = read::document(&text);
+        config.check(&mut problems);
+        Ok((config, problems))
     }
 
     /// Parses and checks a text.

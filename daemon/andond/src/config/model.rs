@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use andon_wire::limits;
 use serde::Deserialize;
 
 use super::Problems;
@@ -18,6 +19,16 @@ pub struct ModelConfig {
     pub context_tokens_max: Option<usize>,
     /// Room of the KV cache over all requests, in tokens.
     pub kv_tokens_max: usize,
+    /// Used where a request and its task do not say: 0 is greedy.
+    pub temperature: f32,
+    /// The same: tokens kept, 0 is all.
+    pub top_k: u32,
+    /// The same: probability mass kept.
+    pub top_p: f32,
+    /// The same: least probability relative to the most probable token.
+    pub min_p: f32,
+    /// The same: penalty of tokens seen lately, 1 is none.
+    pub repeat_penalty: f32,
 }
 
 impl Default for ModelConfig {
@@ -27,6 +38,11 @@ impl Default for ModelConfig {
             name: None,
             context_tokens_max: None,
             kv_tokens_max: 16_384,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
         }
     }
 }
@@ -53,15 +69,28 @@ impl ModelConfig {
         let name = self.name();
         problems.require(
             !name.is_empty()
-                && name.len() <= crate::request::NAME_BYTES_MAX
+                && name.len() <= crate::request::MODEL_NAME_BYTES_MAX
                 && !name.chars().any(char::is_control),
             "model.name",
             "is not a name",
-            "use 1 to 128 printable bytes",
+            "use 1 to 96 bytes without control characters",
         );
         if let Some(tokens) = self.context_tokens_max {
             problems.within("model.context-tokens-max", tokens, 16..=16_777_216);
         }
         problems.within("model.kv-tokens-max", self.kv_tokens_max, 16..=16_777_216);
+        problems.within(
+            "model.temperature",
+            self.temperature,
+            0.0..=limits::TEMPERATURE_MAX,
+        );
+        problems.within("model.top-k", self.top_k, 0..=limits::TOP_K_MAX);
+        problems.within("model.top-p", self.top_p, 0.0..=1.0);
+        problems.within("model.min-p", self.min_p, 0.0..=1.0);
+        problems.within(
+            "model.repeat-penalty",
+            self.repeat_penalty,
+            0.01..=limits::REPEAT_PENALTY_MAX,
+        );
     }
 }

@@ -60,7 +60,7 @@ impl Problems {
     }
 
     /// Adds a mistake unless `value` lies in `range`.
-    pub fn within<T: PartialOrd + fmt::Display>(
+    pub fn within<T: PartialOrd + fmt::Display + Copy>(
         &mut self,
         key: &str,
         value: T,
@@ -98,6 +98,16 @@ impl Problems {
         self.list
             .sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
         Err(self)
+    }
+
+    /// Takes over other mistakes, with their lines where this file has their keys.
+    pub fn extend(&mut self, others: Problems) {
+        for problem in others.list {
+            let line = problem
+                .line
+                .or_else(|| self.lines.get(&problem.key).copied());
+            self.list.push(Problem { line, ..problem });
+        }
     }
 
     /// Remembers where `key` stands.

@@ -2,6 +2,11 @@
 //!
 //! Labels come from closed sets of the daemon's own words, never from a client: their number is bounded.
 
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::fault::FaultCode;
 use crate::request::Origin;
+use crate::worker::{Done, Finish};
 
 /// The way in and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -28,10 +34,27 @@ pub struct OriginLabels {
     pub origin: &'static str,
 }
 
+/// The sums that the status reports; the families below have them by label.
+#[derive(Debug, Default)]
+struct Totals {
+    accepted: AtomicU64,
+    answered: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    cancelled: AtomicU64,
+    /// Bits of an f32, in tokens per second.
+    prefill_speed: AtomicU32,
+    decode_speed: AtomicU32,
+}
+
 /// What the daemon counts. Cheap to update from any thread.
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
+    totals: Totals,
+    mqtt_link: Mutex<MqttLink>,
+    /// When the daemon started.
+    pub started: Instant,
     /// Requests submitted, refused ones included.
     pub requests: Family<OriginLabels, Counter>,
     /// Requests by how they ended.
@@ -69,6 +92,9 @@ impl Telemetry {
         let edges = (0..14).map(|power| 0.005 * f64::from(1u32 << power));
         let mut telemetry = Telemetry {
             registry: Registry::with_prefix("andon"),
+            totals: Totals::default(),
+            mqtt_link: Mutex::new(MqttLink::Off),
+            started: Instant::now(),
             requests: Family::default(),
             outcomes: Family::default(),
             prompt_tokens: Counter::default(),
@@ -142,9 +168,116 @@ impl Telemetry {
             .inc();
     }
 
-    /// Counts an ending that is a fault.
-    pub fn fault(&self, origin: Origin, code: FaultCode) {
+    /// Counts a request turned away.
+    pub fn refused(&self, origin: Origin, code: FaultCode) {
+        self.totals.refused.fetch_add(1, Ordering::Relaxed);
         self.outcome(origin, code.name());
+    }
+
+    /// Counts a request taken in.
+    pub fn accepted(&self) {
+        self.totals.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an accepted request that was not answered.
+    pub fn failed(&self, origin: Origin, code: FaultCode) {
+        let total = match code {
+            FaultCode::Cancelled => &self.totals.cancelled,
+            _ => &self.totals.failed,
+        };
+        total.fetch_add(1, Ordering::Relaxed);
+        self.outcome(origin, code.name());
+    }
+
+    /// Counts what an answer took.
+    pub fn answered(&self, done: &Done) {
+        let total = match done.finish {
+            Finish::Stop | Finish::Length => &self.totals.answered,
+            Finish::Cancelled => &self.totals.cancelled,
+        };
+        total.fetch_add(1, Ordering::Relaxed);
+        self.completion_tokens
+            .inc_by(done.usage.completion_tokens as u64);
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "microseconds of an answer are far below 2^52"
+        )]
+        self.first_token_seconds
+            .observe(done.timings.first_token_us as f64 / 1e6);
+        let computed = done
+            .usage
+            .prompt_tokens
+            .saturating_sub(done.usage.cached_tokens);
+        if done.timings.prefill_us > 0 && computed > 0 {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a speed is told to a few digits"
+            )]
+            let speed = computed as f32 * 1e6 / done.timings.prefill_us as f32;
+            self.totals
+                .prefill_speed
+                .store(speed.to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a prompt that was read.
+    pub fn prompt_read(&self, tokens: usize) {
+        self.prompt_tokens.inc_by(tokens as u64);
+    }
+
+    /// Sets the load.
+    pub fn load(&self, waiting: usize, running: usize) {
+        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+
+    /// Sets the recent speed of decoding, in tokens per second over all requests.
+    pub fn decode_speed(&self, tokens_per_s: f32) {
+        self.totals
+            .decode_speed
+            .store(tokens_per_s.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What was counted, as the compact socket's status and the status topic report it.
+    pub fn totals(&self) -> (RequestCounters, TokenCounters, Speed) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let speed = |bits: &AtomicU32| f32::from_bits(bits.load(Ordering::Relaxed));
+        let totals = &self.totals;
+        (
+            RequestCounters {
+                accepted: get(&totals.accepted),
+                answered: get(&totals.answered),
+                refused: get(&totals.refused),
+                failed: get(&totals.failed),
+                cancelled: get(&totals.cancelled),
+            },
+            TokenCounters {
+                prompt: self.prompt_tokens.get(),
+                completion: self.completion_tokens.get(),
+            },
+            Speed {
+                prefill_tokens_per_s: speed(&totals.prefill_speed),
+                decode_tokens_per_s: speed(&totals.decode_speed),
+            },
+        )
+    }
+
+    /// Notes the state of the link to the broker.
+    pub fn set_mqtt_link(&self, link: MqttLink) {
+        let connected = matches!(link, MqttLink::Connected311 | MqttLink::Connected5);
+        self.mqtt_connected.set(i64::from(connected));
+        *self
+            .mqtt_link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = link;
+    }
+
+    /// The state of the link to the broker.
+    pub fn mqtt_link(&self) -> MqttLink {
+        *self
+            .mqtt_link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an ending.

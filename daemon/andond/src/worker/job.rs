@@ -49,13 +49,16 @@ pub struct Chunk {
     pub logprobs: Vec<TokenLogprob>,
 }
 
-/// Why an answer ended well.
+/// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Finish {
     /// The model ended it, or a stop string did.
     Stop,
     /// The token limit or the end of the context did.
     Length,
+    /// The client did; the chunks hold what was made until then. With nothing made, the job fails with
+    /// [`FaultCode::Cancelled`] instead.
+    Cancelled,
 }
 
 impl Finish {
@@ -64,6 +67,7 @@ impl Finish {
         match self {
             Finish::Stop => "stop",
             Finish::Length => "length",
+            Finish::Cancelled => "cancelled",
         }
     }
 }
@@ -239,12 +243,20 @@ fn logprob_bytes(token: &TokenLogprob) -> usize {
 /// A submitted request's events. Dropping it cancels the job.
 #[derive(Debug)]
 pub struct JobStream {
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) worker: Weak<Shared>,
-    pub(super) ended: bool,
+    mailbox: Arc<Mailbox>,
+    worker: Weak<Shared>,
+    ended: bool,
 }
 
 impl JobStream {
+    pub(super) fn new(mailbox: Arc<Mailbox>, worker: Weak<Shared>) -> JobStream {
+        JobStream {
+            mailbox,
+            worker,
+            ended: false,
+        }
+    }
+
     /// The next event; `None` after the terminal one. Cancel safe.
     pub async fn next(&mut self) -> Option<JobEvent> {
         if self.ended {

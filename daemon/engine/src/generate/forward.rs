@@ -104,7 +104,11 @@ impl Forward for Executor {
             .map(|part| Chunk {
                 sequence: part.sequence,
                 tokens: part.tokens,
-                logits: if part.logits { LogitsFor::Last } else { LogitsFor::None },
+                logits: if part.logits {
+                    LogitsFor::Last
+                } else {
+                    LogitsFor::None
+                },
             })
             .collect();
         let logits = self.forward(&mut chunks).map_err(|error| match error {

@@ -266,6 +266,7 @@ impl ReplyTo {
             finish: match finish {
                 Finish::Stop => andon_wire::Finish::Stop,
                 Finish::Length => andon_wire::Finish::Length,
+                Finish::Cancelled => andon_wire::Finish::Cancelled,
             },
             model,
             usage: andon_wire::Usage {
@@ -347,6 +348,7 @@ fn wire_code(code: FaultCode) -> andon_wire::ErrorCode {
         FaultCode::TooLarge => ErrorCode::TooLarge,
         FaultCode::UnknownModel => ErrorCode::UnknownModel,
         FaultCode::UnknownTask => ErrorCode::UnknownTask,
+        FaultCode::Unsupported => ErrorCode::Unsupported,
         FaultCode::ContextFull => ErrorCode::ContextFull,
         FaultCode::Busy | FaultCode::SlowReader => ErrorCode::Busy,
         FaultCode::DuplicateId => ErrorCode::DuplicateId,

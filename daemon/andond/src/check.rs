@@ -1,0 +1,56 @@
+//! What `andond check` looks at beyond the file's text: the machine the configuration is for.
+
+use crate::config::{Config, Problems};
+use crate::task::Tasks;
+
+/// Adds what stands in the way of serving this configuration on this machine.
+pub fn environment(config: &Config, problems: &mut Problems) {
+    if !config.model.path.as_os_str().is_empty() {
+        match andon_engine::Model::load(&config.model.path) {
+            Err(error) => problems.add(
+                "model.path",
+                error.to_string(),
+                "name a GGUF file that andond can read",
+            ),
+            Ok(model) => {
+                let made_for = model.info().context_tokens_max;
+                if config
+                    .model
+                    .context_tokens_max
+                    .is_some_and(|tokens| tokens > made_for)
+                {
+                    problems.add(
+                        "model.context-tokens-max",
+                        format!("is more than the {made_for} tokens the model was made for"),
+                        "lower it or leave it out",
+                    );
+                }
+            }
+        }
+    }
+    if let Err(error) = crate::worker::check_isa(config) {
+        problems.add(
+            "engine.isa",
+            error,
+            "leave it out to take the best there is",
+        );
+    }
+    if let Err(found) = Tasks::new(&config.task) {
+        problems.extend(found);
+    }
+    let groups = [
+        ("http.socket-group", &config.http.socket_group),
+        ("wire.socket-group", &config.wire.socket_group),
+    ];
+    for (key, group) in groups {
+        if let Some(name) = group
+            && !matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
+        {
+            problems.add(
+                key,
+                format!("there is no group {name}"),
+                "create it or leave it out",
+            );
+        }
+    }
+}

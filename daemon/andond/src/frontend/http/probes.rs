@@ -1,0 +1,52 @@
+//! What supervisors and monitoring ask: `/healthz`, `/readyz`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Response, StatusCode};
+
+use super::Service;
+use crate::worker::WorkerState;
+
+/// Alive: whatever is being answered makes progress.
+pub(super) async fn health(State(service): State<Arc<Service>>) -> Response<Body> {
+    match service.context.worker.stalled() {
+        None => text(StatusCode::OK, "ok\n"),
+        Some(since) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("no progress for {} s\n", since.as_secs()),
+        ),
+    }
+}
+
+/// Ready: a real token has been decoded and requests are taken.
+pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body> {
+    match service.context.worker.status().state {
+        WorkerState::Ready => text(StatusCode::OK, "ready\n"),
+        WorkerState::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
+        WorkerState::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        WorkerState::Failed(_) => text(StatusCode::SERVICE_UNAVAILABLE, "failed\n"),
+    }
+}
+
+/// Everything that is counted, as Prometheus reads it.
+pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response<Body> {
+    let mut response = text(StatusCode::OK, service.context.telemetry.encode());
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+    );
+    response
+}
+
+fn text(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}

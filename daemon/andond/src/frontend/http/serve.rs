@@ -1,0 +1,134 @@
+//! Connections: accepted up to a bound, each with a time limit for what the client must send or take.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+
+use super::stall::WriteStall;
+use crate::frontend::Context;
+use crate::request::Origin;
+use crate::telemetry::metrics::OriginLabels;
+
+/// Largest request head, in bytes.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Most header lines.
+const HEADERS_MAX: usize = 64;
+/// A pause after a failed accept, so that a full descriptor table does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Client(pub(super) Arc<str>);
+
+/// A source of connections.
+pub(super) trait Listener: Send + 'static {
+    /// What it yields.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Waits for a connection.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Client)>> + Send;
+}
+
+impl Listener for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, Client)> {
+        let (stream, _) = tokio::net::UnixListener::accept(self).await?;
+        let uid = stream.peer_cred()?.uid();
+        Ok((stream, Client(format!("uid-{uid}").into())))
+    }
+}
+
+impl Listener for tokio::net::TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, Client)> {
+        let (stream, _) = tokio::net::TcpListener::accept(self).await?;
+        // A streamed answer is many small writes, and each of them is waited for.
+        stream.set_nodelay(true)?;
+        Ok((stream, Client("loopback".into())))
+    }
+}
+
+/// Serves a listener until the daemon stops, then waits for the requests in flight.
+pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Context) {
+    let config = &context.config.http;
+    let places = Arc::new(Semaphore::new(config.connections_max));
+    let graceful = GracefulShutdown::new();
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX);
+    let open = context
+        .telemetry
+        .connections
+        .get_or_create_owned(&OriginLabels {
+            origin: Origin::Http.name(),
+        });
+    loop {
+        let accepted = tokio::select! {
+            () = context.stopping.cancelled() => break,
+            accepted = next(&listener, &places) => accepted,
+        };
+        let (stream, client, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let router = router.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(client.clone());
+            let router = router.clone();
+            async move { Ok::<_, Infallible>(infallible(router.oneshot(request.map(Body::new)).await)) }
+        });
+        let stream = WriteStall::new(stream, Duration::from_millis(config.write_timeout_ms));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let open = open.clone();
+        open.inc();
+        tokio::spawn(async move {
+            // What breaks off a connection is the client's affair; its job is cancelled by dropping it.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            open.dec();
+            drop(place);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+fn infallible<T>(result: Result<T, Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(never) => match never {},
+    }
+}
+
+/// Accepts once there is a place; until then the kernel's backlog holds clients back.
+async fn next<L: Listener>(
+    listener: &L,
+    places: &Arc<Semaphore>,
+) -> io::Result<(L::Stream, Client, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    Ok((stream, client, place))
+}

@@ -1,0 +1,363 @@
+//! Answers in OpenAI's objects: the whole reply and the chunks of a stream, for both endpoints.
+
+use serde_json::{Value, json};
+
+use crate::worker::{Chunk, Done, TokenLogprob};
+
+/// What stands for "impossible" where JSON has no infinity; OpenAI's choice.
+const LOGPROB_MIN: f32 = -9999.0;
+
+/// Which endpoint was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Chat,
+    Completion,
+}
+
+/// Makes the objects of one answer.
+#[derive(Debug)]
+pub(super) struct Shape {
+    endpoint: Endpoint,
+    id: String,
+    created_s: u64,
+    model: String,
+    logprobs: bool,
+    include_usage: bool,
+    /// Characters of the answer so far; the older endpoint reports where each token begins.
+    text_offset: usize,
+}
+
+impl Shape {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        id: String,
+        created_s: u64,
+        model: String,
+        logprobs: bool,
+        include_usage: bool,
+    ) -> Shape {
+        Shape {
+            endpoint,
+            id,
+            created_s,
+            model,
+            logprobs,
+            include_usage,
+            text_offset: 0,
+        }
+    }
+
+    /// The whole answer.
+    pub(super) fn whole(&mut self, text: &str, tokens: &[TokenLogprob], done: &Done) -> Value {
+        let logprobs = self.logprobs(tokens);
+        let finish = done.finish.name();
+        let (object, choice) = match self.endpoint {
+            Endpoint::Chat => (
+                "chat.completion",
+                json!({
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "refusal": null},
+                    "logprobs": logprobs,
+                    "finish_reason": finish,
+                }),
+            ),
+            Endpoint::Completion => (
+                "text_completion",
+                json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}),
+            ),
+        };
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created_s,
+            "model": self.model,
+            "choices": [choice],
+            "usage": usage(done),
+            "timings": timings(done),
+        })
+    }
+
+    /// The chunk that opens a stream, if the endpoint has one.
+    pub(super) fn first(&mut self) -> Option<Value> {
+        match self.endpoint {
+            Endpoint::Chat => Some(self.chunk_object(&json!([{
+                "index": 0,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": null,
+                "finish_reason": null,
+            }]))),
+            Endpoint::Completion => None,
+        }
+    }
+
+    /// A piece of the answer.
+    pub(super) fn piece(&mut self, chunk: &Chunk) -> Value {
+        let logprobs = self.logprobs(&chunk.logprobs);
+        let choice = match self.endpoint {
+            Endpoint::Chat => json!({
+                "index": 0,
+                "delta": {"content": chunk.text},
+                "logprobs": logprobs,
+                "finish_reason": null,
+            }),
+            Endpoint::Completion => {
+                json!({"index": 0, "text": chunk.text, "logprobs": logprobs, "finish_reason": null})
+            }
+        };
+        self.chunk_object(&json!([choice]))
+    }
+
+    /// The chunk that says why the answer ended.
+    pub(super) fn last(&mut self, done: &Done) -> Value {
+        let finish = done.finish.name();
+        let choice = match self.endpoint {
+            Endpoint::Chat => {
+                json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish})
+            }
+            Endpoint::Completion => {
+                json!({"index": 0, "text": "", "logprobs": null, "finish_reason": finish})
+            }
+        };
+        let mut chunk = self.chunk_object(&json!([choice]));
+        if let Value::Object(chunk) = &mut chunk {
+            chunk.insert("timings".to_owned(), timings(done));
+        }
+        chunk
+    }
+
+    /// The chunk with what was spent, if it was asked for.
+    pub(super) fn usage(&mut self, done: &Done) -> Option<Value> {
+        if !self.include_usage {
+            return None;
+        }
+        let mut chunk = self.chunk_object(&json!([]));
+        if let Value::Object(chunk) = &mut chunk {
+            chunk.insert("usage".to_owned(), usage(done));
+        }
+        Some(chunk)
+    }
+
+    fn chunk_object(&self, choices: &Value) -> Value {
+        let object = match self.endpoint {
+            Endpoint::Chat => "chat.completion.chunk",
+            Endpoint::Completion => "text_completion",
+        };
+        let mut chunk = json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created_s,
+            "model": self.model,
+            "choices": choices,
+        });
+        if self.include_usage
+            && let Value::Object(chunk) = &mut chunk
+        {
+            chunk.insert("usage".to_owned(), Value::Null);
+        }
+        chunk
+    }
+
+    fn logprobs(&mut self, tokens: &[TokenLogprob]) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        match self.endpoint {
+            Endpoint::Chat => {
+                let content: Vec<Value> = tokens
+                    .iter()
+                    .map(|token| {
+                        let top: Vec<Value> = token
+                            .top
+                            .iter()
+                            .map(|top| chat_token(&top.bytes, top.logprob))
+                            .collect();
+                        let mut object = chat_token(&token.bytes, token.logprob);
+                        if let Value::Object(object) = &mut object {
+                            object.insert("top_logprobs".to_owned(), Value::Array(top));
+                        }
+                        object
+                    })
+                    .collect();
+                json!({"content": content, "refusal": null})
+            }
+            Endpoint::Completion => {
+                let mut texts = Vec::with_capacity(tokens.len());
+                let mut logprobs = Vec::with_capacity(tokens.len());
+                let mut tops = Vec::with_capacity(tokens.len());
+                let mut offsets = Vec::with_capacity(tokens.len());
+                for token in tokens {
+                    let text = String::from_utf8_lossy(&token.bytes).into_owned();
+                    offsets.push(self.text_offset);
+                    self.text_offset = self.text_offset.saturating_add(text.chars().count());
+                    logprobs.push(finite(token.logprob));
+                    let top: serde_json::Map<String, Value> = token
+                        .top
+                        .iter()
+                        .map(|top| {
+                            let text = String::from_utf8_lossy(&top.bytes).into_owned();
+                            (text, json!(finite(top.logprob)))
+                        })
+                        .collect();
+                    tops.push(Value::Object(top));
+                    texts.push(text);
+                }
+                json!({
+                    "tokens": texts,
+                    "token_logprobs": logprobs,
+                    "top_logprobs": tops,
+                    "text_offset": offsets,
+                })
+            }
+        }
+    }
+}
+
+fn chat_token(bytes: &[u8], logprob: f32) -> Value {
+    json!({
+        "token": String::from_utf8_lossy(bytes),
+        "logprob": finite(logprob),
+        "bytes": bytes,
+    })
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() {
+        logprob.max(LOGPROB_MIN)
+    } else {
+        LOGPROB_MIN
+    }
+}
+
+fn usage(done: &Done) -> Value {
+    let usage = &done.usage;
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    })
+}
+
+/// An extension: where the time went.
+fn timings(done: &Done) -> Value {
+    let timings = &done.timings;
+    let computed = done
+        .usage
+        .prompt_tokens
+        .saturating_sub(done.usage.cached_tokens);
+    // The first token comes out of the prompt's pass; the rest are what decoding took time for.
+    let decoded = done.usage.completion_tokens.saturating_sub(1);
+    json!({
+        "queue_ms": milliseconds(timings.queue_us),
+        "prompt_ms": milliseconds(timings.prefill_us),
+        "first_token_ms": milliseconds(timings.first_token_us),
+        "decode_ms": milliseconds(timings.decode_us),
+        "prompt_tokens_per_second": rate(computed, timings.prefill_us),
+        "tokens_per_second": rate(decoded, timings.decode_us),
+    })
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "microseconds of an answer are far below 2^52"
+)]
+fn milliseconds(microseconds: u64) -> f64 {
+    microseconds as f64 / 1e3
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "tokens of an answer are far below 2^52"
+)]
+fn rate(tokens: usize, microseconds: u64) -> Option<f64> {
+    if microseconds == 0 || tokens == 0 {
+        return None;
+    }
+    Some((tokens as f64 * 1e9 / microseconds as f64).round() / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::{Finish, Timings, TopLogprob, Usage};
+
+    fn done() -> Done {
+        Done {
+            finish: Finish::Stop,
+            usage: Usage {
+                prompt_tokens: 10,
+                cached_tokens: 4,
+                completion_tokens: 5,
+            },
+            timings: Timings {
+                queue_us: 100,
+                prefill_us: 2000,
+                decode_us: 8000,
+                first_token_us: 2100,
+            },
+        }
+    }
+
+    fn shape(endpoint: Endpoint) -> Shape {
+        Shape::new(endpoint, "x-1".to_owned(), 7, "m".to_owned(), true, true)
+    }
+
+    fn token(bytes: &[u8], logprob: f32) -> TokenLogprob {
+        TokenLogprob {
+            bytes: bytes.to_vec(),
+            logprob,
+            top: vec![TopLogprob {
+                bytes: bytes.to_vec(),
+                logprob,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_whole_chat_answer_has_openai_fields() {
+        let value = shape(Endpoint::Chat).whole("hi", &[token(b"hi", -0.5)], &done());
+        assert_eq!(value["object"], "chat.completion");
+        assert_eq!(value["choices"][0]["message"]["content"], "hi");
+        assert_eq!(value["choices"][0]["finish_reason"], "stop");
+        assert_eq!(
+            value["choices"][0]["logprobs"]["content"][0]["bytes"][1],
+            b'i'
+        );
+        assert_eq!(value["usage"]["total_tokens"], 15);
+        assert_eq!(value["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+        assert_eq!(value["timings"]["tokens_per_second"], 500.0);
+        assert_eq!(value["timings"]["prompt_tokens_per_second"], 3000.0);
+    }
+
+    #[test]
+    fn a_stream_opens_with_the_role_and_closes_with_reason_and_usage() {
+        let mut shape = shape(Endpoint::Chat);
+        let first = shape.first().expect("chat streams open with a role");
+        assert_eq!(first["choices"][0]["delta"]["role"], "assistant");
+        assert_eq!(first["usage"], Value::Null);
+        let last = shape.last(&done());
+        assert_eq!(last["choices"][0]["delta"], json!({}));
+        assert_eq!(last["choices"][0]["finish_reason"], "stop");
+        let usage = shape.usage(&done()).expect("it was asked for");
+        assert_eq!(usage["choices"], json!([]));
+        assert_eq!(usage["usage"]["completion_tokens"], 5);
+    }
+
+    #[test]
+    fn offsets_count_characters_over_chunks() {
+        let mut shape = shape(Endpoint::Completion);
+        let piece = |text: &str| Chunk {
+            sequence: 0,
+            text: text.to_owned(),
+            logprobs: vec![token(text.as_bytes(), f32::NEG_INFINITY)],
+        };
+        let first = shape.piece(&piece("né"));
+        let second = shape.piece(&piece("x"));
+        assert_eq!(first["choices"][0]["logprobs"]["text_offset"][0], 0);
+        assert_eq!(second["choices"][0]["logprobs"]["text_offset"][0], 2);
+        assert_eq!(
+            second["choices"][0]["logprobs"]["token_logprobs"][0],
+            -9999.0
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! The compact socket: frames of `andon-wire`, several requests at once on one connection.
+//!
+//! A connection is one task that reads and one that writes, with a bounded queue between what answers and
+//! the writer. A request that this connection asked ends with it.
+//!
+//! Invariant: a frame is interpreted only after its length and checksum were; after a frame that cannot be
+//! read the connection says why and closes, since the next border is unknown.
+
+mod connection;
+mod convert;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Context;
+use crate::request::Origin;
+use crate::telemetry::metrics::OriginLabels;
+
+/// A pause after a failed accept, so that a full descriptor table does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until the daemon stops and the requests in flight have ended.
+pub async fn run(context: Context, socket: UnixListener) {
+    let places = Arc::new(Semaphore::new(context.config.wire.connections_max));
+    let open = context
+        .telemetry
+        .connections
+        .get_or_create_owned(&OriginLabels {
+            origin: Origin::Wire.name(),
+        });
+    let mut connections = JoinSet::new();
+    loop {
+        // Finished connections are forgotten as the next one comes.
+        while connections.try_join_next().is_some() {}
+        let accept = async {
+            let place = Arc::clone(&places)
+                .acquire_owned()
+                .await
+                .map_err(std::io::Error::other)?;
+            let (stream, _) = socket.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            Ok::<_, std::io::Error>((stream, uid, place))
+        };
+        let accepted = tokio::select! {
+            () = context.stopping.cancelled() => break,
+            accepted = accept => accepted,
+        };
+        match accepted {
+            Ok((stream, uid, place)) => {
+                let context = context.clone();
+                let open = open.clone();
+                open.inc();
+                connections.spawn(async move {
+                    connection::serve(context, stream, format!("uid-{uid}")).await;
+                    open.dec();
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(socket);
+    while connections.join_next().await.is_some() {}
+}

@@ -1,0 +1,410 @@
+//! One connection of the compact socket.
+
+use std::io;
+use std::time::Duration;
+
+use andon_wire::limits::{
+    CHUNK_TEXT_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, SERVER_FRAME_BYTES_MAX,
+};
+use andon_wire::{
+    Accepted, Cancelled, Chunk, ClientFrame, DecodeError, ErrorCode, Fault as WireFault,
+    FrameReader, HEADER_BYTES, ModelName, Models, PROTOCOL_VERSION, ReadError, RequestId,
+    ServerFrame, Welcome, shorten,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::convert::{self, StatusTexts};
+use crate::fault::{Fault, FaultCode};
+use crate::frontend::Context;
+use crate::request::Origin;
+use crate::worker::{JobEvent, JobStream};
+
+/// Frames that may wait for the writer; with the largest frames 512 KiB.
+const FRAMES_WAITING_MAX: usize = 64;
+/// Longest wait for a client that does not take its frames.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The way to a connection's writer.
+#[derive(Debug, Clone)]
+struct Outgoing(mpsc::Sender<Box<[u8]>>);
+
+impl Outgoing {
+    /// Queues a frame. False when the connection is gone.
+    async fn send(&self, frame: &ServerFrame<'_>) -> bool {
+        let mut buffer = [0; SERVER_FRAME_BYTES_MAX + HEADER_BYTES];
+        match frame.encode(&mut buffer) {
+            Ok(bytes) => self.0.send(bytes.into()).await.is_ok(),
+            Err(error) => {
+                // All texts are cut to their bounds before, so this is a fault of ours; the connection lives.
+                tracing::error!(%error, "a frame cannot be encoded");
+                true
+            }
+        }
+    }
+
+    async fn fault(&self, id: Option<RequestId>, fault: &Fault) -> bool {
+        let retry_after_ms = fault
+            .retry_after
+            .map(|after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
+        self.error(
+            id,
+            convert::code(fault.code),
+            &fault.message,
+            retry_after_ms,
+        )
+        .await
+    }
+
+    async fn error(
+        &self,
+        id: Option<RequestId>,
+        code: ErrorCode,
+        message: &str,
+        retry_after_ms: Option<u32>,
+    ) -> bool {
+        self.send(&ServerFrame::Error(WireFault {
+            id,
+            code,
+            message: shorten(message, FAULT_MESSAGE_BYTES_MAX),
+            retry_after_ms,
+        }))
+        .await
+    }
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn serve(context: Context, stream: UnixStream, client: String) {
+    let (reader, writer) = stream.into_split();
+    let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
+    let writer = write(writer, receiver);
+    let reader = async {
+        let mut connection = Connection {
+            context,
+            client,
+            outgoing: Outgoing(sender),
+            asks: JoinSet::new(),
+            welcomed: false,
+        };
+        connection.read(reader).await;
+        // Dropping the tasks drops their jobs' streams, which cancels the jobs. Dropping the sender ends the
+        // writer once it has written what is queued.
+    };
+    // When the writer ends first, its client is gone: dropping the reader cancels everything.
+    tokio::pin!(writer);
+    tokio::select! {
+        () = reader => writer.await,
+        () = &mut writer => {}
+    }
+}
+
+async fn write(mut stream: OwnedWriteHalf, mut frames: mpsc::Receiver<Box<[u8]>>) {
+    while let Some(frame) = frames.recv().await {
+        match timeout(WRITE_TIMEOUT, stream.write_all(&frame)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+struct Connection {
+    context: Context,
+    client: String,
+    outgoing: Outgoing,
+    asks: JoinSet<()>,
+    welcomed: bool,
+}
+
+/// What reading brought.
+enum Came {
+    Bytes(usize),
+    End,
+    Late,
+    Broken(io::Error),
+    /// The daemon stops and nothing is in flight.
+    Over,
+}
+
+impl Connection {
+    async fn read(&mut self, mut stream: tokio::net::unix::OwnedReadHalf) {
+        // The pages of the buffer are touched only as far as frames are long.
+        let buffer = vec![0; CLIENT_FRAME_BYTES_MAX + HEADER_BYTES];
+        let mut frames = FrameReader::new(buffer, CLIENT_FRAME_BYTES_MAX);
+        let mut unread = 0usize;
+        loop {
+            match self.wait(&mut stream, frames.space(), unread > 0).await {
+                Came::Bytes(count) => {
+                    unread += count;
+                    if let Err(error) = frames.filled(count) {
+                        return self.broken(&error).await;
+                    }
+                }
+                Came::End => {
+                    if let Err(error) = frames.finish() {
+                        self.broken(&error).await;
+                    }
+                    return;
+                }
+                Came::Late => {
+                    self.context.telemetry.malformed(Origin::Wire);
+                    let message = "the frame did not arrive in time";
+                    self.outgoing
+                        .error(None, ErrorCode::InvalidRequest, message, None)
+                        .await;
+                    return;
+                }
+                Came::Broken(error) => {
+                    tracing::debug!(%error, "a connection broke");
+                    return;
+                }
+                Came::Over => return,
+            }
+            loop {
+                match frames.next_payload() {
+                    Ok(Some(payload)) => {
+                        unread = unread.saturating_sub(payload.len() + HEADER_BYTES);
+                        if !self.handle(payload).await {
+                            return;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => return self.broken(&error).await,
+                }
+            }
+        }
+    }
+
+    /// Waits for bytes. A frame that has begun, and the first one, must come in time.
+    async fn wait(
+        &mut self,
+        stream: &mut tokio::net::unix::OwnedReadHalf,
+        space: &mut [u8],
+        begun: bool,
+    ) -> Came {
+        let limit = Duration::from_millis(self.context.config.wire.frame_timeout_ms);
+        let hurried = begun || !self.welcomed;
+        let late = tokio::time::sleep(limit);
+        tokio::pin!(late);
+        loop {
+            let stopping = self.context.stopping.is_cancelled();
+            if stopping && self.asks.is_empty() {
+                return Came::Over;
+            }
+            tokio::select! {
+                read = stream.read(space) => {
+                    return match read {
+                        Ok(0) => Came::End,
+                        Ok(count) => Came::Bytes(count),
+                        Err(error) => Came::Broken(error),
+                    };
+                }
+                () = &mut late, if hurried => return Came::Late,
+                _ = self.asks.join_next(), if !self.asks.is_empty() => {}
+                () = self.context.stopping.cancelled(), if !stopping => {}
+            }
+        }
+    }
+
+    async fn broken(&self, error: &ReadError) {
+        self.context.telemetry.malformed(Origin::Wire);
+        let code = match error {
+            ReadError::Frame(error) => decode_code(error),
+            ReadError::Truncated { .. } | ReadError::Overfilled => ErrorCode::InvalidRequest,
+        };
+        self.outgoing
+            .error(None, code, &error.to_string(), None)
+            .await;
+    }
+
+    /// Handles one payload. False when the connection is to be closed.
+    async fn handle(&mut self, payload: &[u8]) -> bool {
+        let frame = match ClientFrame::decode(payload) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.context.telemetry.malformed(Origin::Wire);
+                let code = decode_code(&error);
+                self.outgoing
+                    .error(None, code, &error.to_string(), None)
+                    .await;
+                return false;
+            }
+        };
+        match frame {
+            ClientFrame::Hello(_) if self.welcomed => self.out_of_order("a second hello").await,
+            ClientFrame::Hello(_) => {
+                self.welcomed = true;
+                let gateway = self.context.config.gateway.name();
+                self.outgoing
+                    .send(&ServerFrame::Welcome(Welcome {
+                        version: PROTOCOL_VERSION,
+                        software: convert::SOFTWARE,
+                        gateway: &gateway,
+                        frame_bytes_max: u32::try_from(CLIENT_FRAME_BYTES_MAX).unwrap_or(u32::MAX),
+                        requests_max: u16::try_from(self.context.config.wire.requests_max)
+                            .unwrap_or(u16::MAX),
+                    }))
+                    .await
+            }
+            _ if !self.welcomed => self.out_of_order("the first frame must be a hello").await,
+            ClientFrame::Ask(ask) => {
+                let id = ask.id.clone();
+                let request = convert::request(&ask, &self.client);
+                match request.and_then(|request| self.submit(request)) {
+                    Ok((job, stream)) => {
+                        let answer = Answer {
+                            id,
+                            outgoing: self.outgoing.clone(),
+                            context: self.context.clone(),
+                            stream,
+                            sent: 0,
+                        };
+                        self.asks.spawn(answer.run(job));
+                        true
+                    }
+                    Err(fault) => self.outgoing.fault(Some(id), &fault).await,
+                }
+            }
+            ClientFrame::Cancel(cancel) => {
+                let found = self.context.worker.cancel(&self.client, cancel.id.as_str());
+                self.outgoing
+                    .send(&ServerFrame::Cancelled(Cancelled {
+                        id: cancel.id,
+                        found,
+                    }))
+                    .await
+            }
+            ClientFrame::Status => {
+                let texts = StatusTexts::gather(&self.context);
+                self.outgoing
+                    .send(&ServerFrame::Status(texts.status(&self.context)))
+                    .await
+            }
+            ClientFrame::Models => {
+                let facts = self.context.worker.status().model;
+                let mut models = Models::default();
+                if let Some(entry) = facts.as_deref().and_then(convert::model_entry) {
+                    // One fits into an empty list.
+                    drop(models.models.push(entry));
+                }
+                self.outgoing.send(&ServerFrame::Models(models)).await
+            }
+        }
+    }
+
+    async fn out_of_order(&self, message: &str) -> bool {
+        self.context.telemetry.malformed(Origin::Wire);
+        self.outgoing
+            .error(None, ErrorCode::InvalidRequest, message, None)
+            .await;
+        false
+    }
+
+    fn submit(&mut self, request: crate::request::Request) -> Result<(JobStream, bool), Fault> {
+        while self.asks.try_join_next().is_some() {}
+        let requests_max = self.context.config.wire.requests_max;
+        if self.asks.len() >= requests_max {
+            let message = format!(
+                "{requests_max} requests are open on this connection, the most it may have"
+            );
+            return Err(Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(1)));
+        }
+        let stream = request.stream;
+        Ok((self.context.worker.submit(request)?, stream))
+    }
+}
+
+fn decode_code(error: &DecodeError) -> ErrorCode {
+    match error {
+        DecodeError::TooLarge { .. } => ErrorCode::TooLarge,
+        DecodeError::Version { .. } => ErrorCode::UnsupportedVersion,
+        DecodeError::TooSmall { .. }
+        | DecodeError::Checksum { .. }
+        | DecodeError::Malformed(_)
+        | DecodeError::Trailing { .. } => ErrorCode::InvalidRequest,
+    }
+}
+
+/// One answer on its way to the writer.
+struct Answer {
+    id: RequestId,
+    outgoing: Outgoing,
+    context: Context,
+    stream: bool,
+    /// Chunks sent.
+    sent: u32,
+}
+
+impl Answer {
+    async fn run(mut self, mut job: JobStream) {
+        let mut gathered = String::new();
+        while let Some(event) = job.next().await {
+            let alive = match event {
+                JobEvent::Accepted { .. } => self.accepted().await,
+                JobEvent::Started => true,
+                JobEvent::Chunk(chunk) if self.stream => self.text(&chunk.text).await,
+                JobEvent::Chunk(chunk) => {
+                    gathered.push_str(&chunk.text);
+                    true
+                }
+                JobEvent::Done(done) => {
+                    self.text(&gathered).await;
+                    let name = self.context.config.model.name();
+                    match ModelName::new(&name) {
+                        Ok(model) => {
+                            let done = convert::done(self.id.clone(), model, self.sent, &done);
+                            self.outgoing.send(&ServerFrame::Done(done)).await
+                        }
+                        // The configuration's check lets no such name through.
+                        Err(error) => {
+                            let message = format!("the model's name: {error}");
+                            self.outgoing
+                                .fault(
+                                    Some(self.id.clone()),
+                                    &Fault::new(FaultCode::Internal, message),
+                                )
+                                .await
+                        }
+                    }
+                }
+                JobEvent::Failed(fault) => self.outgoing.fault(Some(self.id.clone()), &fault).await,
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    async fn accepted(&self) -> bool {
+        let status = self.context.worker.status();
+        // Itself is among those that wait, if it still does.
+        let before = status.waiting.saturating_sub(1);
+        self.outgoing
+            .send(&ServerFrame::Accepted(Accepted {
+                id: self.id.clone(),
+                queue_position: u32::try_from(before).unwrap_or(u32::MAX),
+            }))
+            .await
+    }
+
+    async fn text(&mut self, mut text: &str) -> bool {
+        while !text.is_empty() {
+            let piece = shorten(text, CHUNK_TEXT_BYTES_MAX);
+            let chunk = Chunk {
+                id: self.id.clone(),
+                attempt: 1,
+                sequence: self.sent,
+                text: piece,
+            };
+            if !self.outgoing.send(&ServerFrame::Chunk(chunk)).await {
+                return false;
+            }
+            self.sent = self.sent.saturating_add(1);
+            text = text.get(piece.len()..).unwrap_or_default();
+        }
+        true
+    }
+}

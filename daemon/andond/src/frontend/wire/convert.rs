@@ -1,0 +1,209 @@
+//! Between the words of `andon-wire` and the daemon's own.
+
+use std::time::{Duration, Instant};
+
+use andon_wire::{
+    Ask, AskError, Done as WireDone, ErrorCode, Finish as WireFinish, Input as WireInput,
+    ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin, QueueStatus, Readiness,
+    RequestId, Status as WireStatus,
+};
+
+use crate::fault::{Fault, FaultCode};
+use crate::frontend::Context;
+use crate::request::{Egress, Input, Message, Origin, Priority, Request, Sampling};
+use crate::worker::{Done, Finish, ModelFacts, WorkerState};
+
+/// Name and version as the protocol shows them.
+pub(super) const SOFTWARE: &str = concat!("andond ", env!("CARGO_PKG_VERSION"));
+
+/// A request in owned form.
+pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
+    ask.check().map_err(ask_fault)?;
+    let input = match &ask.input {
+        WireInput::Messages(messages) => Input::Messages(
+            messages
+                .iter()
+                .map(|message| Message {
+                    role: message.role.as_str().to_owned(),
+                    content: message.content.to_owned(),
+                })
+                .collect(),
+        ),
+        WireInput::Prompt(prompt) => Input::Prompt((*prompt).to_owned()),
+        WireInput::Task { name, input_json } => Input::Task {
+            name: name.as_str().to_owned(),
+            input: serde_json::from_str(input_json).map_err(|error| {
+                Fault::invalid("input_json", format!("is not valid JSON: {error}"))
+            })?,
+        },
+    };
+    let mut request = Request::new(ask.id.as_str(), client, Origin::Wire, input);
+    request.model = ask.model.as_ref().map(|name| name.as_str().to_owned());
+    request.sampling = Sampling {
+        temperature: ask.sampling.temperature,
+        top_p: ask.sampling.top_p,
+        top_k: ask.sampling.top_k,
+        min_p: ask.sampling.min_p,
+        repeat_penalty: ask.sampling.repeat_penalty,
+        repeat_last_n: ask.sampling.repeat_last_n,
+        presence_penalty: ask.sampling.presence_penalty,
+        frequency_penalty: ask.sampling.frequency_penalty,
+        seed: ask.sampling.seed,
+    };
+    request.tokens_max = ask.tokens_max.map(|tokens| tokens as usize);
+    request.stop = ask.stop.iter().map(|&stop| stop.to_owned()).collect();
+    request.priority = ask.priority.map(|priority| match priority {
+        andon_wire::Priority::Alarm => Priority::Alarm,
+        andon_wire::Priority::Interactive => Priority::Interactive,
+        andon_wire::Priority::Batch => Priority::Batch,
+    });
+    request.deadline = ask
+        .deadline_ms
+        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(u64::from(ms))));
+    request.egress = ask.egress.map(|egress| match egress {
+        andon_wire::Egress::Local => Egress::Local,
+        andon_wire::Egress::Any => Egress::Any,
+    });
+    request.stream = ask.stream;
+    Ok(request)
+}
+
+fn ask_fault(error: AskError) -> Fault {
+    let code = if error.is_size() {
+        FaultCode::TooLarge
+    } else {
+        FaultCode::InvalidRequest
+    };
+    Fault::new(code, error.to_string())
+}
+
+/// The protocol's code for a fault.
+pub(super) fn code(code: FaultCode) -> ErrorCode {
+    match code {
+        FaultCode::InvalidRequest => ErrorCode::InvalidRequest,
+        FaultCode::TooLarge => ErrorCode::TooLarge,
+        FaultCode::UnknownModel => ErrorCode::UnknownModel,
+        FaultCode::UnknownTask => ErrorCode::UnknownTask,
+        FaultCode::Unsupported => ErrorCode::Unsupported,
+        FaultCode::ContextFull => ErrorCode::ContextFull,
+        // A reader that comes too late is told what it can do about it: try again and read.
+        FaultCode::Busy | FaultCode::SlowReader => ErrorCode::Busy,
+        FaultCode::DuplicateId => ErrorCode::DuplicateId,
+        FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+        FaultCode::Cancelled => ErrorCode::Cancelled,
+        FaultCode::Unavailable => ErrorCode::Unavailable,
+        FaultCode::Internal => ErrorCode::Internal,
+    }
+}
+
+/// The end of an answer.
+pub(super) fn done(id: RequestId, model: ModelName, chunks: u32, done: &Done) -> WireDone {
+    WireDone {
+        id,
+        attempt: 1,
+        chunks,
+        finish: match done.finish {
+            Finish::Stop => WireFinish::Stop,
+            Finish::Length => WireFinish::Length,
+            Finish::Cancelled => WireFinish::Cancelled,
+        },
+        model,
+        usage: andon_wire::Usage {
+            prompt_tokens: saturated(done.usage.prompt_tokens),
+            cached_tokens: saturated(done.usage.cached_tokens),
+            completion_tokens: saturated(done.usage.completion_tokens),
+        },
+        timings: andon_wire::Timings {
+            queue_us: done.timings.queue_us,
+            prefill_us: done.timings.prefill_us,
+            decode_us: done.timings.decode_us,
+            first_token_us: done.timings.first_token_us,
+        },
+        origin: WireOrigin::Local,
+    }
+}
+
+/// What a status frame borrows from.
+#[derive(Debug)]
+pub(super) struct StatusTexts {
+    gateway: String,
+    broker: String,
+    model: Option<std::sync::Arc<ModelFacts>>,
+    status: crate::worker::Status,
+}
+
+impl StatusTexts {
+    pub(super) fn gather(context: &Context) -> StatusTexts {
+        let status = context.worker.status();
+        let mqtt = &context.config.mqtt;
+        StatusTexts {
+            gateway: context.config.gateway.name(),
+            broker: if mqtt.enabled {
+                format!("{}:{}", mqtt.host, mqtt.port())
+            } else {
+                String::new()
+            },
+            model: status.model.clone(),
+            status,
+        }
+    }
+
+    pub(super) fn status(&self, context: &Context) -> WireStatus<'_> {
+        let (requests, tokens, speed) = context.telemetry.totals();
+        WireStatus {
+            software: SOFTWARE,
+            gateway: &self.gateway,
+            uptime_s: context.telemetry.started.elapsed().as_secs(),
+            readiness: match self.status.state {
+                WorkerState::Loading => Readiness::Starting,
+                WorkerState::Ready => Readiness::Ready,
+                WorkerState::Stopping => Readiness::Draining,
+                WorkerState::Failed(_) => Readiness::Failed,
+            },
+            model: self.model.as_deref().and_then(|facts| {
+                Some(ModelStatus {
+                    name: ModelName::new(&facts.name).ok()?,
+                    architecture: &facts.architecture,
+                    file_bytes: facts.file_bytes,
+                    context_tokens_max: saturated(facts.context_tokens_max),
+                    isa: &facts.isa,
+                    threads: u16::try_from(facts.threads).unwrap_or(u16::MAX),
+                })
+            }),
+            requests,
+            tokens,
+            queue: QueueStatus {
+                waiting: saturated(self.status.waiting),
+                waiting_max: saturated(context.config.limits.queue_max),
+                active: saturated(self.status.running),
+                active_max: saturated(context.config.engine.parallel_max),
+            },
+            speed,
+            mqtt: MqttStatus {
+                link: context.telemetry.mqtt_link(),
+                broker: andon_wire::shorten(
+                    &self.broker,
+                    andon_wire::limits::FAULT_MESSAGE_BYTES_MAX,
+                ),
+                reconnects: u32::try_from(context.telemetry.mqtt_connects.get().saturating_sub(1))
+                    .unwrap_or(u32::MAX),
+            },
+        }
+    }
+}
+
+/// The one model there is, once it is loaded.
+pub(super) fn model_entry(facts: &ModelFacts) -> Option<ModelEntry<'_>> {
+    Some(ModelEntry {
+        name: ModelName::new(&facts.name).ok()?,
+        architecture: &facts.architecture,
+        context_tokens_max: saturated(facts.context_tokens_max),
+        file_bytes: facts.file_bytes,
+        loaded: true,
+        default: true,
+    })
+}
+
+fn saturated(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

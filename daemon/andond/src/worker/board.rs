@@ -1,0 +1,127 @@
+//! What waits and what is open, under one lock.
+//!
+//! Invariant: a job is in `open` from its submission until just before its terminal event, so a client that
+//! has read the end of one request may use its id for the next.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use andon_engine::generate::GenerationRequest;
+use andon_policy::queue::{self, Waiting};
+
+use super::job::Mailbox;
+use crate::request::{Origin, Request};
+
+/// An open request's identity and mailbox.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) client: String,
+    pub(super) id: String,
+    pub(super) origin: Origin,
+    pub(super) submitted: Instant,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+/// A job that waits, with what orders it.
+#[derive(Debug)]
+pub(super) struct Queued<T> {
+    pub(super) job: Arc<Job>,
+    pub(super) order: Waiting,
+    pub(super) payload: T,
+}
+
+/// Where the daemon is in its life, as far as admission cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Loading,
+    Serving,
+    /// Nothing new; what runs may go on until the instant.
+    Stopping(Instant),
+    Failed,
+}
+
+#[derive(Debug)]
+pub(super) struct Board {
+    pub(super) phase: Phase,
+    /// Submitted, not yet rendered.
+    pub(super) raw: VecDeque<Queued<Request>>,
+    /// One that is being rendered is in neither list.
+    pub(super) rendering: Option<Waiting>,
+    /// Rendered and tokenized.
+    pub(super) ready: VecDeque<Queued<GenerationRequest>>,
+    pub(super) running: usize,
+    pub(super) open: HashMap<(String, String), Arc<Job>>,
+    pub(super) ticket: u64,
+    /// How long requests took of late, from their start; smoothed.
+    pub(super) service: Option<Duration>,
+}
+
+impl Board {
+    pub(super) fn new() -> Board {
+        Board {
+            phase: Phase::Loading,
+            raw: VecDeque::new(),
+            rendering: None,
+            ready: VecDeque::new(),
+            running: 0,
+            open: HashMap::new(),
+            ticket: 0,
+            service: None,
+        }
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.raw.len() + self.ready.len() + usize::from(self.rendering.is_some())
+    }
+
+    pub(super) fn orders(&self) -> impl Iterator<Item = &Waiting> {
+        let raw = self.raw.iter().map(|queued| &queued.order);
+        let ready = self.ready.iter().map(|queued| &queued.order);
+        raw.chain(ready).chain(&self.rendering)
+    }
+
+    /// The job that goes next among `list`, left where it is.
+    pub(super) fn next_of<T>(list: &VecDeque<Queued<T>>, now_ms: u64) -> Option<usize> {
+        queue::next(list.iter().map(|queued| &queued.order), now_ms)
+    }
+
+    /// Takes out every waiting job that is cancelled or expired.
+    pub(super) fn sweep(&mut self, now_ms: u64) -> Vec<Arc<Job>> {
+        let mut out = Vec::new();
+        sweep(&mut self.raw, now_ms, &mut out);
+        sweep(&mut self.ready, now_ms, &mut out);
+        out
+    }
+
+    /// Takes out every waiting job.
+    pub(super) fn clear(&mut self) -> Vec<Arc<Job>> {
+        let raw = self.raw.drain(..).map(|queued| queued.job);
+        let ready = self.ready.drain(..).map(|queued| queued.job);
+        raw.chain(ready).collect()
+    }
+
+    /// When the next waiting job expires, on the policy's clock.
+    pub(super) fn next_deadline_ms(&self) -> Option<u64> {
+        self.orders().filter_map(|order| order.deadline_ms).min()
+    }
+
+    /// Notes how long a request took.
+    pub(super) fn took(&mut self, duration: Duration) {
+        // An eighth of the way to the newest: a few requests of one kind set it, one outlier does not.
+        self.service = Some(match self.service {
+            None => duration,
+            Some(before) => before.saturating_mul(7).saturating_add(duration) / 8,
+        });
+    }
+}
+
+fn sweep<T>(list: &mut VecDeque<Queued<T>>, now_ms: u64, out: &mut Vec<Arc<Job>>) {
+    list.retain(|queued| {
+        let over = queued.order.expired(now_ms) || queued.job.mailbox.cancelled();
+        if over {
+            out.push(Arc::clone(&queued.job));
+        }
+        !over
+    });
+}

@@ -1,0 +1,141 @@
+//! From a configuration to a generator that has proved itself.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::tokenizer::Special;
+use andon_engine::{Executor, ExecutorOptions, Isa, Model};
+
+use super::{ModelFacts, PLACES_FOR_ALARMS};
+use crate::config::Config;
+
+/// Most tokens of a prompt in one pass: what a prompt may delay others by.
+const PREFILL_CHUNK_TOKENS: usize = 128;
+
+/// A model ready to serve.
+pub(super) struct Loaded {
+    pub(super) model: Arc<Model>,
+    pub(super) generator: Generator<Executor>,
+    pub(super) facts: ModelFacts,
+}
+
+/// Why a model is not served, and who can put it right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LoadFailure {
+    pub(super) message: String,
+    /// The file or the configuration is at fault: starting again will not help.
+    pub(super) operator: bool,
+}
+
+impl LoadFailure {
+    fn operator(message: &impl ToString) -> LoadFailure {
+        LoadFailure {
+            message: message.to_string(),
+            operator: true,
+        }
+    }
+
+    fn machine(message: &impl ToString) -> LoadFailure {
+        LoadFailure {
+            message: message.to_string(),
+            operator: false,
+        }
+    }
+}
+
+/// The instruction set a configuration forces.
+pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
+    match config.engine.isa.as_deref() {
+        None => Ok(None),
+        Some(name) => match Isa::from_name(name) {
+            Some(isa) if isa.is_supported() => Ok(Some(isa)),
+            Some(_) => Err(format!("this processor does not have {name}")),
+            None => Err(format!("there is no instruction set {name}")),
+        },
+    }
+}
+
+/// Maps the model, makes its executor, and decodes a token with it.
+pub(super) fn load(config: &Config) -> Result<Loaded, LoadFailure> {
+    let path = &config.model.path;
+    let model = Arc::new(Model::load(path).map_err(|error| LoadFailure::operator(&error))?);
+    let options = ExecutorOptions {
+        threads: config.engine.threads,
+        isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
+        batch_tokens_max: config.engine.batch_tokens_max,
+        kv_tokens_max: config.model.kv_tokens_max,
+    };
+    let executor = Executor::new(Arc::clone(&model), &options)
+        .map_err(|error| LoadFailure::machine(&error))?;
+    let info = model.info();
+    // One request must fit on its own, or it would wait for room that never comes.
+    let context_tokens_max = info
+        .context_tokens_max
+        .min(config.model.kv_tokens_max)
+        .min(config.model.context_tokens_max.unwrap_or(usize::MAX));
+    let facts = ModelFacts {
+        name: config.model.name(),
+        architecture: info.architecture.clone(),
+        context_tokens_max,
+        file_bytes: info.file_bytes as u64,
+        created_s: changed_s(path),
+        isa: executor.isa().name().to_owned(),
+        threads: executor.threads(),
+    };
+    let mut generator = Generator::new(
+        executor,
+        GeneratorOptions {
+            parallel_max: config.engine.parallel_max.saturating_add(PLACES_FOR_ALARMS),
+            prefill_chunk_tokens: PREFILL_CHUNK_TOKENS,
+        },
+    );
+    self_test(&model, &mut generator)?;
+    Ok(Loaded {
+        model,
+        generator,
+        facts,
+    })
+}
+
+/// Decodes one token: what `/readyz` promises.
+fn self_test(model: &Model, generator: &mut Generator<Executor>) -> Result<(), LoadFailure> {
+    let failed = |why: &str| LoadFailure::operator(&format!("the self-test failed: {why}"));
+    let mut prompt = model.tokenizer().encode_prompt("Hello", Special::Plain);
+    if prompt.is_empty() {
+        // A vocabulary without these letters still has a first token.
+        prompt.push(0);
+    }
+    let request = GenerationRequest {
+        prompt,
+        tokens_max: Some(1),
+        ignore_end: true,
+        ..GenerationRequest::default()
+    };
+    generator
+        .start(request)
+        .map_err(|error| failed(&error.to_string()))?;
+    let mut finished = None;
+    while generator.active() > 0 {
+        let step = generator.step(&mut |_, event| {
+            if let Event::Finished { reason, usage, .. } = event {
+                finished = Some((reason, usage.completion_tokens));
+            }
+        });
+        step.map_err(|error| failed(&error.to_string()))?;
+    }
+    match finished {
+        Some((FinishReason::Length, 1)) => Ok(()),
+        Some((FinishReason::Failed(why), _)) => Err(failed(&why)),
+        _ => Err(failed("no token came out")),
+    }
+}
+
+fn changed_s(path: &Path) -> u64 {
+    std::fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+        .and_then(|changed| changed.duration_since(UNIX_EPOCH).ok())
+        .map_or(0, |since| since.as_secs())
+}

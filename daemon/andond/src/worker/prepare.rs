@@ -1,0 +1,181 @@
+//! The thread that makes tokens of requests, so that neither a long prompt nor a template holds up
+//! decoding or the front ends.
+
+use andon_engine::Model;
+use andon_engine::generate::GenerationRequest;
+use andon_engine::sample::SamplingOptions;
+use andon_engine::tokenizer::{ChatMessage, Special};
+
+use super::Shared;
+use super::board::{Board, Phase, Queued};
+use super::job::JobEvent;
+use crate::fault::{Fault, FaultCode};
+use crate::request::{Input, Message, Request, Sampling};
+use crate::task::Resolved;
+
+/// Renders requests until the daemon stops.
+pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
+    loop {
+        let Some(queued) = next(shared) else {
+            return;
+        };
+        let prepared = prepare(shared, model, context_tokens_max, queued.payload);
+        let mut board = shared.board();
+        board.rendering = None;
+        match (prepared, board.phase) {
+            (Ok(request), Phase::Serving) => {
+                queued.job.mailbox.post(JobEvent::Accepted {
+                    prompt_tokens: request.prompt.len(),
+                });
+                board.ready.push_back(Queued {
+                    job: queued.job,
+                    order: queued.order,
+                    payload: request,
+                });
+                drop(board);
+                shared.changed.notify_all();
+            }
+            (Ok(_), _) => {
+                drop(board);
+                shared.fail(&queued.job, Shared::stopping());
+            }
+            (Err(fault), _) => {
+                drop(board);
+                shared.fail(&queued.job, fault);
+            }
+        }
+    }
+}
+
+fn next(shared: &Shared) -> Option<Queued<Request>> {
+    let mut board = shared.board();
+    loop {
+        if !matches!(board.phase, Phase::Loading | Phase::Serving) {
+            return None;
+        }
+        let next =
+            Board::next_of(&board.raw, shared.now_ms()).and_then(|index| board.raw.remove(index));
+        if let Some(queued) = next {
+            board.rendering = Some(queued.order);
+            return Some(queued);
+        }
+        board = shared.wait(board, None);
+    }
+}
+
+fn prepare(
+    shared: &Shared,
+    model: &Model,
+    context_tokens_max: usize,
+    request: Request,
+) -> Result<GenerationRequest, Fault> {
+    let limits = &shared.config.limits;
+    let (prompt, task) = match request.input {
+        Input::Prompt(prompt) => (
+            model.tokenizer().encode_prompt(&prompt, Special::Parse),
+            None,
+        ),
+        Input::Messages(messages) => (render(model, messages)?, None),
+        Input::Task { name, input } => {
+            let mut task: Resolved = shared.tasks.resolve(&name, &input)?;
+            let messages = std::mem::take(&mut task.messages);
+            (render(model, messages)?, Some(task))
+        }
+    };
+    let task = task.unwrap_or_default();
+    let prompt_tokens_max = limits.prompt_tokens_max.unwrap_or(usize::MAX);
+    // One place is left for an answer.
+    let most = prompt_tokens_max.min(context_tokens_max.saturating_sub(1));
+    if prompt.len() > most {
+        let message = format!(
+            "the prompt has {} tokens, at most {most} are taken",
+            prompt.len()
+        );
+        return Err(Fault {
+            param: Some("messages"),
+            ..Fault::new(FaultCode::ContextFull, message)
+        });
+    }
+    if prompt.is_empty() {
+        return Err(Fault::invalid("prompt", "the prompt has no tokens"));
+    }
+    let room = context_tokens_max.saturating_sub(prompt.len());
+    let wanted = request
+        .tokens_max
+        .or(task.tokens_max)
+        .unwrap_or(limits.tokens_max_default);
+    let tokens_max = wanted
+        .min(limits.tokens_max.unwrap_or(usize::MAX))
+        .min(room);
+    let sampling = sampling(shared, &request.sampling, &task);
+    let mut stop = request.stop;
+    stop.extend(task.stop);
+    Ok(GenerationRequest {
+        prompt,
+        tokens_max: Some(tokens_max),
+        sampling,
+        stop,
+        logprobs: request.logprobs,
+        ignore_end: false,
+    })
+}
+
+fn render(model: &Model, messages: Vec<Message>) -> Result<Vec<u32>, Fault> {
+    let template = model.chat_template().ok_or_else(|| {
+        Fault::new(
+            FaultCode::Unsupported,
+            "the model has no chat template; send a prompt instead",
+        )
+    })?;
+    let messages: Vec<ChatMessage> = messages
+        .into_iter()
+        .map(|message| ChatMessage {
+            role: message.role,
+            content: message.content,
+            extra: serde_json::Map::new(),
+        })
+        .collect();
+    let text = template
+        .render(&messages, true, &serde_json::Map::new())
+        .map_err(|error| {
+            Fault::invalid("messages", format!("the model's chat template: {error}"))
+        })?;
+    // A template writes the beginning-of-text token itself where the model wants one.
+    Ok(model.tokenizer().encode(&text, Special::Parse))
+}
+
+/// The request's word, else the task's, else the configuration's.
+fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptions {
+    let model = &shared.config.model;
+    let by_task = &task.sampling;
+    let plain = SamplingOptions::default();
+    SamplingOptions {
+        temperature: asked
+            .temperature
+            .or(by_task.temperature)
+            .unwrap_or(model.temperature),
+        top_k: asked.top_k.or(by_task.top_k).unwrap_or(model.top_k),
+        top_p: asked.top_p.or(by_task.top_p).unwrap_or(model.top_p),
+        min_p: asked.min_p.or(by_task.min_p).unwrap_or(model.min_p),
+        repeat_penalty: asked
+            .repeat_penalty
+            .or(by_task.repeat_penalty)
+            .unwrap_or(model.repeat_penalty),
+        repeat_last_n: asked
+            .repeat_last_n
+            .or(by_task.repeat_last_n)
+            .unwrap_or(plain.repeat_last_n),
+        presence_penalty: asked
+            .presence_penalty
+            .or(by_task.presence_penalty)
+            .unwrap_or(plain.presence_penalty),
+        frequency_penalty: asked
+            .frequency_penalty
+            .or(by_task.frequency_penalty)
+            .unwrap_or(plain.frequency_penalty),
+        seed: asked
+            .seed
+            .or(by_task.seed)
+            .unwrap_or_else(|| shared.fresh_seed()),
+    }
+}

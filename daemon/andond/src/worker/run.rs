@@ -1,0 +1,329 @@
+//! The thread that computes: starts what waits, makes one pass after the other, delivers what comes out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use andon_engine::generate::{Event, FinishReason, Forward, GenerationId, Generator, StartError};
+use andon_engine::tokenizer::Tokenizer;
+
+use super::board::{Board, Job, Phase, Queued};
+use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
+use super::{PLACES_FOR_ALARMS, Shared};
+use crate::fault::{Fault, FaultCode};
+use crate::request::Priority;
+
+/// A job the engine works on.
+#[derive(Debug)]
+struct Running {
+    job: Arc<Job>,
+    started: Instant,
+    deadline_ms: Option<u64>,
+    alarm: bool,
+    /// Why it was cancelled, once it is.
+    fault: Option<Fault>,
+}
+
+/// Serves until the daemon stops and the last job has ended.
+pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, tokenizer: &Tokenizer) {
+    let mut running: HashMap<GenerationId, Running> = HashMap::new();
+    let mut speed = SpeedMeter::default();
+    while start_next(shared, &mut generator, &mut running) {
+        cancel_some(shared, &mut generator, &mut running);
+        let began = Instant::now();
+        let mut decoded = 0;
+        let result = generator.step(&mut |id, event| {
+            deliver(shared, &mut running, tokenizer, id, event, &mut decoded);
+        });
+        if let Err(error) = result {
+            tracing::error!(%error, "a pass failed; what was running has been told");
+        }
+        shared.progress();
+        speed.stepped(shared, decoded, began.elapsed());
+    }
+}
+
+/// Waits until there is something to do and starts what may start. False when all is over.
+fn start_next<F: Forward>(
+    shared: &Shared,
+    generator: &mut Generator<F>,
+    running: &mut HashMap<GenerationId, Running>,
+) -> bool {
+    let mut board = shared.board();
+    loop {
+        let now_ms = shared.now_ms();
+        let over = match board.phase {
+            Phase::Stopping(_) | Phase::Failed => board.clear(),
+            Phase::Loading | Phase::Serving => board.sweep(now_ms),
+        };
+        if !over.is_empty() {
+            let phase = board.phase;
+            drop(board);
+            for job in over {
+                let fault = match phase {
+                    Phase::Stopping(_) | Phase::Failed => Shared::stopping(),
+                    Phase::Loading | Phase::Serving if job.mailbox.cancelled() => cancelled(),
+                    Phase::Loading | Phase::Serving => expired("before its turn came"),
+                };
+                shared.fail(&job, fault);
+            }
+            board = shared.board();
+            continue;
+        }
+        while let Some(queued) = startable(shared, &mut board, running, now_ms) {
+            if !start(shared, &mut board, generator, running, queued) {
+                break;
+            }
+        }
+        board.running = running.len();
+        shared.telemetry.load(board.waiting(), board.running);
+        if !running.is_empty() {
+            return true;
+        }
+        shared.idle();
+        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.rendering.is_none() {
+            return false;
+        }
+        let wait = board
+            .next_deadline_ms()
+            .map(|deadline_ms| Duration::from_millis(deadline_ms.saturating_sub(now_ms).max(1)));
+        board = shared.wait(board, wait);
+    }
+}
+
+/// Takes the job that goes next out of the queue if there is a place for it.
+fn startable(
+    shared: &Shared,
+    board: &mut Board,
+    running: &HashMap<GenerationId, Running>,
+    now_ms: u64,
+) -> Option<Queued<andon_engine::generate::GenerationRequest>> {
+    let index = Board::next_of(&board.ready, now_ms)?;
+    let alarm = board.ready.get(index)?.order.priority == Priority::Alarm.into();
+    let parallel_max = shared.config.engine.parallel_max;
+    let others = running.values().filter(|running| !running.alarm).count();
+    let places = parallel_max.saturating_add(PLACES_FOR_ALARMS);
+    if running.len() >= places || (!alarm && others >= parallel_max) {
+        return None;
+    }
+    board.ready.remove(index)
+}
+
+/// Starts a job. False when nothing more may be started now.
+fn start<F: Forward>(
+    shared: &Shared,
+    board: &mut Board,
+    generator: &mut Generator<F>,
+    running: &mut HashMap<GenerationId, Running>,
+    queued: Queued<andon_engine::generate::GenerationRequest>,
+) -> bool {
+    match generator.start(queued.payload.clone()) {
+        Ok(id) => {
+            queued.job.mailbox.post(JobEvent::Started);
+            running.insert(
+                id,
+                Running {
+                    job: queued.job,
+                    started: Instant::now(),
+                    deadline_ms: queued.order.deadline_ms,
+                    alarm: queued.order.priority == Priority::Alarm.into(),
+                    fault: None,
+                },
+            );
+            true
+        }
+        // It goes back and nothing overtakes it: what it needs comes free when others end.
+        Err(StartError::Busy { .. } | StartError::KvFull { .. }) if !running.is_empty() => {
+            board.ready.push_front(queued);
+            false
+        }
+        Err(error) => {
+            board
+                .open
+                .remove(&(queued.job.client.clone(), queued.job.id.clone()));
+            shared.end(&queued.job, JobEvent::Failed(fault_of(&error)));
+            true
+        }
+    }
+}
+
+fn fault_of(error: &StartError) -> Fault {
+    let code = match error {
+        StartError::PromptTooLong { .. } => FaultCode::ContextFull,
+        StartError::Busy { .. } => FaultCode::Busy,
+        StartError::KvFull { .. } | StartError::UnknownToken { .. } => FaultCode::Internal,
+        _ => FaultCode::InvalidRequest,
+    };
+    Fault::new(code, error.to_string())
+}
+
+fn cancelled() -> Fault {
+    Fault::new(FaultCode::Cancelled, "the client ended the request")
+}
+
+fn expired(when: &str) -> Fault {
+    Fault::new(
+        FaultCode::DeadlineExceeded,
+        format!("the deadline passed {when}"),
+    )
+}
+
+/// Cancels what its client gave up, what is late, and, once the grace is over, everything.
+fn cancel_some<F: Forward>(
+    shared: &Shared,
+    generator: &mut Generator<F>,
+    running: &mut HashMap<GenerationId, Running>,
+) {
+    let now_ms = shared.now_ms();
+    let grace_over =
+        matches!(shared.board().phase, Phase::Stopping(until) if Instant::now() >= until);
+    for (&id, running) in running.iter_mut() {
+        if running.fault.is_some() {
+            continue;
+        }
+        let fault = if running.job.mailbox.cancelled() {
+            cancelled()
+        } else if running
+            .deadline_ms
+            .is_some_and(|deadline_ms| deadline_ms <= now_ms)
+        {
+            expired("before the answer was complete")
+        } else if grace_over {
+            Shared::stopping()
+        } else {
+            continue;
+        };
+        running.fault = Some(fault);
+        generator.cancel(id);
+    }
+    // A reader too slow for its answer was found while delivering, when nothing could be cancelled.
+    for (&id, running) in running.iter() {
+        if running.fault.is_some() {
+            generator.cancel(id);
+        }
+    }
+}
+
+fn deliver(
+    shared: &Shared,
+    running: &mut HashMap<GenerationId, Running>,
+    tokenizer: &Tokenizer,
+    id: GenerationId,
+    event: Event<'_>,
+    decoded: &mut usize,
+) {
+    match event {
+        Event::PromptDone { prompt_tokens, .. } => shared.telemetry.prompt_read(prompt_tokens),
+        Event::Text { text, ids, tokens } => {
+            *decoded += ids.len();
+            let Some(running) = running.get_mut(&id) else {
+                return;
+            };
+            let tokens = tokens
+                .iter()
+                .map(|token| logprob(tokenizer, token))
+                .collect();
+            if running.fault.is_none()
+                && let Err(fault) = running.job.mailbox.post_chunk(text, tokens)
+            {
+                running.fault = Some(fault);
+            }
+        }
+        Event::Finished {
+            reason,
+            usage,
+            timings,
+        } => {
+            let Some(running) = running.remove(&id) else {
+                return;
+            };
+            let waited = running
+                .started
+                .saturating_duration_since(running.job.submitted);
+            let waited_us = microseconds(waited);
+            let timings = Timings {
+                queue_us: waited_us.saturating_add(timings.queue_ns / 1000),
+                prefill_us: timings.prefill_ns / 1000,
+                decode_us: timings.decode_ns / 1000,
+                first_token_us: waited_us.saturating_add(timings.first_token_ns / 1000),
+            };
+            let usage = Usage {
+                prompt_tokens: usage.prompt_tokens,
+                cached_tokens: usage.cached_tokens,
+                completion_tokens: usage.completion_tokens,
+            };
+            let done = |finish| Done {
+                finish,
+                usage,
+                timings,
+            };
+            let event = match (running.fault, reason) {
+                (Some(fault), _)
+                    if fault.code == FaultCode::Cancelled && usage.completion_tokens > 0 =>
+                {
+                    JobEvent::Done(done(Finish::Cancelled))
+                }
+                (Some(fault), _) => JobEvent::Failed(fault),
+                (None, FinishReason::Stop) => JobEvent::Done(done(Finish::Stop)),
+                (None, FinishReason::Length) => JobEvent::Done(done(Finish::Length)),
+                (None, FinishReason::Cancelled) => JobEvent::Failed(cancelled()),
+                (None, FinishReason::Failed(message)) => {
+                    JobEvent::Failed(Fault::new(FaultCode::Internal, message))
+                }
+            };
+            if let JobEvent::Done(done) = &event {
+                shared.board().took(running.started.elapsed());
+                shared.telemetry.answered(done);
+            }
+            shared.finish(&running.job, event);
+        }
+    }
+}
+
+fn logprob(tokenizer: &Tokenizer, token: &andon_engine::generate::TokenLogprob) -> TokenLogprob {
+    TokenLogprob {
+        bytes: tokenizer.token_bytes(token.id).to_vec(),
+        logprob: token.logprob,
+        top: token
+            .top
+            .iter()
+            .map(|top| TopLogprob {
+                bytes: tokenizer.token_bytes(top.id).to_vec(),
+                logprob: top.logprob,
+            })
+            .collect(),
+    }
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Tokens per second over the last stretch of work.
+#[derive(Debug, Default)]
+struct SpeedMeter {
+    tokens: usize,
+    busy: Duration,
+}
+
+impl SpeedMeter {
+    /// Long enough to be steady, short enough to be recent.
+    const STRETCH: Duration = Duration::from_millis(500);
+
+    fn stepped(&mut self, shared: &Shared, decoded: usize, took: Duration) {
+        if decoded == 0 {
+            return;
+        }
+        self.tokens += decoded;
+        self.busy += took;
+        if self.busy >= Self::STRETCH {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a stretch has far fewer than 2^24 tokens"
+            )]
+            let speed = self.tokens as f32 / self.busy.as_secs_f32();
+            shared.telemetry.decode_speed(speed);
+            *self = SpeedMeter::default();
+        }
+    }
+}
