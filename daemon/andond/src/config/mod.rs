@@ -15,6 +15,8 @@ pub mod mqtt;
 mod problem;
 mod read;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::collections::BTreeMap;

@@ -210,6 +210,23 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
+/// The known keys of every section, for the test that holds the shipped file against them.
+#[cfg(test)]
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 9] {
+    use super::{engine, gateway, http, limits, log, model, mqtt, task, wire};
+    [
+        ("gateway", known_keys::<gateway::GatewayConfig>()),
+        ("model", known_keys::<model::ModelConfig>()),
+        ("engine", known_keys::<engine::EngineConfig>()),
+        ("http", known_keys::<http::HttpConfig>()),
+        ("wire", known_keys::<wire::WireConfig>()),
+        ("mqtt", known_keys::<mqtt::MqttConfig>()),
+        ("task", known_keys::<task::TaskConfig>()),
+        ("limits", known_keys::<limits::LimitsConfig>()),
+        ("log", known_keys::<log::LogConfig>()),
+    ]
+}
+
 /// The keys serde knows of a struct.
 fn known_keys<T: DeserializeOwned>() -> &'static [&'static str] {
     struct Probe<'a>(&'a mut &'static [&'static str]);

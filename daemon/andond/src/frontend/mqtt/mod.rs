@@ -27,12 +27,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_wire::MqttLink;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::desk::{Desk, Verdict};
 use self::link::{Cause, Greeting, Link, LinkEvent, LinkOptions};
-use self::message::{AckToken, Incoming};
+use self::message::{AckToken, Incoming, Version};
 use self::outbox::Gate;
 use self::recent::Key;
 use self::reconnect::{Attempt, End, Reconnect};
@@ -58,6 +59,7 @@ pub async fn run(context: Context) {
     if !context.config.mqtt.enabled {
         return;
     }
+    context.telemetry.set_mqtt_link(MqttLink::Connecting);
     match Frontend::new(context) {
         Ok(mut frontend) => frontend.run().await,
         // The configuration's check lets none of these through.
@@ -304,7 +306,12 @@ impl Frontend {
                     window = greeting.window,
                     "connected to the broker"
                 );
-                self.context.telemetry.mqtt_connected.set(1);
+                self.context
+                    .telemetry
+                    .set_mqtt_link(match connection.link.version() {
+                        Version::V5 => MqttLink::Connected5,
+                        Version::V311 => MqttLink::Connected311,
+                    });
                 self.context.telemetry.mqtt_connects.inc();
                 // Also when there is a session: it may come from another configuration.
                 if !connection.link.subscribe(&self.desk.filters()) {
@@ -404,7 +411,7 @@ impl Frontend {
             "the broker is not connected"
         );
         drop(connection);
-        self.context.telemetry.mqtt_connected.set(0);
+        self.context.telemetry.set_mqtt_link(MqttLink::Connecting);
         self.desk.outbox.disconnected();
         self.board.forget();
         // The broker sends what was not acknowledged again, and its old packet ids mean nothing any more.
@@ -445,7 +452,7 @@ impl Frontend {
         if undelivered > 0 {
             tracing::warn!(undelivered, "answers could not be delivered");
         }
-        self.context.telemetry.mqtt_connected.set(0);
+        self.context.telemetry.set_mqtt_link(MqttLink::Off);
     }
 }
 

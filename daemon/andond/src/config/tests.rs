@@ -1,0 +1,160 @@
+//! The configuration as a whole: every problem at once, and the file that is shipped.
+
+use super::{Config, Problems, read};
+
+/// The annotated default, as it is installed.
+const SHIPPED: &str = include_str!("../../../../systemd/andond.toml");
+
+fn problems(text: &str) -> Problems {
+    Config::parse(text).expect_err("the text has problems")
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_line_key_and_way_out() {
+    let problems = problems(
+        "[gateway]\n\
+         name = \"a/b\"\n\
+         [engine]\n\
+         thread = 4\n\
+         batch-tokens-max = \"many\"\n\
+         parallel-max = 0\n\
+         [http]\n\
+         socket-mode = \"0999\"\n\
+         listen = \"10.0.0.1:80\"\n\
+         [htttp]\n\
+         [limits]\n\
+         queue-max = -1\n",
+    );
+    let found: Vec<(Option<usize>, &str)> = problems
+        .iter()
+        .map(|problem| (problem.line, problem.key.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (Some(2), "gateway.name"),
+            (Some(4), "engine.thread"),
+            (Some(5), "engine.batch-tokens-max"),
+            (Some(6), "engine.parallel-max"),
+            (Some(8), "http.socket-mode"),
+            (Some(9), "http.listen"),
+            (Some(10), "htttp"),
+            (Some(12), "limits.queue-max"),
+            (None, "model.path"),
+        ]
+    );
+    let text = problems.to_string();
+    assert!(
+        text.contains("line 4: engine.thread: unknown key; did you mean threads?"),
+        "{text}"
+    );
+    assert!(
+        text.contains("htttp: unknown section; did you mean http?"),
+        "{text}"
+    );
+}
+
+#[test]
+fn broken_toml_hides_nothing_else() {
+    let problems =
+        problems("[model]\npath = \"/m.gguf\"\n[engine\nthreads = 0\n[log]\nlevel = =\n");
+    assert!(
+        problems.iter().any(|problem| problem.line == Some(3)),
+        "{problems}"
+    );
+    assert!(
+        problems.iter().any(|problem| problem.line == Some(6)),
+        "{problems}"
+    );
+}
+
+#[test]
+fn sections_that_are_not_tables_are_named() {
+    let problems = problems("engine = 5\n[model]\npath = \"/m.gguf\"\n[task]\nx = 1\n");
+    let keys: Vec<&str> = problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
+    assert_eq!(keys, ["engine", "task.x"]);
+}
+
+#[test]
+fn one_socket_cannot_serve_two_protocols() {
+    let problems = problems(
+        "[model]\npath = \"/m.gguf\"\n[http]\nsocket = \"/run/a\"\n[wire]\nsocket = \"/run/a\"\n",
+    );
+    assert_eq!(problems.len(), 1);
+    assert!(
+        problems.to_string().contains("line 6: wire.socket"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_text_or_not_there_is_one_problem() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("andond.toml");
+    assert_eq!(Config::read(&path).expect_err("not there").len(), 1);
+    std::fs::write(&path, b"\xff\xfe").expect("writable");
+    let problems = Config::read(&path).expect_err("not UTF-8");
+    assert!(problems.to_string().contains("UTF-8"), "{problems}");
+}
+
+#[test]
+fn whatever_the_text_parsing_ends() {
+    for text in [
+        "\u{0}",
+        "[",
+        "[[task]]",
+        "a.b.c = 1",
+        "[task.\"\"]\n",
+        "[model]\n[model]\n",
+        "\"\"=1",
+    ] {
+        // The point is that it returns at all, with problems.
+        assert!(!problems(text).is_empty(), "{text:?}");
+    }
+    let deep = format!("[log]\nlevel = {}", "[".repeat(10_000));
+    assert!(!problems(&deep).is_empty());
+}
+
+#[test]
+fn the_shipped_file_is_taken_as_it_is() {
+    Config::parse(SHIPPED).expect("the shipped file is in order");
+}
+
+/// With every example uncommented the file is still in order but for what needs another key first.
+#[test]
+fn the_shipped_file_shows_every_key_and_no_other() {
+    let text: String = SHIPPED
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(code) if !code.starts_with(' ') && !code.is_empty() => format!("{code}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let problems: Vec<String> = Config::parse(&text).map_or_else(
+        |problems| problems.iter().map(|problem| problem.key.clone()).collect(),
+        |_| Vec::new(),
+    );
+    // These examples go with `tls = true`, which is not the default.
+    let expected = ["mqtt.ca-file", "mqtt.certificate-file", "mqtt.key-file"];
+    assert_eq!(problems, expected);
+
+    let shown: toml::Table = text.parse().expect("it was parsed above");
+    for (section, known) in read::all_known_keys() {
+        let table = match section {
+            "task" => &shown["task"]["explain-fault"],
+            section => &shown[section],
+        };
+        for key in known {
+            // A schema is known so that it can be refused by name.
+            if (section, *key) != ("task", "schema") {
+                assert!(
+                    table.get(key).is_some(),
+                    "systemd/andond.toml does not show {section}.{key}"
+                );
+            }
+        }
+    }
+}
