@@ -1,3 +1,8 @@
-//! The real daemon against real clients: one module for each front end.
+//! The real daemon against real clients: one module for each front end, and one for its life.
 
 #![forbid(unsafe_code)]
+
+mod andonctl;
+mod http;
+mod lifecycle;
+mod openai;

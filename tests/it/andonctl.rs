@@ -1,0 +1,85 @@
+//! The command line client against the daemon.
+
+use std::process::{Command, Output};
+
+use andon_tests::daemon::Daemon;
+use andon_tests::programs;
+use serde_json::Value;
+
+fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
+    Command::new(programs::folder().unwrap().join("andonctl"))
+        .arg("--socket")
+        .arg(daemon.wire_socket())
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn ask_prints_the_answer_that_http_gives() {
+    let daemon = Daemon::builder().start().unwrap();
+    let body = serde_json::json!({
+        "messages": [{ "role": "user", "content": "hello" }], "max_tokens": 12, "temperature": 0,
+    });
+    let reply = daemon
+        .http()
+        .post("/v1/chat/completions", &body)
+        .unwrap()
+        .json()
+        .unwrap();
+    let expected = reply["choices"][0]["message"]["content"].as_str().unwrap();
+    let ask = ["ask", "--temperature", "0", "--tokens-max", "12", "hello"];
+    assert_eq!(
+        said(&andonctl(&daemon, &ask)).trim_end(),
+        expected.trim_end()
+    );
+}
+
+#[test]
+fn status_and_models_name_the_model() {
+    let daemon = Daemon::builder()
+        .config("[model]\nname = 'press-helper'\n")
+        .start()
+        .unwrap();
+    for command in ["status", "models"] {
+        assert!(
+            said(&andonctl(&daemon, &[command])).contains("press-helper"),
+            "{command}"
+        );
+        let json: Value =
+            serde_json::from_str(&said(&andonctl(&daemon, &[command, "--json"]))).unwrap();
+        assert!(
+            json.to_string().contains("press-helper"),
+            "{command}: {json}"
+        );
+    }
+}
+
+#[test]
+fn failures_have_their_own_exit_status() {
+    let mut daemon = Daemon::builder().start().unwrap();
+    let refused = andonctl(&daemon, &["ask", "--model", "no-such-model", "hello"]);
+    let usage = andonctl(&daemon, &["no-such-command"]);
+    daemon.kill().unwrap();
+    let unreachable = andonctl(&daemon, &["status"]);
+    let codes = [&refused, &usage, &unreachable].map(|output| output.status.code().unwrap());
+    assert!(codes.iter().all(|code| *code != 0), "{codes:?}");
+    assert!(
+        codes[0] != codes[1] && codes[1] != codes[2] && codes[0] != codes[2],
+        "{codes:?}"
+    );
+    for output in [refused, unreachable] {
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty());
+    }
+}

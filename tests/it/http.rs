@@ -1,0 +1,206 @@
+//! The HTTP socket as a hostile or clumsy program uses it: every answer is typed, the daemon lives on.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use andon_tests::daemon::Daemon;
+use serde_json::{Value, json};
+
+/// A request that any running daemon answers.
+fn question() -> Value {
+    json!({ "messages": [{ "role": "user", "content": "hello" }], "max_tokens": 4, "temperature": 0 })
+}
+
+fn answer(daemon: &Daemon) -> String {
+    let reply = daemon
+        .http()
+        .post("/v1/chat/completions", &question())
+        .unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json().unwrap()["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+/// Sends bytes as they are and returns what comes back until the daemon closes or `timeout` passes.
+fn raw(daemon: &Daemon, bytes: &[u8], timeout: Duration) -> String {
+    let mut stream = UnixStream::connect(daemon.http_socket()).unwrap();
+    stream.set_read_timeout(Some(timeout)).unwrap();
+    // The daemon may close before it has read everything; that is an answer too.
+    drop(stream.write_all(bytes));
+    let (mut reply, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        reply.extend_from_slice(&buffer[..count]);
+    }
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+#[test]
+fn probes_and_metrics() {
+    let daemon = Daemon::builder().start().unwrap();
+    let http = daemon.http();
+    assert_eq!(http.get("/healthz").unwrap().status, 200);
+    assert_eq!(http.get("/readyz").unwrap().status, 200);
+    answer(&daemon);
+    let metrics = http.get("/metrics").unwrap();
+    assert_eq!(metrics.status, 200);
+    let text = metrics.text();
+    assert!(text.contains("# TYPE andon_"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line
+            .rsplit_once(' ')
+            .unwrap_or_else(|| panic!("not a sample: {line}"));
+        assert!(name.starts_with("andon_"), "{line}");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn errors_have_openais_shape() {
+    let daemon = Daemon::builder().start().unwrap();
+    let http = daemon.http();
+    let cases = [
+        ("/v1/chat/completions", "", 400),
+        ("/v1/chat/completions", "{", 400),
+        ("/v1/chat/completions", "[]", 400),
+        ("/v1/chat/completions", "{}", 400),
+        ("/v1/chat/completions", "\u{feff}{}", 400),
+        (
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"king","content":"x"}]}"#,
+            400,
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"user"}]}"#,
+            400,
+        ),
+        ("/v1/completions", r#"{"prompt":["a","b"]}"#, 400),
+        ("/v1/completions", r#"{"prompt":"a","max_tokens":-1}"#, 400),
+        (
+            "/v1/completions",
+            r#"{"prompt":"a","max_tokens":1e99}"#,
+            400,
+        ),
+        ("/v1/nothing", "{}", 404),
+        ("/healthz", "{}", 405),
+    ];
+    for (path, body, status) in cases {
+        let headers = [("content-type", "application/json")];
+        let reply = http
+            .send(hyper::Method::POST, path, &headers, body.to_owned())
+            .unwrap();
+        assert_eq!(reply.status, status, "{path} {body:?}: {}", reply.text());
+        let error = reply.json().unwrap()["error"].clone();
+        assert!(
+            error["message"].is_string() && error["type"].is_string(),
+            "{path} {body:?}: {error}"
+        );
+    }
+    // Nested far deeper than any request is.
+    let deep = format!(
+        "{{\"messages\":{}{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    let reply = http
+        .send(hyper::Method::POST, "/v1/chat/completions", &[], deep)
+        .unwrap();
+    assert_eq!(reply.status, 400, "{}", reply.text());
+    answer(&daemon);
+}
+
+#[test]
+fn broken_requests_are_refused_and_the_next_one_is_served() {
+    let daemon = Daemon::builder()
+        .config("[http]\nheader-timeout-ms = 500\nbody-timeout-ms = 500\n")
+        .start()
+        .unwrap();
+    let expected = answer(&daemon);
+    let second = Duration::from_secs(5);
+    let length = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length:";
+    let broken: [Vec<u8>; 8] = [
+        b"\0\xff\xfe\r\n\r\n".to_vec(),
+        b"GET\r\n\r\n".to_vec(),
+        b"GET / HTTP/9.9\r\n\r\n".to_vec(),
+        format!("{length} -5\r\n\r\n").into_bytes(),
+        format!("{length} 99999999999999999999999\r\n\r\n").into_bytes(),
+        format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20)).into_bytes(),
+        format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100_000)).into_bytes(),
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n"
+            .to_vec(),
+    ];
+    for bytes in &broken {
+        let reply = raw(&daemon, bytes, second);
+        let status = reply.split(' ').nth(1).unwrap_or_default();
+        assert!(
+            reply.is_empty() || status.starts_with('4'),
+            "{:?}: {reply}",
+            String::from_utf8_lossy(&bytes[..20.min(bytes.len())])
+        );
+    }
+    // A head and a body that never come are not waited for.
+    for bytes in [
+        "GET /healthz HTTP/1.1\r\nho".to_owned(),
+        format!("{length} 100\r\n\r\n{{"),
+    ] {
+        let reply = raw(&daemon, bytes.as_bytes(), Duration::from_secs(30));
+        assert!(reply.is_empty() || reply.contains(" 408 "), "{reply}");
+    }
+    assert_eq!(answer(&daemon), expected);
+}
+
+#[test]
+fn more_connections_than_are_taken_do_not_lock_the_others_out_for_ever() {
+    let daemon = Daemon::builder()
+        .config("[http]\nconnections-max = 4\nheader-timeout-ms = 500\n")
+        .start()
+        .unwrap();
+    let idle: Vec<UnixStream> = (0..16)
+        .filter_map(|_| UnixStream::connect(daemon.http_socket()).ok())
+        .collect();
+    answer(&daemon);
+    drop(idle);
+}
+
+#[test]
+fn requests_at_once_beyond_the_queue_are_refused_with_a_hint() {
+    let daemon = Daemon::builder()
+        .config("[engine]\nparallel-max = 1\n[limits]\nqueue-max = 1\n")
+        .start()
+        .unwrap();
+    let long = json!({ "prompt": "hello", "max_tokens": 400, "temperature": 0 });
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8)
+            .map(|_| {
+                let (http, long) = (daemon.http(), &long);
+                scope.spawn(move || {
+                    let reply = http.post("/v1/completions", long).unwrap();
+                    if reply.status == 429 {
+                        assert!(
+                            reply.headers.contains_key("retry-after"),
+                            "{}",
+                            reply.text()
+                        );
+                    }
+                    reply.status
+                })
+            })
+            .collect();
+        asking
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert!(
+        statuses.iter().all(|status| [200, 429].contains(status)),
+        "{statuses:?}"
+    );
+    assert!(
+        statuses.contains(&200) && statuses.contains(&429),
+        "{statuses:?}"
+    );
+    answer(&daemon);
+}

@@ -1,0 +1,293 @@
+"""The official OpenAI client against andond's Unix socket, unchanged but for its transport.
+
+Run by tests/it/openai.rs, which starts the daemon and sets ANDON_SOCKET and ANDON_MODEL_KIND: `tiny`
+(a generated model, whose greedy text never ends by itself) or `real` (one that knows its language).
+"""
+
+import asyncio
+import concurrent.futures
+import os
+import unittest
+
+import httpx
+import openai
+
+SOCKET = os.environ["ANDON_SOCKET"]
+KIND = os.environ["ANDON_MODEL_KIND"]
+URL = "http://andon/v1"
+ASK = [{"role": "user", "content": "Why does a conveyor belt stop?"}]
+
+
+def client():
+    transport = httpx.HTTPTransport(uds=SOCKET)
+    http = httpx.Client(transport=transport, timeout=120)
+    return openai.OpenAI(base_url=URL, api_key="none", http_client=http, max_retries=0)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.client = client()
+        self.addCleanup(self.client.close)
+        self.model = self.client.models.list().data[0].id
+
+    def chat(self, **options):
+        options = {"messages": ASK, "max_completion_tokens": 24, "temperature": 0, **options}
+        return self.client.chat.completions.create(model=self.model, **options)
+
+    def text(self, **options):
+        return self.chat(**options).choices[0].message.content
+
+    def streamed(self, **options):
+        """Text, finish reason and usage of a streamed answer, put together as clients do."""
+        text, finish, usage = "", None, None
+        options = {"stream_options": {"include_usage": True}, **options}
+        for chunk in self.chat(stream=True, **options):
+            self.assertEqual(chunk.object, "chat.completion.chunk")
+            self.assertEqual(chunk.model, self.model)
+            if chunk.usage is not None:
+                usage = chunk.usage
+            for choice in chunk.choices:
+                self.assertIsNone(finish, "a piece after the end")
+                text += choice.delta.content or ""
+                finish = choice.finish_reason
+        return text, finish, usage
+
+
+class Models(Case):
+    def test_list_and_retrieve(self):
+        models = self.client.models.list().data
+        self.assertEqual(len(models), 1)
+        self.assertEqual(models[0].object, "model")
+        self.assertEqual(self.client.models.retrieve(self.model).id, self.model)
+
+    def test_unknown_model(self):
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.models.retrieve("no-such-model")
+        self.assertEqual(caught.exception.code, "model_not_found")
+
+
+class Chat(Case):
+    def test_whole_answer(self):
+        answer = self.chat()
+        self.assertEqual(answer.object, "chat.completion")
+        self.assertEqual(answer.model, self.model)
+        choice = answer.choices[0]
+        self.assertEqual(choice.message.role, "assistant")
+        self.assertTrue(choice.message.content)
+        self.assertIn(choice.finish_reason, ["stop", "length"])
+        usage = answer.usage
+        self.assertGreater(usage.prompt_tokens, 0)
+        self.assertLessEqual(usage.completion_tokens, 24)
+        self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+
+    def test_streamed_is_whole(self):
+        whole = self.chat()
+        text, finish, usage = self.streamed()
+        self.assertEqual(text, whole.choices[0].message.content)
+        self.assertEqual(finish, whole.choices[0].finish_reason)
+        self.assertEqual(usage.completion_tokens, whole.usage.completion_tokens)
+        self.assertEqual(usage.prompt_tokens, whole.usage.prompt_tokens)
+
+    def test_stream_without_usage(self):
+        usages = [chunk.usage for chunk in self.chat(stream=True)]
+        self.assertTrue(all(usage is None for usage in usages))
+
+    def test_raw_response_headers(self):
+        raw = self.client.chat.completions.with_raw_response.create(
+            model=self.model, messages=ASK, max_completion_tokens=4
+        )
+        self.assertTrue(raw.headers["content-type"].startswith("application/json"))
+        self.assertTrue(raw.parse().choices)
+
+    def test_roles_and_parts(self):
+        messages = [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": [{"type": "text", "text": "Is the belt "}, {"type": "text", "text": "on?"}]},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "Überprüfung: 温度 ⚙️ ok?"},
+        ]
+        self.assertTrue(self.text(messages=messages))
+
+    def test_token_limit(self):
+        for limit in (1, 2, 7):
+            answer = self.chat(max_completion_tokens=limit)
+            self.assertLessEqual(answer.usage.completion_tokens, limit)
+            if KIND == "tiny":
+                self.assertEqual(answer.usage.completion_tokens, limit)
+                self.assertEqual(answer.choices[0].finish_reason, "length")
+        self.assertEqual(self.text(max_completion_tokens=7), self.text(max_completion_tokens=openai.NOT_GIVEN, max_tokens=7))
+
+    def test_seed(self):
+        drawn = {"temperature": 1.5, "max_completion_tokens": 16}
+        first = self.text(seed=7, **drawn)
+        self.assertEqual(first, self.text(seed=7, **drawn))
+        self.assertEqual(first, self.streamed(seed=7, **drawn)[0])
+        others = {self.text(seed=seed, **drawn) for seed in range(8, 12)}
+        self.assertNotEqual(others, {first})
+
+    def test_sampling_options(self):
+        self.assertTrue(self.text(temperature=0.7, top_p=0.9, presence_penalty=0.5, frequency_penalty=0.5))
+        extra = {"top_k": 1}
+        self.assertEqual(self.text(temperature=1.0, extra_body=extra), self.text())
+
+    def test_stop(self):
+        whole = self.text()
+        # Long enough to cross the border between two tokens.
+        stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+        wanted = whole[: whole.index(stop)]
+        for stops in (stop, [stop], ["never to be found", stop]):
+            answer = self.chat(stop=stops)
+            self.assertEqual(answer.choices[0].message.content, wanted)
+            self.assertEqual(answer.choices[0].finish_reason, "stop")
+        text, finish, _ = self.streamed(stop=stop)
+        self.assertEqual((text, finish), (wanted, "stop"))
+        self.assertEqual(self.text(stop=["never to be found"]), whole)
+
+    def test_logprobs(self):
+        answer = self.chat(logprobs=True, top_logprobs=3)
+        tokens = answer.choices[0].logprobs.content
+        self.assertEqual(b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace"), answer.choices[0].message.content)
+        for token in tokens:
+            self.assertLessEqual(token.logprob, 0)
+            self.assertEqual(len(token.top_logprobs), 3)
+            logprobs = [top.logprob for top in token.top_logprobs]
+            self.assertEqual(logprobs, sorted(logprobs, reverse=True))
+            # Greedy takes the likeliest.
+            self.assertAlmostEqual(token.logprob, logprobs[0], places=4)
+
+    def test_logprobs_streamed(self):
+        whole = self.chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+        tokens = []
+        for chunk in self.chat(logprobs=True, top_logprobs=2, stream=True):
+            for choice in chunk.choices:
+                tokens += (choice.logprobs.content or []) if choice.logprobs else []
+        self.assertEqual([(t.token, t.logprob) for t in tokens], [(t.token, t.logprob) for t in whole])
+
+    def test_logprobs_off(self):
+        self.assertIsNone(self.chat().choices[0].logprobs)
+
+    def test_at_once_is_one_by_one(self):
+        def ask(number):
+            with client() as own:
+                answer = own.chat.completions.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": f"Machine {number} is hot." * (1 + number)}],
+                    max_completion_tokens=12,
+                    temperature=1.0,
+                    seed=number,
+                    logprobs=True,
+                )
+            choice = answer.choices[0]
+            return choice.message.content, [token.logprob for token in choice.logprobs.content]
+
+        alone = [ask(number) for number in range(6)]
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(ask, range(6)))
+        self.assertEqual(alone, together)
+
+    def test_abandoned_stream_leaves_the_daemon_well(self):
+        whole = self.text()
+        for _ in range(3):
+            stream = self.chat(stream=True, max_completion_tokens=200)
+            next(iter(stream))
+            stream.close()
+        self.assertEqual(self.text(), whole)
+
+    def test_async_client(self):
+        async def ask():
+            transport = httpx.AsyncHTTPTransport(uds=SOCKET)
+            http = httpx.AsyncClient(transport=transport, timeout=120)
+            async with openai.AsyncOpenAI(base_url=URL, api_key="none", http_client=http, max_retries=0) as own:
+                options = {"model": self.model, "messages": ASK, "max_completion_tokens": 24, "temperature": 0}
+                stream = await own.chat.completions.create(stream=True, **options)
+                return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+
+        self.assertEqual(asyncio.run(ask()), self.text())
+
+
+class Completions(Case):
+    def complete(self, **options):
+        options = {"prompt": "The machine stops because", "max_tokens": 16, "temperature": 0, **options}
+        return self.client.completions.create(model=self.model, **options)
+
+    def test_whole_and_streamed(self):
+        answer = self.complete()
+        self.assertEqual(answer.object, "text_completion")
+        self.assertLessEqual(answer.usage.completion_tokens, 16)
+        text, finish = "", None
+        for chunk in self.complete(stream=True):
+            text += chunk.choices[0].text
+            finish = chunk.choices[0].finish_reason
+        self.assertEqual((text, finish), (answer.choices[0].text, answer.choices[0].finish_reason))
+
+    def test_logprobs(self):
+        choice = self.complete(logprobs=2).choices[0]
+        self.assertEqual("".join(choice.logprobs.tokens), choice.text)
+        self.assertEqual(len(choice.logprobs.token_logprobs), len(choice.logprobs.tokens))
+        self.assertEqual(choice.logprobs.text_offset[0], 0)
+
+    def test_stop(self):
+        whole = self.complete().choices[0].text
+        stop = whole[3:6]
+        answer = self.complete(stop=stop).choices[0]
+        self.assertEqual((answer.text, answer.finish_reason), (whole[: whole.index(stop)], "stop"))
+
+
+class Errors(Case):
+    def refused(self, kind, **options):
+        with self.assertRaises(kind) as caught:
+            self.chat(**options)
+        error = caught.exception
+        self.assertTrue(error.message)
+        self.assertIsInstance(error.body, dict)
+        self.assertTrue(error.body.get("type"), error.body)
+        return error
+
+    def test_bad_values_are_named(self):
+        for name, value in [
+            ("temperature", 99.0),
+            ("top_p", -1.0),
+            ("n", 3),
+            ("max_completion_tokens", 0),
+            ("presence_penalty", 99.0),
+            ("top_logprobs", 2),
+            ("messages", []),
+            ("response_format", {"type": "json_object"}),
+        ]:
+            with self.subTest(name):
+                error = self.refused(openai.BadRequestError, **{name: value})
+                self.assertEqual(error.param, name, error.message)
+
+    def test_wrong_types(self):
+        for name, value in [("temperature", "hot"), ("messages", "hello"), ("stop", 3), ("stream", "yes"), ("seed", 1.5)]:
+            with self.subTest(name):
+                self.refused(openai.BadRequestError, extra_body={name: value})
+
+    def test_unknown_field(self):
+        error = self.refused(openai.BadRequestError, extra_body={"temprature": 0.5})
+        self.assertIn("temprature", error.message)
+
+    def test_unknown_model(self):
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.chat.completions.create(model="no-such-model", messages=ASK)
+        self.assertEqual(caught.exception.code, "model_not_found")
+
+    def test_prompt_longer_than_the_context(self):
+        messages = [{"role": "user", "content": "far too long " * 4000}]
+        error = self.refused(openai.BadRequestError, messages=messages)
+        self.assertEqual(error.code, "context_length_exceeded")
+        with self.assertRaises(openai.BadRequestError):
+            self.chat(messages=messages, stream=True)
+
+    def test_body_larger_than_is_taken(self):
+        with self.assertRaises(openai.APIStatusError) as caught:
+            self.chat(messages=[{"role": "user", "content": "x" * (2 << 20)}])
+        self.assertEqual(caught.exception.status_code, 413)
+
+    def test_unknown_path(self):
+        with self.assertRaises(openai.NotFoundError):
+            self.client.embeddings.create(model=self.model, input="text")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
