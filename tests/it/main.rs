@@ -5,4 +5,5 @@
 mod andonctl;
 mod http;
 mod lifecycle;
+mod mqtt;
 mod openai;

@@ -5,18 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod ask;
-mod broker;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use andon_tests::broker_embedded::EmbeddedBroker as Broker;
 use andon_tests::daemon::{Daemon, READY_TIMEOUT};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-
-use broker::Broker;
 
 /// How long the daemon may take to finish what is in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -90,7 +88,7 @@ fn show(programs: &Path, model: &Path, keep: bool, stage: &Stage) -> Result<()> 
     let broker = Broker::start()?;
     println!(
         "  broker   127.0.0.1:{} for MQTT 5, 127.0.0.1:{} for MQTT 3.1.1",
-        broker.port_v5(),
+        broker.port(),
         broker.port_v311()
     );
     let daemon = Daemon::builder()
@@ -109,7 +107,7 @@ fn show(programs: &Path, model: &Path, keep: bool, stage: &Stage) -> Result<()> 
     );
 
     let outcome = ask::http(&http)
-        .and_then(|()| ask::mqtt_v5(broker.port_v5()))
+        .and_then(|()| ask::mqtt_v5(broker.port()))
         .and_then(|()| ask::mqtt_v311(broker.port_v311()))
         .and_then(|()| status(programs, &wire_socket));
     if let Err(error) = outcome {
@@ -155,11 +153,6 @@ fn configuration(broker: &Broker) -> String {
 [gateway]
 name = "{gateway}"
 
-[mqtt]
-enabled = true
-host = "127.0.0.1"
-port = {port}
-
 [task.{task}]
 system = "You help the workers of a factory. Answer in two short sentences."
 instructions = """Machine {{{{ machine }}}} reports fault {{{{ code }}}}: {{{{ text }}}}
@@ -169,8 +162,7 @@ temperature = 0.0
 "#,
         gateway = ask::GATEWAY,
         task = ask::TASK,
-        port = broker.port_v5(),
-    )
+    ) + &broker.config()
 }
 
 fn status(programs: &Path, wire_socket: &Path) -> Result<()> {
@@ -212,7 +204,7 @@ fn print_hints(programs: &Path, http_socket: &Path, wire_socket: &Path, broker: 
     println!(
         "  mosquitto_rr -V 5 -p {} -q 1 -W 30 -t {base}/request/me/{task} -e {base}/response/me/1 \\\n    \
          -m '{{\"input\":{{\"machine\":\"press 4\",\"code\":\"E42\",\"text\":\"hydraulic pressure low\"}}}}'",
-        broker.port_v5(),
+        broker.port(),
         base = ask::base(),
         task = ask::TASK,
     );
