@@ -12,6 +12,9 @@ use half::f16;
 /// Weights in a block of every quantized type here.
 const BLOCK: usize = 32;
 
+/// Weights in a block of the K types.
+const SUPER_BLOCK: usize = 256;
+
 /// Every tensor starts at a multiple of this.
 const ALIGNMENT: usize = 32;
 
@@ -57,16 +60,22 @@ pub enum TensorType {
     Q4_1,
     /// 8 bits, one scale for 32.
     Q8_0,
+    /// 4 bits in groups of 32 of a block of 256; needs widths in whole blocks.
+    Q4K,
+    /// 6 bits in groups of 16 of a block of 256; needs widths in whole blocks.
+    Q6K,
 }
 
 impl TensorType {
     /// Every type, for tests that walk them.
-    pub const ALL: [TensorType; 5] = [
+    pub const ALL: [TensorType; 7] = [
         TensorType::F32,
         TensorType::F16,
         TensorType::Q4_0,
         TensorType::Q4_1,
         TensorType::Q8_0,
+        TensorType::Q4K,
+        TensorType::Q6K,
     ];
 
     /// The type's number in a GGUF file.
@@ -78,6 +87,8 @@ impl TensorType {
             TensorType::Q4_0 => 2,
             TensorType::Q4_1 => 3,
             TensorType::Q8_0 => 8,
+            TensorType::Q4K => 12,
+            TensorType::Q6K => 14,
         }
     }
 
@@ -96,6 +107,12 @@ impl TensorType {
             TensorType::Q8_0 => values
                 .chunks_exact(BLOCK)
                 .for_each(|block| encode_q8_0(block, out)),
+            TensorType::Q4K => values
+                .chunks_exact(SUPER_BLOCK)
+                .for_each(|block| encode_q4_k(block, out)),
+            TensorType::Q6K => values
+                .chunks_exact(SUPER_BLOCK)
+                .for_each(|block| encode_q6_k(block, out)),
         }
     }
 }
@@ -247,7 +264,7 @@ impl TinyModel {
         let kv = embedding / self.head_count * self.head_count_kv;
         let outer = match self.weights {
             TensorType::F32 | TensorType::F16 => self.weights,
-            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q8_0 => TensorType::Q8_0,
+            _ => TensorType::Q8_0,
         };
         let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer)];
         for layer in 0..self.layer_count {
@@ -495,6 +512,68 @@ fn encode_q4_1(block: &[f32], out: &mut Vec<u8>) {
     out.extend(scale.to_le_bytes());
     out.extend(minimum.to_le_bytes());
     put_nibbles(&levels, out);
+}
+
+/// One range for the whole block, at the largest group scale and minimum; group scales differ a little so that
+/// mixing them up shows.
+fn encode_q4_k(values: &[f32], out: &mut Vec<u8>) {
+    let low = values.iter().copied().fold(0.0, f32::min);
+    let high = values.iter().copied().fold(0.0, f32::max);
+    let scale = f16::from_f32((high - low) / (15.0 * 56.0));
+    let minimum_scale = f16::from_f32(-low / 63.0);
+    out.extend(scale.to_le_bytes());
+    out.extend(minimum_scale.to_le_bytes());
+    let group_scale = |group: usize| 56 + group as u8;
+    let packed: [u8; 12] = std::array::from_fn(|at| match at {
+        0..4 => group_scale(at) | (group_scale(at + 4) >> 4) << 6,
+        4..8 => 63 | 3 << 6,
+        _ => (group_scale(at - 4) & 15) | 15 << 4,
+    });
+    out.extend(packed);
+    let level = |index: usize| {
+        let step = scale.to_f32() * f32::from(group_scale(index / 32));
+        let minimum = minimum_scale.to_f32() * 63.0;
+        if step > 0.0 {
+            ((values[index] + minimum) / step).round().clamp(0.0, 15.0) as u8
+        } else {
+            0
+        }
+    };
+    for pair in 0..4 {
+        out.extend((0..32).map(|at| level(pair * 64 + at) | level(pair * 64 + 32 + at) << 4));
+    }
+}
+
+/// One range for the whole block; group scales differ a little so that mixing them up shows.
+fn encode_q6_k(values: &[f32], out: &mut Vec<u8>) {
+    let largest = values
+        .iter()
+        .fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let scale = f16::from_f32(largest / (31.0 * 100.0));
+    let group_scale = |group: usize| 100 + group as i8;
+    let level = |index: usize| {
+        let step = scale.to_f32() * f32::from(group_scale(index / 16));
+        if step > 0.0 {
+            (values[index] / step + 32.0).round().clamp(0.0, 63.0) as u8
+        } else {
+            32
+        }
+    };
+    for half in 0..2 {
+        for quarter in 0..2 {
+            let at = half * 128 + quarter * 32;
+            out.extend((0..32).map(|i| (level(at + i) & 15) | (level(at + 64 + i) & 15) << 4));
+        }
+    }
+    for half in 0..2 {
+        out.extend((0..32).map(|i| {
+            (0..4).fold(0, |bits, quarter| {
+                bits | (level(half * 128 + quarter * 32 + i) >> 4) << (2 * quarter)
+            })
+        }));
+    }
+    out.extend((0..16).map(|group| group_scale(group) as u8));
+    out.extend(scale.to_le_bytes());
 }
 
 fn encode_q8_0(block: &[f32], out: &mut Vec<u8>) {

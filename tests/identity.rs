@@ -1,0 +1,211 @@
+//! Logits are the same bytes whatever the batch, the number of threads, the phase and the instruction set.
+//!
+//! On tiny models of every format, and on the model that `ANDON_TEST_MODEL` names, if it does.
+
+#![forbid(unsafe_code)]
+
+use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
+use andon_kernels::Isa;
+use andon_tests::tiny_model::{TensorType, TinyModel};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bits of the logits of every position.
+type Rows = Vec<Vec<u32>>;
+
+fn executor(model: &Arc<Model>, isa: Isa, threads: usize) -> Executor {
+    let options = ExecutorOptions {
+        isa: Some(isa),
+        threads: Some(threads),
+        batch_tokens_max: 256,
+        kv_tokens_max: 1024,
+    };
+    Executor::new(Arc::clone(model), &options).expect("a valid executor")
+}
+
+/// Logits of all positions of `tokens`, run in chunks of `chunk`.
+fn run(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Rows {
+    let mut sequence = executor.sequence();
+    let mut rows = Vec::new();
+    for tokens in tokens.chunks(chunk) {
+        let chunk = Chunk {
+            sequence: &mut sequence,
+            tokens,
+            logits: LogitsFor::All,
+        };
+        let logits = executor.forward(&mut [chunk]).expect("a valid batch");
+        rows.extend((0..logits.row_count()).map(|row| bits(logits.row(row))));
+    }
+    assert_eq!(rows.len(), tokens.len());
+    rows
+}
+
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|logit| logit.to_bits()).collect()
+}
+
+fn assert_same(left: &Rows, right: &Rows, context: &str) {
+    for (position, (left, right)) in left.iter().zip(right).enumerate() {
+        let differing = left
+            .iter()
+            .zip(right)
+            .filter(|(left, right)| left != right)
+            .count();
+        assert_eq!(
+            differing, 0,
+            "{context}: {differing} logits differ at position {position}"
+        );
+    }
+}
+
+/// Token ids that differ from each other and from one sequence to the next.
+fn tokens(model: &Model, count: usize, seed: u32) -> Vec<u32> {
+    let vocabulary = model.info().vocabulary_count as u32;
+    (0..count as u32)
+        .map(|index| (index * 7919 + seed * 104_729 + 3) % vocabulary)
+        .collect()
+}
+
+fn supported() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+}
+
+fn check(path: &Path, length: usize, scalar_length: usize) {
+    let model = Arc::new(Model::load(path).expect("a sound model"));
+    let sequence = tokens(&model, length, 0);
+    let mut best = executor(&model, Isa::best(), 2);
+    let expected = run(&mut best, &sequence, 1);
+    for chunk in [2, 3, 8, 17, 64, length] {
+        assert_same(
+            &run(&mut best, &sequence, chunk),
+            &expected,
+            &format!("chunks of {chunk} against one by one"),
+        );
+    }
+    for threads in [1, 3] {
+        let actual = run(
+            &mut executor(&model, Isa::best(), threads),
+            &sequence,
+            length,
+        );
+        assert_same(&actual, &expected, &format!("{threads} threads against 2"));
+    }
+    for isa in supported().filter(|&isa| isa != Isa::best()) {
+        let length = if isa == Isa::Scalar {
+            scalar_length
+        } else {
+            length
+        };
+        let actual = run(&mut executor(&model, isa, 2), &sequence[..length], length);
+        assert_same(
+            &actual,
+            &expected,
+            &format!("{} against {}", isa.name(), Isa::best().name()),
+        );
+    }
+    check_together(&mut best, &sequence, &expected);
+}
+
+/// Runs the sequence beside two others, each at its own pace.
+fn check_together(executor: &mut Executor, sequence: &[u32], expected: &Rows) {
+    let model = Arc::clone(executor.model());
+    let others = [
+        tokens(&model, sequence.len(), 1),
+        tokens(&model, 2 * sequence.len(), 2),
+    ];
+    let (mut first, mut second, mut third) = (
+        executor.sequence(),
+        executor.sequence(),
+        executor.sequence(),
+    );
+    for (index, &token) in sequence.iter().enumerate() {
+        let mut chunks = [
+            Chunk {
+                sequence: &mut second,
+                tokens: &others[0][index..=index],
+                logits: LogitsFor::Last,
+            },
+            Chunk {
+                sequence: &mut first,
+                tokens: &[token],
+                logits: LogitsFor::Last,
+            },
+            Chunk {
+                sequence: &mut third,
+                tokens: &others[1][2 * index..2 * index + 2],
+                logits: LogitsFor::None,
+            },
+        ];
+        let logits = executor.forward(&mut chunks).expect("a valid batch");
+        assert_eq!(logits.row_count(), 2);
+        let actual = vec![bits(logits.row(1))];
+        assert_same(
+            &actual,
+            &vec![expected[index].clone()],
+            "beside other sequences",
+        );
+    }
+}
+
+#[test]
+fn tiny_models_of_every_format() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for weights in TensorType::ALL {
+        // Tying only changes which matrix is the output.
+        for tied in [true, false]
+            .into_iter()
+            .take(if weights == TensorType::Q4_0 { 2 } else { 1 })
+        {
+            let path = folder.path().join("model.gguf");
+            let model = TinyModel {
+                embedding: 256,
+                feed_forward: 512,
+                weights,
+                tied,
+                ..TinyModel::default()
+            };
+            model.write(&path).expect("writable");
+            check(&path, 130, 130);
+        }
+    }
+}
+
+#[test]
+fn the_model_of_the_environment() {
+    let Some(path) = std::env::var_os("ANDON_TEST_MODEL") else {
+        eprintln!("skipped: ANDON_TEST_MODEL names no model");
+        return;
+    };
+    check(Path::new(&path), 80, 12);
+}
+
+#[test]
+fn a_truncated_sequence_continues_as_if_the_rest_had_never_been() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    TinyModel::default().write(&path).expect("writable");
+    let model = Arc::new(Model::load(&path).expect("a sound model"));
+    let mut executor = executor(&model, Isa::best(), 2);
+    let sequence = tokens(&model, 140, 0);
+    let expected = run(&mut executor, &sequence, 140);
+    let mut cached = executor.sequence();
+    let mut wrong = sequence[..70].to_vec();
+    wrong.extend(tokens(&model, 60, 5));
+    let chunk = Chunk {
+        sequence: &mut cached,
+        tokens: &wrong,
+        logits: LogitsFor::None,
+    };
+    executor.forward(&mut [chunk]).expect("a valid batch");
+    cached.truncate(70);
+    let chunk = Chunk {
+        sequence: &mut cached,
+        tokens: &sequence[70..],
+        logits: LogitsFor::All,
+    };
+    let logits = executor.forward(&mut [chunk]).expect("a valid batch");
+    let actual: Rows = (0..logits.row_count())
+        .map(|row| bits(logits.row(row)))
+        .collect();
+    assert_same(&actual, &expected[70..].to_vec(), "after truncation");
+}
