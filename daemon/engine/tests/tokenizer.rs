@@ -8,7 +8,10 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use andon_engine::gguf::Gguf;
-use andon_engine::tokenizer::{Special, StreamDecoder, Tokenizer};
+use andon_engine::tokenizer::{
+    ChatMessage, ChatTemplate, Special, StreamDecoder, TemplateError, Tokenizer, TokenizerError,
+};
+use proptest::prelude::*;
 use serde_json::Value;
 use support::Writer;
 
@@ -177,4 +180,332 @@ fn shared_vocabularies_give_the_recorded_tokens() {
     }
     assert!(checked > 0);
     println!("{checked} vocabularies agree");
+}
+
+fn build(writer: &Writer) -> Result<Tokenizer, TokenizerError> {
+    let bytes = writer.finish();
+    Tokenizer::from_gguf(&Gguf::parse(&bytes).expect("a file"))
+}
+
+/// A vocabulary of a few tokens, and none that bytes need.
+fn bare(tokens: &[&str], types: Option<&[i32]>, merges: &[&str]) -> Writer {
+    let mut writer = Writer::new();
+    writer
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "gpt-2")
+        .strs("tokenizer.ggml.tokens", tokens)
+        .strs("tokenizer.ggml.merges", merges);
+    if let Some(types) = types {
+        writer.i32s("tokenizer.ggml.token_type", types);
+    }
+    writer
+}
+
+#[test]
+fn broken_vocabularies_are_errors_that_say_where() {
+    let fine =
+        build(&bare(&["a", "b", "ab", ""], Some(&[1, 1, 1, 1]), &["a b"])).expect("a tokenizer");
+    assert_eq!(fine.encode("abba", Special::Plain), [2, 1, 0]);
+    assert_eq!(
+        fine.encode("acb", Special::Plain),
+        [2],
+        "what there is no token for is left out"
+    );
+    assert_eq!(
+        build(&bare(&["a"], None, &[])).map(|t| t.vocabulary_count()),
+        Ok(1)
+    );
+
+    let error = |writer: &Writer| build(writer).expect_err("an error");
+    let mut other = Writer::new();
+    other.str("tokenizer.ggml.model", "llama");
+    let model = "llama".to_owned();
+    assert_eq!(error(&other), TokenizerError::UnsupportedModel { model });
+    let mut other = Writer::new();
+    other
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "no-such");
+    let pre = "no-such".to_owned();
+    assert_eq!(error(&other), TokenizerError::UnknownPreTokenizer { pre });
+    assert!(matches!(error(&Writer::new()), TokenizerError::Meta(_)));
+    let none: [&str; 0] = [];
+    assert!(matches!(
+        error(&bare(&none, None, &[])),
+        TokenizerError::VocabularyCount { count: 0, .. }
+    ));
+    assert_eq!(
+        error(&bare(&["a", "b"], Some(&[1]), &[])),
+        TokenizerError::TokenTypeCount {
+            types: 1,
+            tokens: 2
+        }
+    );
+    assert_eq!(
+        error(&bare(&["a", "b"], Some(&[1, 9]), &[])),
+        TokenizerError::TokenType { id: 1 }
+    );
+    assert_eq!(
+        error(&bare(&["a", "b", "a"], None, &[])),
+        TokenizerError::DuplicateToken {
+            first: 0,
+            second: 2
+        }
+    );
+    for merge in ["ab", "a ", " b", "", "a b c", "a  b"] {
+        let found = error(&bare(&["a", "b", "ab"], None, &[merge]));
+        assert!(
+            matches!(found, TokenizerError::MalformedMerge { index: 0, .. }),
+            "{merge:?}: {found}"
+        );
+    }
+    for merge in ["a c", "b a", "c a", "▁ a"] {
+        let found = error(&bare(&["a", "b", "ab"], None, &["a b", merge]));
+        assert!(
+            matches!(found, TokenizerError::UnknownMerge { index: 1, .. }),
+            "{merge:?}: {found}"
+        );
+    }
+    assert!(matches!(
+        error(&bare(&["a", "b", "ab"], None, &["a b", "a b"])),
+        TokenizerError::DuplicateMerge { index: 1, .. }
+    ));
+    for key in ["bos", "eos", "eot", "eom"] {
+        let mut writer = bare(&["a"], None, &[]);
+        writer.u32(&format!("tokenizer.ggml.{key}_token_id"), 1);
+        assert!(
+            matches!(
+                error(&writer),
+                TokenizerError::TokenId {
+                    id: 1,
+                    count: 1,
+                    ..
+                }
+            ),
+            "{key}"
+        );
+    }
+    let mut writer = bare(&["a"], None, &[]);
+    writer.bool("tokenizer.ggml.add_bos_token", true);
+    assert!(matches!(
+        error(&writer),
+        TokenizerError::MissingToken { .. }
+    ));
+    let mut writer = bare(&["a"], None, &[]);
+    writer.u32("tokenizer.ggml.add_bos_token", 1);
+    assert!(matches!(error(&writer), TokenizerError::Meta(_)));
+}
+
+#[test]
+fn control_tokens_are_text_unless_parsed() {
+    let tokenizer = small("smollm");
+    let (start, end) = (
+        tokenizer.id_of("<|im_start|>"),
+        tokenizer.id_of("<|im_end|>"),
+    );
+    let (start, end) = (start.expect("a token"), end.expect("a token"));
+    let text = "<|im_start|>user\nab<|im_end|>";
+    let parsed = tokenizer.encode(text, Special::Parse);
+    assert_eq!((parsed.first(), parsed.last()), (Some(&start), Some(&end)));
+    let plain = tokenizer.encode(text, Special::Plain);
+    assert!(!plain.contains(&start) && !plain.contains(&end));
+    assert!(plain.iter().all(|&id| !tokenizer.is_control(id)));
+    // User-defined tokens are found in both.
+    let user_defined = tokenizer.id_of("ab").expect("a token");
+    assert!(parsed.contains(&user_defined) && plain.contains(&user_defined));
+    assert!(tokenizer.is_control(start) && !tokenizer.is_control(user_defined));
+    assert_eq!(tokenizer.decode(&parsed), text);
+    assert_eq!(tokenizer.decode(&plain), text);
+    // The longest of those that start at the same place: "<|im|>" is a token, too.
+    let tool = tokenizer.id_of("<｜tool▁sep｜>").expect("a token");
+    let ids = tokenizer.encode("<|im|><|im_end|><｜tool▁sep｜>", Special::Parse);
+    assert_eq!(
+        ids,
+        [tokenizer.id_of("<|im|>").expect("a token"), end, tool]
+    );
+    assert_eq!(tokenizer.token_bytes(tool), "<｜tool▁sep｜>".as_bytes());
+}
+
+#[test]
+fn unknown_ids_are_nothing() {
+    let tokenizer = small("gpt-2");
+    let count = u32::try_from(tokenizer.vocabulary_count()).expect("a count");
+    for id in [count, u32::MAX] {
+        assert!(tokenizer.token_bytes(id).is_empty());
+        assert!(!tokenizer.is_control(id) && !tokenizer.is_end_of_generation(id));
+        assert_eq!(tokenizer.decode(&[id]), "");
+    }
+    assert_eq!(tokenizer.id_of("no such token"), None);
+    assert_eq!(tokenizer.id_of(""), None);
+    assert_eq!(
+        tokenizer.id_of(" the").map(|id| tokenizer.token_bytes(id)),
+        Some(&b" the"[..])
+    );
+}
+
+#[test]
+fn prompts_start_and_end_as_the_file_says() {
+    let tokenizer = |bos: Option<bool>, eos: Option<bool>, pre: &str| {
+        let mut writer = small_vocabulary(pre);
+        bos.map(|bos| writer.bool("tokenizer.ggml.add_bos_token", bos).u32("x", 0));
+        eos.map(|eos| writer.bool("tokenizer.ggml.add_eos_token", eos).u32("y", 0));
+        build(&writer).expect("a tokenizer")
+    };
+    let none = tokenizer(None, None, "smollm");
+    let text = none.encode("hello", Special::Plain);
+    assert_eq!((none.bos(), none.eos()), (Some(1), Some(2)));
+    assert_eq!(none.encode_prompt("hello", Special::Parse), text);
+    let both = tokenizer(Some(true), Some(true), "smollm");
+    let with = |head: &[u32], tail: &[u32]| [head, &text, tail].concat();
+    assert_eq!(
+        both.encode_prompt("hello", Special::Parse),
+        with(&[1], &[2])
+    );
+    assert_eq!(both.encode_prompt("", Special::Parse), [1, 2]);
+    // A template has already written them.
+    assert_eq!(
+        both.encode_prompt("<|im_start|>hello<|im_end|>", Special::Parse),
+        with(&[1], &[2])
+    );
+    let plain = both.encode_prompt("<|im_start|>", Special::Plain);
+    assert!(plain.first() == Some(&1) && plain.len() > 3);
+    let llama = tokenizer(None, None, "llama-bpe");
+    assert_eq!(llama.encode_prompt("", Special::Parse), [1]);
+    assert!(
+        tokenizer(Some(false), None, "llama-bpe")
+            .encode_prompt("", Special::Parse)
+            .is_empty()
+    );
+}
+
+#[test]
+fn ends_are_those_named_and_those_known() {
+    let mut writer = small_vocabulary("qwen2");
+    writer.u32("tokenizer.ggml.eot_token_id", 4);
+    let tokenizer = build(&writer).expect("a tokenizer");
+    let ends: Vec<u32> = (0..900)
+        .filter(|&id| tokenizer.is_end_of_generation(id))
+        .collect();
+    // <|endoftext|>, <|im_end|>, and the one named above.
+    assert_eq!(ends, [0, 2, 4]);
+    // An end token that the file calls normal is still one, and a control token.
+    let tokens = ["a", "<|im_end|>", "<|return|>", "<|call|>", "<|end|>"];
+    let tokenizer = build(&bare(&tokens, Some(&[1; 5]), &[])).expect("a tokenizer");
+    let ends: Vec<bool> = (0..5)
+        .map(|id| tokenizer.is_end_of_generation(id))
+        .collect();
+    assert_eq!(ends, [false, true, true, true, false]);
+    assert!(tokenizer.is_control(1));
+    assert_eq!(tokenizer.encode("a<|im_end|>", Special::Parse), [0, 1]);
+}
+
+#[test]
+fn a_template_knows_the_tokens_of_its_file() {
+    let mut writer = small_vocabulary("smollm");
+    let template = |writer: &Writer| -> Result<Option<ChatTemplate>, TemplateError> {
+        let bytes = writer.finish();
+        let gguf = Gguf::parse(&bytes).expect("a file");
+        let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
+        ChatTemplate::from_gguf(&gguf, &tokenizer)
+    };
+    assert!(matches!(template(&writer), Ok(None)));
+    let source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}";
+    writer.str("tokenizer.chat_template", source);
+    let template = template(&writer)
+        .expect("a template")
+        .expect("there is one");
+    let prompt = template.render(
+        &[ChatMessage::new("user", "hello")],
+        true,
+        &serde_json::Map::new(),
+    );
+    assert_eq!(prompt.as_deref(), Ok("<|im_start|>hello<|im_end|>"));
+}
+
+#[test]
+fn streams_hold_back_unfinished_characters_and_skip_control_tokens() {
+    let tokenizer = small("gpt-2");
+    let ids = tokenizer.encode("<|im_start|>a😀漢é<|im_end|>", Special::Parse);
+    let mut decoder = StreamDecoder::new(true);
+    let mut text = String::new();
+    let mut held_back = 0;
+    for &id in &ids {
+        let piece = decoder.push(&tokenizer, id);
+        assert!(!piece.contains('\u{fffd}'));
+        held_back += usize::from(piece.is_empty() && !tokenizer.is_control(id));
+        text.push_str(piece);
+    }
+    assert_eq!((text.as_str(), decoder.finish()), ("a😀漢é", ""));
+    assert!(
+        held_back > 0,
+        "the vocabulary has no token for a whole emoji"
+    );
+    let unfinished = tokenizer.encode("😀", Special::Plain)[0];
+    assert_eq!(decoder.push(&tokenizer, unfinished), "");
+    assert_eq!(decoder.finish(), "\u{fffd}");
+    assert_eq!(decoder.push(&tokenizer, ids[1]), "a");
+}
+
+/// Long texts that are one piece, or all pieces alike; were any part quadratic, this would take hours.
+#[test]
+fn hostile_texts_take_no_longer_than_others() {
+    let long = |unit: &str, bytes: usize| unit.repeat(bytes / unit.len());
+    for pre in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+        let tokenizer = small(pre);
+        for unit in [
+            "a",
+            " ",
+            "\n",
+            "\r\n",
+            "\t",
+            " \n",
+            "\u{a0}",
+            "\u{301}",
+            "1",
+            "٣",
+            "'",
+            "'s",
+            "!",
+            "漢",
+            "\u{200d}",
+            "<|im",
+            "<|im_start|>",
+            "    x",
+            "a\u{301}",
+            "\0",
+            "th",
+        ] {
+            // A megabyte of what makes the longest pieces, less of the others.
+            let bytes = if matches!(unit, " " | "\u{301}") {
+                1 << 20
+            } else {
+                1 << 17
+            };
+            for text in [long(unit, bytes), format!("\n{} x", long(unit, 1 << 16))] {
+                let ids = tokenizer.encode(&text, Special::Parse);
+                let bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).len()).sum();
+                assert_eq!(bytes, text.len(), "{pre} {unit:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded(text in "\\PC*", parts in prop::collection::vec(any::<char>(), 0..40)) {
+        let text = text + &String::from_iter(parts);
+        for pre in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+            let tokenizer = SMALL.with(|all| all[pre].clone());
+            for special in [Special::Parse, Special::Plain] {
+                check_decoding(&tokenizer, &tokenizer.encode(&text, special), &text);
+            }
+        }
+    }
+}
+
+thread_local! {
+    static SMALL: std::collections::HashMap<&'static str, std::rc::Rc<Tokenizer>> =
+        ["gpt-2", "smollm", "llama-bpe", "qwen2"]
+            .into_iter()
+            .map(|pre| (pre, std::rc::Rc::new(small(pre))))
+            .collect();
 }
