@@ -584,6 +584,7 @@ fn postcard_requests_get_postcard_answers() {
     let _daemon = daemon(broker.port(), &broker.config());
     let mut ask = Ask::new(RequestId::new("5").unwrap(), Input::Prompt("hello"));
     ask.tokens_max = Some(3);
+    ask.stream = false;
     let mut buffer = [0; 1024];
     let payload = ClientFrame::Ask(ask).encode(&mut buffer).unwrap();
 

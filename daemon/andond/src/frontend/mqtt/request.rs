@@ -46,10 +46,13 @@ impl Refusal {
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Refusal {
-        let field = fault.param.map(|param| match param {
-            "max_tokens" => "tokens_max".to_owned(),
-            param => param.to_owned(),
-        });
+        let field = match (fault.param, fault.code) {
+            (Some("max_tokens"), _) => Some("tokens_max"),
+            (None, FaultCode::UnknownTask) => Some("task"),
+            (None, FaultCode::UnknownModel) => Some("model"),
+            (param, _) => param,
+        };
+        let field = field.map(str::to_owned);
         Refusal { fault, field }
     }
 }

@@ -214,7 +214,8 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> bool {
         path: path.clone(),
         qos: QoS::AtLeastOnce,
         nolocal: false,
-        preserve_retain: true,
+        // As with 3.1.1, only what the broker kept from before is then marked as retained.
+        preserve_retain: false,
         retain_forward_rule: RetainForwardRule::Never,
     });
     client.try_subscribe_many(filters).is_ok()
