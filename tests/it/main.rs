@@ -7,3 +7,4 @@ mod http;
 mod lifecycle;
 mod mqtt;
 mod openai;
+mod wire;
