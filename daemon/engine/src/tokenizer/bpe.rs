@@ -4,13 +4,14 @@
 //! Takes `n log n` time in the length of a piece, whatever is in it.
 
 use core::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
-use rustc_hash::FxSeededState;
+use hashbrown::HashTable;
 
 use super::byte_level;
 use super::error::TokenizerError;
-use super::vocabulary::{Kind, Vocabulary, hasher, strings};
+use super::index::Hasher;
+use super::vocabulary::{Kind, Vocabulary, strings};
 use crate::gguf::Gguf;
 
 /// Up to this many symbols a scan for the best pair beats a heap; words are shorter, almost always.
@@ -35,14 +36,82 @@ const NO_MERGE: Merge = Merge {
     token: NO_TOKEN,
 };
 
+/// Merges looked up together when a vocabulary is read.
+const BATCH: usize = 64;
+
 /// The merges of a byte-level vocabulary.
 #[derive(Debug)]
 pub(super) struct Bpe {
     /// The token of each byte; some vocabularies lack bytes that their training text did not have.
     byte_tokens: [u32; 256],
-    merges: HashMap<u64, Merge, FxSeededState>,
+    merges: Merges,
     /// A piece that is a token as a whole is taken as it is, even if the merges would not make it.
     ignore_merges: bool,
+}
+
+/// The merges in the order of their ranks, and an index of them. Most pairs that are asked for have no
+/// merge, and the index alone, which is small, says so.
+#[derive(Debug)]
+struct Merges {
+    pairs: Vec<Pair>,
+    ranks: HashTable<u32>,
+    hasher: Hasher,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    left: u32,
+    right: u32,
+    token: u32,
+}
+
+impl Merges {
+    fn with_capacity(count: usize) -> Self {
+        Self {
+            pairs: Vec::with_capacity(count),
+            ranks: HashTable::with_capacity(count),
+            hasher: Hasher::new(),
+        }
+    }
+
+    /// Adds the merge of the next rank; false if there is one of this pair.
+    fn push(&mut self, pair: Pair) -> bool {
+        let hash = |pair: &Pair| self.hasher.hash((pair.left, pair.right));
+        let pairs = &self.pairs;
+        let entry = self.ranks.entry(
+            hash(&pair),
+            |&rank| is_pair(pairs, rank, pair.left, pair.right).is_some(),
+            |&rank| pairs.get(rank as usize).map_or(0, hash),
+        );
+        if let hashbrown::hash_table::Entry::Vacant(vacant) = entry {
+            // An array's length fits 32 bits.
+            vacant.insert(self.pairs.len() as u32);
+            self.pairs.push(pair);
+            true
+        } else {
+            false
+        }
+    }
+
+    fn get(&self, left: u32, right: u32) -> Merge {
+        let hash = self.hasher.hash((left, right));
+        let rank = self.ranks.find(hash, |&rank| {
+            is_pair(&self.pairs, rank, left, right).is_some()
+        });
+        let pair = rank.and_then(|&rank| self.pairs.get(rank as usize));
+        match (rank, pair) {
+            (Some(&rank), Some(pair)) => Merge {
+                rank,
+                token: pair.token,
+            },
+            _ => NO_MERGE,
+        }
+    }
+}
+
+fn is_pair(pairs: &[Pair], rank: u32, left: u32, right: u32) -> Option<&Pair> {
+    let pair = pairs.get(rank as usize)?;
+    (pair.left == left && pair.right == right).then_some(pair)
 }
 
 /// Working memory of [`Bpe::encode`], kept from piece to piece.
@@ -70,54 +139,61 @@ impl Bpe {
     ) -> Result<Self, TokenizerError> {
         const MERGES: &str = "tokenizer.ggml.merges";
         let array = gguf.array(MERGES)?;
-        let mut merges = HashMap::with_capacity_and_hasher(array.len(), hasher());
-        let mut bytes = Vec::new();
-        let mut token = NO_TOKEN;
-        for (index, text) in strings(MERGES, &array)?.enumerate() {
-            let malformed = || TokenizerError::MalformedMerge {
-                index,
-                merge: text.to_owned(),
-            };
-            let unknown = || TokenizerError::UnknownMerge {
-                index,
-                merge: text.to_owned(),
-            };
-            let (left, right) = text.split_once(' ').ok_or_else(malformed)?;
-            if left.is_empty() || right.is_empty() || right.contains(' ') {
-                return Err(malformed());
+        let mut merges = Merges::with_capacity(array.len());
+        let mut texts = strings(MERGES, &array)?;
+        let mut batch = Batch::default();
+        let mut result = NO_TOKEN;
+        loop {
+            let first = merges.pairs.len();
+            batch.clear();
+            for text in texts.by_ref().take(BATCH) {
+                batch.push(vocabulary, text, first + batch.texts.len())?;
             }
-            bytes.clear();
-            if !byte_level::decode_into(left, &mut bytes) {
-                return Err(unknown());
+            if batch.texts.is_empty() {
+                break;
             }
-            let middle = bytes.len();
-            if !byte_level::decode_into(right, &mut bytes) {
-                return Err(unknown());
-            }
-            let (left, right) = bytes.split_at_checked(middle).ok_or_else(unknown)?;
-            let left = vocabulary.find_spelled(left).ok_or_else(unknown)?;
-            let right = vocabulary.find_spelled(right).ok_or_else(unknown)?;
-            // Vocabularies list tokens in the order of the merges that make them, so a comparison with
-            // the last result and the one after it nearly always saves a search.
-            let is_result = |id: u32| vocabulary.is_spelled(id) && vocabulary.bytes(id) == bytes;
-            let next = token.wrapping_add(1);
-            token = if is_result(next) {
-                next
-            } else if is_result(token) {
-                token
-            } else {
-                vocabulary.find_spelled(&bytes).ok_or_else(unknown)?
-            };
-            // An array's length fits 32 bits.
-            let rank = index as u32;
-            if merges
-                .insert(pair(left, right), Merge { rank, token })
-                .is_some()
-            {
-                return Err(TokenizerError::DuplicateMerge {
+            let likely = vocabulary.likely(&batch.hashes);
+            let (likely, _) = likely.as_chunks::<2>();
+            for ((text, split), likely) in batch.texts.iter().zip(&batch.splits).zip(likely) {
+                let index = merges.pairs.len();
+                let unknown = || TokenizerError::UnknownMerge {
                     index,
-                    merge: text.to_owned(),
-                });
+                    merge: (*text).to_owned(),
+                };
+                let bytes = batch.bytes.get(split.start..split.end).unwrap_or_default();
+                let (left, right) = bytes.split_at_checked(split.middle).ok_or_else(unknown)?;
+                // Vocabularies list tokens in the order of the merges that make them, so a comparison
+                // with the last result and the one after it nearly always saves a search.
+                let is = |bytes: &[u8], id: u32| {
+                    vocabulary.is_spelled(id) && vocabulary.bytes(id) == bytes
+                };
+                let half = |(id, first): (u32, Option<u8>), bytes: &[u8]| {
+                    if bytes.first().copied() == first && is(bytes, id) {
+                        return Ok(id);
+                    }
+                    vocabulary.find_spelled(bytes).ok_or_else(unknown)
+                };
+                let left = half(likely[0], left)?;
+                let right = half(likely[1], right)?;
+                let next = result.wrapping_add(1);
+                result = if is(bytes, next) {
+                    next
+                } else if is(bytes, result) {
+                    result
+                } else {
+                    vocabulary.find_spelled(bytes).ok_or_else(unknown)?
+                };
+                let pair = Pair {
+                    left,
+                    right,
+                    token: result,
+                };
+                if !merges.push(pair) {
+                    return Err(TokenizerError::DuplicateMerge {
+                        index,
+                        merge: (*text).to_owned(),
+                    });
+                }
             }
         }
         let mut byte_tokens = [NO_TOKEN; 256];
@@ -184,10 +260,7 @@ impl Bpe {
     }
 
     fn merge(&self, left: u32, right: u32) -> Merge {
-        self.merges
-            .get(&pair(left, right))
-            .copied()
-            .unwrap_or(NO_MERGE)
+        self.merges.get(left, right)
     }
 
     fn merge_by_scan(&self, symbols: &mut Vec<Symbol>) {
@@ -271,6 +344,64 @@ impl Bpe {
     }
 }
 
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
+/// Some merges of a file, spelled out.
+#[derive(Default)]
+struct Batch<'a> {
+    texts: Vec<&'a str>,
+    splits: Vec<Split>,
+    bytes: Vec<u8>,
+    /// Of the left half and the right half of each.
+    hashes: Vec<u64>,
+}
+
+struct Split {
+    /// Of the merge, in the bytes of the batch.
+    start: usize,
+    end: usize,
+    /// Bytes of the left half.
+    middle: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn clear(&mut self) {
+        self.texts.clear();
+        self.splits.clear();
+        self.bytes.clear();
+        self.hashes.clear();
+    }
+
+    fn push(
+        &mut self,
+        vocabulary: &Vocabulary,
+        text: &'a str,
+        index: usize,
+    ) -> Result<(), TokenizerError> {
+        let malformed = || TokenizerError::MalformedMerge {
+            index,
+            merge: text.to_owned(),
+        };
+        let unknown = || TokenizerError::UnknownMerge {
+            index,
+            merge: text.to_owned(),
+        };
+        let (left, right) = text.split_once(' ').ok_or_else(malformed)?;
+        if left.is_empty() || right.is_empty() || right.contains(' ') {
+            return Err(malformed());
+        }
+        let start = self.bytes.len();
+        for half in [left, right] {
+            let from = self.bytes.len();
+            if !byte_level::decode_into(half, &mut self.bytes) {
+                return Err(unknown());
+            }
+            let half = self.bytes.get(from..).unwrap_or_default();
+            self.hashes.push(vocabulary.hash(half));
+        }
+        let end = self.bytes.len();
+        // A character stands for one byte.
+        let middle = left.chars().count();
+        self.splits.push(Split { start, end, middle });
+        self.texts.push(text);
+        Ok(())
+    }
 }

@@ -3,37 +3,32 @@
 //! The 188 bytes that are printable in Latin-1 stand for themselves; the other 68, in order, are written
 //! as the characters from U+0100 on. The mapping is one-to-one, so decoding and encoding lose nothing.
 
-/// The byte that each character from U+0100 to U+0143 stands for.
-const SHIFTED: [u8; 68] = {
-    let mut shifted = [0; 68];
-    let mut count = 0;
-    let mut byte = 0usize;
+/// Code points from here on are not of the alphabet.
+const CODES: usize = 0x144;
+
+/// The byte that each character of the alphabet stands for.
+const BYTES: [Option<u8>; CODES] = {
+    let mut bytes = [None; CODES];
+    let mut shifted = 0x100;
+    let mut byte = 0;
     while byte < 256 {
-        if !stands_for_itself(byte as u32) {
-            shifted[count] = byte as u8;
-            count += 1;
+        if matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) {
+            bytes[byte] = Some(byte as u8);
+        } else {
+            bytes[shifted] = Some(byte as u8);
+            shifted += 1;
         }
         byte += 1;
     }
-    shifted
+    bytes
 };
-
-const fn stands_for_itself(code: u32) -> bool {
-    matches!(code, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
-}
 
 /// Appends the bytes that `text` stands for to `bytes` and returns true, or returns false and leaves
 /// `bytes` as it was if some character is not of the alphabet.
 pub(super) fn decode_into(text: &str, bytes: &mut Vec<u8>) -> bool {
     let start = bytes.len();
     for character in text.chars() {
-        let code = character as u32;
-        let byte = if stands_for_itself(code) {
-            u8::try_from(code).ok()
-        } else {
-            let index = code.checked_sub(0x100).map(|index| index as usize);
-            index.and_then(|index| SHIFTED.get(index)).copied()
-        };
+        let byte = BYTES.get(character as usize).copied().flatten();
         match byte {
             Some(byte) => bytes.push(byte),
             None => {

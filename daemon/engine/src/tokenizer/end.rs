@@ -30,7 +30,8 @@ const END_TEXTS: [&str; 20] = [
 ];
 
 pub(super) fn is_end_text(text: &str) -> bool {
-    END_TEXTS.binary_search(&text).is_ok()
+    // Nearly no token of a vocabulary begins like this.
+    text.starts_with(['<', '[', '_']) && END_TEXTS.binary_search(&text).is_ok()
 }
 
 /// A few tokens, sorted.

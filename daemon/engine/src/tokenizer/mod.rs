@@ -10,6 +10,7 @@ mod byte_level;
 mod chat;
 mod end;
 mod error;
+mod index;
 mod pretokenize;
 mod special;
 mod stream;

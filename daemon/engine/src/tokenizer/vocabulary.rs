@@ -4,14 +4,9 @@
 //! three to four megabytes. The invariant: `ends` has one entry a token, never decreases, and its last is
 //! the arena's length.
 
-use core::hash::BuildHasher;
-use std::collections::hash_map::RandomState;
-
-use hashbrown::HashTable;
-use rustc_hash::FxSeededState;
-
 use super::byte_level;
 use super::error::TokenizerError;
+use super::index::Index;
 use crate::gguf::{Array, Gguf, MetaError, Strs};
 
 /// Tokens in a vocabulary. The largest in use have a quarter of a million.
@@ -56,8 +51,7 @@ pub(super) struct Vocabulary {
     arena: Box<[u8]>,
     ends: Box<[u32]>,
     entries: Box<[Entry]>,
-    index: HashTable<u32>,
-    hasher: FxSeededState,
+    index: Index,
 }
 
 impl core::fmt::Debug for Vocabulary {
@@ -66,12 +60,6 @@ impl core::fmt::Debug for Vocabulary {
             .field("count", &self.ends.len())
             .finish_non_exhaustive()
     }
-}
-
-/// A hasher that differs from process to process, so that no file can be made to collide.
-pub(super) fn hasher() -> FxSeededState {
-    // Truncating a random number leaves a random number.
-    FxSeededState::with_seed(RandomState::new().hash_one(0u8) as usize)
 }
 
 impl Vocabulary {
@@ -128,8 +116,7 @@ impl Vocabulary {
             arena: arena.into_boxed_slice(),
             ends: ends.into_boxed_slice(),
             entries: entries.into_boxed_slice(),
-            index: HashTable::with_capacity(count),
-            hasher: hasher(),
+            index: Index::with_capacity(count),
         };
         vocabulary.fill_index()?;
         Ok(vocabulary)
@@ -144,21 +131,13 @@ impl Vocabulary {
             if bytes.is_empty() {
                 continue;
             }
-            let hash = self.hasher.hash_one(bytes);
-            let same = |&other: &u32| {
-                self.bytes(other) == bytes && self.is_spelled(other) == self.is_spelled(id)
-            };
-            match index.entry(hash, same, |&other| self.hasher.hash_one(self.bytes(other))) {
-                hashbrown::hash_table::Entry::Occupied(first) => {
-                    return Err(TokenizerError::DuplicateToken {
-                        first: *first.get(),
-                        second: id,
-                    });
-                }
-                hashbrown::hash_table::Entry::Vacant(vacant) => {
-                    vacant.insert(id);
-                }
+            let spelled = self.is_spelled(id);
+            let hash = index.hash(bytes);
+            let same = |other| self.is_spelled(other) == spelled && self.bytes(other) == bytes;
+            if let Some(first) = index.find(hash, same) {
+                return Err(TokenizerError::DuplicateToken { first, second: id });
             }
+            index.insert(hash, id);
         }
         self.index = index;
         Ok(())
@@ -197,15 +176,47 @@ impl Vocabulary {
 
     /// The first token with these bytes that satisfies a condition.
     pub(super) fn find(&self, bytes: &[u8], condition: impl Fn(u32) -> bool) -> Option<u32> {
-        let hash = self.hasher.hash_one(bytes);
-        self.index
-            .find(hash, |&id| self.bytes(id) == bytes && condition(id))
-            .copied()
+        self.index.find(self.hash(bytes), |id| {
+            self.bytes(id) == bytes && condition(id)
+        })
     }
 
     /// The token that merges make of these bytes.
     pub(super) fn find_spelled(&self, bytes: &[u8]) -> Option<u32> {
         self.find(bytes, |id| self.is_spelled(id))
+    }
+
+    pub(super) fn hash(&self, bytes: &[u8]) -> u64 {
+        self.index.hash(bytes)
+    }
+
+    /// For each hash a token that may have its bytes, and that token's first byte. Nearly all of the work
+    /// is waiting for memory, so it is done step by step for all of them, with the accesses of a step
+    /// under way together; the first bytes bring near the rest, with which they will be compared.
+    pub(super) fn likely(&self, hashes: &[u64]) -> Vec<(u32, Option<u8>)> {
+        let slots: Vec<u64> = hashes
+            .iter()
+            .map(|&hash| self.index.first_slot(hash))
+            .collect();
+        let ids: Vec<u32> = slots
+            .iter()
+            .zip(hashes)
+            .map(|(&slot, &hash)| self.index.find_from(slot, hash).unwrap_or(u32::MAX))
+            .collect();
+        let starts: Vec<u32> = ids
+            .iter()
+            .map(|&id| {
+                self.ends
+                    .get((id as usize).wrapping_sub(1))
+                    .copied()
+                    .unwrap_or(0)
+            })
+            .collect();
+        starts
+            .iter()
+            .zip(ids)
+            .map(|(&start, id)| (id, self.arena.get(start as usize).copied()))
+            .collect()
     }
 }
 
