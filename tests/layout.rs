@@ -102,6 +102,7 @@ const RULES: &[fn(&Tree) -> Violations] = &[
     tabs,
     lengths,
     links,
+    manual,
 ];
 
 // ---------------------------------------------------------------------------------- manifests
@@ -623,6 +624,38 @@ fn resolve(path: &str, target: &str) -> String {
         }
     }
     parts.join("/")
+}
+
+/// The manual page knows every section of the annotated configuration.
+fn manual(tree: &Tree) -> Violations {
+    const PAGE: &str = "systemd/man/andond.toml.5";
+    let (Some(config), page) = (tree.text("systemd/andond.toml"), tree.text(PAGE)) else {
+        return Violations::new();
+    };
+    let sections = config
+        .lines()
+        .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    sections
+        .filter(|section| {
+            !page
+                .unwrap_or_default()
+                .lines()
+                .any(|line| line == format!(".B [{section}]"))
+        })
+        .map(|section| format!("{PAGE}: no word of [{section}]"))
+        .collect()
+}
+
+#[test]
+fn manual_misses_a_section() {
+    const PAGE: (&str, &str) = ("systemd/man/andond.toml.5", ".TP\n.B [http]\nSockets.\n");
+    let at = |config| manual(&Tree::of([("systemd/andond.toml", config), PAGE])).len();
+    assert_eq!(at("[http]\n#socket = 1\n#[task.x]\n"), 0);
+    assert_eq!(at("[http]\n[wire]\n"), 1);
+    assert_eq!(
+        manual(&Tree::of([("systemd/andond.toml", "[http]\n")])).len(),
+        1
+    );
 }
 
 #[test]
