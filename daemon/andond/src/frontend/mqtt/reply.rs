@@ -47,6 +47,9 @@ pub(super) struct ReplyTo {
     pub(super) correlation: Option<Bytes>,
     /// The format.
     pub(super) format: Format,
+    /// Whether the request had properties. Who sends none reads none: most likely it speaks 3.1.1, and
+    /// there are brokers that fail on passing properties on to such a client.
+    pub(super) with_properties: bool,
     /// Who asked.
     pub(super) client: String,
     /// The task, if one was asked.
@@ -92,7 +95,9 @@ impl ReplyTo {
             confirmed: true,
             properties: Properties {
                 correlation: self.correlation.clone(),
-                content_type: Some(self.format.content_type().to_owned()),
+                content_type: self
+                    .with_properties
+                    .then(|| self.format.content_type().to_owned()),
                 user,
                 ..Properties::default()
             },
@@ -390,6 +395,7 @@ mod tests {
             topic: "a/response/plc/7".to_owned(),
             correlation: Some(Bytes::from_static(b"\x01")),
             format,
+            with_properties: true,
             client: "plc".to_owned(),
             task: None,
             id: RequestId::new("7").unwrap(),
@@ -446,6 +452,18 @@ mod tests {
             Some("application/json")
         );
         assert!(message.confirmed && !message.retain);
+    }
+
+    #[test]
+    fn an_answer_to_a_request_without_properties_has_none() {
+        let reply = ReplyTo {
+            correlation: None,
+            with_properties: false,
+            ..reply(Format::Json)
+        };
+        for message in reply.answer(&answer("Jam"), Instant::now()) {
+            assert_eq!(message.properties, Properties::default());
+        }
     }
 
     #[test]

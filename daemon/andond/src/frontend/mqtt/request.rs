@@ -159,6 +159,7 @@ pub(super) fn read(
         topic: response_topic(&message.properties, place, &id),
         correlation: message.properties.correlation.clone(),
         format,
+        with_properties: message.properties != Properties::default(),
         client: place.client.as_str().to_owned(),
         task: place.task.as_ref().map(|task| task.as_str().to_owned()),
         id,
