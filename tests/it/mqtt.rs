@@ -14,6 +14,7 @@ use andon_tests::broker::{
 };
 use andon_tests::broker_embedded::EmbeddedBroker;
 use andon_tests::daemon::Daemon;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const V5: &str = "mqttv5";
@@ -739,5 +740,50 @@ fn wait_for_log(daemon: &Daemon, words: &str) {
     while !daemon.log().contains(words) {
         assert!(start.elapsed() < MESSAGE_TIMEOUT, "{}", daemon.log());
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_broker_that_hangs_is_given_up_and_used_again_when_it_moves() {
+    let broker = Broker::start().unwrap();
+    let daemon = daemon(broker.port(), &(broker.config() + "keep-alive-s = 5\n"));
+    broker.signal(Signal::SIGSTOP).unwrap();
+    wait_for_log(&daemon, "not connected");
+    broker.signal(Signal::SIGCONT).unwrap();
+    let payload = r#"{"id":"1","prompt":"a","tokens_max":1}"#;
+    let answers = broker.watch("andon/test/response/plc/#", V311).unwrap();
+    broker.publish("andon/test/request/plc", payload).unwrap();
+    answers.wait_for(is("answer")).unwrap();
+}
+
+#[test]
+fn a_message_too_large_is_refused_and_a_far_too_large_one_does_not_come_for_ever() {
+    let old = OldBroker::start().unwrap();
+    let daemon = daemon(old.port(), &(old.config() + "packet-bytes-max = 4096\n"));
+    let broker = old.inside();
+    let answers = broker.watch("andon/test/response/plc/#", V311).unwrap();
+    let prompt = |bytes: usize| format!(r#"{{"id":"1","prompt":"{}"}}"#, "x".repeat(bytes));
+    broker
+        .publish("andon/test/request/plc", &prompt(8_000))
+        .unwrap();
+    let value = answers.wait_for(is("error")).unwrap().json().unwrap();
+    assert_eq!(value["error"]["code"], "too_large");
+
+    // Unread, it would come again with every connection of the same session.
+    broker
+        .publish("andon/test/request/plc", &prompt(80_000))
+        .unwrap();
+    wait_for_log(&daemon, "too large to read");
+    let status = broker.watch("andon/test/status", V311).unwrap();
+    ready(&status);
+    let payload = r#"{"id":"2","prompt":"a","tokens_max":1}"#;
+    let start = Instant::now();
+    // The status may be an old one: ask until somebody is there.
+    loop {
+        assert!(start.elapsed() < MESSAGE_TIMEOUT, "{}", daemon.log());
+        broker.publish("andon/test/request/plc", payload).unwrap();
+        if answers.next(Duration::from_secs(1)).is_ok() {
+            break;
+        }
     }
 }

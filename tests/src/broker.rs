@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Longest wait for a broker to take connections, and for a subscription to hold.
@@ -110,6 +112,19 @@ impl Broker {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Sends the broker a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let child = self
+            .child
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the broker does not run"))?;
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        kill(Pid::from_raw(pid), signal).map_err(io::Error::from)
     }
 
     /// Starts the broker again on the same port.

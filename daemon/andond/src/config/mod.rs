@@ -101,7 +101,7 @@ impl Config {
             );
         }
         for (name, task) in &self.task {
-            task.check(name, problems);
+            task.check(name, &self.model.name(), problems);
         }
         self.limits.check(problems);
         self.log.check(problems);

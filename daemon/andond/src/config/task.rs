@@ -54,7 +54,8 @@ impl Default for TaskConfig {
 }
 
 impl TaskConfig {
-    pub(super) fn check(&self, name: &str, problems: &mut Problems) {
+    /// `served` is the name of the model that is served.
+    pub(super) fn check(&self, name: &str, served: &str, problems: &mut Problems) {
         let key = |field: &str| format!("task.{name}.{field}");
         if !is_name(name) {
             problems.add(
@@ -88,6 +89,15 @@ impl TaskConfig {
             "cannot be enforced: this version does not constrain decoding to a schema",
             "leave it out and ask for the shape in the instructions",
         );
+        if let Some(model) = &self.model
+            && model != served
+        {
+            problems.add(
+                key("model"),
+                format!("{model:?} is not served here"),
+                format!("leave it out, or name {served:?}"),
+            );
+        }
         if let Some(deadline) = self.deadline_ms {
             problems.within(&key("deadline-ms"), deadline, 1..=86_400_000);
         }
@@ -102,5 +112,52 @@ impl TaskConfig {
             self.input_bytes_max,
             2..=1024 * 1024,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(config: &TaskConfig) -> Vec<String> {
+        let mut problems = Problems::default();
+        config.check("explain", "tiny", &mut problems);
+        problems.iter().map(|problem| problem.key.clone()).collect()
+    }
+
+    #[test]
+    fn a_task_needs_only_instructions() {
+        let config = TaskConfig {
+            instructions: "Explain {{ code }}.".to_owned(),
+            model: Some("tiny".to_owned()),
+            ..TaskConfig::default()
+        };
+        assert!(problems(&config).is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_kept_is_refused() {
+        let config = TaskConfig {
+            instructions: "{{ code ".to_owned(),
+            system: Some("{% if %}".to_owned()),
+            schema: Some("{}".to_owned()),
+            model: Some("huge".to_owned()),
+            deadline_ms: Some(0),
+            temperature: Some(9.0),
+            ..TaskConfig::default()
+        };
+        let keys = [
+            "instructions",
+            "system",
+            "schema",
+            "model",
+            "deadline-ms",
+            "temperature",
+        ];
+        let keys: Vec<String> = keys
+            .iter()
+            .map(|key| format!("task.explain.{key}"))
+            .collect();
+        assert_eq!(problems(&config), keys);
     }
 }

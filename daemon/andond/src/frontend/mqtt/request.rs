@@ -676,6 +676,8 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ALLOWED: &str = "<base>/response/<client>/#";
@@ -1002,6 +1004,65 @@ mod tests {
         }
         for payload in [b"".as_slice(), b"a/b", b"\xff", &[b'1'; 65]] {
             assert!(cancel_id(payload).is_none());
+        }
+    }
+
+    /// Something like what clients send, seldom quite right.
+    fn payload() -> impl Strategy<Value = Vec<u8>> {
+        let value = prop_oneof![
+            Just("1".to_owned()),
+            Just("-1e99".to_owned()),
+            Just("null".to_owned()),
+            Just("[]".to_owned()),
+            Just(r#"[{"role":"user","content":"x"}]"#.to_owned()),
+            "\"[ -~é]{0,70}\"",
+        ];
+        let key = prop_oneof![
+            Just("id"),
+            Just("messages"),
+            Just("prompt"),
+            Just("input"),
+            Just("stop"),
+            Just("tokens_max"),
+            Just("temperature"),
+            Just("priority"),
+            Just("deadline_ms"),
+            Just("x"),
+        ];
+        let object = prop::collection::vec((key, value), 0..6).prop_map(|fields| {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(key, value)| format!("\"{key}\":{value}"))
+                .collect();
+            format!("{{{}}}", fields.join(",")).into_bytes()
+        });
+        prop_oneof![object, prop::collection::vec(any::<u8>(), 0..64)]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_has_an_address_for_its_answer(
+            payload in payload(),
+            content_type in prop::option::of(prop_oneof![
+                Just("application/json".to_owned()), Just("application/postcard".to_owned()), Just("text/plain".to_owned()), ".{0,20}",
+            ]),
+            response_topic in prop::option::of(".{0,40}"),
+            correlation in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
+        ) {
+            let mut bench = Bench::new();
+            bench.properties = Properties {
+                response_topic,
+                correlation: correlation.map(Bytes::from),
+                content_type,
+                ..Properties::default()
+            };
+            let (reply, outcome) = bench.read(&payload, Instant::now());
+            prop_assert!(reply.topic.starts_with("andon/gw1/response/plc1/"));
+            prop_assert!(topic::check_response(&reply.topic).is_ok());
+            if let Ok(parsed) = outcome {
+                prop_assert_eq!(parsed.request.id.as_str(), reply.id.as_str());
+                prop_assert!(parsed.request.check(&bench.limits).is_ok());
+            }
         }
     }
 }
