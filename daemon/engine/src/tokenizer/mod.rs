@@ -1,7 +1,7 @@
 //! Text to tokens and back, as a model's file defines it.
 //!
-//! A text is cut at special tokens ([`special`]), what is between them into pieces ([`pretokenize`]), and
-//! each piece is encoded by itself ([`bpe`]). Text is taken as it comes: no Unicode normalization, since files do
+//! A text is cut at special tokens (`special`), what is between them into pieces (`pretokenize`), and
+//! each piece is encoded by itself (`bpe`). Text is taken as it comes: no Unicode normalization, since files do
 //! not say whether their model had any. Encoding takes time linear in the text, and `n log n` in its
 //! longest piece.
 

@@ -3,7 +3,8 @@
 //!
 //! Which tokens count depends on who wrote the text. User-defined tokens are one token wherever their
 //! text stands; control tokens (and the unknown token) only where [`Special::Parse`] says that structure
-//! is meant. So what a user writes can never end a turn or start a role.
+//! is meant. So text encoded as [`Special::Plain`] can never end a turn or start a role; a rendered chat prompt, which
+//! is parsed as a whole, gives no such promise for the messages in it.
 
 use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
 

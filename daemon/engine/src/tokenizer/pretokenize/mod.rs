@@ -26,9 +26,9 @@ impl PreTokenizer {
     /// The pre-tokenizer that files mean by a name (`tokenizer.ggml.pre`).
     pub(super) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
-            "gpt-2" | "phi-2" | "olmo" | "mpt" | "jina-es" | "jina-de" | "gigachat" => Self::Gpt2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => Self::DigitsGpt2,
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => Self::Llama3,
+            "gpt-2" | "phi-2" | "olmo" | "mpt" => Self::Gpt2,
+            "smollm" | "starcoder" | "refact" => Self::DigitsGpt2,
+            "llama-bpe" | "llama3" | "llama-v3" => Self::Llama3,
             "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "megrez" => Self::Qwen2,
             _ => return None,
         })
