@@ -299,3 +299,65 @@ fn check_name(param: &'static str, name: &str, bytes_max: usize) -> Result<(), F
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(input: Input) -> Request {
+        Request::new("1", "uid-0", Origin::Internal, input)
+    }
+
+    fn prompt() -> Request {
+        request(Input::Prompt("hello".to_owned()))
+    }
+
+    fn param(request: &Request) -> &'static str {
+        let fault = request
+            .check(&LimitsConfig::default())
+            .expect_err("a broken bound");
+        fault.param.expect("a field is named")
+    }
+
+    #[test]
+    fn a_plain_request_keeps_every_bound() {
+        assert_eq!(prompt().check(&LimitsConfig::default()), Ok(()));
+    }
+
+    #[test]
+    fn every_bound_is_held_and_its_field_named() {
+        let limits = LimitsConfig::default();
+        let message = |content: &str| Message {
+            role: "user".to_owned(),
+            content: content.to_owned(),
+        };
+        assert_eq!(param(&request(Input::Messages(Vec::new()))), "messages");
+        let many = vec![message("x"); limits.messages_max + 1];
+        assert_eq!(param(&request(Input::Messages(many))), "messages");
+        let long = vec![message(&"x".repeat(limits.body_bytes_max)), message("x")];
+        assert_eq!(param(&request(Input::Messages(long))), "messages");
+        assert_eq!(param(&request(Input::Prompt(String::new()))), "prompt");
+        type Break = fn(&mut Request);
+        let breaks: [(&str, Break); 12] = [
+            ("id", |r| r.id = "x".repeat(ID_BYTES_MAX + 1)),
+            ("id", |r| r.id = "a\nb".to_owned()),
+            ("client", |r| r.client = String::new()),
+            ("stop", |r| r.stop = vec!["x".to_owned(); 65]),
+            ("stop", |r| r.stop = vec![String::new()]),
+            ("stop", |r| r.stop = vec!["x".repeat(STOP_BYTES_MAX + 1)]),
+            ("top_logprobs", |r| r.logprobs = Some(LOGPROBS_MAX + 1)),
+            ("max_tokens", |r| r.tokens_max = Some(0)),
+            ("temperature", |r| r.sampling.temperature = Some(f32::NAN)),
+            ("top_p", |r| r.sampling.top_p = Some(1.5)),
+            ("min_p", |r| r.sampling.min_p = Some(-0.1)),
+            ("presence_penalty", |r| {
+                r.sampling.presence_penalty = Some(f32::INFINITY)
+            }),
+        ];
+        for (field, breaks) in breaks {
+            let mut request = prompt();
+            breaks(&mut request);
+            assert_eq!(param(&request), field);
+        }
+    }
+}

@@ -290,3 +290,81 @@ impl Drop for JobStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(mailbox: &Arc<Mailbox>) -> JobStream {
+        JobStream::new(Arc::clone(mailbox), Weak::new())
+    }
+
+    fn failed() -> JobEvent {
+        JobEvent::Failed(Fault::new(FaultCode::Internal, "x"))
+    }
+
+    #[test]
+    fn what_is_not_read_in_time_is_merged_and_nothing_is_lost() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut stream = stream(&mailbox);
+        for _ in 0..UNREAD_CHUNKS_MAX * 3 {
+            mailbox.post_chunk("ab", Vec::new()).expect("there is room");
+        }
+        let mut text = String::new();
+        let mut count = 0;
+        while let Some(JobEvent::Chunk(chunk)) = stream.try_next() {
+            assert_eq!(chunk.sequence as usize, count);
+            count += 1;
+            text.push_str(&chunk.text);
+        }
+        assert_eq!(count, UNREAD_CHUNKS_MAX);
+        assert_eq!(text, "ab".repeat(UNREAD_CHUNKS_MAX * 3));
+    }
+
+    #[test]
+    fn a_reader_too_far_behind_is_a_fault_until_it_has_read() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut stream = stream(&mailbox);
+        let half = "x".repeat(UNREAD_BYTES_MAX / 2);
+        mailbox
+            .post_chunk(&half, Vec::new())
+            .expect("there is room");
+        mailbox
+            .post_chunk(&half, Vec::new())
+            .expect("there is room");
+        let fault = mailbox.post_chunk("x", Vec::new()).expect_err("it is full");
+        assert_eq!(fault.code, FaultCode::SlowReader);
+        assert!(stream.try_next().is_some());
+        mailbox
+            .post_chunk("x", Vec::new())
+            .expect("there is room again");
+    }
+
+    #[tokio::test]
+    async fn exactly_one_terminal_event_comes_and_nothing_after_it() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut stream = stream(&mailbox);
+        mailbox.post(JobEvent::Started);
+        mailbox.post(failed());
+        mailbox.post(failed());
+        mailbox.post_chunk("late", Vec::new()).expect("ignored");
+        assert_eq!(stream.next().await, Some(JobEvent::Started));
+        assert_eq!(stream.next().await, Some(failed()));
+        assert_eq!(stream.next().await, None);
+        assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
+    fn dropping_the_stream_cancels_unless_the_end_was_read() {
+        let mailbox = Arc::new(Mailbox::default());
+        drop(stream(&mailbox));
+        assert!(mailbox.cancelled());
+
+        let mailbox = Arc::new(Mailbox::default());
+        let mut read = stream(&mailbox);
+        mailbox.post(failed());
+        assert_eq!(read.try_next(), Some(failed()));
+        drop(read);
+        assert!(!mailbox.cancelled());
+    }
+}
