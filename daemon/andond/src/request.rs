@@ -351,7 +351,7 @@ mod tests {
             ("top_p", |r| r.sampling.top_p = Some(1.5)),
             ("min_p", |r| r.sampling.min_p = Some(-0.1)),
             ("presence_penalty", |r| {
-                r.sampling.presence_penalty = Some(f32::INFINITY)
+                r.sampling.presence_penalty = Some(f32::INFINITY);
             }),
         ];
         for (field, breaks) in breaks {

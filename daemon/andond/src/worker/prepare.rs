@@ -33,7 +33,6 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
                     payload: request,
                 });
                 drop(board);
-                shared.changed.notify_all();
             }
             (Ok(_), _) => {
                 drop(board);
@@ -44,6 +43,8 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
                 shared.fail(&queued.job, fault);
             }
         }
+        // Also after a failure: a worker that stops waits for this thread to have nothing in hand.
+        shared.changed.notify_all();
     }
 }
 
