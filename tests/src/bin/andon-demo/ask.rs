@@ -62,9 +62,12 @@ impl Answer {
 /// A local program: the OpenAI API over the Unix socket, streaming.
 pub(crate) fn http(client: &http::Client) -> Result<()> {
     println!("\n== a local program asks over the Unix socket (HTTP, streaming)");
-    let question = "What does a worker on a factory line do when a machine stops?";
+    let question = "A conveyor belt has stopped. What should be checked first?";
     let body = json!({
-        "messages": [{ "role": "user", "content": question }],
+        "messages": [
+            { "role": "system", "content": "You help the workers of a factory. Answer in two short sentences." },
+            { "role": "user", "content": question },
+        ],
         "max_completion_tokens": 80,
         "temperature": 0,
         "stream": true,
