@@ -2,6 +2,7 @@
 //!
 //! The tiny model never ends its answer by itself, so the token limit decides how long one is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -14,6 +15,7 @@ use andon_tests::broker::{
 };
 use andon_tests::broker_embedded::EmbeddedBroker;
 use andon_tests::daemon::Daemon;
+use andon_tests::tiny_model::TinyModel;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -222,22 +224,48 @@ fn a_broker_that_comes_back_without_sessions_is_used_again() {
 }
 
 #[test]
-fn an_answer_that_is_ready_while_the_broker_is_away_is_delivered_later() {
-    let mut broker = Broker::start().unwrap();
-    let _daemon = daemon(broker.port(), &broker.config());
-    broker
-        .publish(
-            "andon/test/request/plc1",
-            r#"{"id":"7","prompt":"a","tokens_max":400}"#,
-        )
-        .unwrap();
-    broker.stop().unwrap();
-    thread::sleep(Duration::from_millis(500));
+fn answers_that_are_ready_while_the_broker_is_away_are_delivered_later() {
+    const REQUESTS: usize = 24;
+    let folder = tempfile::tempdir().unwrap();
+    // A broker that keeps its sessions, so that no answer can go by its reader.
+    let lines = format!(
+        "persistence true\npersistence_location {}/",
+        folder.path().display()
+    );
+    let mut broker = Broker::start_with(&lines).unwrap();
+    let read = |port| {
+        let session = ["-c", "-i", "reader"];
+        Watcher::start_with(port, "andon/test/response/plc/#", V311, &session).unwrap()
+    };
+    let port = broker.port();
+    let daemon = daemon(port, &broker.config());
+    let before = read(port);
+    for id in 0..REQUESTS {
+        let payload = format!(r#"{{"id":"{id}","prompt":"a","tokens_max":400}}"#);
+        broker.publish("andon/test/request/plc", &payload).unwrap();
+    }
+    let start = Instant::now();
+    while broker
+        .log()
+        .matches("Received PUBACK from andon-test")
+        .count()
+        < REQUESTS
+    {
+        assert!(start.elapsed() < MESSAGE_TIMEOUT, "{}", daemon.log());
+        thread::sleep(Duration::from_millis(5));
+    }
+    broker.terminate().unwrap();
+    let mut ids = BTreeSet::new();
+    while let Ok(seen) = before.next(Duration::from_millis(100)) {
+        ids.insert(seen.topic);
+    }
+    drop(before);
+    wait_for_log(&daemon, "not connected");
     broker.start_again().unwrap();
-    // The daemon pauses before it tries again, longer than this takes.
-    let answers = broker.watch("andon/test/response/plc1/#", V311).unwrap();
-    let value = answers.wait_for(is("answer")).unwrap().json().unwrap();
-    assert_eq!(value["id"], "7");
+    let after = read(port);
+    while ids.len() < REQUESTS {
+        ids.insert(after.wait_for(is("answer")).unwrap().topic);
+    }
 }
 
 #[test]
@@ -358,29 +386,35 @@ fn a_repeated_request_is_answered_from_memory_and_another_of_its_id_is_refused()
 
 #[test]
 fn a_request_is_cancelled_by_its_own_client() {
+    const TOKENS: usize = 30_000;
     let broker = Broker::start().unwrap();
-    let _daemon = daemon(broker.port(), &broker.config());
-    let answers = broker.watch("andon/test/response/#", V311).unwrap();
-    // Enough work that the last of them waits for a while.
-    for id in 0..24 {
-        let payload = format!(r#"{{"id":"{id}","prompt":"a","tokens_max":400}}"#);
-        broker.publish("andon/test/request/plc", &payload).unwrap();
-    }
-    broker.publish("andon/test/cancel/other", "23").unwrap();
-    broker
-        .publish("andon/test/cancel/plc", r#"{"id":"23"}"#)
-        .unwrap();
-    let seen = answers
-        .wait_for(|seen| seen.topic.ends_with("/23"))
-        .unwrap();
-    let value = seen.json().unwrap();
-    // Before its start it is an error, later an answer that was cut off.
-    let how = if value["type"] == "error" {
-        &value["error"]["code"]
-    } else {
-        &value["finish"]
+    // A context long enough for an answer that takes a while on any machine.
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("long.gguf");
+    let tiny = TinyModel {
+        context_tokens_max: TOKENS + 1000,
+        ..TinyModel::default()
     };
-    assert_eq!(how, "cancelled", "{value}");
+    tiny.write(&model).unwrap();
+    let status = broker.watch("andon/test/status", V311).unwrap();
+    let config = broker.config() + &format!("[model]\nkv-tokens-max = {}\n", TOKENS + 2000);
+    let daemon = Daemon::builder()
+        .model(&model)
+        .config(&config)
+        .start()
+        .unwrap();
+    ready(&status);
+    let answers = broker.watch("andon/test/response/#", V311).unwrap();
+    let payload = format!(r#"{{"id":"1","prompt":"a","tokens_max":{TOKENS},"stream":true}}"#);
+    broker.publish("andon/test/request/plc", &payload).unwrap();
+    answers.wait_for(is("chunk")).unwrap();
+    broker.publish("andon/test/cancel/other", "1").unwrap();
+    broker
+        .publish("andon/test/cancel/plc", r#"{"id":"1"}"#)
+        .unwrap();
+    let seen = answers.wait_for(|seen| !is("chunk")(seen)).unwrap();
+    let value = seen.json().unwrap();
+    assert_eq!(value["finish"], "cancelled", "{value}\n{}", daemon.log());
 }
 
 #[test]

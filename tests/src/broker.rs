@@ -114,6 +114,18 @@ impl Broker {
         Ok(())
     }
 
+    /// Asks the broker to end and waits until it has: one that keeps its state then writes it down.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn terminate(&mut self) -> io::Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        if let Some(mut child) = self.child.take() {
+            child.wait()?;
+        }
+        Ok(())
+    }
+
     /// Sends the broker a signal.
     ///
     /// # Errors
@@ -282,6 +294,19 @@ impl Watcher {
     /// # Errors
     /// When it does not.
     pub fn start(port: u16, filter: &str, version: &str) -> io::Result<Watcher> {
+        Watcher::start_with(port, filter, version, &[])
+    }
+
+    /// The same with more arguments for `mosquitto_sub`, such as `-c -i NAME` for a session that lasts.
+    ///
+    /// # Errors
+    /// When the broker does not grant the subscription.
+    pub fn start_with(
+        port: u16,
+        filter: &str,
+        version: &str,
+        arguments: &[&str],
+    ) -> io::Result<Watcher> {
         // Line by line: the client buffers what goes into a pipe.
         let mut command = Command::new("stdbuf");
         command.args([
@@ -304,6 +329,7 @@ impl Watcher {
             &format!("{MARK}%t\t%p"),
         ]);
         let mut child = command
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -404,10 +404,8 @@ impl Desk {
             payload: reply::event(reply, &refusal.fault, refusal.field.as_deref()),
             retain: false,
             confirmed: false,
-            properties: Properties {
-                content_type: Some(Format::Json.content_type().to_owned()),
-                ..Properties::default()
-            },
+            // None: listeners of any version, behind any broker.
+            properties: Properties::default(),
         };
         self.outbox.put(Letter::Passing(message));
     }

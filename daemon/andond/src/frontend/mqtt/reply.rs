@@ -291,7 +291,7 @@ impl ReplyTo {
 
     /// The broker should not keep an answer past its deadline either.
     fn expire(&self, messages: &mut [Outgoing], now: Instant) {
-        let Some(deadline) = self.deadline else {
+        let Some(deadline) = self.deadline.filter(|_| self.with_properties) else {
             return;
         };
         let left_s = deadline
@@ -459,6 +459,7 @@ mod tests {
         let reply = ReplyTo {
             correlation: None,
             with_properties: false,
+            deadline: Some(Instant::now()),
             ..reply(Format::Json)
         };
         for message in reply.answer(&answer("Jam"), Instant::now()) {

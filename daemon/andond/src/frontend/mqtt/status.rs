@@ -8,7 +8,6 @@ use andon_wire::topic::Topics;
 use serde_json::{Value, json};
 
 use super::message::{Outgoing, Properties, Version};
-use super::reply::Format;
 use crate::worker::{Status, WorkerState};
 
 /// What the last will says, and a farewell too.
@@ -68,10 +67,8 @@ pub(super) fn message(topics: &Topics, value: &Value) -> Outgoing {
         payload: value.to_string().into(),
         retain: true,
         confirmed: true,
-        properties: Properties {
-            content_type: Some(Format::Json.content_type().to_owned()),
-            ..Properties::default()
-        },
+        // None: listeners of any version, behind any broker.
+        properties: Properties::default(),
     }
 }
 
