@@ -329,7 +329,7 @@ fn a_wrong_request_is_refused_and_the_connection_stays() {
         other => panic!("{other:?}"),
     };
     client.ask("1", 4, |ask| {
-        ask.model = Some(ModelName::new("nobody").unwrap())
+        ask.model = Some(ModelName::new("nobody").unwrap());
     });
     refused(&mut client, ErrorCode::UnknownModel);
     client.ask("1", 4, |ask| {
@@ -352,7 +352,7 @@ fn a_wrong_request_is_refused_and_the_connection_stays() {
     refused(&mut client, ErrorCode::InvalidRequest);
     let long = "many words ".repeat(2_000);
     client.ask("1", 4, |ask| {
-        ask.input = Input::Prompt(Box::leak(long.into_boxed_str()))
+        ask.input = Input::Prompt(Box::leak(long.into_boxed_str()));
     });
     refused(&mut client, ErrorCode::ContextFull);
     client.ask("1", 4, |_| {});
