@@ -474,3 +474,64 @@ fn quantizing_keeps_within_half_a_step_and_marks_what_is_not_finite() {
         }
     }
 }
+
+/// FNV-1a over the bits of floats, every NaN counted as the same one.
+fn fold_bits(hash: u64, values: &[f32]) -> u64 {
+    let bytes = values.iter().flat_map(|value| {
+        let bits = if value.is_nan() {
+            0x7fc0_0000
+        } else {
+            value.to_bits()
+        };
+        bits.to_le_bytes()
+    });
+    bytes.fold(hash, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[test]
+fn results_are_the_same_on_every_architecture() {
+    for table in Table::runnable() {
+        let mut hash = 0xcbf2_9ce4_8422_2325;
+        for_each_product(|random, format, draw, k, rows, columns| {
+            let matrix = weights(random, format, k * rows, draw);
+            let activations = Activations::new(random, k, columns, draw);
+            let results = product(&table, format, &matrix, rows, &activations);
+            hash = fold_bits(hash, &results);
+        });
+        let mut random = Random(5);
+        let head_dim = 80;
+        let half = |random: &mut Random| half::f16::from_f32(random.unit()).to_bits();
+        let keys: Vec<u16> = (0..PAGE * head_dim).map(|_| half(&mut random)).collect();
+        let query: Vec<f32> = (0..head_dim).map(|_| random.unit()).collect();
+        let mut scores = vec![0.0; PAGE];
+        table.scores(&query, &keys, 2.0, &mut scores);
+        hash = fold_bits(hash, &scores);
+        let total = table.softmax_numerators(&mut scores);
+        hash = fold_bits(fold_bits(hash, &scores), &[total]);
+        let mut summed = vec![0.0; head_dim];
+        table.weighted_sum(&scores, &keys, &mut summed);
+        hash = fold_bits(hash, &summed);
+        let mut normed = vec![0.0; head_dim];
+        table.rms_norm(&query, &summed, 1e-5, &mut normed);
+        table.swiglu(&mut normed, &query);
+        hash = fold_bits(hash, &normed);
+        // Seen on x86-64 and, emulated, on aarch64. A change of what a product or an operation is changes it.
+        assert_eq!(
+            hash,
+            0x2265_09d9_70ed_9830,
+            "{}: {hash:#018x}",
+            table.isa().name()
+        );
+    }
+}
+
+#[test]
+fn the_instruction_set_that_the_run_is_about_is_there() {
+    // Set where this runs on an emulated processor, so that a run without its kernels does not count as passed.
+    if let Ok(name) = std::env::var("ANDON_TEST_ISA") {
+        let isa = Isa::from_name(&name).expect("ANDON_TEST_ISA names an instruction set");
+        assert!(isa.is_supported(), "{name} is not supported here");
+    }
+}
