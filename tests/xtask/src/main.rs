@@ -8,6 +8,7 @@
 
 mod cache;
 mod demo;
+mod emulate;
 mod model;
 mod no_std;
 mod oracle;

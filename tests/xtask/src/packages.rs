@@ -1,5 +1,6 @@
 //! System packages, by apt: asked for by what is missing, installed when we are root, named when not.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -41,6 +42,34 @@ pub(crate) const BROKER_CLIENTS: Need = Need {
     package: "mosquitto-clients",
     purpose: "tests with real MQTT clients",
     present: || shell::find("mosquitto_rr").is_some(),
+};
+
+/// A compiler that apt can give the aarch64 standard library.
+pub(crate) const DEBIAN_RUSTC: Need = Need {
+    package: "rustc-web",
+    purpose: "building for aarch64",
+    present: || Path::new("/usr/bin/rustc").is_file(),
+};
+
+/// The aarch64 standard library.
+pub(crate) const ARM_LIBRARY: Need = Need {
+    package: "libstd-rust-web-dev:arm64",
+    purpose: "building for aarch64",
+    present: || Path::new("/usr/lib/rustlib/aarch64-unknown-linux-gnu").is_dir(),
+};
+
+/// The aarch64 linker and C library.
+pub(crate) const ARM_LINKER: Need = Need {
+    package: "gcc-aarch64-linux-gnu",
+    purpose: "building for aarch64",
+    present: || shell::find("aarch64-linux-gnu-gcc").is_some(),
+};
+
+/// Runs aarch64 programs.
+pub(crate) const ARM_EMULATOR: Need = Need {
+    package: "qemu-user-static",
+    purpose: "running aarch64 programs",
+    present: || shell::find("qemu-aarch64-static").is_some(),
 };
 
 fn python_has(modules: &str) -> bool {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{model, no_std, oracle, packages, python, shell, units};
+use crate::{emulate, model, no_std, oracle, packages, python, shell, units};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,6 +32,8 @@ pub(crate) enum Stage {
     Units,
     /// Licences, sources and banned crates.
     Deny,
+    /// The crates below the daemon on emulated aarch64; only when named.
+    Aarch64,
 }
 
 const ALL: [Stage; 7] = [
@@ -43,6 +45,8 @@ const ALL: [Stage; 7] = [
     Stage::Units,
     Stage::Deny,
 ];
+/// Stages of minutes for what seldom breaks: run when named.
+const ON_REQUEST: [Stage; 1] = [Stage::Aarch64];
 const FAST: [Stage; 3] = [Stage::Format, Stage::Clippy, Stage::Tests];
 
 impl Stage {
@@ -139,6 +143,7 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
         ([], false) => ALL.to_vec(),
         (only, _) => ALL
             .into_iter()
+            .chain(ON_REQUEST)
             .filter(|stage| only.contains(stage))
             .collect(),
     };
@@ -224,6 +229,7 @@ fn run_stage(stage: Stage, setup: &Setup) -> Result<Outcome> {
         Stage::NoStd => no_std::check().map(done),
         Stage::Units => units::check(),
         Stage::Deny => deny(),
+        Stage::Aarch64 => emulate::aarch64(),
     }
 }
 
