@@ -2,7 +2,7 @@
 //! instruction set.
 //!
 //! Invariant: every kernel of every [`Table`] returns the same bytes. [`op`] states each result down to the order of
-//! its roundings, the scalar kernels are written from that statement, and [`check`] compares the others with them. So
+//! its roundings, the scalar kernels are written from that statement, and `check` compares the others with them. So
 //! the output of a model does not depend on the machine, the number of threads, or how its tokens were batched.
 //!
 //! Left out on purpose: memory (callers own every buffer), threads (callers run tiles where they like) and files.

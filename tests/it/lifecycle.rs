@@ -128,8 +128,10 @@ fn every_weight_type_is_served() {
     for weights in TensorType::ALL {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
+        // Wide enough for the largest block of any type.
         TinyModel {
             weights,
+            embedding: 256,
             ..TinyModel::default()
         }
         .write(&path)
