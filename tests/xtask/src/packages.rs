@@ -44,6 +44,11 @@ pub(crate) const BROKER_CLIENTS: Need = Need {
     present: || shell::find("mosquitto_rr").is_some(),
 };
 
+/// Whether the tests with a broker that is not ours can run.
+pub(crate) fn has_broker() -> bool {
+    (BROKER.present)() && (BROKER_CLIENTS.present)()
+}
+
 /// A compiler that apt can give the aarch64 standard library.
 pub(crate) const DEBIAN_RUSTC: Need = Need {
     package: "rustc-web",
