@@ -26,6 +26,7 @@ pub struct Table {
     softmax_numerators: unsafe fn(&mut [f32]) -> f32,
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
     to_half: unsafe fn(&[f32], &mut [u16]),
+    sum_words: unsafe fn(&[u64]) -> u64,
 }
 
 const SCALAR: Table = Table {
@@ -39,6 +40,7 @@ const SCALAR: Table = Table {
     softmax_numerators: op::softmax::softmax_numerators,
     rotate: op::rope::rotate,
     to_half: scalar::half::to_half,
+    sum_words: op::stream::sum_words,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -53,6 +55,7 @@ const AVX2: Table = Table {
     softmax_numerators: avx2::elementwise::softmax_numerators,
     rotate: avx2::elementwise::rotate,
     to_half: avx2::half::to_half,
+    sum_words: avx2::elementwise::sum_words,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -211,5 +214,13 @@ impl Table {
         assert_eq!(x.len(), output.len());
         // SAFETY: the instruction set is supported, and the lengths are equal.
         unsafe { (self.to_half)(x, output) }
+    }
+
+    /// The wrapping sum of all words: a streaming read, to measure memory by.
+    #[inline]
+    #[must_use]
+    pub fn sum_words(&self, words: &[u64]) -> u64 {
+        // SAFETY: the instruction set is supported.
+        unsafe { (self.sum_words)(words) }
     }
 }

@@ -1,3 +1,108 @@
-//! placeholder
+//! `andon-lab`: offline tools around the engine. One file a subcommand.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod bench;
+mod generate;
+mod ppl;
+mod stream;
+mod tokenize;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_kernels::Isa;
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+/// Measure and try models without the daemon.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure prefill and decode speed, and the share of memory bandwidth that decoding reaches.
+    Bench(bench::Arguments),
+    /// Measure the perplexity of a text.
+    Ppl(ppl::Arguments),
+    /// Print the token ids of a text, special tokens neither added nor recognized.
+    Tokenize(tokenize::Arguments),
+    /// Continue a text.
+    Generate(generate::Arguments),
+}
+
+/// A model and how to run it.
+#[derive(Debug, Args)]
+struct Run {
+    /// GGUF file.
+    model: PathBuf,
+    /// Compute threads [default: as many as this process may keep busy].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Instruction set to force: scalar, avx2, avx512-vnni [default: the best of this machine].
+    #[arg(long, value_parser = parse_isa)]
+    isa: Option<Isa>,
+}
+
+fn parse_isa(name: &str) -> Result<Isa, String> {
+    Isa::from_name(name).ok_or_else(|| {
+        let known = Isa::ALL.map(Isa::name).join(", ");
+        format!("there is no instruction set of this name; known are {known}")
+    })
+}
+
+impl Run {
+    fn load(&self) -> Result<Arc<Model>> {
+        Ok(Arc::new(Model::load(&self.model)?))
+    }
+
+    /// An executor whose KV cache holds `tokens` tokens.
+    fn executor(&self, model: &Arc<Model>, tokens: usize) -> Result<Executor> {
+        let options = ExecutorOptions {
+            threads: self.threads,
+            isa: self.isa,
+            kv_tokens_max: tokens,
+            ..ExecutorOptions::default()
+        };
+        Ok(Executor::new(Arc::clone(model), &options)?)
+    }
+}
+
+/// Reads a text file.
+fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Ppl(arguments) => ppl::run(&arguments),
+        Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do if standard error is gone, too.
+            let _ = writeln!(std::io::stderr(), "andon-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -13,6 +13,7 @@ pub mod norm;
 pub mod quantize;
 pub mod rope;
 pub mod softmax;
+pub mod stream;
 
 /// Virtual lanes of every f32 reduction over elements: lane `l` takes the elements whose index is `l` modulo 16.
 pub const LANES: usize = 16;

@@ -47,3 +47,12 @@ pub(crate) unsafe fn softmax_numerators(x: &mut [f32]) -> f32 {
 pub(crate) unsafe fn rotate(head: &mut [f32], table: &[[f32; 2]], pairing: op::rope::Pairing) {
     op::rope::rotate(head, table, pairing);
 }
+
+/// [`op::stream::sum_words`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn sum_words(words: &[u64]) -> u64 {
+    op::stream::sum_words(words)
+}

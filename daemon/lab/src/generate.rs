@@ -1,0 +1,153 @@
+//! Continues a text, by the same loop that the daemon runs.
+
+use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::sample::SamplingOptions;
+use andon_engine::tokenizer::{ChatMessage, Special};
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde_json::json;
+use std::io::Write as _;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    run: crate::Run,
+    /// The text to continue.
+    #[arg(long)]
+    prompt_text: String,
+    /// Treat the text as a question and apply the model's chat template.
+    #[arg(long)]
+    chat: bool,
+    /// Most tokens generated.
+    #[arg(long = "gen", default_value_t = 128)]
+    generate: usize,
+    /// Go on past the tokens that end an answer.
+    #[arg(long)]
+    ignore_end: bool,
+    /// 0 takes the most probable token each time.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Only the k most probable tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: u32,
+    /// Only the most probable tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Only tokens at least this probable relative to the most probable one.
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print the token ids, too.
+    #[arg(long)]
+    ids: bool,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let model = arguments.run.load()?;
+    let text = if arguments.chat {
+        let template = model
+            .chat_template()
+            .context("the model has no chat template")?;
+        let message = ChatMessage::new("user", arguments.prompt_text.as_str());
+        template.render(&[message], true, &serde_json::Map::new())?
+    } else {
+        arguments.prompt_text.clone()
+    };
+    let prompt = model.tokenizer().encode_prompt(&text, Special::Parse);
+    let executor = arguments
+        .run
+        .executor(&model, prompt.len() + arguments.generate)?;
+    let options = GeneratorOptions {
+        parallel_max: 1,
+        prefill_chunk_tokens: executor.batch_tokens_max(),
+    };
+    let mut generator = Generator::new(executor, options);
+    generator.start(GenerationRequest {
+        prompt: prompt.clone(),
+        tokens_max: Some(arguments.generate),
+        sampling: SamplingOptions {
+            temperature: arguments.temperature,
+            top_k: arguments.top_k,
+            top_p: arguments.top_p,
+            min_p: arguments.min_p,
+            seed: arguments.seed,
+            ..SamplingOptions::default()
+        },
+        ignore_end: arguments.ignore_end,
+        ..GenerationRequest::default()
+    })?;
+    let mut stdout = std::io::stdout().lock();
+    let (mut answer, mut ids, mut end, mut written) = (String::new(), Vec::new(), None, Ok(()));
+    while generator.active() > 0 {
+        generator.step(&mut |_, event| match event {
+            Event::PromptDone { .. } => {}
+            Event::Text { text, ids: new, .. } => {
+                answer.push_str(text);
+                ids.extend_from_slice(new);
+                if !arguments.json && written.is_ok() {
+                    written = stdout
+                        .write_all(text.as_bytes())
+                        .and_then(|()| stdout.flush());
+                }
+            }
+            Event::Finished {
+                reason,
+                usage,
+                timings,
+            } => end = Some((reason, usage, timings)),
+        })?;
+        if written.is_err() {
+            break;
+        }
+    }
+    written?;
+    let (reason, usage, timings) = end.context("the generation did not end")?;
+    let finish = match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+        FinishReason::Failed(message) => bail!("the generation failed: {message}"),
+    };
+    let rate = |tokens: usize, ns: u64| {
+        if ns == 0 {
+            0.0
+        } else {
+            (tokens as f64 / (ns as f64 / 1e9) * 100.0).round() / 100.0
+        }
+    };
+    let prefill = rate(usage.prompt_tokens, timings.prefill_ns);
+    let decode = rate(usage.completion_tokens.saturating_sub(1), timings.decode_ns);
+    if arguments.json {
+        let mut report = json!({
+            "model": arguments.run.model,
+            "text": answer,
+            "finish": finish,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "first_token_ms": timings.first_token_ns as f64 / 1e6,
+            "prefill_tok_s": prefill,
+            "decode_tok_s": decode,
+        });
+        if arguments.ids {
+            report["prompt_ids"] = json!(prompt);
+            report["ids"] = json!(ids);
+        }
+        writeln!(stdout, "{report}")?;
+    } else {
+        writeln!(stdout)?;
+        if arguments.ids {
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            writeln!(stdout, "{}", ids.join(" "))?;
+        }
+        eprintln!(
+            "{} tokens read at {prefill} tokens/s, {} written at {decode} tokens/s, end: {finish}",
+            usage.prompt_tokens, usage.completion_tokens
+        );
+    }
+    Ok(())
+}
