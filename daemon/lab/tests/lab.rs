@@ -1,0 +1,189 @@
+//! The real program on the real model that `ANDON_TEST_MODEL` names, and on the data beside the checkout, where there
+//! are such; a test that lacks what it needs says so and passes.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn lab(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_andon-lab"))
+        .args(arguments)
+        .output()
+        .expect("the program runs")
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = lab(arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&stdout(arguments)).expect("one JSON value")
+}
+
+fn model() -> Option<String> {
+    let model = std::env::var("ANDON_TEST_MODEL").ok();
+    if model.is_none() {
+        eprintln!("skipped: ANDON_TEST_MODEL is not set");
+    }
+    model
+}
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared")
+        .join(path);
+    if !path.exists() {
+        eprintln!("skipped: there is no {}", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+#[test]
+fn greedy_tokens_are_pinned() {
+    let Some(model) = model() else { return };
+    for isa in ["scalar", "avx2", "avx512-vnni"] {
+        let supported =
+            andon_kernels::Isa::from_name(isa).is_some_and(andon_kernels::Isa::is_supported);
+        if !supported {
+            continue;
+        }
+        let report = json(&[
+            "generate",
+            &model,
+            "--prompt-text",
+            "The quick brown fox",
+            "--gen",
+            "16",
+            "--ids",
+            "--json",
+            "--isa",
+            isa,
+        ]);
+        let prompt = [504, 2365, 6354, 16438];
+        let expected = [
+            351, 253, 2365, 6354, 7012, 30, 198, 198, 504, 2798, 6330, 314, 253, 8170, 1183, 282,
+        ];
+        assert_eq!(report["prompt_ids"], serde_json::json!(prompt), "{isa}");
+        assert_eq!(report["ids"], serde_json::json!(expected), "{isa}");
+        assert_eq!(report["finish"], "length");
+    }
+}
+
+#[test]
+fn bench_reports_every_key() {
+    let Some(model) = model() else { return };
+    let report = json(&[
+        "bench",
+        &model,
+        "--threads",
+        "2",
+        "--prompt",
+        "16",
+        "--gen",
+        "4",
+        "--depth",
+        "8",
+        "--runs",
+        "1",
+        "--json",
+    ]);
+    for key in [
+        "prefill_tok_s",
+        "decode_tok_s",
+        "load_ms",
+        "bytes_per_token",
+        "bandwidth_gb_s",
+        "bandwidth_share",
+    ] {
+        assert!(
+            report[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key} in {report}"
+        );
+    }
+    assert_eq!(report["threads"], 2);
+    assert_eq!(report["isa"], andon_kernels::Isa::best().name());
+}
+
+#[test]
+fn perplexity_is_that_of_llama_cpp() {
+    let (Some(model), Some(records)) = (model(), shared("data/wikitext2.jsonl")) else {
+        return;
+    };
+    let records = std::fs::read_to_string(records).expect("readable");
+    let text: String = records
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["text"]
+                .as_str()
+                .expect("text")
+                .to_owned()
+        })
+        .collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("text");
+    std::fs::write(&file, text).expect("writable");
+    let file = file.to_str().expect("UTF-8");
+    let report = json(&[
+        "ppl", &model, "--text", file, "--ctx", "512", "--chunks", "20", "--json",
+    ]);
+    let ppl = report["ppl"].as_f64().expect("a number");
+    assert_eq!(report["scored"], 20 * 255);
+    // llama.cpp's figure on the same text.
+    assert!((ppl / 15.724 - 1.0).abs() < 0.005, "perplexity {ppl}");
+}
+
+#[test]
+fn tokenize_gives_the_ids_of_the_cases() {
+    let Some(folder) = shared("data/vocab") else {
+        return;
+    };
+    for name in ["gpt-2", "llama-bpe", "qwen2"] {
+        let path = |ending: &str| folder.join(format!("ggml-vocab-{name}.gguf{ending}"));
+        let text = |ending: &str| path(ending).to_str().expect("UTF-8").to_owned();
+        let actual = stdout(&["tokenize", &text(""), "--file", &text(".inp"), "--inp"]);
+        let expected = std::fs::read_to_string(path(".out")).expect("readable");
+        let lines = |text: &str| {
+            text.lines()
+                .map(|line| line.trim().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&actual), lines(&expected), "{name}");
+    }
+}
+
+#[test]
+fn failures_say_what_and_where() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("no-model.gguf");
+    let path = file.to_str().expect("UTF-8");
+    for (content, expected) in [
+        (None, "No such file"),
+        (Some(&b""[..]), "empty"),
+        (Some(b"garbage that is no model"), "GGUF"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).expect("writable");
+        }
+        for arguments in [
+            &["bench", path][..],
+            &["generate", path, "--prompt-text", "x"],
+            &["tokenize", path, "--file", path],
+        ] {
+            let output = lab(arguments);
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+            assert!(
+                error.contains(path) && error.contains(expected),
+                "{arguments:?}: {error}"
+            );
+        }
+    }
+    assert_eq!(lab(&["bench", path, "--isa", "mmx"]).status.code(), Some(2));
+}
