@@ -3,6 +3,8 @@
 //!
 //! Ports are chosen by the kernel. Brokers and clients end with the value that stands for them.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -283,6 +285,8 @@ impl Seen {
 pub struct Watcher {
     child: Child,
     lines: Receiver<String>,
+    /// Messages of a lasting session, which come before its subscription is granted again.
+    early: RefCell<VecDeque<String>>,
 }
 
 /// What the lines with messages begin with; the others are the client's own words.
@@ -346,12 +350,17 @@ impl Watcher {
                 }
             }
         });
-        let mut watcher = Watcher { child, lines };
+        let mut watcher = Watcher {
+            child,
+            lines,
+            early: RefCell::default(),
+        };
         let start = Instant::now();
         while start.elapsed() < START_TIMEOUT {
             match watcher.lines.recv_timeout(POLL) {
                 Ok(line) if line.starts_with("Subscribed") => return Ok(watcher),
-                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(line) => watcher.early.get_mut().push_back(line),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -367,9 +376,9 @@ impl Watcher {
         let start = Instant::now();
         loop {
             let left = timeout.saturating_sub(start.elapsed());
-            let line = self
-                .lines
-                .recv_timeout(left)
+            let early = self.early.borrow_mut().pop_front();
+            let line = early
+                .map_or_else(|| self.lines.recv_timeout(left), Ok)
                 .map_err(|error| io::Error::other(format!("no message: {error}")))?;
             let message = line
                 .strip_prefix(MARK)
