@@ -140,11 +140,11 @@ impl Tile<'_> {
         }
     }
 
-    /// Pointer to the first row of column 0, and the distance between columns, for kernels.
+    /// Pointer to the first row of column 0, and the distance between columns, for kernels. Without columns it points
+    /// to nothing.
     #[inline]
     pub(crate) fn raw(&mut self) -> (*mut f32, usize) {
-        // SAFETY: `rows.start` is within column 0 (see `column_mut`).
-        (unsafe { self.base.add(self.rows.start) }, self.stride)
+        (self.base.wrapping_add(self.rows.start), self.stride)
     }
 }
 
