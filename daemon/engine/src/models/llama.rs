@@ -147,11 +147,11 @@ fn read_shape(gguf: &Gguf<'_>) -> Result<Shape, WeightsError> {
     } else {
         head_dim
     };
-    if rope_dims > head_dim || rope_dims % 2 == 1 {
+    if rope_dims == 0 || rope_dims > head_dim || rope_dims % 2 == 1 {
         return Err(hyperparameter(
             rope_key,
             rope_dims,
-            format!("even and at most the head's {head_dim}"),
+            format!("even and between 2 and the head's {head_dim}"),
         ));
     }
     let vocabulary = match gguf.tensor("token_embd.weight") {
