@@ -50,6 +50,12 @@ pub enum ExecutorError {
         /// Its largest value.
         max: usize,
     },
+    /// There is not enough memory for the KV cache.
+    #[error("not enough memory for a KV cache of {tokens} tokens")]
+    KvMemory {
+        /// Tokens asked for.
+        tokens: usize,
+    },
 }
 
 /// Why a batch was not run.
@@ -182,11 +188,8 @@ impl Executor {
         // Every position at once in more sequences than anyone runs; the real bound is the memory.
         let kv_max = isize::MAX as usize / shape.kv_geometry().token_bytes().max(1) / 2;
         let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
-        let cache = Cache::new(shape.kv_geometry(), kv_tokens).ok_or(ExecutorError::Option {
-            option: "kv-tokens-max",
-            value: kv_tokens,
-            max: kv_max,
-        })?;
+        let cache = Cache::new(shape.kv_geometry(), kv_tokens)
+            .ok_or(ExecutorError::KvMemory { tokens: kv_tokens })?;
         let sizes = Sizes {
             tokens_max,
             embedding: shape.embedding,

@@ -53,13 +53,18 @@ impl Cache {
         if elements > isize::MAX as usize / size_of::<u16>() {
             return None;
         }
-        let free = FreePages::new(u32::try_from(page_count).ok()?);
+        let pages = u32::try_from(page_count).ok()?;
+        // `vec!` aborts where there is not enough memory, so ask first, in a way that may fail; the black box keeps
+        // the compiler from leaving out what nobody uses.
+        let mut probe = Vec::<u16>::new();
+        probe.try_reserve_exact(elements).ok()?;
+        drop(std::hint::black_box(probe));
         // Zeroed memory comes untouched from the system: it is resident only once written.
         Some(Cache {
             geometry,
             data: vec![0; elements],
             page_count,
-            free,
+            free: FreePages::new(pages),
         })
     }
 
@@ -165,6 +170,19 @@ mod tests {
         assert_eq!(cache.tokens_free(), 2 * PAGE);
         drop(first);
         assert_eq!(cache.tokens_free(), 3 * PAGE);
+    }
+
+    #[test]
+    fn more_than_there_is_memory_for_is_refused() {
+        assert!(Cache::new(GEOMETRY, usize::MAX / 2).is_none());
+        // No machine addresses 2^60 bytes, but they can be counted.
+        let geometry = Geometry {
+            head_dim: 1 << 30,
+            ..GEOMETRY
+        };
+        let tokens = (1 << 60) / geometry.token_bytes();
+        assert!(u32::try_from(tokens.div_ceil(PAGE)).is_ok());
+        assert!(Cache::new(geometry, tokens).is_none());
     }
 
     #[test]
