@@ -16,8 +16,6 @@ mod generator;
 mod output;
 mod request;
 mod stop;
-#[cfg(test)]
-mod tests;
 
 pub use event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 pub use forward::{Forward, Part, PassError};

@@ -1,0 +1,512 @@
+//! The generator over a scripted model: text, limits, failures, and that neighbours change nothing.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use andon_engine::generate::{
+    Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
+    Part, PassError, STOP_COUNT_MAX, StartError, Usage,
+};
+use andon_engine::gguf::Gguf;
+use andon_engine::sample::{SamplingError, SamplingOptions};
+use andon_engine::tokenizer::Tokenizer;
+use support::Writer;
+
+const A: u32 = 0;
+const B: u32 = 1;
+const C: u32 = 2;
+/// The two bytes of `é`.
+const FIRST_HALF: u32 = 3;
+const SECOND_HALF: u32 = 4;
+const END: u32 = 5;
+const VOCABULARY: usize = 6;
+const CONTEXT: usize = 64;
+const PAGE: usize = 4;
+
+/// Logits from the tokens so far.
+type Script = fn(&[u32]) -> Vec<f32>;
+
+struct Scripted {
+    tokenizer: Tokenizer,
+    pages_free: Rc<Cell<usize>>,
+    script: Script,
+    passes: Rc<Cell<usize>>,
+}
+
+struct Pages {
+    tokens: Vec<u32>,
+    held: usize,
+    pages_free: Rc<Cell<usize>>,
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.pages_free.set(self.pages_free.get() + self.held);
+    }
+}
+
+impl Forward for Scripted {
+    type Sequence = Pages;
+
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+    fn vocabulary_count(&self) -> usize {
+        VOCABULARY
+    }
+    fn context_tokens_max(&self) -> usize {
+        CONTEXT
+    }
+    fn batch_tokens_max(&self) -> usize {
+        16
+    }
+    fn kv_page_tokens(&self) -> usize {
+        PAGE
+    }
+    fn kv_tokens_free(&self) -> usize {
+        self.pages_free.get() * PAGE
+    }
+    fn sequence(&self) -> Pages {
+        Pages {
+            tokens: Vec::new(),
+            held: 0,
+            pages_free: Rc::clone(&self.pages_free),
+        }
+    }
+    fn pass(
+        &mut self,
+        parts: &mut [Part<'_, Pages>],
+        row: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), PassError> {
+        self.passes.set(self.passes.get() + 1);
+        let after = |part: &Part<'_, Pages>| {
+            (part.sequence.tokens.len() + part.tokens.len()).div_ceil(PAGE)
+        };
+        let needed: usize = parts
+            .iter()
+            .map(|part| after(part) - part.sequence.held)
+            .sum();
+        assert!(parts.iter().map(|part| part.tokens.len()).sum::<usize>() <= 16);
+        let left = self.pages_free.get().checked_sub(needed);
+        self.pages_free.set(left.ok_or(PassError::KvFull)?);
+        for part in parts {
+            assert!(!part.tokens.is_empty());
+            part.sequence.held = after(part);
+            part.sequence.tokens.extend_from_slice(part.tokens);
+            if part.logits {
+                row(&(self.script)(&part.sequence.tokens));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn scripted(script: Script, pages: usize) -> Generator<Scripted> {
+    let mut writer = Writer::new();
+    writer
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "gpt-2")
+        .strs(
+            "tokenizer.ggml.tokens",
+            &["a", "b", "c", "Ã", "©", "<|end|>"],
+        )
+        .i32s("tokenizer.ggml.token_type", &[1, 1, 1, 1, 1, 3])
+        .strs::<&str>("tokenizer.ggml.merges", &[])
+        .u32("tokenizer.ggml.eos_token_id", END);
+    let bytes = writer.finish();
+    let tokenizer =
+        Tokenizer::from_gguf(&Gguf::parse(&bytes).expect("a file")).expect("a tokenizer");
+    let forward = Scripted {
+        tokenizer,
+        pages_free: Rc::new(Cell::new(pages)),
+        script,
+        passes: Rc::new(Cell::new(0)),
+    };
+    let options = GeneratorOptions {
+        parallel_max: 4,
+        prefill_chunk_tokens: 3,
+    };
+    Generator::new(forward, options)
+}
+
+/// Logits that make `token` certain.
+fn certain(token: u32) -> Vec<f32> {
+    let mut logits = vec![0.0; VOCABULARY];
+    logits[token as usize] = 100.0;
+    logits
+}
+
+/// After a prompt of one token: the answer `a b c é a b c é …`.
+fn cycle(history: &[u32]) -> Vec<f32> {
+    certain([A, B, C, FIRST_HALF, SECOND_HALF][(history.len() - 1) % 5])
+}
+
+/// As `cycle`, ending after two tokens.
+fn short(history: &[u32]) -> Vec<f32> {
+    if history.len() == 3 {
+        certain(END)
+    } else {
+        cycle(history)
+    }
+}
+
+/// Logits that depend on every token before them; the end token is out of reach.
+fn chaotic(history: &[u32]) -> Vec<f32> {
+    let mut state = 17_u32;
+    for &token in history {
+        state = (state ^ token)
+            .wrapping_mul(0x9E37_79B1)
+            .rotate_left(13)
+            .wrapping_add(1);
+    }
+    let mut logits: Vec<f32> = (0..VOCABULARY as u32)
+        .map(|id| ((state.wrapping_mul(2 * id + 1) >> 24) as f32) / 64.0)
+        .collect();
+    logits[END as usize] = -100.0;
+    logits
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    text: String,
+    pieces: Vec<String>,
+    ids: Vec<u32>,
+    logprobs: Vec<f32>,
+    prompt_tokens: Option<usize>,
+    end: Option<(FinishReason, Usage)>,
+}
+
+type Answers = BTreeMap<GenerationId, Answer>;
+
+fn step(generator: &mut Generator<Scripted>, answers: &mut Answers) {
+    let stepped = generator.step(&mut |id, event| {
+        let answer = answers.entry(id).or_default();
+        assert!(answer.end.is_none(), "nothing follows the end");
+        match event {
+            Event::PromptDone { prompt_tokens, .. } => answer.prompt_tokens = Some(prompt_tokens),
+            Event::Text { text, ids, tokens } => {
+                assert!(!text.is_empty() || !ids.is_empty());
+                answer.text.push_str(text);
+                answer.pieces.push(text.to_owned());
+                answer.ids.extend(ids);
+                answer
+                    .logprobs
+                    .extend(tokens.iter().map(|token| token.logprob));
+            }
+            Event::Finished { reason, usage, .. } => answer.end = Some((reason, usage)),
+        }
+    });
+    stepped.expect("a step");
+}
+
+fn finish(generator: &mut Generator<Scripted>) -> Answers {
+    let mut answers = Answers::new();
+    while generator.active() > 0 {
+        step(generator, &mut answers);
+    }
+    answers
+}
+
+fn alone(script: Script, request: GenerationRequest) -> Answer {
+    let mut generator = scripted(script, 64);
+    let id = generator.start(request).expect("a start");
+    let answer = finish(&mut generator).remove(&id).expect("an answer");
+    assert_eq!(
+        generator.executor().kv_tokens_free(),
+        64 * PAGE,
+        "pages are returned"
+    );
+    answer
+}
+
+fn request(prompt: &[u32], tokens_max: usize) -> GenerationRequest {
+    GenerationRequest {
+        prompt: prompt.to_vec(),
+        tokens_max: Some(tokens_max),
+        ..GenerationRequest::default()
+    }
+}
+
+fn reason(answer: &Answer) -> &FinishReason {
+    &answer.end.as_ref().expect("an end").0
+}
+
+#[test]
+fn text_comes_in_whole_characters_and_stops_at_the_limit() {
+    let answer = alone(cycle, request(&[A], 7));
+    assert_eq!(answer.text, "abcéab");
+    assert_eq!(answer.pieces, ["a", "b", "c", "é", "a", "b"]);
+    assert_eq!(answer.ids, [A, B, C, FIRST_HALF, SECOND_HALF, A, B]);
+    let usage = Usage {
+        prompt_tokens: 1,
+        cached_tokens: 0,
+        completion_tokens: 7,
+    };
+    assert_eq!(answer.end, Some((FinishReason::Length, usage)));
+    assert_eq!(answer.prompt_tokens, Some(1));
+    assert_eq!(alone(cycle, request(&[A], 4)).text, "abc\u{FFFD}");
+}
+
+#[test]
+fn the_end_token_ends_the_answer_unless_ignored() {
+    let answer = alone(short, request(&[A], 10));
+    assert_eq!(
+        (answer.text.as_str(), reason(&answer)),
+        ("ab", &FinishReason::Stop)
+    );
+    let ignoring = GenerationRequest {
+        ignore_end: true,
+        ..request(&[A], 5)
+    };
+    let answer = alone(short, ignoring);
+    assert_eq!(
+        (answer.text.as_str(), reason(&answer)),
+        ("abé", &FinishReason::Length)
+    );
+}
+
+#[test]
+fn a_stop_string_across_tokens_is_held_back_and_left_out() {
+    let stopping = |stop: &[&str]| GenerationRequest {
+        stop: stop.iter().map(|&stop| stop.to_owned()).collect(),
+        ..request(&[A], 12)
+    };
+    let answer = alone(cycle, stopping(&["céa"]));
+    assert_eq!(
+        (answer.text.as_str(), reason(&answer)),
+        ("ab", &FinishReason::Stop)
+    );
+    assert_eq!(answer.ids, [A, B], "tokens of the stop string are left out");
+    assert_eq!(
+        answer.end.expect("an end").1.completion_tokens,
+        6,
+        "but were computed"
+    );
+    // Held back and let go again; and what is held at the end is delivered.
+    let answer = alone(cycle, stopping(&["cb", "éabcéb"]));
+    assert_eq!(
+        (answer.text.as_str(), reason(&answer)),
+        ("abcéabcéab", &FinishReason::Length)
+    );
+    assert_eq!(answer.ids.len(), 12);
+}
+
+#[test]
+fn the_context_is_the_last_limit() {
+    let open = GenerationRequest {
+        tokens_max: None,
+        ..request(&[A], 0)
+    };
+    let answer = alone(cycle, open);
+    let (reason, usage) = answer.end.expect("an end");
+    assert_eq!(
+        (reason, usage.completion_tokens),
+        (FinishReason::Length, CONTEXT - 1)
+    );
+}
+
+#[test]
+fn no_tokens_at_all_only_reads_the_prompt() {
+    let answer = alone(cycle, request(&[A; 8], 0));
+    assert_eq!(answer.prompt_tokens, Some(8));
+    assert_eq!(
+        (answer.text.as_str(), reason(&answer)),
+        ("", &FinishReason::Length)
+    );
+}
+
+#[test]
+fn neighbours_change_nothing() {
+    let requests: Vec<GenerationRequest> = (0..12_u32)
+        .map(|index| GenerationRequest {
+            sampling: SamplingOptions {
+                temperature: 0.3 * (index % 4) as f32,
+                top_k: index % 3 * 2,
+                frequency_penalty: 0.1 * (index % 2) as f32,
+                seed: u64::from(index),
+                ..SamplingOptions::default()
+            },
+            logprobs: (index % 2 == 0).then_some(2),
+            stop: vec!["abab".to_owned(), "cc".to_owned()],
+            ..request(
+                &(0..=index).map(|at| at % 5).collect::<Vec<_>>(),
+                6 + index as usize,
+            )
+        })
+        .collect();
+    let mut generator = scripted(chaotic, 256);
+    let mut answers = Answers::new();
+    let mut ids = Vec::new();
+    let mut waiting = requests.iter();
+    let mut next = waiting.next();
+    while next.is_some() || generator.active() > 0 {
+        // A new one at every other step, as long as there is room.
+        if let Some(request) = next {
+            match generator.start(request.clone()) {
+                Ok(id) => {
+                    ids.push(id);
+                    next = waiting.next();
+                }
+                Err(error) => assert_eq!(error, StartError::Busy { active: 4 }),
+            }
+        }
+        step(&mut generator, &mut answers);
+        if generator.active() > 0 {
+            step(&mut generator, &mut answers);
+        }
+    }
+    for (request, id) in requests.iter().zip(ids) {
+        assert_eq!(answers[&id], alone(chaotic, request.clone()));
+        assert_eq!(answers[&id].logprobs.is_empty(), request.logprobs.is_none());
+    }
+}
+
+#[test]
+fn prompts_are_read_in_pieces_beside_answers() {
+    let mut generator = scripted(cycle, 64);
+    let mut answers = Answers::new();
+    let first = generator.start(request(&[A], 20)).expect("a start");
+    step(&mut generator, &mut answers);
+    let second = generator.start(request(&[A; 7], 1)).expect("a start");
+    for read in [None, None, Some(7)] {
+        step(&mut generator, &mut answers);
+        assert_eq!(
+            answers.get(&second).and_then(|answer| answer.prompt_tokens),
+            read
+        );
+    }
+    // Four steps, four tokens; the last is half a character and waits for the other half.
+    assert_eq!(answers[&first].ids, [A, B, C]);
+}
+
+#[test]
+fn cancelling_works_in_every_state_and_frees_pages() {
+    for steps in 0..5 {
+        let mut generator = scripted(cycle, 64);
+        let mut answers = Answers::new();
+        let id = generator.start(request(&[A; 7], 20)).expect("a start");
+        for _ in 0..steps {
+            step(&mut generator, &mut answers);
+        }
+        assert!(generator.cancel(id));
+        assert!(!generator.cancel(id));
+        let passes = generator.executor().passes.get();
+        step(&mut generator, &mut answers);
+        assert_eq!(
+            generator.executor().passes.get(),
+            passes,
+            "no more work for it"
+        );
+        assert_eq!(reason(&answers[&id]), &FinishReason::Cancelled);
+        assert_eq!(generator.active(), 0);
+        assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+        assert!(!generator.cancel(id));
+    }
+}
+
+#[test]
+fn a_full_cache_ends_the_unpromised_and_spares_the_promised() {
+    let mut generator = scripted(cycle, 6);
+    let open = GenerationRequest {
+        tokens_max: None,
+        ..request(&[A], 0)
+    };
+    let open = generator.start(open).expect("a start");
+    let promised = generator.start(request(&[A], 15)).expect("a start");
+    let refused = generator.start(request(&[A], 15));
+    assert_eq!(
+        refused,
+        Err(StartError::KvFull {
+            tokens_needed: 16,
+            tokens_free: 4
+        })
+    );
+    let answers = finish(&mut generator);
+    assert!(matches!(reason(&answers[&open]), FinishReason::Failed(_)));
+    assert!(!answers[&open].text.is_empty());
+    assert_eq!(answers[&promised], alone(cycle, request(&[A], 15)));
+    assert_eq!(generator.executor().kv_tokens_free(), 6 * PAGE);
+}
+
+#[test]
+fn bad_logits_end_their_generation_alone() {
+    let script: Script = |history| {
+        if history[0] == B && history.len() == 3 {
+            vec![f32::NAN; VOCABULARY]
+        } else {
+            cycle(history)
+        }
+    };
+    let mut generator = scripted(script, 64);
+    let good = generator.start(request(&[A], 6)).expect("a start");
+    let bad = generator.start(request(&[B], 6)).expect("a start");
+    let answers = finish(&mut generator);
+    assert_eq!(reason(&answers[&good]), &FinishReason::Length);
+    assert!(
+        matches!(reason(&answers[&bad]), FinishReason::Failed(why) if why.contains("logit of token 0"))
+    );
+}
+
+#[test]
+fn requests_are_checked_at_the_start() {
+    let error = |request: GenerationRequest| {
+        scripted(cycle, 64)
+            .start(request)
+            .expect_err("a request to refuse")
+    };
+    let base = request(&[A], 1);
+    assert_eq!(error(request(&[], 1)), StartError::EmptyPrompt);
+    let (tokens, context) = (CONTEXT, CONTEXT);
+    assert_eq!(
+        error(request(&[A; CONTEXT], 1)),
+        StartError::PromptTooLong { tokens, context }
+    );
+    let (index, id, vocabulary_count) = (1, 6, VOCABULARY);
+    assert_eq!(
+        error(request(&[A, 6], 1)),
+        StartError::UnknownToken {
+            index,
+            id,
+            vocabulary_count
+        }
+    );
+    let stops = |stop: Vec<String>| GenerationRequest {
+        stop,
+        ..base.clone()
+    };
+    let count = STOP_COUNT_MAX + 1;
+    assert_eq!(
+        error(stops(vec!["x".to_owned(); count])),
+        StartError::TooManyStops { count }
+    );
+    assert_eq!(
+        error(stops(vec!["x".repeat(257)])),
+        StartError::StopTooLong {
+            index: 0,
+            bytes: 257
+        }
+    );
+    assert_eq!(
+        error(stops(vec!["x".to_owned(), String::new()])),
+        StartError::EmptyStop { index: 1 }
+    );
+    let logprobs = GenerationRequest {
+        logprobs: Some(21),
+        ..base.clone()
+    };
+    assert_eq!(error(logprobs), StartError::TooManyLogprobs { top: 21 });
+    let sampling = SamplingOptions {
+        top_p: f32::NAN,
+        ..SamplingOptions::default()
+    };
+    let field = "top_p";
+    assert_eq!(
+        error(GenerationRequest { sampling, ..base }),
+        StartError::InvalidSampling(SamplingError::NotANumber { field })
+    );
+}
