@@ -136,8 +136,8 @@ pub struct Sampling {
 pub struct Request {
     /// The client's name for the request; unique among the client's requests in flight.
     pub id: String,
-    /// Who asks, as the front end knows it (for MQTT the topic's `<client>`; for HTTP and the compact
-    /// socket one name a connection).
+    /// Who asks, as the front end knows it (for MQTT the topic's `<client>`; for the
+    /// Unix sockets the calling user, `uid-1000`).
     pub client: String,
     /// The way in.
     pub origin: Origin,

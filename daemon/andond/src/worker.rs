@@ -22,10 +22,10 @@ use andon_policy::admission::{self, Bounds, Decision, Demand, Load, Reason};
 use andon_policy::queue::{self, Waiting};
 use tokio::sync::watch;
 
-use self::board::{Board, Job, Phase, Queued};
+use self::board::{Board, Job, Key, Phase, Queued};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Input, Priority, Request};
+use crate::request::{Input, Origin, Priority, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
@@ -175,9 +175,7 @@ impl Shared {
 
     /// Closes a job and posts its terminal event. Not under the board's lock.
     fn finish(&self, job: &Job, event: JobEvent) {
-        self.board()
-            .open
-            .remove(&(job.client.clone(), job.id.clone()));
+        self.board().open.remove(&job.key);
         self.end(job, event);
     }
 
@@ -192,8 +190,8 @@ impl Shared {
                 self.telemetry.outcome(job.origin, done.finish.name());
                 tracing::info!(
                     origin = job.origin.name(),
-                    client = job.client,
-                    id = job.id,
+                    client = job.key.client,
+                    id = job.key.id,
                     finish = done.finish.name(),
                     prompt_tokens = done.usage.prompt_tokens,
                     completion_tokens = done.usage.completion_tokens,
@@ -205,8 +203,8 @@ impl Shared {
                 self.telemetry.failed(job.origin, fault.code);
                 tracing::info!(
                     origin = job.origin.name(),
-                    client = job.client,
-                    id = job.id,
+                    client = job.key.client,
+                    id = job.key.id,
                     code = fault.code.name(),
                     "not answered"
                 );
@@ -278,8 +276,8 @@ impl WorkerHandle {
     }
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
-    pub fn cancel(&self, client: &str, id: &str) -> bool {
-        let key = (client.to_owned(), id.to_owned());
+    pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
+        let key = Key::new(origin, client, id);
         let job = self.shared.board().open.get(&key).cloned();
         match job {
             Some(job) => {
@@ -454,7 +452,7 @@ impl Shared {
 
         let now_ms = self.now_ms();
         let mut board = self.board();
-        let key = (request.client.clone(), request.id.clone());
+        let key = Key::new(request.origin, &request.client, &request.id);
         if board.open.contains_key(&key) {
             return Err(Fault {
                 param: Some("id"),
@@ -475,7 +473,7 @@ impl Shared {
             tokens_max: request.tokens_max.map(saturated),
             deadline_ms,
         };
-        let load = self.load(&board, &order, &request.client, now_ms);
+        let load = self.load(&board, &order, &key, now_ms);
         if let Decision::Refuse {
             reason,
             retry_after_ms,
@@ -488,8 +486,7 @@ impl Shared {
         board.ticket += 1;
         let mailbox = Arc::new(job::Mailbox::default());
         let job = Arc::new(Job {
-            client: request.client.clone(),
-            id: request.id.clone(),
+            key: key.clone(),
             origin: request.origin,
             submitted,
             mailbox: Arc::clone(&mailbox),
@@ -515,7 +512,7 @@ impl Shared {
         }
     }
 
-    fn load(&self, board: &Board, order: &Waiting, client: &str, now_ms: u64) -> Load {
+    fn load(&self, board: &Board, order: &Waiting, key: &Key, now_ms: u64) -> Load {
         Load {
             phase: match board.phase {
                 Phase::Loading => admission::Phase::Starting,
@@ -525,7 +522,13 @@ impl Shared {
             waiting: saturated(board.waiting()),
             ahead: saturated(queue::ahead(board.orders(), order, now_ms)),
             active_max: saturated(self.config.engine.parallel_max),
-            client_open: saturated(board.open.keys().filter(|(name, _)| name == client).count()),
+            client_open: saturated(
+                board
+                    .open
+                    .keys()
+                    .filter(|open| open.same_client(key))
+                    .count(),
+            ),
             service_ms: board
                 .service
                 .map(|service| u32::try_from(service.as_millis()).unwrap_or(u32::MAX)),

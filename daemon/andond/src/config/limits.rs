@@ -61,7 +61,7 @@ impl LimitsConfig {
         problems.within(
             "limits.client-requests-max",
             self.client_requests_max,
-            1..=limits::MESSAGES_MAX,
+            1..=65_536,
         );
         problems.within("limits.queue-max", self.queue_max, 1..=65_536);
         problems.within(

@@ -13,11 +13,36 @@ use andon_policy::queue::{self, Waiting};
 use super::job::Mailbox;
 use crate::request::{Origin, Request};
 
+/// What an open request is known by.
+///
+/// Clients over MQTT choose their names, so theirs are kept apart from those of local programs: none
+/// takes up a user's places, or is taken for a user, by its name alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    local: bool,
+    pub(super) client: String,
+    pub(super) id: String,
+}
+
+impl Key {
+    pub(super) fn new(origin: Origin, client: &str, id: &str) -> Key {
+        Key {
+            local: origin != Origin::Mqtt,
+            client: client.to_owned(),
+            id: id.to_owned(),
+        }
+    }
+
+    /// Whether both are requests of one client.
+    pub(super) fn same_client(&self, other: &Key) -> bool {
+        self.local == other.local && self.client == other.client
+    }
+}
+
 /// An open request's identity and mailbox.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) client: String,
-    pub(super) id: String,
+    pub(super) key: Key,
     pub(super) origin: Origin,
     pub(super) submitted: Instant,
     pub(super) mailbox: Arc<Mailbox>,
@@ -51,7 +76,7 @@ pub(super) struct Board {
     /// Rendered and tokenized.
     pub(super) ready: VecDeque<Queued<GenerationRequest>>,
     pub(super) running: usize,
-    pub(super) open: HashMap<(String, String), Arc<Job>>,
+    pub(super) open: HashMap<Key, Arc<Job>>,
     pub(super) ticket: u64,
     /// How long requests took of late, from their start; smoothed.
     pub(super) service: Option<Duration>,

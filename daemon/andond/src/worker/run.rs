@@ -138,9 +138,7 @@ fn start<F: Forward>(
             false
         }
         Err(error) => {
-            board
-                .open
-                .remove(&(queued.job.client.clone(), queued.job.id.clone()));
+            board.open.remove(&queued.job.key);
             shared.end(&queued.job, JobEvent::Failed(fault_of(&error)));
             true
         }

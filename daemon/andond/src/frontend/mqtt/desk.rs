@@ -209,8 +209,12 @@ impl Desk {
         let fingerprint = self
             .recent
             .fingerprint(reply.task.as_deref(), &message.payload);
+        let open = self.jobs.len().saturating_add(self.outbox.answers());
+        let full = open >= self.config.mqtt.requests_max;
         match self.recent.find(&key, fingerprint, now) {
             Known::New => {}
+            // Answers are never dropped, so one that is given again takes a place like any other.
+            Known::Answered(_) if full => {}
             Known::Running => {
                 tracing::info!(
                     client = key.client,
@@ -255,8 +259,7 @@ impl Desk {
                 reply.id = id;
             }
         }
-        let open = self.jobs.len().saturating_add(self.outbox.answers());
-        if open >= self.config.mqtt.requests_max {
+        if full {
             let fault = Fault::new(
                 FaultCode::Busy,
                 format!("{open} requests have no answer yet"),

@@ -41,7 +41,7 @@ use self::status::Board;
 use super::Context;
 use crate::config::Config;
 use crate::fault::Fault;
-use crate::request::Request;
+use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream, WorkerHandle, WorkerState};
 
 /// Events of the worker that may wait for the loop.
@@ -162,13 +162,19 @@ impl Frontend {
         self.farewell().await;
     }
 
+    /// Whether the daemon stops, even if the loop has not come to hear of it: the worker refuses by then,
+    /// and a request acknowledged and refused now would not wait at the broker for the next start.
+    fn is_stopping(&self) -> bool {
+        self.stopping || self.context.stopping.is_cancelled()
+    }
+
     /// Does what has become possible since the last event.
     fn settle(&mut self) {
         let status = self.context.worker.status();
         if let Some(model) = &status.model {
             self.desk.set_model(&model.name);
         }
-        if status.state != WorkerState::Loading && !self.stopping {
+        if status.state != WorkerState::Loading && !self.is_stopping() {
             while let Some(message) = self.held.pop_front() {
                 self.receive(&message);
             }
@@ -322,13 +328,13 @@ impl Frontend {
             LinkEvent::Message(message) => {
                 let loading = self.context.worker.status().state == WorkerState::Loading;
                 let room = self.held.len() < usize::from(self.config.mqtt.unacknowledged_max);
-                if self.stopping && message.ack.is_some() {
+                if self.is_stopping() && message.ack.is_some() {
                     // Without an acknowledgement the broker keeps it for the next start.
                     tracing::info!(
                         topic = message.topic,
                         "a message is left with the broker: the daemon stops"
                     );
-                } else if loading && room && !self.stopping {
+                } else if loading && room && !self.is_stopping() {
                     self.held.push_back(message);
                 } else {
                     self.receive(&message);
@@ -379,7 +385,9 @@ impl Frontend {
                 }
             }
             Verdict::Cancel(key) => {
-                self.context.worker.cancel(&key.client, &key.id);
+                self.context
+                    .worker
+                    .cancel(Origin::Mqtt, &key.client, &key.id);
             }
             Verdict::Done => {}
         }

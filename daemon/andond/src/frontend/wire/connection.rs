@@ -269,7 +269,10 @@ impl Connection {
                 }
             }
             ClientFrame::Cancel(cancel) => {
-                let found = self.context.worker.cancel(&self.client, cancel.id.as_str());
+                let found =
+                    self.context
+                        .worker
+                        .cancel(Origin::Wire, &self.client, cancel.id.as_str());
                 self.outgoing
                     .send(&ServerFrame::Cancelled(Cancelled {
                         id: cancel.id,

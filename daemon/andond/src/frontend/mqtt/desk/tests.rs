@@ -127,6 +127,21 @@ fn correlation_data_may_repeat() {
 }
 
 #[test]
+fn an_answer_given_again_keeps_the_bound() {
+    let mut desk = small(2);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    for _ in 0..9 {
+        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Done));
+    }
+    assert_eq!(desk.outbox.answers(), 2);
+    let sent = sent(&mut desk);
+    assert_eq!(sent[1].1["answer"], "hello");
+    assert_eq!(sent[2].1["error"]["code"], "busy");
+}
+
+#[test]
 fn what_is_over_the_bound_is_refused_with_a_hint() {
     let mut desk = small(1);
     let verdict = ask(&mut desk, "1", "hi");
