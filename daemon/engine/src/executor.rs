@@ -99,9 +99,6 @@ pub enum ForwardError {
     /// A sequence belongs to another executor.
     #[error("the sequence belongs to another executor")]
     ForeignSequence,
-    /// The model computed an infinity or a NaN: its weights are damaged.
-    #[error("the model computed a value that is not finite: its weights are damaged")]
-    NotFinite,
 }
 
 /// Which of a chunk's tokens are to have logits.
@@ -127,6 +124,9 @@ pub struct Chunk<'a> {
 }
 
 /// Logits of a batch: one row of the vocabulary's length per output, in the order of chunks and tokens.
+///
+/// Damaged weights can give a row that is not finite. That is for the row's reader to find, since the other rows of
+/// the batch are sound: [`crate::sample::Sampler`] refuses such a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Logits<'a> {
     values: &'a [f32],
@@ -274,16 +274,6 @@ impl Executor {
         model.architecture().forward(&mut pass);
         let vocabulary = model.shape().vocabulary;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
-        // Infinities and NaNs have the largest magnitudes as integers, too.
-        let largest = values.iter().fold(0, |largest: u32, value| {
-            largest.max(value.to_bits() & 0x7fff_ffff)
-        });
-        if largest >= f32::INFINITY.to_bits() {
-            for chunk in chunks {
-                chunk.sequence.trim();
-            }
-            return Err(ForwardError::NotFinite);
-        }
         for chunk in chunks {
             let length = chunk.sequence.len() + chunk.tokens.len();
             chunk.sequence.set_length(length);

@@ -126,6 +126,17 @@ fn work_and_memory_are_bounded() {
     ));
 }
 
+/// A value nested as deeply as the fuel pays for is dropped level by level.
+#[test]
+fn deep_nesting_does_not_overflow_the_stack() {
+    let source = "{% set ns = namespace(x=[]) %}{% for i in range(2000) %}{% for j in range(2000) %}\
+                  {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    assert!(render(source).is_err(), "the fuel ends it");
+    let source = "{% set ns = namespace(x=[]) %}{% for i in range(200) %}{% for j in range(200) %}\
+                  {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}done";
+    assert_eq!(render(source).as_deref(), Ok("done"));
+}
+
 #[test]
 fn long_input_has_the_fuel_it_needs() {
     let messages: Vec<ChatMessage> = (0..2000)

@@ -49,16 +49,20 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = arguments.run.load()?;
-    let text = if arguments.chat {
+    let tokenizer = model.tokenizer();
+    let prompt = if arguments.chat {
         let template = model
             .chat_template()
             .context("the model has no chat template")?;
         let message = ChatMessage::new("user", arguments.prompt_text.as_str());
-        template.render(&[message], true, &serde_json::Map::new())?
+        // The template writes what belongs at the beginning.
+        tokenizer.encode(
+            &template.render(&[message], true, &serde_json::Map::new())?,
+            Special::Parse,
+        )
     } else {
-        arguments.prompt_text.clone()
+        tokenizer.encode_prompt(&arguments.prompt_text, Special::Parse)
     };
-    let prompt = model.tokenizer().encode_prompt(&text, Special::Parse);
     let executor = arguments
         .run
         .executor(&model, prompt.len() + arguments.generate)?;

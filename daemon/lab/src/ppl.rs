@@ -71,6 +71,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         tokens.len(),
         arguments.ctx
     );
+    ensure!(
+        sum.is_finite(),
+        "the model computed values that are not finite: its weights are damaged"
+    );
     let ppl = (sum / scored as f64).exp();
     if arguments.json {
         let report = json!({

@@ -7,8 +7,6 @@
 use core::hash::{BuildHasher, Hash};
 use std::collections::hash_map::RandomState;
 
-use rustc_hash::FxSeededState;
-
 const EMPTY: u64 = u64::MAX;
 
 /// Open addressing, linear probing, at most two thirds full: there is always an empty slot.
@@ -26,14 +24,13 @@ impl Default for Index {
     }
 }
 
-/// A hash that differs from process to process, so that no file can be made to collide.
-pub(super) struct Hasher(FxSeededState);
+/// A keyed hash (SipHash) whose key differs from process to process, so that no file can be made to collide. Faster
+/// hashes are seeded, too, but let a file collide whatever the seed.
+pub(super) struct Hasher(RandomState);
 
 impl Hasher {
     pub(super) fn new() -> Self {
-        // Truncating a random number leaves a random number.
-        let seed = RandomState::new().hash_one(0u8) as usize;
-        Self(FxSeededState::with_seed(seed))
+        Self(RandomState::new())
     }
 
     pub(super) fn hash<T: Hash>(&self, value: T) -> u64 {
@@ -43,7 +40,7 @@ impl Hasher {
 
 impl core::fmt::Debug for Hasher {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        // The seed is nobody's business.
+        // The key is nobody's business.
         f.write_str("Hasher")
     }
 }

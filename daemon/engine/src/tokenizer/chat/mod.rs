@@ -31,6 +31,11 @@ const PROMPT_BYTES_MAX: usize = 1 << 24;
 const FUEL_BASE: u64 = 500_000;
 /// What each byte of input adds: a byte may be copied 64 times for it.
 const FUEL_PER_BYTE: u64 = 1;
+/// Most fuel of a rendering, whatever its input.
+const FUEL_MAX: u64 = 2_000_000;
+/// Stack that a rendering may use. A hostile template can nest a value once for a few units of fuel, and a nested value
+/// is dropped level by level; this much holds as many levels as [`FUEL_MAX`] pays for. Only what is used is memory.
+const STACK_BYTES: usize = 512 << 20;
 
 const NAME: &str = "chat template";
 
@@ -202,7 +207,9 @@ impl ChatTemplate {
             variables.insert(name, Value::from(Serde(value)));
         }
         let input = count_bytes(messages).saturating_add(count_bytes(extra));
-        let fuel = FUEL_BASE.saturating_add(input.saturating_mul(FUEL_PER_BYTE));
+        let fuel = FUEL_BASE
+            .saturating_add(input.saturating_mul(FUEL_PER_BYTE))
+            .min(FUEL_MAX);
 
         // The fuel depends on the input, and belongs to the environment; its templates are shared.
         let mut environment = (*self.environment).clone();
@@ -215,9 +222,11 @@ impl ChatTemplate {
             max: PROMPT_BYTES_MAX,
             overflowed: false,
         };
-        let rendered = template
-            .render_captured_to(variables, &mut prompt)
-            .map(drop);
+        let rendered = on_deep_stack(|| {
+            template
+                .render_captured_to(variables, &mut prompt)
+                .map(drop)
+        })?;
         if prompt.overflowed {
             return Err(TemplateError::PromptTooLong {
                 max: PROMPT_BYTES_MAX,
@@ -229,6 +238,21 @@ impl ChatTemplate {
             message: error.to_string(),
         })
     }
+}
+
+/// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+    let failed = |message: String| TemplateError::Render { line: 0, message };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(format!("no thread to render on: {error}")))?;
+        thread
+            .join()
+            .map_err(|_| failed("rendering panicked".to_owned()))
+    })
 }
 
 /// Bytes that a value takes as JSON: what it takes to read it.
