@@ -393,6 +393,8 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
     for length in [32, 96, 576, 608] {
         let x: Vec<f32> = (0..length).map(|_| random.unit() * 20.0).collect();
         let weight: Vec<f32> = (0..length).map(|_| random.unit()).collect();
+        let mut rotated_weight = weight.clone();
+        rotated_weight.rotate_left(7);
         let rotations: Vec<[f32; 2]> = (0..length / 2)
             .map(|_| [random.unit(), random.unit()])
             .collect();
@@ -401,9 +403,19 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
             let mut output = vec![0.0; length];
             table.rms_norm(&x, &weight, 1e-5, &mut output);
             results.push(output);
-            let mut gate = x.clone();
-            table.swiglu(&mut gate, &weight);
-            results.push(gate);
+            for bias in [None, Some(&rotated_weight[..])] {
+                let mut output = vec![0.0; length];
+                table.layer_norm(&x, &weight, bias, 1e-12, &mut output);
+                results.push(output);
+            }
+            for step in [Table::swiglu, Table::geglu_erf] {
+                let mut gate = x.clone();
+                step(table, &mut gate, &weight);
+                results.push(gate);
+            }
+            let mut units = x.clone();
+            table.gelu_erf(&mut units);
+            results.push(units);
             for pairing in [Pairing::Adjacent, Pairing::Halves] {
                 let mut head = x.clone();
                 table.rotate(&mut head, &rotations, pairing);
@@ -439,6 +451,37 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
             }
         }
     }
+}
+
+#[test]
+fn layer_norm_follows_double_precision() {
+    let mut random = Random(6);
+    for length in [1, 15, 32, 384, 777] {
+        // Far from zero, where a variance taken as the mean of squares less the square of the mean would fail.
+        let x: Vec<f32> = (0..length).map(|_| 100.0 + random.unit()).collect();
+        let weight: Vec<f32> = (0..length).map(|_| random.unit()).collect();
+        let bias: Vec<f32> = (0..length).map(|_| random.unit()).collect();
+        let mut actual = vec![0.0; length];
+        scalar().layer_norm(&x, &weight, Some(&bias), 1e-5, &mut actual);
+        let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let x = wide(&x);
+        let mean = x.iter().sum::<f64>() / length as f64;
+        let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / length as f64;
+        for index in 0..length {
+            let normal = (x[index] - mean) / libm::sqrt(variance + 1e-5);
+            let exact = normal * f64::from(weight[index]) + f64::from(bias[index]);
+            let error = (f64::from(actual[index]) - exact).abs();
+            // The mean's rounding, 100 * 2^-24 or so, is in every element.
+            assert!(error < 1e-4, "element {index} of {length}: error {error}");
+        }
+    }
+}
+
+#[test]
+fn linear_biases_grow_with_the_distance() {
+    let mut scores = [1.0; 4];
+    crate::op::attention::add_linear_bias(&mut scores, 0.5, 18, 16);
+    assert_eq!(scores, [0.0, 0.5, 1.0, 0.5]);
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::op::rope::Pairing;
 use crate::{Format, Isa, Tile, op};
 use core::ops::Range;
 
+type LayerNorm = unsafe fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]);
+
 /// The kernels of one instruction set.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
@@ -22,7 +24,10 @@ pub struct Table {
     weighted_sum: WeightedSum,
     quantize: unsafe fn(&[f32], &mut QuantizedMut<'_>),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    layer_norm: LayerNorm,
     swiglu: unsafe fn(&mut [f32], &[f32]),
+    gelu_erf: unsafe fn(&mut [f32]),
+    geglu_erf: unsafe fn(&mut [f32], &[f32]),
     softmax_numerators: unsafe fn(&mut [f32]) -> f32,
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
     to_half: unsafe fn(&[f32], &mut [u16]),
@@ -36,7 +41,10 @@ const SCALAR: Table = Table {
     weighted_sum: scalar::attention::weighted_sum,
     quantize: op::quantize::quantize,
     rms_norm: op::norm::rms_norm,
+    layer_norm: op::norm::layer_norm,
     swiglu: op::glu::swiglu,
+    gelu_erf: op::gelu_erf::gelu_erf_all,
+    geglu_erf: op::gelu_erf::geglu_erf,
     softmax_numerators: op::softmax::softmax_numerators,
     rotate: op::rope::rotate,
     to_half: scalar::half::to_half,
@@ -51,7 +59,10 @@ const AVX2: Table = Table {
     weighted_sum: avx2::attention::weighted_sum,
     quantize: avx2::elementwise::quantize,
     rms_norm: avx2::elementwise::rms_norm,
+    layer_norm: avx2::elementwise::layer_norm,
     swiglu: avx2::elementwise::swiglu,
+    gelu_erf: avx2::elementwise::gelu_erf,
+    geglu_erf: avx2::elementwise::geglu_erf,
     softmax_numerators: avx2::elementwise::softmax_numerators,
     rotate: avx2::elementwise::rotate,
     to_half: avx2::half::to_half,
@@ -186,6 +197,40 @@ impl Table {
     pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
         // SAFETY: the instruction set is supported; the body checks the lengths.
         unsafe { (self.swiglu)(gate, up) }
+    }
+
+    /// Layer norm, see [`op::norm`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn layer_norm(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        epsilon: f32,
+        output: &mut [f32],
+    ) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.layer_norm)(x, weight, bias, epsilon, output) }
+    }
+
+    /// The exact Gaussian error linear unit in place, see [`op::gelu_erf`].
+    #[inline]
+    pub fn gelu_erf(&self, x: &mut [f32]) {
+        // SAFETY: the instruction set is supported.
+        unsafe { (self.gelu_erf)(x) }
+    }
+
+    /// GEGLU's elementwise part with the exact unit, in place on `gate`, see [`op::gelu_erf`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn geglu_erf(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.geglu_erf)(gate, up) }
     }
 
     /// Softmax numerators in place; returns their sum, see [`op::softmax`].

@@ -19,6 +19,14 @@ pub const fn key_index(position: usize, dim: usize, head_dim: usize) -> usize {
     position / TILE * TILE * head_dim + dim * TILE + position % TILE
 }
 
+/// Attention with linear biases: takes `slope * |position - p|` from the score of each position `p`, counted from
+/// `first`; the product and the difference are rounded.
+pub fn add_linear_bias(scores: &mut [f32], slope: f32, position: usize, first: usize) {
+    for (index, score) in scores.iter_mut().enumerate() {
+        *score -= slope * position.abs_diff(first + index) as f32;
+    }
+}
+
 /// Scores of a page's positions for one query head.
 ///
 /// # Safety

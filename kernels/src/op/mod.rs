@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod exp;
+pub mod gelu_erf;
 pub mod glu;
 pub mod matmul;
 pub mod norm;

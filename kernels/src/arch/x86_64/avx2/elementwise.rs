@@ -30,6 +30,39 @@ pub(crate) unsafe fn swiglu(gate: &mut [f32], up: &[f32]) {
     op::glu::swiglu(gate, up);
 }
 
+/// [`op::norm::layer_norm`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn layer_norm(
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    epsilon: f32,
+    output: &mut [f32],
+) {
+    op::norm::layer_norm(x, weight, bias, epsilon, output);
+}
+
+/// [`op::gelu_erf::gelu_erf_all`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn gelu_erf(x: &mut [f32]) {
+    op::gelu_erf::gelu_erf_all(x);
+}
+
+/// [`op::gelu_erf::geglu_erf`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn geglu_erf(gate: &mut [f32], up: &[f32]) {
+    op::gelu_erf::geglu_erf(gate, up);
+}
+
 /// [`op::softmax::softmax_numerators`].
 ///
 /// # Safety
