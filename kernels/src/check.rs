@@ -416,6 +416,12 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
             let mut units = x.clone();
             table.gelu_erf(&mut units);
             results.push(units);
+            let mut gate = x.clone();
+            table.geglu_tanh(&mut gate, &weight);
+            results.push(gate);
+            let mut capped = x.clone();
+            table.soft_cap(&mut capped, 15.0);
+            results.push(capped);
             for pairing in [Pairing::Adjacent, Pairing::Halves] {
                 let mut head = x.clone();
                 table.rotate(&mut head, &rotations, pairing);

@@ -28,6 +28,8 @@ pub struct Table {
     swiglu: unsafe fn(&mut [f32], &[f32]),
     gelu_erf: unsafe fn(&mut [f32]),
     geglu_erf: unsafe fn(&mut [f32], &[f32]),
+    geglu_tanh: unsafe fn(&mut [f32], &[f32]),
+    soft_cap: unsafe fn(&mut [f32], f32),
     softmax_numerators: unsafe fn(&mut [f32]) -> f32,
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
     to_half: unsafe fn(&[f32], &mut [u16]),
@@ -45,6 +47,8 @@ const SCALAR: Table = Table {
     swiglu: op::glu::swiglu,
     gelu_erf: op::gelu_erf::gelu_erf_all,
     geglu_erf: op::gelu_erf::geglu_erf,
+    geglu_tanh: op::glu::geglu_tanh,
+    soft_cap: op::tanh::soft_cap,
     softmax_numerators: op::softmax::softmax_numerators,
     rotate: op::rope::rotate,
     to_half: scalar::half::to_half,
@@ -63,6 +67,8 @@ const AVX2: Table = Table {
     swiglu: avx2::elementwise::swiglu,
     gelu_erf: avx2::elementwise::gelu_erf,
     geglu_erf: avx2::elementwise::geglu_erf,
+    geglu_tanh: avx2::elementwise::geglu_tanh,
+    soft_cap: avx2::elementwise::soft_cap,
     softmax_numerators: avx2::elementwise::softmax_numerators,
     rotate: avx2::elementwise::rotate,
     to_half: avx2::half::to_half,
@@ -231,6 +237,23 @@ impl Table {
     pub fn geglu_erf(&self, gate: &mut [f32], up: &[f32]) {
         // SAFETY: the instruction set is supported; the body checks the lengths.
         unsafe { (self.geglu_erf)(gate, up) }
+    }
+
+    /// GEGLU's elementwise part with the unit's tanh form, in place on `gate`, see [`op::glu`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn geglu_tanh(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.geglu_tanh)(gate, up) }
+    }
+
+    /// Keeps values within `cap` by a tanh, in place, see [`op::tanh`].
+    #[inline]
+    pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        // SAFETY: the instruction set is supported.
+        unsafe { (self.soft_cap)(x, cap) }
     }
 
     /// Softmax numerators in place; returns their sum, see [`op::softmax`].

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod exp;
 pub mod gelu_erf;
+pub mod gelu_tanh;
 pub mod glu;
 pub mod matmul;
 pub mod norm;
@@ -15,6 +16,7 @@ pub mod quantize;
 pub mod rope;
 pub mod softmax;
 pub mod stream;
+pub mod tanh;
 
 /// Virtual lanes of every f32 reduction over elements: lane `l` takes the elements whose index is `l` modulo 16.
 pub const LANES: usize = 16;

@@ -63,6 +63,24 @@ pub(crate) unsafe fn geglu_erf(gate: &mut [f32], up: &[f32]) {
     op::gelu_erf::geglu_erf(gate, up);
 }
 
+/// [`op::glu::geglu_tanh`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn geglu_tanh(gate: &mut [f32], up: &[f32]) {
+    op::glu::geglu_tanh(gate, up);
+}
+
+/// [`op::tanh::soft_cap`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn soft_cap(x: &mut [f32], cap: f32) {
+    op::tanh::soft_cap(x, cap);
+}
+
 /// [`op::softmax::softmax_numerators`].
 ///
 /// # Safety
