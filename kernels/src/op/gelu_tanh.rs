@@ -9,7 +9,7 @@ use super::exp::exp;
 #[must_use]
 pub fn gelu_tanh(x: f32) -> f32 {
     const A: f32 = -1.595_769; // -2 sqrt(2 / π)
-    const B: f32 = -0.071_354_814; // 0.044715 a
+    const B: f32 = -0.071_354_82; // 0.044715 a
     x / (1.0 + exp(x * (A + B * (x * x))))
 }
 
@@ -24,8 +24,8 @@ mod tests {
             let wide = f64::from(x);
             let inner = (2.0 / core::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
             let exact = 0.5 * wide * (1.0 + inner.tanh());
-            // The rounding of the exponent, which grows with it, and those of the quotient.
-            let bound = exact.abs() * (3e-7 + 2e-7 * inner.abs()) + 1e-12;
+            // Five roundings of the exponent, twice `inner` in size, and those of the quotient.
+            let bound = exact.abs() * (3e-7 + 6e-7 * inner.abs()) + 1e-12;
             assert!((f64::from(gelu_tanh(x)) - exact).abs() <= bound, "{x}");
         }
     }
