@@ -47,9 +47,16 @@ const DRAWS: [Draw; 3] = [Draw::Random, Draw::Extreme, Draw::WideScales];
 /// Byte offsets of the f16 fields of a block.
 fn half_fields(format: Format) -> &'static [usize] {
     match format {
-        Format::F32 => &[],
-        Format::F16 | Format::Q4_0 | Format::Q8_0 => &[0],
-        Format::Q4_1 | Format::Q4K => &[0, 2],
+        Format::F32 | Format::BF16 | Format::MXFP4 => &[],
+        Format::F16
+        | Format::Q4_0
+        | Format::Q5_0
+        | Format::Q8_0
+        | Format::IQ4NL
+        | Format::IQ4XS => &[0],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
         Format::Q6K => &[208],
     }
 }
@@ -61,13 +68,20 @@ fn weights(random: &mut Random, format: Format, elements: usize, draw: Draw) -> 
             .flat_map(|_| random.unit().to_le_bytes())
             .collect();
     }
+    if format == Format::BF16 {
+        return (0..elements)
+            .flat_map(|_| {
+                let magnitude = match draw {
+                    Draw::WideScales => f32::powi(10.0, random.below(48) as i32 - 40),
+                    Draw::Random | Draw::Extreme => 1.0,
+                };
+                half::bf16::from_f32(magnitude * random.unit()).to_le_bytes()
+            })
+            .collect();
+    }
     let mut output: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
     if draw == Draw::Extreme {
-        output.fill(if random.next().is_multiple_of(2) {
-            0xff
-        } else {
-            0x80
-        });
+        output.fill([0x00, 0x80, 0xff][random.below(3)]);
     }
     for block in output.chunks_exact_mut(format.block_bytes()) {
         for &field in half_fields(format) {
@@ -77,6 +91,13 @@ fn weights(random: &mut Random, format: Format, elements: usize, draw: Draw) -> 
                 Draw::WideScales => half::f16::from_bits(random.next() as u16 & 0xfbff),
             };
             block[field..field + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        if format == Format::MXFP4 {
+            block[0] = match draw {
+                Draw::Random | Draw::Extreme => 120 + random.below(8) as u8,
+                // From the subnormal ones to those whose sums stay finite.
+                Draw::WideScales => random.below(200) as u8,
+            };
         }
     }
     output
@@ -189,24 +210,34 @@ fn assert_same_bits(left: &[f32], right: &[f32], context: &dyn std::fmt::Display
 
 /// Every format, with ragged row and column counts.
 fn for_each_product(mut check: impl FnMut(&mut Random, Format, Draw, usize, usize, usize)) {
-    let mut random = Random(1);
     for format in Format::ALL {
-        let block = format
-            .block_elements()
-            .max(if format.is_quantized() { GROUP } else { 1 });
-        for draw in DRAWS {
-            for (blocks, rows, columns) in [
-                (1, 1, 1),
-                (2, 7, 3),
-                (3, 8, 4),
-                (5, 15, 9),
-                (18, 16, 2),
-                (7, 17, 8),
-                (4, 33, 13),
-                (40, 24, 1),
-            ] {
-                check(&mut random, format, draw, blocks * block, rows, columns);
-            }
+        for_each_product_of(format, |random, draw, k, rows, columns| {
+            check(random, format, draw, k, rows, columns);
+        });
+    }
+}
+
+/// One format, with ragged row and column counts.
+fn for_each_product_of(
+    format: Format,
+    mut check: impl FnMut(&mut Random, Draw, usize, usize, usize),
+) {
+    let mut random = Random(u64::from(format.ggml_id()));
+    let block = format
+        .block_elements()
+        .max(if format.is_quantized() { GROUP } else { 1 });
+    for draw in DRAWS {
+        for (blocks, rows, columns) in [
+            (1, 1, 1),
+            (2, 7, 3),
+            (3, 8, 4),
+            (5, 15, 9),
+            (18, 16, 2),
+            (7, 17, 8),
+            (4, 33, 13),
+            (40, 24, 1),
+        ] {
+            check(&mut random, draw, blocks * block, rows, columns);
         }
     }
 }
@@ -327,13 +358,20 @@ fn half_bound(format: Format, row: &[u8]) -> f64 {
             })
         })
         .fold(0.0, f64::max);
-    match format {
-        Format::F32 | Format::F16 => 0.0,
-        Format::Q4_0 | Format::Q4_1 => largest * 16.0,
-        Format::Q8_0 => largest * 128.0,
-        Format::Q4K => largest * 64.0 * 16.0,
-        Format::Q6K => largest * 128.0 * 32.0,
-    }
+    let factor = match format {
+        // Decoding and product see the same single part.
+        Format::F32 | Format::F16 | Format::BF16 | Format::MXFP4 => 0.0,
+        Format::Q4_0 | Format::Q4_1 => 16.0,
+        Format::Q5_0 | Format::Q5_1 => 32.0,
+        Format::Q8_0 | Format::IQ4NL => 128.0,
+        Format::Q2K => 16.0 * 4.0,
+        Format::Q3K => 32.0 * 4.0,
+        Format::Q4K => 64.0 * 16.0,
+        Format::Q5K => 64.0 * 32.0,
+        Format::Q6K => 128.0 * 32.0,
+        Format::IQ4XS => 32.0 * 128.0,
+    };
+    largest * factor
 }
 
 #[test]
@@ -539,16 +577,50 @@ fn fold_bits(hash: u64, values: &[f32]) -> u64 {
     })
 }
 
+const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// What the products of each format hash to, seen on x86-64 and, emulated, on aarch64. A change of what a product is
+/// changes it.
+const PRODUCTS: [(Format, u64); Format::ALL.len()] = [
+    (Format::F32, 0xee10_a84b_92ad_0baa),
+    (Format::F16, 0x63cc_148a_aada_0c83),
+    (Format::BF16, 0x4f97_6a8e_012e_80c5),
+    (Format::Q4_0, 0x4897_4c59_c622_bdab),
+    (Format::Q4_1, 0xa532_f9a2_7583_e320),
+    (Format::Q5_0, 0x834e_1d44_57ef_7164),
+    (Format::Q5_1, 0xdf34_db67_7ebe_6be7),
+    (Format::Q8_0, 0x1b8f_b266_34b3_6e1d),
+    (Format::Q2K, 0x6946_f64f_d9d1_dcf1),
+    (Format::Q3K, 0xb319_b2db_17a3_e07a),
+    (Format::Q4K, 0x582e_cf34_9667_411e),
+    (Format::Q5K, 0x62e0_905d_df81_d5e5),
+    (Format::Q6K, 0xab74_d31c_d2a9_5c45),
+    (Format::IQ4NL, 0xb117_bf30_b271_31a3),
+    (Format::IQ4XS, 0x2423_42fb_3ab9_8d66),
+    (Format::MXFP4, 0x0f07_4a07_41c8_957e),
+];
+
 #[test]
-fn results_are_the_same_on_every_architecture() {
+fn products_are_the_same_on_every_architecture() {
     for table in Table::runnable() {
-        let mut hash = 0xcbf2_9ce4_8422_2325;
-        for_each_product(|random, format, draw, k, rows, columns| {
-            let matrix = weights(random, format, k * rows, draw);
-            let activations = Activations::new(random, k, columns, draw);
-            let results = product(&table, format, &matrix, rows, &activations);
-            hash = fold_bits(hash, &results);
+        let hashes = Format::ALL.map(|format| {
+            let mut hash = HASH_START;
+            for_each_product_of(format, |random, draw, k, rows, columns| {
+                let matrix = weights(random, format, k * rows, draw);
+                let activations = Activations::new(random, k, columns, draw);
+                let results = product(&table, format, &matrix, rows, &activations);
+                hash = fold_bits(hash, &results);
+            });
+            (format, hash)
         });
+        assert_eq!(hashes, PRODUCTS, "{}: {hashes:#018x?}", table.isa().name());
+    }
+}
+
+#[test]
+fn operations_are_the_same_on_every_architecture() {
+    for table in Table::runnable() {
+        let mut hash = HASH_START;
         let mut random = Random(5);
         let head_dim = 80;
         let half = |random: &mut Random| half::f16::from_f32(random.unit()).to_bits();
@@ -566,10 +638,10 @@ fn results_are_the_same_on_every_architecture() {
         table.rms_norm(&query, &summed, 1e-5, &mut normed);
         table.swiglu(&mut normed, &query);
         hash = fold_bits(hash, &normed);
-        // Seen on x86-64 and, emulated, on aarch64. A change of what a product or an operation is changes it.
+        // Seen on x86-64 and, emulated, on aarch64. A change of what an operation is changes it.
         assert_eq!(
             hash,
-            0x2265_09d9_70ed_9830,
+            0x33b3_0a04_5ff2_d457,
             "{}: {hash:#018x}",
             table.isa().name()
         );

@@ -7,6 +7,7 @@
 use super::super::{blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP};
+use crate::arch::scalar;
 use crate::block::Q4K;
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
@@ -37,6 +38,7 @@ pub(crate) const fn kernel(format: Format) -> Kernel {
         Format::Q8_0 => q8_0,
         Format::Q4K => q4_k,
         Format::Q6K => q6_k,
+        _ => scalar::matmul::kernel(format),
     }
 }
 

@@ -9,6 +9,7 @@ use super::super::avx2::matmul::{group_scales, transpose};
 use super::super::{avx2, blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP};
+use crate::arch::scalar;
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_insert_epi16,
@@ -38,6 +39,7 @@ pub(crate) const fn kernel(format: Format) -> Kernel {
         Format::Q8_0 => q8_0,
         Format::Q4K => q4_k,
         Format::Q6K => q6_k,
+        _ => scalar::matmul::kernel(format),
     }
 }
 
