@@ -268,7 +268,7 @@ impl Executor {
         let mut pass = Pass {
             cpu: &mut self.cpu,
             cache: &mut self.cache,
-            weights: model.bytes(),
+            weights: model.maps(),
             batch: &self.batch,
         };
         model.architecture().forward(&mut pass);

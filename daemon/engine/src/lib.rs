@@ -4,6 +4,7 @@
 
 pub mod backend;
 mod executor;
+mod files;
 pub mod generate;
 pub mod gguf;
 pub mod kv;
@@ -17,5 +18,6 @@ pub use andon_kernels::Isa;
 pub use executor::{
     Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor,
 };
+pub use files::Files;
 pub use kv::Sequence;
 pub use model::{LoadError, Model, ModelInfo};

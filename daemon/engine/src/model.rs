@@ -1,6 +1,7 @@
 //! A model file, mapped and understood: weights in place, tokenizer, chat template.
 
-use crate::gguf::{Gguf, GgufError};
+use crate::files::Files;
+use crate::gguf::{GgufError, SplitError};
 use crate::models::{self, Architecture, Shape};
 use crate::tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use crate::weights::WeightsError;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// A loaded model. Its weights stay in the file's map; it is shared by reference.
 #[derive(Debug)]
 pub struct Model {
-    mapping: Mapping,
+    files: Files,
     info: ModelInfo,
     architecture: Box<dyn Architecture>,
     tokenizer: Tokenizer,
@@ -32,7 +33,7 @@ pub struct ModelInfo {
     pub embedding: usize,
     /// Tokens in the vocabulary.
     pub vocabulary_count: usize,
-    /// Bytes of the file.
+    /// Bytes of the file, or of all files that the model is split into.
     pub file_bytes: usize,
     /// Bytes of weights that decoding one token reads.
     pub bytes_per_token: usize,
@@ -60,6 +61,14 @@ pub enum LoadError {
         path: PathBuf,
         /// What is wrong and where.
         source: GgufError,
+    },
+    /// The file is a part of a model that is split into several, and does not fit the others.
+    #[error("`{}` does not belong here: {source}", path.display())]
+    Split {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SplitError,
     },
     /// The model's hyperparameters or tensors cannot be used.
     #[error("`{}` cannot be used: {source}", path.display())]
@@ -98,20 +107,14 @@ pub enum LoadError {
 }
 
 impl Model {
-    /// Maps and checks the GGUF file at `path`.
+    /// Maps and checks the GGUF file at `path`. If the model is split into several files, `path` is any of them.
     ///
     /// # Errors
     /// [`LoadError`], which names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Model, LoadError> {
         let owned = || path.to_owned();
-        let mapping = Mapping::open(path).map_err(|source| LoadError::Open {
-            path: owned(),
-            source,
-        })?;
-        let gguf = Gguf::parse(&mapping).map_err(|source| LoadError::Gguf {
-            path: owned(),
-            source,
-        })?;
+        let files = Files::open(path)?;
+        let gguf = files.gguf()?;
         let weights = |source| LoadError::Weights {
             path: owned(),
             source,
@@ -153,13 +156,13 @@ impl Model {
             layer_count: shape.layer_count,
             embedding: shape.embedding,
             vocabulary_count: shape.vocabulary,
-            file_bytes: mapping.len(),
+            file_bytes: files.bytes(),
             bytes_per_token: architecture.bytes_per_token(),
             kv_bytes_per_token: shape.kv_geometry().token_bytes(),
             path: owned(),
         };
         Ok(Model {
-            mapping,
+            files,
             info,
             architecture,
             tokenizer,
@@ -195,7 +198,7 @@ impl Model {
         &*self.architecture
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.mapping
+    pub(crate) fn maps(&self) -> &[Mapping] {
+        self.files.maps()
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::gguf::{Gguf, MetaError, TensorInfo};
 use andon_kernels::{Format, block};
+use andon_os::Mapping;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -16,7 +17,9 @@ pub struct Matrix {
     pub row_count: usize,
     /// Inputs: the elements of a row, contiguous in the file.
     pub row_elements: usize,
-    /// Bytes of the file.
+    /// Which file of the model they are in, from 0.
+    pub part: usize,
+    /// Bytes of that file.
     pub range: Range<usize>,
 }
 
@@ -25,6 +28,11 @@ impl Matrix {
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         self.range.len() / self.row_count.max(1)
+    }
+
+    /// The matrix in the maps of the model's files.
+    pub(crate) fn bytes<'a>(&self, maps: &'a [Mapping]) -> &'a [u8] {
+        &maps[self.part][self.range.clone()]
     }
 }
 
@@ -173,6 +181,7 @@ impl<'a, 'g> Source<'a, 'g> {
             format,
             row_count,
             row_elements,
+            part: tensor.part,
             range: tensor.range.clone(),
         })
     }

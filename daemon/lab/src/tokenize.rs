@@ -1,6 +1,6 @@
 //! Token ids of texts. Needs a vocabulary only, so files without weights will do.
 
-use andon_engine::gguf::Gguf;
+use andon_engine::Files;
 use andon_engine::tokenizer::{Special, Tokenizer};
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -24,10 +24,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let path = arguments.model.display();
-    let mapping = andon_os::Mapping::open(&arguments.model)
-        .with_context(|| format!("cannot open `{path}`"))?;
-    let gguf =
-        Gguf::parse(&mapping).with_context(|| format!("`{path}` is not a sound GGUF file"))?;
+    let files = Files::open(&arguments.model)?;
+    let gguf = files.gguf()?;
     let tokenizer = Tokenizer::from_gguf(&gguf)
         .with_context(|| format!("the tokenizer of `{path}` cannot be used"))?;
     let text = crate::read_text(&arguments.file)?;

@@ -288,3 +288,67 @@ pub enum MetaError {
         wanted: &'static str,
     },
 }
+
+/// Why a file does not belong to the set of files that its name puts it in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// A key that every part has is missing or no number.
+    #[error("it is no part of a set of files: {0}")]
+    Key(#[from] MetaError),
+    /// The part says that there are another number of parts than its name says; one is said where the name has no
+    /// numbers.
+    #[error("it is a part of a set of {key} files, and there are {files} by its name")]
+    Count {
+        /// What `split.count` says.
+        key: u64,
+        /// What the file's name says.
+        files: usize,
+    },
+    /// More parts than [`PARTS_MAX`](super::limits::PARTS_MAX).
+    #[error("it is a part of a set of {count} files; sets of at most {max} are read")]
+    TooManyParts {
+        /// Parts.
+        count: u64,
+        /// The limit.
+        max: usize,
+    },
+    /// The part is another one than its name says: a copy, or misnamed.
+    #[error("it is part {} of its set, and part {} by its name", key.saturating_add(1), place + 1)]
+    Number {
+        /// What `split.no` says, from 0.
+        key: u64,
+        /// What the file's name says, from 0.
+        place: usize,
+    },
+    /// The parts together have another number of tensors than the first one says.
+    #[error("its set is to have {claimed} tensors, and has {found}")]
+    TensorCount {
+        /// What `split.tensors.count` says.
+        claimed: u64,
+        /// What there are.
+        found: usize,
+    },
+    /// The parts together have more tensors than [`TENSOR_COUNT_MAX`](super::limits::TENSOR_COUNT_MAX).
+    #[error("its set has more than {max} tensors")]
+    TooManyTensors {
+        /// The limit.
+        max: usize,
+    },
+    /// A tensor that an earlier part has, too.
+    #[error("byte {offset}: the tensor {name:?} is in part {} of its set, too", first + 1)]
+    DuplicateTensor {
+        /// Where the tensor's data is in this part.
+        offset: usize,
+        /// The tensor.
+        name: String,
+        /// The part that has it already, from 0.
+        first: usize,
+    },
+    /// The part contradicts the first one.
+    #[error("its metadata key {key:?} has another value than in the first part of its set")]
+    Metadata {
+        /// The key.
+        key: String,
+    },
+}

@@ -21,3 +21,5 @@ pub const ALIGNMENT_DEFAULT: usize = 32;
 pub const ALIGNMENT_MIN: usize = 8;
 /// Largest alignment of tensor data: that of the largest page in use on the machines served.
 pub const ALIGNMENT_MAX: usize = 1 << 16;
+/// Files that a model may be split into. The largest models come in some two hundred.
+pub const PARTS_MAX: usize = 1024;

@@ -12,12 +12,14 @@ mod header;
 pub mod limits;
 mod metadata;
 mod read;
+mod split;
 mod tensor;
 mod value;
 
 use std::collections::HashMap;
 
-pub use error::{GgufError, MetaError};
+pub use error::{GgufError, MetaError, SplitError};
+pub use split::{BadPart, PartName};
 pub use tensor::{Dims, TensorInfo};
 pub use value::{Array, Number, Numbers, Strs, Value, ValueType};
 
@@ -25,10 +27,11 @@ use header::Header;
 use metadata::Metadata;
 use read::Reader;
 
-/// A parsed file, borrowing its bytes.
+/// A parsed file, or a set of files that were joined, borrowing the bytes.
 #[derive(Debug, Clone)]
 pub struct Gguf<'a> {
-    bytes: &'a [u8],
+    /// The bytes of each file; at least one.
+    parts: Vec<&'a [u8]>,
     version: u32,
     alignment: usize,
     data_start: usize,
@@ -83,7 +86,7 @@ impl<'a> Gguf<'a> {
         }
         let tensors = tensor::place(entries, data_start, bytes.len(), alignment)?;
         Ok(Self {
-            bytes,
+            parts: vec![bytes],
             version: header.version,
             alignment,
             data_start,
@@ -108,9 +111,9 @@ impl<'a> Gguf<'a> {
         self.data_start
     }
 
-    /// The bytes of the whole file.
+    /// The bytes of the whole file; of a set, of its first part.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        self.parts.first().copied().unwrap_or_default()
     }
 
     /// The tensors, in the order of the file.
@@ -127,6 +130,7 @@ impl<'a> Gguf<'a> {
     ///
     /// Empty if the tensor is another file's and does not fit this one.
     pub fn data(&self, tensor: &TensorInfo<'_>) -> &'a [u8] {
-        self.bytes.get(tensor.range.clone()).unwrap_or_default()
+        let part = self.parts.get(tensor.part).copied().unwrap_or_default();
+        part.get(tensor.range.clone()).unwrap_or_default()
     }
 }

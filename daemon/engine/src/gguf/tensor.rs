@@ -60,7 +60,9 @@ pub struct TensorInfo<'a> {
     pub ggml_type: u32,
     /// The type, where it is one that the kernels know.
     pub format: Option<Format>,
-    /// Where the data lies in the file. With a known format these are exactly the tensor's bytes. With
+    /// Which part of a set of files the data lies in, from 0.
+    pub part: usize,
+    /// Where the data lies in that file. With a known format these are exactly the tensor's bytes. With
     /// an unknown one its size is unknown too: the range goes to the next tensor's data or, for the last
     /// tensor, to the end of the file, so it is only an upper bound.
     pub range: Range<usize>,
@@ -193,6 +195,7 @@ pub(super) fn place<'a>(
             dims: entry.dims,
             ggml_type: entry.ggml_type,
             format: entry.format,
+            part: 0,
             range,
         });
     }

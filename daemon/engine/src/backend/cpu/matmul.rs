@@ -4,7 +4,7 @@ use super::Cpu;
 use crate::weights::Matrix;
 use andon_kernels::activation::Columns;
 use andon_kernels::{Table, Tiles};
-use andon_os::Pool;
+use andon_os::{Mapping, Pool};
 
 /// Weight bytes of a tile: small enough that threads finish together and the tile stays in L1, large enough that
 /// taking it costs nothing.
@@ -13,7 +13,7 @@ const TILE_BYTES: usize = 16 * 1024;
 /// Tiles have whole blocks of rows of every instruction set.
 const TILE_ROWS: usize = 16;
 
-/// A matrix of `weights` (the file's bytes) times columns, into `output` (`[column][row]`).
+/// A matrix of `weights` (the maps of the model's files) times columns, into `output` (`[column][row]`).
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) output: &'a mut [f32],
@@ -23,7 +23,7 @@ pub(super) struct Product<'a> {
 pub(super) fn multiply<const N: usize>(
     table: &Table,
     pool: &mut Pool,
-    weights: &[u8],
+    weights: &[Mapping],
     columns: Columns<'_>,
     products: [Product<'_>; N],
 ) {
@@ -41,12 +41,7 @@ pub(super) fn multiply<const N: usize>(
     pool.run(&|_| {
         for (matrix, tiles) in &jobs {
             while let Some(mut tile) = tiles.next() {
-                table.matmul(
-                    matrix.format,
-                    &weights[matrix.range.clone()],
-                    columns,
-                    &mut tile,
-                );
+                table.matmul(matrix.format, matrix.bytes(weights), columns, &mut tile);
             }
         }
     });

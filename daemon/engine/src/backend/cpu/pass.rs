@@ -6,7 +6,7 @@ use crate::kv::{Cache, PAGE};
 use crate::weights::Matrix;
 use andon_kernels::block;
 use andon_kernels::op::rope::Pairing;
-use andon_os::Pool;
+use andon_os::{Mapping, Pool};
 
 /// Tokens below which elementwise steps run on the calling thread: sharing them out costs more than they do.
 const SHARED_TOKENS_MIN: usize = 8;
@@ -51,8 +51,8 @@ impl Batch {
 pub struct Pass<'a> {
     pub(crate) cpu: &'a mut Cpu,
     pub(crate) cache: &'a mut Cache,
-    /// The model file.
-    pub(crate) weights: &'a [u8],
+    /// The maps of the model's files.
+    pub(crate) weights: &'a [Mapping],
     pub(crate) batch: &'a Batch,
 }
 
@@ -105,7 +105,7 @@ impl Pass<'_> {
 
     /// Sets the residual stream to the rows of `matrix` that the tokens name.
     pub fn embed(&mut self, matrix: &Matrix) {
-        let (row_bytes, rows) = (matrix.row_bytes(), &self.weights[matrix.range.clone()]);
+        let (row_bytes, rows) = (matrix.row_bytes(), matrix.bytes(self.weights));
         for (hidden, &token) in self
             .cpu
             .buffers

@@ -1,0 +1,80 @@
+//! The files of a model, mapped: one, or the parts that it is split into.
+
+use crate::gguf::limits::PARTS_MAX;
+use crate::gguf::{Gguf, PartName, SplitError};
+use crate::model::LoadError;
+use andon_os::Mapping;
+use std::path::{Path, PathBuf};
+
+/// The mapped files of a model, in order.
+#[derive(Debug)]
+pub struct Files {
+    paths: Vec<PathBuf>,
+    maps: Vec<Mapping>,
+}
+
+impl Files {
+    /// Maps the file at `path` or, if its name is that of a part (`NAME-00001-of-00003.gguf`), all parts of its set,
+    /// whichever of them it is.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`] for a file that is missing or cannot be mapped, [`LoadError::Split`] for too many parts.
+    pub fn open(path: &Path) -> Result<Files, LoadError> {
+        let paths = match PartName::of(path) {
+            None => vec![path.to_owned()],
+            Some(name) if name.count > PARTS_MAX => {
+                return Err(LoadError::Split {
+                    path: path.to_owned(),
+                    source: SplitError::TooManyParts {
+                        count: name.count as u64,
+                        max: PARTS_MAX,
+                    },
+                });
+            }
+            Some(name) => (0..name.count).map(|index| name.part(index)).collect(),
+        };
+        let open = |path: &PathBuf| {
+            Mapping::open(path).map_err(|source| LoadError::Open {
+                path: path.clone(),
+                source,
+            })
+        };
+        let maps = paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Files { paths, maps })
+    }
+
+    /// What is in the files, checked.
+    ///
+    /// # Errors
+    /// [`LoadError::Gguf`] or [`LoadError::Split`], which name the file and what is wrong with it.
+    pub fn gguf(&self) -> Result<Gguf<'_>, LoadError> {
+        let mut parts = Vec::with_capacity(self.maps.len());
+        for (path, map) in self.paths.iter().zip(&self.maps) {
+            let part = Gguf::parse(map).map_err(|source| LoadError::Gguf {
+                path: path.clone(),
+                source,
+            })?;
+            parts.push(part);
+        }
+        Gguf::join(parts).map_err(|bad| LoadError::Split {
+            path: self.paths.get(bad.index).cloned().unwrap_or_default(),
+            source: bad.error,
+        })
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.maps.iter().map(|map| map.len()).sum()
+    }
+
+    pub(crate) fn maps(&self) -> &[Mapping] {
+        &self.maps
+    }
+}
