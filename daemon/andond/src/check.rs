@@ -1,12 +1,23 @@
 //! What `andond check` looks at beyond the file's text: the machine the configuration is for.
 
+use andon_engine::LoadError;
+use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
+
 use crate::config::{Config, Problems};
 use crate::task::Tasks;
 
 /// Adds what stands in the way of serving this configuration on this machine.
 pub fn environment(config: &Config, problems: &mut Problems) {
     if !config.model.path.as_os_str().is_empty() {
-        match andon_engine::Model::load(&config.model.path) {
+        match andon_engine::Model::load_with(&config.model.path, &config.model.load_options()) {
+            Err(LoadError::Tokenizer {
+                source: source @ TokenizerError::UnknownPreTokenizer { .. },
+                ..
+            }) => problems.add(
+                "model.pre-tokenizer",
+                source.to_string(),
+                format!("known here: {}", pre_tokenizers().join(", ")),
+            ),
             Err(error) => problems.add(
                 "model.path",
                 error.to_string(),

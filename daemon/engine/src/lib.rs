@@ -20,4 +20,4 @@ pub use executor::{
 };
 pub use files::Files;
 pub use kv::Sequence;
-pub use model::{LoadError, Model, ModelInfo};
+pub use model::{LoadError, LoadOptions, Model, ModelInfo};

@@ -18,6 +18,23 @@ pub struct Model {
     chat_template: Option<ChatTemplate>,
 }
 
+/// What whoever loads a model knows better than its file. The default takes everything from the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// The pre-tokenizer, in place of the one that `tokenizer.ggml.pre` names.
+    pub pre_tokenizer: Option<String>,
+}
+
+impl LoadOptions {
+    /// These options with another pre-tokenizer; `None` takes the file's.
+    #[must_use]
+    pub fn with_pre_tokenizer(mut self, name: Option<String>) -> Self {
+        self.pre_tokenizer = name;
+        self
+    }
+}
+
 /// What is to be known of a model from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -39,6 +56,8 @@ pub struct ModelInfo {
     pub bytes_per_token: usize,
     /// Bytes of KV cache that one token takes.
     pub kv_bytes_per_token: usize,
+    /// What the file left open and had to be assumed, one sentence each.
+    pub warnings: Vec<String>,
     /// Where it was loaded from.
     pub path: PathBuf,
 }
@@ -112,6 +131,14 @@ impl Model {
     /// # Errors
     /// [`LoadError`], which names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Model, LoadError> {
+        Self::load_with(path, &LoadOptions::default())
+    }
+
+    /// [`Model::load`], with what the file does not say or says wrongly.
+    ///
+    /// # Errors
+    /// [`LoadError`], which names the file and what is wrong with it.
+    pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let owned = || path.to_owned();
         let files = Files::open(path)?;
         let gguf = files.gguf()?;
@@ -120,9 +147,12 @@ impl Model {
             source,
         };
         let architecture = models::load(&gguf).map_err(weights)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|source| LoadError::Tokenizer {
-            path: owned(),
-            source,
+        let pre_tokenizer = options.pre_tokenizer.as_deref();
+        let tokenizer = Tokenizer::from_gguf_with(&gguf, pre_tokenizer).map_err(|source| {
+            LoadError::Tokenizer {
+                path: owned(),
+                source,
+            }
         })?;
         let shape = architecture.shape();
         // Some files pad the embedding to a round number of rows; the reverse would let a token have no weights.
@@ -159,8 +189,12 @@ impl Model {
             file_bytes: files.bytes(),
             bytes_per_token: architecture.bytes_per_token(),
             kv_bytes_per_token: shape.kv_geometry().token_bytes(),
+            warnings: tokenizer.warnings().to_vec(),
             path: owned(),
         };
+        for warning in &info.warnings {
+            tracing::warn!("{}: {warning}", path.display());
+        }
         Ok(Model {
             files,
             info,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_engine::{Executor, ExecutorOptions, LoadOptions, Model};
 use andon_kernels::Isa;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -49,6 +49,9 @@ struct Run {
     /// Instruction set to force: scalar, avx2, avx512-vnni [default: the best of this machine].
     #[arg(long, value_parser = parse_isa)]
     isa: Option<Isa>,
+    /// Pre-tokenizer, in place of the one the file names.
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
 }
 
 fn parse_isa(name: &str) -> Result<Isa, String> {
@@ -60,7 +63,12 @@ fn parse_isa(name: &str) -> Result<Isa, String> {
 
 impl Run {
     fn load(&self) -> Result<Arc<Model>> {
-        Ok(Arc::new(Model::load(&self.model)?))
+        let options = LoadOptions::default().with_pre_tokenizer(self.pre_tokenizer.clone());
+        let model = Model::load_with(&self.model, &options)?;
+        for warning in &model.info().warnings {
+            eprintln!("andon-lab: {}: {warning}", self.model.display());
+        }
+        Ok(Arc::new(model))
     }
 
     /// An executor whose KV cache holds `tokens` tokens.

@@ -20,14 +20,20 @@ pub(crate) struct Arguments {
     /// The file holds several texts, separated by lines `__ggml_vocab_test__`; print one line for each.
     #[arg(long)]
     inp: bool,
+    /// Pre-tokenizer, in place of the one the file names.
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let path = arguments.model.display();
     let files = Files::open(&arguments.model)?;
     let gguf = files.gguf()?;
-    let tokenizer = Tokenizer::from_gguf(&gguf)
+    let tokenizer = Tokenizer::from_gguf_with(&gguf, arguments.pre_tokenizer.as_deref())
         .with_context(|| format!("the tokenizer of `{path}` cannot be used"))?;
+    for warning in tokenizer.warnings() {
+        eprintln!("andon-lab: {path}: {warning}");
+    }
     let text = crate::read_text(&arguments.file)?;
     let mut output = std::io::BufWriter::new(std::io::stdout().lock());
     let mut print = |text: &str| -> Result<()> {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use andon_engine::LoadOptions;
+use andon_engine::tokenizer::pre_tokenizers;
 use andon_wire::limits;
 use serde::Deserialize;
 
@@ -15,6 +17,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// The name clients ask for; unset, the file's name without `.gguf`.
     pub name: Option<String>,
+    /// How text is cut before its tokens are made, by name; unset, as the file says.
+    pub pre_tokenizer: Option<String>,
     /// Longest prompt and answer together, in tokens; unset, what the model was made for.
     pub context_tokens_max: Option<usize>,
     /// Room of the KV cache over all requests, in tokens.
@@ -36,6 +40,7 @@ impl Default for ModelConfig {
         ModelConfig {
             path: PathBuf::new(),
             name: None,
+            pre_tokenizer: None,
             context_tokens_max: None,
             kv_tokens_max: 16_384,
             temperature: 0.0,
@@ -59,6 +64,11 @@ impl ModelConfig {
         }
     }
 
+    /// What the engine is told beyond the file.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions::default().with_pre_tokenizer(self.pre_tokenizer.clone())
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         problems.require(
             !self.path.as_os_str().is_empty(),
@@ -75,6 +85,16 @@ impl ModelConfig {
             "is not a name",
             "use 1 to 96 bytes without control characters",
         );
+        if let Some(name) = &self.pre_tokenizer {
+            let known = pre_tokenizers();
+            if !known.contains(&name.as_str()) {
+                problems.add(
+                    "model.pre-tokenizer",
+                    format!("there is no pre-tokenizer {name:?}"),
+                    format!("leave it out, or name one of {}", known.join(", ")),
+                );
+            }
+        }
         if let Some(tokens) = self.context_tokens_max {
             problems.within("model.context-tokens-max", tokens, 16..=16_777_216);
         }

@@ -91,6 +91,22 @@ fn one_socket_cannot_serve_two_protocols() {
 }
 
 #[test]
+fn an_unknown_pre_tokenizer_is_named_and_so_are_those_that_are_known() {
+    let text = "[model]\npath = \"/m.gguf\"\npre-tokenizer = \"qwen2\"\n";
+    let config = Config::parse(text).expect("a known one");
+    let options = config.model.load_options();
+    assert_eq!(options.pre_tokenizer.as_deref(), Some("qwen2"));
+    let problems = problems(&text.replace("qwen2", "qwen-two"));
+    assert_eq!(problems.len(), 1);
+    let said = problems.to_string();
+    assert!(said.contains("line 3: model.pre-tokenizer"), "{said}");
+    assert!(
+        said.contains("qwen-two") && said.contains("llama-bpe, "),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_file_that_is_no_text_or_not_there_is_one_problem() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("andond.toml");

@@ -60,7 +60,9 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 /// Maps the model, makes its executor, and decodes a token with it.
 pub(super) fn load(config: &Config) -> Result<Loaded, LoadFailure> {
     let path = &config.model.path;
-    let model = Arc::new(Model::load(path).map_err(|error| LoadFailure::operator(&error))?);
+    let model = Model::load_with(path, &config.model.load_options())
+        .map_err(|error| LoadFailure::operator(&error))?;
+    let model = Arc::new(model);
     let options = ExecutorOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,

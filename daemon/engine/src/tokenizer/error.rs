@@ -16,8 +16,16 @@ pub enum TokenizerError {
         model: String,
     },
     /// The pre-tokenizer is not known; without it, text would be cut wrongly.
-    #[error("tokenizer.ggml.pre {pre:?} is not known")]
+    #[error(
+        "tokenizer.ggml.pre {pre:?} is not known; if it cuts text like one that is, name that one with `pre-tokenizer`"
+    )]
     UnknownPreTokenizer {
+        /// Its name.
+        pre: String,
+    },
+    /// The pre-tokenizer that was asked for is not known.
+    #[error("there is no pre-tokenizer {pre:?}; known are {}", super::pre_tokenizers().join(", "))]
+    NoSuchPreTokenizer {
         /// Its name.
         pre: String,
     },

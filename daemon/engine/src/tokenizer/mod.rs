@@ -57,6 +57,12 @@ pub struct Tokenizer {
     /// The token that prompts end with.
     suffix: Option<u32>,
     ends: EndTokens,
+    warnings: Vec<String>,
+}
+
+/// The names of pre-tokenizers (`tokenizer.ggml.pre`) that are known, sorted.
+pub fn pre_tokenizers() -> Vec<&'static str> {
+    PreTokenizer::names().collect()
 }
 
 impl Tokenizer {
@@ -65,21 +71,41 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError`] if the metadata describes none, a broken one, or one that is not supported.
     pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
+        Self::from_gguf_with(gguf, None)
+    }
+
+    /// [`Tokenizer::from_gguf`] with another pre-tokenizer than the file names, by its name. Vocabularies of a
+    /// kind that has no pre-tokenizer are not changed by it.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] as there, and if the name is not known.
+    pub fn from_gguf_with(
+        gguf: &Gguf<'_>,
+        pre_tokenizer: Option<&str>,
+    ) -> Result<Self, TokenizerError> {
+        let asked = match pre_tokenizer {
+            None => None,
+            Some(name) => Some(PreTokenizer::from_name(name).ok_or_else(|| {
+                TokenizerError::NoSuchPreTokenizer {
+                    pre: name.to_owned(),
+                }
+            })?),
+        };
         let model = gguf.str("tokenizer.ggml.model")?;
         match model {
-            "gpt2" => Self::byte_level(gguf),
+            "gpt2" => Self::byte_level(gguf, asked),
             _ => Err(TokenizerError::UnsupportedModel {
                 model: model.to_owned(),
             }),
         }
     }
 
-    fn byte_level(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
-        let pre = gguf.str("tokenizer.ggml.pre")?;
-        let pre =
-            PreTokenizer::from_name(pre).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
-                pre: pre.to_owned(),
-            })?;
+    fn byte_level(gguf: &Gguf<'_>, asked: Option<PreTokenizer>) -> Result<Self, TokenizerError> {
+        let mut warnings = Vec::new();
+        let pre = match asked {
+            Some(pre) => pre,
+            None => file_pre_tokenizer(gguf, &mut warnings)?,
+        };
         // Files are seen that call an end token normal text; then a prompt could not end a turn.
         let vocabulary = Vocabulary::byte_level(gguf, end::is_end_text)?;
         let bpe = Bpe::from_gguf(gguf, &vocabulary, pre.ignores_merges())?;
@@ -110,6 +136,7 @@ impl Tokenizer {
             prefix,
             suffix,
             ends,
+            warnings,
         })
     }
 
@@ -147,6 +174,11 @@ impl Tokenizer {
                 }),
             },
         });
+    }
+
+    /// What the file did not say and had to be assumed, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Tokens in the vocabulary.
@@ -201,6 +233,28 @@ impl Tokenizer {
             .find(text.as_bytes(), special)
             .or_else(|| self.vocabulary.find(text.as_bytes(), |_| true))
     }
+}
+
+/// The pre-tokenizer that the file names. Files from before there were names mean the default one, or not: the
+/// first to write names found that most older files were made for another.
+fn file_pre_tokenizer(
+    gguf: &Gguf<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<PreTokenizer, TokenizerError> {
+    let pre = match gguf.str("tokenizer.ggml.pre") {
+        Ok(pre) => pre,
+        Err(MetaError::Missing { .. }) => {
+            warnings.push(
+                "tokenizer.ggml.pre is missing, so text is cut as \"default\" does; if answers are poor, name the model's own with `pre-tokenizer`"
+                    .to_owned(),
+            );
+            "default"
+        }
+        Err(error) => return Err(error.into()),
+    };
+    PreTokenizer::from_name(pre).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+        pre: pre.to_owned(),
+    })
 }
 
 const BOS: &str = "tokenizer.ggml.bos_token_id";

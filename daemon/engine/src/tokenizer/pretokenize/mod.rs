@@ -22,16 +22,36 @@ pub(super) enum PreTokenizer {
     Qwen2,
 }
 
+/// Sorted by name.
+const NAMES: [(&str, PreTokenizer); 14] = [
+    ("deepseek-r1-qwen", PreTokenizer::Qwen2),
+    ("gpt-2", PreTokenizer::Gpt2),
+    ("llama-bpe", PreTokenizer::Llama3),
+    ("llama-v3", PreTokenizer::Llama3),
+    ("llama3", PreTokenizer::Llama3),
+    ("megrez", PreTokenizer::Qwen2),
+    ("mpt", PreTokenizer::Gpt2),
+    ("olmo", PreTokenizer::Gpt2),
+    ("phi-2", PreTokenizer::Gpt2),
+    ("qwen2", PreTokenizer::Qwen2),
+    ("refact", PreTokenizer::DigitsGpt2),
+    ("smollm", PreTokenizer::DigitsGpt2),
+    ("stablelm2", PreTokenizer::Qwen2),
+    ("starcoder", PreTokenizer::DigitsGpt2),
+];
+
 impl PreTokenizer {
     /// The pre-tokenizer that files mean by a name (`tokenizer.ggml.pre`).
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "gpt-2" | "phi-2" | "olmo" | "mpt" => Self::Gpt2,
-            "smollm" | "starcoder" | "refact" => Self::DigitsGpt2,
-            "llama-bpe" | "llama3" | "llama-v3" => Self::Llama3,
-            "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "megrez" => Self::Qwen2,
-            _ => return None,
-        })
+        let row = NAMES
+            .binary_search_by_key(&name, |&(known, _)| known)
+            .ok()?;
+        NAMES.get(row).map(|&(_, pre)| pre)
+    }
+
+    /// All names, sorted.
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        NAMES.iter().map(|&(name, _)| name)
     }
 
     /// Whether a piece that is a token as a whole is taken without merging.
@@ -78,5 +98,21 @@ fn take_pieces<'t>(text: &'t str, piece_bytes: fn(&str) -> usize, visit: &mut im
         let (piece, after) = rest.split_at_checked(bytes).unwrap_or((rest, ""));
         visit(piece);
         rest = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_found() {
+        assert!(NAMES.is_sorted_by_key(|&(name, _)| name));
+        assert!(
+            NAMES
+                .iter()
+                .all(|&(name, pre)| PreTokenizer::from_name(name) == Some(pre))
+        );
+        assert_eq!(PreTokenizer::from_name("no-such"), None);
     }
 }
