@@ -1,12 +1,17 @@
-//! Logits are the same bytes whatever the batch, the number of threads, the phase and the instruction set.
+//! Logits are the same bytes whatever the batch, the number of threads, the phase and the instruction set, and whether
+//! the KV cache remembered a part of the tokens.
 //!
 //! On tiny models of every format, and on the model that `ANDON_TEST_MODEL` names, if it does.
 
 #![forbid(unsafe_code)]
 
-use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
+use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::kv::PAGE;
+use andon_engine::sample::SamplingOptions;
+use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
 use andon_kernels::Isa;
 use andon_tests::tiny_model::{TensorType, TinyModel};
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +24,7 @@ fn executor(model: &Arc<Model>, isa: Isa, threads: usize) -> Executor {
         threads: Some(threads),
         batch_tokens_max: 256,
         kv_tokens_max: 1024,
+        prefix_cache: true,
     };
     Executor::new(Arc::clone(model), &options).expect("a valid executor")
 }
@@ -104,6 +110,123 @@ fn check(path: &Path, length: usize, scalar_length: usize) {
         );
     }
     check_together(&mut best, &sequence, &expected);
+    check_remembered(&mut best, &sequence, &expected);
+    check_answers(&model, &sequence);
+}
+
+/// Appends tokens and gives the logits of all of them.
+fn append(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> Rows {
+    let chunk = Chunk {
+        sequence,
+        tokens,
+        logits: LogitsFor::All,
+    };
+    let logits = executor.forward(&mut [chunk]).expect("a valid batch");
+    (0..logits.row_count())
+        .map(|row| bits(logits.row(row)))
+        .collect()
+}
+
+/// Continues from remembered pages, and from a fork in the middle of a page.
+fn check_remembered(executor: &mut Executor, sequence: &[u32], expected: &Rows) {
+    let mut remembered = executor.sequence_of(sequence);
+    let known = (sequence.len() - 1) / PAGE * PAGE;
+    assert_eq!(remembered.len(), known, "what was run is remembered");
+    let middle = known + (sequence.len() - known) / 2;
+    let actual = append(executor, &mut remembered, &sequence[known..middle]);
+    assert_same(
+        &actual,
+        &expected[known..middle].to_vec(),
+        "after remembered pages",
+    );
+    let mut fork = executor.fork(&remembered).expect("a page");
+    // The fork writes something else into its copy of the page; the first must not see it.
+    append(executor, &mut fork, &[sequence[0], sequence[1]]);
+    let actual = append(executor, &mut remembered, &sequence[middle..]);
+    assert_same(&actual, &expected[middle..].to_vec(), "beside a fork");
+    fork.truncate(middle);
+    let actual = append(executor, &mut fork, &sequence[middle..]);
+    assert_same(&actual, &expected[middle..].to_vec(), "after a fork");
+}
+
+/// What generations put out, and how much of their prompts was remembered.
+fn answers(model: &Arc<Model>, prefix_cache: bool, prompts: &[&[u32]]) -> Vec<(Vec<Said>, usize)> {
+    let options = ExecutorOptions {
+        threads: Some(2),
+        batch_tokens_max: 256,
+        kv_tokens_max: 512,
+        prefix_cache,
+        ..ExecutorOptions::default()
+    };
+    let executor = Executor::new(Arc::clone(model), &options).expect("a valid executor");
+    let mut generator = Generator::new(executor, GeneratorOptions::default());
+    let mut answers = Vec::new();
+    for prompt in prompts {
+        let request = GenerationRequest {
+            prompt: prompt.to_vec(),
+            tokens_max: Some(8),
+            sampling: SamplingOptions {
+                // Even the tiny models are sure of themselves.
+                temperature: 20.0,
+                seed: 3,
+                ..SamplingOptions::default()
+            },
+            logprobs: Some(2),
+            ignore_end: true,
+            ..GenerationRequest::default()
+        };
+        let two = NonZero::new(2).expect("two");
+        let ids: Vec<_> = generator
+            .start_group(request, two)
+            .expect("there is room")
+            .collect();
+        let mut said = vec![Vec::new(); ids.len()];
+        let mut cached = 0;
+        while generator.active() > 0 {
+            let stepped = generator.step(&mut |id, event| {
+                let choice = ids.iter().position(|&known| known == id).expect("known");
+                match event {
+                    Event::Text { tokens, .. } => said[choice].extend(tokens.iter().map(|token| {
+                        (
+                            token.id,
+                            token.logprob.to_bits(),
+                            token.top[1].logprob.to_bits(),
+                        )
+                    })),
+                    Event::Finished { usage, .. } => cached = usage.cached_tokens,
+                    Event::PromptDone { .. } => {}
+                }
+            });
+            stepped.expect("a step");
+        }
+        answers.extend(said.into_iter().map(|said| (said, cached)));
+        let free = generator.executor().kv_tokens_free();
+        assert_eq!(free, 512, "what is only remembered is free");
+    }
+    answers
+}
+
+/// A token, and the bits of two log probabilities.
+type Said = (u32, u32, u32);
+
+/// Answers are the same bytes with and without the prefix cache, whatever was asked before.
+fn check_answers(model: &Arc<Model>, sequence: &[u32]) {
+    let other = tokens(model, sequence.len(), 9);
+    let first_page = &sequence[..PAGE + 3];
+    let prompts = [
+        sequence, first_page, &other, sequence, first_page, &other, sequence,
+    ];
+    let without = answers(model, false, &prompts);
+    let with = answers(model, true, &prompts);
+    assert!(without.iter().all(|&(_, cached)| cached == 0));
+    let known = |length: usize| (length - 1) / PAGE * PAGE;
+    let long = known(sequence.len());
+    let expected = [0, PAGE, 0, long, PAGE, long, long];
+    for (index, ((with, cached), (without, _))) in with.iter().zip(&without).enumerate() {
+        assert_eq!(*cached, expected[index / 2], "prompt {}", index / 2);
+        assert_eq!(with, without, "prompt {}, choice {}", index / 2, index % 2);
+    }
+    assert_ne!(with[0].0, with[1].0, "two choices of a prompt");
 }
 
 /// Runs the sequence beside two others, each at its own pace.

@@ -21,6 +21,8 @@ pub struct ExecutorOptions {
     pub batch_tokens_max: usize,
     /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
     pub kv_tokens_max: usize,
+    /// Whether the KV cache remembers what sequences began with, for [`Executor::sequence_of`].
+    pub prefix_cache: bool,
 }
 
 impl Default for ExecutorOptions {
@@ -30,6 +32,7 @@ impl Default for ExecutorOptions {
             isa: None,
             batch_tokens_max: 512,
             kv_tokens_max: 8192,
+            prefix_cache: false,
         }
     }
 }
@@ -188,7 +191,7 @@ impl Executor {
         // Every position at once in more sequences than anyone runs; the real bound is the memory.
         let kv_max = isize::MAX as usize / shape.kv_geometry().token_bytes().max(1) / 2;
         let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
-        let cache = Cache::new(shape.kv_geometry(), kv_tokens)
+        let cache = Cache::new(shape.kv_geometry(), kv_tokens, options.prefix_cache)
             .ok_or(ExecutorError::KvMemory { tokens: kv_tokens })?;
         let sizes = Sizes {
             tokens_max,
@@ -238,7 +241,8 @@ impl Executor {
         self.cache.tokens_max()
     }
 
-    /// Tokens that the free pages of the KV cache hold. A sequence takes whole pages of [`crate::kv::PAGE`] tokens.
+    /// Tokens that the pages of the KV cache hold which no sequence does; what is only remembered counts as free. A
+    /// sequence takes whole pages of [`crate::kv::PAGE`] tokens.
     #[must_use]
     pub fn kv_tokens_free(&self) -> usize {
         self.cache.tokens_free()
@@ -254,6 +258,24 @@ impl Executor {
     #[must_use]
     pub fn sequence(&self) -> Sequence {
         self.cache.sequence()
+    }
+
+    /// A sequence that begins with as much of `tokens` as the KV cache remembers: whole pages, and never all of it. The
+    /// rest is to be appended; the logits are then the same bytes as if all had been.
+    #[must_use]
+    pub fn sequence_of(&self, tokens: &[u32]) -> Sequence {
+        self.cache.sequence_of(tokens)
+    }
+
+    /// A second sequence of the same tokens, sharing the full pages; `None` if the KV cache has no page for the rest,
+    /// or the sequence belongs to another executor.
+    #[must_use]
+    pub fn fork(&mut self, sequence: &Sequence) -> Option<Sequence> {
+        if self.cache.owns(sequence) {
+            self.cache.fork(sequence)
+        } else {
+            None
+        }
     }
 
     /// Appends each chunk's tokens to its sequence and computes the logits asked for.
@@ -275,8 +297,7 @@ impl Executor {
         let vocabulary = model.shape().vocabulary;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
         for chunk in chunks {
-            let length = chunk.sequence.len() + chunk.tokens.len();
-            chunk.sequence.set_length(length);
+            chunk.sequence.append(chunk.tokens);
         }
         Ok(Logits { values, vocabulary })
     }
@@ -310,13 +331,11 @@ impl Executor {
     }
 
     /// Takes the pages that the batch needs, or none.
-    fn reserve(&self, chunks: &mut [Chunk<'_>]) -> Result<(), ForwardError> {
+    fn reserve(&mut self, chunks: &mut [Chunk<'_>]) -> Result<(), ForwardError> {
         for index in 0..chunks.len() {
             let chunk = &mut chunks[index];
-            if !chunk
-                .sequence
-                .reserve(chunk.sequence.len() + chunk.tokens.len())
-            {
+            let length = chunk.sequence.len() + chunk.tokens.len();
+            if !self.cache.reserve(chunk.sequence, length) {
                 for chunk in &mut chunks[..index] {
                     chunk.sequence.trim();
                 }

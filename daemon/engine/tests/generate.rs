@@ -4,8 +4,9 @@
 
 mod support;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::rc::Rc;
 
 use andon_engine::generate::{
@@ -13,7 +14,7 @@ use andon_engine::generate::{
     Part, PassError, STOP_COUNT_MAX, StartError, Usage,
 };
 use andon_engine::gguf::Gguf;
-use andon_engine::sample::{SamplingError, SamplingOptions};
+use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
 use andon_engine::tokenizer::Tokenizer;
 use support::Writer;
 
@@ -41,12 +42,46 @@ struct Scripted {
 struct Pages {
     tokens: Vec<u32>,
     held: usize,
+    /// The pages of a prompt that several hold.
+    shared: RefCell<Option<Rc<Shared>>>,
     pages_free: Rc<Cell<usize>>,
+}
+
+/// Pages that are freed with the last holder.
+struct Shared {
+    count: usize,
+    pages_free: Rc<Cell<usize>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.pages_free.set(self.pages_free.get() + self.count);
+    }
+}
+
+impl Pages {
+    fn share(&self, count: usize) -> Rc<Shared> {
+        let mut shared = self.shared.borrow_mut();
+        let shared = shared.get_or_insert_with(|| {
+            Rc::new(Shared {
+                count,
+                pages_free: Rc::clone(&self.pages_free),
+            })
+        });
+        assert_eq!(shared.count, count);
+        Rc::clone(shared)
+    }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        self.pages_free.set(self.pages_free.get() + self.held);
+        let shared = self
+            .shared
+            .borrow()
+            .as_ref()
+            .map_or(0, |shared| shared.count);
+        self.pages_free
+            .set(self.pages_free.get() + self.held - shared);
     }
 }
 
@@ -71,12 +106,28 @@ impl Forward for Scripted {
     fn kv_tokens_free(&self) -> usize {
         self.pages_free.get() * PAGE
     }
-    fn sequence(&self) -> Pages {
-        Pages {
+    fn sequence(&self, _prompt: &[u32]) -> (Pages, usize) {
+        let pages = Pages {
             tokens: Vec::new(),
             held: 0,
+            shared: RefCell::new(None),
             pages_free: Rc::clone(&self.pages_free),
-        }
+        };
+        (pages, 0)
+    }
+    fn fork(&mut self, sequence: &Pages) -> Option<Pages> {
+        // Full pages are freed with the last that shares them.
+        let full = sequence.tokens.len() / PAGE;
+        let begun = usize::from(!sequence.tokens.len().is_multiple_of(PAGE));
+        let left = self.pages_free.get().checked_sub(begun)?;
+        self.pages_free.set(left);
+        let shared = sequence.share(full);
+        Some(Pages {
+            tokens: sequence.tokens.clone(),
+            held: full + begun,
+            shared: RefCell::new(Some(shared)),
+            pages_free: Rc::clone(&self.pages_free),
+        })
     }
     fn pass(
         &mut self,
@@ -508,5 +559,128 @@ fn requests_are_checked_at_the_start() {
     assert_eq!(
         error(GenerationRequest { sampling, ..base }),
         StartError::InvalidSampling(SamplingError::NotANumber { field })
+    );
+}
+
+fn group(
+    generator: &mut Generator<Scripted>,
+    request: &GenerationRequest,
+    count: u32,
+) -> Vec<GenerationId> {
+    let count = NonZero::new(count).expect("at least one");
+    let ids = generator.start_group(request.clone(), count);
+    ids.expect("a start").collect()
+}
+
+fn drawn(prompt: &[u32], tokens_max: usize) -> GenerationRequest {
+    GenerationRequest {
+        sampling: SamplingOptions {
+            temperature: 1.0,
+            seed: 5,
+            ..SamplingOptions::default()
+        },
+        logprobs: Some(1),
+        ..request(prompt, tokens_max)
+    }
+}
+
+#[test]
+fn choices_read_their_prompt_once_and_are_what_each_would_be_alone() {
+    for length in [1, 3, 4, 7, 8] {
+        let prompt: Vec<u32> = (0..length).map(|at| at % 5).collect();
+        let asked = drawn(&prompt, 9);
+        let mut generator = scripted(chaotic, 64);
+        let ids = group(&mut generator, &asked, 3);
+        let answers = finish(&mut generator);
+        for (choice, id) in (0..).zip(&ids) {
+            let mut alone_asked = asked.clone();
+            alone_asked.sampling.choice = choice;
+            let mut expected = alone(chaotic, alone_asked);
+            if choice > 0 {
+                expected.prompt_tokens = None;
+            }
+            assert_eq!(answers[id], expected, "prompt of {length}, choice {choice}");
+        }
+        assert_ne!(answers[&ids[0]].ids, answers[&ids[1]].ids);
+        let passes = length.div_ceil(3) as usize + 8;
+        assert_eq!(generator.executor().passes.get(), passes);
+        assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+    }
+}
+
+#[test]
+fn choices_are_promised_no_more_pages_than_there_are() {
+    // A prompt of two and a half pages, answers to the end of the fourth: 4 + 2 + 2.
+    let asked = drawn(&[A; 10], 6);
+    let count = NonZero::new(3).expect("three");
+    let refused = scripted(chaotic, 7).start_group(asked.clone(), count);
+    assert_eq!(
+        refused.err(),
+        Some(StartError::KvFull {
+            tokens_needed: 8 * PAGE,
+            tokens_free: 7 * PAGE
+        })
+    );
+    let mut generator = scripted(chaotic, 8);
+    let ids = group(&mut generator, &asked, 3);
+    let mut answers = Answers::new();
+    while generator.active() > 0 {
+        step(&mut generator, &mut answers);
+        // Nothing is left for others at any time.
+        if generator.active() == 3 {
+            assert!(matches!(
+                generator.start(request(&[A], 1)),
+                Err(StartError::KvFull { tokens_free: 0, .. })
+            ));
+        }
+    }
+    for id in ids {
+        assert_eq!(reason(&answers[&id]), &FinishReason::Length);
+    }
+    let four = NonZero::new(5).expect("five");
+    let refused = generator.start_group(asked, four).err();
+    assert_eq!(refused, Some(StartError::Busy { active: 0 }));
+}
+
+#[test]
+fn when_the_reader_of_a_shared_prompt_ends_another_reads_on() {
+    let asked = drawn(&[A, B, C, A, B, C, A, B], 4);
+    for steps in 0..4 {
+        let mut generator = scripted(chaotic, 64);
+        let mut answers = Answers::new();
+        let ids = group(&mut generator, &asked, 3);
+        for _ in 0..steps {
+            step(&mut generator, &mut answers);
+        }
+        assert!(generator.cancel(ids[0]));
+        while generator.active() > 0 {
+            step(&mut generator, &mut answers);
+        }
+        assert_eq!(reason(&answers[&ids[0]]), &FinishReason::Cancelled);
+        for (choice, id) in (1..).zip(&ids[1..]) {
+            let mut alone_asked = asked.clone();
+            alone_asked.sampling.choice = choice;
+            let expected = alone(chaotic, alone_asked);
+            assert_eq!(answers[id].text, expected.text, "after {steps} steps");
+            assert_eq!(answers[id].end, expected.end);
+        }
+        assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+    }
+}
+
+#[test]
+fn a_bias_forces_a_token_and_must_name_known_ones() {
+    let biased = |id, value| GenerationRequest {
+        bias: LogitBias::new(vec![(id, value)]).expect("a valid bias"),
+        ..request(&[A], 4)
+    };
+    assert_eq!(alone(chaotic, biased(C, 100.0)).text, "cccc");
+    let (id, vocabulary_count) = (6, VOCABULARY);
+    assert_eq!(
+        scripted(cycle, 64).start(biased(6, 1.0)),
+        Err(StartError::UnknownBias {
+            id,
+            vocabulary_count
+        })
     );
 }

@@ -16,6 +16,8 @@ pub struct EngineConfig {
     pub batch_tokens_max: usize,
     /// Most requests decoded at once.
     pub parallel_max: usize,
+    /// Whether requests that begin with the same text share what was computed for it.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
@@ -25,6 +27,7 @@ impl Default for EngineConfig {
             isa: None,
             batch_tokens_max: 512,
             parallel_max: 8,
+            prefix_cache: true,
         }
     }
 }

@@ -61,6 +61,10 @@ pub struct Telemetry {
     pub outcomes: Family<OutcomeLabels, Counter>,
     /// Tokens of prompts computed or taken from the cache.
     pub prompt_tokens: Counter,
+    /// Those of them that the prefix cache had.
+    pub cached_tokens: Counter,
+    /// Prompts of which the prefix cache had a part.
+    pub prefix_hits: Counter,
     /// Tokens of answers.
     pub completion_tokens: Counter,
     /// Requests waiting.
@@ -98,6 +102,8 @@ impl Telemetry {
             requests: Family::default(),
             outcomes: Family::default(),
             prompt_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            prefix_hits: Counter::default(),
             completion_tokens: Counter::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
@@ -118,6 +124,16 @@ impl Telemetry {
             "prompt_tokens",
             "Tokens of prompts",
             telemetry.prompt_tokens.clone(),
+        );
+        registry.register(
+            "cached_tokens",
+            "Tokens of prompts that the prefix cache had",
+            telemetry.cached_tokens.clone(),
+        );
+        registry.register(
+            "prefix_hits",
+            "Prompts of which the prefix cache had a part",
+            telemetry.prefix_hits.clone(),
         );
         registry.register(
             "completion_tokens",
@@ -220,9 +236,11 @@ impl Telemetry {
         }
     }
 
-    /// Counts a prompt that was read.
-    pub fn prompt_read(&self, tokens: usize) {
+    /// Counts a prompt that was read, and how much of it was in the prefix cache.
+    pub fn prompt_read(&self, tokens: usize, cached: usize) {
         self.prompt_tokens.inc_by(tokens as u64);
+        self.cached_tokens.inc_by(cached as u64);
+        self.prefix_hits.inc_by(u64::from(cached > 0));
     }
 
     /// Sets the load.

@@ -68,6 +68,7 @@ pub(super) fn load(config: &Config) -> Result<Loaded, LoadFailure> {
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
         batch_tokens_max: config.engine.batch_tokens_max,
         kv_tokens_max: config.model.kv_tokens_max,
+        prefix_cache: config.engine.prefix_cache,
     };
     let executor = Executor::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;

@@ -117,7 +117,7 @@ fn prepare(
         sampling,
         stop,
         logprobs: request.logprobs,
-        ignore_end: false,
+        ..GenerationRequest::default()
     })
 }
 
@@ -178,5 +178,6 @@ fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptio
             .seed
             .or(by_task.seed)
             .unwrap_or_else(|| shared.fresh_seed()),
+        ..plain
     }
 }

@@ -211,7 +211,10 @@ fn deliver(
     decoded: &mut usize,
 ) {
     match event {
-        Event::PromptDone { prompt_tokens, .. } => shared.telemetry.prompt_read(prompt_tokens),
+        Event::PromptDone {
+            prompt_tokens,
+            cached_tokens,
+        } => shared.telemetry.prompt_read(prompt_tokens, cached_tokens),
         Event::Text { text, ids, tokens } => {
             *decoded += ids.len();
             let Some(running) = running.get_mut(&id) else {

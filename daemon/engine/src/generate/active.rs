@@ -1,11 +1,12 @@
 //! One generation under way, without its KV sequence.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 use super::output::Output;
 use super::request::GenerationRequest;
-use crate::sample::{History, SampleError, Sampler, SamplingOptions};
+use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
 use crate::tokenizer::Tokenizer;
 
 /// Where the caller's events go.
@@ -21,19 +22,32 @@ pub(super) struct Chosen {
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) id: GenerationId,
-    prompt: Vec<u32>,
+    /// Another generation of the same prompt, whose reading of it serves this one too.
+    pub(super) follows: Option<GenerationId>,
+    prompt: Arc<[u32]>,
     generated: Vec<u32>,
-    /// Tokens of the prompt that were read.
+    /// Tokens of the prompt that are in the KV sequence.
     read: usize,
+    /// Tokens of the prompt that were there from the start.
+    cached: usize,
     tokens_max: usize,
     /// Whether the caller limited the answer, so that its KV pages are promised.
     pub(super) limited: bool,
     sampling: SamplingOptions,
+    bias: Arc<LogitBias>,
     logprobs: Option<u8>,
     ignore_end: bool,
     output: Output,
     pub(super) cancelled: bool,
     clock: Clock,
+}
+
+/// How a prompt was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    cached: usize,
+    first_pass: Option<Instant>,
+    prompt_done: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -45,28 +59,46 @@ struct Clock {
 }
 
 impl Active {
-    /// A generation of a checked request whose prompt is shorter than `context`.
-    pub(super) fn new(id: GenerationId, request: GenerationRequest, context: usize) -> Self {
+    /// `count` generations of a checked request whose prompt is shorter than `context`, of which `cached` tokens are in
+    /// the KV sequence. Those after the first follow it.
+    pub(super) fn group(
+        first: u64,
+        count: u32,
+        request: GenerationRequest,
+        context: usize,
+        cached: usize,
+    ) -> Vec<Self> {
         let room = context.saturating_sub(request.prompt.len());
-        Self {
-            id,
-            output: Output::new(&request.stop),
-            prompt: request.prompt,
-            generated: Vec::new(),
-            read: 0,
-            tokens_max: request.tokens_max.map_or(room, |tokens| tokens.min(room)),
-            limited: request.tokens_max.is_some(),
-            sampling: request.sampling,
-            logprobs: request.logprobs,
-            ignore_end: request.ignore_end,
-            cancelled: false,
-            clock: Clock {
-                started: Instant::now(),
-                first_pass: None,
-                prompt_done: None,
-                first_token: None,
-            },
-        }
+        let prompt: Arc<[u32]> = request.prompt.into();
+        let bias = Arc::new(request.bias);
+        let started = Instant::now();
+        (0..count)
+            .map(|choice| Self {
+                id: GenerationId(first + u64::from(choice)),
+                follows: (choice > 0).then_some(GenerationId(first)),
+                output: Output::new(&request.stop),
+                prompt: Arc::clone(&prompt),
+                generated: Vec::new(),
+                read: cached,
+                cached,
+                tokens_max: request.tokens_max.map_or(room, |tokens| tokens.min(room)),
+                limited: request.tokens_max.is_some(),
+                sampling: SamplingOptions {
+                    choice: request.sampling.choice.wrapping_add(choice),
+                    ..request.sampling
+                },
+                bias: Arc::clone(&bias),
+                logprobs: request.logprobs,
+                ignore_end: request.ignore_end,
+                cancelled: false,
+                clock: Clock {
+                    started,
+                    first_pass: None,
+                    prompt_done: None,
+                    first_token: None,
+                },
+            })
+            .collect()
     }
 
     /// KV tokens promised at the start: the prompt, and the answer if it was limited.
@@ -74,13 +106,55 @@ impl Active {
         self.prompt.len() + if self.limited { self.tokens_max } else { 0 }
     }
 
-    /// KV tokens held now: all but the last one chosen, which the next pass appends.
-    pub(super) fn kv_tokens(&self) -> usize {
-        self.read + self.generated.len().saturating_sub(1)
+    /// KV pages that were promised and are not yet taken.
+    pub(super) fn kv_pages_due(&self, page_tokens: usize) -> usize {
+        let held = if self.follows.is_some() {
+            // The full pages of the prompt are due to the one it follows.
+            self.prompt.len() / page_tokens
+        } else {
+            // All but the last token chosen, which the next pass appends.
+            let tokens = self.read + self.generated.len().saturating_sub(1);
+            tokens.div_ceil(page_tokens)
+        };
+        self.kv_tokens_promised()
+            .div_ceil(page_tokens)
+            .saturating_sub(held)
+    }
+
+    /// Takes the place of `leader`, which ended before it had read the prompt.
+    pub(super) fn lead(&mut self, leader: &Active) {
+        self.follows = None;
+        self.read = leader.read;
+        self.cached = leader.cached;
+        self.clock.first_pass = leader.clock.first_pass;
+    }
+
+    /// Goes on by itself from where `leader` is, which has read the prompt. Says why the generation is over, if it is.
+    pub(super) fn part(&mut self, leader: Head) -> Option<FinishReason> {
+        self.follows = None;
+        self.read = self.prompt.len();
+        self.cached = leader.cached;
+        self.clock.first_pass = leader.first_pass;
+        self.clock.prompt_done = leader.prompt_done;
+        (self.tokens_max == 0).then_some(FinishReason::Length)
+    }
+
+    /// How its prompt was read.
+    pub(super) fn head(&self) -> Head {
+        Head {
+            cached: self.cached,
+            first_pass: self.clock.first_pass,
+            prompt_done: self.clock.prompt_done,
+        }
+    }
+
+    /// Whether the next pass has tokens of it.
+    pub(super) fn waits(&self) -> bool {
+        self.follows.is_some()
     }
 
     pub(super) fn reads_prompt(&self) -> bool {
-        self.read < self.prompt.len()
+        self.read < self.prompt.len() && self.follows.is_none()
     }
 
     /// Tokens for the next pass: a piece of the prompt of at most `chunk_tokens`, or the last one chosen.
@@ -112,7 +186,7 @@ impl Active {
             generated: &self.generated,
         };
         let position = self.prompt.len() + self.generated.len();
-        let id = sampler.sample(logits, &self.sampling, history, position as u64)?;
+        let id = sampler.sample(logits, &self.sampling, &self.bias, history, position as u64)?;
         let logprob = match self.logprobs {
             Some(top) => {
                 let known = sampler.logprobs(logits, id, top)?;
@@ -127,9 +201,22 @@ impl Active {
         Ok(Chosen { id, logprob })
     }
 
-    /// Notes that a pass over a piece of the prompt begins.
-    pub(super) fn pass_begins(&mut self, now: Instant) {
+    /// Notes that a pass over a piece of the prompt begins. Says whether it is the first.
+    pub(super) fn pass_begins(&mut self, now: Instant) -> bool {
+        let first = self.clock.first_pass.is_none();
         self.clock.first_pass.get_or_insert(now);
+        first
+    }
+
+    /// The prompt, and how much of it was in the KV sequence from the start.
+    pub(super) fn prompt(&self) -> (&[u32], usize) {
+        (&self.prompt, self.cached)
+    }
+
+    /// Notes that the KV sequence was replaced by one that begins with more of the prompt.
+    pub(super) fn found(&mut self, cached: usize) {
+        self.cached = cached;
+        self.read = cached;
     }
 
     /// Takes the outcome of a pass over `count` tokens of the prompt. Says why the generation is over, if it is.
@@ -148,7 +235,7 @@ impl Active {
             self.id,
             Event::PromptDone {
                 prompt_tokens: self.prompt.len(),
-                cached_tokens: 0,
+                cached_tokens: self.cached,
             },
         );
         (self.tokens_max == 0).then_some(FinishReason::Length)
@@ -187,7 +274,7 @@ impl Active {
         }
         let usage = Usage {
             prompt_tokens: self.prompt.len(),
-            cached_tokens: 0,
+            cached_tokens: self.cached,
             completion_tokens: self.generated.len(),
         };
         sink(

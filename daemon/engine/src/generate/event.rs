@@ -29,7 +29,7 @@ pub struct TokenLogprob {
 /// [`Event::Text`], [`Event::Finished`]; the last comes exactly once, the first two may not come at all.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The prompt has been read.
+    /// The prompt has been read. Of generations that were started together the one that read it says so.
     PromptDone {
         /// Tokens of the prompt.
         prompt_tokens: usize,

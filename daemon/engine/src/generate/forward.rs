@@ -47,10 +47,14 @@ pub trait Forward {
     fn batch_tokens_max(&self) -> usize;
     /// Tokens in a KV page, the unit of allocation.
     fn kv_page_tokens(&self) -> usize;
-    /// Tokens that the free pages hold.
+    /// Tokens that the pages hold which no sequence does.
     fn kv_tokens_free(&self) -> usize;
-    /// An empty sequence.
-    fn sequence(&self) -> Self::Sequence;
+    /// A sequence that begins with what is remembered of `prompt`, and how many tokens that is: whole pages, and fewer
+    /// than the prompt has. What it holds no longer counts as free.
+    fn sequence(&self, prompt: &[u32]) -> (Self::Sequence, usize);
+    /// A second sequence of the same tokens, which shares the full pages; it takes a page if another is begun, and is
+    /// `None` if there is none.
+    fn fork(&mut self, sequence: &Self::Sequence) -> Option<Self::Sequence>;
     /// Makes one pass over all parts and calls `row` for each that wants logits, in order.
     ///
     /// # Errors
@@ -90,8 +94,14 @@ impl Forward for Executor {
         Self::kv_tokens_free(self)
     }
 
-    fn sequence(&self) -> Sequence {
-        Self::sequence(self)
+    fn sequence(&self, prompt: &[u32]) -> (Sequence, usize) {
+        let sequence = self.sequence_of(prompt);
+        let cached = sequence.len();
+        (sequence, cached)
+    }
+
+    fn fork(&mut self, sequence: &Sequence) -> Option<Sequence> {
+        Self::fork(self, sequence)
     }
 
     fn pass(

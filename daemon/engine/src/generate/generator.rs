@@ -1,5 +1,6 @@
 //! The loop that runs generations side by side.
 
+use std::num::NonZero;
 use std::time::Instant;
 
 use thiserror::Error;
@@ -42,8 +43,9 @@ pub struct Generator<F: Forward = Executor> {
     prefill_chunk_tokens: usize,
     /// In order of their start, which is the order in which prompts are read.
     active: Vec<Active>,
-    /// The KV state of `active`, one by one; apart, because a pass changes these and reads those.
-    sequences: Vec<F::Sequence>,
+    /// The KV state of `active`, one by one; apart, because a pass changes these and reads those. `None` for one that
+    /// follows another.
+    sequences: Vec<Option<F::Sequence>>,
     next_id: u64,
     sampler: Sampler,
     /// Of the step under way: index and token count of each part of the pass, and the tokens chosen after it.
@@ -88,38 +90,56 @@ impl<F: Forward> Generator<F> {
     ///
     /// [`StartError`]; [`StartError::Busy`] and [`StartError::KvFull`] may pass when others have finished.
     pub fn start(&mut self, request: GenerationRequest) -> Result<GenerationId, StartError> {
+        let mut ids = self.start_group(request, NonZero::<u32>::MIN)?;
+        Ok(ids.next().unwrap_or(GenerationId(self.next_id)))
+    }
+
+    /// Admits `count` generations of one request, all or none. The prompt is read once and its KV pages are shared; the
+    /// draws of each are its own (see [`crate::sample::SamplingOptions::choice`]), those of the first as if it were alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Generator::start`].
+    pub fn start_group(
+        &mut self,
+        request: GenerationRequest,
+        count: NonZero<u32>,
+    ) -> Result<impl Iterator<Item = GenerationId> + use<F>, StartError> {
         let context = self.forward.context_tokens_max();
         request.check(context, self.forward.vocabulary_count())?;
-        if self.active.len() >= self.parallel_max {
+        let places = self.parallel_max.saturating_sub(self.active.len());
+        if usize::try_from(count.get()).map_or(true, |count| count > places) {
             return Err(StartError::Busy {
                 active: self.active.len(),
             });
         }
-        let id = GenerationId(self.next_id);
-        let active = Active::new(id, request, context);
-        self.admit(&active)?;
-        self.next_id += 1;
-        self.active.push(active);
-        self.sequences.push(self.forward.sequence());
-        Ok(id)
+        let (sequence, cached) = self.forward.sequence(&request.prompt);
+        let first = self.next_id;
+        let group = Active::group(first, count.get(), request, context, cached);
+        self.admit(&group)?;
+        self.next_id += u64::from(count.get());
+        self.sequences.push(Some(sequence));
+        self.sequences
+            .resize_with(self.active.len() + group.len(), || None);
+        self.active.extend(group);
+        Ok((first..self.next_id).map(GenerationId))
     }
 
-    /// Whether the pages that are not promised to others hold what `new` is promised.
-    fn admit(&self, new: &Active) -> Result<(), StartError> {
+    /// Whether the pages that are not promised to others hold what is due to `new`.
+    fn admit(&self, new: &[Active]) -> Result<(), StartError> {
         let page_tokens = self.forward.kv_page_tokens().max(1);
-        let pages = |tokens: usize| tokens.div_ceil(page_tokens);
-        let promised: usize = self
-            .active
-            .iter()
-            .map(|active| {
-                pages(active.kv_tokens_promised()).saturating_sub(pages(active.kv_tokens()))
-            })
-            .sum();
-        let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(promised);
-        let needed = new.kv_tokens_promised();
-        if pages(needed) > free {
+        let due = |actives: &[Active]| -> usize {
+            actives
+                .iter()
+                .map(|active| active.kv_pages_due(page_tokens))
+                .sum()
+        };
+        // What the new ones hold already no longer counts as free.
+        let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(due(&self.active));
+        let needed = due(new);
+        if needed > free {
             return Err(StartError::KvFull {
-                tokens_needed: needed,
+                tokens_needed: needed * page_tokens,
                 tokens_free: free * page_tokens,
             });
         }
@@ -194,7 +214,7 @@ impl<F: Forward> Generator<F> {
         let deciding = self
             .active
             .iter()
-            .filter(|active| !active.reads_prompt())
+            .filter(|active| !active.reads_prompt() && !active.waits())
             .count();
         // Others decode beside a prompt, so at least one place of the batch is left for it.
         let chunk_tokens = self.prefill_chunk_tokens.min(
@@ -204,12 +224,17 @@ impl<F: Forward> Generator<F> {
                 .max(1),
         );
         let reader = self.active.iter().position(Active::reads_prompt);
-        if let Some(active) = reader.and_then(|index| self.active.get_mut(index)) {
-            active.pass_begins(now);
+        if let Some(reader) = reader
+            && self.active[reader].pass_begins(now)
+        {
+            self.look_again(reader);
         }
         let mut wanting = Vec::with_capacity(self.active.len());
         let mut parts = Vec::with_capacity(self.active.len());
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {
+            let Some(sequence) = sequence else {
+                continue;
+            };
             if active.reads_prompt() && reader != Some(index) {
                 continue;
             }
@@ -225,14 +250,18 @@ impl<F: Forward> Generator<F> {
                 logits,
             });
         }
-        let (active, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
+        let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
         let mut wanting = wanting.into_iter();
         self.forward.pass(&mut parts, &mut |logits| {
             if let Some((index, active)) = wanting
                 .next()
-                .and_then(|index| Some((index, active.get(index)?)))
+                .and_then(|index| Some((index, actives.get(index)?)))
             {
                 chosen.push((index, active.choose(logits, sampler)));
+                // What comes after the prompt is chosen by each that waited for it.
+                for (index, follower) in followers(actives, active.id) {
+                    chosen.push((index, follower.choose(logits, sampler)));
+                }
             }
         })
     }
@@ -241,20 +270,29 @@ impl<F: Forward> Generator<F> {
     fn report(&mut self, sink: Sink<'_>) {
         let now = Instant::now();
         let mut over = Vec::new();
-        for &(index, count) in &self.parts {
+        for part in 0..self.parts.len() {
+            let (index, count) = self.parts[part];
             let Some(active) = self.active.get_mut(index) else {
                 continue;
             };
-            if active.reads_prompt()
-                && let Some(reason) = active.prompt_read(count, now, sink)
-            {
-                over.push((index, reason));
+            if active.reads_prompt() {
+                over.extend(
+                    active
+                        .prompt_read(count, now, sink)
+                        .map(|reason| (index, reason)),
+                );
+                if !self.active[index].reads_prompt() {
+                    self.part_followers(index, &mut over);
+                }
             }
         }
         for (index, chosen) in self.chosen.drain(..) {
             let Some(active) = self.active.get_mut(index) else {
                 continue;
             };
+            if over.iter().any(|&(ended, _)| ended == index) {
+                continue;
+            }
             let reason = match chosen {
                 Ok(chosen) => active.accept(chosen, self.forward.tokenizer(), now, sink),
                 Err(error) => Some(FinishReason::Failed(error.to_string())),
@@ -268,11 +306,65 @@ impl<F: Forward> Generator<F> {
         }
     }
 
-    /// Removes a generation, frees its KV pages and reports it.
-    fn end(&mut self, index: usize, reason: FinishReason, sink: Sink<'_>) {
-        if index < self.active.len() {
-            drop(self.sequences.remove(index));
-            self.active.remove(index).finish(reason, sink);
+    /// Looks again for the beginning of a prompt: those before it in the queue may have read it meanwhile.
+    fn look_again(&mut self, reader: usize) {
+        let (prompt, cached) = self.active[reader].prompt();
+        let (sequence, found) = self.forward.sequence(prompt);
+        if found > cached {
+            self.sequences[reader] = Some(sequence);
+            self.active[reader].found(found);
         }
     }
+
+    /// Lets those that follow the generation at `leader`, which has read the prompt, go on by themselves.
+    fn part_followers(&mut self, leader: usize, over: &mut Vec<(usize, FinishReason)>) {
+        let (id, head) = match self.active.get(leader) {
+            Some(leader) => (leader.id, leader.head()),
+            None => return,
+        };
+        for index in 0..self.active.len() {
+            if self.active[index].follows != Some(id) {
+                continue;
+            }
+            let sequence = self.sequences[leader]
+                .as_ref()
+                .and_then(|sequence| self.forward.fork(sequence));
+            let reason = if sequence.is_some() {
+                self.active[index].part(head)
+            } else {
+                Some(FinishReason::Failed("the KV cache is full".to_owned()))
+            };
+            self.sequences[index] = sequence;
+            over.extend(reason.map(|reason| (index, reason)));
+        }
+    }
+
+    /// Removes a generation, frees its KV pages and reports it. If others wait for its prompt, one of them reads on.
+    fn end(&mut self, index: usize, reason: FinishReason, sink: Sink<'_>) {
+        if index >= self.active.len() {
+            return;
+        }
+        let sequence = self.sequences.remove(index);
+        let ended = self.active.remove(index);
+        let mut waiting = followers(&self.active, ended.id).map(|(index, _)| index);
+        if let Some(next) = waiting.next() {
+            let others: Vec<usize> = waiting.collect();
+            let leader = &mut self.active[next];
+            leader.lead(&ended);
+            let leader = leader.id;
+            self.sequences[next] = sequence;
+            for other in others {
+                self.active[other].follows = Some(leader);
+            }
+        }
+        ended.finish(reason, sink);
+    }
+}
+
+/// Those that wait for the prompt of `leader`, with their places.
+fn followers(active: &[Active], leader: GenerationId) -> impl Iterator<Item = (usize, &Active)> {
+    active
+        .iter()
+        .enumerate()
+        .filter(move |(_, active)| active.follows == Some(leader))
 }

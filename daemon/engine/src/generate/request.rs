@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::sample::{LOGPROBS_TOP_MAX, SamplingError, SamplingOptions};
+use crate::sample::{LOGPROBS_TOP_MAX, LogitBias, SamplingError, SamplingOptions};
 
 /// Most stop strings of one generation.
 pub const STOP_COUNT_MAX: usize = 16;
@@ -18,6 +18,8 @@ pub struct GenerationRequest {
     pub tokens_max: Option<usize>,
     /// How tokens are chosen.
     pub sampling: SamplingOptions,
+    /// What is added to the logits of single tokens, all of them in the vocabulary.
+    pub bias: LogitBias,
     /// Texts at which the answer ends; none of them is part of it.
     pub stop: Vec<String>,
     /// `Some(n)` asks for the log probability of each token and of the `n` most probable ones, at
@@ -63,6 +65,14 @@ pub enum StartError {
     UnknownToken {
         /// Its place in the prompt.
         index: usize,
+        /// The id given.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocabulary_count: usize,
+    },
+    /// A token with a bias is not in the vocabulary.
+    #[error("a bias is given for token {id}, outside the vocabulary of {vocabulary_count}")]
+    UnknownBias {
         /// The id given.
         id: u32,
         /// Tokens in the vocabulary.
@@ -124,6 +134,13 @@ impl GenerationRequest {
         {
             return Err(StartError::TooManyLogprobs { top });
         }
+        let unknown = |id: u32| usize::try_from(id).is_ok_and(|id| id >= vocabulary_count);
+        if let Some(&(id, _)) = self.bias.values().iter().find(|&&(id, _)| unknown(id)) {
+            return Err(StartError::UnknownBias {
+                id,
+                vocabulary_count,
+            });
+        }
         if self.prompt.is_empty() {
             return Err(StartError::EmptyPrompt);
         }
@@ -133,9 +150,7 @@ impl GenerationRequest {
                 context,
             });
         }
-        let unknown =
-            |&(_, &id): &(usize, &u32)| usize::try_from(id).is_ok_and(|id| id >= vocabulary_count);
-        match self.prompt.iter().enumerate().find(unknown) {
+        match self.prompt.iter().enumerate().find(|&(_, &id)| unknown(id)) {
             Some((index, &id)) => Err(StartError::UnknownToken {
                 index,
                 id,

@@ -1,64 +1,191 @@
-//! One sequence's positions in the cache.
+//! One sequence's positions in the cache, and the pages that no sequence needs.
 
 use super::PAGE;
-use std::sync::{Arc, Mutex, PoisonError};
+use super::prefix::Prefixes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The pages that no sequence holds.
+/// Who holds which page.
 #[derive(Debug)]
-pub(super) struct FreePages {
-    pages: Mutex<Vec<u32>>,
+struct Ledger {
+    free: Vec<u32>,
+    /// Sequences that hold each page.
+    holders: Vec<u32>,
+    prefixes: Prefixes,
+    /// Whether full pages are kept for sequences that begin the same.
+    remembers: bool,
+    /// Counts releases: the clock of the least recent use.
+    clock: u64,
 }
 
-impl FreePages {
-    /// Pages `0..count`, all free.
-    pub(super) fn new(count: u32) -> Arc<FreePages> {
-        // Taken from the end: low pages first, so that little memory is touched twice as often.
-        Arc::new(FreePages {
-            pages: Mutex::new((0..count).rev().collect()),
+impl Ledger {
+    fn available(&self) -> usize {
+        self.free.len() + self.prefixes.idle_count()
+    }
+
+    /// Appends `count` pages that nobody else holds to `pages`; false, and nothing taken, if there are too few.
+    fn take(&mut self, count: usize, pages: &mut Vec<u32>) -> bool {
+        if self.available() < count {
+            return false;
+        }
+        for _ in 0..count {
+            let Some(page) = self.free.pop().or_else(|| self.prefixes.evict()) else {
+                return false;
+            };
+            self.holders[page as usize] = 1;
+            pages.push(page);
+        }
+        true
+    }
+
+    fn hold(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        *holders += 1;
+        if *holders == 1 {
+            self.prefixes.wake(page);
+        }
+    }
+
+    /// Lets go of pages, the last first.
+    fn release(&mut self, pages: impl Iterator<Item = u32>) {
+        self.clock += 1;
+        for page in pages {
+            let holders = &mut self.holders[page as usize];
+            *holders -= 1;
+            if *holders == 0 && !self.prefixes.rest(page, self.clock) {
+                self.free.push(page);
+            }
+        }
+    }
+
+    /// Whether one sequence alone holds the page and it is not in the tree.
+    fn is_writable(&self, page: u32) -> bool {
+        self.holders[page as usize] == 1 && !self.prefixes.contains(page)
+    }
+}
+
+/// The pages of one cache, shared between it and its sequences.
+#[derive(Debug)]
+pub(super) struct Pages {
+    ledger: Mutex<Ledger>,
+}
+
+impl Pages {
+    /// Pages `0..count`, all free. With `remembers`, full pages stay known after their sequence has gone.
+    pub(super) fn new(count: u32, remembers: bool) -> Arc<Pages> {
+        Arc::new(Pages {
+            ledger: Mutex::new(Ledger {
+                // Taken from the end: low pages first, so that little memory is touched twice as often.
+                free: (0..count).rev().collect(),
+                holders: vec![0; count as usize],
+                prefixes: Prefixes::new(count),
+                remembers,
+                clock: 0,
+            }),
         })
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.lock().len()
+    /// Pages that a sequence could take: those free and those kept only in case they are wanted again.
+    pub(super) fn available(&self) -> usize {
+        self.lock().available()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // Every critical section leaves the ledger whole.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The cached positions of one sequence of tokens. Dropping it frees its pages.
+/// A page whose content must be copied before the sequence may append to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Copy {
+    pub(super) from: u32,
+    pub(super) to: u32,
+}
+
+/// The cached positions of one sequence of tokens. Dropping it lets go of its pages.
+///
+/// Pages may be held by several sequences; only positions after its tokens are written through a sequence, and
+/// only in pages that it alone holds.
 #[derive(Debug)]
 pub struct Sequence {
+    tokens: Vec<u32>,
     pages: Vec<u32>,
-    length: usize,
-    free: Arc<FreePages>,
+    /// Leading pages that are known to the cache.
+    remembered: usize,
+    owner: Arc<Pages>,
 }
 
 impl Sequence {
-    pub(super) fn new(free: Arc<FreePages>) -> Sequence {
+    pub(super) fn new(owner: Arc<Pages>) -> Sequence {
         Sequence {
+            tokens: Vec::new(),
             pages: Vec::new(),
-            length: 0,
-            free,
+            remembered: 0,
+            owner,
         }
+    }
+
+    /// A sequence of the longest beginning of `tokens` whose pages are known: whole pages, and never all of `tokens`,
+    /// since only a token that is computed has logits.
+    pub(super) fn beginning(owner: Arc<Pages>, tokens: &[u32]) -> Sequence {
+        let mut sequence = Sequence::new(owner);
+        let most = tokens.len().saturating_sub(1) / PAGE;
+        let mut ledger = sequence.owner.lock();
+        for tokens in tokens.chunks_exact(PAGE).take(most) {
+            let above = sequence.pages.last().copied();
+            let Some(page) = ledger.prefixes.find(above, tokens) else {
+                break;
+            };
+            ledger.hold(page);
+            sequence.pages.push(page);
+            sequence.tokens.extend_from_slice(tokens);
+        }
+        drop(ledger);
+        sequence.remembered = sequence.pages.len();
+        sequence
+    }
+
+    /// A sequence of the same tokens that holds the same full pages, and a page of its own for the rest, whose
+    /// content must be copied there; `None` if no page can be had.
+    pub(super) fn fork(&self) -> Option<(Sequence, Option<Copy>)> {
+        let mut fork = Sequence::new(Arc::clone(&self.owner));
+        let mut ledger = self.owner.lock();
+        let full = self.tokens.len() / PAGE;
+        let mut own = Vec::new();
+        if !self.tokens.len().is_multiple_of(PAGE) && !ledger.take(1, &mut own) {
+            return None;
+        }
+        for &page in &self.pages[..full] {
+            ledger.hold(page);
+            fork.pages.push(page);
+        }
+        drop(ledger);
+        let copy = own.first().map(|&to| Copy {
+            from: self.pages[full],
+            to,
+        });
+        fork.pages.extend(own);
+        fork.tokens.extend_from_slice(&self.tokens);
+        fork.remembered = self.remembered;
+        Some((fork, copy))
     }
 
     /// Number of cached tokens.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.length
+        self.tokens.len()
     }
 
     /// Whether no token is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.tokens.is_empty()
     }
 
     /// Forgets all but the first `tokens` tokens; keeps everything if there are no more than that.
     pub fn truncate(&mut self, tokens: usize) {
-        self.length = self.length.min(tokens);
+        self.tokens.truncate(tokens);
+        self.remembered = self.remembered.min(self.tokens.len() / PAGE);
         self.trim();
     }
 
@@ -67,38 +194,85 @@ impl Sequence {
         &self.pages
     }
 
-    /// Whether this sequence's pages are those of the cache that `free` belongs to.
-    pub(super) fn belongs_to(&self, free: &Arc<FreePages>) -> bool {
-        Arc::ptr_eq(&self.free, free)
+    /// Whether this sequence's pages are those of the cache that `owner` belongs to.
+    pub(super) fn belongs_to(&self, owner: &Arc<Pages>) -> bool {
+        Arc::ptr_eq(&self.owner, owner)
+    }
+
+    /// The page that the next token goes to, if it is begun and must not be written.
+    fn shared_tail(&self, ledger: &Ledger) -> Option<u32> {
+        if self.tokens.len().is_multiple_of(PAGE) {
+            return None;
+        }
+        let page = self.pages.get(self.tokens.len() / PAGE).copied()?;
+        (!ledger.is_writable(page)).then_some(page)
     }
 
     /// Pages that holding `tokens` tokens would take beyond those it has.
     pub(crate) fn pages_missing(&self, tokens: usize) -> usize {
-        tokens.div_ceil(PAGE).saturating_sub(self.pages.len())
+        let copied = self.shared_tail(&self.owner.lock()).is_some();
+        tokens.div_ceil(PAGE).saturating_sub(self.pages.len()) + usize::from(copied)
     }
 
-    /// Takes pages for `tokens` tokens in all; false, and nothing taken, if too few are free.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> bool {
-        let missing = self.pages_missing(tokens);
-        let mut free = self.free.lock();
-        if free.len() < missing {
-            return false;
+    /// Takes pages for `tokens` tokens in all, and one in place of a begun page that must not be written; its content
+    /// must then be copied. `None`, and nothing taken, if there are too few.
+    pub(super) fn reserve(&mut self, tokens: usize) -> Option<Option<Copy>> {
+        let mut ledger = self.owner.lock();
+        let shared = self.shared_tail(&ledger);
+        let missing = tokens.div_ceil(PAGE).saturating_sub(self.pages.len());
+        if !ledger.take(missing + usize::from(shared.is_some()), &mut self.pages) {
+            return None;
         }
-        let from = free.len() - missing;
-        self.pages.extend(free.drain(from..).rev());
-        true
+        let copy = shared.and_then(|from| {
+            let to = self.pages.pop()?;
+            self.pages[self.tokens.len() / PAGE] = to;
+            ledger.release(std::iter::once(from));
+            Some(Copy { from, to })
+        });
+        Some(copy)
     }
 
-    /// Sets the length after tokens were written to reserved pages.
-    pub(crate) fn set_length(&mut self, tokens: usize) {
-        debug_assert!(tokens.div_ceil(PAGE) <= self.pages.len());
-        self.length = tokens;
+    /// Appends tokens that were written to reserved pages. Pages that are now full become known, if the cache
+    /// remembers; where it knows a page of the same tokens already, that one is held instead.
+    pub(crate) fn append(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+        debug_assert!(self.tokens.len().div_ceil(PAGE) <= self.pages.len());
+        let full = self.tokens.len() / PAGE;
+        if self.remembered == full {
+            return;
+        }
+        let mut ledger = self.owner.lock();
+        if !ledger.remembers {
+            return;
+        }
+        for (index, tokens) in self
+            .tokens
+            .chunks_exact(PAGE)
+            .enumerate()
+            .skip(self.remembered)
+        {
+            let above = index.checked_sub(1).map(|above| self.pages[above]);
+            let page = self.pages[index];
+            match ledger.prefixes.find(above, tokens) {
+                None => ledger.prefixes.insert(page, above, tokens),
+                Some(known) if known == page => {}
+                Some(known) => {
+                    ledger.hold(known);
+                    ledger.release(std::iter::once(page));
+                    self.pages[index] = known;
+                }
+            }
+        }
+        drop(ledger);
+        self.remembered = full;
     }
 
-    /// Frees pages beyond the length.
+    /// Lets go of pages beyond the length.
     pub(crate) fn trim(&mut self) {
-        let kept = self.length.div_ceil(PAGE).min(self.pages.len());
-        self.free.lock().extend(self.pages.drain(kept..).rev());
+        let kept = self.tokens.len().div_ceil(PAGE).min(self.pages.len());
+        if kept < self.pages.len() {
+            self.owner.lock().release(self.pages.drain(kept..).rev());
+        }
     }
 }
 

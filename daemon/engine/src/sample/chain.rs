@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::logprob::{self, TokenLogprobs};
 use super::penalty::{self, Counts};
 use super::select::{self, Candidate};
-use super::{SamplingOptions, draw, weight};
+use super::{LogitBias, SamplingOptions, draw, typical, weight};
 
 /// The tokens before the one to be chosen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,7 +22,7 @@ pub enum SampleError {
     /// There is no logit to choose from.
     #[error("the model gave no logits")]
     Empty,
-    /// A logit is not a number or infinite, as the model gave it or after the penalties.
+    /// A logit is not a number or infinite, as the model gave it or after bias and penalties.
     #[error("the logit of token {token} is {value}")]
     NonFinite {
         /// The first such token.
@@ -62,12 +62,14 @@ impl Sampler {
         &mut self,
         logits: &[f32],
         options: &SamplingOptions,
+        bias: &LogitBias,
         history: History<'_>,
         position: u64,
     ) -> Result<u32, SampleError> {
-        let logits = if options.has_penalties() {
+        let logits = if options.has_penalties() || !bias.is_empty() {
             self.penalised.clear();
             self.penalised.extend_from_slice(logits);
+            bias.apply(&mut self.penalised);
             penalty::apply(&mut self.penalised, options, history, &mut self.counts);
             &self.penalised
         } else {
@@ -78,7 +80,7 @@ impl Sampler {
         if options.is_greedy() || options.top_k == 1 {
             return Ok(best);
         }
-        let draw = |total| draw::below(total, options.seed, position);
+        let draw = |total| draw::below(total, options.seed, options.choice, position);
         let top_k = usize::try_from(options.top_k).unwrap_or(usize::MAX);
         let chosen = if (1..logits.len()).contains(&top_k) {
             select::top(&mut self.candidates, logits, top_k);
@@ -86,17 +88,11 @@ impl Sampler {
                 candidate.weight =
                     weight::quantize(weight::of(candidate.logit, max, options.temperature));
             }
-            let total = self
-                .candidates
-                .iter()
-                .map(|candidate| candidate.weight)
-                .sum();
-            let above = above_min_p(
-                options,
-                total,
-                self.candidates.iter().map(|candidate| candidate.weight),
-            );
-            choose(&mut self.candidates, options, total, above, draw, |_, _| ())
+            self.choose_among_candidates(options, max, draw)
+        } else if options.typical_p < 1.0 {
+            weight::fill(&mut self.weights, logits, max, options.temperature);
+            gather(&mut self.candidates, logits, &self.weights, 1);
+            self.choose_among_candidates(options, max, draw)
         } else {
             weight::fill(&mut self.weights, logits, max, options.temperature);
             let weights = &self.weights;
@@ -104,6 +100,7 @@ impl Sampler {
             let above = above_min_p(
                 options,
                 total,
+                weight::ONE,
                 weights.iter().map(|&weight| weight::quantize(weight)),
             );
             choose(
@@ -113,12 +110,36 @@ impl Sampler {
                 above,
                 draw,
                 |candidates, mass| {
-                    gather(candidates, logits, weights, total, mass);
+                    let least = lightest(total, mass, logits.len());
+                    gather(candidates, logits, weights, least);
                 },
             )
         };
         // The masses asked for never exceed the total, so a token is always found.
         Ok(chosen.unwrap_or(best))
+    }
+
+    /// Draws from the candidates, which have their weights, by what `options` keep of them.
+    fn choose_among_candidates(
+        &mut self,
+        options: &SamplingOptions,
+        max: f32,
+        draw: impl Fn(u64) -> u64,
+    ) -> Option<u32> {
+        let candidates = &mut self.candidates;
+        let total_of = |candidates: &[Candidate]| -> u64 {
+            candidates.iter().map(|candidate| candidate.weight).sum()
+        };
+        if options.typical_p < 1.0 {
+            let total = total_of(candidates);
+            let (temperature, typical_p) = (options.temperature, options.typical_p);
+            typical::keep(candidates, max, temperature, typical_p, total);
+        }
+        let total = total_of(candidates);
+        let weights = || candidates.iter().map(|candidate| candidate.weight);
+        let heaviest = weights().max().unwrap_or(weight::ONE);
+        let above = above_min_p(options, total, heaviest, weights());
+        choose(candidates, options, total, above, draw, |_, _| ())
     }
 
     /// Log probabilities of `token` and of the `top` most probable tokens (at most
@@ -155,29 +176,41 @@ fn choose(
         // `total` is below 2^64, so the f64 product is off by less than one part in 2^52 of it.
         let mass = ((f64::from(options.top_p) * total as f64).ceil() as u64).clamp(1, total);
         prepare(candidates, mass);
-        kept = select::at_mass(candidates, mass)?.1.min(above);
+        kept = select::at_mass(candidates, mass, select::by_weight)?
+            .1
+            .min(above);
     }
     let mass = draw(kept) + 1;
     prepare(candidates, mass);
-    Some(select::at_mass(candidates, mass)?.0.id)
+    let (token, _) = select::at_mass(candidates, mass, select::by_weight)?;
+    Some(token.id)
 }
 
 /// Weight of the tokens that min-p keeps: all of them if it is off.
-fn above_min_p(options: &SamplingOptions, total: u64, weights: impl Iterator<Item = u64>) -> u64 {
+fn above_min_p(
+    options: &SamplingOptions,
+    total: u64,
+    heaviest: u64,
+    weights: impl Iterator<Item = u64>,
+) -> u64 {
     if options.min_p <= 0.0 {
         return total;
     }
-    // The most probable token weighs ONE, so the share of it is a weight too.
-    let least = ((f64::from(options.min_p) * weight::ONE as f64).ceil() as u64).min(weight::ONE);
+    // Exact: a weight has at most 41 bits.
+    let least = ((f64::from(options.min_p) * heaviest as f64).ceil() as u64).min(heaviest);
     weights.filter(|&weight| weight >= least).sum()
 }
 
-/// Collects every token that can be among the heaviest ones weighing `mass` together.
+/// A weight that every token reaches which can be among the heaviest ones weighing `mass` together.
 ///
-/// Tokens lighter than `(total - mass) / count` are left out: all of them together weigh less
+/// Tokens lighter than `(total - mass) / count` can be left out: all of them together weigh less
 /// than `total - mass`, so those that remain weigh at least `mass`.
-fn gather(candidates: &mut Vec<Candidate>, logits: &[f32], weights: &[f32], total: u64, mass: u64) {
-    let least = (total.saturating_sub(mass) / logits.len().max(1) as u64).max(1);
+fn lightest(total: u64, mass: u64, count: usize) -> u64 {
+    (total.saturating_sub(mass) / count.max(1) as u64).max(1)
+}
+
+/// Collects every token that weighs at least `least`.
+fn gather(candidates: &mut Vec<Candidate>, logits: &[f32], weights: &[f32], least: u64) {
     candidates.clear();
     for ((id, &logit), &weight) in (0_u32..).zip(logits).zip(weights) {
         let weight = weight::quantize(weight);
@@ -212,7 +245,13 @@ mod tests {
 
     fn sample(logits: &[f32], options: SamplingOptions, position: u64) -> u32 {
         Sampler::new()
-            .sample(logits, &options, History::default(), position)
+            .sample(
+                logits,
+                &options,
+                &LogitBias::default(),
+                History::default(),
+                position,
+            )
             .unwrap()
     }
 
@@ -228,20 +267,44 @@ mod tests {
             .iter()
             .map(|&id| (f64::from(logits[id] - max) / f64::from(options.temperature)).exp())
             .collect();
-        let total: f64 = weights.iter().sum();
+        let mut kept: Vec<(usize, f64)> = ranked.into_iter().zip(weights).collect();
+        if options.typical_p < 1.0 {
+            let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+            let surprise = |weight: f64| -(weight / total).ln();
+            let entropy: f64 = kept
+                .iter()
+                .map(|&(_, weight)| weight / total * surprise(weight))
+                .sum();
+            kept.sort_by(|(_, a), (_, b)| {
+                let deviation = |weight: f64| (surprise(weight) - entropy).abs();
+                deviation(*a).total_cmp(&deviation(*b))
+            });
+            let mut sum = 0.0;
+            let count = kept.iter().take_while(|(_, weight)| {
+                let before = sum;
+                sum += weight;
+                before < f64::from(options.typical_p) * total
+            });
+            let count = count.count().max(1);
+            kept.truncate(count);
+            kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        }
+        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        let heaviest = kept[0].1;
         let mut sum = 0.0;
-        let mut kept = 0;
-        for weight in &weights {
-            if kept > 0
-                && (sum >= f64::from(options.top_p) * total || *weight < f64::from(options.min_p))
+        let mut count = 0;
+        for (_, weight) in &kept {
+            if count > 0
+                && (sum >= f64::from(options.top_p) * total
+                    || *weight < f64::from(options.min_p) * heaviest)
             {
                 break;
             }
             sum += weight;
-            kept += 1;
+            count += 1;
         }
         let mut probabilities = vec![0.0; logits.len()];
-        for (&id, weight) in ranked.iter().zip(&weights).take(kept) {
+        for (id, weight) in kept.into_iter().take(count) {
             probabilities[id] = weight / sum;
         }
         probabilities
@@ -277,6 +340,18 @@ mod tests {
             },
             SamplingOptions { min_p: 0.2, ..base },
             SamplingOptions {
+                typical_p: 0.3,
+                ..base
+            },
+            SamplingOptions {
+                typical_p: 0.8,
+                top_k: 60,
+                top_p: 0.9,
+                min_p: 0.02,
+                choice: 3,
+                ..base
+            },
+            SamplingOptions {
                 top_k: 90,
                 top_p: 0.8,
                 min_p: 0.05,
@@ -289,7 +364,13 @@ mod tests {
             let mut sampler = Sampler::new();
             for position in 0..DRAWS {
                 let token = sampler
-                    .sample(&logits, &options, History::default(), u64::from(position))
+                    .sample(
+                        &logits,
+                        &options,
+                        &LogitBias::default(),
+                        History::default(),
+                        u64::from(position),
+                    )
                     .unwrap();
                 counts[token as usize] += 1;
             }
@@ -356,7 +437,13 @@ mod tests {
         let mut sampler = Sampler::new();
         for position in 0..50 {
             let token = sampler
-                .sample(&logits, &options, History::default(), position)
+                .sample(
+                    &logits,
+                    &options,
+                    &LogitBias::default(),
+                    History::default(),
+                    position,
+                )
                 .unwrap();
             assert!(token < 75_000, "the lower half of equals is the nucleus");
         }
@@ -384,14 +471,15 @@ mod tests {
             };
             let position = position as u64;
             assert_eq!(
-                reused.sample(&logits, &options, history, position),
-                Sampler::new().sample(&logits, &options, history, position)
+                reused.sample(&logits, &options, &LogitBias::default(), history, position),
+                Sampler::new().sample(&logits, &options, &LogitBias::default(), history, position)
             );
         }
     }
 
     #[test]
     fn penalties_act_before_the_choice() {
+        let none = LogitBias::default();
         let options = SamplingOptions {
             frequency_penalty: 1.0,
             ..SamplingOptions::default()
@@ -401,27 +489,32 @@ mod tests {
             generated: &[1, 1],
         };
         let logits = [2.5, 4.0, 1.0];
-        assert_eq!(Sampler::new().sample(&logits, &options, history, 0), Ok(0));
         assert_eq!(
-            Sampler::new().sample(&logits, &options, History::default(), 0),
+            Sampler::new().sample(&logits, &options, &none, history, 0),
+            Ok(0)
+        );
+        assert_eq!(
+            Sampler::new().sample(&logits, &options, &none, History::default(), 0),
             Ok(1)
         );
     }
 
     #[test]
     fn bad_logits_are_errors() {
+        let none = LogitBias::default();
         let mut sampler = Sampler::new();
         let options = SamplingOptions {
             temperature: 1.0,
             ..SamplingOptions::default()
         };
         assert_eq!(
-            sampler.sample(&[], &options, History::default(), 0),
+            sampler.sample(&[], &options, &none, History::default(), 0),
             Err(SampleError::Empty)
         );
         let result = sampler.sample(
             &[0.0, f32::INFINITY, f32::NAN],
             &options,
+            &none,
             History::default(),
             0,
         );
@@ -444,7 +537,58 @@ mod tests {
             prompt: &[0],
             generated: &[],
         };
-        assert!(sampler.sample(&[f32::MAX], &overflow, history, 0).is_err());
+        assert!(
+            sampler
+                .sample(&[f32::MAX], &overflow, &none, history, 0)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_bias_acts_before_everything_and_can_forbid_or_force() {
+        let logits = bumpy(300);
+        let best = sample(&logits, SamplingOptions::default(), 0);
+        let bias = |token: u32, value: f32| LogitBias::new(vec![(token, value)]).expect("valid");
+        let drawn = SamplingOptions {
+            temperature: 1.0,
+            top_k: 5,
+            ..SamplingOptions::default()
+        };
+        let with = |options: &SamplingOptions, bias: &LogitBias, position| {
+            Sampler::new()
+                .sample(&logits, options, bias, History::default(), position)
+                .expect("finite logits")
+        };
+        let greedy = SamplingOptions::default();
+        assert_ne!(with(&greedy, &bias(best, -100.0), 0), best);
+        for position in 0..50 {
+            assert_eq!(with(&drawn, &bias(123, 100.0), position), 123);
+            assert_ne!(with(&drawn, &bias(best, -100.0), position), best);
+        }
+        assert_eq!(with(&greedy, &bias(best, 0.0), 0), best);
+        assert_eq!(with(&greedy, &bias(best + 100_000, 100.0), 0), best);
+    }
+
+    #[test]
+    fn choices_of_one_seed_differ_and_can_be_repeated() {
+        let logits = vec![1.0; 1000];
+        let of = |choice, position| {
+            let options = SamplingOptions {
+                temperature: 1.0,
+                seed: 9,
+                choice,
+                ..SamplingOptions::default()
+            };
+            sample(&logits, options, position)
+        };
+        let tokens = |choice| {
+            (0..20)
+                .map(|position| of(choice, position))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(tokens(1), tokens(1));
+        assert_ne!(tokens(0), tokens(1));
+        assert_ne!(tokens(1), tokens(2));
     }
 
     proptest! {
@@ -456,14 +600,24 @@ mod tests {
             top_k in 0_u32..450,
             top_p in 0.0_f32..=1.0,
             min_p in 0.0_f32..=1.0,
+            typical_p in prop_oneof![Just(1.0_f32), 0.0_f32..=1.0],
             seed in any::<u64>(),
             position in any::<u64>(),
         ) {
-            let options = SamplingOptions { temperature, top_k, top_p, min_p, seed, ..SamplingOptions::default() };
+            let options = SamplingOptions { temperature, top_k, top_p, min_p, typical_p, seed, ..SamplingOptions::default() };
             let token = sample(&logits, options, position);
-            // Borders move by rounding: ask the reference with a hair more room.
-            let roomy = SamplingOptions { top_p: (top_p * 1.00001).min(1.0), min_p: min_p * 0.99999, ..options };
-            prop_assert!(probabilities(&logits, &roomy)[token as usize] > 0.0);
+            // Borders move by rounding: ask the reference with a hair more room, and on both sides of the border of
+            // the typical set, since a larger set is not a roomier one for what comes after.
+            let kept = [0.99999_f32, 1.0, 1.00001].into_iter().any(|hair| {
+                let roomy = SamplingOptions {
+                    top_p: (top_p * 1.00001).min(1.0),
+                    min_p: min_p * 0.99999,
+                    typical_p: if typical_p < 1.0 { (typical_p * hair).min(1.0) } else { 1.0 },
+                    ..options
+                };
+                probabilities(&logits, &roomy)[token as usize] > 0.0
+            });
+            prop_assert!(kept);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Random numbers that depend on (seed, position) and on nothing else.
+//! Random numbers that depend on (seed, choice, position) and on nothing else.
 //!
 //! Philox4x32-10, a counter-based generator: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw,
-//! "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. The seed is the key and the position the
+//! "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. The seed is the key, position and choice are the
 //! counter, so there is no state to carry: a draw repeated after a restart, in another batch or
 //! after a rejected guess is the same draw.
 
@@ -27,22 +27,22 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The 64 random bits of `position` under `seed`.
-fn bits(seed: u64, position: u64) -> u64 {
-    // The upper counter words stay zero: other uses of the same seed can set them.
+/// The 64 random bits of `position` under `seed` in answer `choice`.
+fn bits(seed: u64, choice: u32, position: u64) -> u64 {
+    // The last counter word stays zero: other uses of the same seed can set it.
     let words = philox(
-        [position as u32, (position >> 32) as u32, 0, 0],
+        [position as u32, (position >> 32) as u32, choice, 0],
         [seed as u32, (seed >> 32) as u32],
     );
     u64::from(words[1]) << 32 | u64::from(words[0])
 }
 
-/// A number in `0..bound` for `position` under `seed`; 0 if `bound` is 0.
+/// A number in `0..bound` for `position` under `seed` in answer `choice`; 0 if `bound` is 0.
 ///
 /// The multiplication rounds the ends of each token's share of `0..bound` to the grid of the 2^64
 /// possible bits, so no token's probability is off by more than 2^-64.
-pub(super) fn below(bound: u64, seed: u64, position: u64) -> u64 {
-    ((u128::from(bits(seed, position)) * u128::from(bound)) >> 64) as u64
+pub(super) fn below(bound: u64, seed: u64, choice: u32, position: u64) -> u64 {
+    ((u128::from(bits(seed, choice, position)) * u128::from(bound)) >> 64) as u64
 }
 
 #[cfg(test)]
@@ -74,22 +74,24 @@ mod tests {
         const DRAWS: u64 = 60_000;
         let mut counts = [0_u64; 6];
         for position in 0..DRAWS {
-            counts[usize::try_from(below(6, 7, position)).unwrap()] += 1;
+            counts[usize::try_from(below(6, 7, 0, position)).unwrap()] += 1;
         }
         // Five standard deviations of a count with mean 10,000.
         assert!(
             counts.iter().all(|&count| count.abs_diff(DRAWS / 6) < 460),
             "{counts:?}"
         );
-        assert_eq!(below(0, 1, 2), 0);
-        assert_eq!(below(1, 1, 2), 0);
+        assert_eq!(below(0, 1, 0, 2), 0);
+        assert_eq!(below(1, 1, 0, 2), 0);
     }
 
     #[test]
-    fn seed_and_position_both_matter() {
-        assert_ne!(bits(1, 0), bits(2, 0));
-        assert_ne!(bits(1, 0), bits(1, 1));
-        assert_ne!(bits(1, 0), bits(1, 1 << 32));
-        assert_ne!(bits(1, 0), bits(1 << 32, 0));
+    fn seed_choice_and_position_all_matter() {
+        let first = bits(1, 0, 0);
+        assert_ne!(first, bits(2, 0, 0));
+        assert_ne!(first, bits(1, 0, 1));
+        assert_ne!(first, bits(1, 0, 1 << 32));
+        assert_ne!(first, bits(1 << 32, 0, 0));
+        assert_ne!(first, bits(1, 1, 0));
     }
 }

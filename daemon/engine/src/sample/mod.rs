@@ -2,15 +2,17 @@
 //!
 //! The chain, in this order; each part narrows or reshapes what the one before left:
 //!
-//! 1. penalties on the logits: repetition, then presence and frequency ([`penalty`]);
-//! 2. `temperature == 0`: the largest logit wins, the lowest id among equals; the chain ends here;
-//! 3. top-k: the `k` largest logits;
-//! 4. temperature and softmax over what top-k left, in fixed point ([`weight`]);
-//! 5. top-p: the fewest most probable tokens whose probabilities reach `p`;
-//! 6. min-p: tokens at least `min_p` times as probable as the most probable one;
-//! 7. one draw, keyed by (seed, position) ([`draw`]).
+//! 1. the caller's bias is added to the logits ([`bias`]);
+//! 2. penalties on the logits: repetition, then presence and frequency ([`penalty`]);
+//! 3. `temperature == 0`: the largest logit wins, the lowest id among equals; the chain ends here;
+//! 4. top-k: the `k` largest logits;
+//! 5. temperature and softmax over what top-k left, in fixed point ([`weight`]);
+//! 6. typical: the tokens nearest to the expected surprise whose probabilities reach `typical_p` ([`typical`]);
+//! 7. top-p: the fewest most probable tokens whose probabilities reach `p`;
+//! 8. min-p: tokens at least `min_p` times as probable as the most probable one;
+//! 9. one draw, keyed by (seed, choice, position) ([`draw`]).
 //!
-//! Top-p and min-p are both measured on the distribution after step 4, so their order does not matter.
+//! Top-p and min-p are both measured on the distribution that step 6 left, so their order does not matter.
 //!
 //! Everything here is a function of its arguments: logits, options, the tokens so far and the
 //! position. Wherever tokens are ranked, the more probable comes first and the lower id among equals.
@@ -21,14 +23,17 @@
 //! Nothing here sorts the vocabulary: top-k is a selection, and top-p and the draw look for the
 //! token at a given cumulative probability by halving.
 
+mod bias;
 mod chain;
 mod draw;
 mod logprob;
 mod options;
 mod penalty;
 mod select;
+mod typical;
 mod weight;
 
+pub use bias::{BiasError, LOGIT_BIAS_COUNT_MAX, LOGIT_BIAS_MAX, LogitBias};
 pub use chain::{History, SampleError, Sampler};
 pub use logprob::{LOGPROBS_TOP_MAX, RankedToken, TokenLogprobs};
 pub use options::{

@@ -26,6 +26,9 @@ pub struct SamplingOptions {
     pub top_p: f32,
     /// Keeps tokens at least this many times as probable as the most probable one; 0 keeps all. `0..=1`.
     pub min_p: f32,
+    /// Keeps the tokens whose surprise is nearest to the expected one, as many as it takes for their probabilities to
+    /// reach this; 1 keeps all. `0..=1`.
+    pub typical_p: f32,
     /// Divides positive and multiplies negative logits of tokens in the window; 1 is off.
     /// `REPEAT_PENALTY_MIN..=REPEAT_PENALTY_MAX`.
     pub repeat_penalty: f32,
@@ -38,6 +41,8 @@ pub struct SamplingOptions {
     pub frequency_penalty: f32,
     /// Key of the draws. Equal seeds, options and logits give equal tokens at equal positions.
     pub seed: u64,
+    /// Second key of the draws: tells apart the answers to one request.
+    pub choice: u32,
 }
 
 impl Default for SamplingOptions {
@@ -47,11 +52,13 @@ impl Default for SamplingOptions {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             repeat_penalty: 1.0,
             repeat_last_n: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
+            choice: 0,
         }
     }
 }
@@ -90,6 +97,7 @@ impl SamplingOptions {
             ("temperature", self.temperature, 0.0, TEMPERATURE_MAX),
             ("top_p", self.top_p, 0.0, 1.0),
             ("min_p", self.min_p, 0.0, MIN_P_MAX),
+            ("typical_p", self.typical_p, 0.0, 1.0),
             (
                 "repeat_penalty",
                 self.repeat_penalty,
@@ -153,7 +161,7 @@ mod tests {
     #[test]
     fn each_field_is_checked_and_named() {
         type Set = fn(&mut SamplingOptions, f32);
-        let fields: [(&str, Set, f32, f32); 6] = [
+        let fields: [(&str, Set, f32, f32); 7] = [
             (
                 "temperature",
                 |o, v| o.temperature = v,
@@ -162,6 +170,7 @@ mod tests {
             ),
             ("top_p", |o, v| o.top_p = v, 0.0, 1.0),
             ("min_p", |o, v| o.min_p = v, 0.0, 1.0),
+            ("typical_p", |o, v| o.typical_p = v, 0.0, 1.0),
             (
                 "repeat_penalty",
                 |o, v| o.repeat_penalty = v,

@@ -24,7 +24,7 @@ pub(super) fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// The heavier first, equal weights by id. Weights follow logits except that close logits may
 /// round to one weight.
-fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
+pub(super) fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.cmp(&a.weight).then(a.id.cmp(&b.id))
 }
 
@@ -60,16 +60,20 @@ pub(super) fn top(kept: &mut Vec<Candidate>, logits: &[f32], count: usize) {
     }
 }
 
-/// The token at which the cumulative weight, the heaviest first, reaches `mass`, and that cumulative
+/// The token at which the cumulative weight, in the total `order`, reaches `mass`, and that cumulative
 /// weight. `None` if the candidates do not weigh that much together.
 ///
 /// Halving: linear in the number of candidates whatever their weights.
-pub(super) fn at_mass(candidates: &mut [Candidate], mass: u64) -> Option<(Candidate, u64)> {
+pub(super) fn at_mass(
+    candidates: &mut [Candidate],
+    mass: u64,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+) -> Option<(Candidate, u64)> {
     let mut rest = candidates;
     let mut before = 0_u64;
     while rest.len() > SORT_COUNT {
         let middle = rest.len() / 2;
-        rest.select_nth_unstable_by(middle, by_weight);
+        rest.select_nth_unstable_by(middle, &order);
         let (better, worse) = rest.split_at_mut(middle);
         let weight: u64 = better.iter().map(|candidate| candidate.weight).sum();
         if before + weight >= mass {
@@ -79,7 +83,7 @@ pub(super) fn at_mass(candidates: &mut [Candidate], mass: u64) -> Option<(Candid
             rest = worse;
         }
     }
-    rest.sort_unstable_by(by_weight);
+    rest.sort_unstable_by(&order);
     for candidate in rest {
         before += candidate.weight;
         if before >= mass {
@@ -135,7 +139,7 @@ mod tests {
             });
             let mut shuffled = sorted.clone();
             shuffled.sort_by_key(|candidate| candidate.id.wrapping_mul(0x9E37_79B9));
-            prop_assert_eq!(at_mass(&mut shuffled, mass), expected);
+            prop_assert_eq!(at_mass(&mut shuffled, mass, by_weight), expected);
         }
     }
 
