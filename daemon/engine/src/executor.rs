@@ -53,6 +53,18 @@ pub enum ExecutorError {
         /// Its largest value.
         max: usize,
     },
+    /// The activations of a batch would take more memory than any model of this file's size has use for.
+    #[error(
+        "a batch of {tokens} tokens takes {bytes} bytes of activations: at most {max} are taken for this file; is it damaged?"
+    )]
+    Activations {
+        /// Tokens of a batch.
+        tokens: usize,
+        /// Bytes that it takes.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
     /// There is not enough memory for the KV cache.
     #[error("not enough memory for a KV cache of {tokens} tokens")]
     KvMemory {
@@ -153,6 +165,10 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// Bytes of activations that every model may take; a large one may take four times its file. Widths that a small file
+/// only claims would otherwise ask for gigabytes.
+const ACTIVATION_BYTES_MIN: usize = 512 << 20;
+
 /// Runs one model: its threads, activations and KV cache.
 #[derive(Debug)]
 pub struct Executor {
@@ -200,8 +216,15 @@ impl Executor {
             key_value: shape.kv_head_count * shape.head_dim,
             feed_forward: shape.feed_forward,
             rope_pairs: shape.rope_pairs,
+            rope_count: shape.rope_count,
             context: shape.context.min(cache.tokens_max()),
         };
+        let max = ACTIVATION_BYTES_MIN.max(model.info().file_bytes.saturating_mul(4));
+        let bytes = sizes.bytes(threads.get()).unwrap_or(usize::MAX);
+        if bytes > max {
+            let tokens = tokens_max;
+            return Err(ExecutorError::Activations { tokens, bytes, max });
+        }
         let cpu = Cpu::new(options.isa, threads, &sizes)?;
         Ok(Executor {
             model,

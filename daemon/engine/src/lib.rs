@@ -8,6 +8,7 @@ mod files;
 pub mod generate;
 pub mod gguf;
 pub mod kv;
+pub mod layer;
 mod model;
 pub mod models;
 pub mod sample;

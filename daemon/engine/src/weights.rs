@@ -34,6 +34,57 @@ impl Matrix {
     pub(crate) fn bytes<'a>(&self, maps: &'a [Mapping]) -> &'a [u8] {
         &maps[self.part][self.range.clone()]
     }
+
+    /// Some of its rows, as a matrix: files have several matrices of the same input as one.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Matrix {
+        assert!(rows.start <= rows.end && rows.end <= self.row_count);
+        let start = |row: usize| self.range.start + row * self.row_bytes();
+        Matrix {
+            row_count: rows.len(),
+            range: start(rows.start)..start(rows.end),
+            ..*self
+        }
+    }
+}
+
+/// A matrix and what is added to its product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// The matrix.
+    pub matrix: Matrix,
+    /// One element for each row.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A root mean square norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RmsNorm {
+    /// Factor of each element.
+    pub weight: Vec<f32>,
+    /// What is added to the mean square.
+    pub epsilon: f32,
+}
+
+impl RmsNorm {
+    /// Takes the weights of `name` from a file.
+    ///
+    /// # Errors
+    /// See [`Source::vector`].
+    pub fn load(
+        source: &mut Source<'_, '_>,
+        name: &str,
+        length: usize,
+        epsilon: f32,
+    ) -> Result<RmsNorm, WeightsError> {
+        Ok(RmsNorm {
+            weight: source.vector(&format!("{name}.weight"), length)?,
+            epsilon,
+        })
+    }
 }
 
 /// Why a model's weights or hyperparameters cannot be used.
@@ -89,6 +140,12 @@ pub enum WeightsError {
         name: String,
         /// The file's architecture.
         architecture: String,
+    },
+    /// The file asks for something that nothing here does.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What, and where the file says so.
+        what: String,
     },
     /// No architecture of this name is built in.
     #[error("architecture `{architecture}` is not supported (supported: {supported})")]
@@ -195,6 +252,68 @@ impl<'a, 'g> Source<'a, 'g> {
         let mut values = vec![0.0; length];
         block::decode_row(format, self.gguf.data(tensor), &mut values);
         Ok(values)
+    }
+
+    /// Takes the matrix `name.weight`, and `name.bias` if the file has it.
+    ///
+    /// # Errors
+    /// See [`Source::matrix`] and [`Source::vector`].
+    pub fn linear(
+        &mut self,
+        name: &str,
+        row_count: usize,
+        row_elements: usize,
+    ) -> Result<Linear, WeightsError> {
+        let matrix = self.matrix(&format!("{name}.weight"), row_count, row_elements)?;
+        let bias = format!("{name}.bias");
+        Ok(Linear {
+            matrix,
+            bias: if self.has(&bias) {
+                Some(self.vector(&bias, row_count)?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Takes several matrices of the same input, given by the last part of their names and their rows: from the one
+    /// matrix `fused` if the file has it, which has their rows one after the other, else each by `name` of its part.
+    /// The biases may be of the one or of the several.
+    ///
+    /// # Errors
+    /// See [`Source::linear`].
+    pub fn linears<const N: usize>(
+        &mut self,
+        fused: &str,
+        name: &dyn Fn(&str) -> String,
+        parts: [(&str, usize); N],
+        row_elements: usize,
+    ) -> Result<[Linear; N], WeightsError> {
+        let mut linears = Vec::with_capacity(N);
+        if self.has(&format!("{fused}.weight")) {
+            let rows = parts.iter().map(|&(_, rows)| rows).sum();
+            let all = self.linear(fused, rows, row_elements)?;
+            let mut start = 0;
+            for (part, rows) in parts {
+                let range = start..start + rows;
+                let bias_name = format!("{}.bias", name(part));
+                let bias = match &all.bias {
+                    Some(bias) => Some(bias[range.clone()].to_vec()),
+                    None if self.has(&bias_name) => Some(self.vector(&bias_name, rows)?),
+                    None => None,
+                };
+                start = range.end;
+                linears.push(Linear {
+                    matrix: all.matrix.rows(range),
+                    bias,
+                });
+            }
+        } else {
+            for (part, rows) in parts {
+                linears.push(self.linear(&name(part), rows, row_elements)?);
+            }
+        }
+        Ok(linears.try_into().expect("one for each part"))
     }
 
     /// Ends the taking.

@@ -8,8 +8,8 @@ use super::exp::exp;
 #[inline(always)]
 #[must_use]
 pub fn gelu_tanh(x: f32) -> f32 {
-    const A: f32 = -1.595_769; // -2 sqrt(2 / π)
-    const B: f32 = -0.071_354_82; // 0.044715 a
+    const A: f32 = -1.595_769_2; // -2 sqrt(2 / π)
+    const B: f32 = -0.071_354_814; // 0.044715 a
     x / (1.0 + exp(x * (A + B * (x * x))))
 }
 

@@ -1,15 +1,32 @@
-//! Architectures, one file each: which hyperparameters they read, which tensors they take, and their graph.
+//! Architectures, one file each: what is particular to each of them.
 //!
-//! Invariant: a file's graph calls the steps of [`Pass`] and nothing else, so that features (speculation, batching,
-//! caching) stay out of model files and model files out of them. How to add one: `daemon/engine/README.md`.
+//! The seams, from outside in:
+//!
+//! - [`registry`](mod@registry) maps `general.architecture` to a loader, which makes an [`Architecture`].
+//! - [`Architecture`] is what the executor runs: sizes ([`Shape`]), and a graph over a batch.
+//! - A decoder's loader fills in a [`Design`](crate::layer::Design) and hands it to [`crate::layer::Decoder`], which
+//!   takes the tensors and is the graph that decoders share. What no design can say is a field of it with its step in
+//!   the decoder, or, for a graph of another kind, an `Architecture` of its own beside `Decoder`.
+//! - Graphs call the steps of [`Pass`] and nothing else, so that features (speculation, batching, caching) stay out of
+//!   model files and model files out of them.
+//!
+//! How to add one: README.md beside this file.
 
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
+mod mistral3;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod registry;
+mod smollm3;
 
 use crate::backend::cpu::Pass;
 use crate::kv::Geometry;
-use crate::weights::WeightsError;
-use std::fmt::Display;
 
 pub use registry::{load, names};
 
@@ -30,6 +47,8 @@ pub struct Shape {
     pub feed_forward: usize,
     /// Rotated pairs of a head.
     pub rope_pairs: usize,
+    /// Rotations that layers choose from.
+    pub rope_count: usize,
     /// Tokens in the vocabulary, which is the number of logits.
     pub vocabulary: usize,
     /// Positions that the model was made for.
@@ -37,7 +56,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// What a page of the KV cache holds.
+    /// What a page of the KV cache holds. Layers with a window keep all positions too: a sequence can then be
+    /// shortened to any length, and memory is the price.
     #[must_use]
     pub fn kv_geometry(&self) -> Geometry {
         Geometry {
@@ -59,24 +79,4 @@ pub trait Architecture: Send + Sync + std::fmt::Debug {
     /// Runs a batch: the residual streams of its tokens through all layers, keys and values into the cache, and the
     /// logits of its outputs.
     fn forward(&self, pass: &mut Pass<'_>);
-}
-
-/// Bounds on hyperparameters: an order of magnitude above the largest models.
-mod limits {
-    pub(super) const LAYERS_MAX: u32 = 1024;
-    pub(super) const EMBEDDING_MAX: u32 = 1 << 17;
-    pub(super) const HEADS_MAX: u32 = 1024;
-    pub(super) const HEAD_DIM_MAX: u32 = 1024;
-    pub(super) const FEED_FORWARD_MAX: u32 = 1 << 19;
-    pub(super) const CONTEXT_MAX: u32 = 1 << 24;
-    pub(super) const VOCABULARY_MAX: usize = 1 << 22;
-}
-
-/// The error of a hyperparameter out of range.
-fn hyperparameter(key: &str, value: impl Display, expected: impl Display) -> WeightsError {
-    WeightsError::Hyperparameter {
-        key: key.to_owned(),
-        value: value.to_string(),
-        expected: expected.to_string(),
-    }
 }

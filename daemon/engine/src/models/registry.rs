@@ -1,13 +1,50 @@
 //! Which architecture a file's name for it means.
 
-use super::{Architecture, llama::Llama};
+use super::{
+    Architecture, gemma, gemma2, gemma3, granite, llama, mistral3, olmo2, phi3, qwen2, qwen3,
+    smollm3,
+};
 use crate::gguf::Gguf;
-use crate::weights::WeightsError;
+use crate::layer::{Decoder, Design, Hyperparameters};
+use crate::weights::{Source, WeightsError};
 
 type Load = fn(&Gguf<'_>) -> Result<Box<dyn Architecture>, WeightsError>;
 
+/// What a decoder's file says of it.
+type Describe = fn(&Hyperparameters<'_, '_>, &mut Source<'_, '_>) -> Result<Design, WeightsError>;
+
+/// A loader of the decoder that `$describe` designs.
+macro_rules! decoder {
+    ($describe:path) => {
+        |gguf| decoder(gguf, $describe)
+    };
+}
+
 /// `general.architecture` and what loads it.
-const ARCHITECTURES: &[(&str, Load)] = &[("llama", |gguf| Ok(Box::new(Llama::load(gguf)?)))];
+const ARCHITECTURES: &[(&str, Load)] = &[
+    ("gemma", decoder!(gemma::design)),
+    ("gemma2", decoder!(gemma2::design)),
+    ("gemma3", decoder!(gemma3::design)),
+    ("granite", decoder!(granite::design)),
+    ("llama", decoder!(llama::design)),
+    ("mistral3", decoder!(mistral3::design)),
+    ("olmo2", decoder!(olmo2::design)),
+    ("phi3", decoder!(phi3::design)),
+    ("qwen2", decoder!(qwen2::design)),
+    ("qwen3", decoder!(qwen3::design)),
+    ("smollm3", decoder!(smollm3::design)),
+];
+
+fn decoder(gguf: &Gguf<'_>, describe: Describe) -> Result<Box<dyn Architecture>, WeightsError> {
+    let keys = Hyperparameters::new(gguf)?;
+    let mut source = Source::new(gguf);
+    let design = describe(&keys, &mut source)?;
+    Ok(Box::new(Decoder::load(
+        source,
+        design,
+        keys.architecture(),
+    )?))
+}
 
 /// Names of the architectures that are built in.
 pub fn names() -> impl Iterator<Item = &'static str> {

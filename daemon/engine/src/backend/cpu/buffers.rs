@@ -18,6 +18,8 @@ pub struct Sizes {
     pub feed_forward: usize,
     /// Rotated pairs of a head.
     pub rope_pairs: usize,
+    /// Rotations that layers choose from.
+    pub rope_count: usize,
     /// Positions of a sequence.
     pub context: usize,
 }
@@ -41,8 +43,8 @@ pub(crate) struct Buffers {
     pub(crate) projected: Vec<f32>,
     /// 8-bit form of whichever buffer enters the next matrices.
     pub(crate) levels: Levels,
-    /// `[token][pair]` of cosine and sine.
-    pub(crate) rope: Vec<[f32; 2]>,
+    /// `[rotation][token][pair]` of cosine and sine.
+    pub(crate) ropes: Vec<Vec<[f32; 2]>>,
     /// One token's keys and values in f16.
     pub(crate) half_key: Vec<u16>,
     pub(crate) half_value: Vec<u16>,
@@ -58,6 +60,41 @@ pub(crate) struct Levels {
     levels: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+}
+
+impl Sizes {
+    /// Bytes of the buffers with `threads` threads, apart from logits; `None` if they cannot be counted.
+    #[must_use]
+    pub fn bytes(&self, threads: usize) -> Option<usize> {
+        let widest = self.embedding.max(self.query).max(self.feed_forward);
+        let sum = |parts: &[usize]| {
+            let mut sum = 0usize;
+            for &part in parts {
+                sum = sum.checked_add(part)?;
+            }
+            Some(sum)
+        };
+        let floats = sum(&[
+            self.embedding.checked_mul(3)?,
+            self.query.checked_mul(2)?,
+            self.key_value.checked_mul(2)?,
+            self.feed_forward.checked_mul(2)?,
+            self.rope_pairs
+                .checked_mul(2)?
+                .checked_mul(self.rope_count)?,
+            // Levels of a byte, and twelve bytes for every group of them.
+            widest
+                .checked_next_multiple_of(GROUP)?
+                .checked_mul(11)?
+                .div_ceil(32),
+        ])?;
+        sum(&[
+            floats.checked_mul(self.tokens_max)?,
+            self.context.checked_mul(threads)?,
+            self.key_value,
+        ])?
+        .checked_mul(size_of::<f32>())
+    }
 }
 
 impl Buffers {
@@ -84,7 +121,7 @@ impl Buffers {
                 scales: vec![0.0; tokens * widest / GROUP],
                 sums: vec![0; tokens * widest / GROUP * 2],
             },
-            rope: vec![[0.0; 2]; tokens * sizes.rope_pairs],
+            ropes: vec![vec![[0.0; 2]; tokens * sizes.rope_pairs]; sizes.rope_count],
             half_key: vec![0; sizes.key_value],
             half_value: vec![0; sizes.key_value],
             scores: (0..threads)

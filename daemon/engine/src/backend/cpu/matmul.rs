@@ -1,6 +1,5 @@
 //! Matrices on all threads.
 
-use super::Cpu;
 use crate::weights::Matrix;
 use andon_kernels::activation::Columns;
 use andon_kernels::{Table, Tiles};
@@ -45,11 +44,4 @@ pub(super) fn multiply<const N: usize>(
             }
         }
     });
-}
-
-impl Cpu {
-    /// Whether any of the matrices reads quantized columns.
-    pub(super) fn quantized(matrices: &[&Matrix]) -> bool {
-        matrices.iter().any(|matrix| matrix.format.is_quantized())
-    }
 }

@@ -7,11 +7,17 @@
 
 mod attend;
 mod buffers;
+mod heads;
 mod matmul;
 mod pass;
+mod residual;
 
+pub use crate::weights::RmsNorm;
+pub use attend::Attend;
 pub use buffers::Sizes;
-pub use pass::{Batch, Pass, Rope};
+pub use heads::{Heads, Temperature};
+pub use pass::{Batch, Output, Pass};
+pub use residual::{Activation, Residual};
 
 use andon_kernels::{Isa, Table};
 use andon_os::Pool;

@@ -1,11 +1,12 @@
 //! One batch on its way through a model: the steps that architectures are put together from.
 
+use super::buffers::Buffers;
 use super::matmul::{Product, multiply};
 use super::{Cpu, share};
-use crate::kv::{Cache, PAGE};
-use crate::weights::Matrix;
+use crate::kv::Cache;
+use crate::layer::Rope;
+use crate::weights::{Linear, Matrix, RmsNorm};
 use andon_kernels::block;
-use andon_kernels::op::rope::Pairing;
 use andon_os::{Mapping, Pool};
 
 /// Tokens below which elementwise steps run on the calling thread: sharing them out costs more than they do.
@@ -13,6 +14,9 @@ const SHARED_TOKENS_MIN: usize = 8;
 
 /// Tokens that a thread takes at a time in elementwise steps.
 const PIECE_TOKENS: usize = 8;
+
+/// Logits that a thread takes at a time.
+const LOGITS_PIECE: usize = 1 << 13;
 
 /// The tokens of a batch.
 #[derive(Debug, Default)]
@@ -56,29 +60,21 @@ pub struct Pass<'a> {
     pub(crate) batch: &'a Batch,
 }
 
-/// How positions are rotated.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Which elements of a head belong together.
-    pub pairing: Pairing,
-    /// Angle per position of each pair, in radians.
-    pub frequencies: Vec<f64>,
-}
-
-impl Rope {
-    /// The usual frequencies: `base ^ (-2 i / dims)` for pair `i` of `dims / 2`.
-    #[must_use]
-    pub fn new(pairing: Pairing, base: f64, dims: usize) -> Rope {
-        let frequency = |pair: usize| libm::pow(base, -((2 * pair) as f64) / dims as f64);
-        Rope {
-            pairing,
-            frequencies: (0..dims / 2).map(frequency).collect(),
-        }
-    }
+/// What logits are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// Norm of the residual stream.
+    pub norm: &'a RmsNorm,
+    /// From there to the vocabulary.
+    pub linear: &'a Linear,
+    /// Factor of the logits.
+    pub scale: f32,
+    /// Bound that they are kept within, after that.
+    pub cap: Option<f32>,
 }
 
 /// Tokens of a piece: all of them where the calling thread does the work.
-fn piece_tokens(token_count: usize) -> usize {
+pub(super) fn piece_tokens(token_count: usize) -> usize {
     if token_count < SHARED_TOKENS_MIN {
         token_count
     } else {
@@ -87,7 +83,7 @@ fn piece_tokens(token_count: usize) -> usize {
 }
 
 /// Runs `work` on every piece, on all threads if there are enough tokens.
-fn run<I>(pool: &mut Pool, token_count: usize, pieces: I, work: impl Fn(I::Item) + Sync)
+pub(super) fn run<I>(pool: &mut Pool, token_count: usize, pieces: I, work: impl Fn(I::Item) + Sync)
 where
     I: Iterator + Send,
 {
@@ -99,12 +95,12 @@ where
 }
 
 impl Pass<'_> {
-    fn token_count(&self) -> usize {
+    pub(super) fn token_count(&self) -> usize {
         self.batch.tokens.len()
     }
 
-    /// Sets the residual stream to the rows of `matrix` that the tokens name.
-    pub fn embed(&mut self, matrix: &Matrix) {
+    /// Sets the residual stream to the rows of `matrix` that the tokens name, each element times `scale`.
+    pub fn embed(&mut self, matrix: &Matrix, scale: f32) {
         let (row_bytes, rows) = (matrix.row_bytes(), matrix.bytes(self.weights));
         for (hidden, &token) in self
             .cpu
@@ -115,246 +111,72 @@ impl Pass<'_> {
         {
             let start = token as usize * row_bytes;
             block::decode_row(matrix.format, &rows[start..start + row_bytes], hidden);
+            multiply_by(hidden, scale);
         }
     }
 
-    /// Computes the rotations of the batch's positions, for [`Pass::rotate`] in every layer.
-    pub fn prepare_rope(&mut self, rope: &Rope) {
-        let rows = self
-            .cpu
-            .buffers
-            .rope
-            .chunks_exact_mut(rope.frequencies.len().max(1));
-        for (row, &position) in rows.zip(&self.batch.positions) {
-            for (pair, &frequency) in row.iter_mut().zip(&rope.frequencies) {
-                let (sin, cos) = libm::sincos(position as f64 * frequency);
-                *pair = [cos as f32, sin as f32];
-            }
-        }
-    }
-
-    /// Normalizes the residual stream into the input of `matrices`.
-    pub fn norm(&mut self, weight: &[f32], epsilon: f32, matrices: &[&Matrix]) {
-        let count = self.token_count();
-        let k = weight.len();
-        let Cpu {
-            table,
-            pool,
-            buffers,
-        } = &mut *self.cpu;
-        let table = &*table;
-        let normed = &mut buffers.normed[..count * k];
-        let hidden = &buffers.hidden[..count * k];
-        if !Cpu::quantized(matrices) {
-            for (hidden, normed) in hidden.chunks_exact(k).zip(normed.chunks_exact_mut(k)) {
-                table.rms_norm(hidden, weight, epsilon, normed);
-            }
-            return;
-        }
-        let each = piece_tokens(count);
-        let items = hidden
-            .chunks(each * k)
-            .zip(normed.chunks_mut(each * k))
-            .zip(buffers.levels.pieces(k, each));
-        run(pool, count, items, |((hidden, normed), mut levels)| {
-            for (hidden, normed) in hidden.chunks_exact(k).zip(normed.chunks_exact_mut(k)) {
-                table.rms_norm(hidden, weight, epsilon, normed);
-            }
-            table.quantize(normed, &mut levels.first(normed.len()));
-        });
-    }
-
-    /// Queries, keys and values of the normalized input.
-    pub fn query_key_value(&mut self, query: &Matrix, key: &Matrix, value: &Matrix) {
-        let count = self.token_count();
-        let Cpu {
-            table,
-            pool,
-            buffers,
-        } = &mut *self.cpu;
-        let columns = buffers
-            .levels
-            .columns(&buffers.normed, query.row_elements, count);
-        let products = [
-            Product {
-                matrix: query,
-                output: &mut buffers.query,
-            },
-            Product {
-                matrix: key,
-                output: &mut buffers.key,
-            },
-            Product {
-                matrix: value,
-                output: &mut buffers.value,
-            },
-        ];
-        multiply(table, pool, self.weights, columns, products);
-    }
-
-    /// Rotates the queries and keys by their positions.
-    pub fn rotate(&mut self, rope: &Rope, head_dim: usize) {
-        let count = self.token_count();
-        let pairs = rope.frequencies.len();
-        let Cpu {
-            table,
-            pool,
-            buffers,
-        } = &mut *self.cpu;
-        let table = &*table;
-        let each = piece_tokens(count);
-        let (queries, keys) = (buffers.sizes.query, buffers.sizes.key_value);
-        let items = buffers.query[..count * queries]
-            .chunks_mut(each * queries)
-            .zip(buffers.key[..count * keys].chunks_mut(each * keys))
-            .zip(buffers.rope.chunks(each * pairs));
-        run(pool, count, items, |((query, key), rows)| {
-            for ((query, key), row) in query
-                .chunks_exact_mut(queries)
-                .zip(key.chunks_exact_mut(keys))
-                .zip(rows.chunks_exact(pairs))
-            {
-                for head in query
-                    .chunks_exact_mut(head_dim)
-                    .chain(key.chunks_exact_mut(head_dim))
-                {
-                    table.rotate(head, row, rope.pairing);
+    /// Computes the rotations of the batch's positions by each of `ropes`, for [`Pass::finish_heads`] in every layer.
+    pub fn prepare_ropes(&mut self, ropes: &[Rope]) {
+        let Buffers {
+            ropes: tables,
+            sizes,
+            ..
+        } = &mut self.cpu.buffers;
+        for (table, rope) in tables.iter_mut().zip(ropes) {
+            let frequencies = rope.frequencies_for(sizes.context);
+            let rows = table.chunks_exact_mut(frequencies.len().max(1));
+            for (row, &position) in rows.zip(&self.batch.positions) {
+                for (pair, &frequency) in row.iter_mut().zip(frequencies) {
+                    let (sin, cos) = libm::sincos(position as f64 * frequency);
+                    *pair = [(cos * rope.magnitude) as f32, (sin * rope.magnitude) as f32];
                 }
             }
-        });
-    }
-
-    /// Stores the keys and values in the cache.
-    pub fn remember(&mut self, layer: usize) {
-        let Cpu { table, buffers, .. } = &mut *self.cpu;
-        let width = buffers.half_key.len();
-        for (token, (key, value)) in buffers
-            .key
-            .chunks_exact(width)
-            .zip(buffers.value.chunks_exact(width))
-            .take(self.batch.tokens.len())
-            .enumerate()
-        {
-            table.to_half(key, &mut buffers.half_key);
-            table.to_half(value, &mut buffers.half_value);
-            let position = self.batch.positions[token];
-            let page = self.batch.pages_of(token)[position / PAGE];
-            self.cache.store(
-                page,
-                layer,
-                position % PAGE,
-                &buffers.half_key,
-                &buffers.half_value,
-            );
         }
     }
 
-    /// Adds `matrix` times what attention gave to the residual stream.
-    pub fn add_attended(&mut self, matrix: &Matrix) {
-        let count = self.token_count();
-        let k = matrix.row_elements;
-        let Cpu {
-            table,
-            pool,
-            buffers,
-        } = &mut *self.cpu;
-        if matrix.format.is_quantized() {
-            let table = &*table;
-            let each = piece_tokens(count);
-            let items = buffers.attended[..count * k]
-                .chunks(each * k)
-                .zip(buffers.levels.pieces(k, each));
-            run(pool, count, items, |(attended, mut levels)| {
-                table.quantize(attended, &mut levels.first(attended.len()));
-            });
-        }
-        let columns = buffers.levels.columns(&buffers.attended, k, count);
-        multiply(
-            table,
-            pool,
-            self.weights,
-            columns,
-            [Product {
-                matrix,
-                output: &mut buffers.projected,
-            }],
-        );
-        self.add_projected();
-    }
-
-    /// Adds the gated feed-forward layer of the normalized input to the residual stream.
-    pub fn add_swiglu(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix) {
+    /// Normalizes the residual stream into the input of `matrices`; without a norm it is their input as it is.
+    pub fn norm(&mut self, norm: Option<&RmsNorm>, matrices: &[&Linear]) {
         let count = self.token_count();
         let Cpu {
             table,
             pool,
             buffers,
         } = &mut *self.cpu;
-        let columns = buffers
-            .levels
-            .columns(&buffers.normed, gate.row_elements, count);
-        let products = [
-            Product {
-                matrix: gate,
-                output: &mut buffers.gate,
-            },
-            Product {
-                matrix: up,
-                output: &mut buffers.up,
-            },
-        ];
-        multiply(table, pool, self.weights, columns, products);
-        let k = down.row_elements;
-        let quantized = down.format.is_quantized();
+        let table = &*table;
+        let k = buffers.sizes.embedding;
+        let quantized = matrices
+            .iter()
+            .any(|linear| linear.matrix.format.is_quantized());
         let each = piece_tokens(count);
-        let shared_table = &*table;
-        let gates = buffers.gate[..count * k]
-            .chunks_mut(each * k)
-            .zip(buffers.up[..count * k].chunks(each * k));
+        let items = buffers.hidden[..count * k]
+            .chunks(each * k)
+            .zip(buffers.normed[..count * k].chunks_mut(each * k));
+        let normalize = |hidden: &[f32], normed: &mut [f32]| match norm {
+            Some(norm) => {
+                for (hidden, normed) in hidden.chunks_exact(k).zip(normed.chunks_exact_mut(k)) {
+                    table.rms_norm(hidden, &norm.weight, norm.epsilon, normed);
+                }
+            }
+            None => normed.copy_from_slice(hidden),
+        };
         if quantized {
-            run(
-                pool,
-                count,
-                gates.zip(buffers.levels.pieces(k, each)),
-                |((gate, up), mut levels)| {
-                    shared_table.swiglu(gate, up);
-                    shared_table.quantize(gate, &mut levels.first(gate.len()));
-                },
-            );
+            let items = items.zip(buffers.levels.pieces(k, each));
+            run(pool, count, items, |((hidden, normed), mut levels)| {
+                normalize(hidden, normed);
+                table.quantize(normed, &mut levels.first(normed.len()));
+            });
         } else {
-            run(pool, count, gates, |(gate, up)| {
-                shared_table.swiglu(gate, up);
+            run(pool, count, items, |(hidden, normed)| {
+                normalize(hidden, normed);
             });
         }
-        let columns = buffers.levels.columns(&buffers.gate, k, count);
-        multiply(
-            table,
-            pool,
-            self.weights,
-            columns,
-            [Product {
-                matrix: down,
-                output: &mut buffers.projected,
-            }],
-        );
-        self.add_projected();
     }
 
-    fn add_projected(&mut self) {
-        let buffers = &mut self.cpu.buffers;
-        let elements = self.batch.tokens.len() * buffers.sizes.embedding;
-        for (hidden, projected) in buffers.hidden[..elements]
-            .iter_mut()
-            .zip(&buffers.projected)
-        {
-            *hidden += projected;
-        }
-    }
-
-    /// Logits of the batch's outputs: normalizes their residual streams and multiplies with `matrix`.
-    pub fn output(&mut self, norm: &[f32], epsilon: f32, matrix: &Matrix) {
+    /// Logits of the batch's outputs: normalizes their residual streams and multiplies with the output's matrix.
+    pub fn output(&mut self, output: &Output<'_>) {
         let count = self.batch.outputs.len();
-        let k = norm.len();
+        let (norm, matrix) = (output.norm, &output.linear.matrix);
+        let k = norm.weight.len();
         let Cpu {
             table,
             pool,
@@ -365,12 +187,8 @@ impl Pass<'_> {
             return;
         }
         for (normed, &token) in buffers.normed.chunks_exact_mut(k).zip(&self.batch.outputs) {
-            table.rms_norm(
-                &buffers.hidden[token * k..(token + 1) * k],
-                norm,
-                epsilon,
-                normed,
-            );
+            let hidden = &buffers.hidden[token * k..(token + 1) * k];
+            table.rms_norm(hidden, &norm.weight, norm.epsilon, normed);
         }
         let normed = &buffers.normed[..count * k];
         if matrix.format.is_quantized() {
@@ -389,5 +207,41 @@ impl Pass<'_> {
                 output: &mut buffers.logits,
             }],
         );
+        let bias = output.linear.bias.as_deref();
+        if bias.is_none() && output.scale == 1.0 && output.cap.is_none() {
+            return;
+        }
+        // As many pieces as it takes to keep every thread busy, none of them across two rows.
+        let each = LOGITS_PIECE.min(matrix.row_count);
+        let pieces = buffers
+            .logits
+            .chunks_exact_mut(matrix.row_count)
+            .flat_map(|row| row.chunks_mut(each).enumerate());
+        let table = &*table;
+        share(pool, pieces, |_, (index, logits)| {
+            if let Some(bias) = bias {
+                add_to(logits, &bias[index * each..][..logits.len()]);
+            }
+            multiply_by(logits, output.scale);
+            if let Some(cap) = output.cap {
+                table.soft_cap(logits, cap);
+            }
+        });
+    }
+}
+
+/// Adds `other` to `values`, element by element.
+pub(super) fn add_to(values: &mut [f32], other: &[f32]) {
+    for (value, other) in values.iter_mut().zip(other) {
+        *value += other;
+    }
+}
+
+/// Multiplies `values` by a factor, of which one changes nothing.
+pub(super) fn multiply_by(values: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        for value in values {
+            *value *= factor;
+        }
     }
 }

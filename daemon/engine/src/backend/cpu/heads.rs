@@ -1,0 +1,160 @@
+//! Queries, keys and values of a batch, up to the cache.
+
+use super::Cpu;
+use super::matmul::{Product, multiply};
+use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
+use crate::kv::PAGE;
+use crate::layer::Rope;
+use crate::weights::{Linear, RmsNorm};
+
+/// What is done to queries, keys and values between their matrices and attention, in this order.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Biases of queries, keys and values.
+    pub biases: [Option<&'a [f32]>; 3],
+    /// Norm of queries: of each head if its weights are as long as one, of all together if they are as long as all.
+    pub query_norm: Option<&'a RmsNorm>,
+    /// Norm of keys.
+    pub key_norm: Option<&'a RmsNorm>,
+    /// Rotation of queries and keys, and its index among those prepared.
+    pub rope: Option<(usize, &'a Rope)>,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
+}
+
+/// Queries at position `p` are multiplied by `1 + scale ln(1 + floor(p / every))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// Positions that share a factor.
+    pub every: usize,
+    /// How fast it grows.
+    pub scale: f64,
+}
+
+impl Temperature {
+    fn at(self, position: usize) -> f32 {
+        (1.0 + self.scale * libm::log((1 + position / self.every) as f64)) as f32
+    }
+}
+
+impl Pass<'_> {
+    /// Queries, keys and values of the normalized input, as their matrices give them.
+    pub fn query_key_value(&mut self, query: &Linear, key: &Linear, value: &Linear) {
+        let count = self.token_count();
+        let Cpu {
+            table,
+            pool,
+            buffers,
+        } = &mut *self.cpu;
+        let columns = buffers
+            .levels
+            .columns(&buffers.normed, query.matrix.row_elements, count);
+        let products = [
+            Product {
+                matrix: &query.matrix,
+                output: &mut buffers.query,
+            },
+            Product {
+                matrix: &key.matrix,
+                output: &mut buffers.key,
+            },
+            Product {
+                matrix: &value.matrix,
+                output: &mut buffers.value,
+            },
+        ];
+        multiply(table, pool, self.weights, columns, products);
+    }
+
+    /// Adds biases, normalizes and rotates.
+    pub fn finish_heads(&mut self, heads: &Heads<'_>) {
+        let count = self.token_count();
+        let Cpu {
+            table,
+            pool,
+            buffers,
+        } = &mut *self.cpu;
+        let (table, positions) = (&*table, &self.batch.positions);
+        let (queries, keys) = (buffers.sizes.query, buffers.sizes.key_value);
+        let rotations = heads.rope.map(|(index, rope)| {
+            let pairs = rope.frequencies.len();
+            (&buffers.ropes[index], pairs, rope.pairing)
+        });
+        let [query_bias, key_bias, value_bias] = heads.biases;
+        let each = piece_tokens(count);
+        // Attention has not written its results yet: their place holds what is normalized.
+        let items = buffers.query[..count * queries]
+            .chunks_mut(each * queries)
+            .zip(buffers.key[..count * keys].chunks_mut(each * keys))
+            .zip(buffers.value[..count * keys].chunks_mut(each * keys))
+            .zip(buffers.attended[..count * queries].chunks_mut(each * queries))
+            .enumerate();
+        run(
+            pool,
+            count,
+            items,
+            |(piece, (((query, key), value), scratch))| {
+                let tokens = query
+                    .chunks_exact_mut(queries)
+                    .zip(key.chunks_exact_mut(keys))
+                    .zip(value.chunks_exact_mut(keys))
+                    .zip(scratch.chunks_exact_mut(queries));
+                for (index, (((query, key), value), scratch)) in tokens.enumerate() {
+                    let token = piece * each + index;
+                    add_to(query, query_bias.unwrap_or_default());
+                    add_to(key, key_bias.unwrap_or_default());
+                    add_to(value, value_bias.unwrap_or_default());
+                    for (values, norm) in
+                        [(&mut *query, heads.query_norm), (&mut *key, heads.key_norm)]
+                    {
+                        let Some(norm) = norm else { continue };
+                        for values in values.chunks_exact_mut(norm.weight.len()) {
+                            let scratch = &mut scratch[..values.len()];
+                            scratch.copy_from_slice(values);
+                            table.rms_norm(scratch, &norm.weight, norm.epsilon, values);
+                        }
+                    }
+                    if let Some((rows, pairs, pairing)) = rotations {
+                        let row = &rows[token * pairs..(token + 1) * pairs];
+                        for head in query
+                            .chunks_exact_mut(heads.head_dim)
+                            .chain(key.chunks_exact_mut(heads.head_dim))
+                        {
+                            table.rotate(head, row, pairing);
+                        }
+                    }
+                    if let Some(temperature) = heads.temperature {
+                        multiply_by(query, temperature.at(positions[token]));
+                    }
+                }
+            },
+        );
+    }
+
+    /// Stores the keys and values in the cache.
+    pub fn remember(&mut self, layer: usize) {
+        let Cpu { table, buffers, .. } = &mut *self.cpu;
+        let width = buffers.half_key.len();
+        for (token, (key, value)) in buffers
+            .key
+            .chunks_exact(width)
+            .zip(buffers.value.chunks_exact(width))
+            .take(self.batch.tokens.len())
+            .enumerate()
+        {
+            table.to_half(key, &mut buffers.half_key);
+            table.to_half(value, &mut buffers.half_value);
+            let position = self.batch.positions[token];
+            let page = self.batch.pages_of(token)[position / PAGE];
+            self.cache.store(
+                page,
+                layer,
+                position % PAGE,
+                &buffers.half_key,
+                &buffers.half_value,
+            );
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What a layer's parts give to the residual stream.
+
+use super::Cpu;
+use super::matmul::{Product, multiply};
+use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
+use crate::weights::{Linear, RmsNorm};
+
+/// What is done to the output of a part, after its bias, before it is added to the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'a> {
+    /// Norm.
+    pub norm: Option<&'a RmsNorm>,
+    /// Factor, after that.
+    pub scale: f32,
+}
+
+/// What gates pass through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// The Gaussian error linear unit in its tanh form.
+    GeluTanh,
+}
+
+impl Pass<'_> {
+    /// Adds `linear` of what attention gave to the residual stream.
+    pub fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
+        let count = self.token_count();
+        let matrix = &linear.matrix;
+        let k = matrix.row_elements;
+        let Cpu {
+            table,
+            pool,
+            buffers,
+        } = &mut *self.cpu;
+        if matrix.format.is_quantized() {
+            let table = &*table;
+            let each = piece_tokens(count);
+            let items = buffers.attended[..count * k]
+                .chunks(each * k)
+                .zip(buffers.levels.pieces(k, each));
+            run(pool, count, items, |(attended, mut levels)| {
+                table.quantize(attended, &mut levels.first(attended.len()));
+            });
+        }
+        let columns = buffers.levels.columns(&buffers.attended, k, count);
+        multiply(
+            table,
+            pool,
+            self.weights,
+            columns,
+            [Product {
+                matrix,
+                output: &mut buffers.projected,
+            }],
+        );
+        self.add_projected(linear.bias.as_deref(), residual);
+    }
+
+    /// Adds the gated feed-forward part of the normalized input to the residual stream.
+    pub fn add_gated(
+        &mut self,
+        activation: Activation,
+        gate: &Linear,
+        up: &Linear,
+        down: &Linear,
+        residual: &Residual<'_>,
+    ) {
+        let count = self.token_count();
+        let Cpu {
+            table,
+            pool,
+            buffers,
+        } = &mut *self.cpu;
+        let columns = buffers
+            .levels
+            .columns(&buffers.normed, gate.matrix.row_elements, count);
+        let products = [
+            Product {
+                matrix: &gate.matrix,
+                output: &mut buffers.gate,
+            },
+            Product {
+                matrix: &up.matrix,
+                output: &mut buffers.up,
+            },
+        ];
+        multiply(table, pool, self.weights, columns, products);
+        let k = down.matrix.row_elements;
+        let each = piece_tokens(count);
+        let shared_table = &*table;
+        let gates = buffers.gate[..count * k]
+            .chunks_mut(each * k)
+            .zip(buffers.up[..count * k].chunks_mut(each * k));
+        let (gate_bias, up_bias) = (gate.bias.as_deref(), up.bias.as_deref());
+        let activate = |gates: &mut [f32], ups: &mut [f32]| {
+            if let Some(bias) = gate_bias {
+                gates
+                    .chunks_exact_mut(k)
+                    .for_each(|gate| add_to(gate, bias));
+            }
+            if let Some(bias) = up_bias {
+                ups.chunks_exact_mut(k).for_each(|up| add_to(up, bias));
+            }
+            match activation {
+                Activation::Silu => shared_table.swiglu(gates, ups),
+                Activation::GeluTanh => shared_table.geglu_tanh(gates, ups),
+            }
+        };
+        if down.matrix.format.is_quantized() {
+            let items = gates.zip(buffers.levels.pieces(k, each));
+            run(pool, count, items, |((gates, ups), mut levels)| {
+                activate(gates, ups);
+                shared_table.quantize(gates, &mut levels.first(gates.len()));
+            });
+        } else {
+            run(pool, count, gates, |(gates, ups)| activate(gates, ups));
+        }
+        let columns = buffers.levels.columns(&buffers.gate, k, count);
+        multiply(
+            table,
+            pool,
+            self.weights,
+            columns,
+            [Product {
+                matrix: &down.matrix,
+                output: &mut buffers.projected,
+            }],
+        );
+        self.add_projected(down.bias.as_deref(), residual);
+    }
+
+    fn add_projected(&mut self, bias: Option<&[f32]>, residual: &Residual<'_>) {
+        let count = self.token_count();
+        let Cpu {
+            table,
+            pool,
+            buffers,
+        } = &mut *self.cpu;
+        let table = &*table;
+        let k = buffers.sizes.embedding;
+        let each = piece_tokens(count);
+        // The input of the matrices is used up: its place takes what is normalized.
+        let items = buffers.hidden[..count * k]
+            .chunks_mut(each * k)
+            .zip(buffers.projected[..count * k].chunks_mut(each * k))
+            .zip(buffers.normed[..count * k].chunks_mut(each * k));
+        run(pool, count, items, |((hidden, projected), normed)| {
+            let tokens = hidden
+                .chunks_exact_mut(k)
+                .zip(projected.chunks_exact_mut(k))
+                .zip(normed.chunks_exact_mut(k));
+            for ((hidden, projected), normed) in tokens {
+                add_to(projected, bias.unwrap_or_default());
+                let added = match residual.norm {
+                    Some(norm) => {
+                        table.rms_norm(projected, &norm.weight, norm.epsilon, normed);
+                        normed
+                    }
+                    None => projected,
+                };
+                multiply_by(added, residual.scale);
+                add_to(hidden, added);
+            }
+        });
+    }
+}

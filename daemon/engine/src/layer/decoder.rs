@@ -1,0 +1,89 @@
+//! The stack of a decoder: embedding, layers, output.
+
+use super::{Attention, Design, FeedForward};
+use crate::backend::cpu::{Output, Pass, RmsNorm};
+use crate::models::{Architecture, Shape};
+use crate::weights::{Linear, Matrix, Source, WeightsError};
+
+/// A loaded decoder.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    design: Design,
+    embedding: Matrix,
+    layers: Vec<(Attention, FeedForward)>,
+    norm: RmsNorm,
+    output: Linear,
+}
+
+impl Decoder {
+    /// Takes the tensors that `design` asks for; a file that has others is refused.
+    ///
+    /// # Errors
+    /// If tensors are not what the design says.
+    pub(crate) fn load(
+        mut source: Source<'_, '_>,
+        design: Design,
+        architecture: &str,
+    ) -> Result<Decoder, WeightsError> {
+        let shape = design.shape;
+        let embedding = source.matrix("token_embd.weight", shape.vocabulary, shape.embedding)?;
+        let mut layers = Vec::new();
+        for index in 0..shape.layer_count {
+            let attention = Attention::load(&mut source, &design, index)?;
+            layers.push((attention, FeedForward::load(&mut source, &design, index)?));
+        }
+        let norm = RmsNorm::load(
+            &mut source,
+            "output_norm",
+            shape.embedding,
+            design.norm_epsilon,
+        )?;
+        // A file without an output matrix ties it to the embedding.
+        let output = if source.has("output.weight") {
+            source.linear("output", shape.vocabulary, shape.embedding)?
+        } else {
+            Linear {
+                matrix: embedding.clone(),
+                bias: None,
+            }
+        };
+        source.finish(architecture)?;
+        Ok(Decoder {
+            design,
+            embedding,
+            layers,
+            norm,
+            output,
+        })
+    }
+}
+
+impl Architecture for Decoder {
+    fn shape(&self) -> Shape {
+        self.design.shape
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        let layers = self.layers.iter();
+        layers
+            .map(|(attention, feed_forward)| attention.bytes() + feed_forward.bytes())
+            .sum::<usize>()
+            + self.output.matrix.range.len()
+    }
+
+    fn forward(&self, pass: &mut Pass<'_>) {
+        let design = &self.design;
+        pass.embed(&self.embedding, design.embedding_scale);
+        pass.prepare_ropes(&design.ropes);
+        for (index, (attention, feed_forward)) in self.layers.iter().enumerate() {
+            attention.run(pass, design, index);
+            feed_forward.run(pass, design);
+        }
+        pass.output(&Output {
+            norm: &self.norm,
+            linear: &self.output,
+            scale: design.logit_scale,
+            cap: design.logit_cap,
+        });
+    }
+}

@@ -1,0 +1,81 @@
+//! The feed-forward part of a layer.
+
+use super::design::Design;
+use crate::backend::cpu::{Pass, Residual, RmsNorm};
+use crate::weights::{Linear, Source, WeightsError};
+
+/// `h += after(down · (activation(gate · before(h)) * (up · before(h))))`, where norms and biases are there as the
+/// design and the file have them.
+#[derive(Debug)]
+pub(crate) struct FeedForward {
+    before: Option<RmsNorm>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    after: Option<RmsNorm>,
+}
+
+impl FeedForward {
+    /// Takes the weights of layer `index`. A file without gates has them as the first rows of `ffn_up`.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape.
+    pub(crate) fn load(
+        source: &mut Source<'_, '_>,
+        design: &Design,
+        index: usize,
+    ) -> Result<FeedForward, WeightsError> {
+        let (width, inner) = (design.shape.embedding, design.shape.feed_forward);
+        let name = |part: &str| format!("blk.{index}.{part}");
+        let norm = |source: &mut Source<'_, '_>, part: &str| {
+            RmsNorm::load(source, &name(part), width, design.norm_epsilon)
+        };
+        let parts = [("ffn_gate", inner), ("ffn_up", inner)];
+        let [gate, up] = if source.has(&name("ffn_gate.weight")) {
+            [
+                source.linear(&name("ffn_gate"), inner, width)?,
+                source.linear(&name("ffn_up"), inner, width)?,
+            ]
+        } else {
+            source.linears(&name("ffn_up"), &name, parts, width)?
+        };
+        Ok(FeedForward {
+            before: if design.norms.before() {
+                Some(norm(source, "ffn_norm")?)
+            } else {
+                None
+            },
+            gate,
+            up,
+            down: source.linear(&name("ffn_down"), width, inner)?,
+            after: if design.norms.after() {
+                Some(norm(source, "post_ffw_norm")?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Bytes of its matrices.
+    pub(crate) fn bytes(&self) -> usize {
+        [&self.gate, &self.up, &self.down]
+            .map(|linear| linear.matrix.range.len())
+            .iter()
+            .sum()
+    }
+
+    /// Runs a batch through it.
+    pub(crate) fn run(&self, pass: &mut Pass<'_>, design: &Design) {
+        pass.norm(self.before.as_ref(), &[&self.gate, &self.up]);
+        pass.add_gated(
+            design.activation,
+            &self.gate,
+            &self.up,
+            &self.down,
+            &Residual {
+                norm: self.after.as_ref(),
+                scale: design.residual_scale,
+            },
+        );
+    }
+}
