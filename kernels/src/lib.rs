@@ -18,6 +18,7 @@ pub mod block;
 #[cfg(test)]
 mod check;
 mod cpu;
+pub mod encode;
 mod format;
 pub mod op;
 mod table;

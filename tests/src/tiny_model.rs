@@ -7,13 +7,13 @@
 use std::io;
 use std::path::Path;
 
-use half::f16;
+/// How the matrices are stored; the K types and IQ4_XS need widths in whole blocks of 256.
+pub use andon_kernels::Format as TensorType;
+
+mod encode;
 
 /// Weights in a block of every quantized type here.
 const BLOCK: usize = 32;
-
-/// Weights in a block of the K types.
-const SUPER_BLOCK: usize = 256;
 
 /// Every tensor starts at a multiple of this.
 const ALIGNMENT: usize = 32;
@@ -46,76 +46,6 @@ const MERGES: [(&str, &str); 16] = [
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
     message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-/// How the matrices are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TensorType {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// 4 bits, one scale for 32.
-    Q4_0,
-    /// 4 bits, scale and minimum for 32.
-    Q4_1,
-    /// 8 bits, one scale for 32.
-    Q8_0,
-    /// 4 bits in groups of 32 of a block of 256; needs widths in whole blocks.
-    Q4K,
-    /// 6 bits in groups of 16 of a block of 256; needs widths in whole blocks.
-    Q6K,
-}
-
-impl TensorType {
-    /// Every type, for tests that walk them.
-    pub const ALL: [TensorType; 7] = [
-        TensorType::F32,
-        TensorType::F16,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q8_0,
-        TensorType::Q4K,
-        TensorType::Q6K,
-    ];
-
-    /// The type's number in a GGUF file.
-    #[must_use]
-    pub fn ggml_id(self) -> u32 {
-        match self {
-            TensorType::F32 => 0,
-            TensorType::F16 => 1,
-            TensorType::Q4_0 => 2,
-            TensorType::Q4_1 => 3,
-            TensorType::Q8_0 => 8,
-            TensorType::Q4K => 12,
-            TensorType::Q6K => 14,
-        }
-    }
-
-    fn encode(self, values: &[f32], out: &mut Vec<u8>) {
-        match self {
-            TensorType::F32 => values.iter().for_each(|v| out.extend(v.to_le_bytes())),
-            TensorType::F16 => values
-                .iter()
-                .for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
-            TensorType::Q4_0 => values
-                .chunks_exact(BLOCK)
-                .for_each(|block| encode_q4_0(block, out)),
-            TensorType::Q4_1 => values
-                .chunks_exact(BLOCK)
-                .for_each(|block| encode_q4_1(block, out)),
-            TensorType::Q8_0 => values
-                .chunks_exact(BLOCK)
-                .for_each(|block| encode_q8_0(block, out)),
-            TensorType::Q4K => values
-                .chunks_exact(SUPER_BLOCK)
-                .for_each(|block| encode_q4_k(block, out)),
-            TensorType::Q6K => values
-                .chunks_exact(SUPER_BLOCK)
-                .for_each(|block| encode_q6_k(block, out)),
-        }
-    }
-}
 
 /// The shape of a tiny model; every field may be changed before [`TinyModel::bytes`].
 #[derive(Clone, Debug)]
@@ -263,7 +193,7 @@ impl TinyModel {
         let (embedding, feed_forward) = (self.embedding, self.feed_forward);
         let kv = embedding / self.head_count * self.head_count_kv;
         let outer = match self.weights {
-            TensorType::F32 | TensorType::F16 => self.weights,
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.weights,
             _ => TensorType::Q8_0,
         };
         let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer)];
@@ -365,13 +295,11 @@ struct Tensor {
 
 impl Tensor {
     fn new(name: String, dims: &[usize], kind: TensorType, values: &[f32]) -> Tensor {
-        let mut bytes = Vec::new();
-        kind.encode(values, &mut bytes);
         Tensor {
             name,
             dims: dims.to_vec(),
             kind,
-            bytes,
+            bytes: encode::rows(kind, dims[0], values),
         }
     }
 }
@@ -463,135 +391,6 @@ impl Draw {
     }
 }
 
-/// The level nearest to `value`, from 0 to `top`.
-fn level(value: f32, top: u8) -> u8 {
-    value.round().clamp(0.0, f32::from(top)) as u8
-}
-
-/// Two 4-bit levels to a byte: the first half of the block low, the second half high.
-fn put_nibbles(levels: &[u8; BLOCK], out: &mut Vec<u8>) {
-    let (low, high) = levels.split_at(BLOCK / 2);
-    out.extend(low.iter().zip(high).map(|(low, high)| low | (high << 4)));
-}
-
-fn encode_q4_0(block: &[f32], out: &mut Vec<u8>) {
-    // The value farthest from zero becomes level 0, which stands for -8 scales.
-    let farthest = block
-        .iter()
-        .copied()
-        .fold(0.0_f32, |a, b| if b.abs() > a.abs() { b } else { a });
-    let scale = f16::from_f32(farthest / -8.0);
-    let inverse = if scale.to_f32() == 0.0 {
-        0.0
-    } else {
-        1.0 / scale.to_f32()
-    };
-    let mut levels = [0; BLOCK];
-    levels
-        .iter_mut()
-        .zip(block)
-        .for_each(|(l, v)| *l = level(v * inverse + 8.0, 15));
-    out.extend(scale.to_le_bytes());
-    put_nibbles(&levels, out);
-}
-
-fn encode_q4_1(block: &[f32], out: &mut Vec<u8>) {
-    let least = block.iter().copied().fold(f32::INFINITY, f32::min);
-    let most = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (scale, minimum) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));
-    let inverse = if scale.to_f32() == 0.0 {
-        0.0
-    } else {
-        1.0 / scale.to_f32()
-    };
-    let mut levels = [0; BLOCK];
-    levels
-        .iter_mut()
-        .zip(block)
-        .for_each(|(l, v)| *l = level((v - minimum.to_f32()) * inverse, 15));
-    out.extend(scale.to_le_bytes());
-    out.extend(minimum.to_le_bytes());
-    put_nibbles(&levels, out);
-}
-
-/// One range for the whole block, at the largest group scale and minimum; group scales differ a little so that
-/// mixing them up shows.
-fn encode_q4_k(values: &[f32], out: &mut Vec<u8>) {
-    let low = values.iter().copied().fold(0.0, f32::min);
-    let high = values.iter().copied().fold(0.0, f32::max);
-    let scale = f16::from_f32((high - low) / (15.0 * 56.0));
-    let minimum_scale = f16::from_f32(-low / 63.0);
-    out.extend(scale.to_le_bytes());
-    out.extend(minimum_scale.to_le_bytes());
-    let group_scale = |group: usize| 56 + group as u8;
-    let packed: [u8; 12] = std::array::from_fn(|at| match at {
-        0..4 => group_scale(at) | (group_scale(at + 4) >> 4) << 6,
-        4..8 => 63 | 3 << 6,
-        _ => (group_scale(at - 4) & 15) | 15 << 4,
-    });
-    out.extend(packed);
-    let level = |index: usize| {
-        let step = scale.to_f32() * f32::from(group_scale(index / 32));
-        let minimum = minimum_scale.to_f32() * 63.0;
-        if step > 0.0 {
-            ((values[index] + minimum) / step).round().clamp(0.0, 15.0) as u8
-        } else {
-            0
-        }
-    };
-    for pair in 0..4 {
-        out.extend((0..32).map(|at| level(pair * 64 + at) | level(pair * 64 + 32 + at) << 4));
-    }
-}
-
-/// One range for the whole block; group scales differ a little so that mixing them up shows.
-fn encode_q6_k(values: &[f32], out: &mut Vec<u8>) {
-    let largest = values
-        .iter()
-        .fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let scale = f16::from_f32(largest / (31.0 * 100.0));
-    let group_scale = |group: usize| 100 + group as i8;
-    let level = |index: usize| {
-        let step = scale.to_f32() * f32::from(group_scale(index / 16));
-        if step > 0.0 {
-            (values[index] / step + 32.0).round().clamp(0.0, 63.0) as u8
-        } else {
-            32
-        }
-    };
-    for half in 0..2 {
-        for quarter in 0..2 {
-            let at = half * 128 + quarter * 32;
-            out.extend((0..32).map(|i| (level(at + i) & 15) | (level(at + 64 + i) & 15) << 4));
-        }
-    }
-    for half in 0..2 {
-        out.extend((0..32).map(|i| {
-            (0..4).fold(0, |bits, quarter| {
-                bits | (level(half * 128 + quarter * 32 + i) >> 4) << (2 * quarter)
-            })
-        }));
-    }
-    out.extend((0..16).map(|group| group_scale(group) as u8));
-    out.extend(scale.to_le_bytes());
-}
-
-fn encode_q8_0(block: &[f32], out: &mut Vec<u8>) {
-    let farthest = block.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
-    let scale = f16::from_f32(farthest / 127.0);
-    let inverse = if scale.to_f32() == 0.0 {
-        0.0
-    } else {
-        1.0 / scale.to_f32()
-    };
-    out.extend(scale.to_le_bytes());
-    out.extend(
-        block
-            .iter()
-            .map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8),
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -601,39 +400,6 @@ mod tests {
         let model = TinyModel::default();
         assert_eq!(model.bytes(), model.bytes());
         assert_ne!(model.bytes(), TinyModel { seed: 2, ..model }.bytes());
-    }
-
-    #[test]
-    fn blocks_decode_to_what_went_in() {
-        let values: Vec<f32> = (0..64_u8).map(|i| (f32::from(i) * 0.37).sin()).collect();
-        for (kind, block_bytes, error) in [
-            (TensorType::Q4_0, 18, 0.126),
-            (TensorType::Q4_1, 20, 0.08),
-            (TensorType::Q8_0, 34, 0.005),
-        ] {
-            let mut bytes = Vec::new();
-            kind.encode(&values, &mut bytes);
-            assert_eq!(bytes.len(), 2 * block_bytes, "{kind:?}");
-            for (block, want) in bytes.chunks(block_bytes).zip(values.chunks(BLOCK)) {
-                for (index, want) in want.iter().enumerate() {
-                    let got = decode(kind, block, index);
-                    assert!(
-                        (got - want).abs() <= error,
-                        "{kind:?} {index}: {got} for {want}"
-                    );
-                }
-            }
-        }
-    }
-
-    fn decode(kind: TensorType, block: &[u8], index: usize) -> f32 {
-        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        let nibble = |at: usize| f32::from((block[at + index % 16] >> (index / 16 * 4)) & 15);
-        match kind {
-            TensorType::Q4_0 => half(0) * (nibble(2) - 8.0),
-            TensorType::Q4_1 => half(0) * nibble(4) + half(2),
-            _ => half(0) * f32::from(block[2 + index] as i8),
-        }
     }
 
     #[test]

@@ -67,7 +67,8 @@ pub(crate) enum Outcome {
 struct Setup {
     model: Option<PathBuf>,
     python: Option<PathBuf>,
-    cases: Vec<PathBuf>,
+    /// Files of cases by the variable that names them.
+    cases: Vec<(&'static str, Vec<PathBuf>)>,
     without: Vec<String>,
 }
 
@@ -88,10 +89,28 @@ impl Setup {
         setup.python = setup.note("the official client", python::ensure());
         setup.model = setup.note("SmolLM2", model::ensure());
         if let (Some(python), Some(model)) = (&setup.python, &setup.model) {
-            let cases = oracle::ensure(python, model);
-            setup.cases = setup
-                .note("second opinions on tokens", cases)
-                .unwrap_or_default();
+            let tokens = oracle::tokens(python, model);
+            let formats = oracle::formats(python, model);
+            let templates = oracle::chat_templates(python, model);
+            setup.cases = [
+                ("ANDON_TOKENIZER_CASES", "tokens", tokens),
+                (
+                    "ANDON_FORMAT_CASES",
+                    "blocks",
+                    formats.map(|path| vec![path]),
+                ),
+                (
+                    "ANDON_CHAT_TEMPLATE_CASES",
+                    "chat templates",
+                    templates.map(|path| vec![path]),
+                ),
+            ]
+            .into_iter()
+            .filter_map(|(variable, what, made)| {
+                let made = setup.note(&format!("second opinions on {what}"), made)?;
+                Some((variable, made))
+            })
+            .collect();
         }
         setup
     }
@@ -112,11 +131,11 @@ impl Setup {
             .python
             .as_ref()
             .map(|python| ("ANDON_TEST_PYTHON", path(python)));
-        let cases = env::join_paths(&self.cases)
-            .ok()
-            .filter(|list| !list.is_empty());
-        let cases = cases.map(|list| ("ANDON_TOKENIZER_CASES", list));
-        [model, python, cases].into_iter().flatten().collect()
+        let cases = self.cases.iter().filter_map(|(variable, files)| {
+            let list = env::join_paths(files).ok()?;
+            (!list.is_empty()).then_some((*variable, list))
+        });
+        [model, python].into_iter().flatten().chain(cases).collect()
     }
 }
 
