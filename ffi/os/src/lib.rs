@@ -3,6 +3,7 @@
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
 
+mod fault;
 mod map;
 mod pool;
 
