@@ -207,6 +207,10 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
                     Failure::Runtime(message)
                 });
             }
+            // Going on lets clients and monitoring read why; a new start may find the same file.
+            WorkerState::Broken(why) => {
+                notify(&[NotifyState::Status(&format!("not serving: {why}"))]);
+            }
             WorkerState::Loading | WorkerState::Stopping => {}
         }
         tokio::select! {

@@ -52,6 +52,8 @@ pub enum WorkerState {
     Stopping,
     /// The model could not be served; the text says why.
     Failed(String),
+    /// The model was served and is broken, which only a new start mends; the text says why.
+    Broken(String),
 }
 
 /// The served model, as clients may see it.
@@ -166,6 +168,26 @@ impl Shared {
     fn fresh_seed(&self) -> u64 {
         self.seeds
             .hash_one(self.seed_count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Why nothing is taken any more.
+    fn closed(&self) -> Fault {
+        match &*self.state.borrow() {
+            WorkerState::Broken(why) => Fault::new(FaultCode::Unavailable, why),
+            _ => Shared::stopping(),
+        }
+    }
+
+    /// Ends all service with the model; what waits is refused by whoever waits for it.
+    fn breaks(&self, why: String) {
+        tracing::error!(why, "the model is of no use any more; start andond again");
+        let mut board = self.board();
+        if board.phase == Phase::Serving {
+            board.phase = Phase::Failed;
+            self.state.send_replace(WorkerState::Broken(why));
+        }
+        drop(board);
+        self.changed.notify_all();
     }
 
     fn stopping() -> Fault {
@@ -452,6 +474,9 @@ impl Shared {
 
         let now_ms = self.now_ms();
         let mut board = self.board();
+        if board.phase == Phase::Failed {
+            return Err(self.closed());
+        }
         let key = Key::new(request.origin, &request.client, &request.id);
         if board.open.contains_key(&key) {
             return Err(Fault {

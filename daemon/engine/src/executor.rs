@@ -111,6 +111,16 @@ pub enum ForwardError {
         /// Tokens' worth of pages that the batch needs.
         needed: usize,
     },
+    /// A file of the model became shorter under its map, or cannot be read any more. This does not pass: the model
+    /// has to be loaded again.
+    #[error(
+        "the model file changed under the map: file {} of the model became shorter or cannot be read",
+        part + 1
+    )]
+    ModelChanged {
+        /// Which file of the model, from 0.
+        part: usize,
+    },
     /// A sequence belongs to another executor.
     #[error("the sequence belongs to another executor")]
     ForeignSequence,
@@ -317,6 +327,13 @@ impl Executor {
             batch: &self.batch,
         };
         model.architecture().forward(&mut pass);
+        // After the pass: what it read before the file changed was sound.
+        if let Some((part, _)) = model.files().damaged() {
+            for chunk in chunks {
+                chunk.sequence.trim();
+            }
+            return Err(ForwardError::ModelChanged { part });
+        }
         let vocabulary = model.shape().vocabulary;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
         for chunk in chunks {

@@ -74,6 +74,12 @@ impl Files {
         self.maps.iter().map(|map| map.len()).sum()
     }
 
+    /// The first file, and which it is, that changed under its map or cannot be read any more.
+    pub(crate) fn damaged(&self) -> Option<(usize, &Path)> {
+        let index = self.maps.iter().position(Mapping::is_damaged)?;
+        Some((index, self.paths.get(index)?))
+    }
+
     pub(crate) fn maps(&self) -> &[Mapping] {
         &self.maps
     }

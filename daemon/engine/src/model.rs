@@ -115,6 +115,12 @@ pub enum LoadError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// The file became shorter while it was read, or its disk fails.
+    #[error("`{}` became shorter while it was read, or cannot be read", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The model's chat template cannot be used.
     #[error("the chat template of `{}` cannot be used: {source}", path.display())]
     ChatTemplate {
@@ -195,6 +201,11 @@ impl Model {
         for warning in &info.warnings {
             tracing::warn!("{}: {warning}", path.display());
         }
+        // What was read from a map that broke meanwhile is no model's.
+        if let Some((_, path)) = files.damaged() {
+            let path = path.to_owned();
+            return Err(LoadError::Changed { path });
+        }
         Ok(Model {
             files,
             info,
@@ -230,6 +241,17 @@ impl Model {
 
     pub(crate) fn architecture(&self) -> &dyn Architecture {
         &*self.architecture
+    }
+
+    /// The file of the model that became shorter under its map or cannot be read any more, if one did. Then the
+    /// model is of no use: [`crate::Executor::forward`] refuses it.
+    #[must_use]
+    pub fn damaged(&self) -> Option<&Path> {
+        self.files.damaged().map(|(_, path)| path)
+    }
+
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
     }
 
     pub(crate) fn maps(&self) -> &[Mapping] {

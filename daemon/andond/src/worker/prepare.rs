@@ -36,7 +36,7 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
             }
             (Ok(_), _) => {
                 drop(board);
-                shared.fail(&queued.job, Shared::stopping());
+                shared.fail(&queued.job, shared.closed());
             }
             (Err(fault), _) => {
                 drop(board);

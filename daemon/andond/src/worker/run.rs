@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_engine::generate::{Event, FinishReason, Forward, GenerationId, Generator, StartError};
+use andon_engine::ForwardError;
+use andon_engine::generate::{
+    Event, FinishReason, Forward, GenerationId, Generator, StartError, StepError,
+};
 use andon_engine::tokenizer::Tokenizer;
 
 use super::board::{Board, Job, Phase, Queued};
@@ -37,6 +40,9 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         });
         if let Err(error) = result {
             tracing::error!(%error, "a pass failed; what was running has been told");
+            if let StepError(ForwardError::ModelChanged { .. }) = error {
+                shared.breaks(error.to_string());
+            }
         }
         shared.progress();
         speed.stepped(shared, decoded, began.elapsed());
@@ -61,7 +67,7 @@ fn start_next<F: Forward>(
             drop(board);
             for job in over {
                 let fault = match phase {
-                    Phase::Stopping(_) | Phase::Failed => Shared::stopping(),
+                    Phase::Stopping(_) | Phase::Failed => shared.closed(),
                     Phase::Loading | Phase::Serving if job.mailbox.cancelled() => cancelled(),
                     Phase::Loading | Phase::Serving => expired("before its turn came"),
                 };

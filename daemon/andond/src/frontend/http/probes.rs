@@ -28,6 +28,9 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body>
         WorkerState::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
         WorkerState::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         WorkerState::Failed(_) => text(StatusCode::SERVICE_UNAVAILABLE, "failed\n"),
+        WorkerState::Broken(why) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, format!("failed: {why}\n"))
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn online(
         WorkerState::Loading => ("loading", None),
         WorkerState::Ready => ("ready", None),
         WorkerState::Stopping => ("stopping", None),
-        WorkerState::Failed(why) => ("failed", Some(why.as_str())),
+        WorkerState::Failed(why) | WorkerState::Broken(why) => ("failed", Some(why.as_str())),
     };
     let mut value = json!({
         "state": "online",

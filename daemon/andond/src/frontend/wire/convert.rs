@@ -158,7 +158,7 @@ impl StatusTexts {
                 WorkerState::Loading => Readiness::Starting,
                 WorkerState::Ready => Readiness::Ready,
                 WorkerState::Stopping => Readiness::Draining,
-                WorkerState::Failed(_) => Readiness::Failed,
+                WorkerState::Failed(_) | WorkerState::Broken(_) => Readiness::Failed,
             },
             model: self.model.as_deref().and_then(|facts| {
                 Some(ModelStatus {
