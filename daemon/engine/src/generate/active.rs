@@ -7,7 +7,7 @@ use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usa
 use super::output::Output;
 use super::request::GenerationRequest;
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// Where the caller's events go.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(GenerationId, Event<'_>);
@@ -67,7 +67,9 @@ impl Active {
         request: GenerationRequest,
         context: usize,
         cached: usize,
+        tokenizer: &Tokenizer,
     ) -> Vec<Self> {
+        let decoder = StreamDecoder::after(tokenizer, &request.prompt, true);
         let room = context.saturating_sub(request.prompt.len());
         let prompt: Arc<[u32]> = request.prompt.into();
         let bias = Arc::new(request.bias);
@@ -76,7 +78,7 @@ impl Active {
             .map(|choice| Self {
                 id: GenerationId(first + u64::from(choice)),
                 follows: (choice > 0).then_some(GenerationId(first)),
-                output: Output::new(&request.stop),
+                output: Output::new(decoder.clone(), &request.stop),
                 prompt: Arc::clone(&prompt),
                 generated: Vec::new(),
                 read: cached,

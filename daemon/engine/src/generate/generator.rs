@@ -115,7 +115,8 @@ impl<F: Forward> Generator<F> {
         }
         let (sequence, cached) = self.forward.sequence(&request.prompt);
         let first = self.next_id;
-        let group = Active::group(first, count.get(), request, context, cached);
+        let tokenizer = self.forward.tokenizer();
+        let group = Active::group(first, count.get(), request, context, cached, tokenizer);
         self.admit(&group)?;
         self.next_id += u64::from(count.get());
         self.sequences.push(Some(sequence));

@@ -30,9 +30,9 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(stop: &[String]) -> Self {
+    pub(super) fn new(decoder: StreamDecoder, stop: &[String]) -> Self {
         Self {
-            decoder: StreamDecoder::new(true),
+            decoder,
             stops: StopMatcher::new(stop),
             text: String::new(),
             free_bytes: 0,

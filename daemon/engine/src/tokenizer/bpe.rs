@@ -1,40 +1,18 @@
-//! Byte-pair encoding of one piece of text: bytes become tokens, then neighbours are merged, always the
-//! pair with the lowest rank, the leftmost first among equals, until no pair has a rank.
+//! Byte-pair encoding of one piece of text: bytes (or, for vocabularies written as plain text, characters) become
+//! tokens, then neighbours are merged in the order of the file's merges.
 //!
 //! Takes `n log n` time in the length of a piece, whatever is in it.
 
-use core::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use hashbrown::HashTable;
 
-use super::byte_level;
 use super::error::TokenizerError;
 use super::index::Hasher;
-use super::vocabulary::{Kind, Vocabulary, strings};
+use super::merge::{Merge, NO_MERGE, NO_TOKEN, Pairs, Symbols};
+use super::vocabulary::{Kind, Spelling, Vocabulary, strings};
 use crate::gguf::Gguf;
 
-/// Up to this many symbols a scan for the best pair beats a heap; words are shorter, almost always.
-const SCAN_SYMBOLS_MAX: usize = 32;
 /// Longest run of bytes merged as one, so that positions fit 32 bits.
 const PIECE_BYTES_MAX: usize = 1 << 31;
-
-const NO_TOKEN: u32 = u32::MAX;
-/// No merge has this rank: there are at most as many as an array may have elements.
-const NO_RANK: u32 = u32::MAX;
-/// The end of the linked list.
-const NONE: u32 = u32::MAX;
-
-#[derive(Debug, Clone, Copy)]
-struct Merge {
-    rank: u32,
-    token: u32,
-}
-
-const NO_MERGE: Merge = Merge {
-    rank: NO_RANK,
-    token: NO_TOKEN,
-};
 
 /// Merges looked up together when a vocabulary is read.
 const BATCH: usize = 64;
@@ -44,6 +22,7 @@ const BATCH: usize = 64;
 pub(super) struct Bpe {
     /// The token of each byte; some vocabularies lack bytes that their training text did not have.
     byte_tokens: [u32; 256],
+    spelling: Spelling,
     merges: Merges,
     /// A piece that is a token as a whole is taken as it is, even if the merges would not make it.
     ignore_merges: bool,
@@ -114,27 +93,12 @@ fn is_pair(pairs: &[Pair], rank: u32, left: u32, right: u32) -> Option<&Pair> {
     (pair.left == left && pair.right == right).then_some(pair)
 }
 
-/// Working memory of [`Bpe::encode`], kept from piece to piece.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    symbols: Vec<Symbol>,
-    /// Rank, then position: the order in which merges are made.
-    queue: BinaryHeap<Reverse<(u32, u32)>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Symbol {
-    token: u32,
-    previous: u32,
-    next: u32,
-    /// What this symbol and the next one make.
-    merge: Merge,
-}
-
 impl Bpe {
+    /// The merges of a file. Where whole pieces are looked up first, a file may do without any.
     pub(super) fn from_gguf(
         gguf: &Gguf<'_>,
         vocabulary: &Vocabulary,
+        spelling: Spelling,
         ignore_merges: bool,
     ) -> Result<Self, TokenizerError> {
         const MERGES: &str = "tokenizer.ggml.merges";
@@ -196,12 +160,19 @@ impl Bpe {
                 }
             }
         }
-        let mut byte_tokens = [NO_TOKEN; 256];
-        for (byte, token) in (0..=u8::MAX).zip(&mut byte_tokens) {
-            *token = vocabulary.find_spelled(&[byte]).unwrap_or(NO_TOKEN);
-        }
+        let byte_tokens = match spelling {
+            Spelling::ByteAlphabet => {
+                let mut tokens = [NO_TOKEN; 256];
+                for (byte, token) in (0..=u8::MAX).zip(&mut tokens) {
+                    *token = vocabulary.find_spelled(&[byte]).unwrap_or(NO_TOKEN);
+                }
+                tokens
+            }
+            Spelling::Spaces => vocabulary.byte_tokens(),
+        };
         Ok(Self {
             byte_tokens,
+            spelling,
             merges,
             ignore_merges,
         })
@@ -213,10 +184,12 @@ impl Bpe {
         &self,
         vocabulary: &Vocabulary,
         piece: &str,
-        scratch: &mut Scratch,
+        scratch: &mut Symbols<()>,
         tokens: &mut Vec<u32>,
     ) {
-        if self.ignore_merges {
+        // No token has a line end and other characters; lines alone may be one.
+        let lines = self.spelling != Spelling::ByteAlphabet && piece.starts_with('\n');
+        if self.ignore_merges || lines {
             // Text never makes a control token by itself.
             let whole = vocabulary.find(piece.as_bytes(), |id| {
                 vocabulary.is_spelled(id) && vocabulary.kind(id) != Some(Kind::Control)
@@ -226,122 +199,51 @@ impl Bpe {
                 return;
             }
         }
-        for bytes in piece.as_bytes().chunks(PIECE_BYTES_MAX) {
-            let symbols = &mut scratch.symbols;
-            symbols.clear();
-            symbols.extend(
-                bytes
-                    .iter()
-                    .map(|&byte| self.byte_tokens[usize::from(byte)])
-                    .filter(|&token| token != NO_TOKEN)
-                    .map(|token| Symbol {
-                        token,
-                        previous: NONE,
-                        next: NONE,
-                        merge: NO_MERGE,
-                    }),
-            );
-            for index in 1..symbols.len() {
-                let merge = self.merge(symbols[index - 1].token, symbols[index].token);
-                symbols[index - 1].merge = merge;
-            }
-            if symbols.len() <= SCAN_SYMBOLS_MAX {
-                self.merge_by_scan(symbols);
-                tokens.extend(symbols.iter().map(|symbol| symbol.token));
-            } else {
-                self.merge_by_queue(symbols, &mut scratch.queue);
-                let mut index = 0;
-                while let Some(symbol) = symbols.get(index as usize) {
-                    tokens.push(symbol.token);
-                    index = symbol.next;
+        match self.spelling {
+            Spelling::ByteAlphabet => {
+                for bytes in piece.as_bytes().chunks(PIECE_BYTES_MAX) {
+                    scratch.clear();
+                    self.push_bytes(bytes, scratch);
+                    scratch.merge(self, |token, ()| tokens.push(token));
                 }
+            }
+            Spelling::Spaces => {
+                scratch.clear();
+                let mut buffer = [0; 4];
+                for character in piece.chars() {
+                    if scratch.is_full() {
+                        scratch.merge(self, |token, ()| tokens.push(token));
+                        scratch.clear();
+                    }
+                    let bytes = character.encode_utf8(&mut buffer).as_bytes();
+                    match vocabulary.find_spelled(bytes) {
+                        Some(token) => scratch.push(token, ()),
+                        None => self.push_bytes(bytes, scratch),
+                    }
+                }
+                scratch.merge(self, |token, ()| tokens.push(token));
             }
         }
     }
 
-    fn merge(&self, left: u32, right: u32) -> Merge {
+    fn push_bytes(&self, bytes: &[u8], scratch: &mut Symbols<()>) {
+        for &byte in bytes {
+            let token = self.byte_tokens[usize::from(byte)];
+            if token != NO_TOKEN {
+                scratch.push(token, ());
+            }
+        }
+    }
+}
+
+impl Pairs for Bpe {
+    type Part = ();
+
+    fn merge(&self, (left, ()): (u32, ()), (right, ()): (u32, ())) -> Merge {
         self.merges.get(left, right)
     }
 
-    fn merge_by_scan(&self, symbols: &mut Vec<Symbol>) {
-        loop {
-            let ranks = symbols.iter().map(|symbol| symbol.merge.rank);
-            // The first of equal minima, as the order of merges wants it.
-            let Some((index, rank)) = ranks.enumerate().min_by_key(|&(_, rank)| rank) else {
-                return;
-            };
-            if rank == NO_RANK {
-                return;
-            }
-            symbols[index].token = symbols[index].merge.token;
-            // A symbol with a rank has a next one.
-            symbols.remove(index + 1);
-            symbols[index].merge = match symbols.get(index + 1) {
-                Some(next) => self.merge(symbols[index].token, next.token),
-                None => NO_MERGE,
-            };
-            if let Some(previous) = index.checked_sub(1) {
-                symbols[previous].merge = self.merge(symbols[previous].token, symbols[index].token);
-            }
-        }
-    }
-
-    /// Leaves the result as a linked list that starts at the first symbol. An entry of the queue counts
-    /// if its rank is still that of the pair at its position; a symbol that was merged away has none.
-    fn merge_by_queue(&self, symbols: &mut [Symbol], queue: &mut BinaryHeap<Reverse<(u32, u32)>>) {
-        // Positions fit 32 bits by PIECE_BYTES_MAX.
-        let last = symbols.len() - 1;
-        for (index, symbol) in symbols.iter_mut().enumerate() {
-            symbol.previous = (index as u32).wrapping_sub(1);
-            symbol.next = if index == last {
-                NONE
-            } else {
-                index as u32 + 1
-            };
-        }
-        let mut entries = core::mem::take(queue).into_vec();
-        entries.clear();
-        entries.extend(
-            symbols
-                .iter()
-                .enumerate()
-                .filter(|(_, symbol)| symbol.merge.rank != NO_RANK)
-                .map(|(index, symbol)| Reverse((symbol.merge.rank, index as u32))),
-        );
-        *queue = BinaryHeap::from(entries);
-        while let Some(Reverse((rank, position))) = queue.pop() {
-            let symbol = symbols[position as usize];
-            if symbol.merge.rank != rank {
-                continue;
-            }
-            // A symbol with a rank has a next one.
-            let gone = symbols[symbol.next as usize];
-            symbols[symbol.next as usize].merge = NO_MERGE;
-            let token = symbol.merge.token;
-            let merge = match symbols.get_mut(gone.next as usize) {
-                Some(next) => {
-                    next.previous = position;
-                    self.merge(token, next.token)
-                }
-                None => NO_MERGE,
-            };
-            symbols[position as usize] = Symbol {
-                token,
-                previous: symbol.previous,
-                next: gone.next,
-                merge,
-            };
-            if merge.rank != NO_RANK {
-                queue.push(Reverse((merge.rank, position)));
-            }
-            if let Some(previous) = symbols.get_mut(symbol.previous as usize) {
-                previous.merge = self.merge(previous.token, token);
-                if previous.merge.rank != NO_RANK {
-                    queue.push(Reverse((previous.merge.rank, symbol.previous)));
-                }
-            }
-        }
-    }
+    fn join((): (), (): ()) {}
 }
 
 /// Some merges of a file, spelled out.
@@ -384,22 +286,27 @@ impl<'a> Batch<'a> {
             index,
             merge: text.to_owned(),
         };
-        let (left, right) = text.split_once(' ').ok_or_else(malformed)?;
+        // Written as plain text, a half may be a space itself.
+        let from = text.chars().next().map_or(0, char::len_utf8);
+        let space = text.get(from..).and_then(|rest| rest.find(' '));
+        let (left, right) = space
+            .and_then(|at| Some((text.get(..from + at)?, text.get(from + at + 1..)?)))
+            .ok_or_else(malformed)?;
         if left.is_empty() || right.is_empty() || right.contains(' ') {
             return Err(malformed());
         }
         let start = self.bytes.len();
+        let mut middle = 0;
         for half in [left, right] {
             let from = self.bytes.len();
-            if !byte_level::decode_into(half, &mut self.bytes) {
+            middle = from - start;
+            if !vocabulary.spell(half, &mut self.bytes) {
                 return Err(unknown());
             }
             let half = self.bytes.get(from..).unwrap_or_default();
             self.hashes.push(vocabulary.hash(half));
         }
         let end = self.bytes.len();
-        // A character stands for one byte.
-        let middle = left.chars().count();
         self.splits.push(Split { start, end, middle });
         self.texts.push(text);
         Ok(())

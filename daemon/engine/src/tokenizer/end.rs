@@ -29,7 +29,12 @@ const END_TEXTS: [&str; 20] = [
     "_<EOT>",
 ];
 
-pub(super) fn is_end_text(text: &str) -> bool {
+/// Files are seen that call an end token normal text; then a prompt could not end a turn.
+pub(super) fn is_control(text: &str, kind: Kind) -> bool {
+    kind == Kind::Control || is_end_text(text)
+}
+
+fn is_end_text(text: &str) -> bool {
     // Nearly no token of a vocabulary begins like this.
     text.starts_with(['<', '[', '_']) && END_TEXTS.binary_search(&text).is_ok()
 }

@@ -10,7 +10,7 @@ pub enum TokenizerError {
     #[error(transparent)]
     Meta(#[from] MetaError),
     /// The kind of tokenizer is not supported.
-    #[error("tokenizer.ggml.model {model:?} is not supported; \"gpt2\" is")]
+    #[error("tokenizer.ggml.model {model:?} is not supported; known are gpt2, llama")]
     UnsupportedModel {
         /// The kind.
         model: String,
@@ -56,6 +56,30 @@ pub enum TokenizerError {
     TokenType {
         /// The token.
         id: usize,
+    },
+    /// The scores do not match the tokens.
+    #[error("tokenizer.ggml.scores has {scores} entries for {tokens} tokens")]
+    ScoreCount {
+        /// Entries.
+        scores: usize,
+        /// Tokens.
+        tokens: usize,
+    },
+    /// A score that orders nothing.
+    #[error("tokenizer.ggml.scores: the score of token {id} is not a finite number")]
+    Score {
+        /// The token.
+        id: usize,
+    },
+    /// A token that is too long to be looked for at every place of a text.
+    #[error("tokenizer.ggml.tokens: token {id} has {bytes} bytes; up to {max} are read")]
+    TokenLength {
+        /// The token.
+        id: u32,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
     },
     /// Two tokens with the same text.
     #[error("tokenizer.ggml.tokens: tokens {first} and {second} are the same")]

@@ -1,9 +1,9 @@
 //! Text to tokens and back, as a model's file defines it.
 //!
-//! A text is cut at special tokens (`special`), what is between them into pieces (`pretokenize`), and
-//! each piece is encoded by itself (`bpe`). Text is taken as it comes: no Unicode normalization, since files do
-//! not say whether their model had any. Encoding takes time linear in the text, and `n log n` in its
-//! longest piece.
+//! A text is cut at special tokens (`special`), and what is between them is encoded as the kind of vocabulary wants:
+//! cut into pieces (`pretokenize`) whose bytes are merged (`bpe`), or merged by scores (`spm`). Text is taken as it
+//! comes: no Unicode normalization, but for kinds that are made of it. Encoding takes time linear in the text, and
+//! `n log n` in its longest piece.
 
 mod bpe;
 mod byte_level;
@@ -11,8 +11,10 @@ mod chat;
 mod end;
 mod error;
 mod index;
+mod merge;
 mod pretokenize;
 mod special;
+mod spm;
 mod stream;
 mod vocabulary;
 
@@ -21,11 +23,12 @@ pub use error::TokenizerError;
 pub use stream::StreamDecoder;
 
 use crate::gguf::{Gguf, MetaError};
-use bpe::{Bpe, Scratch};
+use bpe::Bpe;
 use end::EndTokens;
 use pretokenize::PreTokenizer;
-use special::{Part, SpecialTokens};
-use vocabulary::{Kind, Vocabulary};
+use special::{Part, SpecialTokens, Strip};
+use spm::Spm;
+use vocabulary::{Kind, SpecialText, Spelling, Vocabulary};
 
 /// Whether the text of control tokens (`<|im_end|>` and the like) inside a text becomes those tokens.
 /// User-defined tokens are found either way: they are text, only always in one token.
@@ -42,6 +45,15 @@ pub enum Special {
 enum Encoder {
     /// `gpt2`: pieces by a pre-tokenizer, bytes merged by rank.
     ByteLevel { pre: PreTokenizer, bpe: Bpe },
+    /// `llama`: characters merged by score.
+    Spm(Spm),
+}
+
+/// Working memory of encoding.
+#[derive(Debug, Default)]
+struct Scratch {
+    bpe: merge::Symbols<()>,
+    spm: spm::Scratch,
 }
 
 /// A vocabulary and the rules that turn text into its tokens and back.
@@ -50,6 +62,8 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     encoder: Encoder,
     special: SpecialTokens,
+    /// Text at the start, and behind a special token, is encoded as if a space were before it.
+    adds_space: bool,
     bos: Option<u32>,
     eos: Option<u32>,
     /// The token that prompts start with.
@@ -91,51 +105,73 @@ impl Tokenizer {
                 }
             })?),
         };
+        let mut warnings = Vec::new();
         let model = gguf.str("tokenizer.ggml.model")?;
         match model {
-            "gpt2" => Self::byte_level(gguf, asked),
+            "gpt2" => {
+                let pre = match asked {
+                    Some(pre) => pre,
+                    None => file_pre_tokenizer(gguf, &mut warnings)?,
+                };
+                let spelling = Spelling::ByteAlphabet;
+                let (vocabulary, special) = Vocabulary::from_gguf(gguf, spelling, end::is_control)?;
+                let bpe = Bpe::from_gguf(gguf, &vocabulary, spelling, pre.ignores_merges())?;
+                let defaults = Defaults {
+                    adds_bos: pre.adds_bos(),
+                    ..Defaults::default()
+                };
+                let encoder = Encoder::ByteLevel { pre, bpe };
+                Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
+            }
+            "llama" => {
+                let (vocabulary, special) =
+                    Vocabulary::from_gguf(gguf, Spelling::Spaces, end::is_control)?;
+                let defaults = Defaults {
+                    bos: Some(1),
+                    eos: Some(2),
+                    adds_bos: true,
+                    adds_space: true,
+                    ..Defaults::default()
+                };
+                let unknown = token_id(gguf, UNKNOWN, vocabulary.count(), Some(0))?;
+                let encoder = Encoder::Spm(Spm::from_gguf(gguf, &vocabulary, unknown)?);
+                Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
+            }
             _ => Err(TokenizerError::UnsupportedModel {
                 model: model.to_owned(),
             }),
         }
     }
 
-    fn byte_level(gguf: &Gguf<'_>, asked: Option<PreTokenizer>) -> Result<Self, TokenizerError> {
-        let mut warnings = Vec::new();
-        let pre = match asked {
-            Some(pre) => pre,
-            None => file_pre_tokenizer(gguf, &mut warnings)?,
-        };
-        // Files are seen that call an end token normal text; then a prompt could not end a turn.
-        let vocabulary = Vocabulary::byte_level(gguf, end::is_end_text)?;
-        let bpe = Bpe::from_gguf(gguf, &vocabulary, pre.ignores_merges())?;
-        let special = SpecialTokens::new(&vocabulary)?;
+    fn new(
+        gguf: &Gguf<'_>,
+        vocabulary: Vocabulary,
+        special: &[SpecialText],
+        encoder: Encoder,
+        defaults: &Defaults,
+        warnings: Vec<String>,
+    ) -> Result<Self, TokenizerError> {
         let count = vocabulary.count();
-        let bos = token_id(gguf, BOS, count)?;
-        let eos = token_id(gguf, EOS, count)?;
-        let prefix = added(
-            gguf,
-            "tokenizer.ggml.add_bos_token",
-            pre.adds_bos(),
-            BOS,
-            bos,
-        )?;
-        let suffix = added(gguf, "tokenizer.ggml.add_eos_token", false, EOS, eos)?;
+        let bos = token_id(gguf, BOS, count, defaults.bos)?;
+        let eos = token_id(gguf, EOS, count, defaults.eos)?;
+        let prefix = added(gguf, ADD_BOS, defaults.adds_bos, BOS, bos)?;
+        let suffix = added(gguf, ADD_EOS, defaults.adds_eos, EOS, eos)?;
         let named = [
             eos,
-            token_id(gguf, "tokenizer.ggml.eot_token_id", count)?,
-            token_id(gguf, "tokenizer.ggml.eom_token_id", count)?,
+            token_id(gguf, "tokenizer.ggml.eot_token_id", count, None)?,
+            token_id(gguf, "tokenizer.ggml.eom_token_id", count, None)?,
         ];
-        let ends = EndTokens::new(&vocabulary, &named);
+        let strips = StripRule::of(gguf)?;
         Ok(Self {
+            special: SpecialTokens::new(special, |token| strips.strip(token))?,
+            adds_space: gguf.bool_or("tokenizer.ggml.add_space_prefix", defaults.adds_space)?,
+            ends: EndTokens::new(&vocabulary, &named),
             vocabulary,
-            encoder: Encoder::ByteLevel { pre, bpe },
-            special,
+            encoder,
             bos,
             eos,
             prefix,
             suffix,
-            ends,
             warnings,
         })
     }
@@ -166,14 +202,29 @@ impl Tokenizer {
 
     fn encode_into(&self, text: &str, special: Special, tokens: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
+        let mut first = true;
         self.special.split(text, special, |part| match part {
-            Part::Token(token) => tokens.push(token),
-            Part::Text(text) => match &self.encoder {
-                Encoder::ByteLevel { pre, bpe } => pre.split(text, |piece| {
-                    bpe.encode(&self.vocabulary, piece, &mut scratch, tokens);
-                }),
-            },
+            Part::Token(token) => {
+                tokens.push(token);
+                first = true;
+            }
+            Part::Text(text) => {
+                self.encode_text(text, self.adds_space && first, &mut scratch, tokens);
+                first = false;
+            }
         });
+    }
+
+    /// Encodes text without special tokens, with a space before it if `space` says so.
+    fn encode_text(&self, text: &str, space: bool, scratch: &mut Scratch, tokens: &mut Vec<u32>) {
+        match &self.encoder {
+            Encoder::ByteLevel { pre, bpe } => pre.split(text, |piece| {
+                bpe.encode(&self.vocabulary, piece, &mut scratch.bpe, tokens);
+            }),
+            Encoder::Spm(spm) => {
+                spm.encode(&self.vocabulary, text, space, &mut scratch.spm, tokens);
+            }
+        }
     }
 
     /// What the file did not say and had to be assumed, one sentence each.
@@ -213,13 +264,27 @@ impl Tokenizer {
         self.vocabulary.kind(id) == Some(Kind::Control)
     }
 
+    /// Whether a token is searched for in texts rather than made from them.
+    fn is_special(&self, id: u32) -> bool {
+        self.vocabulary.kind(id).is_some_and(Kind::is_special)
+    }
+
+    /// The bytes of a token where nothing stands before it: without the space that encoding put there.
+    fn first_bytes(&self, id: u32) -> &[u8] {
+        let bytes = self.token_bytes(id);
+        match bytes.split_first() {
+            Some((b' ', rest)) if self.adds_space && !self.is_special(id) => rest,
+            _ => bytes,
+        }
+    }
+
     /// The text of a sequence of tokens, control tokens included; invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids
-            .iter()
-            .flat_map(|&id| self.token_bytes(id))
-            .copied()
-            .collect();
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        if let Some((&first, rest)) = ids.split_first() {
+            bytes.extend_from_slice(self.first_bytes(first));
+            bytes.extend(rest.iter().flat_map(|&id| self.token_bytes(id)));
+        }
         match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
@@ -228,7 +293,7 @@ impl Tokenizer {
 
     /// The token whose bytes are exactly this text; a special token before a normal one.
     pub fn id_of(&self, text: &str) -> Option<u32> {
-        let special = |id| self.vocabulary.kind(id) != Some(Kind::Normal);
+        let special = |id| self.is_special(id);
         self.vocabulary
             .find(text.as_bytes(), special)
             .or_else(|| self.vocabulary.find(text.as_bytes(), |_| true))
@@ -259,16 +324,72 @@ fn file_pre_tokenizer(
 
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
+const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 
-/// The token that a key names, if the file has the key.
+/// What holds for a kind of vocabulary where its file does not say.
+#[derive(Debug, Default)]
+struct Defaults {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+    adds_eos: bool,
+    adds_space: bool,
+}
+
+/// Which special tokens take the white space beside them. Files do not say; it is known of models by their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StripRule {
+    None,
+    /// What is masked was a word with its space.
+    BeforeMask(&'static str),
+    /// Roles and turns end in a line end that is not text.
+    AfterTurns,
+}
+
+impl StripRule {
+    fn of(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
+        let pre = gguf.str_or("tokenizer.ggml.pre", "")?;
+        let architecture = gguf.str_or("general.architecture", "")?;
+        let name = gguf.str_or("general.name", "")?.to_ascii_lowercase();
+        let any = |text: &str, parts: &[&str]| parts.iter().any(|part| text.contains(part));
+        Ok(
+            if any(pre, &["jina-v2-de", "jina-v2-es", "jina-v2-code"])
+                || any(architecture, &["nomic-bert-moe", "jina-bert-v3"])
+            {
+                Self::BeforeMask("<mask>")
+            } else if any(&name, &["phi-3", "phi3"]) {
+                Self::AfterTurns
+            } else if any(&name, &["modern-bert"]) {
+                Self::BeforeMask("[MASK]")
+            } else {
+                Self::None
+            },
+        )
+    }
+
+    fn strip(self, token: &SpecialText) -> Strip {
+        Strip {
+            before: matches!(self, Self::BeforeMask(mask) if *token.text == *mask),
+            after: self == Self::AfterTurns
+                && !matches!(&*token.text, "<unk>" | "<s>" | "<|endoftext|>"),
+        }
+    }
+}
+
+/// The token that a key names; if the file does not have the key, the default, if there is such a token.
 fn token_id(
     gguf: &Gguf<'_>,
     key: &'static str,
     count: usize,
+    default: Option<u32>,
 ) -> Result<Option<u32>, TokenizerError> {
     let id = match gguf.u32(key) {
         Ok(id) => id,
-        Err(MetaError::Missing { .. }) => return Ok(None),
+        Err(MetaError::Missing { .. }) => {
+            return Ok(default.filter(|&id| (id as usize) < count));
+        }
         Err(error) => return Err(error.into()),
     };
     if (id as usize) < count {
@@ -286,10 +407,16 @@ fn added(
     key: &'static str,
     token: Option<u32>,
 ) -> Result<Option<u32>, TokenizerError> {
-    if !gguf.bool_or(wanted, default)? {
+    let asked = match gguf.bool(wanted) {
+        Ok(asked) => Some(asked),
+        Err(MetaError::Missing { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if !asked.unwrap_or(default) {
         return Ok(None);
     }
-    if token.is_none() {
+    // What only the kind of vocabulary asks for may be missing.
+    if token.is_none() && asked.is_some() {
         return Err(TokenizerError::MissingToken {
             wanted,
             missing: key,

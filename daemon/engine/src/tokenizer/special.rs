@@ -10,7 +10,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
 
 use super::Special;
 use super::error::TokenizerError;
-use super::vocabulary::{Kind, Vocabulary};
+use super::vocabulary::{Kind, SpecialText};
 
 /// A piece of a text.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,22 +21,28 @@ pub(super) enum Part<'t> {
     Token(u32),
 }
 
+/// White space beside a token that goes with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Strip {
+    pub(super) before: bool,
+    pub(super) after: bool,
+}
+
 #[derive(Debug)]
 struct Searcher {
     automaton: AhoCorasick,
-    tokens: Box<[u32]>,
+    tokens: Box<[(u32, Strip)]>,
 }
 
 impl Searcher {
     /// `None` if there is nothing to search for.
-    fn new(
-        vocabulary: &Vocabulary,
-        wanted: impl Fn(Kind) -> bool,
+    fn new<'a>(
+        special: impl Iterator<Item = &'a SpecialText> + Clone,
+        strip: impl Fn(&SpecialText) -> Strip,
     ) -> Result<Option<Self>, TokenizerError> {
-        // The number of tokens fits 32 bits.
-        let tokens: Box<[u32]> = (0..vocabulary.count() as u32)
-            .filter(|&id| vocabulary.kind(id).is_some_and(&wanted))
-            .filter(|&id| !vocabulary.bytes(id).is_empty())
+        let tokens: Box<[_]> = special
+            .clone()
+            .map(|token| (token.id, strip(token)))
             .collect();
         if tokens.is_empty() {
             return Ok(None);
@@ -45,7 +51,7 @@ impl Searcher {
             .match_kind(MatchKind::LeftmostLongest)
             // A table of all transitions would take a kilobyte a state.
             .kind(Some(AhoCorasickKind::ContiguousNFA))
-            .build(tokens.iter().map(|&id| vocabulary.bytes(id)))
+            .build(special.map(|token| token.text.as_bytes()))
             .map_err(|error| TokenizerError::SpecialTokens {
                 message: error.to_string(),
             })?;
@@ -61,10 +67,14 @@ pub(super) struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    pub(super) fn new(vocabulary: &Vocabulary) -> Result<Self, TokenizerError> {
+    pub(super) fn new(
+        special: &[SpecialText],
+        strip: impl Fn(&SpecialText) -> Strip + Copy,
+    ) -> Result<Self, TokenizerError> {
+        let user_defined = |token: &&SpecialText| token.kind == Kind::UserDefined;
         Ok(Self {
-            all: Searcher::new(vocabulary, |kind| kind != Kind::Normal)?,
-            user_defined: Searcher::new(vocabulary, |kind| kind == Kind::UserDefined)?,
+            all: Searcher::new(special.iter(), strip)?,
+            user_defined: Searcher::new(special.iter().filter(user_defined), strip)?,
         })
     }
 
@@ -80,28 +90,40 @@ impl SpecialTokens {
             Special::Plain => &self.user_defined,
         };
         let mut done = 0;
+        let mut after = Strip::default();
         if let Some(searcher) = searcher {
             for found in searcher.automaton.find_iter(text) {
                 let token = searcher.tokens.get(found.pattern().as_usize());
                 let before = text.get(done..found.start());
-                // Both are there: patterns are tokens, and whole characters match whole characters. If a
-                // pattern were not UTF-8 its match might not be cut out; then it stays text.
-                let (Some(&token), Some(before)) = (token, before) else {
+                // Both are there: patterns are tokens, and whole characters match whole characters.
+                let (Some(&(token, strip)), Some(mut before)) = (token, before) else {
                     continue;
                 };
-                if !text.is_char_boundary(found.end()) {
-                    continue;
+                if after.after {
+                    before = before.trim_start_matches(is_space);
+                }
+                if strip.before {
+                    before = before.trim_end_matches(is_space);
                 }
                 if !before.is_empty() {
                     visit(Part::Text(before));
                 }
                 visit(Part::Token(token));
                 done = found.end();
+                after = strip;
             }
         }
-        match text.get(done..) {
-            Some("") | None => {}
-            Some(rest) => visit(Part::Text(rest)),
+        let mut rest = text.get(done..).unwrap_or_default();
+        if after.after {
+            rest = rest.trim_start_matches(is_space);
+        }
+        if !rest.is_empty() {
+            visit(Part::Text(rest));
         }
     }
+}
+
+/// What C calls space.
+fn is_space(character: char) -> bool {
+    matches!(character, ' ' | '\t'..='\r')
 }

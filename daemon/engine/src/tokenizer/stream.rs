@@ -10,6 +10,8 @@ use super::Tokenizer;
 #[derive(Debug, Clone)]
 pub struct StreamDecoder {
     skip_control: bool,
+    /// Nothing was said yet: a space that encoding would have put there is left out.
+    first: bool,
     /// The start of a character, at most three bytes between calls.
     pending: Vec<u8>,
     text: String,
@@ -20,8 +22,17 @@ impl StreamDecoder {
     pub fn new(skip_control: bool) -> Self {
         Self {
             skip_control,
+            first: true,
             pending: Vec::new(),
             text: String::new(),
+        }
+    }
+
+    /// A decoder of what comes after a prompt, so that the prompt's text and this, joined, are the whole text.
+    pub fn after(tokenizer: &Tokenizer, prompt: &[u32], skip_control: bool) -> Self {
+        Self {
+            first: prompt.last().is_none_or(|&id| tokenizer.is_special(id)),
+            ..Self::new(skip_control)
         }
     }
 
@@ -30,6 +41,9 @@ impl StreamDecoder {
         if self.skip_control && tokenizer.is_control(id) {
             self.text.clear();
             return &self.text;
+        }
+        if core::mem::take(&mut self.first) {
+            return self.push_bytes(tokenizer.first_bytes(id));
         }
         self.push_bytes(tokenizer.token_bytes(id))
     }
@@ -57,6 +71,7 @@ impl StreamDecoder {
     /// then at the start of a text again.
     pub fn finish(&mut self) -> &str {
         self.text.clear();
+        self.first = true;
         if !self.pending.is_empty() {
             self.pending.clear();
             self.text.push(char::REPLACEMENT_CHARACTER);

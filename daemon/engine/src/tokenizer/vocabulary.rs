@@ -17,7 +17,7 @@ pub(super) const VOCABULARY_BYTES_MAX: usize = 1 << 28;
 /// What a token is for, as the file numbers it (`tokenizer.ggml.token_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Made by the merges.
+    /// Made from text.
     Normal,
     /// Stands for what the vocabulary cannot say.
     Unknown,
@@ -25,29 +25,89 @@ pub(super) enum Kind {
     Control,
     /// Text that is always one token, wherever it stands.
     UserDefined,
+    /// One byte, for text that no other token has.
+    Byte,
 }
 
 impl Kind {
     fn from_id(id: i128) -> Option<Self> {
         Some(match id {
-            // Unused tokens (5) and bytes (6) are spelled like normal ones.
-            1 | 5 | 6 => Self::Normal,
+            // Tokens whose kind is not defined (0) and unused ones (5) are spelled like normal ones.
+            0 | 1 | 5 => Self::Normal,
             2 => Self::Unknown,
             3 => Self::Control,
             4 => Self::UserDefined,
+            6 => Self::Byte,
             _ => return None,
         })
     }
+
+    /// Whether text is searched for this token before anything else is done with it.
+    pub(super) fn is_special(self) -> bool {
+        matches!(self, Self::Unknown | Self::Control | Self::UserDefined)
+    }
+}
+
+/// How a file writes what tokens stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// One character for each byte.
+    ByteAlphabet,
+    /// Plain text, with U+2581 for a space and `<0x0A>` for a byte.
+    Spaces,
+}
+
+/// In plain spelling, what stands for a space.
+pub(super) const SPACE_MARK: char = '\u{2581}';
+
+impl Spelling {
+    /// Appends what a text stands for and returns true; or appends something else, or nothing, and returns false
+    /// if no token that is made from text is written like this.
+    fn spell(self, text: &str, bytes: &mut Vec<u8>) -> bool {
+        match self {
+            Self::ByteAlphabet => byte_level::decode_into(text, bytes),
+            Self::Spaces => {
+                push_spaces(text, bytes);
+                !text.contains(' ')
+            }
+        }
+    }
+}
+
+/// Appends a text with spaces in place of their marks.
+pub(super) fn push_spaces(text: &str, bytes: &mut Vec<u8>) {
+    let mut parts = text.split(SPACE_MARK);
+    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
+    for part in parts {
+        bytes.push(b' ');
+        bytes.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// The byte that `<0x0A>` stands for.
+fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_hex.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     kind: Kind,
-    /// Written in the byte alphabet, and standing for the bytes it spells: what merges can make.
+    /// Standing for the bytes that its text spells: what encoding can make.
     spelled: bool,
 }
 
+/// The text of a token that is searched for in texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SpecialText {
+    pub(super) id: u32,
+    pub(super) kind: Kind,
+    pub(super) text: Box<str>,
+}
+
 pub(super) struct Vocabulary {
+    spelling: Spelling,
     arena: Box<[u8]>,
     ends: Box<[u32]>,
     entries: Box<[Entry]>,
@@ -63,12 +123,13 @@ impl core::fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads a vocabulary written in the byte alphabet. Tokens for which `is_control` holds are control
-    /// tokens whatever the file says of them.
-    pub(super) fn byte_level(
+    /// Reads a vocabulary, and the special tokens in it as they are written. Tokens for which `is_control` holds are
+    /// control tokens whatever the file says of them; it is told a text and the kind that the file gives it.
+    pub(super) fn from_gguf(
         gguf: &Gguf<'_>,
-        is_control: impl Fn(&str) -> bool,
-    ) -> Result<Self, TokenizerError> {
+        spelling: Spelling,
+        is_control: impl Fn(&str, Kind) -> bool,
+    ) -> Result<(Self, Vec<SpecialText>), TokenizerError> {
         const TOKENS: &str = "tokenizer.ggml.tokens";
         let array = gguf.array(TOKENS)?;
         let texts = strings(TOKENS, &array)?;
@@ -84,6 +145,7 @@ impl Vocabulary {
         let mut arena = Vec::new();
         let mut ends = Vec::with_capacity(count);
         let mut entries = Vec::with_capacity(count);
+        let mut special = Vec::new();
         for (id, text) in texts.enumerate() {
             let mut kind = match kinds.as_mut() {
                 Some(kinds) => kinds
@@ -92,7 +154,7 @@ impl Vocabulary {
                     .ok_or(TokenizerError::TokenType { id })?,
                 None => Kind::Normal,
             };
-            if is_control(text) {
+            if is_control(text, kind) {
                 kind = Kind::Control;
             }
             if text.len() > VOCABULARY_BYTES_MAX - arena.len() {
@@ -100,26 +162,75 @@ impl Vocabulary {
                     max: VOCABULARY_BYTES_MAX,
                 });
             }
-            let start = arena.len();
-            let mut spelled = byte_level::decode_into(text, &mut arena);
-            let literal = matches!(kind, Kind::Control | Kind::UserDefined);
-            if !spelled || literal && arena.get(start..) != Some(text.as_bytes()) {
-                spelled = false;
-                arena.truncate(start);
-                arena.extend_from_slice(text.as_bytes());
+            let byte = match kind {
+                Kind::Byte => byte_of(text),
+                _ => None,
+            };
+            if kind == Kind::Byte && byte.is_none() {
+                kind = Kind::Normal;
             }
-            // At most VOCABULARY_BYTES_MAX, since decoding never makes text longer.
+            let start = arena.len();
+            let mut spelled = byte.is_none() && spelling.spell(text, &mut arena);
+            if let Some(byte) = byte {
+                arena.push(byte);
+            } else {
+                let literal = match (spelling, kind) {
+                    (Spelling::ByteAlphabet, Kind::Control | Kind::UserDefined) => {
+                        arena.get(start..) != Some(text.as_bytes())
+                    }
+                    (Spelling::ByteAlphabet, _) => !spelled,
+                    (_, kind) => matches!(kind, Kind::Control | Kind::Unknown),
+                };
+                if literal {
+                    spelled = false;
+                    arena.truncate(start);
+                    arena.extend_from_slice(text.as_bytes());
+                }
+            }
+            // At most VOCABULARY_BYTES_MAX, since spelling never makes text longer.
             ends.push(arena.len() as u32);
             entries.push(Entry { kind, spelled });
+            if kind.is_special() && !text.is_empty() {
+                special.push(SpecialText {
+                    // VOCABULARY_COUNT_MAX fits 32 bits.
+                    id: id as u32,
+                    kind,
+                    text: text.into(),
+                });
+            }
         }
         let mut vocabulary = Self {
+            spelling,
             arena: arena.into_boxed_slice(),
             ends: ends.into_boxed_slice(),
             entries: entries.into_boxed_slice(),
             index: Index::with_capacity(count),
         };
         vocabulary.fill_index()?;
-        Ok(vocabulary)
+        Ok((vocabulary, special))
+    }
+
+    /// Appends what a text of the file stands for; false if no token that is made from text is written like this.
+    pub(super) fn spell(&self, text: &str, bytes: &mut Vec<u8>) -> bool {
+        self.spelling.spell(text, bytes)
+    }
+
+    /// The token of each byte, for text that no other token has; `u32::MAX` where there is none.
+    pub(super) fn byte_tokens(&self) -> [u32; 256] {
+        let mut tokens = [u32::MAX; 256];
+        // VOCABULARY_COUNT_MAX fits 32 bits.
+        for id in (0..self.count() as u32).rev() {
+            if let (Some(Kind::Byte), &[byte]) = (self.kind(id), self.bytes(id)) {
+                tokens[usize::from(byte)] = id;
+            }
+        }
+        tokens
+    }
+
+    /// The numbers of the tokens that encoding can make.
+    pub(super) fn spelled(&self) -> impl Iterator<Item = u32> {
+        // VOCABULARY_COUNT_MAX fits 32 bits.
+        (0..self.count() as u32).filter(|&id| self.is_spelled(id) && !self.bytes(id).is_empty())
     }
 
     fn fill_index(&mut self) -> Result<(), TokenizerError> {
@@ -132,8 +243,13 @@ impl Vocabulary {
                 continue;
             }
             let spelled = self.is_spelled(id);
+            let is_byte = self.kind(id) == Some(Kind::Byte);
             let hash = index.hash(bytes);
-            let same = |other| self.is_spelled(other) == spelled && self.bytes(other) == bytes;
+            let same = |other| {
+                self.is_spelled(other) == spelled
+                    && (self.kind(other) == Some(Kind::Byte)) == is_byte
+                    && self.bytes(other) == bytes
+            };
             if let Some(first) = index.find(hash, same) {
                 return Err(TokenizerError::DuplicateToken { first, second: id });
             }
@@ -251,4 +367,58 @@ fn kinds<'a>(
         found: array.element_type(),
     })?;
     Ok(Some(integers.map(Kind::from_id)))
+}
+
+/// The score of each token, none of them infinite or not a number.
+pub(super) fn scores(gguf: &Gguf<'_>, count: usize) -> Result<Box<[f32]>, TokenizerError> {
+    const SCORES: &str = "tokenizer.ggml.scores";
+    let array = match gguf.array(SCORES) {
+        Ok(array) => array,
+        Err(MetaError::Missing { .. }) => return Ok(vec![0.0; count].into_boxed_slice()),
+        Err(error) => return Err(error.into()),
+    };
+    if array.len() != count {
+        return Err(TokenizerError::ScoreCount {
+            scores: array.len(),
+            tokens: count,
+        });
+    }
+    let scores: Box<[f32]> = if let Some(floats) = array.numbers::<f32>() {
+        floats.collect()
+    } else {
+        let integers = array.integers().ok_or_else(|| MetaError::WrongType {
+            key: SCORES.to_owned(),
+            wanted: "an array of numbers",
+            found: array.element_type(),
+        })?;
+        integers.map(|score| score as f32).collect()
+    };
+    match scores.iter().position(|score| !score.is_finite()) {
+        Some(id) => Err(TokenizerError::Score { id }),
+        None => Ok(scores),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_written_in_hexadecimal() {
+        assert_eq!(byte_of("<0x0A>"), Some(10));
+        assert_eq!(byte_of("<0xff>"), Some(255));
+        for other in [
+            "<0x0A", "0x0A>", "<0x+1>", "<0x1>", "<0x100>", "<0x>", "<0xé>",
+        ] {
+            assert_eq!(byte_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn spaces_take_the_place_of_their_marks() {
+        let mut bytes = Vec::new();
+        assert!(Spelling::Spaces.spell("▁▁a▁b▁", &mut bytes));
+        assert_eq!(bytes, b"  a b ");
+        assert!(!Spelling::Spaces.spell("a b", &mut bytes));
+    }
 }
