@@ -1,15 +1,19 @@
 //! The command line.
 
+pub(crate) mod models;
+
 use std::path::PathBuf;
 
 use andon_wire::{Egress, ModelName, Priority, RequestId, Sampling, TaskName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::models::{BundleCommand, PullOptions};
+
 const EXIT_STATUS: &str = "Exit status:
   0  done; also when the reader of the output went away
-  1  the request was refused or failed
+  1  the request was refused or failed; a file or model cannot be used
   2  the command line or the request is wrong; nothing was sent
-  3  no daemon answered: cannot connect, or the connection broke
+  3  no daemon or hub answered: cannot connect, or the connection broke
   4  cancelled, or the deadline passed
   5  busy or not ready: try again later";
 
@@ -44,6 +48,14 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// Show the models that are served.
     Models(ModelsOptions),
+    /// Get a model from the Hugging Face hub or a mirror of it.
+    ///
+    /// A download that broke off is continued by the same command. What comes is compared with the hub's
+    /// SHA-256 digest.
+    Pull(Box<PullOptions>),
+    /// Pack models for gateways without a network.
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.

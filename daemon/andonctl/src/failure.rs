@@ -3,16 +3,16 @@
 //! | status | meaning |
 //! |---|---|
 //! | 0 | done; also when the reader of the output went away, who had what he wanted |
-//! | 1 | the request was refused or failed |
+//! | 1 | the request was refused or failed; a file or model cannot be used |
 //! | 2 | the command line or the request is wrong; nothing was sent |
-//! | 3 | no daemon answered: cannot connect, or the connection broke |
+//! | 3 | no daemon or hub answered: cannot connect, or the connection broke |
 //! | 4 | cancelled, or the deadline passed |
 //! | 5 | busy or not ready: the same request may succeed later |
 //!
 //! A program that Ctrl-C ends while it has nothing to cancel exits with 130, as shells expect.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use andon_wire::{AskError, ErrorCode, Fault, RequestId};
@@ -46,6 +46,22 @@ pub(crate) enum Failure {
     /// Standard input cannot be read.
     #[error("cannot read standard input: {0}")]
     Input(io::Error),
+    /// The hub does not have, or does not give, what was asked for.
+    #[error("{}", printable(.0))]
+    Hub(String),
+    /// The hub cannot be reached, or stopped answering.
+    #[error("{}", printable(.0))]
+    Network(String),
+    /// A model or bundle is not what it should be.
+    #[error("{}", printable(.0))]
+    Damaged(String),
+    /// A file cannot be used.
+    #[error("cannot {action} {}: {error}", path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     /// Nobody reads standard output any more.
     #[error("the reader of the output went away")]
     OutputClosed,
@@ -73,13 +89,27 @@ impl From<&Fault<'_>> for Failure {
 }
 
 impl Failure {
+    /// `action` on a file failed.
+    pub(crate) fn file(action: &'static str, path: &Path, error: io::Error) -> Self {
+        Self::File {
+            action,
+            path: path.to_owned(),
+            error,
+        }
+    }
+
     /// The exit status.
     pub(crate) const fn status(&self) -> u8 {
         match self {
             Self::OutputClosed => 0,
-            Self::NotFound(_) | Self::Input(_) | Self::Output(_) => 1,
+            Self::NotFound(_)
+            | Self::Input(_)
+            | Self::Output(_)
+            | Self::Hub(_)
+            | Self::Damaged(_)
+            | Self::File { .. } => 1,
             Self::Usage(_) | Self::Request(_) => 2,
-            Self::Connect { .. } | Self::Lost(_) => 3,
+            Self::Connect { .. } | Self::Lost(_) | Self::Network(_) => 3,
             Self::Cancelled => 4,
             Self::Refused(refusal) => match refusal.code {
                 ErrorCode::Cancelled | ErrorCode::DeadlineExceeded => 4,
@@ -109,6 +139,10 @@ impl Failure {
                 }
                 _ => return None,
             },
+            Self::File { error, .. } if error.kind() == io::ErrorKind::StorageFull => {
+                "the disk is full: make room; a download continues where it ended"
+            }
+            Self::Network(_) => "another hub is named with --endpoint or HF_ENDPOINT",
             Self::Lost(_) => "`journalctl -u andond` may say more",
             Self::Refused(refusal) => return refusal.advice(),
             _ => return None,

@@ -1,7 +1,9 @@
-//! `andonctl`: asks a running `andond` over its compact socket and shows the answer.
+//! `andonctl`: asks a running `andond` over its compact socket and shows the answer; and gets and packs
+//! models.
 //!
-//! One request, one connection, no runtime: every command connects, says hello, sends a frame and
-//! reads what comes back. What the program knows of the daemon is what `andon-wire` says.
+//! One request, one connection, no runtime: a command connects, says hello, sends a frame and
+//! reads what comes back. What the program knows of the daemon is what `andon-wire` says. `pull` and
+//! `bundle` need no daemon.
 //!
 //! Invariant: the answer, and nothing else, goes to standard output; everything said about it goes
 //! to standard error; how it went is in the exit status ([`failure`]).
@@ -9,11 +11,17 @@
 
 mod arguments;
 mod ask;
+mod bundle;
 mod chat;
 mod connection;
+mod digest;
 mod failure;
+mod gguf;
 mod interrupt;
 mod output;
+mod parcel;
+mod progress;
+mod pull;
 mod report;
 
 use std::io::Write as _;
@@ -41,6 +49,8 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Chat(options) => chat::run(socket, &options, output),
         Command::Status(options) => report::status(socket, &options, output),
         Command::Models(options) => report::models(socket, &options, output),
+        Command::Pull(options) => pull::run(&options, output),
+        Command::Bundle(command) => bundle::run(command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -70,7 +70,7 @@ pub(crate) fn cancel(path: &Path, options: &CancelOptions) -> Result<(), Failure
     }
 }
 
-fn json(output: &mut Output, value: &impl Serialize) -> Result<(), Failure> {
+pub(crate) fn json(output: &mut Output, value: &impl Serialize) -> Result<(), Failure> {
     let mut line = serde_json::to_vec(value).map_err(|error| Failure::Output(error.into()))?;
     line.push(b'\n');
     output.bytes(&line)
@@ -189,7 +189,7 @@ fn list(models: &Models<'_>) -> String {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -46,6 +46,21 @@ pub const LABEL_BYTES_MAX: usize = 64;
 /// Most bytes in the message of a fault; a sender shortens a longer one.
 pub const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
 
+/// Most bytes in a model's manifest.
+pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
+
+/// Most files of one model. The largest models of today come in some fifty parts.
+pub const MEMBERS_MAX: usize = 128;
+
+/// Most bytes in the path of a model's file inside its folder.
+pub const MEMBER_PATH_BYTES_MAX: usize = 128;
+
+/// Most bytes in one file of weights; the daemon's configuration sets a lower bound for a whole model.
+pub const MODEL_BYTES_MAX: u64 = 1 << 40;
+
+/// Most bytes in a licence, a chat template or a task of a model.
+pub const TEXT_MEMBER_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Most models in one list of models.
 pub const MODELS_MAX: usize = 16;
 

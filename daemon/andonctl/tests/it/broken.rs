@@ -71,7 +71,7 @@ fn something_else_answers() {
 #[test]
 fn the_connection_is_closed_at_every_byte() {
     let welcome = sealed(&ServerFrame::Welcome(Welcome {
-        version: 1,
+        version: andon_wire::PROTOCOL_VERSION,
         software: "",
         gateway: "",
         frame_bytes_max: 1,

@@ -1,0 +1,132 @@
+//! The part of the command line that is about models as files.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use andon_wire::manifest::is_model_name;
+use clap::{Args, Subcommand};
+
+use crate::pull::{ENDPOINT_DEFAULT, Reference, revision};
+
+/// The name of a model that a daemon keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredName(pub(crate) String);
+
+impl FromStr for StoredName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if is_model_name(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(
+                "use 1 to 64 letters, digits, '.', '-' or '_', not beginning with '.' or '-'"
+                    .to_owned(),
+            )
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PullOptions {
+    /// The model: OWNER/NAME, OWNER/NAME:Q4_K_M or OWNER/NAME/FILE.gguf.
+    ///
+    /// Without a word for how the weights are stored, Q4_K_M is taken, or what comes next to it. All parts
+    /// of a split model are taken together.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Reference,
+
+    /// A branch, a tag or a commit.
+    #[arg(long, value_name = "REVISION", default_value = "main", value_parser = revision)]
+    pub(crate) revision: String,
+
+    /// The hub or a mirror of it, or a folder with a copy of one: OWNER/NAME/FILE, or a hub program's cache.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = ENDPOINT_DEFAULT)]
+    pub(crate) endpoint: String,
+
+    /// Read the token for private and gated models from this file instead of HF_TOKEN, HF_TOKEN_PATH or
+    /// the hub's own place.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// Where to put it: a folder that exists, or the name of the file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Make a bundle of it: model, manifest and licence in one file.
+    #[arg(long, conflicts_with = "list")]
+    pub(crate) bundle: bool,
+
+    /// Show the models that there are, and pull none.
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// How often to try again without any progress before giving up.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) retries: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleCommand {
+    /// Pack a model and what goes with it into one file.
+    Create(Box<BundleCreate>),
+    /// Show what a bundle has.
+    Show(BundleRead),
+    /// Compare everything in a bundle with its manifest.
+    Verify(BundleRead),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BundleCreate {
+    /// A GGUF file (of a split model, any part), or a folder with one, LICENSE, chat_template.jinja and
+    /// tasks/*.toml.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+
+    /// Where to put the bundle: a folder, or the name of the file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// The name to register it under, instead of the file's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<StoredName>,
+
+    /// Id of the licence, such as apache-2.0.
+    #[arg(long, value_name = "ID")]
+    pub(crate) license: Option<String>,
+
+    /// The licence's text.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) license_file: Option<PathBuf>,
+
+    /// A chat template that replaces the model's own.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+
+    /// The pre-tokenizer to use where the file names one that is unknown or wrong.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pre_tokenizer: Option<String>,
+
+    /// A task, NAME.toml with the keys of a [task.NAME] section; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) task: Vec<PathBuf>,
+
+    /// The repository that the model was got from.
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub(crate) source: Option<String>,
+
+    /// The revision of that repository.
+    #[arg(long, value_name = "REVISION", requires = "source")]
+    pub(crate) revision: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BundleRead {
+    /// The bundle.
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+
+    /// Print the manifest as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,448 @@
+//! A model as it lies here: a manifest, and for each of its members the bytes of some file.
+//!
+//! It is made of a GGUF file, of all parts of a split one, of a folder, or of a bundle; whatever sends,
+//! packs or verifies models sees only this.
+//!
+//! Invariant: the manifest of a parcel passed its check, and every member has the size that it says.
+//! Digests are those of the manifest; whoever reads the bytes compares.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use andon_wire::limits::{MANIFEST_BYTES_MAX, MEMBERS_MAX};
+use andon_wire::manifest::{
+    CHAT_TEMPLATE_PATH, FORMAT, LICENSE_PATH, MANIFEST_PATH, Manifest, Member, Role, TASKS_FOLDER,
+    is_model_name, part_of,
+};
+use serde::Deserialize;
+
+use crate::bundle;
+use crate::failure::Failure;
+use crate::gguf::{self, Head};
+use crate::progress::Progress;
+
+/// Most tasks and other files beside the weights that a folder may have.
+const EXTRAS_MAX: usize = MEMBERS_MAX;
+
+/// A model to be sent or packed.
+pub(crate) struct Parcel {
+    pub(crate) manifest: Box<Manifest>,
+    /// The manifest's bytes, as they are kept.
+    pub(crate) text: String,
+    /// Where each member's bytes are, in the manifest's order.
+    pub(crate) places: Vec<Place>,
+}
+
+/// Bytes of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Place {
+    /// A reader of exactly these bytes.
+    pub(crate) fn open(&self) -> Result<impl Read + use<>, Failure> {
+        let failed = |error| Failure::file("read", &self.path, error);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        file.seek(SeekFrom::Start(self.offset)).map_err(failed)?;
+        Ok(file.take(self.bytes))
+    }
+}
+
+/// What a parcel is made with beside its weights.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    pub(crate) name: Option<String>,
+    pub(crate) license: Option<String>,
+    pub(crate) license_file: Option<PathBuf>,
+    pub(crate) chat_template: Option<PathBuf>,
+    pub(crate) pre_tokenizer: Option<String>,
+    pub(crate) tasks: Vec<PathBuf>,
+    /// Repository and revision.
+    pub(crate) source: Option<(String, String)>,
+}
+
+/// Whether the file begins as a GGUF file does.
+fn is_gguf(path: &Path) -> Result<bool, Failure> {
+    let mut magic = [0; 4];
+    let read = File::open(path)
+        .and_then(|mut file| file.read(&mut magic))
+        .map_err(|error| Failure::file("read", path, error))?;
+    Ok(read == magic.len() && magic == *b"GGUF")
+}
+
+impl Parcel {
+    /// The model at `path`: a GGUF file, a bundle, or a folder. `extras` are for what has no manifest yet.
+    pub(crate) fn open(path: &Path, extras: Extras) -> Result<Self, Failure> {
+        if path.is_dir() {
+            let manifest = path.join(MANIFEST_PATH);
+            if manifest.exists() {
+                return Self::unpacked(path, &manifest);
+            }
+            return Self::folder(path, extras);
+        }
+        if is_gguf(path)? {
+            let weights = parts(path)?;
+            return Self::new(&weights, extras);
+        }
+        bundle::open(path)
+    }
+
+    /// A folder that a bundle was unpacked into.
+    fn unpacked(folder: &Path, manifest: &Path) -> Result<Self, Failure> {
+        let failed = |error| Failure::file("read", manifest, error);
+        let mut text = String::new();
+        File::open(manifest)
+            .map_err(failed)?
+            .take(MANIFEST_BYTES_MAX as u64 + 1)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+        let manifest = read_manifest(&text).map_err(|why| damaged(manifest, &why))?;
+        let mut places = Vec::new();
+        for member in &manifest.members {
+            let path = folder.join(member.path.as_str());
+            let bytes = size(&path)?;
+            if bytes != member.bytes {
+                let why = format!(
+                    "it has {bytes} bytes where the manifest says {}",
+                    member.bytes
+                );
+                return Err(damaged(&path, &why));
+            }
+            places.push(Place {
+                path,
+                offset: 0,
+                bytes,
+            });
+        }
+        Ok(Self {
+            manifest,
+            text,
+            places,
+        })
+    }
+
+    /// A folder with one model and, by their names, what goes with it.
+    fn folder(folder: &Path, mut extras: Extras) -> Result<Self, Failure> {
+        let mut weights = Vec::new();
+        for path in files(folder)? {
+            let parted = path
+                .file_name()
+                .and_then(|name| part_of(name.to_str()?))
+                .map(|(_, part)| part);
+            // All parts of a model are found by its first.
+            if path.extension().is_some_and(|ending| ending == "gguf")
+                && parted.is_none_or(|(number, _)| number == 1)
+            {
+                weights.push(path);
+            }
+        }
+        let weights = match weights.as_slice() {
+            [first] => parts(first)?,
+            [] => return Err(damaged(folder, "it has no GGUF file")),
+            _ => {
+                return Err(Failure::Usage(format!(
+                    "{} has several models; name the file",
+                    folder.display()
+                )));
+            }
+        };
+        let beside = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+        extras.license_file = extras.license_file.or_else(|| beside(LICENSE_PATH));
+        extras.chat_template = extras.chat_template.or_else(|| beside(CHAT_TEMPLATE_PATH));
+        let tasks = folder.join(TASKS_FOLDER);
+        if tasks.is_dir() {
+            extras.tasks.extend(
+                files(&tasks)?
+                    .into_iter()
+                    .filter(|path| path.extension().is_some_and(|ending| ending == "toml")),
+            );
+        }
+        Self::new(&weights, extras)
+    }
+
+    /// A parcel of these weights; reads all files to make their digests.
+    pub(crate) fn new(weights: &[PathBuf], extras: Extras) -> Result<Self, Failure> {
+        let first = weights.first().map_or(Path::new(""), PathBuf::as_path);
+        let head = gguf::head(first)?;
+        let name = match &extras.name {
+            Some(name) => name.clone(),
+            None => name_of(first),
+        };
+        let mut files: Vec<(PathBuf, String, Role)> = Vec::new();
+        for path in weights {
+            files.push((
+                path.clone(),
+                weights_name(path, weights.len())?,
+                Role::Weights,
+            ));
+        }
+        if let Some(path) = extras.license_file {
+            files.push((path, LICENSE_PATH.to_owned(), Role::License));
+        }
+        if let Some(path) = extras.chat_template {
+            files.push((path, CHAT_TEMPLATE_PATH.to_owned(), Role::ChatTemplate));
+        }
+        for path in extras.tasks {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let inside = format!("{TASKS_FOLDER}/{name}");
+            files.push((path, inside, Role::Task));
+        }
+        let total = files.iter().try_fold(0u64, |sum, (path, ..)| {
+            Ok::<u64, Failure>(sum.saturating_add(size(path)?))
+        })?;
+        let progress = Progress::bytes(&format!("{name} (digest)"), Some(total));
+        let mut manifest = Box::new(manifest_of(&name, &head, extras.license, first)?);
+        manifest.pre_tokenizer = match extras.pre_tokenizer {
+            Some(name) => Some(bounded("the pre-tokenizer", &name)?),
+            None => None,
+        };
+        if let Some((repository, revision)) = extras.source {
+            manifest.source = Some(andon_wire::manifest::Source {
+                repository: bounded("the repository", &repository)?,
+                revision: bounded("the revision", &revision)?,
+            });
+        }
+        let mut places = Vec::new();
+        for (path, inside, role) in files {
+            let bytes = size(&path)?;
+            let member = Member {
+                path: bounded("the path", &inside)?,
+                role,
+                bytes,
+                sha256: crate::digest::of_file(&path, &progress)?,
+            };
+            manifest
+                .members
+                .push(member)
+                .map_err(|_| Failure::Usage(format!("a model has at most {MEMBERS_MAX} files")))?;
+            places.push(Place {
+                path,
+                offset: 0,
+                bytes,
+            });
+        }
+        manifest
+            .check()
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        let mut text = serde_json::to_string_pretty(&*manifest)
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        text.push('\n');
+        if text.len() > MANIFEST_BYTES_MAX {
+            return Err(Failure::Usage(format!(
+                "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are allowed",
+                text.len()
+            )));
+        }
+        Ok(Self {
+            manifest,
+            text,
+            places,
+        })
+    }
+
+    /// Compares every member with its digest.
+    pub(crate) fn verify(&self) -> Result<(), Failure> {
+        let progress = Progress::bytes(&self.manifest.name, Some(self.manifest.bytes()));
+        for (member, place) in self.manifest.members.iter().zip(&self.places) {
+            let found = crate::digest::of_reader(&mut place.open()?, &progress)
+                .map_err(|error| Failure::file("read", &place.path, error))?;
+            if found != member.sha256 {
+                return Err(damaged(
+                    &place.path,
+                    &format!(
+                        "{} has the digest {found} where the manifest says {}",
+                        member.path, member.sha256
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn manifest_of(
+    name: &str,
+    head: &Head,
+    license: Option<String>,
+    first: &Path,
+) -> Result<Manifest, Failure> {
+    let license = license.or_else(|| head.license.clone());
+    Ok(Manifest {
+        format: FORMAT,
+        name: bounded("the name", name)?,
+        architecture: bounded("the architecture", &head.architecture)?,
+        quantization: bounded("the quantization", head.quantization.unwrap_or("unknown"))?,
+        license: match license {
+            // What a file says of its licence may be a whole text; then it is not an id.
+            Some(license) => heapless::String::try_from(license.as_str()).ok(),
+            None => None,
+        },
+        source: None,
+        pre_tokenizer: None,
+        created_s: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_err(|error| damaged(first, &error.to_string()))?
+            .as_secs(),
+        members: heapless::Vec::new(),
+    })
+}
+
+/// Reads a manifest. A newer format is named as such, whatever else it holds.
+pub(crate) fn read_manifest(text: &str) -> Result<Box<Manifest>, String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u16,
+    }
+    if text.len() > MANIFEST_BYTES_MAX {
+        return Err(format!(
+            "the manifest has more than {MANIFEST_BYTES_MAX} bytes"
+        ));
+    }
+    let found: Format =
+        serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
+    if found.format != FORMAT {
+        return Err(format!(
+            "its format is {}, this program reads {FORMAT}",
+            found.format
+        ));
+    }
+    let manifest: Box<Manifest> =
+        serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
+    manifest.check().map_err(|error| error.to_string())?;
+    Ok(manifest)
+}
+
+pub(crate) fn damaged(path: &Path, why: &str) -> Failure {
+    Failure::Damaged(format!("{}: {why}", path.display()))
+}
+
+fn bounded<const N: usize>(what: &str, text: &str) -> Result<heapless::String<N>, Failure> {
+    heapless::String::try_from(text)
+        .map_err(|_| Failure::Usage(format!("{what} {text:?} has more than {N} bytes")))
+}
+
+fn size(path: &Path) -> Result<u64, Failure> {
+    let metadata = fs::metadata(path).map_err(|error| Failure::file("read", path, error))?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        Err(damaged(path, "it is not a file"))
+    }
+}
+
+/// The files of a folder, in the order of their names.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |error| Failure::file("read", folder, error);
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)?.take(EXTRAS_MAX + 1) {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    if paths.len() > EXTRAS_MAX {
+        return Err(damaged(
+            folder,
+            &format!("it has more than {EXTRAS_MAX} entries"),
+        ));
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The file, or if it is a part all parts of its model.
+fn parts(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some((stem, (_, count))) = part_of(&name) else {
+        return Ok(vec![path.to_owned()]);
+    };
+    if count == 0 || count > MEMBERS_MAX {
+        return Err(damaged(path, &format!("a model of {count} parts")));
+    }
+    (1..=count)
+        .map(|number| {
+            let part = path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
+            if part.is_file() {
+                Ok(part)
+            } else {
+                Err(damaged(&part, "this part of the model is missing"))
+            }
+        })
+        .collect()
+}
+
+/// The name of a file of weights in its bundle: its own, if that can be one.
+fn weights_name(path: &Path, count: usize) -> Result<String, Failure> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+    if name.len() <= andon_wire::limits::MEMBER_PATH_BYTES_MAX
+        && stem.len() < name.len()
+        && stem.split('.').all(|part| !part.is_empty())
+        && stem
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+        && !stem.starts_with(['-', '.'])
+    {
+        return Ok(name.into_owned());
+    }
+    if count == 1 {
+        return Ok("model.gguf".to_owned());
+    }
+    Err(Failure::Usage(format!(
+        "{}: a part's name has letters, digits, '.', '-' and '_' only",
+        path.display()
+    )))
+}
+
+/// A model's name, from its file's.
+pub(crate) fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = match part_of(&name) {
+        Some((stem, _)) => stem.to_owned(),
+        None => Path::new(&*name)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let mut clean: String = stem
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .skip_while(|c| matches!(c, '.' | '-'))
+        .take(andon_wire::limits::NAME_BYTES_MAX)
+        .collect();
+    if !is_model_name(&clean) {
+        clean = "model".to_owned();
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::name_of;
+    use std::path::Path;
+
+    #[test]
+    fn names_come_from_files() {
+        for (path, name) in [
+            (
+                "/m/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "SmolLM2-135M-Instruct.Q4_1",
+            ),
+            ("m-00001-of-00003.gguf", "m"),
+            ("..gguf", "model"),
+            ("ein modell ä.gguf", "ein-modell--"),
+            ("", "model"),
+        ] {
+            assert_eq!(name_of(Path::new(path)), name, "{path}");
+        }
+    }
+}
