@@ -24,19 +24,20 @@ fn column_span(k: usize, multiple: usize) -> usize {
     (LEVELS_BYTES / k.max(1)).max(1).next_multiple_of(multiple)
 }
 
-/// Defines the matrix product kernel `$name` of a quantized format, compiled for `$features`: it walks over the
-/// product in blocks of `ROWS` rows and up to `COLUMNS` columns, which `$block` (generic over the number of columns)
-/// computes and `store` writes; all of these come from the calling module.
+/// Defines `$name`, the matrix product kernel of a family of quantized formats, compiled for `$features`: it walks over
+/// the product in blocks of `ROWS` rows and up to `COLUMNS` columns, which `$block` (generic over the format, a block
+/// type with the trait `$family`, and the number of columns) computes and `store` writes; all of these come from the
+/// calling module.
 macro_rules! blocked_kernel {
-    ($features:literal, $name:ident, $block:ident, $format:ident) => {
+    ($features:literal, $name:ident, $family:ident, $block:ident) => {
         /// See [`Kernel`].
         ///
         /// # Safety
         /// See [`Kernel`].
         #[target_feature(enable = $features)]
-        unsafe fn $name(product: Product<'_>) {
+        unsafe fn $name<F: $family>(product: Product<'_>) {
             let columns = &product.columns;
-            let blocks = columns.k / Format::$format.block_elements();
+            let blocks = columns.k / F::ELEMENTS;
             let span = column_span(columns.k, COLUMNS);
             for start in (0..columns.count).step_by(span) {
                 let end = columns.count.min(start + span);
@@ -53,17 +54,17 @@ macro_rules! blocked_kernel {
                         unsafe {
                             match end - column {
                                 COLUMNS.. => {
-                                    let sums = $block::<COLUMNS>(rows, blocks, columns, column);
+                                    let sums = $block::<F, COLUMNS>(rows, blocks, columns, column);
                                     store(&product, first, column, &sums);
                                     column += COLUMNS;
                                 }
                                 2.. => {
-                                    let sums = $block::<2>(rows, blocks, columns, column);
+                                    let sums = $block::<F, 2>(rows, blocks, columns, column);
                                     store(&product, first, column, &sums);
                                     column += 2;
                                 }
                                 _ => {
-                                    let sums = $block::<1>(rows, blocks, columns, column);
+                                    let sums = $block::<F, 1>(rows, blocks, columns, column);
                                     store(&product, first, column, &sums);
                                     column += 1;
                                 }

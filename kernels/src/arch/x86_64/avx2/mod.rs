@@ -2,6 +2,5 @@
 
 pub(crate) mod attention;
 pub(crate) mod elementwise;
-pub(crate) mod float;
 pub(crate) mod half;
 pub(crate) mod matmul;

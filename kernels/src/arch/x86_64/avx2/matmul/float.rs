@@ -4,8 +4,9 @@ use crate::op::LANES;
 use crate::op::matmul::Product;
 use core::arch::x86_64::{
     __m128i, __m256, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtph_ps, _mm256_extractf128_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+    _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_setzero_ps, _mm256_slli_epi32,
 };
 
 /// How sixteen consecutive weights become two vectors of floats.
@@ -18,6 +19,7 @@ trait Weights {
 
 struct Single;
 struct Half;
+struct Brain;
 
 impl Weights for Single {
     const BYTES: usize = 4;
@@ -52,12 +54,30 @@ impl Weights for Half {
     }
 }
 
+impl Weights for Brain {
+    const BYTES: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller owes 32 bytes.
+        let [low, high]: [__m128i; 2] = unsafe {
+            [
+                _mm_loadu_si128(from.cast()),
+                _mm_loadu_si128(from.add(16).cast()),
+            ]
+        };
+        [low, high]
+            .map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
+    }
+}
+
 /// F32 weights, as [`crate::op::matmul::Kernel`].
 ///
 /// # Safety
 /// See that type.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn f32(product: Product<'_>) {
+pub(super) unsafe fn f32(product: Product<'_>) {
     // SAFETY: passed on.
     unsafe { rows::<Single>(product) }
 }
@@ -67,9 +87,19 @@ pub(crate) unsafe fn f32(product: Product<'_>) {
 /// # Safety
 /// See that type.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn f16(product: Product<'_>) {
+pub(super) unsafe fn f16(product: Product<'_>) {
     // SAFETY: passed on.
     unsafe { rows::<Half>(product) }
+}
+
+/// BF16 weights, as [`crate::op::matmul::Kernel`].
+///
+/// # Safety
+/// See that type.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn bf16(product: Product<'_>) {
+    // SAFETY: passed on.
+    unsafe { rows::<Brain>(product) }
 }
 
 /// # Safety

@@ -1,0 +1,304 @@
+//! Products of quantized weights, see [`crate::op::matmul`].
+//!
+//! Eight rows are computed together, one per lane of the accumulators, so that the exact integer sums of eight rows
+//! meet in one vector before the one rounding per group. A vector of levels holds 16 levels of row `p` in its low
+//! and of row `p + 4` in its high half; two levels of pairwise addition then put the rows in lane order.
+
+mod float;
+mod k_quants;
+mod legacy;
+mod tables;
+
+use super::super::{blocked_kernel, column_span};
+use crate::Format;
+use crate::activation::{Columns, GROUP};
+use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use crate::op::matmul::{Kernel, Product};
+use core::arch::x86_64::{
+    __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_insert_epi16, _mm_insert_epi32,
+    _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi128_si256,
+    _mm256_cvtph_ps, _mm256_hadd_epi32, _mm256_inserti128_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
+    _mm256_setzero_si256, _mm256_shuffle_ps, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+};
+use k_quants::{Grouped, Halved, grouped_block, halved_block};
+use legacy::{Single, single_block};
+
+/// Rows computed together.
+const ROWS: usize = 8;
+/// Columns computed together: their accumulators and one group's levels fit the sixteen registers.
+const COLUMNS: usize = 4;
+
+/// The kernel of a format.
+pub(crate) const fn kernel(format: Format) -> Kernel {
+    match format {
+        Format::F32 => float::f32,
+        Format::F16 => float::f16,
+        Format::BF16 => float::bf16,
+        Format::Q4_0 => single::<Q4_0>,
+        Format::Q4_1 => single::<Q4_1>,
+        Format::Q5_0 => single::<Q5_0>,
+        Format::Q5_1 => single::<Q5_1>,
+        Format::Q8_0 => single::<Q8_0>,
+        Format::Q2K => halved::<Q2K>,
+        Format::Q3K => halved::<Q3K>,
+        Format::Q4K => grouped::<Q4K>,
+        Format::Q5K => grouped::<Q5K>,
+        Format::Q6K => halved::<Q6K>,
+        Format::IQ4NL => single::<IQ4NL>,
+        Format::IQ4XS => grouped::<IQ4XS>,
+        Format::MXFP4 => single::<MXFP4>,
+    }
+}
+
+type Rows = [*const u8; ROWS];
+
+/// [`super::super::blocked_kernel`] for this instruction set.
+macro_rules! kernel {
+    ($name:ident, $family:ident, $block:ident) => {
+        blocked_kernel!("avx2,fma,f16c", $name, $family, $block);
+    };
+}
+
+kernel!(single, Single, single_block);
+kernel!(grouped, Grouped, grouped_block);
+kernel!(halved, Halved, halved_block);
+
+/// Stores the accumulators of rows `first..` (as many as exist) of columns `column..`.
+///
+/// # Safety
+/// See [`Kernel`]; the rows and columns must be the product's.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store<const M: usize>(
+    product: &Product<'_>,
+    first: usize,
+    column: usize,
+    sums: &[__m256; M],
+) {
+    let row_count = (product.row_count - first).min(ROWS);
+    for (index, &sum) in sums.iter().enumerate() {
+        // SAFETY: the caller owes the output of these rows and columns; the array takes a whole vector.
+        unsafe {
+            let output = product
+                .output
+                .add((column + index) * product.stride + first);
+            if row_count == ROWS {
+                _mm256_storeu_ps(output, sum);
+            } else {
+                let mut lanes = [0.0f32; ROWS];
+                _mm256_storeu_ps(lanes.as_mut_ptr(), sum);
+                core::ptr::copy_nonoverlapping(lanes.as_ptr(), output, row_count);
+            }
+        }
+    }
+}
+
+/// One group's levels of eight rows: elements 0..16 and 16..32, four vectors of two rows each.
+#[derive(Clone, Copy)]
+struct Levels {
+    low: [__m256i; 4],
+    high: [__m256i; 4],
+}
+
+/// One group of one column.
+#[derive(Clone, Copy)]
+struct Activation {
+    low: __m256i,
+    high: __m256i,
+    scale: __m256,
+    /// The sums of the levels in `low` and `high`.
+    sums: [i32; 2],
+}
+
+impl Activation {
+    /// The sum of the levels.
+    #[inline]
+    fn sum(&self) -> i32 {
+        self.sums[0] + self.sums[1]
+    }
+}
+
+/// Group `group` of column `column`.
+///
+/// # Safety
+/// The column must have it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn activation(columns: &Columns<'_>, column: usize, group: usize) -> Activation {
+    let at = column * (columns.k / GROUP) + group;
+    // SAFETY: `at` is a group of the column, with 32 levels, one scale and two sums.
+    unsafe {
+        let levels = columns.quantized.levels.as_ptr().add(at * GROUP);
+        let sums = columns.quantized.sums.as_ptr().add(2 * at);
+        Activation {
+            low: _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.cast())),
+            high: _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.add(16).cast())),
+            scale: _mm256_set1_ps(*columns.quantized.scales.as_ptr().add(at)),
+            sums: [*sums, *sums.add(1)],
+        }
+    }
+}
+
+/// Sixteen bytes at `offset` of rows `pair` (low half) and `pair + 4` (high half).
+///
+/// # Safety
+/// The bytes must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn two_rows(rows: &Rows, pair: usize, offset: usize) -> __m256i {
+    // SAFETY: the caller owes the bytes.
+    unsafe {
+        let low = _mm_loadu_si128(rows[pair].add(offset).cast());
+        let high = _mm_loadu_si128(rows[pair + 4].add(offset).cast());
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+    }
+}
+
+/// Sixteen bytes at `offset` of all rows.
+///
+/// # Safety
+/// The bytes must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn all_rows(rows: &Rows, offset: usize) -> [__m256i; 4] {
+    let mut all = [_mm256_setzero_si256(); 4];
+    for (pair, bytes) in all.iter_mut().enumerate() {
+        // SAFETY: the caller owes the bytes.
+        *bytes = unsafe { two_rows(rows, pair, offset) };
+    }
+    all
+}
+
+/// The halves of bytes: low ones first.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn nibbles(bytes: [__m256i; 4]) -> Levels {
+    let mask = _mm256_set1_epi8(15);
+    let mut levels = Levels {
+        low: bytes,
+        high: bytes,
+    };
+    for bytes in &mut levels.low {
+        *bytes = _mm256_and_si256(*bytes, mask);
+    }
+    for bytes in &mut levels.high {
+        *bytes = _mm256_and_si256(_mm256_srli_epi16::<4>(*bytes), mask);
+    }
+    levels
+}
+
+/// Adds four vectors of partial sums of two rows each into one sum per row, rows in lane order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rows_in_lanes(partial: [__m256i; 4]) -> __m256i {
+    let [a, b, c, d] = partial;
+    _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
+}
+
+/// The first four bytes of each row of [`all_rows`], rows in lane order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn first_words([a, b, c, d]: [__m256i; 4]) -> __m256i {
+    _mm256_unpacklo_epi64(_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d))
+}
+
+/// Integer dot products of unsigned levels of at most five bits: each 16-bit sum is at most 4 * 31 * 127.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unsigned_dot(levels: &Levels, x: &Activation) -> __m256i {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = levels.low;
+    for (pair, sum) in sums.iter_mut().enumerate() {
+        let low = _mm256_maddubs_epi16(levels.low[pair], x.low);
+        let high = _mm256_maddubs_epi16(levels.high[pair], x.high);
+        *sum = _mm256_madd_epi16(_mm256_add_epi16(low, high), ones);
+    }
+    rows_in_lanes(sums)
+}
+
+/// Integer dot products of signed levels. They meet `maddubs`, whose first operand is unsigned, as magnitudes, with
+/// their signs moved to the activations; a pair is then at most 2 * 128 * 127 and does not saturate.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn signed_dot(levels: &Levels, x: &Activation) -> __m256i {
+    let mut sums = levels.low;
+    for (pair, sum) in sums.iter_mut().enumerate() {
+        let low = signed_pairs(levels.low[pair], x.low);
+        *sum = _mm256_add_epi32(low, signed_pairs(levels.high[pair], x.high));
+    }
+    rows_in_lanes(sums)
+}
+
+/// Sums of four products of signed levels, see [`signed_dot`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn signed_pairs(levels: __m256i, x: __m256i) -> __m256i {
+    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(x, levels));
+    _mm256_madd_epi16(products, _mm256_set1_epi16(1))
+}
+
+/// Fetches the part of the next eight rows that lies as far into them as `offset` into these, a share of
+/// `8 * block_bytes`: rows follow each other in memory, so the next ones are read here in one ascending stream, where
+/// the processor's own prefetching would have to follow eight.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prefetch(rows: &Rows, offset: usize, block_bytes: usize) {
+    let stride = (rows[1] as usize).wrapping_sub(rows[0] as usize);
+    let next = rows[0].wrapping_add(ROWS.wrapping_mul(stride.wrapping_add(offset)));
+    for line in (0..ROWS * block_bytes).step_by(64) {
+        // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
+        #[allow(unused_unsafe, reason = "safe only in later compilers")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+        };
+    }
+}
+
+/// An f16 at `offset` of each row, as floats.
+///
+/// # Safety
+/// The bytes must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn halves(rows: &Rows, offset: usize) -> __m256 {
+    // SAFETY: the caller owes the bytes.
+    let at =
+        |row: usize| i32::from(unsafe { rows[row].add(offset).cast::<u16>().read_unaligned() });
+    let mut all = _mm_setzero_si128();
+    all = _mm_insert_epi16::<0>(all, at(0));
+    all = _mm_insert_epi16::<1>(all, at(1));
+    all = _mm_insert_epi16::<2>(all, at(2));
+    all = _mm_insert_epi16::<3>(all, at(3));
+    all = _mm_insert_epi16::<4>(all, at(4));
+    all = _mm_insert_epi16::<5>(all, at(5));
+    all = _mm_insert_epi16::<6>(all, at(6));
+    all = _mm_insert_epi16::<7>(all, at(7));
+    _mm256_cvtph_ps(all)
+}
+
+/// Two adjacent f16 at `offset` of each row, as floats: all the first, all the second.
+///
+/// # Safety
+/// The bytes must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn half_pairs(rows: &Rows, offset: usize) -> (__m256, __m256) {
+    // SAFETY: the caller owes the bytes.
+    let at = |row: usize| unsafe { rows[row].add(offset).cast::<i32>().read_unaligned() };
+    // The shuffles below work within 128-bit halves, hence the order of the rows.
+    let four = |rows: [usize; 4]| {
+        let mut pairs = _mm_cvtsi32_si128(at(rows[0]));
+        pairs = _mm_insert_epi32::<1>(pairs, at(rows[1]));
+        pairs = _mm_insert_epi32::<2>(pairs, at(rows[2]));
+        pairs = _mm_insert_epi32::<3>(pairs, at(rows[3]));
+        _mm256_cvtph_ps(pairs)
+    };
+    let (a, b) = (four([0, 1, 4, 5]), four([2, 3, 6, 7]));
+    (
+        _mm256_shuffle_ps::<0b10_00_10_00>(a, b),
+        _mm256_shuffle_ps::<0b11_01_11_01>(a, b),
+    )
+}
