@@ -12,4 +12,5 @@ pub mod daemon;
 pub mod http;
 pub mod programs;
 pub mod source;
+pub mod tiny_encoder;
 pub mod tiny_model;

@@ -16,7 +16,7 @@ mod encode;
 const BLOCK: usize = 32;
 
 /// Every tensor starts at a multiple of this.
-const ALIGNMENT: usize = 32;
+pub(crate) const ALIGNMENT: usize = 32;
 
 const END_OF_TEXT: u32 = 0;
 const START_OF_TURN: u32 = 1;
@@ -116,31 +116,7 @@ impl TinyModel {
             0,
             "whole groups of heads"
         );
-        let tensors = self.tensors();
-        let mut out = Vec::new();
-        out.extend(b"GGUF");
-        out.extend(3_u32.to_le_bytes());
-        out.extend((tensors.len() as u64).to_le_bytes());
-        let metadata = self.metadata();
-        out.extend((metadata.count).to_le_bytes());
-        out.extend(&metadata.bytes);
-        let mut offset = 0_usize;
-        for tensor in &tensors {
-            put_str(&mut out, &tensor.name);
-            out.extend((tensor.dims.len() as u32).to_le_bytes());
-            tensor
-                .dims
-                .iter()
-                .for_each(|dim| out.extend((*dim as u64).to_le_bytes()));
-            out.extend(tensor.kind.ggml_id().to_le_bytes());
-            out.extend((offset as u64).to_le_bytes());
-            offset += tensor.bytes.len().next_multiple_of(ALIGNMENT);
-        }
-        for tensor in &tensors {
-            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-            out.extend(&tensor.bytes);
-        }
-        out
+        file(&self.metadata(), &self.tensors())
     }
 
     fn metadata(&self) -> Metadata {
@@ -162,28 +138,7 @@ impl TinyModel {
         meta.f32("llama.rope.freq_base", 10_000.0);
         let vocabulary = vocabulary();
         meta.u32("llama.vocab_size", vocabulary.len() as u32);
-        meta.str("tokenizer.ggml.model", "gpt2");
-        meta.str("tokenizer.ggml.pre", "smollm");
-        let texts: Vec<&str> = vocabulary.iter().map(|token| token.text.as_str()).collect();
-        meta.strs("tokenizer.ggml.tokens", &texts);
-        // 1 is an ordinary token, 3 a control token.
-        let kinds: Vec<i32> = (0..vocabulary.len())
-            .map(|id| if id < SPECIAL.len() { 3 } else { 1 })
-            .collect();
-        meta.i32s("tokenizer.ggml.token_type", &kinds);
-        let merges: Vec<String> = MERGES
-            .iter()
-            .map(|(left, right)| format!("{left} {right}"))
-            .collect();
-        meta.strs(
-            "tokenizer.ggml.merges",
-            &merges.iter().map(String::as_str).collect::<Vec<_>>(),
-        );
-        meta.u32("tokenizer.ggml.bos_token_id", START_OF_TURN);
-        meta.u32("tokenizer.ggml.eos_token_id", END_OF_TURN);
-        meta.u32("tokenizer.ggml.unknown_token_id", END_OF_TEXT);
-        meta.bool("tokenizer.ggml.add_bos_token", false);
-        meta.bool("tokenizer.ggml.add_space_prefix", false);
+        byte_level(&mut meta, &vocabulary);
         meta.str("tokenizer.chat_template", CHAT_TEMPLATE);
         meta
     }
@@ -254,13 +209,66 @@ impl TinyModel {
     }
 }
 
-struct Token {
+/// A file of version 3.
+pub(crate) fn file(metadata: &Metadata, tensors: &[Tensor]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(b"GGUF");
+    out.extend(3_u32.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.count).to_le_bytes());
+    out.extend(&metadata.bytes);
+    let mut offset = 0_usize;
+    for tensor in tensors {
+        put_str(&mut out, &tensor.name);
+        out.extend((tensor.dims.len() as u32).to_le_bytes());
+        tensor
+            .dims
+            .iter()
+            .for_each(|dim| out.extend((*dim as u64).to_le_bytes()));
+        out.extend(tensor.kind.ggml_id().to_le_bytes());
+        out.extend((offset as u64).to_le_bytes());
+        offset += tensor.bytes.len().next_multiple_of(ALIGNMENT);
+    }
+    for tensor in tensors {
+        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+        out.extend(&tensor.bytes);
+    }
+    out
+}
+
+pub(crate) struct Token {
     text: String,
     printable: bool,
 }
 
+/// The keys of a byte-level vocabulary.
+pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
+    meta.str("tokenizer.ggml.model", "gpt2");
+    meta.str("tokenizer.ggml.pre", "smollm");
+    let texts: Vec<&str> = vocabulary.iter().map(|token| token.text.as_str()).collect();
+    meta.strs("tokenizer.ggml.tokens", &texts);
+    // 1 is an ordinary token, 3 a control token.
+    let kinds: Vec<i32> = (0..vocabulary.len())
+        .map(|id| if id < SPECIAL.len() { 3 } else { 1 })
+        .collect();
+    meta.i32s("tokenizer.ggml.token_type", &kinds);
+    let merges: Vec<String> = MERGES
+        .iter()
+        .map(|(left, right)| format!("{left} {right}"))
+        .collect();
+    meta.strs(
+        "tokenizer.ggml.merges",
+        &merges.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    meta.u32("tokenizer.ggml.bos_token_id", START_OF_TURN);
+    meta.u32("tokenizer.ggml.eos_token_id", END_OF_TURN);
+    meta.u32("tokenizer.ggml.unknown_token_id", END_OF_TEXT);
+    meta.bool("tokenizer.ggml.add_bos_token", false);
+    meta.bool("tokenizer.ggml.add_space_prefix", false);
+}
+
 /// Special tokens, then the 256 bytes, then what the merges make.
-fn vocabulary() -> Vec<Token> {
+pub(crate) fn vocabulary() -> Vec<Token> {
     let special = SPECIAL.iter().map(|text| Token {
         text: (*text).to_owned(),
         printable: false,
@@ -286,15 +294,15 @@ fn byte_character(byte: u8) -> char {
     char::from_u32(256 + before).unwrap_or('\u{fffd}')
 }
 
-struct Tensor {
-    name: String,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
     dims: Vec<usize>,
     kind: TensorType,
     bytes: Vec<u8>,
 }
 
 impl Tensor {
-    fn new(name: String, dims: &[usize], kind: TensorType, values: &[f32]) -> Tensor {
+    pub(crate) fn new(name: String, dims: &[usize], kind: TensorType, values: &[f32]) -> Tensor {
         Tensor {
             name,
             dims: dims.to_vec(),
@@ -305,7 +313,7 @@ impl Tensor {
 }
 
 #[derive(Default)]
-struct Metadata {
+pub(crate) struct Metadata {
     count: u64,
     bytes: Vec<u8>,
 }
@@ -318,25 +326,25 @@ impl Metadata {
         self.bytes.extend(value);
     }
 
-    fn u32(&mut self, key: &str, value: u32) {
+    pub(crate) fn u32(&mut self, key: &str, value: u32) {
         self.put(key, 4, &value.to_le_bytes());
     }
 
-    fn f32(&mut self, key: &str, value: f32) {
+    pub(crate) fn f32(&mut self, key: &str, value: f32) {
         self.put(key, 6, &value.to_le_bytes());
     }
 
-    fn bool(&mut self, key: &str, value: bool) {
+    pub(crate) fn bool(&mut self, key: &str, value: bool) {
         self.put(key, 7, &[u8::from(value)]);
     }
 
-    fn str(&mut self, key: &str, value: &str) {
+    pub(crate) fn str(&mut self, key: &str, value: &str) {
         let mut bytes = Vec::new();
         put_str(&mut bytes, value);
         self.put(key, 8, &bytes);
     }
 
-    fn strs(&mut self, key: &str, values: &[&str]) {
+    pub(crate) fn strs(&mut self, key: &str, values: &[&str]) {
         let mut bytes = Vec::new();
         bytes.extend(8_u32.to_le_bytes());
         bytes.extend((values.len() as u64).to_le_bytes());
@@ -344,7 +352,7 @@ impl Metadata {
         self.put(key, 9, &bytes);
     }
 
-    fn i32s(&mut self, key: &str, values: &[i32]) {
+    pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) {
         let mut bytes = Vec::new();
         bytes.extend(5_u32.to_le_bytes());
         bytes.extend((values.len() as u64).to_le_bytes());
@@ -361,8 +369,8 @@ fn put_str(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Random numbers that are the same everywhere: a counter through a 64-bit mixing function.
-struct Draw {
-    state: u64,
+pub(crate) struct Draw {
+    pub(crate) state: u64,
 }
 
 impl Draw {
@@ -376,17 +384,17 @@ impl Draw {
     }
 
     /// Near enough to a standard normal: twelve uniforms, centred.
-    fn normal(&mut self) -> f32 {
+    pub(crate) fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
     }
 
     /// Values that keep a unit vector's length about one.
-    fn matrix(&mut self, columns: usize, rows: usize) -> Vec<f32> {
+    pub(crate) fn matrix(&mut self, columns: usize, rows: usize) -> Vec<f32> {
         let scale = 1.0 / (columns as f32).sqrt();
         (0..columns * rows).map(|_| self.normal() * scale).collect()
     }
 
-    fn norm(&mut self, width: usize) -> Vec<f32> {
+    pub(crate) fn norm(&mut self, width: usize) -> Vec<f32> {
         (0..width).map(|_| 1.0 + 0.1 * self.normal()).collect()
     }
 }

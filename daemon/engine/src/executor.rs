@@ -43,6 +43,12 @@ pub enum ExecutorError {
     /// The backend cannot start.
     #[error(transparent)]
     Backend(#[from] CpuError),
+    /// The model generates no text.
+    #[error("architecture `{architecture}` makes embeddings; it generates no text")]
+    Encoder {
+        /// The model's architecture.
+        architecture: String,
+    },
     /// An option is out of range.
     #[error("{option} is {value}: it must be between 1 and {max}")]
     Option {
@@ -213,7 +219,11 @@ impl Executor {
             Self::BATCH_TOKENS_MAX,
         )?
         .get();
-        let shape = model.shape();
+        let Some(decoder) = model.decoder() else {
+            let architecture = model.info().architecture.clone();
+            return Err(ExecutorError::Encoder { architecture });
+        };
+        let shape = decoder.shape();
         // Every position at once in more sequences than anyone runs; the real bound is the memory.
         let kv_max = isize::MAX as usize / shape.kv_geometry().token_bytes().max(1) / 2;
         let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
@@ -326,7 +336,9 @@ impl Executor {
             weights: model.maps(),
             batch: &self.batch,
         };
-        model.architecture().forward(&mut pass);
+        // `new` makes no executor of another model.
+        let decoder = model.decoder().expect("the model is a decoder");
+        decoder.forward(&mut pass);
         // After the pass: what it read before the file changed was sound.
         if let Some((part, _)) = model.files().damaged() {
             for chunk in chunks {
@@ -334,7 +346,7 @@ impl Executor {
             }
             return Err(ForwardError::ModelChanged { part });
         }
-        let vocabulary = model.shape().vocabulary;
+        let vocabulary = model.info().vocabulary_count;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
         for chunk in chunks {
             chunk.sequence.append(chunk.tokens);
@@ -346,7 +358,7 @@ impl Executor {
         let (max, context, vocabulary) = (
             self.batch_tokens_max(),
             self.context_tokens_max(),
-            self.model.shape().vocabulary,
+            self.model.info().vocabulary_count,
         );
         let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         if tokens == 0 || chunks.iter().any(|chunk| chunk.tokens.is_empty()) {

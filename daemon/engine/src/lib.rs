@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod embed;
 mod executor;
 mod files;
 pub mod generate;

@@ -2,7 +2,7 @@
 
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
-use crate::models::{self, Architecture, Shape};
+use crate::models::{self, Architecture, Encoder, Pooling};
 use crate::tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use crate::weights::WeightsError;
 use andon_os::Mapping;
@@ -13,9 +13,18 @@ use std::path::{Path, PathBuf};
 pub struct Model {
     files: Files,
     info: ModelInfo,
-    architecture: Box<dyn Architecture>,
+    graph: Graph,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
+}
+
+/// What a model does with tokens.
+#[derive(Debug)]
+enum Graph {
+    /// Predicts the next one.
+    Decoder(Box<dyn Architecture>),
+    /// Makes vectors of them.
+    Encoder(Box<dyn Encoder>, Pooling),
 }
 
 /// What whoever loads a model knows better than its file. The default takes everything from the file.
@@ -56,6 +65,8 @@ pub struct ModelInfo {
     pub bytes_per_token: usize,
     /// Bytes of KV cache that one token takes.
     pub kv_bytes_per_token: usize,
+    /// How it makes one vector of an input; `None` for a model that generates text.
+    pub pooling: Option<Pooling>,
     /// What the file left open and had to be assumed, one sentence each.
     pub warnings: Vec<String>,
     /// Where it was loaded from.
@@ -152,7 +163,10 @@ impl Model {
             path: owned(),
             source,
         };
-        let architecture = models::load(&gguf).map_err(weights)?;
+        let graph = match models::load_encoder(&gguf).map_err(weights)? {
+            Some((encoder, pooling)) => Graph::Encoder(encoder, pooling),
+            None => Graph::Decoder(models::load(&gguf).map_err(weights)?),
+        };
         let pre_tokenizer = options.pre_tokenizer.as_deref();
         let tokenizer = Tokenizer::from_gguf_with(&gguf, pre_tokenizer).map_err(|source| {
             LoadError::Tokenizer {
@@ -160,10 +174,10 @@ impl Model {
                 source,
             }
         })?;
-        let shape = architecture.shape();
+        let sizes = graph.sizes();
         // Some files pad the embedding to a round number of rows; the reverse would let a token have no weights.
-        if tokenizer.vocabulary_count() > shape.vocabulary {
-            let (tokens, rows) = (tokenizer.vocabulary_count(), shape.vocabulary);
+        if tokenizer.vocabulary_count() > sizes.vocabulary {
+            let (tokens, rows) = (tokenizer.vocabulary_count(), sizes.vocabulary);
             return Err(LoadError::Vocabulary {
                 path: owned(),
                 tokens,
@@ -188,13 +202,17 @@ impl Model {
                 .str("general.architecture")
                 .map_err(|error| weights(error.into()))?
                 .to_owned(),
-            context_tokens_max: shape.context,
-            layer_count: shape.layer_count,
-            embedding: shape.embedding,
-            vocabulary_count: shape.vocabulary,
+            context_tokens_max: sizes.context,
+            layer_count: sizes.layer_count,
+            embedding: sizes.embedding,
+            vocabulary_count: sizes.vocabulary,
             file_bytes: files.bytes(),
-            bytes_per_token: architecture.bytes_per_token(),
-            kv_bytes_per_token: shape.kv_geometry().token_bytes(),
+            bytes_per_token: sizes.bytes_per_token,
+            kv_bytes_per_token: sizes.kv_bytes_per_token,
+            pooling: match &graph {
+                Graph::Decoder(_) => None,
+                Graph::Encoder(_, pooling) => Some(*pooling),
+            },
             warnings: tokenizer.warnings().to_vec(),
             path: owned(),
         };
@@ -209,7 +227,7 @@ impl Model {
         Ok(Model {
             files,
             info,
-            architecture,
+            graph,
             tokenizer,
             chat_template,
         })
@@ -233,14 +251,20 @@ impl Model {
         self.chat_template.as_ref()
     }
 
-    /// The model's sizes.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
-        self.architecture.shape()
+    /// Its decoder; `None` if it is an encoder.
+    pub(crate) fn decoder(&self) -> Option<&dyn Architecture> {
+        match &self.graph {
+            Graph::Decoder(decoder) => Some(&**decoder),
+            Graph::Encoder(..) => None,
+        }
     }
 
-    pub(crate) fn architecture(&self) -> &dyn Architecture {
-        &*self.architecture
+    /// Its encoder, and how to pool what that makes; `None` if it is a decoder.
+    pub(crate) fn encoder(&self) -> Option<(&dyn Encoder, Pooling)> {
+        match &self.graph {
+            Graph::Decoder(_) => None,
+            Graph::Encoder(encoder, pooling) => Some((&**encoder, *pooling)),
+        }
     }
 
     /// The file of the model that became shorter under its map or cannot be read any more, if one did. Then the
@@ -256,5 +280,44 @@ impl Model {
 
     pub(crate) fn maps(&self) -> &[Mapping] {
         self.files.maps()
+    }
+}
+
+/// What decoders and encoders say of themselves alike.
+struct GraphSizes {
+    context: usize,
+    layer_count: usize,
+    embedding: usize,
+    vocabulary: usize,
+    bytes_per_token: usize,
+    kv_bytes_per_token: usize,
+}
+
+impl Graph {
+    fn sizes(&self) -> GraphSizes {
+        match self {
+            Graph::Decoder(decoder) => {
+                let shape = decoder.shape();
+                GraphSizes {
+                    context: shape.context,
+                    layer_count: shape.layer_count,
+                    embedding: shape.embedding,
+                    vocabulary: shape.vocabulary,
+                    bytes_per_token: decoder.bytes_per_token(),
+                    kv_bytes_per_token: shape.kv_geometry().token_bytes(),
+                }
+            }
+            Graph::Encoder(encoder, _) => {
+                let shape = encoder.shape();
+                GraphSizes {
+                    context: shape.context,
+                    layer_count: shape.layer_count,
+                    embedding: shape.embedding,
+                    vocabulary: shape.vocabulary,
+                    bytes_per_token: encoder.bytes_per_pass(),
+                    kv_bytes_per_token: 0,
+                }
+            }
+        }
     }
 }

@@ -12,12 +12,15 @@
 //!
 //! How to add one: README.md beside this file.
 
+mod bert;
+pub mod encoder;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod granite;
 mod llama;
 mod mistral3;
+mod modern_bert;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -28,7 +31,8 @@ mod smollm3;
 use crate::backend::cpu::Pass;
 use crate::kv::Geometry;
 
-pub use registry::{load, names};
+pub use encoder::{Encoder, EncoderShape, Pooling};
+pub use registry::{PooledEncoder, load, load_encoder, names};
 
 /// Sizes that execution needs to know of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

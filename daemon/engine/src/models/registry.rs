@@ -1,5 +1,8 @@
 //! Which architecture a file's name for it means.
 
+use super::bert::{Bert, Member};
+use super::encoder::{self, Encoder, Pooling};
+use super::modern_bert::ModernBert;
 use super::{
     Architecture, gemma, gemma2, gemma3, granite, llama, mistral3, olmo2, phi3, qwen2, qwen3,
     smollm3,
@@ -46,9 +49,41 @@ fn decoder(gguf: &Gguf<'_>, describe: Describe) -> Result<Box<dyn Architecture>,
     )?))
 }
 
+/// An encoder, and how its vectors are pooled.
+pub type PooledEncoder = (Box<dyn Encoder>, Pooling);
+
+type LoadEncoder = fn(&Gguf<'_>) -> Result<Box<dyn Encoder>, WeightsError>;
+
+/// The same for encoders, which make embeddings only.
+const ENCODERS: &[(&str, LoadEncoder)] = &[
+    ("bert", |gguf| Ok(Box::new(Bert::load(gguf, Member::Bert)?))),
+    ("jina-bert-v2", |gguf| {
+        Ok(Box::new(Bert::load(gguf, Member::JinaV2)?))
+    }),
+    ("modern-bert", |gguf| Ok(Box::new(ModernBert::load(gguf)?))),
+    ("nomic-bert", |gguf| {
+        Ok(Box::new(Bert::load(gguf, Member::Nomic)?))
+    }),
+];
+
 /// Names of the architectures that are built in.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    ARCHITECTURES.iter().map(|&(name, _)| name)
+    let encoders = ENCODERS.iter().map(|&(name, _)| name);
+    ARCHITECTURES.iter().map(|&(name, _)| name).chain(encoders)
+}
+
+/// Loads the encoder of a file; `None` if the file's architecture is no encoder.
+///
+/// # Errors
+/// If its hyperparameters or tensors are not what it takes.
+pub fn load_encoder(gguf: &Gguf<'_>) -> Result<Option<PooledEncoder>, WeightsError> {
+    let name = gguf.str("general.architecture")?;
+    let Some((_, load)) = ENCODERS.iter().find(|&&(known, _)| known == name) else {
+        return Ok(None);
+    };
+    // The mean is what most encoders were trained with, and no pooling at all would not be an embedding.
+    let pooling = encoder::pooling(&Hyperparameters::new(gguf)?)?.unwrap_or(Pooling::Mean);
+    Ok(Some((load(gguf)?, pooling)))
 }
 
 /// Loads the architecture of a file.

@@ -100,11 +100,7 @@ impl Sizes {
 impl Buffers {
     pub(crate) fn new(sizes: &Sizes, threads: usize) -> Buffers {
         let tokens = sizes.tokens_max;
-        let widest = sizes
-            .embedding
-            .max(sizes.query)
-            .max(sizes.feed_forward)
-            .next_multiple_of(GROUP);
+        let widest = sizes.embedding.max(sizes.query).max(sizes.feed_forward);
         Buffers {
             sizes: *sizes,
             hidden: vec![0.0; tokens * sizes.embedding],
@@ -116,11 +112,7 @@ impl Buffers {
             gate: vec![0.0; tokens * sizes.feed_forward],
             up: vec![0.0; tokens * sizes.feed_forward],
             projected: vec![0.0; tokens * sizes.embedding],
-            levels: Levels {
-                levels: vec![0; tokens * widest],
-                scales: vec![0.0; tokens * widest / GROUP],
-                sums: vec![0; tokens * widest / GROUP * 2],
-            },
+            levels: Levels::new(tokens, widest),
             ropes: vec![vec![[0.0; 2]; tokens * sizes.rope_pairs]; sizes.rope_count],
             half_key: vec![0; sizes.key_value],
             half_value: vec![0; sizes.key_value],
@@ -133,6 +125,16 @@ impl Buffers {
 }
 
 impl Levels {
+    /// Room for `count` columns of up to `widest` elements.
+    pub(crate) fn new(count: usize, widest: usize) -> Levels {
+        let elements = count * widest.next_multiple_of(GROUP);
+        Levels {
+            levels: vec![0; elements],
+            scales: vec![0.0; elements / GROUP],
+            sums: vec![0; elements / GROUP * 2],
+        }
+    }
+
     /// Columns of `k` elements for matrices: quantized ones read what was written to [`Levels::pieces`].
     pub(crate) fn columns<'a>(&'a self, values: &'a [f32], k: usize, count: usize) -> Columns<'a> {
         Columns {

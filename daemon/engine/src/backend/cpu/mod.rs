@@ -7,6 +7,7 @@
 
 mod attend;
 mod buffers;
+pub mod encode;
 mod heads;
 mod matmul;
 mod pass;
@@ -54,6 +55,19 @@ pub enum CpuError {
     },
 }
 
+impl CpuError {
+    /// This machine lacks `isa`.
+    pub(crate) fn unsupported(isa: Isa) -> CpuError {
+        CpuError::Isa {
+            isa,
+            supported: Table::runnable()
+                .map(|table| table.isa().name())
+                .collect::<Vec<_>>()
+                .join(", "),
+        }
+    }
+}
+
 impl Cpu {
     /// A backend with `threads` threads and buffers of `sizes`.
     ///
@@ -61,13 +75,7 @@ impl Cpu {
     /// If the instruction set is not there, or the threads cannot be had.
     pub fn new(isa: Option<Isa>, threads: NonZero<usize>, sizes: &Sizes) -> Result<Cpu, CpuError> {
         let isa = isa.unwrap_or_else(Isa::best);
-        let table = Table::new(isa).ok_or_else(|| CpuError::Isa {
-            isa,
-            supported: Table::runnable()
-                .map(|table| table.isa().name())
-                .collect::<Vec<_>>()
-                .join(", "),
-        })?;
+        let table = Table::new(isa).ok_or_else(|| CpuError::unsupported(isa))?;
         let pool = Pool::new(threads).map_err(|source| CpuError::Threads {
             threads: threads.get(),
             source,
