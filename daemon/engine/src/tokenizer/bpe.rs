@@ -168,7 +168,7 @@ impl Bpe {
                 }
                 tokens
             }
-            Spelling::Spaces => vocabulary.byte_tokens(),
+            Spelling::Spaces | Spelling::Escapes => vocabulary.byte_tokens(),
         };
         Ok(Self {
             byte_tokens,
@@ -207,7 +207,7 @@ impl Bpe {
                     scratch.merge(self, |token, ()| tokens.push(token));
                 }
             }
-            Spelling::Spaces => {
+            Spelling::Spaces | Spelling::Escapes => {
                 scratch.clear();
                 let mut buffer = [0; 4];
                 for character in piece.chars() {

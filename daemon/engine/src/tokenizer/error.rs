@@ -10,7 +10,9 @@ pub enum TokenizerError {
     #[error(transparent)]
     Meta(#[from] MetaError),
     /// The kind of tokenizer is not supported.
-    #[error("tokenizer.ggml.model {model:?} is not supported; known are gpt2, llama")]
+    #[error(
+        "tokenizer.ggml.model {model:?} is not supported; known are bert, gpt2, llama, rwkv, t5"
+    )]
     UnsupportedModel {
         /// The kind.
         model: String,
@@ -80,6 +82,18 @@ pub enum TokenizerError {
         bytes: usize,
         /// The limit.
         max: usize,
+    },
+    /// The vocabulary cannot say what it does not know.
+    #[error("the vocabulary has no unknown token ({key} is missing)")]
+    NoUnknownToken {
+        /// The metadata key that should name one.
+        key: &'static str,
+    },
+    /// The normalization of text is broken.
+    #[error("tokenizer.ggml.precompiled_charsmap {what}")]
+    Charsmap {
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// Two tokens with the same text.
     #[error("tokenizer.ggml.tokens: tokens {first} and {second} are the same")]

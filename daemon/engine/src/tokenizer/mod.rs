@@ -1,22 +1,29 @@
 //! Text to tokens and back, as a model's file defines it.
 //!
 //! A text is cut at special tokens (`special`), and what is between them is encoded as the kind of vocabulary wants:
-//! cut into pieces (`pretokenize`) whose bytes are merged (`bpe`), or merged by scores (`spm`). Text is taken as it
-//! comes: no Unicode normalization, but for kinds that are made of it. Encoding takes time linear in the text, and
-//! `n log n` in its longest piece.
+//! cut into pieces (`pretokenize`) whose bytes are merged (`bpe`), merged by scores (`spm`), cut into words and those
+//! into the longest tokens (`wordpiece`), cut where the scores are best (`unigram`), or into the longest tokens
+//! (`greedy`). Text is taken as it comes: no Unicode normalization, but for kinds that are made of it. Encoding takes
+//! time linear in the text, and `n log n` in its longest piece.
 
 mod bpe;
 mod byte_level;
+mod charsmap;
 mod chat;
 mod end;
 mod error;
+mod escape;
+mod greedy;
 mod index;
 mod merge;
+mod prefixes;
 mod pretokenize;
 mod special;
 mod spm;
 mod stream;
+mod unigram;
 mod vocabulary;
+mod wordpiece;
 
 pub use chat::{ChatMessage, ChatTemplate, TemplateError};
 pub use error::TokenizerError;
@@ -25,10 +32,13 @@ pub use stream::StreamDecoder;
 use crate::gguf::{Gguf, MetaError};
 use bpe::Bpe;
 use end::EndTokens;
+use greedy::Greedy;
 use pretokenize::PreTokenizer;
 use special::{Part, SpecialTokens, Strip};
 use spm::Spm;
+use unigram::Unigram;
 use vocabulary::{Kind, SpecialText, Spelling, Vocabulary};
+use wordpiece::WordPiece;
 
 /// Whether the text of control tokens (`<|im_end|>` and the like) inside a text becomes those tokens.
 /// User-defined tokens are found either way: they are text, only always in one token.
@@ -47,6 +57,12 @@ enum Encoder {
     ByteLevel { pre: PreTokenizer, bpe: Bpe },
     /// `llama`: characters merged by score.
     Spm(Spm),
+    /// `bert`: words cut into the longest tokens.
+    WordPiece(WordPiece),
+    /// `t5`: the best sum of scores.
+    Unigram(Unigram),
+    /// `rwkv`: the longest tokens.
+    Greedy(Greedy),
 }
 
 /// Working memory of encoding.
@@ -54,6 +70,8 @@ enum Encoder {
 struct Scratch {
     bpe: merge::Symbols<()>,
     spm: spm::Scratch,
+    word: String,
+    unigram: unigram::Scratch,
 }
 
 /// A vocabulary and the rules that turn text into its tokens and back.
@@ -64,6 +82,8 @@ pub struct Tokenizer {
     special: SpecialTokens,
     /// Text at the start, and behind a special token, is encoded as if a space were before it.
     adds_space: bool,
+    /// The first word of a text has a space in its token.
+    reads_space: bool,
     bos: Option<u32>,
     eos: Option<u32>,
     /// The token that prompts start with.
@@ -137,6 +157,44 @@ impl Tokenizer {
                 let encoder = Encoder::Spm(Spm::from_gguf(gguf, &vocabulary, unknown)?);
                 Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
             }
+            "bert" => {
+                let (vocabulary, special) =
+                    Vocabulary::from_gguf(gguf, Spelling::Spaces, end::is_control)?;
+                let defaults = Defaults {
+                    bos: Some(101),
+                    separator: Some(102),
+                    adds_bos: true,
+                    adds_separator: true,
+                    reads_space: true,
+                    ..Defaults::default()
+                };
+                let unknown = unknown(gguf, &vocabulary, 100)?;
+                let words = WordPiece::from_gguf(gguf, &vocabulary, unknown)?;
+                let encoder = Encoder::WordPiece(words);
+                Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
+            }
+            "t5" => {
+                let (vocabulary, special) =
+                    Vocabulary::from_gguf(gguf, Spelling::Spaces, end::is_control)?;
+                let defaults = Defaults {
+                    eos: Some(1),
+                    adds_eos: true,
+                    reads_space: true,
+                    ..Defaults::default()
+                };
+                let unknown = unknown(gguf, &vocabulary, 2)?;
+                let unigram = Unigram::from_gguf(gguf, &vocabulary, unknown)?;
+                let encoder = Encoder::Unigram(unigram);
+                Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
+            }
+            "rwkv" => {
+                let (vocabulary, special) =
+                    Vocabulary::from_gguf(gguf, Spelling::Escapes, end::is_control)?;
+                let unknown = token_id(gguf, UNKNOWN, vocabulary.count(), None)?;
+                let encoder = Encoder::Greedy(Greedy::new(&vocabulary, unknown)?);
+                let defaults = Defaults::default();
+                Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
+            }
             _ => Err(TokenizerError::UnsupportedModel {
                 model: model.to_owned(),
             }),
@@ -155,16 +213,23 @@ impl Tokenizer {
         let bos = token_id(gguf, BOS, count, defaults.bos)?;
         let eos = token_id(gguf, EOS, count, defaults.eos)?;
         let prefix = added(gguf, ADD_BOS, defaults.adds_bos, BOS, bos)?;
-        let suffix = added(gguf, ADD_EOS, defaults.adds_eos, EOS, eos)?;
+        // Where a separator ends prompts, an end of sequence does not.
+        let separator = token_id(gguf, SEPARATOR, count, defaults.separator)?;
+        let suffix = match defaults.adds_separator {
+            true => added(gguf, ADD_SEPARATOR, true, SEPARATOR, separator)?,
+            false => added(gguf, ADD_EOS, defaults.adds_eos, EOS, eos)?,
+        };
         let named = [
             eos,
             token_id(gguf, "tokenizer.ggml.eot_token_id", count, None)?,
             token_id(gguf, "tokenizer.ggml.eom_token_id", count, None)?,
         ];
         let strips = StripRule::of(gguf)?;
+        let adds_space = gguf.bool_or("tokenizer.ggml.add_space_prefix", defaults.adds_space)?;
         Ok(Self {
             special: SpecialTokens::new(special, |token| strips.strip(token))?,
-            adds_space: gguf.bool_or("tokenizer.ggml.add_space_prefix", defaults.adds_space)?,
+            adds_space,
+            reads_space: adds_space || defaults.reads_space,
             ends: EndTokens::new(&vocabulary, &named),
             vocabulary,
             encoder,
@@ -224,6 +289,13 @@ impl Tokenizer {
             Encoder::Spm(spm) => {
                 spm.encode(&self.vocabulary, text, space, &mut scratch.spm, tokens);
             }
+            Encoder::WordPiece(words) => {
+                words.encode(&self.vocabulary, text, &mut scratch.word, tokens);
+            }
+            Encoder::Unigram(unigram) => {
+                unigram.encode(&self.vocabulary, text, &mut scratch.unigram, tokens);
+            }
+            Encoder::Greedy(greedy) => greedy.encode(&self.vocabulary, text, tokens),
         }
     }
 
@@ -273,7 +345,7 @@ impl Tokenizer {
     fn first_bytes(&self, id: u32) -> &[u8] {
         let bytes = self.token_bytes(id);
         match bytes.split_first() {
-            Some((b' ', rest)) if self.adds_space && !self.is_special(id) => rest,
+            Some((b' ', rest)) if self.reads_space && !self.is_special(id) => rest,
             _ => bytes,
         }
     }
@@ -327,15 +399,21 @@ const EOS: &str = "tokenizer.ggml.eos_token_id";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+// The key is written like this.
+const SEPARATOR: &str = "tokenizer.ggml.seperator_token_id";
+const ADD_SEPARATOR: &str = "tokenizer.ggml.add_sep_token";
 
 /// What holds for a kind of vocabulary where its file does not say.
 #[derive(Debug, Default)]
 struct Defaults {
     bos: Option<u32>,
     eos: Option<u32>,
+    separator: Option<u32>,
     adds_bos: bool,
     adds_eos: bool,
+    adds_separator: bool,
     adds_space: bool,
+    reads_space: bool,
 }
 
 /// Which special tokens take the white space beside them. Files do not say; it is known of models by their names.
@@ -397,6 +475,12 @@ fn token_id(
     } else {
         Err(TokenizerError::TokenId { key, id, count })
     }
+}
+
+/// The unknown token, which a vocabulary of this kind needs.
+fn unknown(gguf: &Gguf<'_>, vocabulary: &Vocabulary, default: u32) -> Result<u32, TokenizerError> {
+    token_id(gguf, UNKNOWN, vocabulary.count(), Some(default))?
+        .ok_or(TokenizerError::NoUnknownToken { key: UNKNOWN })
 }
 
 /// The token to add, if the key `wanted` asks for it.

@@ -4,9 +4,9 @@
 //! three to four megabytes. The invariant: `ends` has one entry a token, never decreases, and its last is
 //! the arena's length.
 
-use super::byte_level;
 use super::error::TokenizerError;
 use super::index::Index;
+use super::{byte_level, escape};
 use crate::gguf::{Array, Gguf, MetaError, Strs};
 
 /// Tokens in a vocabulary. The largest in use have a quarter of a million.
@@ -19,6 +19,8 @@ pub(super) const VOCABULARY_BYTES_MAX: usize = 1 << 28;
 pub(super) enum Kind {
     /// Made from text.
     Normal,
+    /// Made from text as well, though no text of the training had it.
+    Unused,
     /// Stands for what the vocabulary cannot say.
     Unknown,
     /// Structure of a prompt: never shown, and never made from what users write.
@@ -32,8 +34,9 @@ pub(super) enum Kind {
 impl Kind {
     fn from_id(id: i128) -> Option<Self> {
         Some(match id {
-            // Tokens whose kind is not defined (0) and unused ones (5) are spelled like normal ones.
-            0 | 1 | 5 => Self::Normal,
+            1 => Self::Normal,
+            // Those whose kind is not defined (0) are treated the same.
+            0 | 5 => Self::Unused,
             2 => Self::Unknown,
             3 => Self::Control,
             4 => Self::UserDefined,
@@ -55,6 +58,8 @@ pub(super) enum Spelling {
     ByteAlphabet,
     /// Plain text, with U+2581 for a space and `<0x0A>` for a byte.
     Spaces,
+    /// Text with escapes: `\n`, `\\`, `\x0a`.
+    Escapes,
 }
 
 /// In plain spelling, what stands for a space.
@@ -66,6 +71,10 @@ impl Spelling {
     fn spell(self, text: &str, bytes: &mut Vec<u8>) -> bool {
         match self {
             Self::ByteAlphabet => byte_level::decode_into(text, bytes),
+            Self::Escapes => {
+                escape::decode_into(text, bytes);
+                true
+            }
             Self::Spaces => {
                 push_spaces(text, bytes);
                 !text.contains(' ')

@@ -14,8 +14,10 @@ pub(crate) struct Writer {
     data: Vec<u8>,
 }
 
+pub(crate) const U8: u32 = 0;
 pub(crate) const U32: u32 = 4;
 pub(crate) const I32: u32 = 5;
+pub(crate) const F32: u32 = 6;
 pub(crate) const BOOL: u32 = 7;
 pub(crate) const STRING: u32 = 8;
 pub(crate) const ARRAY: u32 = 9;
@@ -88,6 +90,20 @@ impl Writer {
             ARRAY,
             &array(I32, values.len() as u64, &elements),
         )
+    }
+
+    pub(crate) fn f32s(&mut self, key: &str, values: &[f32]) -> &mut Self {
+        let elements: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let value = array(F32, values.len() as u64, &elements);
+        self.raw(key.as_bytes(), ARRAY, &value)
+    }
+
+    pub(crate) fn u8s(&mut self, key: &str, values: &[u8]) -> &mut Self {
+        let value = array(U8, values.len() as u64, values);
+        self.raw(key.as_bytes(), ARRAY, &value)
     }
 
     /// An entry of the directory alone.
