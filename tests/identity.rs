@@ -10,7 +10,7 @@ use andon_engine::kv::PAGE;
 use andon_engine::sample::SamplingOptions;
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
 use andon_kernels::Isa;
-use andon_tests::tiny_model::{TensorType, TinyModel};
+use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
@@ -289,6 +289,44 @@ fn tiny_models_of_every_format() {
             };
             model.write(&path).expect("writable");
             check(&path, 130, 130);
+        }
+    }
+}
+
+#[test]
+fn tiny_models_of_every_architecture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    for architecture in Architecture::ALL {
+        let model = TinyModel {
+            architecture,
+            layer_count: architecture.layer_count,
+            embedding: 64,
+            feed_forward: 96,
+            head_dim: Some(32),
+            ..TinyModel::default()
+        };
+        // Rows that are whole blocks of nothing, heads that are not whole vectors.
+        let odd = TinyModel {
+            embedding: 52,
+            feed_forward: 76,
+            head_count: 3,
+            head_count_kv: 1,
+            head_dim: Some(18),
+            ..model.clone()
+        };
+        for (model, weights) in [
+            (&model, TensorType::Q4_0),
+            (&model, TensorType::Q8_0),
+            (&odd, TensorType::F16),
+        ] {
+            let model = TinyModel {
+                weights,
+                ..model.clone()
+            };
+            model.write(&path).expect("writable");
+            eprintln!("{} in {}", architecture.title, weights.name());
+            check(&path, 80, 80);
         }
     }
 }

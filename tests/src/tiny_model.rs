@@ -1,4 +1,4 @@
-//! A GGUF file of the llama architecture, small enough for any test and the same on every machine.
+//! A GGUF file of any architecture, small enough for any test and the same on every machine.
 //!
 //! Its text means nothing, but everything about it is real: byte-level BPE with merges and special
 //! tokens, grouped-query attention, a chat template. Greedy decoding of it never ends by itself and
@@ -10,10 +10,10 @@ use std::path::Path;
 /// How the matrices are stored; the K types and IQ4_XS need widths in whole blocks of 256.
 pub use andon_kernels::Format as TensorType;
 
+mod architecture;
 mod encode;
 
-/// Weights in a block of every quantized type here.
-const BLOCK: usize = 32;
+pub use architecture::{Architecture, Biases, QueryKeyNorm, Scaling};
 
 /// Every tensor starts at a multiple of this.
 pub(crate) const ALIGNMENT: usize = 32;
@@ -52,16 +52,20 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + mes
 pub struct TinyModel {
     /// What `general.name` says.
     pub name: String,
+    /// What the file is.
+    pub architecture: Architecture,
     /// Layers.
     pub layer_count: usize,
-    /// Width of the residual stream; a multiple of 32 and of `head_count`.
+    /// Width of the residual stream; whole blocks of the weights' type.
     pub embedding: usize,
-    /// Width of the feed-forward; a multiple of 32.
+    /// Width of the feed-forward; whole blocks of the weights' type.
     pub feed_forward: usize,
     /// Query heads.
     pub head_count: usize,
     /// Key and value heads; divides `head_count`.
     pub head_count_kv: usize,
+    /// Dimensions of a head; `None` for `embedding` shared out over the heads, of which the file says nothing.
+    pub head_dim: Option<usize>,
     /// Longest context the file claims.
     pub context_tokens_max: usize,
     /// Type of the layers' matrices; norms are F32, the embedding is Q8_0 under a quantized type.
@@ -76,11 +80,13 @@ impl Default for TinyModel {
     fn default() -> TinyModel {
         TinyModel {
             name: "tiny".to_owned(),
+            architecture: Architecture::LLAMA,
             layer_count: 2,
             embedding: 128,
             feed_forward: 256,
             head_count: 4,
             head_count_kv: 2,
+            head_dim: None,
             context_tokens_max: 512,
             weights: TensorType::Q4_0,
             tied: false,
@@ -104,11 +110,8 @@ impl TinyModel {
     /// When the shape breaks a rule its fields name.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        assert_eq!(self.embedding % BLOCK, 0, "embedding in whole blocks");
-        assert_eq!(self.feed_forward % BLOCK, 0, "feed_forward in whole blocks");
-        assert_eq!(
-            self.embedding % self.head_count,
-            0,
+        assert!(
+            self.head_dim.is_some() || self.embedding.is_multiple_of(self.head_count),
             "embedding in whole heads"
         );
         assert_eq!(
@@ -119,25 +122,17 @@ impl TinyModel {
         file(&self.metadata(), &self.tensors())
     }
 
+    /// Dimensions of a head.
+    fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.embedding / self.head_count)
+    }
+
     fn metadata(&self) -> Metadata {
         let mut meta = Metadata::default();
-        meta.str("general.architecture", "llama");
-        meta.str("general.name", &self.name);
-        meta.u32("general.alignment", ALIGNMENT as u32);
-        meta.u32("llama.block_count", self.layer_count as u32);
-        meta.u32("llama.context_length", self.context_tokens_max as u32);
-        meta.u32("llama.embedding_length", self.embedding as u32);
-        meta.u32("llama.feed_forward_length", self.feed_forward as u32);
-        meta.u32("llama.attention.head_count", self.head_count as u32);
-        meta.u32("llama.attention.head_count_kv", self.head_count_kv as u32);
-        meta.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
-        meta.u32(
-            "llama.rope.dimension_count",
-            (self.embedding / self.head_count) as u32,
-        );
-        meta.f32("llama.rope.freq_base", 10_000.0);
+        architecture::metadata(self, &mut meta);
         let vocabulary = vocabulary();
-        meta.u32("llama.vocab_size", vocabulary.len() as u32);
+        let vocabulary_key = format!("{}.vocab_size", self.architecture.name);
+        meta.u32(&vocabulary_key, vocabulary.len() as u32);
         byte_level(&mut meta, &vocabulary);
         meta.str("tokenizer.chat_template", CHAT_TEMPLATE);
         meta
@@ -145,44 +140,16 @@ impl TinyModel {
 
     fn tensors(&self) -> Vec<Tensor> {
         let mut draw = Draw { state: self.seed };
-        let (embedding, feed_forward) = (self.embedding, self.feed_forward);
-        let kv = embedding / self.head_count * self.head_count_kv;
         let outer = match self.weights {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.weights,
             _ => TensorType::Q8_0,
         };
         let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer)];
-        for layer in 0..self.layer_count {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            let mut matrix = |part: &str, columns: usize, rows: usize| {
-                let values = draw.matrix(columns, rows);
-                tensors.push(Tensor::new(
-                    name(part),
-                    &[columns, rows],
-                    self.weights,
-                    &values,
-                ));
-            };
-            matrix("attn_q", embedding, embedding);
-            matrix("attn_k", embedding, kv);
-            matrix("attn_v", embedding, kv);
-            matrix("attn_output", embedding, embedding);
-            matrix("ffn_gate", embedding, feed_forward);
-            matrix("ffn_up", embedding, feed_forward);
-            matrix("ffn_down", feed_forward, embedding);
-            for part in ["attn_norm", "ffn_norm"] {
-                tensors.push(Tensor::new(
-                    name(part),
-                    &[embedding],
-                    TensorType::F32,
-                    &draw.norm(embedding),
-                ));
-            }
-        }
-        let norm = draw.norm(embedding);
+        architecture::layers(self, &mut draw, &mut tensors);
+        let norm = draw.norm(self.embedding);
         tensors.push(Tensor::new(
             "output_norm.weight".to_owned(),
-            &[embedding],
+            &[self.embedding],
             TensorType::F32,
             &norm,
         ));
