@@ -77,7 +77,11 @@ fn errors_have_openais_shape() {
             r#"{"messages":[{"role":"user"}]}"#,
             400,
         ),
-        ("/v1/completions", r#"{"prompt":["a","b"]}"#, 400),
+        ("/v1/completions", r#"{"prompt":["a",1]}"#, 400),
+        ("/v1/completions", r#"{"prompt":[]}"#, 400),
+        ("/tokenize", "{}", 400),
+        ("/detokenize", r#"{"tokens":["a"]}"#, 400),
+        ("/apply-template", r#"{"messages":[]}"#, 400),
         ("/v1/completions", r#"{"prompt":"a","max_tokens":-1}"#, 400),
         (
             "/v1/completions",
@@ -203,4 +207,162 @@ fn requests_at_once_beyond_the_queue_are_refused_with_a_hint() {
         "{statuses:?}"
     );
     answer(&daemon);
+}
+
+#[test]
+fn wrong_values_of_every_field_are_named() {
+    let daemon = Daemon::builder()
+        .config("[model]\nkv-tokens-max = 256\n")
+        .start()
+        .unwrap();
+    let http = daemon.http();
+    let cases = [
+        ("/v1/chat/completions", "n", json!(0)),
+        ("/v1/chat/completions", "n", json!(17)),
+        ("/v1/chat/completions", "n", json!(9)),
+        ("/v1/chat/completions", "n", json!(-1)),
+        ("/v1/chat/completions", "typical_p", json!(1.5)),
+        (
+            "/v1/chat/completions",
+            "logit_bias",
+            json!({"4000000000": 1}),
+        ),
+        ("/v1/chat/completions", "logit_bias", json!({"a": 1})),
+        ("/v1/chat/completions", "chat_template_kwargs", json!(1)),
+        ("/v1/chat/completions", "ignore_eos", json!("yes")),
+        ("/v1/chat/completions", "store", json!(true)),
+        ("/v1/completions", "prompt", json!([4_000_000_000_u32])),
+        ("/v1/completions", "prompt", json!([[]])),
+        ("/v1/completions", "best_of", json!(2)),
+        ("/v1/completions", "suffix", json!("x")),
+        ("/tokenize", "content", json!(["x"])),
+        ("/tokenize", "add_special", json!(1)),
+        ("/tokenize", "more", json!(true)),
+        ("/detokenize", "tokens", json!([4_000_000_000_u32])),
+        ("/detokenize", "tokens", json!([-1])),
+        ("/apply-template", "messages", json!([])),
+    ];
+    for (path, param, value) in cases {
+        let mut body = match path {
+            "/v1/chat/completions" => question(),
+            "/v1/completions" => json!({ "prompt": "x", "max_tokens": 4 }),
+            "/tokenize" => json!({ "content": "x" }),
+            _ => json!({}),
+        };
+        body[param] = value.clone();
+        let reply = http.post(path, &body).unwrap();
+        assert_eq!(
+            reply.status,
+            400,
+            "{path} {param} {value}: {}",
+            reply.text()
+        );
+        let error = reply.json().unwrap()["error"].clone();
+        assert_eq!(error["param"], param, "{path} {value}: {error}");
+        assert_eq!(error["type"], "invalid_request_error", "{error}");
+    }
+    // More answers than the KV cache has room for would never start.
+    let mut body = question();
+    (body["n"], body["max_tokens"]) = (json!(8), json!(100));
+    let reply = http.post("/v1/chat/completions", &body).unwrap();
+    assert_eq!(
+        reply.json().unwrap()["error"]["param"],
+        "n",
+        "{}",
+        reply.text()
+    );
+    answer(&daemon);
+}
+
+#[test]
+fn text_becomes_tokens_and_back() {
+    let daemon = Daemon::builder().start().unwrap();
+    let http = daemon.http();
+    let post = |path: &str, body: Value| {
+        let reply = http.post(path, &body).unwrap();
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        reply.json().unwrap()
+    };
+    let text = "The belt — 温度 ok?";
+    let ids = post("/tokenize", json!({ "content": text }))["tokens"].clone();
+    assert!(ids.as_array().is_some_and(|ids| !ids.is_empty()), "{ids}");
+    assert_eq!(
+        post("/v1/detokenize", json!({ "tokens": ids }))["content"],
+        text
+    );
+    let pieces = post(
+        "/v1/tokenize",
+        json!({ "content": text, "with_pieces": true }),
+    );
+    let pieces = pieces["tokens"].as_array().unwrap();
+    assert_eq!(pieces.len(), ids.as_array().unwrap().len());
+    let bytes: Vec<u8> = pieces
+        .iter()
+        .flat_map(|piece| match &piece["piece"] {
+            Value::String(text) => text.clone().into_bytes(),
+            other => serde_json::from_value(other.clone()).unwrap(),
+        })
+        .collect();
+    assert_eq!(String::from_utf8(bytes).unwrap(), text);
+    let messages = json!([{ "role": "user", "content": "hello" }]);
+    let prompt = post("/apply-template", json!({ "messages": messages }))["prompt"].clone();
+    assert!(
+        prompt
+            .as_str()
+            .is_some_and(|prompt| prompt.contains("hello"))
+    );
+    assert_eq!(
+        post("/tokenize", json!({ "content": "" }))["tokens"],
+        json!([])
+    );
+    assert_eq!(http.get("/health").unwrap().json().unwrap()["status"], "ok");
+}
+
+#[test]
+fn the_prefix_cache_changes_nothing_but_the_tokens_computed() {
+    let ask = |daemon: &Daemon| -> Vec<Value> {
+        let http = daemon.http();
+        let text = "The press is hot and the belt is slow. ".repeat(12);
+        let prompts = [
+            text.clone(),
+            format!("{text}Why?"),
+            text,
+            "Short.".to_owned(),
+        ];
+        let replies = prompts.iter().chain(&prompts).map(|prompt| {
+            let body = json!({
+                "prompt": prompt, "max_tokens": 12, "temperature": 1.5, "seed": 4, "logprobs": 3, "n": 2,
+            });
+            let reply = http.post("/v1/completions", &body).unwrap();
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            reply.json().unwrap()
+        });
+        replies.collect()
+    };
+    let with = ask(&Daemon::builder().start().unwrap());
+    let off = Daemon::builder()
+        .config("[engine]\nprefix-cache = false\n")
+        .start()
+        .unwrap();
+    let without = ask(&off);
+    let cached = |reply: &Value| {
+        reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap()
+    };
+    for (with, without) in with.iter().zip(&without) {
+        assert_eq!(with["choices"], without["choices"]);
+        assert_eq!(cached(without), 0);
+    }
+    assert_eq!(cached(&with[0]), 0);
+    for again in [1, 2, 4, 5, 6] {
+        assert!(
+            cached(&with[again]) >= 64,
+            "{again}: {}",
+            with[again]["usage"]
+        );
+    }
+    let metrics = off.http().get("/metrics").unwrap().text();
+    assert!(metrics.contains("andon_prefix_hits_total 0"), "{metrics}");
+    assert!(metrics.contains("andon_cached_tokens_total 0"), "{metrics}");
 }

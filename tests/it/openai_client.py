@@ -205,6 +205,54 @@ class Chat(Case):
         self.assertEqual(asyncio.run(ask()), self.text())
 
 
+    def test_several_answers(self):
+        drawn = {"temperature": 2.0, "max_completion_tokens": 24, "seed": 5}
+        answer = self.chat(n=3, **drawn)
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1, 2])
+        texts = [choice.message.content for choice in answer.choices]
+        self.assertEqual(texts[0], self.text(**drawn))
+        self.assertGreater(len(set(texts)), 1)
+        self.assertEqual(texts, [choice.message.content for choice in self.chat(n=3, **drawn).choices])
+        alone = self.chat(**drawn).usage
+        self.assertEqual(answer.usage.prompt_tokens, alone.prompt_tokens)
+        self.assertLessEqual(answer.usage.completion_tokens, 3 * 24)
+        self.assertGreater(answer.usage.completion_tokens, alone.completion_tokens)
+        streamed, ends, usage = ["", "", ""], {}, None
+        for chunk in self.chat(n=3, stream=True, stream_options={"include_usage": True}, **drawn):
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                self.assertNotIn(choice.index, ends)
+                streamed[choice.index] += choice.delta.content or ""
+                if choice.finish_reason:
+                    ends[choice.index] = choice.finish_reason
+        self.assertEqual(streamed, texts)
+        self.assertEqual(ends, {c.index: c.finish_reason for c in answer.choices})
+        self.assertEqual(usage.completion_tokens, answer.usage.completion_tokens)
+
+    def test_logit_bias(self):
+        token = self.chat(max_completion_tokens=1, logprobs=True)
+        word = token.choices[0].message.content
+        ids = self.client.post("/tokenize", body={"content": "belt"}, cast_to=object)["tokens"]
+        forced = self.text(logit_bias={str(ids[0]): 100}, max_completion_tokens=3)
+        piece = self.client.post("/detokenize", body={"tokens": ids[:1]}, cast_to=object)["content"]
+        self.assertEqual(forced, piece * 3)
+        self.assertEqual(self.text(logit_bias={}, max_completion_tokens=1), word)
+
+    def test_cached_prompt(self):
+        messages = [{"role": "user", "content": "The log of the press says: " + "hot, very hot; " * 20}]
+        first = self.chat(messages=messages, logprobs=True)
+        again = self.chat(messages=messages, logprobs=True)
+        self.assertGreater(again.usage.prompt_tokens_details.cached_tokens, 64)
+        self.assertLess(again.usage.prompt_tokens_details.cached_tokens, again.usage.prompt_tokens)
+        self.assertEqual(first.choices[0], again.choices[0])
+
+    def test_typical_and_fingerprint(self):
+        answer = self.chat(temperature=1.0, extra_body={"typical_p": 0.5, "ignore_eos": True})
+        self.assertTrue(answer.choices[0].message.content)
+        self.assertEqual(answer.usage.completion_tokens, 24)
+        self.assertEqual(answer.system_fingerprint, self.chat().system_fingerprint)
+
+
 class Completions(Case):
     def complete(self, **options):
         options = {"prompt": "The machine stops because", "max_tokens": 16, "temperature": 0, **options}
@@ -233,6 +281,33 @@ class Completions(Case):
         self.assertEqual((answer.text, answer.finish_reason), (whole[: whole.index(stop)], "stop"))
 
 
+    def test_prompts_of_every_kind(self):
+        prompts = ["The machine stops because", "The belt is"]
+        both = self.complete(prompt=prompts, n=2, max_tokens=5)
+        self.assertEqual([choice.index for choice in both.choices], [0, 1, 2, 3])
+        alone = [self.complete(prompt=prompt, max_tokens=5) for prompt in prompts]
+        wanted = [answer.choices[0].text for answer in alone for _ in range(2)]
+        self.assertEqual([choice.text for choice in both.choices], wanted)
+        self.assertEqual(both.usage.prompt_tokens, sum(answer.usage.prompt_tokens for answer in alone))
+        texts = ["", "", "", ""]
+        for chunk in self.complete(prompt=prompts, n=2, max_tokens=5, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+        self.assertEqual(texts, wanted)
+        body = {"content": prompts[0], "add_special": True}
+        ids = self.client.post("/tokenize", body=body, cast_to=object)["tokens"]
+        tokens = self.complete(prompt=ids, max_tokens=5, echo=True)
+        self.assertTrue(tokens.choices[0].text.endswith(prompts[0] + wanted[0]))
+        self.assertEqual(tokens.usage.prompt_tokens, len(ids))
+
+    def test_echo(self):
+        whole = self.complete().choices[0].text
+        echoed = self.complete(echo=True).choices[0].text
+        self.assertEqual(echoed, "The machine stops because" + whole)
+        streamed = "".join(c.choices[0].text for c in self.complete(echo=True, stream=True))
+        self.assertEqual(streamed, echoed)
+
+
 class Errors(Case):
     def refused(self, kind, **options):
         with self.assertRaises(kind) as caught:
@@ -247,7 +322,8 @@ class Errors(Case):
         for name, value in [
             ("temperature", 99.0),
             ("top_p", -1.0),
-            ("n", 3),
+            ("n", 99),
+            ("logit_bias", {"99999999": 5}),
             ("max_completion_tokens", 0),
             ("presence_penalty", 99.0),
             ("top_logprobs", 2),

@@ -21,6 +21,12 @@ pub const CLIENT_BYTES_MAX: usize = NAME_BYTES_MAX;
 pub const MODEL_NAME_BYTES_MAX: usize = limits::MODEL_NAME_BYTES_MAX;
 /// Most alternatives reported for a token.
 pub const LOGPROBS_MAX: u8 = 20;
+/// Most answers to one question.
+pub const CHOICES_MAX: u32 = 16;
+/// Most tokens with a bias of their own.
+pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_MAX;
+/// Most variables for a chat template.
+pub const TEMPLATE_VARIABLES_MAX: usize = 32;
 /// Longest stop string, in bytes.
 pub const STOP_BYTES_MAX: usize = limits::STOP_BYTES_MAX;
 
@@ -99,6 +105,8 @@ pub enum Input {
     Messages(Vec<Message>),
     /// Text that is continued as it stands.
     Prompt(String),
+    /// Tokens that are continued as they stand.
+    Tokens(Vec<u32>),
     /// A configured task and its input fields.
     Task {
         /// The `<name>` of `[task.<name>]`.
@@ -119,6 +127,8 @@ pub struct Sampling {
     pub top_k: Option<u32>,
     /// Least probability relative to the most probable token, 0 to 1.
     pub min_p: Option<f32>,
+    /// Probability mass of the tokens of the most expected surprise that are kept, 0 to 1.
+    pub typical_p: Option<f32>,
     /// Multiplicative penalty of tokens seen lately, 1 is none.
     pub repeat_penalty: Option<f32>,
     /// How many of the last tokens `repeat_penalty` looks at.
@@ -147,6 +157,14 @@ pub struct Request {
     pub input: Input,
     /// Sampling asked for.
     pub sampling: Sampling,
+    /// What is added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Answers to give, each drawn for itself; at least 1.
+    pub choices: u32,
+    /// Variables for the model's chat template.
+    pub template_variables: serde_json::Map<String, serde_json::Value>,
+    /// Goes on where the model would end its answer.
+    pub ignore_end: bool,
     /// Most tokens of the answer; `None` is the task's or the daemon's default.
     pub tokens_max: Option<usize>,
     /// Texts that end the answer, not part of it.
@@ -178,6 +196,10 @@ impl Request {
             model: None,
             input,
             sampling: Sampling::default(),
+            logit_bias: Vec::new(),
+            choices: 1,
+            template_variables: serde_json::Map::new(),
+            ignore_end: false,
             tokens_max: None,
             stop: Vec::new(),
             logprobs: None,
@@ -203,7 +225,27 @@ impl Request {
                 }
                 check_text("prompt", prompt.len(), limits)?;
             }
+            Input::Tokens(tokens) => {
+                if tokens.is_empty() {
+                    return Err(Fault::invalid("prompt", "the prompt is empty"));
+                }
+                check_text("prompt", tokens.len(), limits)?;
+            }
             Input::Task { name, .. } => check_name("task", name, NAME_BYTES_MAX)?,
+        }
+        if !(1..=CHOICES_MAX).contains(&self.choices) {
+            return Err(Fault::invalid(
+                "n",
+                format!("must be between 1 and {CHOICES_MAX}"),
+            ));
+        }
+        if self.logit_bias.len() > LOGIT_BIAS_COUNT_MAX {
+            let message = format!("at most {LOGIT_BIAS_COUNT_MAX} tokens may have a bias");
+            return Err(Fault::invalid("logit_bias", message));
+        }
+        if self.template_variables.len() > TEMPLATE_VARIABLES_MAX {
+            let message = format!("at most {TEMPLATE_VARIABLES_MAX} variables are taken");
+            return Err(Fault::invalid("chat_template_kwargs", message));
         }
         if self.stop.len() > limits.stop_max {
             let message = format!(
@@ -242,6 +284,7 @@ impl Sampling {
         within("temperature", self.temperature, 0.0, 2.0)?;
         within("top_p", self.top_p, 0.0, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
+        within("typical_p", self.typical_p, 0.0, 1.0)?;
         within("repeat_penalty", self.repeat_penalty, 0.01, 10.0)?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
@@ -338,7 +381,7 @@ mod tests {
         assert_eq!(param(&request(Input::Messages(long))), "messages");
         assert_eq!(param(&request(Input::Prompt(String::new()))), "prompt");
         type Break = fn(&mut Request);
-        let breaks: [(&str, Break); 12] = [
+        let breaks: [(&str, Break); 16] = [
             ("id", |r| r.id = "x".repeat(ID_BYTES_MAX + 1)),
             ("id", |r| r.id = "a\nb".to_owned()),
             ("client", |r| r.client = String::new()),
@@ -350,6 +393,12 @@ mod tests {
             ("temperature", |r| r.sampling.temperature = Some(f32::NAN)),
             ("top_p", |r| r.sampling.top_p = Some(1.5)),
             ("min_p", |r| r.sampling.min_p = Some(-0.1)),
+            ("typical_p", |r| r.sampling.typical_p = Some(1.1)),
+            ("n", |r| r.choices = 0),
+            ("n", |r| r.choices = CHOICES_MAX + 1),
+            ("logit_bias", |r| {
+                r.logit_bias = vec![(0, 0.0); LOGIT_BIAS_COUNT_MAX + 1];
+            }),
             ("presence_penalty", |r| {
                 r.sampling.presence_penalty = Some(f32::INFINITY);
             }),

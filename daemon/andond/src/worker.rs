@@ -12,12 +12,14 @@ mod job;
 mod load;
 mod prepare;
 mod run;
+mod text;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use andon_engine::Model;
 use andon_policy::admission::{self, Bounds, Decision, Demand, Load, Reason};
 use andon_policy::queue::{self, Waiting};
 use tokio::sync::watch;
@@ -28,6 +30,8 @@ use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Origin, Priority, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
+
+pub use text::{apply_template, detokenize, tokenize};
 
 pub use job::{
     Chunk, Done, Finish, JobEvent, JobStream, Timings, TokenLogprob, TopLogprob, UNREAD_BYTES_MAX,
@@ -103,6 +107,7 @@ pub(crate) struct Shared {
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
     facts: OnceLock<Arc<ModelFacts>>,
+    model: OnceLock<Arc<Model>>,
     operator_at_fault: OnceLock<bool>,
     board: Mutex<Board>,
     changed: Condvar,
@@ -231,7 +236,10 @@ impl Shared {
                     "not answered"
                 );
             }
-            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Chunk(_) => {}
+            JobEvent::Accepted { .. }
+            | JobEvent::Started
+            | JobEvent::Chunk(_)
+            | JobEvent::ChoiceDone { .. } => {}
         }
         job.mailbox.post(event);
     }
@@ -256,6 +264,7 @@ impl WorkerHandle {
             state,
             ended,
             facts: OnceLock::new(),
+            model: OnceLock::new(),
             operator_at_fault: OnceLock::new(),
             board: Mutex::new(Board::new()),
             changed: Condvar::new(),
@@ -411,6 +420,7 @@ fn serve(shared: &Arc<Shared>) {
     );
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let model = loaded.model;
+    shared.model.get_or_init(|| Arc::clone(&model));
     let generator = loaded.generator;
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
@@ -448,6 +458,15 @@ impl Shared {
                 param: Some("model"),
                 ..Fault::new(FaultCode::UnknownModel, message)
             });
+        }
+        if usize::try_from(request.choices)
+            .map_or(true, |count| count > self.config.engine.parallel_max)
+        {
+            let message = format!(
+                "at most {} answers can be computed at once",
+                self.config.engine.parallel_max
+            );
+            return Err(Fault::invalid("n", message));
         }
         let submitted = Instant::now();
         let (mut priority, mut deadline) = (None, None);

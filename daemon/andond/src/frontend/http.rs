@@ -11,7 +11,9 @@ mod probes;
 mod serve;
 mod shape;
 mod stall;
+mod text;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, Request, Response, Uri};
+use axum::http::{HeaderValue, Method, Response, Uri};
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -28,13 +30,18 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use self::answer::Jobs;
 use self::error::ApiError;
+use self::parse::Parsed;
 use self::serve::Client;
-use self::shape::{Endpoint, Shape};
+use self::shape::{Endpoint, Frame, Shape};
 use super::Context;
 use crate::fault::{Fault, FaultCode};
-use crate::request::Origin;
-use crate::worker::{ModelFacts, WorkerState};
+use crate::request::{Input, Origin, Request};
+use crate::worker::{ModelFacts, WorkerState, detokenize};
+
+/// A request as axum has it.
+type HttpRequest = axum::http::Request<Body>;
 
 /// Most bodies read and parsed at once: bounds their memory to this many times `[limits] body-bytes-max`.
 const BODIES_MAX: usize = 8;
@@ -72,8 +79,15 @@ fn router(context: Context) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/tokenize", post(text::tokenize))
+        .route("/v1/tokenize", post(text::tokenize))
+        .route("/detokenize", post(text::detokenize))
+        .route("/v1/detokenize", post(text::detokenize))
+        .route("/apply-template", post(text::apply_template))
+        .route("/v1/apply-template", post(text::apply_template))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
+        .route("/health", get(probes::health_json))
         .route("/healthz", get(probes::health))
         .route("/readyz", get(probes::ready))
         .route("/metrics", get(probes::metrics))
@@ -85,7 +99,7 @@ fn router(context: Context) -> Router {
 async fn chat(
     State(service): State<Arc<Service>>,
     Extension(client): Extension<Client>,
-    request: Request<Body>,
+    request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
     service.answer(Endpoint::Chat, &client, request).await
 }
@@ -93,7 +107,7 @@ async fn chat(
 async fn completion(
     State(service): State<Arc<Service>>,
     Extension(client): Extension<Client>,
-    request: Request<Body>,
+    request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
     service.answer(Endpoint::Completion, &client, request).await
 }
@@ -122,7 +136,8 @@ async fn unknown_path(uri: Uri) -> ApiError {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response<Body> {
     let path = uri.path();
-    let allowed = if path.ends_with("/completions") {
+    let post = ["/completions", "tokenize", "/apply-template"];
+    let allowed = if post.iter().any(|end| path.ends_with(end)) {
         "POST"
     } else {
         "GET, HEAD"
@@ -139,7 +154,7 @@ impl Service {
         &self,
         endpoint: Endpoint,
         client: &Client,
-        request: Request<Body>,
+        request: HttpRequest,
     ) -> Result<Response<Body>, ApiError> {
         let telemetry = &self.context.telemetry;
         let id = self.next_id(endpoint);
@@ -156,31 +171,90 @@ impl Service {
             };
             parsed.inspect_err(|_| telemetry.malformed(Origin::Http))?
         };
-        let request = parsed.request;
-        if let (Some(name), Ok(facts)) = (&request.model, self.model())
-            && *name != facts.name
-        {
-            telemetry.malformed(Origin::Http);
-            return Err(ApiError::unknown_model(name));
-        }
-        let shape = Shape::new(
+        let Parsed {
+            requests,
+            include_usage,
+            echo,
+        } = parsed;
+        let Some(request) = requests.first() else {
+            return Err(ApiError::invalid("prompt", "prompt is empty"));
+        };
+        self.check_model(request.model.as_deref())?;
+        let stream = request.stream;
+        let logprobs = request.logprobs.is_some();
+        let choices = usize::try_from(request.choices).unwrap_or(usize::MAX);
+        let echo = if echo {
+            self.prompts(&requests).await?
+        } else {
+            vec![String::new(); requests.len()]
+        };
+        // The number of answers is checked on submission, so the shape comes after it.
+        let jobs = requests
+            .into_iter()
+            .map(|request| self.context.worker.submit(request))
+            .collect::<Result<Vec<_>, Fault>>()?;
+        let shape = Shape::new(Frame {
             endpoint,
             id,
-            since_1970().as_secs(),
-            self.context.config.model.name(),
-            request.logprobs.is_some(),
-            parsed.include_usage,
-        );
-        let stream = request.stream;
-        let job = self.context.worker.submit(request)?;
+            created_s: since_1970().as_secs(),
+            model: self.context.config.model.name(),
+            fingerprint: self.fingerprint(),
+            logprobs,
+            include_usage,
+            choices: jobs.len().saturating_mul(choices),
+        });
+        let jobs = Jobs::new(jobs, choices, echo);
         if stream {
-            answer::streamed(job, shape).await
+            answer::streamed(jobs, shape).await
         } else {
-            answer::whole(job, shape).await
+            answer::whole(jobs, shape).await
         }
     }
 
-    async fn read(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
+    /// Refuses a model that is not served, once it is known which is.
+    fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        if let (Some(name), Ok(facts)) = (name, self.model())
+            && *name != facts.name
+        {
+            self.context.telemetry.malformed(Origin::Http);
+            return Err(ApiError::unknown_model(name));
+        }
+        Ok(())
+    }
+
+    /// The texts of prompts.
+    async fn prompts(&self, requests: &[Request]) -> Result<Vec<String>, ApiError> {
+        let mut texts = Vec::with_capacity(requests.len());
+        for request in requests {
+            texts.push(match &request.input {
+                Input::Prompt(prompt) => prompt.clone(),
+                Input::Tokens(tokens) => {
+                    let (model, tokens) = (self.context.worker.model()?, tokens.clone());
+                    text::blocking(move || {
+                        detokenize(&model, &tokens).map_err(|fault| Fault {
+                            param: Some("prompt"),
+                            ..fault
+                        })
+                    })
+                    .await?
+                }
+                Input::Messages(_) | Input::Task { .. } => String::new(),
+            });
+        }
+        Ok(texts)
+    }
+
+    /// Equal for answers of the same daemon with the same model file: with equal seeds, options and text they are equal.
+    fn fingerprint(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        env!("CARGO_PKG_VERSION").hash(&mut hasher);
+        if let Ok(facts) = self.model() {
+            (&facts.name, facts.file_bytes, facts.created_s).hash(&mut hasher);
+        }
+        format!("andon-{:016x}", hasher.finish())
+    }
+
+    async fn read(&self, request: HttpRequest) -> Result<Bytes, ApiError> {
         let bytes_max = self.context.config.limits.body_bytes_max;
         let announced = request
             .headers()

@@ -4,6 +4,7 @@
 //! has read the end of one request may use its id for the next.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,14 @@ pub(super) struct Queued<T> {
     pub(super) payload: T,
 }
 
+/// What the engine is to do for a job.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub(super) request: GenerationRequest,
+    /// Answers to give.
+    pub(super) choices: NonZero<u32>,
+}
+
 /// Where the daemon is in its life, as far as admission cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -74,7 +83,7 @@ pub(super) struct Board {
     /// One that is being rendered is in neither list.
     pub(super) rendering: Option<Waiting>,
     /// Rendered and tokenized.
-    pub(super) ready: VecDeque<Queued<GenerationRequest>>,
+    pub(super) ready: VecDeque<Queued<Prepared>>,
     pub(super) running: usize,
     pub(super) open: HashMap<Key, Arc<Job>>,
     pub(super) ticket: u64,

@@ -43,6 +43,8 @@ pub struct TopLogprob {
 pub struct Chunk {
     /// Counts chunks of this answer from 0, without gaps as the reader sees them.
     pub sequence: u32,
+    /// Which of the answers it is a piece of, from 0.
+    pub choice: u32,
     /// Whole UTF-8 characters; may be empty when only `logprobs` has something.
     pub text: String,
     /// The tokens behind it, if asked for.
@@ -107,8 +109,8 @@ pub struct Done {
     pub timings: Timings,
 }
 
-/// What becomes of a job, in this order: `Accepted`, `Started`, any number of `Chunk`s, then exactly one of
-/// `Done` and `Failed`. `Failed` may come at any point.
+/// What becomes of a job, in this order: `Accepted`, `Started`, any number of `Chunk`s (and `ChoiceDone`s, if it has
+/// several answers), then exactly one of `Done` and `Failed`. `Failed` may come at any point.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
     /// Valid, rendered and in the queue.
@@ -120,6 +122,13 @@ pub enum JobEvent {
     Started,
     /// A piece of the answer.
     Chunk(Chunk),
+    /// One of several answers is complete; with one answer only `Done` says so.
+    ChoiceDone {
+        /// Which, from 0.
+        choice: u32,
+        /// Why it ended.
+        finish: Finish,
+    },
     /// The answer is complete.
     Done(Done),
     /// It will not be completed.
@@ -173,7 +182,12 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`FaultCode::SlowReader`] if the reader has left too much unread; nothing was put.
-    pub(super) fn post_chunk(&self, text: &str, logprobs: Vec<TokenLogprob>) -> Result<(), Fault> {
+    pub(super) fn post_chunk(
+        &self,
+        choice: u32,
+        text: &str,
+        logprobs: Vec<TokenLogprob>,
+    ) -> Result<(), Fault> {
         if text.is_empty() && logprobs.is_empty() {
             return Ok(());
         }
@@ -189,14 +203,16 @@ impl Mailbox {
             ));
         }
         letters.unread_bytes += bytes;
+        let last = |event: &&mut JobEvent| matches!(event, JobEvent::Chunk(chunk) if chunk.choice == choice);
         if letters.chunk_count >= UNREAD_CHUNKS_MAX
-            && let Some(JobEvent::Chunk(last)) = letters.unread.back_mut()
+            && let Some(JobEvent::Chunk(last)) = letters.unread.iter_mut().rev().find(last)
         {
             last.text.push_str(text);
             last.logprobs.extend(logprobs);
         } else {
             let chunk = Chunk {
                 sequence: letters.next_sequence,
+                choice,
                 text: text.to_owned(),
                 logprobs,
             };
@@ -308,7 +324,9 @@ mod tests {
         let mailbox = Arc::new(Mailbox::default());
         let mut stream = stream(&mailbox);
         for _ in 0..UNREAD_CHUNKS_MAX * 3 {
-            mailbox.post_chunk("ab", Vec::new()).expect("there is room");
+            mailbox
+                .post_chunk(0, "ab", Vec::new())
+                .expect("there is room");
         }
         let mut text = String::new();
         let mut count = 0;
@@ -322,21 +340,43 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_merged_each_with_itself() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut stream = stream(&mailbox);
+        for turn in 0..UNREAD_CHUNKS_MAX as u32 * 3 {
+            let choice = turn % 3;
+            mailbox
+                .post_chunk(choice, &choice.to_string(), Vec::new())
+                .expect("there is room");
+        }
+        let mut texts = [const { String::new() }; 3];
+        while let Some(JobEvent::Chunk(chunk)) = stream.try_next() {
+            texts[chunk.choice as usize].push_str(&chunk.text);
+        }
+        assert_eq!(
+            texts,
+            ["0", "1", "2"].map(|text| text.repeat(UNREAD_CHUNKS_MAX))
+        );
+    }
+
+    #[test]
     fn a_reader_too_far_behind_is_a_fault_until_it_has_read() {
         let mailbox = Arc::new(Mailbox::default());
         let mut stream = stream(&mailbox);
         let half = "x".repeat(UNREAD_BYTES_MAX / 2);
         mailbox
-            .post_chunk(&half, Vec::new())
+            .post_chunk(0, &half, Vec::new())
             .expect("there is room");
         mailbox
-            .post_chunk(&half, Vec::new())
+            .post_chunk(0, &half, Vec::new())
             .expect("there is room");
-        let fault = mailbox.post_chunk("x", Vec::new()).expect_err("it is full");
+        let fault = mailbox
+            .post_chunk(0, "x", Vec::new())
+            .expect_err("it is full");
         assert_eq!(fault.code, FaultCode::SlowReader);
         assert!(stream.try_next().is_some());
         mailbox
-            .post_chunk("x", Vec::new())
+            .post_chunk(0, "x", Vec::new())
             .expect("there is room again");
     }
 
@@ -347,7 +387,7 @@ mod tests {
         mailbox.post(JobEvent::Started);
         mailbox.post(failed());
         mailbox.post(failed());
-        mailbox.post_chunk("late", Vec::new()).expect("ignored");
+        mailbox.post_chunk(0, "late", Vec::new()).expect("ignored");
         assert_eq!(stream.next().await, Some(JobEvent::Started));
         assert_eq!(stream.next().await, Some(failed()));
         assert_eq!(stream.next().await, None);

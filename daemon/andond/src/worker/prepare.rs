@@ -1,13 +1,16 @@
 //! The thread that makes tokens of requests, so that neither a long prompt nor a template holds up
 //! decoding or the front ends.
 
+use std::num::NonZero;
+
 use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
-use andon_engine::sample::SamplingOptions;
+use andon_engine::kv::PAGE;
+use andon_engine::sample::{LogitBias, SamplingOptions};
 use andon_engine::tokenizer::{ChatMessage, Special};
 
 use super::Shared;
-use super::board::{Board, Phase, Queued};
+use super::board::{Board, Phase, Prepared, Queued};
 use super::job::JobEvent;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Message, Request, Sampling};
@@ -23,14 +26,14 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
         let mut board = shared.board();
         board.rendering = None;
         match (prepared, board.phase) {
-            (Ok(request), Phase::Serving) => {
+            (Ok(prepared), Phase::Serving) => {
                 queued.job.mailbox.post(JobEvent::Accepted {
-                    prompt_tokens: request.prompt.len(),
+                    prompt_tokens: prepared.request.prompt.len(),
                 });
                 board.ready.push_back(Queued {
                     job: queued.job,
                     order: queued.order,
-                    payload: request,
+                    payload: prepared,
                 });
                 drop(board);
             }
@@ -69,18 +72,32 @@ fn prepare(
     model: &Model,
     context_tokens_max: usize,
     request: Request,
-) -> Result<GenerationRequest, Fault> {
+) -> Result<Prepared, Fault> {
     let limits = &shared.config.limits;
     let (prompt, task) = match request.input {
         Input::Prompt(prompt) => (
             model.tokenizer().encode_prompt(&prompt, Special::Parse),
             None,
         ),
-        Input::Messages(messages) => (render(model, messages)?, None),
+        Input::Tokens(tokens) => {
+            let count = model.info().vocabulary_count;
+            let known = |id: u32| (id as usize) < count;
+            if let Some(id) = tokens.iter().find(|&&id| !known(id)) {
+                let message = format!("token {id} is not in the vocabulary of {count}");
+                return Err(Fault::invalid("prompt", message));
+            }
+            (tokens, None)
+        }
+        Input::Messages(messages) => {
+            let text = render(model, messages, &request.template_variables)?;
+            // A template writes the beginning-of-text token itself where the model wants one.
+            (model.tokenizer().encode(&text, Special::Parse), None)
+        }
         Input::Task { name, input } => {
             let mut task: Resolved = shared.tasks.resolve(&name, &input)?;
             let messages = std::mem::take(&mut task.messages);
-            (render(model, messages)?, Some(task))
+            let text = render(model, messages, &request.template_variables)?;
+            (model.tokenizer().encode(&text, Special::Parse), Some(task))
         }
     };
     let task = task.unwrap_or_default();
@@ -108,20 +125,67 @@ fn prepare(
     let tokens_max = wanted
         .min(limits.tokens_max.unwrap_or(usize::MAX))
         .min(room);
+    let choices = NonZero::new(request.choices).unwrap_or(NonZero::<u32>::MIN);
+    check_room(shared, prompt.len(), tokens_max, choices)?;
     let sampling = sampling(shared, &request.sampling, &task);
+    let bias = bias(model, request.logit_bias)?;
     let mut stop = request.stop;
     stop.extend(task.stop);
-    Ok(GenerationRequest {
-        prompt,
-        tokens_max: Some(tokens_max),
-        sampling,
-        stop,
-        logprobs: request.logprobs,
-        ..GenerationRequest::default()
+    Ok(Prepared {
+        request: GenerationRequest {
+            prompt,
+            tokens_max: Some(tokens_max),
+            sampling,
+            bias,
+            stop,
+            logprobs: request.logprobs,
+            ignore_end: request.ignore_end,
+        },
+        choices,
     })
 }
 
-fn render(model: &Model, messages: Vec<Message>) -> Result<Vec<u32>, Fault> {
+/// Refuses more answers than the KV cache could ever hold at once: they would wait for room that never comes.
+fn check_room(
+    shared: &Shared,
+    prompt_tokens: usize,
+    tokens_max: usize,
+    choices: NonZero<u32>,
+) -> Result<(), Fault> {
+    let pages = prompt_tokens.saturating_add(tokens_max).div_ceil(PAGE);
+    let others = usize::try_from(choices.get() - 1).unwrap_or(usize::MAX);
+    let own = pages.saturating_sub(prompt_tokens / PAGE);
+    let needed = pages.saturating_add(own.saturating_mul(others));
+    let there = shared.config.model.kv_tokens_max.div_ceil(PAGE);
+    if needed > there {
+        let message = format!(
+            "{choices} answers of {tokens_max} tokens need a KV cache of {} tokens; it has {}",
+            needed.saturating_mul(PAGE),
+            there.saturating_mul(PAGE)
+        );
+        return Err(Fault {
+            param: Some("n"),
+            ..Fault::new(FaultCode::ContextFull, message)
+        });
+    }
+    Ok(())
+}
+
+fn bias(model: &Model, values: Vec<(u32, f32)>) -> Result<LogitBias, Fault> {
+    let count = model.info().vocabulary_count;
+    if let Some((id, _)) = values.iter().find(|&&(id, _)| id as usize >= count) {
+        let message = format!("token {id} is not in the vocabulary of {count}");
+        return Err(Fault::invalid("logit_bias", message));
+    }
+    LogitBias::new(values).map_err(|error| Fault::invalid("logit_bias", error.to_string()))
+}
+
+/// The prompt of a conversation as the model's chat template writes it.
+pub(super) fn render(
+    model: &Model,
+    messages: Vec<Message>,
+    variables: &serde_json::Map<String, serde_json::Value>,
+) -> Result<String, Fault> {
     let template = model.chat_template().ok_or_else(|| {
         Fault::new(
             FaultCode::Unsupported,
@@ -136,13 +200,9 @@ fn render(model: &Model, messages: Vec<Message>) -> Result<Vec<u32>, Fault> {
             extra: serde_json::Map::new(),
         })
         .collect();
-    let text = template
-        .render(&messages, true, &serde_json::Map::new())
-        .map_err(|error| {
-            Fault::invalid("messages", format!("the model's chat template: {error}"))
-        })?;
-    // A template writes the beginning-of-text token itself where the model wants one.
-    Ok(model.tokenizer().encode(&text, Special::Parse))
+    template
+        .render(&messages, true, variables)
+        .map_err(|error| Fault::invalid("messages", format!("the model's chat template: {error}")))
 }
 
 /// The request's word, else the task's, else the configuration's.
@@ -158,6 +218,10 @@ fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptio
         top_k: asked.top_k.or(by_task.top_k).unwrap_or(model.top_k),
         top_p: asked.top_p.or(by_task.top_p).unwrap_or(model.top_p),
         min_p: asked.min_p.or(by_task.min_p).unwrap_or(model.min_p),
+        typical_p: asked
+            .typical_p
+            .or(by_task.typical_p)
+            .unwrap_or(plain.typical_p),
         repeat_penalty: asked
             .repeat_penalty
             .or(by_task.repeat_penalty)
@@ -178,6 +242,6 @@ fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptio
             .seed
             .or(by_task.seed)
             .unwrap_or_else(|| shared.fresh_seed()),
-        ..plain
+        choice: 0,
     }
 }

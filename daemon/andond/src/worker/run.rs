@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use andon_engine::ForwardError;
 use andon_engine::generate::{
-    Event, FinishReason, Forward, GenerationId, Generator, StartError, StepError,
+    self, Event, FinishReason, Forward, GenerationId, Generator, StartError, StepError,
 };
 use andon_engine::tokenizer::Tokenizer;
 
-use super::board::{Board, Job, Phase, Queued};
+use super::board::{Board, Job, Phase, Prepared, Queued};
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
 use super::{PLACES_FOR_ALARMS, Shared};
 use crate::fault::{Fault, FaultCode};
@@ -25,11 +25,65 @@ struct Running {
     alarm: bool,
     /// Why it was cancelled, once it is.
     fault: Option<Fault>,
+    /// Its generations, one for each answer, and how those ended that did.
+    choices: Vec<(GenerationId, Option<Finish>)>,
+    /// What the answers that ended took.
+    usage: Usage,
+    timings: Timings,
+}
+
+impl Running {
+    /// Answers that are not over.
+    fn open(&self) -> usize {
+        self.choices
+            .iter()
+            .filter(|(_, finish)| finish.is_none())
+            .count()
+    }
+}
+
+/// What the engine works on: jobs by their first generation, and the job of each generation with its place there.
+#[derive(Debug, Default)]
+struct Jobs {
+    running: HashMap<GenerationId, Running>,
+    owners: HashMap<GenerationId, (GenerationId, u32)>,
+}
+
+impl Jobs {
+    fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    fn insert(&mut self, running: Running) {
+        let Some(&(first, _)) = running.choices.first() else {
+            return;
+        };
+        for (place, &(id, _)) in (0..).zip(&running.choices) {
+            self.owners.insert(id, (first, place));
+        }
+        self.running.insert(first, running);
+    }
+
+    /// The job of a generation, and which of its answers that is.
+    fn of(&mut self, id: GenerationId) -> Option<(&mut Running, u32)> {
+        let &(first, place) = self.owners.get(&id)?;
+        Some((self.running.get_mut(&first)?, place))
+    }
+
+    /// Takes a job out, all of whose answers are over.
+    fn remove(&mut self, id: GenerationId) -> Option<Running> {
+        let (first, _) = self.owners.get(&id).copied()?;
+        let running = self.running.remove(&first)?;
+        for (id, _) in &running.choices {
+            self.owners.remove(id);
+        }
+        Some(running)
+    }
 }
 
 /// Serves until the daemon stops and the last job has ended.
 pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, tokenizer: &Tokenizer) {
-    let mut running: HashMap<GenerationId, Running> = HashMap::new();
+    let mut running = Jobs::default();
     let mut speed = SpeedMeter::default();
     while start_next(shared, &mut generator, &mut running) {
         cancel_some(shared, &mut generator, &mut running);
@@ -53,7 +107,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
 fn start_next<F: Forward>(
     shared: &Shared,
     generator: &mut Generator<F>,
-    running: &mut HashMap<GenerationId, Running>,
+    running: &mut Jobs,
 ) -> bool {
     let mut board = shared.board();
     loop {
@@ -81,7 +135,7 @@ fn start_next<F: Forward>(
                 break;
             }
         }
-        board.running = running.len();
+        board.running = running.running.len();
         shared.telemetry.load(board.waiting(), board.running);
         if !running.is_empty() {
             return true;
@@ -101,15 +155,24 @@ fn start_next<F: Forward>(
 fn startable(
     shared: &Shared,
     board: &mut Board,
-    running: &HashMap<GenerationId, Running>,
+    running: &Jobs,
     now_ms: u64,
-) -> Option<Queued<andon_engine::generate::GenerationRequest>> {
+) -> Option<Queued<Prepared>> {
     let index = Board::next_of(&board.ready, now_ms)?;
-    let alarm = board.ready.get(index)?.order.priority == Priority::Alarm.into();
+    let next = board.ready.get(index)?;
+    let alarm = next.order.priority == Priority::Alarm.into();
+    let needed = usize::try_from(next.payload.choices.get()).unwrap_or(usize::MAX);
     let parallel_max = shared.config.engine.parallel_max;
-    let others = running.values().filter(|running| !running.alarm).count();
+    let taken = |alarms: bool| -> usize {
+        let counted = running
+            .running
+            .values()
+            .filter(|running| alarms || !running.alarm);
+        counted.map(Running::open).sum()
+    };
+    let fits = |taken: usize, places: usize| taken.saturating_add(needed) <= places;
     let places = parallel_max.saturating_add(PLACES_FOR_ALARMS);
-    if running.len() >= places || (!alarm && others >= parallel_max) {
+    if !fits(taken(true), places) || (!alarm && !fits(taken(false), parallel_max)) {
         return None;
     }
     board.ready.remove(index)
@@ -120,22 +183,23 @@ fn start<F: Forward>(
     shared: &Shared,
     board: &mut Board,
     generator: &mut Generator<F>,
-    running: &mut HashMap<GenerationId, Running>,
-    queued: Queued<andon_engine::generate::GenerationRequest>,
+    running: &mut Jobs,
+    queued: Queued<Prepared>,
 ) -> bool {
-    match generator.start(queued.payload.clone()) {
-        Ok(id) => {
+    let Prepared { request, choices } = &queued.payload;
+    match generator.start_group(request.clone(), *choices) {
+        Ok(ids) => {
             queued.job.mailbox.post(JobEvent::Started);
-            running.insert(
-                id,
-                Running {
-                    job: queued.job,
-                    started: Instant::now(),
-                    deadline_ms: queued.order.deadline_ms,
-                    alarm: queued.order.priority == Priority::Alarm.into(),
-                    fault: None,
-                },
-            );
+            running.insert(Running {
+                job: queued.job,
+                started: Instant::now(),
+                deadline_ms: queued.order.deadline_ms,
+                alarm: queued.order.priority == Priority::Alarm.into(),
+                fault: None,
+                choices: ids.map(|id| (id, None)).collect(),
+                usage: Usage::default(),
+                timings: Timings::default(),
+            });
             true
         }
         // It goes back and nothing overtakes it: what it needs comes free when others end.
@@ -173,15 +237,11 @@ fn expired(when: &str) -> Fault {
 }
 
 /// Cancels what its client gave up, what is late, and, once the grace is over, everything.
-fn cancel_some<F: Forward>(
-    shared: &Shared,
-    generator: &mut Generator<F>,
-    running: &mut HashMap<GenerationId, Running>,
-) {
+fn cancel_some<F: Forward>(shared: &Shared, generator: &mut Generator<F>, running: &mut Jobs) {
     let now_ms = shared.now_ms();
     let grace_over =
         matches!(shared.board().phase, Phase::Stopping(until) if Instant::now() >= until);
-    for (&id, running) in running.iter_mut() {
+    for running in running.running.values_mut() {
         if running.fault.is_some() {
             continue;
         }
@@ -198,19 +258,21 @@ fn cancel_some<F: Forward>(
             continue;
         };
         running.fault = Some(fault);
-        generator.cancel(id);
     }
-    // A reader too slow for its answer was found while delivering, when nothing could be cancelled.
-    for (&id, running) in running.iter() {
+    // Also what failed while delivering, when nothing could be cancelled: a reader too slow for its answer, or one of
+    // several answers.
+    for running in running.running.values() {
         if running.fault.is_some() {
-            generator.cancel(id);
+            for &(id, _) in &running.choices {
+                generator.cancel(id);
+            }
         }
     }
 }
 
 fn deliver(
     shared: &Shared,
-    running: &mut HashMap<GenerationId, Running>,
+    running: &mut Jobs,
     tokenizer: &Tokenizer,
     id: GenerationId,
     event: Event<'_>,
@@ -223,7 +285,7 @@ fn deliver(
         } => shared.telemetry.prompt_read(prompt_tokens, cached_tokens),
         Event::Text { text, ids, tokens } => {
             *decoded += ids.len();
-            let Some(running) = running.get_mut(&id) else {
+            let Some((running, choice)) = running.of(id) else {
                 return;
             };
             let tokens = tokens
@@ -231,7 +293,7 @@ fn deliver(
                 .map(|token| logprob(tokenizer, token))
                 .collect();
             if running.fault.is_none()
-                && let Err(fault) = running.job.mailbox.post_chunk(text, tokens)
+                && let Err(fault) = running.job.mailbox.post_chunk(choice, text, tokens)
             {
                 running.fault = Some(fault);
             }
@@ -241,50 +303,90 @@ fn deliver(
             usage,
             timings,
         } => {
-            let Some(running) = running.remove(&id) else {
+            let Some((owner, choice)) = running.of(id) else {
                 return;
             };
-            let waited = running
-                .started
-                .saturating_duration_since(running.job.submitted);
-            let waited_us = microseconds(waited);
-            let timings = Timings {
-                queue_us: waited_us.saturating_add(timings.queue_ns / 1000),
-                prefill_us: timings.prefill_ns / 1000,
-                decode_us: timings.decode_ns / 1000,
-                first_token_us: waited_us.saturating_add(timings.first_token_ns / 1000),
-            };
-            let usage = Usage {
-                prompt_tokens: usage.prompt_tokens,
-                cached_tokens: usage.cached_tokens,
-                completion_tokens: usage.completion_tokens,
-            };
-            let done = |finish| Done {
-                finish,
-                usage,
-                timings,
-            };
-            let event = match (running.fault, reason) {
-                (Some(fault), _)
-                    if fault.code == FaultCode::Cancelled && usage.completion_tokens > 0 =>
-                {
-                    JobEvent::Done(done(Finish::Cancelled))
-                }
-                (Some(fault), _) => JobEvent::Failed(fault),
-                (None, FinishReason::Stop) => JobEvent::Done(done(Finish::Stop)),
-                (None, FinishReason::Length) => JobEvent::Done(done(Finish::Length)),
-                (None, FinishReason::Cancelled) => JobEvent::Failed(cancelled()),
-                (None, FinishReason::Failed(message)) => {
-                    JobEvent::Failed(Fault::new(FaultCode::Internal, message))
-                }
-            };
-            if let JobEvent::Done(done) = &event {
-                shared.board().took(running.started.elapsed());
-                shared.telemetry.answered(done);
+            ended(owner, choice, reason, usage, timings);
+            if owner.open() == 0
+                && let Some(running) = running.remove(id)
+            {
+                conclude(shared, running);
             }
-            shared.finish(&running.job, event);
         }
     }
+}
+
+/// Notes that one answer of a job is over, and tells the client if it has several.
+fn ended(
+    running: &mut Running,
+    choice: u32,
+    reason: FinishReason,
+    usage: generate::Usage,
+    timings: generate::Timings,
+) {
+    let waited = running
+        .started
+        .saturating_duration_since(running.job.submitted);
+    let waited_us = microseconds(waited);
+    let first = running.usage.prompt_tokens == 0;
+    // The prompt was read once. Answers are computed side by side: the longest is what the client waits for.
+    running.usage.prompt_tokens = usage.prompt_tokens;
+    running.usage.cached_tokens = usage.cached_tokens;
+    running.usage.completion_tokens += usage.completion_tokens;
+    let all = &mut running.timings;
+    all.queue_us = waited_us.saturating_add(timings.queue_ns / 1000);
+    all.prefill_us = timings.prefill_ns / 1000;
+    all.decode_us = all.decode_us.max(timings.decode_ns / 1000);
+    let first_token_us = waited_us.saturating_add(timings.first_token_ns / 1000);
+    if first || first_token_us < all.first_token_us {
+        all.first_token_us = first_token_us;
+    }
+    let finish = match reason {
+        FinishReason::Stop => Finish::Stop,
+        FinishReason::Length => Finish::Length,
+        FinishReason::Cancelled => Finish::Cancelled,
+        FinishReason::Failed(message) => {
+            running
+                .fault
+                .get_or_insert(Fault::new(FaultCode::Internal, message));
+            Finish::Cancelled
+        }
+    };
+    if running.choices.len() > 1 && running.fault.is_none() {
+        let event = JobEvent::ChoiceDone { choice, finish };
+        running.job.mailbox.post(event);
+    }
+    if let Some((_, ended)) = usize::try_from(choice)
+        .ok()
+        .and_then(|choice| running.choices.get_mut(choice))
+    {
+        *ended = Some(finish);
+    }
+}
+
+/// Ends a job all of whose answers are over.
+fn conclude(shared: &Shared, running: Running) {
+    let done = |finish| Done {
+        finish,
+        usage: running.usage,
+        timings: running.timings,
+    };
+    let finish = running.choices.first().and_then(|&(_, finish)| finish);
+    let event = match (running.fault, finish) {
+        (Some(fault), _)
+            if fault.code == FaultCode::Cancelled && running.usage.completion_tokens > 0 =>
+        {
+            JobEvent::Done(done(Finish::Cancelled))
+        }
+        (Some(fault), _) => JobEvent::Failed(fault),
+        (None, Some(finish @ (Finish::Stop | Finish::Length))) => JobEvent::Done(done(finish)),
+        (None, Some(Finish::Cancelled) | None) => JobEvent::Failed(cancelled()),
+    };
+    if let JobEvent::Done(done) = &event {
+        shared.board().took(running.started.elapsed());
+        shared.telemetry.answered(done);
+    }
+    shared.finish(&running.job, event);
 }
 
 fn logprob(tokenizer: &Tokenizer, token: &andon_engine::generate::TokenLogprob) -> TokenLogprob {

@@ -1,46 +1,133 @@
-//! A job's events as an HTTP reply: gathered into one object, or streamed as server-sent events.
+//! Jobs' events as one HTTP reply: gathered into one object, or streamed as server-sent events.
+//!
+//! A body with several prompts is several jobs, and each may have several answers: answer `c` of job `j` has the index
+//! `j * n + c`. What fails in one job fails the reply; dropping the reply cancels every job.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::Pin;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, SelectAll, Stream, StreamExt as _};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::shape::Shape;
+use super::json_response;
+use super::shape::{Answer, Shape};
 use crate::fault::{Fault, FaultCode};
-use crate::worker::{JobEvent, JobStream};
+use crate::worker::{Done, Finish, JobEvent, JobStream};
 
-fn broken_off() -> Fault {
+pub(super) fn broken_off() -> Fault {
     // The mailbox always ends with a terminal event; this is what is left to say if it did not.
     Fault::new(FaultCode::Internal, "the answer broke off")
 }
 
+/// The events of several jobs, with the place of each job.
+type Events = SelectAll<Pin<Box<dyn Stream<Item = (usize, JobEvent)> + Send>>>;
+
+/// The jobs of one reply.
+pub(super) struct Jobs {
+    events: Events,
+    /// Jobs that are not over.
+    open: usize,
+    /// Answers of each job.
+    choices: usize,
+    /// The text that the answers of each job begin with.
+    echo: Vec<String>,
+    /// What the jobs that are over took together.
+    spent: Option<Done>,
+}
+
+impl Jobs {
+    /// The jobs of a reply, each with `choices` answers that begin with the job's `echo`, if it has one.
+    pub(super) fn new(jobs: Vec<JobStream>, choices: usize, echo: Vec<String>) -> Jobs {
+        let open = jobs.len();
+        let events = jobs.into_iter().enumerate().map(|(place, job)| {
+            stream::unfold(job, move |mut job| async move {
+                let event = job.next().await?;
+                Some(((place, event), job))
+            })
+            .boxed()
+        });
+        Jobs {
+            events: events.collect(),
+            open,
+            choices,
+            echo,
+            spent: None,
+        }
+    }
+
+    async fn next(&mut self) -> Option<(usize, JobEvent)> {
+        self.events.next().await
+    }
+
+    fn index(&self, job: usize, choice: u32) -> usize {
+        let choice = usize::try_from(choice).unwrap_or(usize::MAX);
+        job.saturating_mul(self.choices).saturating_add(choice)
+    }
+
+    /// Notes the end of a job. Says what all took, if it was the last.
+    fn done(&mut self, done: &Done) -> Option<Done> {
+        self.open = self.open.saturating_sub(1);
+        let spent = match self.spent {
+            None => *done,
+            Some(before) => together(&before, done),
+        };
+        self.spent = Some(spent);
+        (self.open == 0).then_some(spent)
+    }
+}
+
+/// What two jobs took: tokens add up, and of times the longer is what the client waits for.
+fn together(a: &Done, b: &Done) -> Done {
+    let mut sum = *a;
+    sum.usage.prompt_tokens += b.usage.prompt_tokens;
+    sum.usage.cached_tokens += b.usage.cached_tokens;
+    sum.usage.completion_tokens += b.usage.completion_tokens;
+    sum.timings.queue_us = a.timings.queue_us.max(b.timings.queue_us);
+    sum.timings.prefill_us = a.timings.prefill_us.max(b.timings.prefill_us);
+    sum.timings.decode_us = a.timings.decode_us.max(b.timings.decode_us);
+    sum.timings.first_token_us = a.timings.first_token_us.min(b.timings.first_token_us);
+    sum
+}
+
 /// Waits for the end and answers with one object.
-pub(super) async fn whole(
-    mut job: JobStream,
-    mut shape: Shape,
-) -> Result<Response<Body>, ApiError> {
-    let mut text = String::new();
-    let mut tokens = Vec::new();
-    while let Some(event) = job.next().await {
+pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<Body>, ApiError> {
+    let mut answers: Vec<Answer> = Vec::new();
+    for echo in &jobs.echo {
+        answers.extend((0..jobs.choices).map(|_| Answer {
+            text: echo.clone(),
+            ..Answer::default()
+        }));
+    }
+    while let Some((job, event)) = jobs.next().await {
         match event {
             JobEvent::Accepted { .. } | JobEvent::Started => {}
             JobEvent::Chunk(chunk) => {
-                text.push_str(&chunk.text);
-                tokens.extend(chunk.logprobs);
+                let index = jobs.index(job, chunk.choice);
+                if let Some(answer) = answers.get_mut(index) {
+                    answer.text.push_str(&chunk.text);
+                    answer.tokens.extend(chunk.logprobs);
+                }
+            }
+            JobEvent::ChoiceDone { choice, finish } => {
+                let index = jobs.index(job, choice);
+                if let Some(answer) = answers.get_mut(index) {
+                    answer.finish = Some(finish);
+                }
             }
             JobEvent::Done(done) => {
-                let body = shape.whole(&text, &tokens, &done).to_string();
-                let mut response = Response::new(Body::from(body));
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                return Ok(response);
+                let first = jobs.index(job, 0);
+                for answer in answers.iter_mut().skip(first).take(jobs.choices) {
+                    answer.finish.get_or_insert(done.finish);
+                }
+                if let Some(spent) = jobs.done(&done) {
+                    return Ok(json_response(&shape.whole(&answers, &spent)));
+                }
             }
             JobEvent::Failed(fault) => return Err(fault.into()),
         }
@@ -49,40 +136,61 @@ pub(super) async fn whole(
 }
 
 /// Waits until the engine begins, then streams. What fails before that still gets a status of its own.
-pub(super) async fn streamed(mut job: JobStream, shape: Shape) -> Result<Response<Body>, ApiError> {
+pub(super) async fn streamed(mut jobs: Jobs, shape: Shape) -> Result<Response<Body>, ApiError> {
     loop {
-        match job.next().await {
-            Some(JobEvent::Accepted { .. }) => {}
-            Some(JobEvent::Failed(fault)) => return Err(fault.into()),
-            Some(JobEvent::Started) => break,
-            Some(JobEvent::Chunk(_) | JobEvent::Done(_)) | None => return Err(broken_off().into()),
+        match jobs.next().await {
+            Some((_, JobEvent::Accepted { .. })) => {}
+            Some((_, JobEvent::Failed(fault))) => return Err(fault.into()),
+            Some((_, JobEvent::Started)) => break,
+            Some(_) | None => return Err(broken_off().into()),
         }
     }
-    let events = Events::new(job, shape);
-    let body = stream::unfold(events, |mut events| async move {
-        events
+    let frames = Frames::new(jobs, shape);
+    let body = stream::unfold(frames, |mut frames| async move {
+        frames
             .next()
             .await
-            .map(|bytes| (Ok::<Bytes, Infallible>(bytes), events))
+            .map(|bytes| (Ok::<Bytes, Infallible>(bytes), frames))
     });
-    let mut response = Response::new(Body::from_stream(body));
+    Ok(event_stream(Body::from_stream(body)))
+}
+
+/// A reply of server-sent events.
+pub(super) fn event_stream(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    response
 }
 
 /// The frames of one stream, each one server-sent event.
-struct Events {
-    job: JobStream,
+struct Frames {
+    jobs: Jobs,
     shape: Shape,
     ready: VecDeque<Bytes>,
+    over: bool,
 }
 
-impl Events {
-    fn new(job: JobStream, mut shape: Shape) -> Events {
-        let ready = shape.first().as_ref().map(frame).into_iter().collect();
-        Events { job, shape, ready }
+impl Frames {
+    fn new(jobs: Jobs, mut shape: Shape) -> Frames {
+        let mut ready = VecDeque::new();
+        let echoes = jobs
+            .echo
+            .iter()
+            .flat_map(|echo| std::iter::repeat_n(echo, jobs.choices));
+        for (index, echo) in echoes.enumerate() {
+            ready.extend(shape.first(index).as_ref().map(frame));
+            if !echo.is_empty() {
+                ready.push_back(frame(&shape.piece(index, echo, &[])));
+            }
+        }
+        Frames {
+            jobs,
+            shape,
+            ready,
+            over: false,
+        }
     }
 
     async fn next(&mut self) -> Option<Bytes> {
@@ -90,19 +198,49 @@ impl Events {
             if let Some(bytes) = self.ready.pop_front() {
                 return Some(bytes);
             }
-            match self.job.next().await? {
-                JobEvent::Accepted { .. } | JobEvent::Started => {}
-                JobEvent::Chunk(chunk) => return Some(frame(&self.shape.piece(&chunk))),
-                JobEvent::Done(done) => {
-                    self.ready.push_back(frame(&self.shape.last(&done)));
-                    self.ready
-                        .extend(self.shape.usage(&done).as_ref().map(frame));
-                    self.ready
-                        .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
-                }
-                // The status is sent long since; clients look for an error object in the stream.
-                JobEvent::Failed(fault) => return Some(frame(&ApiError::from(fault).body())),
+            if self.over {
+                return None;
             }
+            let (job, event) = self.jobs.next().await?;
+            match event {
+                JobEvent::Accepted { .. } | JobEvent::Started => {}
+                JobEvent::Chunk(chunk) => {
+                    let index = self.jobs.index(job, chunk.choice);
+                    return Some(frame(&self.shape.piece(
+                        index,
+                        &chunk.text,
+                        &chunk.logprobs,
+                    )));
+                }
+                JobEvent::ChoiceDone { choice, finish } => {
+                    let index = self.jobs.index(job, choice);
+                    return Some(frame(&self.shape.last(index, finish, None)));
+                }
+                JobEvent::Done(done) => self.job_done(job, &done),
+                // The status is sent long since; clients look for an error object in the stream.
+                JobEvent::Failed(fault) => {
+                    self.over = true;
+                    return Some(frame(&ApiError::from(fault).body()));
+                }
+            }
+        }
+    }
+
+    fn job_done(&mut self, job: usize, done: &Done) {
+        // Several answers have said one by one why they ended, unless the client ended them.
+        if self.jobs.choices == 1 {
+            let last = self.shape.last(job, done.finish, Some(done));
+            self.ready.push_back(frame(&last));
+        } else if done.finish == Finish::Cancelled {
+            self.over = true;
+            return;
+        }
+        if let Some(spent) = self.jobs.done(done) {
+            self.ready
+                .extend(self.shape.usage(&spent).as_ref().map(frame));
+            self.ready
+                .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+            self.over = true;
         }
     }
 }

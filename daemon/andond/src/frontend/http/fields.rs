@@ -152,3 +152,18 @@ impl Fields {
         Ok(())
     }
 }
+
+/// Token ids out of an array.
+pub(super) fn token_ids(name: &str, values: &[Value]) -> Result<Vec<u32>, ApiError> {
+    values
+        .iter()
+        .map(|value| {
+            value
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| {
+                    ApiError::invalid(name, format!("{name} must be an array of token ids"))
+                })
+        })
+        .collect()
+}

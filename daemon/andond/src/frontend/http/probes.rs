@@ -6,8 +6,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
 
-use super::Service;
+use super::error::ApiError;
+use super::{Service, json_response};
+use crate::fault::{Fault, FaultCode};
 use crate::worker::WorkerState;
 
 /// Alive: whatever is being answered makes progress.
@@ -32,6 +35,23 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body>
             text(StatusCode::SERVICE_UNAVAILABLE, format!("failed: {why}\n"))
         }
     }
+}
+
+/// Ready, as llama-server says it.
+pub(super) async fn health_json(
+    State(service): State<Arc<Service>>,
+) -> Result<Response<Body>, ApiError> {
+    match service.context.worker.status().state {
+        WorkerState::Ready => Ok(json_response(&json!({"status": "ok"}))),
+        WorkerState::Loading => Err(unavailable("the model is being loaded")),
+        WorkerState::Stopping => Err(unavailable("the daemon is stopping")),
+        WorkerState::Failed(_) => Err(unavailable("the model could not be served")),
+        WorkerState::Broken(why) => Err(unavailable(why)),
+    }
+}
+
+fn unavailable(why: impl Into<String>) -> ApiError {
+    Fault::new(FaultCode::Unavailable, why).into()
 }
 
 /// Everything that is counted, as Prometheus reads it.

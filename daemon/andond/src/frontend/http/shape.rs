@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::worker::{Chunk, Done, TokenLogprob};
+use crate::worker::{Done, Finish, TokenLogprob};
 
 /// What stands for "impossible" where JSON has no infinity; OpenAI's choice.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -14,74 +14,95 @@ pub(super) enum Endpoint {
     Completion,
 }
 
-/// Makes the objects of one answer.
+/// What the objects of one reply have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) endpoint: Endpoint,
+    pub(super) id: String,
+    pub(super) created_s: u64,
+    pub(super) model: String,
+    /// Changes when what computes the answers does.
+    pub(super) fingerprint: String,
+    /// Whether log-probabilities were asked for.
+    pub(super) logprobs: bool,
+    pub(super) include_usage: bool,
+    /// Answers to the request.
+    pub(super) choices: usize,
+}
+
+/// Makes the objects of one reply.
 #[derive(Debug)]
 pub(super) struct Shape {
-    endpoint: Endpoint,
-    id: String,
-    created_s: u64,
-    model: String,
-    logprobs: bool,
-    include_usage: bool,
-    /// Characters of the answer so far; the older endpoint reports where each token begins.
-    text_offset: usize,
+    frame: Frame,
+    /// Characters of each answer so far; the older endpoint reports where each token begins.
+    text_offsets: Vec<usize>,
+}
+
+/// One answer, gathered.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) tokens: Vec<TokenLogprob>,
+    pub(super) finish: Option<Finish>,
 }
 
 impl Shape {
-    pub(super) fn new(
-        endpoint: Endpoint,
-        id: String,
-        created_s: u64,
-        model: String,
-        logprobs: bool,
-        include_usage: bool,
-    ) -> Shape {
+    pub(super) fn new(frame: Frame) -> Shape {
         Shape {
-            endpoint,
-            id,
-            created_s,
-            model,
-            logprobs,
-            include_usage,
-            text_offset: 0,
+            text_offsets: vec![0; frame.choices],
+            frame,
         }
     }
 
-    /// The whole answer.
-    pub(super) fn whole(&mut self, text: &str, tokens: &[TokenLogprob], done: &Done) -> Value {
-        let logprobs = self.logprobs(tokens);
-        let finish = done.finish.name();
-        let (object, choice) = match self.endpoint {
-            Endpoint::Chat => (
-                "chat.completion",
-                json!({
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text, "refusal": null},
-                    "logprobs": logprobs,
-                    "finish_reason": finish,
-                }),
-            ),
-            Endpoint::Completion => (
-                "text_completion",
-                json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}),
-            ),
+    /// The whole reply.
+    pub(super) fn whole(&mut self, answers: &[Answer], done: &Done) -> Value {
+        let object = match self.frame.endpoint {
+            Endpoint::Chat => "chat.completion",
+            Endpoint::Completion => "text_completion",
         };
+        let choices: Vec<Value> = answers
+            .iter()
+            .enumerate()
+            .map(|(index, answer)| {
+                let logprobs = self.logprobs(index, &answer.tokens);
+                let finish = answer.finish.map(Finish::name);
+                match self.frame.endpoint {
+                    Endpoint::Chat => json!({
+                        "index": index,
+                        "message": {
+                            "role": "assistant",
+                            "content": answer.text,
+                            "refusal": null,
+                        },
+                        "logprobs": logprobs,
+                        "finish_reason": finish,
+                    }),
+                    Endpoint::Completion => json!({
+                        "index": index,
+                        "text": answer.text,
+                        "logprobs": logprobs,
+                        "finish_reason": finish,
+                    }),
+                }
+            })
+            .collect();
         json!({
-            "id": self.id,
+            "id": self.frame.id,
             "object": object,
-            "created": self.created_s,
-            "model": self.model,
-            "choices": [choice],
+            "created": self.frame.created_s,
+            "model": self.frame.model,
+            "system_fingerprint": self.frame.fingerprint,
+            "choices": choices,
             "usage": usage(done),
             "timings": timings(done),
         })
     }
 
-    /// The chunk that opens a stream, if the endpoint has one.
-    pub(super) fn first(&mut self) -> Option<Value> {
-        match self.endpoint {
+    /// The chunk that opens an answer in a stream, if the endpoint has one.
+    pub(super) fn first(&mut self, index: usize) -> Option<Value> {
+        match self.frame.endpoint {
             Endpoint::Chat => Some(self.chunk_object(&json!([{
-                "index": 0,
+                "index": index,
                 "delta": {"role": "assistant", "content": ""},
                 "logprobs": null,
                 "finish_reason": null,
@@ -90,36 +111,39 @@ impl Shape {
         }
     }
 
-    /// A piece of the answer.
-    pub(super) fn piece(&mut self, chunk: &Chunk) -> Value {
-        let logprobs = self.logprobs(&chunk.logprobs);
-        let choice = match self.endpoint {
+    /// A piece of an answer.
+    pub(super) fn piece(&mut self, index: usize, text: &str, tokens: &[TokenLogprob]) -> Value {
+        let logprobs = self.logprobs(index, tokens);
+        let choice = match self.frame.endpoint {
             Endpoint::Chat => json!({
-                "index": 0,
-                "delta": {"content": chunk.text},
+                "index": index,
+                "delta": {"content": text},
                 "logprobs": logprobs,
                 "finish_reason": null,
             }),
-            Endpoint::Completion => {
-                json!({"index": 0, "text": chunk.text, "logprobs": logprobs, "finish_reason": null})
-            }
+            Endpoint::Completion => json!({
+                "index": index,
+                "text": text,
+                "logprobs": logprobs,
+                "finish_reason": null,
+            }),
         };
         self.chunk_object(&json!([choice]))
     }
 
-    /// The chunk that says why the answer ended.
-    pub(super) fn last(&mut self, done: &Done) -> Value {
-        let finish = done.finish.name();
-        let choice = match self.endpoint {
+    /// The chunk that says why an answer ended; with `done`, also where the time went.
+    pub(super) fn last(&mut self, index: usize, finish: Finish, done: Option<&Done>) -> Value {
+        let finish = finish.name();
+        let choice = match self.frame.endpoint {
             Endpoint::Chat => {
-                json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish})
+                json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": finish})
             }
             Endpoint::Completion => {
-                json!({"index": 0, "text": "", "logprobs": null, "finish_reason": finish})
+                json!({"index": index, "text": "", "logprobs": null, "finish_reason": finish})
             }
         };
         let mut chunk = self.chunk_object(&json!([choice]));
-        if let Value::Object(chunk) = &mut chunk {
+        if let (Value::Object(chunk), Some(done)) = (&mut chunk, done) {
             chunk.insert("timings".to_owned(), timings(done));
         }
         chunk
@@ -127,7 +151,7 @@ impl Shape {
 
     /// The chunk with what was spent, if it was asked for.
     pub(super) fn usage(&mut self, done: &Done) -> Option<Value> {
-        if !self.include_usage {
+        if !self.frame.include_usage {
             return None;
         }
         let mut chunk = self.chunk_object(&json!([]));
@@ -138,18 +162,19 @@ impl Shape {
     }
 
     fn chunk_object(&self, choices: &Value) -> Value {
-        let object = match self.endpoint {
+        let object = match self.frame.endpoint {
             Endpoint::Chat => "chat.completion.chunk",
             Endpoint::Completion => "text_completion",
         };
         let mut chunk = json!({
-            "id": self.id,
+            "id": self.frame.id,
             "object": object,
-            "created": self.created_s,
-            "model": self.model,
+            "created": self.frame.created_s,
+            "model": self.frame.model,
+            "system_fingerprint": self.frame.fingerprint,
             "choices": choices,
         });
-        if self.include_usage
+        if self.frame.include_usage
             && let Value::Object(chunk) = &mut chunk
         {
             chunk.insert("usage".to_owned(), Value::Null);
@@ -157,11 +182,12 @@ impl Shape {
         chunk
     }
 
-    fn logprobs(&mut self, tokens: &[TokenLogprob]) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
-        match self.endpoint {
+    fn logprobs(&mut self, index: usize, tokens: &[TokenLogprob]) -> Value {
+        let offset = match self.text_offsets.get_mut(index) {
+            Some(offset) if self.frame.logprobs => offset,
+            _ => return Value::Null,
+        };
+        match self.frame.endpoint {
             Endpoint::Chat => {
                 let content: Vec<Value> = tokens
                     .iter()
@@ -187,8 +213,8 @@ impl Shape {
                 let mut offsets = Vec::with_capacity(tokens.len());
                 for token in tokens {
                     let text = String::from_utf8_lossy(&token.bytes).into_owned();
-                    offsets.push(self.text_offset);
-                    self.text_offset = self.text_offset.saturating_add(text.chars().count());
+                    offsets.push(*offset);
+                    *offset = offset.saturating_add(text.chars().count());
                     logprobs.push(finite(token.logprob));
                     let top: serde_json::Map<String, Value> = token
                         .top
@@ -228,6 +254,7 @@ fn finite(logprob: f32) -> f32 {
     }
 }
 
+/// What was spent, in the shape of both endpoints.
 fn usage(done: &Done) -> Value {
     let usage = &done.usage;
     json!({
@@ -239,7 +266,7 @@ fn usage(done: &Done) -> Value {
 }
 
 /// An extension: where the time went.
-fn timings(done: &Done) -> Value {
+pub(super) fn timings(done: &Done) -> Value {
     let timings = &done.timings;
     let computed = done
         .usage
@@ -279,7 +306,7 @@ fn rate(tokens: usize, microseconds: u64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::{Finish, Timings, TopLogprob, Usage};
+    use crate::worker::{Timings, TopLogprob, Usage};
 
     fn done() -> Done {
         Done {
@@ -299,7 +326,16 @@ mod tests {
     }
 
     fn shape(endpoint: Endpoint) -> Shape {
-        Shape::new(endpoint, "x-1".to_owned(), 7, "m".to_owned(), true, true)
+        Shape::new(Frame {
+            endpoint,
+            id: "x-1".to_owned(),
+            created_s: 7,
+            model: "m".to_owned(),
+            fingerprint: "f".to_owned(),
+            logprobs: true,
+            include_usage: true,
+            choices: 2,
+        })
     }
 
     fn token(bytes: &[u8], logprob: f32) -> TokenLogprob {
@@ -315,7 +351,14 @@ mod tests {
 
     #[test]
     fn a_whole_chat_answer_has_openai_fields() {
-        let value = shape(Endpoint::Chat).whole("hi", &[token(b"hi", -0.5)], &done());
+        let value = shape(Endpoint::Chat).whole(
+            &[Answer {
+                text: "hi".to_owned(),
+                tokens: vec![token(b"hi", -0.5)],
+                finish: Some(Finish::Stop),
+            }],
+            &done(),
+        );
         assert_eq!(value["object"], "chat.completion");
         assert_eq!(value["choices"][0]["message"]["content"], "hi");
         assert_eq!(value["choices"][0]["finish_reason"], "stop");
@@ -332,10 +375,10 @@ mod tests {
     #[test]
     fn a_stream_opens_with_the_role_and_closes_with_reason_and_usage() {
         let mut shape = shape(Endpoint::Chat);
-        let first = shape.first().expect("chat streams open with a role");
+        let first = shape.first(0).expect("chat streams open with a role");
         assert_eq!(first["choices"][0]["delta"]["role"], "assistant");
         assert_eq!(first["usage"], Value::Null);
-        let last = shape.last(&done());
+        let last = shape.last(0, Finish::Stop, Some(&done()));
         assert_eq!(last["choices"][0]["delta"], json!({}));
         assert_eq!(last["choices"][0]["finish_reason"], "stop");
         let usage = shape.usage(&done()).expect("it was asked for");
@@ -344,15 +387,17 @@ mod tests {
     }
 
     #[test]
-    fn offsets_count_characters_over_chunks() {
+    fn offsets_count_characters_over_the_chunks_of_each_answer() {
         let mut shape = shape(Endpoint::Completion);
-        let piece = |text: &str| Chunk {
-            sequence: 0,
-            text: text.to_owned(),
-            logprobs: vec![token(text.as_bytes(), f32::NEG_INFINITY)],
+        let mut piece = |index, text: &str| {
+            let tokens = [token(text.as_bytes(), f32::NEG_INFINITY)];
+            shape.piece(index, text, &tokens)
         };
-        let first = shape.piece(&piece("né"));
-        let second = shape.piece(&piece("x"));
+        let first = piece(0, "né");
+        let other = piece(1, "a");
+        let second = piece(0, "x");
+        assert_eq!(other["choices"][0]["index"], 1);
+        assert_eq!(other["choices"][0]["logprobs"]["text_offset"][0], 0);
         assert_eq!(first["choices"][0]["logprobs"]["text_offset"][0], 0);
         assert_eq!(second["choices"][0]["logprobs"]["text_offset"][0], 2);
         assert_eq!(

@@ -317,7 +317,8 @@ impl Desk {
     /// The worker says something about a request.
     pub(super) fn event(&mut self, key: &Key, event: JobEvent, now: Instant) {
         match event {
-            JobEvent::Accepted { .. } | JobEvent::Started => {}
+            // Requests that come this way have one answer.
+            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::ChoiceDone { .. } => {}
             JobEvent::Chunk(chunk) => {
                 let Some(job) = self.jobs.get_mut(key) else {
                     return;

@@ -347,7 +347,8 @@ impl Answer {
         while let Some(event) = job.next().await {
             let alive = match event {
                 JobEvent::Accepted { .. } => self.accepted().await,
-                JobEvent::Started => true,
+                // Requests that come this way have one answer.
+                JobEvent::Started | JobEvent::ChoiceDone { .. } => true,
                 JobEvent::Chunk(chunk) if self.stream => self.text(&chunk.text).await,
                 JobEvent::Chunk(chunk) => {
                     gathered.push_str(&chunk.text);

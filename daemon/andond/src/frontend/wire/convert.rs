@@ -44,6 +44,7 @@ pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
         top_p: ask.sampling.top_p,
         top_k: ask.sampling.top_k,
         min_p: ask.sampling.min_p,
+        typical_p: None,
         repeat_penalty: ask.sampling.repeat_penalty,
         repeat_last_n: ask.sampling.repeat_last_n,
         presence_penalty: ask.sampling.presence_penalty,

@@ -1,0 +1,108 @@
+//! A body of `/v1/chat/completions`.
+
+use serde_json::Value;
+
+use super::super::error::ApiError;
+use super::super::fields::Fields;
+use super::{Parsed, common, is_empty_or_none, message, refuse_unsupported, template_variables};
+use crate::request::{Input, LOGPROBS_MAX, Origin, Request};
+
+/// Parses a body of `/v1/chat/completions`.
+pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Parsed, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    refuse_unsupported(&mut fields)?;
+    refuse_tools(&mut fields)?;
+    let response_format = fields.take("response_format");
+    if let Some(format) = response_format
+        && format.get("type").and_then(Value::as_str) != Some("text")
+    {
+        return Err(ApiError::unsupported(
+            "response_format",
+            "response_format: only {\"type\": \"text\"} is supported",
+        ));
+    }
+    fields.refuse_unless(
+        "modalities",
+        |value| *value == serde_json::json!(["text"]),
+        "only text is supported",
+    )?;
+    // What a template does with it is the template's to know.
+    fields.refuse_unless(
+        "reasoning_effort",
+        |_| false,
+        "is not supported; say what the model's template knows in chat_template_kwargs",
+    )?;
+    let messages = message::take(&mut fields)?;
+    let logprobs = logprobs(&mut fields)?;
+    let tokens_max = tokens_max(&mut fields)?;
+
+    let mut request = Request::new(id, client, Origin::Http, Input::Messages(messages));
+    request.tokens_max = tokens_max.map(|tokens| tokens as usize);
+    request.logprobs = logprobs;
+    request.template_variables = template_variables(&mut fields)?;
+    let include_usage = common(&mut fields, &mut request)?;
+    fields.finish("")?;
+    Ok(Parsed {
+        requests: vec![request],
+        include_usage,
+        echo: false,
+    })
+}
+
+fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in ["functions", "function_call", "tools", "tool_choice"] {
+        fields.refuse_unless(name, is_empty_or_none, "tools are not supported")?;
+    }
+    fields.refuse_unless(
+        "parallel_tool_calls",
+        Value::is_boolean,
+        "must be true or false",
+    )
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = fields.bool("logprobs")?.unwrap_or(false);
+    match (wanted, fields.count("top_logprobs")?) {
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::invalid(
+            "top_logprobs",
+            "top_logprobs needs logprobs: true",
+        )),
+        (true, top) => u8::try_from(top.unwrap_or(0))
+            .ok()
+            .filter(|top| *top <= LOGPROBS_MAX)
+            .map(Some)
+            .ok_or_else(|| {
+                ApiError::invalid(
+                    "top_logprobs",
+                    format!("top_logprobs is at most {LOGPROBS_MAX}"),
+                )
+            }),
+    }
+}
+
+fn tokens_max(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let older = fields.count("max_tokens")?;
+    let newer = fields.count("max_completion_tokens")?;
+    let tokens_max = match (older, newer) {
+        (Some(older), Some(newer)) if older != newer => {
+            return Err(ApiError::invalid(
+                "max_completion_tokens",
+                "max_tokens and max_completion_tokens differ; send one of them",
+            ));
+        }
+        (older, newer) => newer.or(older),
+    };
+    if tokens_max == Some(0) {
+        let name = if newer.is_some() {
+            "max_completion_tokens"
+        } else {
+            "max_tokens"
+        };
+        return Err(ApiError::invalid(
+            name,
+            format!("{name} must be at least 1"),
+        ));
+    }
+    Ok(tokens_max)
+}

@@ -1,0 +1,104 @@
+//! The messages of a conversation.
+
+use serde_json::Value;
+
+use super::super::error::ApiError;
+use super::super::fields::Fields;
+use super::is_empty_or_none;
+use crate::request::Message;
+
+/// Takes the field `messages`.
+pub(in super::super) fn take(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
+    match fields.take("messages") {
+        None => Err(ApiError::invalid("messages", "messages is missing")),
+        Some(Value::Array(messages)) => messages
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| message(index, value))
+            .collect(),
+        Some(_) => Err(ApiError::invalid("messages", "messages must be an array")),
+    }
+}
+
+fn message(index: usize, value: Value) -> Result<Message, ApiError> {
+    let path = format!("messages[{index}]");
+    let Value::Object(map) = value else {
+        return Err(ApiError::invalid(
+            &path,
+            format!("{path} must be an object"),
+        ));
+    };
+    let mut fields = Fields::of(map);
+    let Some(Value::String(role)) = fields.take("role") else {
+        let path = format!("{path}.role");
+        let message = format!("{path} must be a string");
+        return Err(ApiError::invalid(path, message));
+    };
+    let role = match role.as_str() {
+        // The newer name of the same thing; models' templates know the older one.
+        "developer" => "system".to_owned(),
+        "system" | "user" | "assistant" => role,
+        "tool" | "function" => {
+            let path = format!("{path}.role");
+            return Err(ApiError::unsupported(
+                &path,
+                format!("{path}: tools are not supported"),
+            ));
+        }
+        _ => {
+            let path = format!("{path}.role");
+            let message = format!("{path} must be system, developer, user or assistant");
+            return Err(ApiError::invalid(&path, message));
+        }
+    };
+    let path_content = format!("{path}.content");
+    let content = match fields.take("content") {
+        Some(Value::String(content)) => content,
+        Some(Value::Array(parts)) => text_parts(&path_content, parts)?,
+        Some(_) => {
+            let message = format!("{path_content} must be a string or an array of text parts");
+            return Err(ApiError::invalid(path_content, message));
+        }
+        None => {
+            let message = format!("{path_content} is missing");
+            return Err(ApiError::invalid(path_content, message));
+        }
+    };
+    for name in ["tool_calls", "annotations"] {
+        if fields
+            .take(name)
+            .is_some_and(|value| !is_empty_or_none(&value))
+        {
+            let path = format!("{path}.{name}");
+            return Err(ApiError::unsupported(
+                &path,
+                format!("{path} is not supported"),
+            ));
+        }
+    }
+    fields.finish(&format!("{path}."))?;
+    Ok(Message { role, content })
+}
+
+fn text_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
+    let mut text = String::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        if part.get("type").and_then(Value::as_str) != Some("text") {
+            return Err(ApiError::unsupported(
+                &path,
+                format!("{path}: only parts of type text are supported"),
+            ));
+        }
+        match part.get("text").and_then(Value::as_str) {
+            Some(part) => text.push_str(part),
+            None => {
+                return Err(ApiError::invalid(
+                    &path,
+                    format!("{path}.text must be a string"),
+                ));
+            }
+        }
+    }
+    Ok(text)
+}

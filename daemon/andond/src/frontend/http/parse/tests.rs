@@ -1,0 +1,222 @@
+use serde_json::json;
+
+use super::*;
+use crate::request::{CHOICES_MAX, Input};
+
+fn chat_of(value: &Value) -> Result<Parsed, ApiError> {
+    chat(value.to_string().as_bytes(), "id", "client")
+}
+
+fn hello(extra: Value) -> Result<Parsed, ApiError> {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hello"}]});
+    if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
+        body.extend(extra);
+    }
+    chat_of(&body)
+}
+
+fn param_of(result: Result<Parsed, ApiError>) -> String {
+    result
+        .expect_err("must be refused")
+        .param
+        .expect("a parameter is named")
+}
+
+#[test]
+fn everything_a_client_may_say_is_taken() {
+    let parsed = hello(json!({
+        "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
+        "repeat_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.25, "seed": -1,
+        "stop": ["a", "b"], "stream": true, "stream_options": {"include_usage": true},
+        "logprobs": true, "top_logprobs": 3, "n": 3, "user": "panel 4", "tools": [],
+        "response_format": {"type": "text"}, "logit_bias": {"5": -100, "17": 2.5},
+        "typical_p": 0.9, "ignore_eos": true, "chat_template_kwargs": {"enable_thinking": false}, "priority": "alarm", "deadline_ms": 1000,
+    }))
+    .expect("a valid request");
+    assert!(parsed.include_usage);
+    let request = &parsed.requests[0];
+    assert_eq!(request.tokens_max, Some(7));
+    assert_eq!(request.sampling.top_k, Some(40));
+    assert_eq!(request.sampling.typical_p, Some(0.9));
+    assert_eq!(request.logit_bias, [(5, -100.0), (17, 2.5)]);
+    assert_eq!(request.choices, 3);
+    assert!(request.ignore_end);
+    assert_eq!(request.template_variables["enable_thinking"], false);
+    assert_eq!(request.sampling.presence_penalty, Some(-0.5));
+    assert_eq!(request.sampling.seed, Some(u64::MAX));
+    assert_eq!(request.stop, ["a", "b"]);
+    assert_eq!(request.logprobs, Some(3));
+    assert_eq!(request.priority, Some(Priority::Alarm));
+    assert!(request.stream && request.deadline.is_some());
+}
+
+#[test]
+fn content_may_be_text_parts() {
+    let parsed = chat_of(&json!({"messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]},
+    ]}))
+    .expect("a valid request");
+    let Input::Messages(messages) = &parsed.requests[0].input else {
+        panic!("messages were sent");
+    };
+    assert_eq!(messages[0].role, "system");
+    assert_eq!(messages[0].content, "be brief");
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    assert_eq!(param_of(hello(json!({"tools": tool}))), "tools");
+    assert_eq!(
+        param_of(hello(json!({"response_format": {"type": "json_object"}}))),
+        "response_format"
+    );
+    assert_eq!(
+        param_of(hello(json!({"reasoning_effort": "high"}))),
+        "reasoning_effort"
+    );
+    assert_eq!(param_of(hello(json!({"store": true}))), "store");
+    assert_eq!(param_of(hello(json!({"tempratur": 1}))), "tempratur");
+    assert_eq!(
+        param_of(hello(json!({"stream": true, "stream_options": {"x": 1}}))),
+        "stream_options.x"
+    );
+    let image = json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]});
+    assert_eq!(param_of(chat_of(&image)), "messages[0].content[0]");
+    let named = json!({"messages": [{"role": "user", "content": "x", "name": "y"}]});
+    assert_eq!(param_of(chat_of(&named)), "messages[0].name");
+    let tool = json!({"messages": [{"role": "tool", "content": "x"}]});
+    assert_eq!(param_of(chat_of(&tool)), "messages[0].role");
+}
+
+#[test]
+fn wrong_types_are_named() {
+    for (name, value) in [
+        ("temperature", json!("hot")),
+        ("seed", json!(0.5)),
+        ("stop", json!([1])),
+        ("stream", json!("yes")),
+        ("max_tokens", json!(-1)),
+        ("max_tokens", json!(0)),
+        ("max_completion_tokens", json!(5_000_000_000u64)),
+        ("top_logprobs", json!(2)),
+        ("model", json!(["m"])),
+        ("stream_options", json!({"include_usage": true})),
+        ("deadline_ms", json!(0)),
+        ("priority", json!("high")),
+    ] {
+        assert_eq!(param_of(hello(json!({ name: value }))), name);
+    }
+    assert_eq!(
+        param_of(hello(json!({"logprobs": true, "top_logprobs": 21}))),
+        "top_logprobs"
+    );
+    assert_eq!(param_of(chat_of(&json!({"messages": "hello"}))), "messages");
+    assert_eq!(param_of(chat_of(&json!({"messages": [5]}))), "messages[0]");
+    assert_eq!(param_of(chat_of(&json!({}))), "messages");
+}
+
+#[test]
+fn malformed_json_is_an_error_of_the_body() {
+    for body in ["", "{", "[]", "null", "{\"messages\": [}", "\u{0}"] {
+        let error = chat(body.as_bytes(), "id", "client").expect_err("must be refused");
+        assert_eq!(error.status, 400, "{body:?}");
+    }
+    let deep = "[".repeat(100_000);
+    assert!(chat(deep.as_bytes(), "id", "client").is_err());
+    assert!(chat(b"\xff\xfe", "id", "client").is_err());
+}
+
+#[test]
+fn completions_take_prompts_of_every_kind() {
+    let of = |value: Value| completion(value.to_string().as_bytes(), "id", "client");
+    let parsed = of(json!({"prompt": ["one"], "logprobs": 5, "max_tokens": 3})).expect("valid");
+    assert_eq!(parsed.requests[0].input, Input::Prompt("one".to_owned()));
+    assert_eq!(parsed.requests[0].logprobs, Some(5));
+    assert_eq!(param_of(of(json!({"prompt": []}))), "prompt");
+    assert_eq!(param_of(of(json!({}))), "prompt");
+    assert_eq!(
+        param_of(of(json!({"prompt": "x", "logprobs": 6}))),
+        "logprobs"
+    );
+    assert_eq!(
+        param_of(of(json!({"prompt": "x", "echo": true, "logprobs": 0}))),
+        "echo"
+    );
+    assert_eq!(
+        param_of(of(json!({"prompt": "x", "n": 2, "best_of": 3}))),
+        "best_of"
+    );
+    assert_eq!(
+        param_of(of(json!({"prompt": "x", "suffix": "y"}))),
+        "suffix"
+    );
+}
+
+#[test]
+fn prompts_may_be_texts_or_tokens_one_or_several() {
+    let of = |prompt: Value| {
+        let body = json!({"prompt": prompt, "n": 2, "best_of": 2, "echo": true});
+        completion(body.to_string().as_bytes(), "id", "client")
+    };
+    let inputs = |prompt: Value| -> Vec<Input> {
+        let parsed = of(prompt).expect("valid");
+        assert!(parsed.echo);
+        let requests = parsed.requests.into_iter();
+        requests.map(|request| request.input).collect()
+    };
+    assert_eq!(
+        inputs(json!([1, 2])),
+        [Input::Tokens(vec![1, 2])],
+        "one prompt of two tokens"
+    );
+    assert_eq!(
+        inputs(json!([[1], [2, 3]])),
+        [Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])]
+    );
+    let texts = of(json!(["one", "two"])).expect("valid");
+    let ids: Vec<&str> = texts
+        .requests
+        .iter()
+        .map(|request| request.id.as_str())
+        .collect();
+    assert_eq!(ids, ["id-0", "id-1"]);
+    assert!(texts.requests.iter().all(|request| request.choices == 2));
+    for wrong in [
+        json!([1, "x"]),
+        json!([true]),
+        json!([[1], [-1]]),
+        json!([1.5]),
+        json!([5_000_000_000_u64]),
+        json!(vec!["x"; 33]),
+        json!({"text": "x"}),
+    ] {
+        assert_eq!(param_of(of(wrong)), "prompt");
+    }
+}
+
+#[test]
+fn bounds_of_new_fields_are_held() {
+    let many: Map<String, Value> = (0..1025).map(|id| (id.to_string(), json!(1))).collect();
+    for (name, value, param) in [
+        ("logit_bias", json!([1]), "logit_bias"),
+        ("logit_bias", json!({"x": 1}), "logit_bias"),
+        ("logit_bias", json!({"-1": 1}), "logit_bias"),
+        ("logit_bias", json!({"5": "high"}), "logit_bias.5"),
+        ("logit_bias", json!({"5": 100.5}), "logit_bias.5"),
+        ("logit_bias", json!(many), "logit_bias"),
+        ("n", json!("two"), "n"),
+        ("typical_p", json!("x"), "typical_p"),
+        ("chat_template_kwargs", json!([]), "chat_template_kwargs"),
+        (
+            "chat_template_kwargs",
+            json!({"messages": []}),
+            "chat_template_kwargs.messages",
+        ),
+        ("cache_prompt", json!(false), "cache_prompt"),
+    ] {
+        assert_eq!(param_of(hello(json!({ name: value }))), param);
+    }
+    let parsed = hello(json!({"n": CHOICES_MAX + 1})).expect("bounds are checked on submission");
+    assert_eq!(parsed.requests[0].choices, CHOICES_MAX + 1);
+}

@@ -1,0 +1,115 @@
+//! What users of llama-server expect beside OpenAI's endpoints: `/tokenize`, `/detokenize`, `/apply-template`.
+//!
+//! The work grows with the text, so it is done on a thread that may block; the places for bodies bound how much at once.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Response;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, token_ids};
+use super::parse::{message, template_variables};
+use super::{HttpRequest, Service, json_response};
+use crate::fault::{Fault, FaultCode};
+use crate::request::{Input, Origin, Request};
+use crate::worker;
+
+/// Does work that grows with the text where it holds up nobody.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Fault::new(FaultCode::Internal, "the work broke off").into()),
+    }
+}
+
+pub(super) async fn tokenize(
+    State(service): State<Arc<Service>>,
+    request: HttpRequest,
+) -> Result<Response<Body>, ApiError> {
+    let _place = service.bodies.acquire().await;
+    let mut fields = fields(&service, request).await?;
+    let content = fields
+        .string("content")?
+        .ok_or_else(|| ApiError::invalid("content", "content is missing"))?;
+    let add_special = fields.bool("add_special")?.unwrap_or(false);
+    let parse_special = fields.bool("parse_special")?.unwrap_or(true);
+    let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
+    finish(&service, fields)?;
+    let model = service.context.worker.model()?;
+    let tokens = blocking(move || {
+        let ids = worker::tokenize(&model, &content, add_special, parse_special);
+        Ok(if with_pieces {
+            let piece = |id| match std::str::from_utf8(model.tokenizer().token_bytes(id)) {
+                Ok(text) => json!(text),
+                // Not whole characters: the bytes themselves.
+                Err(_) => json!(model.tokenizer().token_bytes(id)),
+            };
+            ids.into_iter()
+                .map(|id| json!({"id": id, "piece": piece(id)}))
+                .collect()
+        } else {
+            ids.into_iter().map(Value::from).collect::<Value>()
+        })
+    })
+    .await?;
+    Ok(json_response(&json!({ "tokens": tokens })))
+}
+
+pub(super) async fn detokenize(
+    State(service): State<Arc<Service>>,
+    request: HttpRequest,
+) -> Result<Response<Body>, ApiError> {
+    let _place = service.bodies.acquire().await;
+    let mut fields = fields(&service, request).await?;
+    let tokens = match fields.take("tokens") {
+        Some(Value::Array(tokens)) => token_ids("tokens", &tokens)?,
+        Some(_) => {
+            return Err(ApiError::invalid(
+                "tokens",
+                "tokens must be an array of token ids",
+            ));
+        }
+        None => return Err(ApiError::invalid("tokens", "tokens is missing")),
+    };
+    finish(&service, fields)?;
+    let model = service.context.worker.model()?;
+    let content = blocking(move || worker::detokenize(&model, &tokens)).await?;
+    Ok(json_response(&json!({ "content": content })))
+}
+
+pub(super) async fn apply_template(
+    State(service): State<Arc<Service>>,
+    request: HttpRequest,
+) -> Result<Response<Body>, ApiError> {
+    let _place = service.bodies.acquire().await;
+    let mut fields = fields(&service, request).await?;
+    let messages = message::take(&mut fields)?;
+    let variables = template_variables(&mut fields)?;
+    finish(&service, fields)?;
+    // The bounds of a conversation are those of a request with it.
+    let whole = Request::new("0", "0", Origin::Http, Input::Messages(messages));
+    whole.check(&service.context.config.limits)?;
+    let Input::Messages(messages) = whole.input else {
+        return Err(ApiError::invalid("messages", "messages is missing"));
+    };
+    let model = service.context.worker.model()?;
+    let prompt = blocking(move || worker::apply_template(&model, messages, &variables)).await?;
+    Ok(json_response(&json!({ "prompt": prompt })))
+}
+
+async fn fields(service: &Service, request: HttpRequest) -> Result<Fields, ApiError> {
+    let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+    let body = service.read(request).await.inspect_err(malformed)?;
+    Fields::parse(&body).inspect_err(malformed)
+}
+
+/// Refuses fields that nobody took, and a model that is not served.
+fn finish(service: &Service, mut fields: Fields) -> Result<(), ApiError> {
+    service.check_model(fields.string("model")?.as_deref())?;
+    fields.finish("")
+}

@@ -1,0 +1,68 @@
+//! What front ends ask of the model without computing: text to tokens and back, and the prompt of a conversation.
+//!
+//! These calls take time that grows with the text; they are for threads that may block.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use andon_engine::Model;
+use andon_engine::tokenizer::Special;
+
+use super::{WorkerHandle, prepare};
+use crate::fault::{Fault, FaultCode};
+use crate::request::Message;
+
+impl WorkerHandle {
+    /// The served model.
+    ///
+    /// # Errors
+    /// While it is being loaded.
+    pub fn model(&self) -> Result<Arc<Model>, Fault> {
+        self.shared.model.get().cloned().ok_or_else(|| {
+            Fault::new(FaultCode::Unavailable, "the model is being loaded")
+                .retry_after(Duration::from_secs(1))
+        })
+    }
+}
+
+/// The tokens of a text: with `add_special` those of a whole prompt, with `parse_special` taking the names of control
+/// tokens in it for those tokens.
+pub fn tokenize(model: &Model, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+    let special = if parse_special {
+        Special::Parse
+    } else {
+        Special::Plain
+    };
+    if add_special {
+        model.tokenizer().encode_prompt(text, special)
+    } else {
+        model.tokenizer().encode(text, special)
+    }
+}
+
+/// The text of tokens.
+///
+/// # Errors
+/// If one is not in the vocabulary.
+pub fn detokenize(model: &Model, tokens: &[u32]) -> Result<String, Fault> {
+    let count = model.info().vocabulary_count;
+    match tokens.iter().find(|&&id| id as usize >= count) {
+        Some(id) => {
+            let message = format!("token {id} is not in the vocabulary of {count}");
+            Err(Fault::invalid("tokens", message))
+        }
+        None => Ok(model.tokenizer().decode(tokens)),
+    }
+}
+
+/// The prompt that the model's chat template makes of a conversation.
+///
+/// # Errors
+/// If the model has no template, or it refuses the conversation.
+pub fn apply_template(
+    model: &Model,
+    messages: Vec<Message>,
+    variables: &serde_json::Map<String, serde_json::Value>,
+) -> Result<String, Fault> {
+    prepare::render(model, messages, variables)
+}
