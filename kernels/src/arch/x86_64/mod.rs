@@ -16,6 +16,9 @@ pub(crate) fn saved_registers() -> u64 {
     unsafe { read() }
 }
 
+/// How far ahead to prefetch at least, where rows are short: what arrives from memory within its latency.
+const PREFETCH_BYTES_MIN: usize = 8 * 1024;
+
 /// Columns that every block of rows passes over before the next are taken, in multiples of `multiple`: their levels
 /// take a share of L2 that leaves room for the tile's weights.
 #[inline]

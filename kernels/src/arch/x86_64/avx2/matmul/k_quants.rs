@@ -59,6 +59,17 @@ pub(super) trait Grouped: SuperBlock {
 /// format has minimums, a scale in the low and a minimum in the high half. Levels have at most six bits.
 pub(super) trait Halved: SuperBlock {}
 
+/// A block of eight rows and where its columns are.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    rows: &'a Rows,
+    offset: usize,
+    factors: &'a Factors,
+    columns: &'a Columns<'a>,
+    column: usize,
+    first_group: usize,
+}
+
 /// Products of eight rows and `M` columns.
 ///
 /// # Safety
@@ -74,42 +85,46 @@ pub(super) unsafe fn grouped_block<F: Grouped, const M: usize>(
     let mut sums = [_mm256_setzero_ps(); M];
     for block in 0..blocks {
         let offset = block * size_of::<F>();
-        prefetch(&rows, offset, size_of::<F>());
         // SAFETY: `offset` is the start of a block of every row, whose eight groups every column has.
         unsafe {
-            let factors = F::factors(&rows, offset);
+            let factors = &F::factors(&rows, offset);
+            let at = At {
+                rows: &rows,
+                offset,
+                factors,
+                columns,
+                column,
+                first_group: block * 8,
+            };
             let bytes = transpose(factors.bytes);
-            let factors = (&factors, &bytes);
             for half in 0..2 {
-                let (group, at) = (half * 4, (columns, column, block * 8));
-                let levels = F::levels::<0>(&rows, offset, half);
-                add_group::<F, M>(&mut sums, &levels, factors, group, at);
-                let levels = F::levels::<1>(&rows, offset, half);
-                add_group::<F, M>(&mut sums, &levels, factors, group + 1, at);
-                let levels = F::levels::<2>(&rows, offset, half);
-                add_group::<F, M>(&mut sums, &levels, factors, group + 2, at);
-                let levels = F::levels::<3>(&rows, offset, half);
-                add_group::<F, M>(&mut sums, &levels, factors, group + 3, at);
+                add_group::<F, M, 0>(&mut sums, half, &bytes, &at);
+                add_group::<F, M, 1>(&mut sums, half, &bytes, &at);
+                add_group::<F, M, 2>(&mut sums, half, &bytes, &at);
+                add_group::<F, M, 3>(&mut sums, half, &bytes, &at);
             }
         }
     }
     sums
 }
 
-/// Adds group `group` of a block to the sums of all columns. Group scale times integer sum, and group minimum times sum
+/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns. Group scale times integer sum, and group minimum times sum
 /// of activations, stay below 2^24, so forming them in f32 is exact.
 ///
 /// # Safety
-/// Every column from `column` must have group `first + group`.
+/// The rows must have the block, and every column from `column` the groups from `first_group`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_group<F: Grouped, const M: usize>(
+unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
     sums: &mut [__m256; M],
-    levels: &Levels,
-    (factors, bytes): (&Factors, &[[u8; 8]; 16]),
-    group: usize,
-    (columns, column, first): (&Columns<'_>, usize, usize),
+    half: usize,
+    bytes: &[[u8; 8]; 16],
+    at: &At<'_>,
 ) {
+    let group = half * 4 + QUARTER;
+    prefetch(at.rows, at.offset, size_of::<F>(), group..group + 1);
+    // SAFETY: the caller owes the rows.
+    let levels = &unsafe { F::levels::<QUARTER>(at.rows, at.offset, half) };
     let group_scale = if F::SIGNED {
         signed(&bytes[group])
     } else {
@@ -117,18 +132,18 @@ unsafe fn add_group<F: Grouped, const M: usize>(
     };
     for (index, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller owes the column.
-        let x = unsafe { activation(columns, column + index, first + group) };
+        let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let product = if F::SIGNED {
             signed_dot(levels, &x)
         } else {
             unsigned_dot(levels, &x)
         };
         let product = _mm256_mul_ps(group_scale, _mm256_cvtepi32_ps(product));
-        *sum = _mm256_fmadd_ps(_mm256_mul_ps(factors.scale, x.scale), product, *sum);
+        *sum = _mm256_fmadd_ps(_mm256_mul_ps(at.factors.scale, x.scale), product, *sum);
         if F::MINIMUM {
             let x_sum = _mm256_set1_ps(x.sum() as f32);
             let minimum = _mm256_mul_ps(unsigned(&bytes[group + 8]), x_sum);
-            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
         }
     }
 }
@@ -148,10 +163,17 @@ pub(super) unsafe fn halved_block<F: Halved, const M: usize>(
     let mut sums = [_mm256_setzero_ps(); M];
     for block in 0..blocks {
         let offset = block * size_of::<F>();
-        prefetch(&rows, offset, size_of::<F>());
         // SAFETY: `offset` is the start of a block of every row, whose eight groups every column has.
         unsafe {
-            let factors = F::factors(&rows, offset);
+            let factors = &F::factors(&rows, offset);
+            let at = At {
+                rows: &rows,
+                offset,
+                factors,
+                columns,
+                column,
+                first_group: block * 8,
+            };
             let minimums = if F::MINIMUM {
                 transpose(high_halves(factors.bytes))
             } else {
@@ -159,16 +181,10 @@ pub(super) unsafe fn halved_block<F: Halved, const M: usize>(
             };
             for half in 0..2 {
                 let words = scale_words::<F>(&factors.bytes, half);
-                let factors = (&factors, &words, &minimums);
-                let (group, at) = (half * 4, (columns, column, block * 8));
-                let levels = F::levels::<0>(&rows, offset, half);
-                add_halves::<F, M, 0>(&mut sums, &levels, factors, group, at);
-                let levels = F::levels::<1>(&rows, offset, half);
-                add_halves::<F, M, 1>(&mut sums, &levels, factors, group + 1, at);
-                let levels = F::levels::<2>(&rows, offset, half);
-                add_halves::<F, M, 2>(&mut sums, &levels, factors, group + 2, at);
-                let levels = F::levels::<3>(&rows, offset, half);
-                add_halves::<F, M, 3>(&mut sums, &levels, factors, group + 3, at);
+                add_halves::<F, M, 0>(&mut sums, half, (&words, &minimums), &at);
+                add_halves::<F, M, 1>(&mut sums, half, (&words, &minimums), &at);
+                add_halves::<F, M, 2>(&mut sums, half, (&words, &minimums), &at);
+                add_halves::<F, M, 3>(&mut sums, half, (&words, &minimums), &at);
             }
         }
     }
@@ -206,31 +222,34 @@ fn high_halves(mut bytes: [__m256i; 4]) -> [__m256i; 4] {
     bytes
 }
 
-/// Adds the two groups of quarter `QUARTER` of half a block, its quarter `group`, to the sums of all columns.
+/// Adds the two groups of quarter `QUARTER` of half `half` to the sums of all columns.
 ///
 /// # Safety
-/// Every column from `column` must have group `first + group`.
+/// The rows must have the block, and every column from `column` the groups from `first_group`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn add_halves<F: Halved, const M: usize, const QUARTER: usize>(
     sums: &mut [__m256; M],
-    levels: &Levels,
-    (factors, words, minimums): (&Factors, &[__m256i; 4], &[[u8; 8]; 16]),
-    group: usize,
-    (columns, column, first): (&Columns<'_>, usize, usize),
+    half: usize,
+    (words, minimums): (&[__m256i; 4], &[[u8; 8]; 16]),
+    at: &At<'_>,
 ) {
+    let group = half * 4 + QUARTER;
+    prefetch(at.rows, at.offset, size_of::<F>(), group..group + 1);
+    // SAFETY: the caller owes the rows.
+    let levels = &unsafe { F::levels::<QUARTER>(at.rows, at.offset, half) };
     for (index, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller owes the column.
-        let x = unsafe { activation(columns, column + index, first + group) };
+        let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let product = _mm256_cvtepi32_ps(scaled_dot::<F, QUARTER>(levels, words, &x));
-        *sum = _mm256_fmadd_ps(_mm256_mul_ps(factors.scale, x.scale), product, *sum);
+        *sum = _mm256_fmadd_ps(_mm256_mul_ps(at.factors.scale, x.scale), product, *sum);
         if F::MINIMUM {
             // Small integers: exact in f32.
             let low = _mm256_set1_ps(x.sums[0] as f32);
             let high = _mm256_set1_ps(x.sums[1] as f32);
             let minimum = _mm256_mul_ps(unsigned(&minimums[2 * group]), low);
             let minimum = _mm256_fmadd_ps(unsigned(&minimums[2 * group + 1]), high, minimum);
-            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
         }
     }
 }
@@ -370,29 +389,25 @@ fn shifted(bytes: __m256i, left: i32) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn masked(rows: &Rows, offset: usize, down: i32, mask: i8) -> Levels {
     let mask = _mm256_set1_epi8(mask);
+    let one = |bytes| _mm256_and_si256(shifted(bytes, -down), mask);
     // SAFETY: the caller owes the bytes.
-    let mut levels = unsafe {
-        Levels {
-            low: all_rows(rows, offset),
-            high: all_rows(rows, offset + 16),
-        }
-    };
-    for pair in 0..4 {
-        levels.low[pair] = _mm256_and_si256(shifted(levels.low[pair], -down), mask);
-        levels.high[pair] = _mm256_and_si256(shifted(levels.high[pair], -down), mask);
+    let (low, high) = unsafe { (all_rows(rows, offset), all_rows(rows, offset + 16)) };
+    Levels {
+        low: [one(low[0]), one(low[1]), one(low[2]), one(low[3])],
+        high: [one(high[0]), one(high[1]), one(high[2]), one(high[3])],
     }
-    levels
 }
 
 /// Adds higher bits to levels.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn joined(mut low: Levels, high: Levels) -> Levels {
-    for pair in 0..4 {
-        low.low[pair] = _mm256_or_si256(low.low[pair], high.low[pair]);
-        low.high[pair] = _mm256_or_si256(low.high[pair], high.high[pair]);
+fn joined(a: Levels, b: Levels) -> Levels {
+    let low = |pair: usize| _mm256_or_si256(a.low[pair], b.low[pair]);
+    let high = |pair: usize| _mm256_or_si256(a.high[pair], b.high[pair]);
+    Levels {
+        low: [low(0), low(1), low(2), low(3)],
+        high: [high(0), high(1), high(2), high(3)],
     }
-    low
 }
 
 /// The bit of quarter `quarter` of half `half` in 32 bytes at `offset` of each row that hold one bit for each group of

@@ -10,7 +10,7 @@ use core::arch::x86_64::{
     __m256, __m256i, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
     _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_mul_ps,
     _mm256_or_si256, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setzero_ps,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi64x, _mm256_setzero_ps,
     _mm256_shuffle_epi8, _mm256_srli_epi32, _mm256_sub_epi32,
 };
 
@@ -54,7 +54,7 @@ pub(super) unsafe fn single_block<F: Single, const M: usize>(
     let mut sums = [_mm256_setzero_ps(); M];
     for group in 0..blocks {
         let offset = group * size_of::<F>();
-        prefetch(&rows, offset, size_of::<F>());
+        prefetch(&rows, offset, size_of::<F>(), 0..8);
         // SAFETY: `offset` is the start of a block of every row.
         let block = unsafe { F::load(&rows, offset) };
         for (index, sum) in sums.iter_mut().enumerate() {
@@ -121,25 +121,27 @@ impl Single for Q4_1 {
 /// Adds the fifth bits to 4-bit levels: the word of them is at byte `at` of each row of `heads`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_fifth_bits(mut levels: Levels, heads: &[__m256i; 4], at: i8) -> Levels {
+fn add_fifth_bits(levels: Levels, heads: &[__m256i; 4], at: u8) -> Levels {
     // One byte of the word for each eight levels, and of it one bit for each level.
-    let two_bytes = |a: i8, b: i8| {
-        _mm256_setr_epi8(
-            a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b, a, a, a, a, a, a, a, a, b, b, b, b, b,
-            b, b, b,
-        )
+    let bytes = |first: u8| {
+        let low = i64::from_le_bytes([at + first; 8]);
+        let high = i64::from_le_bytes([at + first + 1; 8]);
+        _mm256_setr_epi64x(low, high, low, high)
     };
-    let bytes = [two_bytes(at, at + 1), two_bytes(at + 2, at + 3)];
+    let (low_bytes, high_bytes) = (bytes(0), bytes(2));
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let sixteen = _mm256_set1_epi8(16);
-    for (half, bytes) in [(&mut levels.low, bytes[0]), (&mut levels.high, bytes[1])] {
-        for (levels, &head) in half.iter_mut().zip(heads) {
-            let bits = _mm256_and_si256(_mm256_shuffle_epi8(head, bytes), bit);
-            let set = _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), sixteen);
-            *levels = _mm256_or_si256(*levels, set);
-        }
+    let one = |level, head, bytes| {
+        let bits = _mm256_and_si256(_mm256_shuffle_epi8(head, bytes), bit);
+        let set = _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), sixteen);
+        _mm256_or_si256(level, set)
+    };
+    let low = |pair: usize| one(levels.low[pair], heads[pair], low_bytes);
+    let high = |pair: usize| one(levels.high[pair], heads[pair], high_bytes);
+    Levels {
+        low: [low(0), low(1), low(2), low(3)],
+        high: [high(0), high(1), high(2), high(3)],
     }
-    levels
 }
 
 /// Pairs of adjacent f16 as floats: all the first, all the second.

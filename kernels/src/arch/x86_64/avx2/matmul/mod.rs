@@ -9,23 +9,26 @@ mod k_quants;
 mod legacy;
 mod tables;
 
-use super::super::{blocked_kernel, column_span};
+use super::super::{PREFETCH_BYTES_MIN, blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_insert_epi16, _mm_insert_epi32,
-    _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128, _mm256_abs_epi8, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi128_si256,
-    _mm256_cvtph_ps, _mm256_hadd_epi32, _mm256_inserti128_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_shuffle_ps, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps,
+    __m256, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_cvtsi32_si128, _mm_insert_epi16,
+    _mm_insert_epi32, _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128, _mm256_abs_epi8,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_castsi128_si256, _mm256_cvtph_ps, _mm256_hadd_epi32, _mm256_inserti128_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
+    _mm256_shuffle_ps, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps,
     _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
+use core::ops::Range;
 use k_quants::{Grouped, Halved, grouped_block, halved_block};
 use legacy::{Single, single_block};
 
+/// Eight rows up to this long fit L1 twice, with room for activations.
+const L1_ROWS_BYTES_MAX: usize = 12 * 1024;
 /// Rows computed together.
 const ROWS: usize = 8;
 /// Columns computed together: their accumulators and one group's levels fit the sixteen registers.
@@ -164,30 +167,28 @@ unsafe fn two_rows(rows: &Rows, pair: usize, offset: usize) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn all_rows(rows: &Rows, offset: usize) -> [__m256i; 4] {
-    let mut all = [_mm256_setzero_si256(); 4];
-    for (pair, bytes) in all.iter_mut().enumerate() {
-        // SAFETY: the caller owes the bytes.
-        *bytes = unsafe { two_rows(rows, pair, offset) };
+    // SAFETY: the caller owes the bytes.
+    unsafe {
+        [
+            two_rows(rows, 0, offset),
+            two_rows(rows, 1, offset),
+            two_rows(rows, 2, offset),
+            two_rows(rows, 3, offset),
+        ]
     }
-    all
 }
 
 /// The halves of bytes: low ones first.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn nibbles(bytes: [__m256i; 4]) -> Levels {
+fn nibbles([a, b, c, d]: [__m256i; 4]) -> Levels {
     let mask = _mm256_set1_epi8(15);
-    let mut levels = Levels {
-        low: bytes,
-        high: bytes,
-    };
-    for bytes in &mut levels.low {
-        *bytes = _mm256_and_si256(*bytes, mask);
+    let low = |bytes| _mm256_and_si256(bytes, mask);
+    let high = |bytes| _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
+    Levels {
+        low: [low(a), low(b), low(c), low(d)],
+        high: [high(a), high(b), high(c), high(d)],
     }
-    for bytes in &mut levels.high {
-        *bytes = _mm256_and_si256(_mm256_srli_epi16::<4>(*bytes), mask);
-    }
-    levels
 }
 
 /// Adds four vectors of partial sums of two rows each into one sum per row, rows in lane order.
@@ -240,19 +241,28 @@ fn signed_pairs(levels: __m256i, x: __m256i) -> __m256i {
     _mm256_madd_epi16(products, _mm256_set1_epi16(1))
 }
 
-/// Fetches the part of the next eight rows that lies as far into them as `offset` into these, a share of
-/// `8 * block_bytes`: rows follow each other in memory, so the next ones are read here in one ascending stream, where
-/// the processor's own prefetching would have to follow eight.
+/// Fetches these eighths of the part of the next eight rows that lies as far into them as the block at `offset` into
+/// these: rows follow each other in memory, so the next ones are read here in one ascending stream, where the
+/// processor's own prefetching would have to follow eight. A little at a time, since the misses that L1 can have open
+/// are few, and into L2 if the rows are too long for L1.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch(rows: &Rows, offset: usize, block_bytes: usize) {
+fn prefetch(rows: &Rows, offset: usize, block_bytes: usize, eighths: Range<usize>) {
     let stride = (rows[1] as usize).wrapping_sub(rows[0] as usize);
-    let next = rows[0].wrapping_add(ROWS.wrapping_mul(stride.wrapping_add(offset)));
-    for line in (0..ROWS * block_bytes).step_by(64) {
+    let ahead = ROWS.wrapping_mul(stride).max(PREFETCH_BYTES_MIN);
+    let next = rows[0].wrapping_add(ROWS.wrapping_mul(offset).wrapping_add(ahead));
+    let long = ahead > L1_ROWS_BYTES_MAX;
+    let eighth = ROWS * block_bytes / 8;
+    for line in (eighths.start * eighth..eighths.end * eighth).step_by(64) {
+        let line = next.wrapping_add(line).cast();
         // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
         #[allow(unused_unsafe, reason = "safe only in later compilers")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+            if long {
+                _mm_prefetch::<_MM_HINT_T1>(line);
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(line);
+            }
         };
     }
 }

@@ -18,12 +18,12 @@ use core::arch::x86_64::{
 fn look_up(table: &[i8; 16], indices: Levels) -> Levels {
     // SAFETY: the table has sixteen bytes.
     let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
-    let mut levels = indices;
-    for pair in 0..4 {
-        levels.low[pair] = _mm256_shuffle_epi8(table, indices.low[pair]);
-        levels.high[pair] = _mm256_shuffle_epi8(table, indices.high[pair]);
+    let one = |indices| _mm256_shuffle_epi8(table, indices);
+    let (low, high) = (indices.low, indices.high);
+    Levels {
+        low: [one(low[0]), one(low[1]), one(low[2]), one(low[3])],
+        high: [one(high[0]), one(high[1]), one(high[2]), one(high[3])],
     }
-    levels
 }
 
 impl Single for IQ4NL {

@@ -31,32 +31,48 @@ pub(super) struct Factors {
     pub(super) bytes: [__m512i; 4],
 }
 
+/// The bytes that the levels of half a block of sixteen rows are made of, sixteen of a row in each element: low bits,
+/// which are the half's own, and high bits. Filled in place: it is too large to return.
+#[derive(Clone, Copy)]
+pub(super) struct Bits {
+    pub(super) low: [[__m512i; 4]; 4],
+    high: [[__m512i; 4]; 2],
+}
+
+impl Bits {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn new() -> Bits {
+        Bits {
+            low: [[_mm512_setzero_si512(); 4]; 4],
+            high: [[_mm512_setzero_si512(); 4]; 2],
+        }
+    }
+}
+
 /// A format with blocks of 256 elements.
 pub(super) trait SuperBlock: Block {
     /// How far the loaded levels are shifted up: a power of two from 4, or zero.
     const OFFSET: u32;
     /// Whether the format has minimums.
     const MINIMUM: bool;
-    /// The bits that the levels of half a block are made of.
-    type Bits;
-
     /// Loads scales and minimums of a block of each row.
     ///
     /// # Safety
     /// The instruction set must be supported, and a block readable at `offset` of each row.
     unsafe fn factors(rows: &Rows, offset: usize) -> Factors;
 
-    /// Loads the bits of half `half` of a block of each row.
+    /// Loads the bytes of half `half` of a block of each row.
     ///
     /// # Safety
     /// The instruction set must be supported, and a block readable at `offset` of each row.
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits;
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits);
 
     /// The levels of the quarter of 32 elements with this index (0..4).
     ///
     /// # Safety
     /// The instruction set must be supported.
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels;
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels;
 
     /// Group scales of sixteen rows.
     ///
@@ -77,6 +93,19 @@ pub(super) trait Halved: SuperBlock {
     unsafe fn group_minimum(bytes: __m128i) -> __m512;
 }
 
+/// A block of sixteen rows and where its columns are.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    rows: &'a Rows,
+    offset: usize,
+    factors: &'a Factors,
+    /// The bytes of the factors, one byte of all rows together.
+    bytes: &'a [[u8; 16]; 16],
+    columns: &'a Columns<'a>,
+    column: usize,
+    first_group: usize,
+}
+
 /// Defines `$name`, the products of sixteen rows and `M` columns, by `$quarter`, which adds up one quarter of half a
 /// block.
 macro_rules! super_block {
@@ -94,45 +123,27 @@ macro_rules! super_block {
             column: usize,
         ) -> [__m512; M] {
             let mut sums = [_mm512_setzero_ps(); M];
+            let mut bits = Bits::new();
             for block in 0..blocks {
                 let offset = block * size_of::<F>();
-                prefetch(&rows, offset, size_of::<F>());
                 // SAFETY: `offset` is the start of a block of every row, whose eight groups every column has.
                 unsafe {
                     let factors = F::factors(&rows, offset);
-                    let bytes = &transpose(factors.bytes);
+                    let at = At {
+                        rows: &rows,
+                        offset,
+                        factors: &factors,
+                        bytes: &transpose(factors.bytes),
+                        columns,
+                        column,
+                        first_group: block * 8,
+                    };
                     for half in 0..2 {
-                        let bits = F::bits(&rows, offset, half);
-                        let group = half * 4;
-                        let x = (columns, column, block * 8);
-                        $quarter::<F, M>(
-                            &mut sums,
-                            &F::levels::<0>(&bits),
-                            (&factors, bytes),
-                            group,
-                            x,
-                        );
-                        $quarter::<F, M>(
-                            &mut sums,
-                            &F::levels::<1>(&bits),
-                            (&factors, bytes),
-                            group + 1,
-                            x,
-                        );
-                        $quarter::<F, M>(
-                            &mut sums,
-                            &F::levels::<2>(&bits),
-                            (&factors, bytes),
-                            group + 2,
-                            x,
-                        );
-                        $quarter::<F, M>(
-                            &mut sums,
-                            &F::levels::<3>(&bits),
-                            (&factors, bytes),
-                            group + 3,
-                            x,
-                        );
+                        F::load(&rows, offset, half, &mut bits);
+                        $quarter::<F, M, 0>(&mut sums, &bits, half, &at);
+                        $quarter::<F, M, 1>(&mut sums, &bits, half, &at);
+                        $quarter::<F, M, 2>(&mut sums, &bits, half, &at);
+                        $quarter::<F, M, 3>(&mut sums, &bits, half, &at);
                     }
                 }
             }
@@ -152,57 +163,63 @@ fn byte_of_rows(bytes: &[[u8; 16]; 16], index: usize) -> __m128i {
     unsafe { _mm_loadu_si128(bytes[index].as_ptr().cast()) }
 }
 
-/// Adds group `group` of a block to the sums of all columns. Group scale times integer sum, and group minimum times sum
+/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns. Group scale times integer sum, and group minimum times sum
 /// of activations, stay below 2^24, so forming them in f32 is exact.
 ///
 /// # Safety
-/// Every column from `column` must have group `first + group`.
+/// Every column from `column` must have the groups from `first_group`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn add_group<F: Grouped, const M: usize>(
+unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
     sums: &mut [__m512; M],
-    levels: &Levels,
-    (factors, bytes): (&Factors, &[[u8; 16]; 16]),
-    group: usize,
-    (columns, column, first): (&Columns<'_>, usize, usize),
+    bits: &Bits,
+    half: usize,
+    at: &At<'_>,
 ) {
+    let group = half * 4 + QUARTER;
+    prefetch(at.rows, at.offset, size_of::<F>(), group..group + 1);
     // SAFETY: the caller owes the instruction set.
-    let group_scale = unsafe { F::group_scale(byte_of_rows(bytes, group)) };
+    let levels = &unsafe { F::levels::<QUARTER>(bits) };
+    // SAFETY: the caller owes the instruction set.
+    let group_scale = unsafe { F::group_scale(byte_of_rows(at.bytes, group)) };
     let group_minimum = if F::MINIMUM {
-        unsigned(byte_of_rows(bytes, group + 8))
+        unsigned(byte_of_rows(at.bytes, group + 8))
     } else {
         _mm512_setzero_ps()
     };
     for (index, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller owes the column.
-        let x = unsafe { activation(columns, column + index, first + group) };
+        let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let product = _mm512_cvtepi32_ps(dot(levels, &x, x.start(F::OFFSET)));
         let product = _mm512_mul_ps(group_scale, product);
-        *sum = _mm512_fmadd_ps(_mm512_mul_ps(factors.scale, x.scale), product, *sum);
+        *sum = _mm512_fmadd_ps(_mm512_mul_ps(at.factors.scale, x.scale), product, *sum);
         if F::MINIMUM {
             let x_sum = _mm512_set1_ps((x.sums[0] + x.sums[1]) as f32);
             let minimum = _mm512_mul_ps(group_minimum, x_sum);
-            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
         }
     }
 }
 
-/// Adds the two groups of quarter `group` of a block to the sums of all columns; what [`add_group`] says of f32 holds
+/// Adds the two groups of quarter `QUARTER` of half `half` to the sums of all columns; what [`add_group`] says of f32 holds
 /// for the sums of both groups.
 ///
 /// # Safety
-/// Every column from `column` must have group `first + group`.
+/// Every column from `column` must have the groups from `first_group`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn add_halves<F: Halved, const M: usize>(
+unsafe fn add_halves<F: Halved, const M: usize, const QUARTER: usize>(
     sums: &mut [__m512; M],
-    levels: &Levels,
-    (factors, bytes): (&Factors, &[[u8; 16]; 16]),
-    group: usize,
-    (columns, column, first): (&Columns<'_>, usize, usize),
+    bits: &Bits,
+    half: usize,
+    at: &At<'_>,
 ) {
-    let low = byte_of_rows(bytes, 2 * group);
-    let high = byte_of_rows(bytes, 2 * group + 1);
+    let group = half * 4 + QUARTER;
+    prefetch(at.rows, at.offset, size_of::<F>(), group..group + 1);
+    // SAFETY: the caller owes the instruction set.
+    let levels = &unsafe { F::levels::<QUARTER>(bits) };
+    let low = byte_of_rows(at.bytes, 2 * group);
+    let high = byte_of_rows(at.bytes, 2 * group + 1);
     // SAFETY: the caller owes the instruction set.
     let (scales, minimums) = unsafe {
         (
@@ -212,17 +229,17 @@ unsafe fn add_halves<F: Halved, const M: usize>(
     };
     for (index, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller owes the column.
-        let x = unsafe { activation(columns, column + index, first + group) };
+        let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let low = half_dot(&levels.low, x.low, x.half_start(0, F::OFFSET));
         let high = half_dot(&levels.high, x.high, x.half_start(1, F::OFFSET));
         let product = _mm512_mul_ps(scales[0], _mm512_cvtepi32_ps(low));
         let product = _mm512_fmadd_ps(scales[1], _mm512_cvtepi32_ps(high), product);
-        *sum = _mm512_fmadd_ps(_mm512_mul_ps(factors.scale, x.scale), product, *sum);
+        *sum = _mm512_fmadd_ps(_mm512_mul_ps(at.factors.scale, x.scale), product, *sum);
         if F::MINIMUM {
             let minimum = _mm512_mul_ps(minimums[0], _mm512_set1_ps(x.sums[0] as f32));
             let x_high = _mm512_set1_ps(x.sums[1] as f32);
             let minimum = _mm512_fmadd_ps(minimums[1], x_high, minimum);
-            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
         }
     }
 }
@@ -311,54 +328,35 @@ fn shifted(bytes: __m512i, left: i32) -> __m512i {
     }
 }
 
-/// Levels of `low_bits` bits from the bytes of `low` shifted down by `down`, with the bit or bits of `high` that
-/// `mask` has after a shift to the left.
+/// The bits of `bytes` that `mask` has after a shift to the left.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn joined(
-    (low, down, low_mask): (&[[__m512i; 4]], i32, i8),
-    (high, left, high_mask): (&[[__m512i; 4]; 2], i32, i8),
-) -> Levels {
-    let mut levels = masked(low, down, low_mask);
-    let mask = _mm512_set1_epi8(high_mask);
-    for (half, high) in [(&mut levels.low, &high[0]), (&mut levels.high, &high[1])] {
-        for (levels, &high) in half.iter_mut().zip(high) {
-            *levels = or_masked(*levels, shifted(high, left), mask);
-        }
-    }
-    levels
-}
-
-/// Levels from the bytes of `bits` shifted down by `down`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn masked(bits: &[[__m512i; 4]], down: i32, mask: i8) -> Levels {
+fn masked([a, b, c, d]: [__m512i; 4], left: i32, mask: i8) -> [__m512i; 4] {
     let mask = _mm512_set1_epi8(mask);
-    let mut levels = Levels {
-        low: bits[0],
-        high: bits[1],
-    };
-    for half in [&mut levels.low, &mut levels.high] {
-        for levels in half {
-            *levels = _mm512_and_si512(shifted(*levels, -down), mask);
-        }
-    }
-    levels
+    let one = |bytes| _mm512_and_si512(shifted(bytes, left), mask);
+    [one(a), one(b), one(c), one(d)]
 }
 
-/// `16 * N` bytes at `offset` of all rows.
+/// `levels`, with the bits of `bytes` that `mask` has after a shift to the left.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn joined(levels: [__m512i; 4], bytes: [__m512i; 4], left: i32, mask: i8) -> [__m512i; 4] {
+    let mask = _mm512_set1_epi8(mask);
+    let one = |index: usize| or_masked(levels[index], shifted(bytes[index], left), mask);
+    [one(0), one(1), one(2), one(3)]
+}
+
+/// Loads the bytes from `offset` of all rows.
 ///
 /// # Safety
-/// The bytes must be readable.
+/// Sixteen times as many bytes as `bits` has elements must be readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn load<const N: usize>(rows: &Rows, offset: usize) -> [[__m512i; 4]; N] {
-    let mut bits = [[_mm512_setzero_si512(); 4]; N];
+pub(super) unsafe fn load(rows: &Rows, offset: usize, bits: &mut [[__m512i; 4]]) {
     for (index, bits) in bits.iter_mut().enumerate() {
         // SAFETY: the caller owes the bytes.
         *bits = unsafe { all_rows(rows, offset + 16 * index) };
     }
-    bits
 }
 
 /// [`load`] of the 32 bytes that hold one bit for each group of 32, those of half `half` moved to the low four bits.
@@ -367,16 +365,14 @@ pub(super) unsafe fn load<const N: usize>(rows: &Rows, offset: usize) -> [[__m51
 /// The bytes must be readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn load_bits(rows: &Rows, offset: usize, half: usize) -> [[__m512i; 4]; 2] {
-    // SAFETY: the caller owes the bytes.
-    let mut bits = unsafe { load::<2>(rows, offset) };
+unsafe fn load_bits(rows: &Rows, offset: usize, half: usize, bits: &mut [[__m512i; 4]; 2]) {
     let down = _mm_cvtsi32_si128(4 * half as i32);
-    for part in &mut bits {
-        for bytes in part {
-            *bytes = _mm512_srl_epi16(*bytes, down);
-        }
+    for (index, bits) in bits.iter_mut().enumerate() {
+        // SAFETY: the caller owes the bytes.
+        let [a, b, c, d] = unsafe { all_rows(rows, offset + 16 * index) };
+        let one = |bytes| _mm512_srl_epi16(bytes, down);
+        *bits = [one(a), one(b), one(c), one(d)];
     }
-    bits
 }
 
 /// Unsigned bytes as floats.
@@ -393,19 +389,11 @@ pub(super) fn signed(bytes: __m128i) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
 }
 
-/// Bits of half a block: the low ones in the bytes of each row that are the half's own, the high ones in 32 bytes.
-#[derive(Clone, Copy)]
-pub(super) struct TwoPlanes<const N: usize> {
-    low: [[__m512i; 4]; N],
-    high: [[__m512i; 4]; 2],
-}
-
 impl Grouped for Q4K {}
 
 impl SuperBlock for Q4K {
     const OFFSET: u32 = 0;
     const MINIMUM: bool = true;
-    type Bits = [[__m512i; 4]; 4];
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -416,15 +404,19 @@ impl SuperBlock for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
-        unsafe { load(rows, offset + 16 + half * 64) }
+        unsafe { load(rows, offset + 16 + half * 64, &mut bits.low) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
-        masked(&bits[QUARTER / 2 * 2..], QUARTER as i32 % 2 * 4, 15)
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
+        let (at, left) = (QUARTER / 2 * 2, QUARTER as i32 % 2 * -4);
+        Levels {
+            low: masked(bits.low[at], left, 15),
+            high: masked(bits.low[at + 1], left, 15),
+        }
     }
 
     #[inline]
@@ -439,7 +431,6 @@ impl Grouped for Q5K {}
 impl SuperBlock for Q5K {
     const OFFSET: u32 = 0;
     const MINIMUM: bool = true;
-    type Bits = TwoPlanes<4>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -450,22 +441,24 @@ impl SuperBlock for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
         unsafe {
-            TwoPlanes {
-                low: load(rows, offset + 48 + half * 64),
-                high: load_bits(rows, offset + 16, half),
-            }
+            load(rows, offset + 48 + half * 64, &mut bits.low);
+            load_bits(rows, offset + 16, half, &mut bits.high);
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
-        let low = &bits.low[QUARTER / 2 * 2..];
-        let quarter = QUARTER as i32;
-        joined((low, quarter % 2 * 4, 15), (&bits.high, 4 - quarter, 16))
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
+        let (at, quarter) = (QUARTER / 2 * 2, QUARTER as i32);
+        let low = masked(bits.low[at], quarter % 2 * -4, 15);
+        let high = masked(bits.low[at + 1], quarter % 2 * -4, 15);
+        Levels {
+            low: joined(low, bits.high[0], 4 - quarter, 16),
+            high: joined(high, bits.high[1], 4 - quarter, 16),
+        }
     }
 
     #[inline]
@@ -478,7 +471,6 @@ impl SuperBlock for Q5K {
 impl SuperBlock for Q6K {
     const OFFSET: u32 = 32;
     const MINIMUM: bool = false;
-    type Bits = TwoPlanes<4>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -495,25 +487,24 @@ impl SuperBlock for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
         unsafe {
-            TwoPlanes {
-                low: load(rows, offset + half * 64),
-                high: load(rows, offset + 128 + half * 32),
-            }
+            load(rows, offset + half * 64, &mut bits.low);
+            load(rows, offset + 128 + half * 32, &mut bits.high);
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
-        let low = &bits.low[QUARTER % 2 * 2..];
-        let quarter = QUARTER as i32;
-        joined(
-            (low, quarter / 2 * 4, 15),
-            (&bits.high, 4 - 2 * quarter, 48),
-        )
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
+        let (at, quarter) = (QUARTER % 2 * 2, QUARTER as i32);
+        let low = masked(bits.low[at], quarter / 2 * -4, 15);
+        let high = masked(bits.low[at + 1], quarter / 2 * -4, 15);
+        Levels {
+            low: joined(low, bits.high[0], 4 - 2 * quarter, 48),
+            high: joined(high, bits.high[1], 4 - 2 * quarter, 48),
+        }
     }
 
     #[inline]
@@ -534,7 +525,6 @@ impl Halved for Q6K {
 impl SuperBlock for Q3K {
     const OFFSET: u32 = 4;
     const MINIMUM: bool = false;
-    type Bits = TwoPlanes<2>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -566,21 +556,24 @@ impl SuperBlock for Q3K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
         unsafe {
-            TwoPlanes {
-                low: load(rows, offset + 32 + half * 32),
-                high: load_bits(rows, offset, half),
-            }
+            load(rows, offset + 32 + half * 32, &mut bits.low[..2]);
+            load_bits(rows, offset, half, &mut bits.high);
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
         let quarter = QUARTER as i32;
-        joined((&bits.low, 2 * quarter, 3), (&bits.high, 2 - quarter, 4))
+        let low = masked(bits.low[0], -2 * quarter, 3);
+        let high = masked(bits.low[1], -2 * quarter, 3);
+        Levels {
+            low: joined(low, bits.high[0], 2 - quarter, 4),
+            high: joined(high, bits.high[1], 2 - quarter, 4),
+        }
     }
 
     #[inline]
@@ -601,7 +594,6 @@ impl Halved for Q3K {
 impl SuperBlock for Q2K {
     const OFFSET: u32 = 0;
     const MINIMUM: bool = true;
-    type Bits = [[__m512i; 4]; 2];
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -619,15 +611,19 @@ impl SuperBlock for Q2K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
-        unsafe { load(rows, offset + 16 + half * 32) }
+        unsafe { load(rows, offset + 16 + half * 32, &mut bits.low[..2]) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
-        masked(bits, 2 * QUARTER as i32, 3)
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
+        let left = -2 * QUARTER as i32;
+        Levels {
+            low: masked(bits.low[0], left, 3),
+            high: masked(bits.low[1], left, 3),
+        }
     }
 
     #[inline]

@@ -50,7 +50,7 @@ pub(super) unsafe fn single_block<F: Single, const M: usize>(
     let mut sums = [_mm512_setzero_ps(); M];
     for group in 0..blocks {
         let offset = group * size_of::<F>();
-        prefetch(&rows, offset, size_of::<F>());
+        prefetch(&rows, offset, size_of::<F>(), 0..8);
         // SAFETY: `offset` is the start of a block of every row.
         let block = unsafe { F::load(&rows, offset) };
         for (index, sum) in sums.iter_mut().enumerate() {
@@ -107,21 +107,26 @@ impl Single for Q4_1 {
 /// Adds the fifth bits to 4-bit levels: the word of them is at byte `at` of each row of `heads`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_fifth_bits(mut levels: Levels, heads: &[__m512i; 4], at: u8) -> Levels {
+fn add_fifth_bits(levels: Levels, heads: &[__m512i; 4], at: u8) -> Levels {
     const NEXT: i64 = 0x0101_0101_0101_0101;
     // One byte of the word for each eight levels, and of it one bit for each level.
-    let byte = |index: u8| _mm512_set1_epi8((at + index) as i8);
-    let second = _mm512_set4_epi64(NEXT, 0, NEXT, 0);
+    let bytes = |first: u8| {
+        let first = _mm512_set1_epi8((at + first) as i8);
+        _mm512_add_epi8(first, _mm512_set4_epi64(NEXT, 0, NEXT, 0))
+    };
+    let (low_bytes, high_bytes) = (bytes(0), bytes(2));
     let bit = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
     let sixteen = _mm512_set1_epi8(16);
-    for (half, first) in [(&mut levels.low, 0), (&mut levels.high, 2)] {
-        let bytes = _mm512_add_epi8(byte(first), second);
-        for (levels, &head) in half.iter_mut().zip(heads) {
-            let set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(head, bytes), bit);
-            *levels = _mm512_mask_add_epi8(*levels, set, *levels, sixteen);
-        }
+    let one = |level, head, bytes| {
+        let set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(head, bytes), bit);
+        _mm512_mask_add_epi8(level, set, level, sixteen)
+    };
+    let low = |quad: usize| one(levels.low[quad], heads[quad], low_bytes);
+    let high = |quad: usize| one(levels.high[quad], heads[quad], high_bytes);
+    Levels {
+        low: [low(0), low(1), low(2), low(3)],
+        high: [high(0), high(1), high(2), high(3)],
     }
-    levels
 }
 
 impl Single for Q5_0 {
@@ -169,21 +174,21 @@ impl Single for Q8_0 {
         // Flipping the sign bit adds 128 and makes the level unsigned.
         let flip = _mm512_set1_epi8(i8::MIN);
         // SAFETY: the caller owes a block.
-        let (scale, mut low, mut high) = unsafe {
+        let (scale, low, high) = unsafe {
             (
                 halves(rows, offset),
                 all_rows(rows, offset + 2),
                 all_rows(rows, offset + 18),
             )
         };
-        for quad in 0..4 {
-            low[quad] = _mm512_xor_si512(low[quad], flip);
-            high[quad] = _mm512_xor_si512(high[quad], flip);
-        }
+        let one = |bytes| _mm512_xor_si512(bytes, flip);
         Loaded {
             scale,
             minimum: _mm512_setzero_ps(),
-            levels: Levels { low, high },
+            levels: Levels {
+                low: [one(low[0]), one(low[1]), one(low[2]), one(low[3])],
+                high: [one(high[0]), one(high[1]), one(high[2]), one(high[3])],
+            },
         }
     }
 }

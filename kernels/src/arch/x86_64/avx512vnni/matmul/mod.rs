@@ -12,13 +12,13 @@ mod k_quants;
 mod legacy;
 mod tables;
 
-use super::super::{avx2, blocked_kernel, column_span};
+use super::super::{PREFETCH_BYTES_MIN, avx2, blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_insert_epi16,
+    __m128i, __m256i, __m512, __m512i, _MM_HINT_T1, _mm_cvtsi32_si128, _mm_insert_epi16,
     _mm_insert_epi32, _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128, _mm256_set_m128i,
     _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi128_si512,
     _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_inserti32x4,
@@ -26,6 +26,7 @@ use core::arch::x86_64::{
     _mm512_sll_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
     _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
+use core::ops::Range;
 use k_quants::{Grouped, Halved, grouped_block, halved_block};
 use legacy::{Single, single_block};
 
@@ -200,30 +201,28 @@ unsafe fn four_rows(rows: &Rows, quad: usize, offset: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn all_rows(rows: &Rows, offset: usize) -> [__m512i; 4] {
-    let mut all = [_mm512_setzero_si512(); 4];
-    for (quad, bytes) in all.iter_mut().enumerate() {
-        // SAFETY: the caller owes the bytes.
-        *bytes = unsafe { four_rows(rows, quad, offset) };
+    // SAFETY: the caller owes the bytes.
+    unsafe {
+        [
+            four_rows(rows, 0, offset),
+            four_rows(rows, 1, offset),
+            four_rows(rows, 2, offset),
+            four_rows(rows, 3, offset),
+        ]
     }
-    all
 }
 
 /// The halves of bytes: low ones first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn nibbles(bytes: [__m512i; 4]) -> Levels {
+fn nibbles([a, b, c, d]: [__m512i; 4]) -> Levels {
     let mask = _mm512_set1_epi8(15);
-    let mut levels = Levels {
-        low: bytes,
-        high: bytes,
-    };
-    for bytes in &mut levels.low {
-        *bytes = _mm512_and_si512(*bytes, mask);
+    let low = |bytes| _mm512_and_si512(bytes, mask);
+    let high = |bytes| _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+    Levels {
+        low: [low(a), low(b), low(c), low(d)],
+        high: [high(a), high(b), high(c), high(d)],
     }
-    for bytes in &mut levels.high {
-        *bytes = _mm512_and_si512(_mm512_srli_epi16::<4>(*bytes), mask);
-    }
-    levels
 }
 
 /// Adds four vectors of partial sums of four rows each into one sum per row, rows in lane order.
@@ -265,18 +264,20 @@ fn half_dot(levels: &[__m512i; 4], x: __m512i, start: __m512i) -> __m512i {
     rows_in_lanes(sums)
 }
 
-/// Fetches the part of the next sixteen rows that lies as far into them as `offset` into these, see
-/// [`super::super::avx2::matmul`].
+/// Fetches these eighths of the part of the next sixteen rows that lies as far into them as the block at `offset` into
+/// these, see [`super::super::avx2::matmul`]; into L2, since sixteen rows twice seldom fit L1.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn prefetch(rows: &Rows, offset: usize, block_bytes: usize) {
+fn prefetch(rows: &Rows, offset: usize, block_bytes: usize, eighths: Range<usize>) {
     let stride = (rows[1] as usize).wrapping_sub(rows[0] as usize);
-    let next = rows[0].wrapping_add(ROWS.wrapping_mul(stride.wrapping_add(offset)));
-    for line in (0..ROWS * block_bytes).step_by(64) {
+    let ahead = ROWS.wrapping_mul(stride).max(PREFETCH_BYTES_MIN);
+    let next = rows[0].wrapping_add(ROWS.wrapping_mul(offset).wrapping_add(ahead));
+    let eighth = ROWS * block_bytes / 8;
+    for line in (eighths.start * eighth..eighths.end * eighth).step_by(64) {
         // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
         #[allow(unused_unsafe, reason = "safe only in later compilers")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
         }
     }
 }

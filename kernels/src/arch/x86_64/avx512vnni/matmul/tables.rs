@@ -1,6 +1,6 @@
 //! Levels looked up in a table.
 
-use super::k_quants::{Factors, Grouped, SuperBlock, load, signed};
+use super::k_quants::{Bits, Factors, Grouped, SuperBlock, load, signed};
 use super::legacy::{Loaded, Single};
 use super::{Levels, Rows, all_rows, first_words, halves, nibbles, split_halves};
 use crate::block::{IQ4NL, IQ4XS, MXFP4};
@@ -20,12 +20,12 @@ fn look_up(table: &[i8; 16], offset: u32, indices: Levels) -> Levels {
     // SAFETY: the table has sixteen bytes.
     let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
     let table = _mm512_add_epi8(table, _mm512_set1_epi8(offset as i8));
-    let mut levels = indices;
-    for quad in 0..4 {
-        levels.low[quad] = _mm512_shuffle_epi8(table, indices.low[quad]);
-        levels.high[quad] = _mm512_shuffle_epi8(table, indices.high[quad]);
+    let one = |indices| _mm512_shuffle_epi8(table, indices);
+    let (low, high) = (indices.low, indices.high);
+    Levels {
+        low: [one(low[0]), one(low[1]), one(low[2]), one(low[3])],
+        high: [one(high[0]), one(high[1]), one(high[2]), one(high[3])],
     }
-    levels
 }
 
 impl Single for IQ4NL {
@@ -99,7 +99,6 @@ impl Grouped for IQ4XS {}
 impl SuperBlock for IQ4XS {
     const OFFSET: u32 = 128;
     const MINIMUM: bool = false;
-    type Bits = [[__m512i; 4]; 4];
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -135,15 +134,15 @@ impl SuperBlock for IQ4XS {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn bits(rows: &Rows, offset: usize, half: usize) -> Self::Bits {
+    unsafe fn load(rows: &Rows, offset: usize, half: usize, bits: &mut Bits) {
         // SAFETY: within the block that the caller owes.
-        unsafe { load(rows, offset + 8 + half * 64) }
+        unsafe { load(rows, offset + 8 + half * 64, &mut bits.low) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn levels<const QUARTER: usize>(bits: &Self::Bits) -> Levels {
-        look_up(&IQ4NL::TABLE, Self::OFFSET, nibbles(bits[QUARTER]))
+    unsafe fn levels<const QUARTER: usize>(bits: &Bits) -> Levels {
+        look_up(&IQ4NL::TABLE, Self::OFFSET, nibbles(bits.low[QUARTER]))
     }
 
     #[inline]
