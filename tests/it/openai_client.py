@@ -308,6 +308,101 @@ class Completions(Case):
         self.assertEqual(streamed, echoed)
 
 
+class Responses(Case):
+    def respond(self, **options):
+        options = {"input": "Why does a conveyor belt stop?", "max_output_tokens": 16, "temperature": 0, **options}
+        return self.client.responses.create(model=self.model, **options)
+
+    def test_whole(self):
+        response = self.respond(metadata={"line": "4"})
+        self.assertEqual(response.object, "response")
+        self.assertIn(response.status, ["completed", "incomplete"])
+        if response.status == "incomplete":
+            self.assertEqual(response.incomplete_details.reason, "max_output_tokens")
+        self.assertEqual(response.output_text, self.text(max_completion_tokens=16))
+        self.assertEqual(response.output[0].role, "assistant")
+        self.assertEqual(response.metadata, {"line": "4"})
+        usage = response.usage
+        self.assertEqual(usage.total_tokens, usage.input_tokens + usage.output_tokens)
+        self.assertLessEqual(usage.input_tokens_details.cached_tokens, usage.input_tokens)
+
+    def test_streamed_is_whole(self):
+        whole = self.respond()
+        text, kinds, numbers, last = "", [], [], None
+        for event in self.respond(stream=True):
+            kinds.append(event.type)
+            numbers.append(event.sequence_number)
+            if event.type == "response.output_text.delta":
+                text += event.delta
+            last = event
+        self.assertEqual(text, whole.output_text)
+        self.assertEqual(numbers, list(range(len(numbers))))
+        deltas = "response.output_text.delta"
+        self.assertEqual(
+            [kind for kind in kinds if kind != deltas],
+            [
+                "response.created",
+                "response.in_progress",
+                "response.output_item.added",
+                "response.content_part.added",
+                "response.output_text.done",
+                "response.content_part.done",
+                "response.output_item.done",
+                f"response.{whole.status}",
+            ],
+        )
+        self.assertEqual(last.response.output_text, text)
+        self.assertEqual(last.response.usage.output_tokens, whole.usage.output_tokens)
+        with self.client.responses.stream(
+            model=self.model, input="Why does a conveyor belt stop?", max_output_tokens=16, temperature=0
+        ) as stream:
+            parts = [event.delta for event in stream if event.type == deltas]
+        self.assertEqual("".join(parts), text)
+
+    def test_items_and_instructions(self):
+        response = self.respond(
+            instructions="Be brief.",
+            input=[{"role": "user", "content": [{"type": "input_text", "text": ASK[0]["content"]}]}],
+        )
+        messages = [{"role": "system", "content": "Be brief."}, *ASK]
+        self.assertEqual(response.output_text, self.text(messages=messages, max_completion_tokens=16))
+
+    def test_stored_responses(self):
+        first = self.respond()
+        again = self.client.responses.retrieve(first.id)
+        self.assertEqual(again.output_text, first.output_text)
+        second = self.respond(input="And then?", previous_response_id=first.id)
+        self.assertEqual(second.previous_response_id, first.id)
+        messages = [*ASK, {"role": "assistant", "content": first.output_text}, {"role": "user", "content": "And then?"}]
+        self.assertEqual(second.output_text, self.text(messages=messages, max_completion_tokens=16))
+        streamed = [event for event in self.respond(stream=True)][-1].response
+        self.assertEqual(self.client.responses.retrieve(streamed.id).output_text, first.output_text)
+        self.client.responses.delete(first.id)
+        with self.assertRaises(openai.NotFoundError):
+            self.client.responses.retrieve(first.id)
+        with self.assertRaises(openai.NotFoundError):
+            self.client.responses.delete(first.id)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.respond(previous_response_id=first.id)
+        self.assertEqual(caught.exception.param, "previous_response_id")
+        unkept = self.respond(store=False)
+        with self.assertRaises(openai.NotFoundError):
+            self.client.responses.retrieve(unkept.id)
+
+    def test_what_is_not_there_is_named(self):
+        for name, value in [
+            ("tools", [{"type": "web_search"}]),
+            ("reasoning", {"effort": "high"}),
+            ("background", True),
+            ("truncation", "auto"),
+            ("max_output_tokens", 0),
+            ("temperature", 9.0),
+        ]:
+            with self.subTest(name), self.assertRaises(openai.BadRequestError) as caught:
+                self.respond(**{name: value})
+            self.assertEqual(caught.exception.param, name)
+
+
 class Errors(Case):
     def refused(self, kind, **options):
         with self.assertRaises(kind) as caught:

@@ -8,14 +8,15 @@ mod error;
 mod fields;
 mod parse;
 mod probes;
+mod responses;
 mod serve;
 mod shape;
 mod stall;
 mod text;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
@@ -51,6 +52,7 @@ const BODIES_MAX: usize = 8;
 struct Service {
     context: Context,
     bodies: Semaphore,
+    responses: Mutex<responses::Store>,
     started_us: u64,
     count: AtomicU64,
 }
@@ -73,12 +75,18 @@ fn router(context: Context) -> Router {
     let service = Arc::new(Service {
         context,
         bodies: Semaphore::new(BODIES_MAX),
+        responses: Mutex::default(),
         started_us: since_1970().as_micros().try_into().unwrap_or(u64::MAX),
         count: AtomicU64::new(0),
     });
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/responses", post(responses::create))
+        .route(
+            "/v1/responses/{id}",
+            get(responses::retrieve).delete(responses::delete),
+        )
         .route("/tokenize", post(text::tokenize))
         .route("/v1/tokenize", post(text::tokenize))
         .route("/detokenize", post(text::detokenize))
@@ -136,9 +144,11 @@ async fn unknown_path(uri: Uri) -> ApiError {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response<Body> {
     let path = uri.path();
-    let post = ["/completions", "tokenize", "/apply-template"];
+    let post = ["/completions", "/responses", "tokenize", "/apply-template"];
     let allowed = if post.iter().any(|end| path.ends_with(end)) {
         "POST"
+    } else if path.starts_with("/v1/responses/") {
+        "GET, HEAD, DELETE"
     } else {
         "GET, HEAD"
     };
@@ -157,7 +167,10 @@ impl Service {
         request: HttpRequest,
     ) -> Result<Response<Body>, ApiError> {
         let telemetry = &self.context.telemetry;
-        let id = self.next_id(endpoint);
+        let id = self.next_id(match endpoint {
+            Endpoint::Chat => "chatcmpl-",
+            Endpoint::Completion => "cmpl-",
+        });
         let parsed = {
             // Held until the body's text is inside the request, whose bounds are checked.
             let _place = self.bodies.acquire().await;
@@ -287,13 +300,9 @@ impl Service {
     }
 
     /// An id that no other answer of this machine has, restarts included.
-    fn next_id(&self, endpoint: Endpoint) -> String {
-        let prefix = match endpoint {
-            Endpoint::Chat => "chatcmpl",
-            Endpoint::Completion => "cmpl",
-        };
+    fn next_id(&self, prefix: &str) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        format!("{prefix}-{:x}-{count:x}", self.started_us)
+        format!("{prefix}{:x}-{count:x}", self.started_us)
     }
 }
 

@@ -96,6 +96,19 @@ impl ApiError {
         }
     }
 
+    /// No such response is stored.
+    pub(super) fn unknown_response(id: &str) -> ApiError {
+        let shown: String = id.chars().take(128).collect();
+        ApiError {
+            code: Some("response_not_found"),
+            ..ApiError::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                format!("there is no stored response {shown}"),
+            )
+        }
+    }
+
     /// The body is larger than is taken.
     pub(super) fn too_large(bytes_max: usize) -> ApiError {
         ApiError {

@@ -4,12 +4,15 @@ use serde_json::Value;
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::{Parsed, common, is_empty_or_none, message, refuse_unsupported, template_variables};
+use super::{
+    Parsed, common, is_empty_or_none, message, refuse_store, refuse_unsupported, template_variables,
+};
 use crate::request::{Input, LOGPROBS_MAX, Origin, Request};
 
 /// Parses a body of `/v1/chat/completions`.
 pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
+    refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
     refuse_tools(&mut fields)?;
     let response_format = fields.take("response_format");

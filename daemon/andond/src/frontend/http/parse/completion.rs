@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::error::ApiError;
 use super::super::fields::{Fields, token_ids};
-use super::{Parsed, common, refuse_unsupported};
+use super::{Parsed, common, refuse_store, refuse_unsupported};
 use crate::request::{Input, Origin, Request};
 
 /// Most alternatives a token in the older completions endpoint.
@@ -19,6 +19,7 @@ pub(in super::super) fn completion(
     client: &str,
 ) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
+    refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
     fields.refuse_unless("suffix", |value| *value == "", "is not supported")?;
     let best_of = fields.count("best_of")?;

@@ -41,6 +41,15 @@ pub(super) struct Parsed {
     pub(super) echo: bool,
 }
 
+/// Answers of the older endpoints are not stored.
+fn refuse_store(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.refuse_unless(
+        "store",
+        |value| *value == false,
+        "answers are not stored; see /v1/responses",
+    )
+}
+
 /// `chat_template_kwargs`, as llama-server has it: variables for the model's chat template.
 pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let name = "chat_template_kwargs";
@@ -181,15 +190,10 @@ pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool,
 }
 
 /// Labels of the client's own that change no answer are taken; what would change it is refused.
-fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["user", "metadata", "safety_identifier", "prompt_cache_key"] {
         fields.label(name);
     }
-    fields.refuse_unless(
-        "store",
-        |value| *value == false,
-        "answers are not stored; see /v1/responses",
-    )?;
     fields.refuse_unless(
         "cache_prompt",
         |value| *value == true,
@@ -202,7 +206,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     )
 }
 
-fn is_empty_or_none(value: &Value) -> bool {
+pub(super) fn is_empty_or_none(value: &Value) -> bool {
     match value {
         Value::Array(values) => values.is_empty(),
         Value::Object(values) => values.is_empty(),

@@ -1,0 +1,177 @@
+//! `/v1/responses`: the Responses API, as the official client uses it for text.
+//!
+//! A response that is stored can be read again, deleted, and gone on from by `previous_response_id`; see [`store`] for how
+//! long. What the API has beyond text (tools, reasoning, files, conversations) is refused by name.
+
+mod parse;
+mod shape;
+mod store;
+mod stream;
+
+pub(super) use store::Store;
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::Response;
+use serde_json::{Value, json};
+
+use self::parse::Asked;
+use self::shape::{Reply, Stage};
+use super::error::ApiError;
+use super::serve::Client;
+use super::{HttpRequest, Service, answer, json_response, since_1970};
+use crate::request::{Input, Message, Origin};
+use crate::worker::{JobEvent, JobStream};
+
+/// What a stored response is kept with.
+struct Keep {
+    client: String,
+    conversation: Vec<Message>,
+}
+
+impl Keep {
+    fn keep(mut self, service: &Service, id: &str, object: Value, text: &str) {
+        self.conversation.push(Message {
+            role: "assistant".to_owned(),
+            content: text.to_owned(),
+        });
+        service
+            .stored()
+            .keep(id, &self.client, object, self.conversation);
+    }
+}
+
+impl Service {
+    fn stored(&self) -> MutexGuard<'_, Store> {
+        // Every change leaves the store whole.
+        self.responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `POST /v1/responses`
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    request: HttpRequest,
+) -> Result<Response<Body>, ApiError> {
+    let id = service.next_id("resp_");
+    let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+    let asked = {
+        // Held until the body's text is inside the request, whose bounds are checked.
+        let _place = service.bodies.acquire().await;
+        let body = service.read(request).await.inspect_err(malformed)?;
+        parse::body(&body, &id, &client.0).inspect_err(malformed)?
+    };
+    let Asked {
+        mut request,
+        instructions,
+        input,
+        previous,
+        store,
+        said,
+    } = asked;
+    service.check_model(request.model.as_deref())?;
+    let mut conversation = match &previous {
+        None => Vec::new(),
+        Some(previous) => service
+            .stored()
+            .conversation(previous, &client.0)
+            .ok_or_else(|| not_stored(previous))?,
+    };
+    conversation.extend(input);
+    let system = instructions.map(|content| Message {
+        role: "system".to_owned(),
+        content,
+    });
+    let messages = system.into_iter().chain(conversation.iter().cloned());
+    request.input = Input::Messages(messages.collect());
+    let config = &service.context.config.model;
+    let reply = Reply {
+        item_id: service.next_id("msg_"),
+        created_s: since_1970().as_secs(),
+        model: config.name(),
+        temperature: request.sampling.temperature.unwrap_or(config.temperature),
+        top_p: request.sampling.top_p.unwrap_or(config.top_p),
+        id,
+        said,
+    };
+    let keep = store.then(|| Keep {
+        client: client.0.to_string(),
+        conversation,
+    });
+    let streams = request.stream;
+    let job = service.context.worker.submit(request)?;
+    if streams {
+        stream::streamed(service, job, reply, keep).await
+    } else {
+        whole(&service, job, &reply, keep).await
+    }
+}
+
+async fn whole(
+    service: &Service,
+    mut job: JobStream,
+    reply: &Reply,
+    keep: Option<Keep>,
+) -> Result<Response<Body>, ApiError> {
+    let mut text = String::new();
+    while let Some(event) = job.next().await {
+        match event {
+            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::ChoiceDone { .. } => {}
+            JobEvent::Chunk(chunk) => text.push_str(&chunk.text),
+            JobEvent::Done(done) => {
+                let (text, done) = (&text, &done);
+                let object = reply.object(Stage::Over { text, done });
+                let response = json_response(&object);
+                if let Some(keep) = keep {
+                    keep.keep(service, &reply.id, object, text);
+                }
+                return Ok(response);
+            }
+            JobEvent::Failed(fault) => return Err(fault.into()),
+        }
+    }
+    Err(answer::broken_off().into())
+}
+
+/// `GET /v1/responses/{id}`
+pub(super) async fn retrieve(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    match service.stored().object(&id, &client.0) {
+        Some(object) => Ok(json_response(&object)),
+        None => Err(ApiError::unknown_response(&id)),
+    }
+}
+
+/// `DELETE /v1/responses/{id}`
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    if service.stored().delete(&id, &client.0) {
+        let object = json!({"id": id, "object": "response", "deleted": true});
+        Ok(json_response(&object))
+    } else {
+        Err(ApiError::unknown_response(&id))
+    }
+}
+
+fn not_stored(id: &str) -> ApiError {
+    let shown: String = id.chars().take(128).collect();
+    ApiError {
+        code: Some("previous_response_not_found"),
+        ..ApiError::invalid(
+            "previous_response_id",
+            format!("there is no stored response {shown}"),
+        )
+    }
+}

@@ -1,0 +1,147 @@
+//! Responses that clients may read again and go on from, in memory.
+//!
+//! Invariant: no more than [`RESPONSES_MAX`] responses of [`RESPONSES_BYTES_MAX`] together are kept, the oldest going
+//! first; a client sees its own only. They end with the daemon.
+
+use std::collections::{HashMap, VecDeque};
+
+use serde_json::Value;
+
+use crate::request::Message;
+
+/// Most responses kept.
+pub(super) const RESPONSES_MAX: usize = 256;
+/// Most bytes of text kept.
+pub(super) const RESPONSES_BYTES_MAX: usize = 8 << 20;
+/// What an entry takes beside its texts.
+const ENTRY_BYTES: usize = 1024;
+
+#[derive(Debug)]
+struct Entry {
+    client: String,
+    object: Value,
+    /// All that was said up to and with the answer, without instructions.
+    conversation: Vec<Message>,
+    bytes: usize,
+}
+
+/// The responses kept.
+#[derive(Debug, Default)]
+pub(in super::super) struct Store {
+    entries: HashMap<String, Entry>,
+    /// Ids, the oldest first. Deleted ones are passed over.
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Store {
+    /// Keeps a response; what would not fit even alone is not kept.
+    pub(super) fn keep(
+        &mut self,
+        id: &str,
+        client: &str,
+        object: Value,
+        conversation: Vec<Message>,
+    ) {
+        let said: usize = conversation
+            .iter()
+            .map(|message| message.role.len() + message.content.len())
+            .sum();
+        let bytes = ENTRY_BYTES + said + object.to_string().len();
+        if bytes > RESPONSES_BYTES_MAX {
+            return;
+        }
+        while self.entries.len() >= RESPONSES_MAX || self.bytes + bytes > RESPONSES_BYTES_MAX {
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
+            self.forget(&oldest);
+        }
+        // Ids are never used twice, so none is replaced.
+        self.bytes += bytes;
+        self.order.push_back(id.to_owned());
+        let entry = Entry {
+            client: client.to_owned(),
+            object,
+            conversation,
+            bytes,
+        };
+        self.entries.insert(id.to_owned(), entry);
+    }
+
+    fn of(&self, id: &str, client: &str) -> Option<&Entry> {
+        self.entries.get(id).filter(|entry| entry.client == client)
+    }
+
+    /// A response as it was answered.
+    pub(super) fn object(&self, id: &str, client: &str) -> Option<Value> {
+        Some(self.of(id, client)?.object.clone())
+    }
+
+    /// What was said up to and with a response.
+    pub(super) fn conversation(&self, id: &str, client: &str) -> Option<Vec<Message>> {
+        Some(self.of(id, client)?.conversation.clone())
+    }
+
+    /// Deletes a response. Says whether there was one.
+    pub(super) fn delete(&mut self, id: &str, client: &str) -> bool {
+        let there = self.of(id, client).is_some();
+        if there {
+            self.forget(id);
+            self.order.retain(|kept| kept != id);
+        }
+        there
+    }
+
+    fn forget(&mut self, id: &str) {
+        if let Some(entry) = self.entries.remove(id) {
+            self.bytes -= entry.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(bytes: usize) -> Vec<Message> {
+        vec![Message {
+            role: "user".to_owned(),
+            content: "x".repeat(bytes),
+        }]
+    }
+
+    #[test]
+    fn a_client_sees_its_own_only() {
+        let mut store = Store::default();
+        store.keep("a", "uid-1", json!({"id": "a"}), said(3));
+        assert_eq!(store.object("a", "uid-1"), Some(json!({"id": "a"})));
+        assert_eq!(store.conversation("a", "uid-1"), Some(said(3)));
+        assert_eq!(store.object("a", "uid-2"), None);
+        assert!(!store.delete("a", "uid-2"));
+        assert!(store.delete("a", "uid-1"));
+        assert!(!store.delete("a", "uid-1"));
+        assert_eq!((store.bytes, store.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn number_and_bytes_are_bounded_and_the_oldest_goes_first() {
+        let mut store = Store::default();
+        for index in 0..RESPONSES_MAX + 5 {
+            store.keep(&index.to_string(), "c", json!({}), said(1));
+        }
+        assert_eq!(store.entries.len(), RESPONSES_MAX);
+        assert!(store.object("4", "c").is_none() && store.object("5", "c").is_some());
+        for index in 0..20 {
+            store.keep(&format!("big-{index}"), "c", json!({}), said(1 << 20));
+            assert!(store.bytes <= RESPONSES_BYTES_MAX);
+        }
+        assert!(store.object("big-19", "c").is_some());
+        assert!(store.object("big-5", "c").is_none());
+        store.keep("huge", "c", json!({}), said(RESPONSES_BYTES_MAX));
+        assert!(store.object("huge", "c").is_none());
+        assert!(store.object("big-19", "c").is_some(), "nothing gave way");
+    }
+}
