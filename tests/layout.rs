@@ -368,7 +368,11 @@ fn crate_root_folder(path: &str) -> Option<&str> {
             .is_some_and(|bin| !bin.contains('/') || bin.ends_with("/main.rs"));
     let test_root = matches!(
         path,
-        "tests/layout.rs" | "tests/identity.rs" | "tests/hostile.rs" | "tests/it/main.rs"
+        "tests/layout.rs"
+            | "tests/identity.rs"
+            | "tests/hostile.rs"
+            | "tests/mutation.rs"
+            | "tests/it/main.rs"
     );
     (root && path.contains("/src/") || test_root).then_some(folder)
 }

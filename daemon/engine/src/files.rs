@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 /// The mapped files of a model, in order.
 #[derive(Debug)]
 pub struct Files {
+    /// The one that was asked for.
+    path: PathBuf,
     paths: Vec<PathBuf>,
     maps: Vec<Mapping>,
 }
@@ -40,7 +42,33 @@ impl Files {
             })
         };
         let maps = paths.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Files { paths, maps })
+        Ok(Files {
+            path: path.to_owned(),
+            paths,
+            maps,
+        })
+    }
+
+    /// The bytes of a file that is nowhere; `name` stands for its path.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`] if there are no bytes, or is no memory for a copy of them.
+    pub fn of_bytes(name: &Path, bytes: &[u8]) -> Result<Files, LoadError> {
+        let map = Mapping::copy(bytes).map_err(|source| LoadError::Open {
+            path: name.to_owned(),
+            source,
+        })?;
+        Ok(Files {
+            path: name.to_owned(),
+            paths: vec![name.to_owned()],
+            maps: vec![map],
+        })
+    }
+
+    /// The path that was asked for.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What is in the files, checked.

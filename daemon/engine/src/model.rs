@@ -142,6 +142,11 @@ pub enum LoadError {
     },
 }
 
+/// See [`Model::heap_bytes_max`]: what a file of a few bytes may take.
+const HEAP_BYTES_BASE: usize = 64 << 20;
+/// See [`Model::heap_bytes_max`]: what each byte may take.
+const HEAP_BYTES_PER_BYTE: usize = 16;
+
 impl Model {
     /// Maps and checks the GGUF file at `path`. If the model is split into several files, `path` is any of them.
     ///
@@ -156,8 +161,16 @@ impl Model {
     /// # Errors
     /// [`LoadError`], which names the file and what is wrong with it.
     pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
+        Self::from_files(Files::open(path)?, options)
+    }
+
+    /// [`Model::load_with`] of files that are mapped already.
+    ///
+    /// # Errors
+    /// [`LoadError`], which names the file and what is wrong with it.
+    pub fn from_files(files: Files, options: &LoadOptions) -> Result<Model, LoadError> {
+        let path = files.path();
         let owned = || path.to_owned();
-        let files = Files::open(path)?;
         let gguf = files.gguf()?;
         let weights = |source| LoadError::Weights {
             path: owned(),
@@ -231,6 +244,16 @@ impl Model {
             tokenizer,
             chat_template,
         })
+    }
+
+    /// The most heap that loading a file may take at once, for so many bytes of metadata, tensor directory and vectors
+    /// (the weights with one dimension, which are copied out). Matrices stay in the file and take none.
+    ///
+    /// What has a bound of its own and may take many times its size (special tokens, the chat template) is in the part
+    /// that every file may take; the rest grows with the file, the most of it vectors of two bits an element.
+    #[must_use]
+    pub const fn heap_bytes_max(bytes: usize) -> usize {
+        HEAP_BYTES_BASE.saturating_add(bytes.saturating_mul(HEAP_BYTES_PER_BYTE))
     }
 
     /// What is to be known of the model.

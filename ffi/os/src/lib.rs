@@ -4,6 +4,7 @@
 //! map) is said where it matters.
 
 mod fault;
+pub mod heap;
 mod map;
 mod pool;
 

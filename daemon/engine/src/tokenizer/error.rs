@@ -149,7 +149,23 @@ pub enum TokenizerError {
         /// The key that should say which.
         missing: &'static str,
     },
-    /// The special tokens are too many or too long to search for.
+    /// The special tokens are too many to search for.
+    #[error("{count} of the tokens are special; at most {max} are taken")]
+    SpecialTokensCount {
+        /// Special tokens.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The special tokens are too many and too long to search for.
+    #[error("the special tokens have {states} different beginnings; at most {max} are taken")]
+    SpecialTokensSize {
+        /// Beginnings, the whole tokens included.
+        states: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The special tokens cannot be searched for.
     #[error("the special tokens cannot be searched for: {message}")]
     SpecialTokens {
         /// What went wrong.

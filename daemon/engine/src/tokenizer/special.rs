@@ -12,6 +12,30 @@ use super::Special;
 use super::error::TokenizerError;
 use super::vocabulary::{Kind, SpecialText};
 
+/// Special tokens. Vocabularies of images and sounds have up to 65,536; the time to build a searcher grows with the
+/// square, and is half a second for as many as this.
+const SPECIAL_COUNT_MAX: usize = 1 << 17;
+/// Beginnings of special tokens, each of which takes some 60 bytes while the searchers are built. Numbered tokens share
+/// theirs: there are some four for each token.
+const STATES_MAX: usize = 1 << 19;
+
+/// Different beginnings of the special tokens, the whole ones included.
+fn states(special: &[SpecialText]) -> usize {
+    let mut texts: Vec<&[u8]> = special.iter().map(|token| token.text.as_bytes()).collect();
+    texts.sort_unstable();
+    let mut previous: &[u8] = &[];
+    let mut states = 0_usize;
+    for text in texts {
+        let shared = text
+            .iter()
+            .zip(previous)
+            .take_while(|(one, other)| one == other);
+        states += text.len() - shared.count();
+        previous = text;
+    }
+    states
+}
+
 /// A piece of a text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part<'t> {
@@ -49,6 +73,8 @@ impl Searcher {
         }
         let automaton = AhoCorasickBuilder::new()
             .match_kind(MatchKind::LeftmostLongest)
+            // Tables take a kilobyte a state; the one of the first state is worth it.
+            .dense_depth(1)
             // A table of all transitions would take a kilobyte a state.
             .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(special.map(|token| token.text.as_bytes()))
@@ -71,6 +97,19 @@ impl SpecialTokens {
         special: &[SpecialText],
         strip: impl Fn(&SpecialText) -> Strip + Copy,
     ) -> Result<Self, TokenizerError> {
+        if special.len() > SPECIAL_COUNT_MAX {
+            return Err(TokenizerError::SpecialTokensCount {
+                count: special.len(),
+                max: SPECIAL_COUNT_MAX,
+            });
+        }
+        let states = states(special);
+        if states > STATES_MAX {
+            return Err(TokenizerError::SpecialTokensSize {
+                states,
+                max: STATES_MAX,
+            });
+        }
         let user_defined = |token: &&SpecialText| token.kind == Kind::UserDefined;
         Ok(Self {
             all: Searcher::new(special.iter(), strip)?,
