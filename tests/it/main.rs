@@ -6,6 +6,7 @@ mod andonctl;
 mod hostile;
 mod http;
 mod lifecycle;
+mod models;
 mod mqtt;
 mod openai;
 mod wire;

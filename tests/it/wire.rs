@@ -98,7 +98,7 @@ impl Client {
             ServerFrame::Cancelled(cancelled) => {
                 Got::Cancelled(cancelled.id.as_str().to_owned(), cancelled.found)
             }
-            ServerFrame::Status(_) | ServerFrame::Models(_) => Got::Other,
+            _ => Got::Other,
         })
     }
 

@@ -30,6 +30,7 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub struct Builder {
     model: Option<PathBuf>,
+    kept: Option<String>,
     programs: Option<PathBuf>,
     config: Table,
 }
@@ -39,6 +40,13 @@ impl Builder {
     #[must_use]
     pub fn model(mut self, path: &Path) -> Builder {
         self.model = Some(path.to_path_buf());
+        self
+    }
+
+    /// Serves the model that the daemon keeps under this name, once there is one.
+    #[must_use]
+    pub fn kept(mut self, name: &str) -> Builder {
+        self.kept = Some(name.to_owned());
         self
     }
 
@@ -80,17 +88,20 @@ impl Builder {
     pub fn spawn(self) -> io::Result<Daemon> {
         let folder = tempfile::Builder::new().prefix("andon-").tempdir()?;
         let at = |name: &str| Value::String(folder.path().join(name).display().to_string());
-        let model = if let Some(path) = &self.model {
-            path.clone()
+        let (key, model) = if let Some(name) = &self.kept {
+            ("name", name.clone())
+        } else if let Some(path) = &self.model {
+            ("path", path.display().to_string())
         } else {
             let path = folder.path().join("tiny.gguf");
             TinyModel::default().write(&path)?;
-            path
+            ("path", path.display().to_string())
         };
         let mut config = Table::new();
         for (section, key, value) in [
             ("gateway", "name", Value::String("test".to_owned())),
-            ("model", "path", Value::String(model.display().to_string())),
+            ("model", key, Value::String(model)),
+            ("models", "dir", at("models")),
             ("http", "socket", at("andon.sock")),
             ("wire", "socket", at("wire.sock")),
         ] {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use andon_wire::{Egress, ModelName, Priority, RequestId, Sampling, TaskName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::models::{BundleCommand, PullOptions};
+use self::models::{BundleCommand, ModelCommand, PullOptions};
 
 const EXIT_STATUS: &str = "Exit status:
   0  done; also when the reader of the output went away
@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// Show the models that are served.
     Models(ModelsOptions),
+    /// Look after the models that the daemon keeps: add, list, show, remove, verify.
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Get a model from the Hugging Face hub or a mirror of it.
     ///
     /// A download that broke off is continued by the same command. What comes is compared with the hub's

@@ -130,6 +130,20 @@ pub(crate) fn send(stream: &mut UnixStream, frame: &ClientFrame<'_>) -> Result<(
         .map_err(|error| Failure::Lost(error.to_string()))
 }
 
+/// Sends one frame, encoded into a buffer of the caller's: for many frames after one another.
+pub(crate) fn write(
+    stream: &mut UnixStream,
+    frame: &ClientFrame<'_>,
+    buffer: &mut [u8],
+) -> Result<(), Failure> {
+    let bytes = frame
+        .encode(buffer)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    stream
+        .write_all(bytes)
+        .map_err(|error| Failure::Lost(error.to_string()))
+}
+
 /// The daemon sent a frame that answers nothing.
 pub(crate) fn unexpected(what: &str) -> Failure {
     Failure::Lost(format!("an answer to the {what} came that is none"))

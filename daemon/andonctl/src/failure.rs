@@ -181,6 +181,8 @@ impl Refusal {
             ErrorCode::UnsupportedVersion => "andonctl and andond must be of the same release",
             ErrorCode::DeadlineExceeded => "allow more time with --deadline-ms",
             ErrorCode::Busy | ErrorCode::Unavailable => "try again in a moment",
+            ErrorCode::Conflict => "`andonctl model ls` shows those that are kept",
+            ErrorCode::NoSpace => "`andonctl model rm` makes room",
             ErrorCode::Internal => "`journalctl -u andond` may say more",
             _ => return None,
         };

@@ -1,5 +1,5 @@
-//! `andonctl`: asks a running `andond` over its compact socket and shows the answer; and gets and packs
-//! models.
+//! `andonctl`: asks a running `andond` over its compact socket and shows the answer; and gets, packs and
+//! hands over models.
 //!
 //! One request, one connection, no runtime: a command connects, says hello, sends a frame and
 //! reads what comes back. What the program knows of the daemon is what `andon-wire` says. `pull` and
@@ -18,6 +18,7 @@ mod digest;
 mod failure;
 mod gguf;
 mod interrupt;
+mod model;
 mod output;
 mod parcel;
 mod progress;
@@ -49,6 +50,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Chat(options) => chat::run(socket, &options, output),
         Command::Status(options) => report::status(socket, &options, output),
         Command::Models(options) => report::models(socket, &options, output),
+        Command::Model(command) => model::run(socket, &command, output),
         Command::Pull(options) => pull::run(&options, output),
         Command::Bundle(command) => bundle::run(command, output),
         Command::Cancel(options) => report::cancel(socket, &options),

@@ -47,6 +47,11 @@ impl Progress {
         self.0.inc(bytes);
     }
 
+    /// What is being done now.
+    pub(crate) fn now(&self, what: &str) {
+        self.0.set_message(printable(what).into_owned());
+    }
+
     /// A line above the bar; on standard error in any case.
     pub(crate) fn say(&self, line: &str) {
         let line = format!("andonctl: {}", printable(line));

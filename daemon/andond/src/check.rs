@@ -4,12 +4,29 @@ use andon_engine::LoadError;
 use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 
 use crate::config::{Config, Problems};
+use crate::registry::{self, Registry};
 use crate::task::Tasks;
 
 /// Adds what stands in the way of serving this configuration on this machine.
 pub fn environment(config: &Config, problems: &mut Problems) {
-    if !config.model.path.as_os_str().is_empty() {
-        match andon_engine::Model::load_with(&config.model.path, &config.model.load_options()) {
+    let registry = Registry::new(config.models.clone(), None);
+    let served = (!config.model.is_kept() || config.model.name.is_some())
+        .then(|| registry::served(config, &registry));
+    let tasks = match &served {
+        Some(Ok(served)) => &served.tasks,
+        _ => &config.task,
+    };
+    if let Err(found) = Tasks::new(tasks) {
+        problems.extend(found);
+    }
+    match served {
+        None => {}
+        Some(Err(error)) => problems.add(
+            "model.name",
+            error.to_string(),
+            "`andonctl model add` adds models, `andonctl model ls` shows them",
+        ),
+        Some(Ok(served)) => match andon_engine::Model::load_with(&served.path, &served.options) {
             Err(LoadError::Tokenizer {
                 source: source @ TokenizerError::UnknownPreTokenizer { .. },
                 ..
@@ -37,7 +54,7 @@ pub fn environment(config: &Config, problems: &mut Problems) {
                     );
                 }
             }
-        }
+        },
     }
     if let Err(error) = crate::worker::check_isa(config) {
         problems.add(
@@ -46,8 +63,14 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             "leave it out to take the best there is",
         );
     }
-    if let Err(found) = Tasks::new(&config.task) {
-        problems.extend(found);
+    for name in &config.models.admin_groups {
+        if !matches!(nix::unistd::Group::from_name(name), Ok(Some(_))) {
+            problems.add(
+                "models.admin-groups",
+                format!("there is no group {name}"),
+                "create it or leave it out",
+            );
+        }
     }
     let groups = [
         ("http.socket-group", &config.http.socket_group),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerHandle;
 
@@ -18,6 +19,8 @@ use crate::worker::WorkerHandle;
 pub struct Context {
     /// The checked configuration.
     pub config: Arc<Config>,
+    /// The models that are kept.
+    pub registry: Arc<Registry>,
     /// Where requests go.
     pub worker: WorkerHandle,
     /// What is counted.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, http::parse_mode};
 use crate::frontend::{self, Context};
+use crate::registry::Registry;
 use crate::socket::{Socket, SocketError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -110,15 +111,23 @@ fn bind(config: &Config) -> Result<Bound, Failure> {
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
 pub fn run(config: Config) -> Result<(), Failure> {
-    let tasks =
-        Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
+    Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
     let bound = bind(&config)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
-    let worker = WorkerHandle::start(Arc::clone(&config), tasks, Arc::clone(&telemetry))
-        .map_err(runtime("cannot start the worker"))?;
+    let active = config.model.is_kept().then(|| config.model.name());
+    let registry = Registry::new(config.models.clone(), active);
+    // After the sockets: nobody else can be adding models for this daemon now.
+    registry.start();
+    let worker = WorkerHandle::start(
+        Arc::clone(&config),
+        Arc::clone(&registry),
+        Arc::clone(&telemetry),
+    )
+    .map_err(runtime("cannot start the worker"))?;
     let context = Context {
         config,
+        registry,
         worker,
         telemetry,
         stopping: CancellationToken::new(),
@@ -210,6 +219,11 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
             // Going on lets clients and monitoring read why; a new start may find the same file.
             WorkerState::Broken(why) => {
                 notify(&[NotifyState::Status(&format!("not serving: {why}"))]);
+            }
+            // The unit is up, so that a model can be added; what asks for an answer is told to wait.
+            WorkerState::Waiting(why) => {
+                tracing::warn!("{why}");
+                notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
             }
             WorkerState::Loading | WorkerState::Stopping => {}
         }

@@ -25,8 +25,10 @@ use andon_policy::queue::{self, Waiting};
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase, Queued};
+use self::load::LoadFailure;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
+use crate::registry::{self, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Priority, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -42,6 +44,8 @@ pub use job::{
 const PLACES_FOR_ALARMS: usize = 1;
 /// An eighth of the queue is kept for alarms.
 const QUEUE_SHARE_FOR_ALARMS: usize = 8;
+/// How often a stop is looked for while the model is not there.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A pass over the largest batch of a large model on a small machine takes a few seconds.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -50,6 +54,8 @@ const STALL: Duration = Duration::from_secs(60);
 pub enum WorkerState {
     /// The model is being mapped and tried.
     Loading,
+    /// The model to serve is not kept here yet; the text says what to do. It is loaded once it is added.
+    Waiting(String),
     /// A real token has been decoded; requests are taken.
     Ready,
     /// The daemon stops; nothing new is taken.
@@ -101,7 +107,9 @@ pub struct WorkerHandle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     config: Arc<Config>,
-    tasks: Tasks,
+    registry: Arc<Registry>,
+    /// Known once the model is.
+    tasks: OnceLock<Tasks>,
     telemetry: Arc<Telemetry>,
     state: watch::Sender<WorkerState>,
     /// Becomes true when the worker's threads are done.
@@ -252,14 +260,15 @@ impl WorkerHandle {
     /// What the system says when it has no thread to give.
     pub fn start(
         config: Arc<Config>,
-        tasks: Tasks,
+        registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<WorkerHandle> {
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             config,
-            tasks,
+            registry,
+            tasks: OnceLock::new(),
             telemetry,
             state,
             ended,
@@ -365,6 +374,12 @@ impl WorkerHandle {
         drop(self.shared.ended.subscribe().wait_for(|ended| *ended).await);
     }
 
+    /// Names of the tasks that can be asked, once the model is there that answers them.
+    pub fn tasks(&self) -> Vec<String> {
+        let tasks = self.shared.tasks.get();
+        tasks.map_or_else(Vec::new, |tasks| tasks.names().map(str::to_owned).collect())
+    }
+
     /// Whether a [`WorkerState::Failed`] is the configuration's or the model file's fault.
     pub fn operator_at_fault(&self) -> bool {
         self.shared
@@ -396,18 +411,22 @@ impl Drop for AbortOnPanic {
 
 /// The worker thread's whole life.
 fn serve(shared: &Arc<Shared>) {
-    let began = Instant::now();
-    let loaded = match load::load(&shared.config) {
-        Ok(loaded) => loaded,
-        Err(failure) => {
-            shared.operator_at_fault.get_or_init(|| failure.operator);
-            shared.board().phase = Phase::Failed;
-            shared
-                .state
-                .send_replace(WorkerState::Failed(failure.message));
-            return;
-        }
+    let served = match find(shared) {
+        Ok(Some(served)) => served,
+        Ok(None) => return,
+        Err(failure) => return shared.failed(failure),
     };
+    let began = Instant::now();
+    let loaded = match load::load(&shared.config, &served) {
+        Ok(loaded) => loaded,
+        Err(failure) => return shared.failed(failure),
+    };
+    match Tasks::new(&served.tasks) {
+        Ok(tasks) => {
+            shared.tasks.get_or_init(|| tasks);
+        }
+        Err(problems) => return shared.failed(LoadFailure::operator(&problems)),
+    }
     let context_tokens_max = loaded.facts.context_tokens_max;
     tracing::info!(
         model = loaded.facts.name,
@@ -446,7 +465,50 @@ fn serve(shared: &Arc<Shared>) {
     });
 }
 
+/// What is to be served. Where that is a model which is not kept here yet, waits until it is added: on a new
+/// gateway the daemon has to run so that it can be. `None` when the daemon stops meanwhile.
+fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
+    loop {
+        match registry::served(&shared.config, &shared.registry) {
+            Ok(served) => return Ok(Some(served)),
+            Err(RegistryError::Unknown(name)) => {
+                let why = format!(
+                    "no model {name} is kept here; `andonctl model add --name {name} FILE` adds it"
+                );
+                if shared.board().phase != Phase::Loading {
+                    return Ok(None);
+                }
+                let waiting = WorkerState::Waiting(why);
+                shared.state.send_if_modified(|state| {
+                    let changed = *state == WorkerState::Loading;
+                    if changed {
+                        *state = waiting;
+                    }
+                    changed
+                });
+                shared.registry.wait(LOOK_AGAIN);
+            }
+            Err(error) => return Err(LoadFailure::operator(&error)),
+        }
+    }
+}
+
 impl Shared {
+    fn failed(&self, failure: LoadFailure) {
+        self.operator_at_fault.get_or_init(|| failure.operator);
+        self.board().phase = Phase::Failed;
+        self.state
+            .send_replace(WorkerState::Failed(failure.message));
+    }
+
+    /// The tasks, once the model is there that answers them.
+    fn tasks(&self) -> Result<&Tasks, Fault> {
+        self.tasks.get().ok_or_else(|| {
+            Fault::new(FaultCode::Unavailable, "the model is not loaded yet")
+                .retry_after(Duration::from_secs(1))
+        })
+    }
+
     fn admit(&self, request: Request) -> Result<Arc<job::Mailbox>, Fault> {
         request.check(&self.config.limits)?;
         if let Some(name) = &request.model
@@ -471,7 +533,7 @@ impl Shared {
         let submitted = Instant::now();
         let (mut priority, mut deadline) = (None, None);
         if let Input::Task { name, .. } = &request.input {
-            let Some(defaults) = self.tasks.defaults(name) else {
+            let Some(defaults) = self.tasks()?.defaults(name) else {
                 return Err(Fault::new(
                     FaultCode::UnknownTask,
                     "no task of this name is configured",

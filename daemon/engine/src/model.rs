@@ -33,6 +33,8 @@ enum Graph {
 pub struct LoadOptions {
     /// The pre-tokenizer, in place of the one that `tokenizer.ggml.pre` names.
     pub pre_tokenizer: Option<String>,
+    /// The chat template, in place of `tokenizer.chat_template`.
+    pub chat_template: Option<String>,
 }
 
 impl LoadOptions {
@@ -40,6 +42,13 @@ impl LoadOptions {
     #[must_use]
     pub fn with_pre_tokenizer(mut self, name: Option<String>) -> Self {
         self.pre_tokenizer = name;
+        self
+    }
+
+    /// These options with another chat template; `None` takes the file's.
+    #[must_use]
+    pub fn with_chat_template(mut self, source: Option<String>) -> Self {
+        self.chat_template = source;
         self
     }
 }
@@ -197,11 +206,13 @@ impl Model {
                 rows,
             });
         }
-        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|source| {
-            LoadError::ChatTemplate {
-                path: owned(),
-                source,
-            }
+        let chat_template = match &options.chat_template {
+            Some(source) => ChatTemplate::for_tokenizer(source, &tokenizer).map(Some),
+            None => ChatTemplate::from_gguf(&gguf, &tokenizer),
+        };
+        let chat_template = chat_template.map_err(|source| LoadError::ChatTemplate {
+            path: owned(),
+            source,
         })?;
         let file_name = || {
             path.file_stem()

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
+use crate::model::{
+    AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
+    StoredModel,
+};
 use crate::name::RequestId;
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
 use crate::status::Status;
@@ -61,6 +65,13 @@ pub enum ClientFrame<'a> {
     Status,
     /// Asks for the models; answered by [`ServerFrame::Models`].
     Models,
+    /// Adds a model; answered by [`ServerFrame::AddReady`] or a fault.
+    AddModel(AddModel<'a>),
+    /// Bytes of the model that is being added; not answered.
+    ModelData(ModelData<'a>),
+    /// Does something with the models that are kept; [`crate::ModelAction`] says how each is
+    /// answered.
+    ModelTask(ModelTask),
 }
 
 /// What a server sends.
@@ -85,6 +96,18 @@ pub enum ServerFrame<'a> {
     Models(Models<'a>),
     /// The outcome of a cancel.
     Cancelled(Cancelled),
+    /// The bytes of a model may be sent.
+    AddReady(AddReady),
+    /// An operation on a model goes on.
+    ModelProgress(ModelProgress),
+    /// A model is registered.
+    ModelAdded(ModelAdded),
+    /// One of the models that are kept.
+    StoredModel(StoredModel<'a>),
+    /// A piece of a model's manifest.
+    ModelText(ModelText<'a>),
+    /// An operation on models is done.
+    ModelDone(ModelDone),
 }
 
 /// Why a frame could not be encoded.

@@ -17,6 +17,7 @@ pub mod topic;
 
 mod ask;
 mod frame;
+mod model;
 mod name;
 mod reader;
 mod reply;
@@ -30,6 +31,10 @@ pub use frame::{
     CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,
     ServerFrame, checksum, payload_bytes, unseal,
 };
+pub use model::{
+    AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
+    ModelStage, ModelTask, ModelText, StoredModel,
+};
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
 pub use reader::{FrameReader, ReadError};
 pub use reply::{
@@ -42,4 +47,4 @@ pub use status::{
 };
 
 /// Version of the protocol that this crate speaks. A change of any frame's bytes raises it.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;

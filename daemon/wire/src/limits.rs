@@ -49,6 +49,10 @@ pub const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
 /// Most bytes in a model's manifest.
 pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 
+/// Most bytes of a model in one frame: large enough that framing costs little, small enough that a
+/// few of them waiting for the disk do not matter.
+pub const MODEL_DATA_BYTES_MAX: usize = 256 * 1024;
+
 /// Most files of one model. The largest models of today come in some fifty parts.
 pub const MEMBERS_MAX: usize = 128;
 

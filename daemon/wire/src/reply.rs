@@ -183,11 +183,17 @@ pub enum ErrorCode {
     Unavailable,
     /// The daemon failed; its journal says more.
     Internal,
+    /// The model is damaged, or none that this daemon can serve.
+    Rejected,
+    /// There is another model of that name, or it is in use.
+    Conflict,
+    /// The daemon's disk has no room for it.
+    NoSpace,
 }
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidRequest,
         Self::TooLarge,
         Self::UnsupportedVersion,
@@ -202,6 +208,9 @@ impl ErrorCode {
         Self::Cancelled,
         Self::Unavailable,
         Self::Internal,
+        Self::Rejected,
+        Self::Conflict,
+        Self::NoSpace,
     ];
 
     /// The word for this code in JSON, logs and metrics.
@@ -222,6 +231,9 @@ impl ErrorCode {
             Self::Cancelled => "cancelled",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
+            Self::Rejected => "rejected",
+            Self::Conflict => "conflict",
+            Self::NoSpace => "no_space",
         }
     }
 

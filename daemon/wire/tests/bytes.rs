@@ -3,15 +3,17 @@
 #![forbid(unsafe_code)]
 
 use andon_wire::limits::{
-    CHUNK_TEXT_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, LABEL_BYTES_MAX, MODELS_MAX,
-    SERVER_FRAME_BYTES_MAX,
+    CHUNK_TEXT_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, LABEL_BYTES_MAX,
+    MANIFEST_BYTES_MAX, MODEL_DATA_BYTES_MAX, MODELS_MAX, SERVER_FRAME_BYTES_MAX,
 };
+use andon_wire::manifest::Digest;
 use andon_wire::{
-    Accepted, Ask, Cancel, Cancelled, Chunk, ClientFrame, Done, Egress, ErrorCode, Fault, Finish,
-    HEADER_BYTES, Hello, Input, Message, ModelEntry, ModelName, ModelStatus, Models, MqttLink,
-    MqttStatus, Origin, Priority, QueueStatus, Readiness, RequestCounters, RequestId, Role,
-    Sampling, ServerFrame, Speed, Status, TaskName, Timings, TokenCounters, Usage, Welcome,
-    checksum,
+    Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, Done, Egress,
+    ErrorCode, Fault, Finish, HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded,
+    ModelData, ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask,
+    ModelText, Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus,
+    Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredModel,
+    TaskName, Timings, TokenCounters, Usage, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -60,12 +62,12 @@ fn whole_frames() {
     // The checksums are those of Python's zlib.crc32.
     let mut buffer = [0; 64];
     let hello = ClientFrame::Hello(Hello {
-        version: 1,
+        version: PROTOCOL_VERSION,
         software: "c 1",
     });
     assert_eq!(
         hello.encode(&mut buffer).unwrap(),
-        b"\x0a\0\0\0\x00\x01\x03c 1\x1c\x76\xdc\x10"
+        b"\x0a\0\0\0\x00\x02\x03c 1\xcc\x0c\x7c\x57"
     );
     assert_eq!(
         ClientFrame::Status.encode(&mut buffer).unwrap(),
@@ -77,10 +79,10 @@ fn whole_frames() {
 fn client_frames() {
     client(
         &ClientFrame::Hello(Hello {
-            version: 1,
+            version: PROTOCOL_VERSION,
             software: "andonctl 0.1.0",
         }),
-        &[b"\x00", b"\x01", b"\x0eandonctl 0.1.0"],
+        &[b"\x00", b"\x02", b"\x0eandonctl 0.1.0"],
     );
     client(
         &ClientFrame::Ask(Ask::new(id("17"), Input::Prompt("Hello"))),
@@ -183,10 +185,129 @@ fn client_frames() {
 }
 
 #[test]
+fn frames_about_models_that_are_kept() {
+    client(
+        &ClientFrame::AddModel(AddModel {
+            id: id("1"),
+            name: Some(model("m")),
+            manifest: "{}",
+        }),
+        &[b"\x05", b"\x011", b"\x01\x01m", b"\x02{}"],
+    );
+    client(
+        &ClientFrame::ModelData(ModelData {
+            id: id("1"),
+            bytes: Bytes(b"GGUF\xff"),
+        }),
+        &[b"\x06", b"\x011", b"\x05GGUF\xff"],
+    );
+    for (action, bytes) in [
+        (ModelAction::List, &b"\x00"[..]),
+        (ModelAction::Show(model("m")), b"\x01\x01m"),
+        (ModelAction::Remove(model("m")), b"\x02\x01m"),
+        (ModelAction::Verify(model("m")), b"\x03\x01m"),
+    ] {
+        let task = ModelTask {
+            id: id("1"),
+            action,
+        };
+        client(&ClientFrame::ModelTask(task), &[b"\x07", b"\x011", bytes]);
+    }
+    server(
+        &ServerFrame::AddReady(AddReady {
+            id: id("1"),
+            weights: true,
+        }),
+        &[b"\x08", b"\x011", b"\x01"],
+    );
+    server(
+        &ServerFrame::ModelProgress(ModelProgress {
+            id: id("1"),
+            stage: ModelStage::Testing,
+            bytes: 1,
+            bytes_total: 300,
+        }),
+        &[b"\x09", b"\x011", b"\x02", b"\x01", b"\xac\x02"],
+    );
+    server(
+        &ServerFrame::ModelAdded(ModelAdded {
+            id: id("1"),
+            name: model("m"),
+            bytes: 300,
+            present: false,
+        }),
+        &[b"\x0a", b"\x011", b"\x01m", b"\xac\x02", b"\x00"],
+    );
+    server(
+        &ServerFrame::StoredModel(StoredModel {
+            id: id("1"),
+            name: model("m"),
+            architecture: "llama",
+            quantization: "Q4_1",
+            license: "",
+            bytes: 300,
+            added_s: 1,
+            sha256: Digest([0xab; 32]),
+            active: true,
+        }),
+        &[
+            b"\x0b",
+            b"\x011",
+            b"\x01m",
+            b"\x05llama",
+            b"\x04Q4_1",
+            b"\x00",
+            b"\xac\x02",
+            b"\x01",
+            b"\x40",
+            "ab".repeat(32).as_bytes(),
+            b"\x01",
+        ],
+    );
+    server(
+        &ServerFrame::ModelText(ModelText {
+            id: id("1"),
+            text: "{}",
+        }),
+        &[b"\x0c", b"\x011", b"\x02{}"],
+    );
+    server(
+        &ServerFrame::ModelDone(ModelDone {
+            id: id("1"),
+            count: 2,
+        }),
+        &[b"\x0d", b"\x011", b"\x02"],
+    );
+}
+
+/// A client sends the largest pieces of a model, and a manifest, in frames that a server takes.
+#[test]
+fn the_largest_frames_about_models_fit() {
+    let data = vec![0xff; MODEL_DATA_BYTES_MAX];
+    let manifest = "m".repeat(MANIFEST_BYTES_MAX);
+    let longest_id = id(&"i".repeat(RequestId::BYTES_MAX));
+    for frame in [
+        ClientFrame::ModelData(ModelData {
+            id: longest_id.clone(),
+            bytes: Bytes(&data),
+        }),
+        ClientFrame::AddModel(AddModel {
+            id: longest_id,
+            name: Some(model(&"m".repeat(ModelName::BYTES_MAX))),
+            manifest: &manifest,
+        }),
+    ] {
+        let mut buffer = vec![0; HEADER_BYTES + CLIENT_FRAME_BYTES_MAX];
+        let bytes = frame.encode(&mut buffer).unwrap();
+        assert_eq!(ClientFrame::decode(&bytes[HEADER_BYTES..]).unwrap(), frame);
+    }
+}
+
+#[test]
 fn server_frames() {
     server(
         &ServerFrame::Welcome(Welcome {
-            version: 1,
+            version: PROTOCOL_VERSION,
             software: "andond 0.1.0",
             gateway: "gw1",
             frame_bytes_max: 589_824,
@@ -194,7 +315,7 @@ fn server_frames() {
         }),
         &[
             b"\x00",
-            b"\x01",
+            b"\x02",
             b"\x0candond 0.1.0",
             b"\x03gw1",
             b"\x80\x80\x24",
@@ -410,6 +531,9 @@ fn numbers_of_variants() {
             (11, "cancelled"),
             (12, "unavailable"),
             (13, "internal"),
+            (14, "rejected"),
+            (15, "conflict"),
+            (16, "no_space"),
         ]
     );
 }

@@ -195,9 +195,9 @@ fn bytes_after_the_value_are_refused() {
 
 #[test]
 fn another_version_is_told_whatever_follows_it() {
-    for (tail, version) in [(&[][..], 2), (b"\xff\xff\xff", 300)] {
+    for (tail, version) in [(&[][..], 3), (b"\xff\xff\xff", 300)] {
         let mut value = vec![0];
-        value.extend_from_slice(if version == 2 { &[2] } else { &[0xac, 0x02] });
+        value.extend_from_slice(if version == 3 { &[3] } else { &[0xac, 0x02] });
         value.extend_from_slice(tail);
         let frame = seal(&value);
         let payload = &frame[HEADER_BYTES..];
@@ -216,17 +216,17 @@ fn another_version_is_told_whatever_follows_it() {
 fn values_outside_their_limits_are_refused() {
     for (value, malformed) in [
         // No such variant.
-        (&[5][..], Malformed::Value),
+        (&[8][..], Malformed::Value),
         // A version that runs on.
         (&[0, 0xff, 0xff, 0xff, 0xff], Malformed::Number),
         // A program's name that is no UTF-8.
-        (&[0, 1, 1, 0xff], Malformed::Text),
+        (&[0, 2, 1, 0xff], Malformed::Text),
         // A cancel whose id is empty.
         (&[2, 0], Malformed::Value),
         // A cancel whose id holds a wildcard.
         (&[2, 2, b'a', b'#'], Malformed::Value),
         // A text said to be longer than the frame.
-        (&[0, 1, 0xff, 0x7f, b'a'], Malformed::Ended),
+        (&[0, 2, 0xff, 0x7f, b'a'], Malformed::Ended),
     ] {
         let frame = seal(value);
         assert_eq!(

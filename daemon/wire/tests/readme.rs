@@ -62,6 +62,8 @@ fn the_sizes_stated_are_those_of_the_crate() {
         limits::INPUT_BYTES_MAX,
         limits::CHUNK_TEXT_BYTES_MAX,
         limits::FAULT_MESSAGE_BYTES_MAX,
+        limits::MANIFEST_BYTES_MAX,
+        limits::MODEL_DATA_BYTES_MAX,
     ] {
         assert!(README.contains(&spaced(number)), "{number}");
     }

@@ -130,3 +130,44 @@ pub(crate) struct BundleRead {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Hand a model over to the daemon, which checks, tries and registers it.
+    ///
+    /// To serve it, write its name into [model] of andond.toml and restart andond.
+    Add(ModelAdd),
+    /// List the models that the daemon keeps.
+    Ls(ModelLs),
+    /// Show one.
+    Show(ModelNamed),
+    /// Remove one that is not being served.
+    Rm(ModelNamed),
+    /// Compare one with its digests.
+    Verify(ModelNamed),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelAdd {
+    /// A GGUF file (of a split model, any part), a bundle, or a folder as `bundle create` takes it.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+
+    /// The name to register it under, instead of its own.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<StoredName>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelLs {
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelNamed {
+    /// The model's name.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: StoredName,
+}

@@ -11,6 +11,7 @@ pub mod http;
 pub mod limits;
 pub mod log;
 pub mod model;
+pub mod models;
 pub mod mqtt;
 mod problem;
 mod read;
@@ -38,6 +39,8 @@ pub struct Config {
     pub gateway: gateway::GatewayConfig,
     /// `[model]`
     pub model: model::ModelConfig,
+    /// `[models]`
+    pub models: models::ModelsConfig,
     /// `[engine]`
     pub engine: engine::EngineConfig,
     /// `[http]`
@@ -89,6 +92,7 @@ impl Config {
     fn check(&self, problems: &mut Problems) {
         self.gateway.check(problems);
         self.model.check(problems);
+        self.models.check(problems);
         self.engine.check(problems);
         self.http.check(problems);
         self.wire.check(problems);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use andon_engine::LoadOptions;
 use andon_engine::tokenizer::pre_tokenizers;
 use andon_wire::limits;
+use andon_wire::manifest::is_model_name;
 use serde::Deserialize;
 
 use super::Problems;
@@ -13,9 +14,10 @@ use super::Problems;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModelConfig {
-    /// The GGUF file.
+    /// The GGUF file; unset, the model that is kept under `name`.
     pub path: PathBuf,
-    /// The name clients ask for; unset, the file's name without `.gguf`.
+    /// The name clients ask for; unset, the file's name without `.gguf`. Without `path`, which of the models that
+    /// are kept is served.
     pub name: Option<String>,
     /// How text is cut before its tokens are made, by name; unset, as the file says.
     pub pre_tokenizer: Option<String>,
@@ -64,18 +66,31 @@ impl ModelConfig {
         }
     }
 
+    /// Whether one of the models that the daemon keeps is served, rather than a file by its path.
+    pub fn is_kept(&self) -> bool {
+        self.path.as_os_str().is_empty()
+    }
+
     /// What the engine is told beyond the file.
     pub fn load_options(&self) -> LoadOptions {
         LoadOptions::default().with_pre_tokenizer(self.pre_tokenizer.clone())
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
-        problems.require(
-            !self.path.as_os_str().is_empty(),
-            "model.path",
-            "is not set",
-            "give the path of a GGUF file",
-        );
+        match &self.name {
+            None => problems.require(
+                !self.is_kept(),
+                "model.path",
+                "is not set",
+                "give the path of a GGUF file, or a name of `andonctl model ls`",
+            ),
+            Some(name) => problems.require(
+                !self.is_kept() || is_model_name(name),
+                "model.name",
+                "is not the name of a model that is kept",
+                "use a name of `andonctl model ls`, or give a path",
+            ),
+        }
         let name = self.name();
         problems.require(
             !name.is_empty()

@@ -75,6 +75,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
         match name.as_str() {
             "gateway" => config.gateway = reader.section(&name, table),
             "model" => config.model = reader.section(&name, table),
+            "models" => config.models = reader.section(&name, table),
             "engine" => config.engine = reader.section(&name, table),
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
@@ -98,8 +99,8 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 9] = [
-    "gateway", "model", "engine", "http", "wire", "mqtt", "task", "limits", "log",
+const SECTIONS: [&str; 10] = [
+    "gateway", "model", "models", "engine", "http", "wire", "mqtt", "task", "limits", "log",
 ];
 
 struct Reader<'a> {
@@ -212,11 +213,12 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 9] {
-    use super::{engine, gateway, http, limits, log, model, mqtt, task, wire};
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 10] {
+    use super::{engine, gateway, http, limits, log, model, models, mqtt, task, wire};
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
         ("model", known_keys::<model::ModelConfig>()),
+        ("models", known_keys::<models::ModelsConfig>()),
         ("engine", known_keys::<engine::EngineConfig>()),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),

@@ -55,7 +55,7 @@ impl Default for TaskConfig {
 
 impl TaskConfig {
     /// `served` is the name of the model that is served.
-    pub(super) fn check(&self, name: &str, served: &str, problems: &mut Problems) {
+    pub(crate) fn check(&self, name: &str, served: &str, problems: &mut Problems) {
         let key = |field: &str| format!("task.{name}.{field}");
         if !is_name(name) {
             problems.add(

@@ -291,7 +291,9 @@ impl Service {
         let status = self.context.worker.status();
         match (status.state, status.model) {
             (WorkerState::Ready | WorkerState::Stopping, Some(facts)) => Ok(facts),
-            (WorkerState::Broken(why), _) => Err(Fault::new(FaultCode::Unavailable, why).into()),
+            (WorkerState::Broken(why) | WorkerState::Waiting(why), _) => {
+                Err(Fault::new(FaultCode::Unavailable, why).into())
+            }
             _ => {
                 let fault = Fault::new(FaultCode::Unavailable, "the model is being loaded");
                 Err(fault.retry_after(Duration::from_secs(1)).into())

@@ -8,6 +8,7 @@
 
 mod connection;
 mod convert;
+mod models;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Context;
+use crate::registry::Peer;
 use crate::request::Origin;
 use crate::telemetry::metrics::OriginLabels;
 
@@ -42,20 +44,24 @@ pub async fn run(context: Context, socket: UnixListener) {
                 .await
                 .map_err(std::io::Error::other)?;
             let (stream, _) = socket.accept().await?;
-            let uid = stream.peer_cred()?.uid();
-            Ok::<_, std::io::Error>((stream, uid, place))
+            let credentials = stream.peer_cred()?;
+            let peer = Peer {
+                uid: credentials.uid(),
+                gid: credentials.gid(),
+            };
+            Ok::<_, std::io::Error>((stream, peer, place))
         };
         let accepted = tokio::select! {
             () = context.stopping.cancelled() => break,
             accepted = accept => accepted,
         };
         match accepted {
-            Ok((stream, uid, place)) => {
+            Ok((stream, peer, place)) => {
                 let context = context.clone();
                 let open = open.clone();
                 open.inc();
                 connections.spawn(async move {
-                    connection::serve(context, stream, format!("uid-{uid}")).await;
+                    connection::serve(context, stream, peer).await;
                     open.dec();
                     drop(place);
                 });

@@ -10,6 +10,7 @@ use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 
 use super::{ModelFacts, PLACES_FOR_ALARMS};
 use crate::config::Config;
+use crate::registry::Served;
 
 /// Most tokens of a prompt in one pass: what a prompt may delay others by.
 const PREFILL_CHUNK_TOKENS: usize = 128;
@@ -30,7 +31,7 @@ pub(super) struct LoadFailure {
 }
 
 impl LoadFailure {
-    fn operator(message: &impl ToString) -> LoadFailure {
+    pub(super) fn operator(message: &impl ToString) -> LoadFailure {
         LoadFailure {
             message: message.to_string(),
             operator: true,
@@ -58,10 +59,10 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 }
 
 /// Maps the model, makes its executor, and decodes a token with it.
-pub(super) fn load(config: &Config) -> Result<Loaded, LoadFailure> {
-    let path = &config.model.path;
-    let model = Model::load_with(path, &config.model.load_options())
-        .map_err(|error| LoadFailure::operator(&error))?;
+pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailure> {
+    let path = &served.path;
+    let model =
+        Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
     let model = Arc::new(model);
     let options = ExecutorOptions {
         threads: config.engine.threads,

@@ -94,7 +94,7 @@ fn prepare(
             (model.tokenizer().encode(&text, Special::Parse), None)
         }
         Input::Task { name, input } => {
-            let mut task: Resolved = shared.tasks.resolve(&name, &input)?;
+            let mut task: Resolved = shared.tasks()?.resolve(&name, &input)?;
             let messages = std::mem::take(&mut task.messages);
             let text = render(model, messages, &request.template_variables)?;
             (model.tokenizer().encode(&text, Special::Parse), Some(task))

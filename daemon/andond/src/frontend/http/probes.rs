@@ -29,6 +29,9 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body>
     match service.context.worker.status().state {
         WorkerState::Ready => text(StatusCode::OK, "ready\n"),
         WorkerState::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
+        WorkerState::Waiting(why) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting: {why}\n"))
+        }
         WorkerState::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         WorkerState::Failed(_) => text(StatusCode::SERVICE_UNAVAILABLE, "failed\n"),
         WorkerState::Broken(why) => {
@@ -46,7 +49,7 @@ pub(super) async fn health_json(
         WorkerState::Loading => Err(unavailable("the model is being loaded")),
         WorkerState::Stopping => Err(unavailable("the daemon is stopping")),
         WorkerState::Failed(_) => Err(unavailable("the model could not be served")),
-        WorkerState::Broken(why) => Err(unavailable(why)),
+        WorkerState::Waiting(why) | WorkerState::Broken(why) => Err(unavailable(why)),
     }
 }
 

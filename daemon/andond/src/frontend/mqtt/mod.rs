@@ -91,7 +91,6 @@ struct Frontend {
     desk: Desk,
     board: Board,
     series: Reconnect,
-    tasks: Vec<String>,
     connection: Option<Connection>,
     /// The next attempt, when there is no connection.
     attempt: Attempt,
@@ -107,6 +106,11 @@ struct Frontend {
     chances: u64,
 }
 
+/// Whether there is no model yet that could answer.
+fn is_starting(state: &WorkerState) -> bool {
+    matches!(state, WorkerState::Loading | WorkerState::Waiting(_))
+}
+
 impl Frontend {
     fn new(context: Context) -> Result<Frontend, andon_wire::topic::TopicError> {
         let config = context.config.clone();
@@ -119,7 +123,6 @@ impl Frontend {
             attempt: series.first(),
             attempt_at: Instant::now(),
             series,
-            tasks: config.task.keys().cloned().collect(),
             connection: None,
             held: VecDeque::new(),
             unacknowledged: VecDeque::new(),
@@ -174,7 +177,7 @@ impl Frontend {
         if let Some(model) = &status.model {
             self.desk.set_model(&model.name);
         }
-        if status.state != WorkerState::Loading && !self.is_stopping() {
+        if !is_starting(&status.state) && !self.is_stopping() {
             while let Some(message) = self.held.pop_front() {
                 self.receive(&message);
             }
@@ -185,7 +188,7 @@ impl Frontend {
         {
             let value = status::online(
                 &status,
-                &self.tasks,
+                &self.context.worker.tasks(),
                 connection.link.version(),
                 self.desk.unanswered(),
             );
@@ -326,7 +329,7 @@ impl Frontend {
             }
             LinkEvent::Subscribed(outcomes) => self.subscribed(&outcomes),
             LinkEvent::Message(message) => {
-                let loading = self.context.worker.status().state == WorkerState::Loading;
+                let loading = is_starting(&self.context.worker.status().state);
                 let room = self.held.len() < usize::from(self.config.mqtt.unacknowledged_max);
                 if self.is_stopping() && message.ack.is_some() {
                     // Without an acknowledgement the broker keeps it for the next start.

@@ -30,6 +30,7 @@ pub(super) fn online(
 ) -> Value {
     let (phase, why) = match &status.state {
         WorkerState::Loading => ("loading", None),
+        WorkerState::Waiting(why) => ("loading", Some(why.as_str())),
         WorkerState::Ready => ("ready", None),
         WorkerState::Stopping => ("stopping", None),
         WorkerState::Failed(why) | WorkerState::Broken(why) => ("failed", Some(why.as_str())),

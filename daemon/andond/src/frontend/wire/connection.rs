@@ -8,8 +8,8 @@ use andon_wire::limits::{
 };
 use andon_wire::{
     Accepted, Cancelled, Chunk, ClientFrame, DecodeError, ErrorCode, Fault as WireFault,
-    FrameReader, HEADER_BYTES, ModelName, Models, PROTOCOL_VERSION, ReadError, RequestId,
-    ServerFrame, Welcome, shorten,
+    FrameReader, HEADER_BYTES, ModelData, ModelName, Models, PROTOCOL_VERSION, ReadError,
+    RequestId, ServerFrame, Welcome, shorten,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -19,8 +19,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::convert::{self, StatusTexts};
+use super::models::ModelDesk;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
+use crate::registry::Peer;
 use crate::request::Origin;
 use crate::worker::{JobEvent, JobStream};
 
@@ -31,11 +33,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The way to a connection's writer.
 #[derive(Debug, Clone)]
-struct Outgoing(mpsc::Sender<Box<[u8]>>);
+pub(super) struct Outgoing(mpsc::Sender<Box<[u8]>>);
 
 impl Outgoing {
     /// Queues a frame. False when the connection is gone.
-    async fn send(&self, frame: &ServerFrame<'_>) -> bool {
+    pub(super) async fn send(&self, frame: &ServerFrame<'_>) -> bool {
         let mut buffer = [0; SERVER_FRAME_BYTES_MAX + HEADER_BYTES];
         match frame.encode(&mut buffer) {
             Ok(bytes) => self.0.send(bytes.into()).await.is_ok(),
@@ -60,7 +62,7 @@ impl Outgoing {
         .await
     }
 
-    async fn error(
+    pub(super) async fn error(
         &self,
         id: Option<RequestId>,
         code: ErrorCode,
@@ -78,15 +80,17 @@ impl Outgoing {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn serve(context: Context, stream: UnixStream, client: String) {
+pub(super) async fn serve(context: Context, stream: UnixStream, peer: Peer) {
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let writer = write(writer, receiver);
     let reader = async {
+        let outgoing = Outgoing(sender);
         let mut connection = Connection {
+            client: format!("uid-{}", peer.uid),
+            models: ModelDesk::new(context.clone(), outgoing.clone(), peer),
             context,
-            client,
-            outgoing: Outgoing(sender),
+            outgoing,
             asks: JoinSet::new(),
             welcomed: false,
         };
@@ -116,6 +120,7 @@ struct Connection {
     client: String,
     outgoing: Outgoing,
     asks: JoinSet<()>,
+    models: ModelDesk,
     welcomed: bool,
 }
 
@@ -295,7 +300,17 @@ impl Connection {
                 }
                 self.outgoing.send(&ServerFrame::Models(models)).await
             }
+            ClientFrame::AddModel(ask) => self.models.add(&ask).await,
+            ClientFrame::ModelData(data) => self.model_data(&data).await,
+            ClientFrame::ModelTask(task) => self.models.task(task).await,
         }
+    }
+
+    async fn model_data(&mut self, data: &ModelData<'_>) -> bool {
+        self.models.data(data).await
+            || self
+                .out_of_order("bytes of a model that is not being added")
+                .await
     }
 
     async fn out_of_order(&self, message: &str) -> bool {

@@ -156,7 +156,7 @@ impl StatusTexts {
             gateway: &self.gateway,
             uptime_s: context.telemetry.started.elapsed().as_secs(),
             readiness: match self.status.state {
-                WorkerState::Loading => Readiness::Starting,
+                WorkerState::Loading | WorkerState::Waiting(_) => Readiness::Starting,
                 WorkerState::Ready => Readiness::Ready,
                 WorkerState::Stopping => Readiness::Draining,
                 WorkerState::Failed(_) | WorkerState::Broken(_) => Readiness::Failed,

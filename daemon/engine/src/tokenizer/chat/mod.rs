@@ -166,8 +166,16 @@ impl ChatTemplate {
             Err(MetaError::Missing { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
+        Self::for_tokenizer(source, tokenizer).map(Some)
+    }
+
+    /// Compiles a template for the beginning and end tokens of a tokenizer.
+    ///
+    /// # Errors
+    /// [`TemplateError`] if it is too long or does not parse.
+    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id])).unwrap_or_default();
-        Self::from_source(source, &text(tokenizer.bos()), &text(tokenizer.eos())).map(Some)
+        Self::from_source(source, &text(tokenizer.bos()), &text(tokenizer.eos()))
     }
 
     /// The template that most models follow that were tuned without one of their own: each message as

@@ -1,0 +1,295 @@
+//! The command `model`: hands models to the daemon and looks after those it keeps.
+//!
+//! The daemon may not read users' folders, so the bytes go over its socket. One thread sends while this one
+//! listens: a daemon that finds the model wanting says so in the middle, and then the sending ends.
+
+use std::io::{ErrorKind, Read as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use andon_wire::limits::{CLIENT_FRAME_BYTES_MAX, MODEL_DATA_BYTES_MAX};
+use andon_wire::manifest::Role;
+use andon_wire::{
+    AddModel, Bytes, ClientFrame, HEADER_BYTES, ModelAction, ModelAdded, ModelData, ModelName,
+    ModelStage, ModelTask, RequestId, ServerFrame, StoredModel,
+};
+use serde::Serialize;
+
+use crate::arguments::models::{ModelAdd, ModelCommand, StoredName};
+use crate::ask::fresh_id;
+use crate::connection::{Connection, unexpected, write};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::parcel::{Extras, Parcel};
+use crate::progress::Progress;
+use crate::report::{json, size};
+
+/// Longest silence of a daemon that is at work on a model; it gives a sign of life every few seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// The command `model`.
+pub(crate) fn run(
+    socket: &Path,
+    command: &ModelCommand,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match command {
+        ModelCommand::Add(options) => add(socket, options, output),
+        ModelCommand::Ls(options) => ls(socket, options.json, output),
+        ModelCommand::Show(options) => show(socket, &options.name, output),
+        ModelCommand::Rm(options) => {
+            named(socket, ModelAction::Remove(name(&options.name)?), "remove")
+        }
+        ModelCommand::Verify(options) => {
+            named(socket, ModelAction::Verify(name(&options.name)?), "verify")
+        }
+    }
+}
+
+fn name(name: &StoredName) -> Result<ModelName, Failure> {
+    ModelName::new(&name.0).map_err(|error| Failure::Usage(format!("the name: {error}")))
+}
+
+fn add(socket: &Path, options: &ModelAdd, output: &mut Output) -> Result<(), Failure> {
+    let extras = Extras {
+        name: options.name.as_ref().map(|name| name.0.clone()),
+        ..Extras::default()
+    };
+    // The daemon is asked only when there is something to hand over.
+    let parcel = Parcel::open(&options.model, extras)?;
+    let id = fresh_id(0)?;
+    let mut connection = Connection::open(socket)?;
+    connection.wait_at_most(Some(SILENCE_MAX))?;
+    let ask = AddModel {
+        id: id.clone(),
+        name: options.name.as_ref().map(name).transpose()?,
+        manifest: &parcel.text,
+    };
+    connection.send(&ClientFrame::AddModel(ask))?;
+    let weights = loop {
+        match connection.receive()? {
+            ServerFrame::AddReady(ready) if ready.id == id => break ready.weights,
+            ServerFrame::ModelProgress(progress) if progress.id == id => {}
+            ServerFrame::ModelAdded(added) if added.id == id => return said(&added, output),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("model")),
+        }
+    };
+    let mut stream = connection.stream()?;
+    let stop = AtomicBool::new(false);
+    let added = thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let outcome = send(&mut stream, &parcel, &id, weights, &stop);
+            if outcome.is_err() {
+                // The daemon sees the end and drops what it has; the listening thread sees it too. Nothing
+                // is left to be done where it fails.
+                drop(stream.shutdown(Shutdown::Both));
+            }
+            outcome
+        });
+        let heard = listen(&mut connection, &id, &parcel.manifest.name);
+        stop.store(true, Ordering::Relaxed);
+        let sent = sending
+            .join()
+            .unwrap_or_else(|_| Err(Failure::Lost("the sending thread failed".to_owned())));
+        match (heard, sent) {
+            // A file that cannot be read is the reason; the lost connection is what followed.
+            (Err(Failure::Lost(_)), Err(sent)) => Err(sent),
+            (heard, _) => heard,
+        }
+    })?;
+    said(&added, output)
+}
+
+/// Takes in what the daemon says until the model is registered or refused.
+fn listen(connection: &mut Connection, id: &RequestId, name: &str) -> Result<ModelAdded, Failure> {
+    let progress = Progress::bytes(name, Some(0));
+    let mut stage = None;
+    loop {
+        match connection.receive()? {
+            ServerFrame::ModelProgress(now) if now.id == *id => {
+                if stage != Some(now.stage) {
+                    stage = Some(now.stage);
+                    progress.now(&format!("{name} ({})", now.stage.as_str()));
+                }
+                if now.stage == ModelStage::Receiving {
+                    progress.length(now.bytes_total);
+                }
+                progress.at(now.bytes);
+            }
+            ServerFrame::ModelAdded(added) if added.id == *id => return Ok(added),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("model")),
+        }
+    }
+}
+
+/// Sends the members' bytes, one after the other.
+fn send(
+    stream: &mut UnixStream,
+    parcel: &Parcel,
+    id: &RequestId,
+    weights: bool,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let mut piece = vec![0; MODEL_DATA_BYTES_MAX];
+    let mut buffer = vec![0; HEADER_BYTES + CLIENT_FRAME_BYTES_MAX];
+    for (member, place) in parcel.manifest.members.iter().zip(&parcel.places) {
+        if member.role == Role::Weights && !weights {
+            continue;
+        }
+        let mut reader = place.open()?;
+        let mut left = member.bytes;
+        while left > 0 {
+            let count = match reader.read(&mut piece) {
+                Ok(0) => return Err(crate::parcel::damaged(&place.path, "it became shorter")),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Failure::file("read", &place.path, error)),
+            };
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let data = ModelData {
+                id: id.clone(),
+                bytes: Bytes(piece.get(..count).unwrap_or_default()),
+            };
+            write(stream, &ClientFrame::ModelData(data), &mut buffer)?;
+            left = left.saturating_sub(count as u64);
+        }
+    }
+    Ok(())
+}
+
+fn said(added: &ModelAdded, output: &mut Output) -> Result<(), Failure> {
+    let what = if added.present {
+        "was there before, the same byte for byte"
+    } else {
+        "checked, tried and registered"
+    };
+    output.text(&format!("{}\n", added.name))?;
+    eprintln!(
+        "andonctl: {} ({}) {what}\nandonctl: to serve it, write name = \"{}\" and no path into [model] of \
+         andond.toml, and restart andond",
+        added.name,
+        size(added.bytes),
+        added.name
+    );
+    Ok(())
+}
+
+/// What `ls --json` prints.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    architecture: &'a str,
+    quantization: &'a str,
+    license: &'a str,
+    bytes: u64,
+    added_s: u64,
+    sha256: String,
+    active: bool,
+}
+
+fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> {
+    let id = fresh_id(0)?;
+    let mut connection = Connection::open(socket)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::List,
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    loop {
+        match connection.receive()? {
+            ServerFrame::StoredModel(model) if model.id == id => {
+                if as_json {
+                    let line = Line {
+                        name: model.name.as_str(),
+                        architecture: model.architecture,
+                        quantization: model.quantization,
+                        license: model.license,
+                        bytes: model.bytes,
+                        added_s: model.added_s,
+                        sha256: model.sha256.to_string(),
+                        active: model.active,
+                    };
+                    json(output, &line)?;
+                } else {
+                    output.text(&line(&model))?;
+                }
+            }
+            ServerFrame::ModelDone(done) if done.id == id => {
+                if done.count == 0 && !as_json {
+                    output.text("no models are kept\n")?;
+                }
+                return Ok(());
+            }
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("question for the models")),
+        }
+    }
+}
+
+fn line(model: &StoredModel<'_>) -> String {
+    format!(
+        "{:<32}  {:<8}  {:<8}  {:>10}  {}{}\n",
+        model.name.as_str(),
+        model.architecture,
+        model.quantization,
+        size(model.bytes),
+        if model.license.is_empty() {
+            "license not stated"
+        } else {
+            model.license
+        },
+        if model.active { "  active" } else { "" },
+    )
+}
+
+fn show(socket: &Path, stored: &StoredName, output: &mut Output) -> Result<(), Failure> {
+    let id = fresh_id(0)?;
+    let mut connection = Connection::open(socket)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::Show(name(stored)?),
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    loop {
+        match connection.receive()? {
+            // The manifest says all of it, and more.
+            ServerFrame::StoredModel(model) if model.id == id => {}
+            ServerFrame::ModelText(piece) if piece.id == id => output.text(piece.text)?,
+            ServerFrame::ModelDone(done) if done.id == id => return output.end_line(),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("question for a model")),
+        }
+    }
+}
+
+/// An action that is answered by its end only.
+fn named(socket: &Path, action: ModelAction, what: &str) -> Result<(), Failure> {
+    let id = fresh_id(0)?;
+    let mut connection = Connection::open(socket)?;
+    connection.wait_at_most(Some(SILENCE_MAX))?;
+    let task = ModelTask {
+        id: id.clone(),
+        action,
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    let progress = Progress::bytes(what, Some(0));
+    loop {
+        match connection.receive()? {
+            ServerFrame::ModelProgress(now) if now.id == id => {
+                progress.length(now.bytes_total);
+                progress.at(now.bytes);
+            }
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(()),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("model")),
+        }
+    }
+}

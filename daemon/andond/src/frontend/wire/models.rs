@@ -1,0 +1,382 @@
+//! The compact socket's part in looking after models: frames in, registry calls, frames out.
+//!
+//! What reads and writes gigabytes has a thread of its own; between it and the connection there are a few
+//! frames at most, so that a slow disk slows the client down and nothing grows.
+//!
+//! Invariant: an operation ends with exactly one frame that says so. When the connection goes, so does
+//! what was being received; what was whole already is tried and registered all the same.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
+use andon_wire::manifest::Digest;
+use andon_wire::{
+    AddModel, AddReady, ErrorCode, ModelAction, ModelAdded, ModelData, ModelDone, ModelName,
+    ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame, StoredModel, shorten,
+};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::connection::Outgoing;
+use crate::frontend::Context;
+use crate::registry::{Begun, Peer, Receipt, Registry, RegistryError, Stored, may_change};
+
+/// Pieces of a model between the connection and the disk: a megabyte.
+const PIECES_WAITING_MAX: usize = 4;
+/// Words of a thread that wait for the connection.
+const EVENTS_WAITING_MAX: usize = 16;
+/// Longest pause of a client that is sending a model.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Time between two signs of life.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a thread has to say.
+enum Event {
+    Ready {
+        weights: bool,
+    },
+    Progress(ModelStage, u64, u64),
+    Stored(Box<Stored>, bool),
+    Text(String),
+    Added {
+        name: String,
+        bytes: u64,
+        present: bool,
+    },
+    Done {
+        count: u32,
+    },
+    Failed(RegistryError),
+}
+
+type Events = mpsc::Sender<Event>;
+
+/// The operations of one connection.
+pub(super) struct ModelDesk {
+    context: Context,
+    outgoing: Outgoing,
+    peer: Peer,
+    tasks: JoinSet<()>,
+    /// The model that is being received, or was last.
+    adding: Option<(RequestId, mpsc::Sender<Box<[u8]>>)>,
+}
+
+impl ModelDesk {
+    pub(super) fn new(context: Context, outgoing: Outgoing, peer: Peer) -> ModelDesk {
+        ModelDesk {
+            context,
+            outgoing,
+            peer,
+            tasks: JoinSet::new(),
+            adding: None,
+        }
+    }
+
+    /// Begins to add a model. False when the connection is gone.
+    pub(super) async fn add(&mut self, ask: &AddModel<'_>) -> bool {
+        let id = ask.id.clone();
+        if !self.free(&id).await {
+            return true;
+        }
+        let (pieces, incoming) = mpsc::channel(PIECES_WAITING_MAX);
+        self.adding = Some((id.clone(), pieces));
+        let name = ask.name.as_ref().map(|name| name.as_str().to_owned());
+        let manifest = ask.manifest.to_owned();
+        let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
+        let config = self.context.config.models.clone();
+        let runtime = Handle::current();
+        self.run(id, move |events| {
+            may_change(&config, peer)?;
+            add(
+                &registry,
+                name.as_deref(),
+                &manifest,
+                &runtime,
+                incoming,
+                events,
+            )
+        })
+        .await
+    }
+
+    /// Takes in bytes of the model that is being added. False when there is none.
+    pub(super) async fn data(&mut self, data: &ModelData<'_>) -> bool {
+        match &self.adding {
+            Some((id, pieces)) if *id == data.id => {
+                // It has ended, and the client will read so; until then it may send what it likes.
+                drop(pieces.send(data.bytes.0.into()).await);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Does something with the models that are kept.
+    pub(super) async fn task(&mut self, task: ModelTask) -> bool {
+        if !self.free(&task.id).await {
+            return true;
+        }
+        let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
+        let config = self.context.config.models.clone();
+        self.run(task.id, move |events| match task.action {
+            ModelAction::List => list(&registry, events),
+            ModelAction::Show(name) => show(&registry, name.as_str(), events),
+            ModelAction::Remove(name) => {
+                may_change(&config, peer)?;
+                registry.remove(name.as_str())?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Verify(name) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                registry.verify(name.as_str(), &mut |bytes, total| {
+                    pace.say(events, ModelStage::Verifying, bytes, total);
+                })?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    /// Whether the connection has no operation; says so if it has.
+    async fn free(&mut self, id: &RequestId) -> bool {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.is_empty() {
+            return true;
+        }
+        self.outgoing
+            .error(
+                Some(id.clone()),
+                ErrorCode::Busy,
+                "this connection has an operation on a model already",
+                None,
+            )
+            .await;
+        false
+    }
+
+    /// Runs an operation in a thread and passes on what it says.
+    async fn run(
+        &mut self,
+        id: RequestId,
+        operation: impl FnOnce(&Events) -> Result<(), RegistryError> + Send + 'static,
+    ) -> bool {
+        let (events, said) = mpsc::channel(EVENTS_WAITING_MAX);
+        let started = std::thread::Builder::new()
+            .name("model".to_owned())
+            .spawn(move || {
+                if let Err(error) = operation(&events) {
+                    send(&events, Event::Failed(error));
+                }
+            });
+        if let Err(error) = started {
+            let message = format!("cannot start a thread: {error}");
+            return self
+                .outgoing
+                .error(Some(id), ErrorCode::Internal, &message, None)
+                .await;
+        }
+        let outgoing = self.outgoing.clone();
+        self.tasks.spawn(pass_on(id, outgoing, said));
+        true
+    }
+}
+
+/// Says something, unless the connection is gone.
+fn send(events: &Events, event: Event) {
+    drop(events.blocking_send(event));
+}
+
+/// Not every step is worth a frame.
+#[derive(Default)]
+struct Pace {
+    said: Option<(Instant, ModelStage)>,
+}
+
+impl Pace {
+    fn say(&mut self, events: &Events, stage: ModelStage, bytes: u64, total: u64) {
+        let due = self
+            .said
+            .is_none_or(|(at, last)| last != stage || at.elapsed() >= PROGRESS_INTERVAL);
+        if due {
+            self.said = Some((Instant::now(), stage));
+            send(events, Event::Progress(stage, bytes, total));
+        }
+    }
+}
+
+fn add(
+    registry: &Arc<Registry>,
+    name: Option<&str>,
+    manifest: &str,
+    runtime: &Handle,
+    mut incoming: mpsc::Receiver<Box<[u8]>>,
+    events: &Events,
+) -> Result<(), RegistryError> {
+    let mut receipt: Box<Receipt> = match registry.begin(name, manifest)? {
+        Begun::Present(added) => {
+            send(
+                events,
+                Event::Added {
+                    name: added.name,
+                    bytes: added.bytes,
+                    present: true,
+                },
+            );
+            return Ok(());
+        }
+        Begun::Receive(receipt) => receipt,
+    };
+    send(
+        events,
+        Event::Ready {
+            weights: receipt.weights(),
+        },
+    );
+    let mut pace = Pace::default();
+    while !receipt.complete() {
+        // The timer is made inside, where the runtime that drives it is known.
+        let piece =
+            runtime.block_on(async { tokio::time::timeout(PAUSE_MAX, incoming.recv()).await });
+        match piece {
+            Ok(Some(piece)) => receipt.push(&piece)?,
+            Ok(None) => {
+                tracing::info!("a client went away while it was sending a model");
+                return Ok(());
+            }
+            Err(_) => {
+                return Err(RegistryError::Invalid(format!(
+                    "no bytes of the model came for {} s",
+                    PAUSE_MAX.as_secs()
+                )));
+            }
+        }
+        let (bytes, total) = receipt.progress();
+        pace.say(events, ModelStage::Receiving, bytes, total);
+    }
+    let added = receipt.finish(&mut |stage, bytes, total| pace.say(events, stage, bytes, total))?;
+    send(
+        events,
+        Event::Added {
+            name: added.name,
+            bytes: added.bytes,
+            present: false,
+        },
+    );
+    Ok(())
+}
+
+fn list(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
+    let models = registry.list()?;
+    let count = u32::try_from(models.len()).unwrap_or(u32::MAX);
+    for model in models {
+        let active = registry.is_active(&model.name);
+        send(events, Event::Stored(Box::new(model), active));
+    }
+    send(events, Event::Done { count });
+    Ok(())
+}
+
+fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
+    let model = registry.find(name)?;
+    let mut text = std::mem::take(&mut model.text.clone());
+    let active = registry.is_active(&model.name);
+    send(events, Event::Stored(Box::new(model), active));
+    while !text.is_empty() {
+        let rest = text.split_off(shorten(&text, CHUNK_TEXT_BYTES_MAX).len());
+        send(events, Event::Text(text));
+        text = rest;
+    }
+    send(events, Event::Done { count: 1 });
+    Ok(())
+}
+
+/// Turns what a thread says into frames.
+async fn pass_on(id: RequestId, outgoing: Outgoing, mut said: mpsc::Receiver<Event>) {
+    while let Some(event) = said.recv().await {
+        let alive = match &event {
+            Event::Failed(error) => {
+                tracing::info!(%error, "an operation on a model failed");
+                let message = error.to_string();
+                outgoing
+                    .error(Some(id.clone()), error.code(), &message, None)
+                    .await
+            }
+            event => match frame(&id, event) {
+                Some(frame) => outgoing.send(&frame).await,
+                None => {
+                    let message = "a name that is none";
+                    outgoing
+                        .error(Some(id.clone()), ErrorCode::Internal, message, None)
+                        .await
+                }
+            },
+        };
+        let over = matches!(
+            event,
+            Event::Failed(_) | Event::Added { .. } | Event::Done { .. }
+        );
+        // What comes next from the client may begin another operation.
+        if over || !alive {
+            return;
+        }
+    }
+    // A client that went away in the middle hears nothing; anybody else is told that there is no more to come.
+    outgoing
+        .error(Some(id), ErrorCode::Internal, "it was left undone", None)
+        .await;
+}
+
+/// The frame for an event; `None` when a name is none, which the registry's own rules exclude.
+fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
+    let id = id.clone();
+    Some(match event {
+        Event::Ready { weights } => ServerFrame::AddReady(AddReady {
+            id,
+            weights: *weights,
+        }),
+        Event::Progress(stage, bytes, total) => ServerFrame::ModelProgress(ModelProgress {
+            id,
+            stage: *stage,
+            bytes: *bytes,
+            bytes_total: *total,
+        }),
+        Event::Stored(model, active) => {
+            let manifest = &model.manifest;
+            ServerFrame::StoredModel(StoredModel {
+                id,
+                name: ModelName::new(&model.name).ok()?,
+                architecture: &manifest.architecture,
+                quantization: &manifest.quantization,
+                license: manifest
+                    .license
+                    .as_ref()
+                    .map_or("", |text| shorten(text, LABEL_BYTES_MAX)),
+                bytes: manifest.bytes(),
+                added_s: model.added_s,
+                sha256: manifest
+                    .weights()
+                    .next()
+                    .map_or(Digest([0; 32]), |member| member.sha256),
+                active: *active,
+            })
+        }
+        Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
+        Event::Added {
+            name,
+            bytes,
+            present,
+        } => ServerFrame::ModelAdded(ModelAdded {
+            id,
+            name: ModelName::new(name).ok()?,
+            bytes: *bytes,
+            present: *present,
+        }),
+        Event::Done { count } => ServerFrame::ModelDone(ModelDone { id, count: *count }),
+        Event::Failed(_) => return None,
+    })
+}

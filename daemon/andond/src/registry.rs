@@ -1,0 +1,396 @@
+//! The models that the daemon keeps: a folder each, with its manifest and the files that it lists.
+//!
+//! ```text
+//! <dir>/.lock              held by the one daemon that may change what is here
+//! <dir>/.staging/<number>  models that are being added or removed; emptied at every start
+//! <dir>/<name>/            a model: manifest.json as it came, and its members at their paths
+//! ```
+//!
+//! Invariant: what has a name is whole. A model is received, verified, tried and brought to the disk in the
+//! staging folder, and gets its name by one rename; it loses it the same way. So at any moment, after
+//! `kill -9` or a power cut too, a model is there entirely or not at all.
+//!
+//! Nothing here hashes a model at start: digests were compared when it was added, and `verify` compares
+//! them again when it is asked to.
+
+mod add;
+mod admin;
+mod serve;
+mod store;
+mod trial;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use andon_wire::ErrorCode;
+use andon_wire::manifest::{Manifest, is_model_name};
+
+use crate::config::models::ModelsConfig;
+
+pub use add::{Added, Begun, Receipt};
+pub use admin::{Peer, may_change};
+pub use serve::{Served, served};
+pub use store::Stored;
+
+/// Name of the lock in the models' folder.
+const LOCK: &str = ".lock";
+/// Name of the folder of what has no name yet.
+const STAGING: &str = ".staging";
+/// Most models that are kept.
+pub const REGISTERED_MAX: usize = 256;
+/// Most models that are added or verified at once; each reads or writes gigabytes.
+pub const OPERATIONS_MAX: usize = 2;
+
+/// Why something was not done with a model, and whose affair it is.
+#[derive(Debug)]
+pub enum RegistryError {
+    /// What was asked makes no sense.
+    Invalid(String),
+    /// The model is damaged, or none that this daemon can serve.
+    Rejected(String),
+    /// There is no model of that name.
+    Unknown(String),
+    /// Another model, or another operation, is in the way.
+    Conflict(String),
+    /// Too much is being done already.
+    Busy(String),
+    /// It is larger than the daemon takes.
+    TooLarge(String),
+    /// The disk has no room.
+    NoSpace(String),
+    /// The caller may not do this.
+    Denied(String),
+    /// A file or folder cannot be used.
+    Io(PathBuf, &'static str, io::Error),
+}
+
+impl std::fmt::Display for RegistryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RegistryError::Invalid(what)
+            | RegistryError::Rejected(what)
+            | RegistryError::Conflict(what)
+            | RegistryError::Busy(what)
+            | RegistryError::TooLarge(what)
+            | RegistryError::NoSpace(what)
+            | RegistryError::Denied(what) => f.write_str(what),
+            RegistryError::Unknown(name) => write!(f, "no model {name} is kept here"),
+            RegistryError::Io(path, action, error) => {
+                write!(f, "cannot {action} {}: {error}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for RegistryError {}
+
+impl RegistryError {
+    fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RegistryError {
+        let path = path.to_owned();
+        move |error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                RegistryError::NoSpace(format!("the disk of {} is full", path.display()))
+            }
+            _ => RegistryError::Io(path, action, error),
+        }
+    }
+
+    /// The compact protocol's word for it.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            RegistryError::Invalid(_) => ErrorCode::InvalidRequest,
+            RegistryError::Rejected(_) => ErrorCode::Rejected,
+            RegistryError::Unknown(_) => ErrorCode::UnknownModel,
+            RegistryError::Conflict(_) => ErrorCode::Conflict,
+            RegistryError::Busy(_) => ErrorCode::Busy,
+            RegistryError::TooLarge(_) => ErrorCode::TooLarge,
+            RegistryError::NoSpace(_) => ErrorCode::NoSpace,
+            RegistryError::Denied(_) => ErrorCode::Denied,
+            RegistryError::Io(..) => ErrorCode::Internal,
+        }
+    }
+}
+
+/// The models that are kept. Shared by reference; all of it may be called from any thread, and blocks.
+#[derive(Debug)]
+pub struct Registry {
+    config: ModelsConfig,
+    /// The name that the configuration has the daemon serve, if it is one of ours.
+    active: Option<String>,
+    state: Mutex<State>,
+    /// A model was registered.
+    registered: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Held while the daemon lives, once there is a folder.
+    lock: Option<File>,
+    /// Names with an operation under way.
+    busy: BTreeSet<String>,
+    /// Bytes promised to models that are being received.
+    promised: u64,
+    /// Number of the next staging folder.
+    next: u64,
+    /// How often a model was registered.
+    registrations: u64,
+}
+
+impl Registry {
+    /// A registry of the configured folder. `active` is the model in use, which is not removed.
+    pub fn new(config: ModelsConfig, active: Option<String>) -> Arc<Registry> {
+        Arc::new(Registry {
+            config,
+            active,
+            state: Mutex::default(),
+            registered: Condvar::new(),
+        })
+    }
+
+    /// Clears away what an earlier daemon left half done. Without a folder there is nothing to do: it is made
+    /// when the first model is added.
+    pub fn start(&self) {
+        if !self.config.dir.is_dir() {
+            return;
+        }
+        if let Err(error) = self.locked() {
+            tracing::warn!(%error, "models can be served, but not added or removed");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, once this daemon is the one that may change the folder.
+    fn locked(&self) -> Result<MutexGuard<'_, State>, RegistryError> {
+        let mut state = self.state();
+        if state.lock.is_some() {
+            return Ok(state);
+        }
+        let folder = &self.config.dir;
+        fs::create_dir_all(folder).map_err(RegistryError::io(folder, "make"))?;
+        let path = folder.join(LOCK);
+        let lock = File::create(&path).map_err(RegistryError::io(&path, "make"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(RegistryError::Conflict(format!(
+                    "another daemon looks after the models in {}",
+                    folder.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(RegistryError::io(&path, "lock")(error));
+            }
+        }
+        let staging = folder.join(STAGING);
+        match fs::remove_dir_all(&staging) {
+            Ok(()) => tracing::info!("removed what was left of models that were being added"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(RegistryError::io(&staging, "clear")(error)),
+        }
+        fs::create_dir(&staging).map_err(RegistryError::io(&staging, "make"))?;
+        state.lock = Some(lock);
+        Ok(state)
+    }
+
+    /// Takes a name for an operation; it is free again when the claim is dropped.
+    fn claim(self: &Arc<Self>, name: &str) -> Result<Claim, RegistryError> {
+        if !is_model_name(name) {
+            return Err(RegistryError::Invalid(format!(
+                "{name:?} is not a model's name: letters, digits, '.', '-' and '_', not beginning with '.' or '-'"
+            )));
+        }
+        let mut state = self.locked()?;
+        if state.busy.contains(name) {
+            return Err(RegistryError::Conflict(format!(
+                "something is being done with {name} already"
+            )));
+        }
+        if state.busy.len() >= OPERATIONS_MAX {
+            return Err(RegistryError::Busy(format!(
+                "{OPERATIONS_MAX} models are being added or verified, the most at once"
+            )));
+        }
+        state.busy.insert(name.to_owned());
+        drop(state);
+        Ok(Claim {
+            registry: Arc::clone(self),
+            name: name.to_owned(),
+            promised: 0,
+        })
+    }
+
+    /// A new empty folder for what has no name yet.
+    fn staging(&self) -> Result<Staging, RegistryError> {
+        let mut state = self.locked()?;
+        let number = state.next;
+        state.next += 1;
+        drop(state);
+        let path = self.config.dir.join(STAGING).join(number.to_string());
+        fs::create_dir(&path).map_err(RegistryError::io(&path, "make"))?;
+        Ok(Staging { path })
+    }
+
+    /// The models that are kept, by name.
+    pub fn list(&self) -> Result<Vec<Stored>, RegistryError> {
+        let folder = &self.config.dir;
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(RegistryError::io(folder, "read")(error)),
+        };
+        let mut names = BTreeSet::new();
+        for entry in entries.take(4 * REGISTERED_MAX) {
+            let entry = entry.map_err(RegistryError::io(folder, "read"))?;
+            if let Some(name) = entry
+                .file_name()
+                .to_str()
+                .filter(|name| is_model_name(name))
+            {
+                names.insert(name.to_owned());
+            }
+        }
+        let mut models = Vec::new();
+        for name in names.into_iter().take(REGISTERED_MAX) {
+            match self.find(&name) {
+                Ok(model) => models.push(model),
+                Err(error) => tracing::warn!(name, %error, "a folder among the models is none"),
+            }
+        }
+        Ok(models)
+    }
+
+    /// One of them.
+    pub fn find(&self, name: &str) -> Result<Stored, RegistryError> {
+        if !is_model_name(name) {
+            return Err(RegistryError::Unknown(name.chars().take(128).collect()));
+        }
+        Stored::read(&self.config.dir.join(name), name)
+    }
+
+    /// Whether `name` is the model that the configuration has the daemon serve.
+    pub fn is_active(&self, name: &str) -> bool {
+        self.active.as_deref() == Some(name)
+    }
+
+    /// Removes one that is not served.
+    pub fn remove(self: &Arc<Self>, name: &str) -> Result<(), RegistryError> {
+        let _claim = self.claim(name)?;
+        if self.is_active(name) {
+            return Err(RegistryError::Conflict(format!(
+                "{name} is being served; name another in [model] first"
+            )));
+        }
+        let folder = self.config.dir.join(name);
+        if !folder.is_dir() {
+            return Err(RegistryError::Unknown(name.to_owned()));
+        }
+        let staging = self.staging()?;
+        let gone = staging.path.join("removed");
+        fs::rename(&folder, &gone).map_err(RegistryError::io(&folder, "remove"))?;
+        store::sync_folder(&self.config.dir)?;
+        tracing::info!(name, "model removed");
+        Ok(())
+    }
+
+    /// Reads one and compares its digests; `progress` is told the bytes done.
+    pub fn verify(
+        self: &Arc<Self>,
+        name: &str,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), RegistryError> {
+        let _claim = self.claim(name)?;
+        self.find(name)?.verify(progress)
+    }
+
+    /// Waits until a model is registered, but not longer than `most`.
+    pub fn wait(&self, most: Duration) {
+        let state = self.state();
+        let seen = state.registrations;
+        drop(
+            self.registered
+                .wait_timeout_while(state, most, |state| state.registrations == seen)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Room for `bytes` more: within the configured bound, and on the disk.
+    fn promise(&self, claim: &mut Claim, bytes: u64) -> Result<(), RegistryError> {
+        if bytes > self.config.bytes_max {
+            return Err(RegistryError::TooLarge(format!(
+                "the model has {bytes} bytes, at most {} are taken ([models] bytes-max)",
+                self.config.bytes_max
+            )));
+        }
+        let mut state = self.locked()?;
+        let free = store::free_bytes(&self.config.dir)?;
+        let left = free
+            .saturating_sub(state.promised)
+            .saturating_sub(self.config.free_bytes_min);
+        if bytes > left {
+            return Err(RegistryError::NoSpace(format!(
+                "the model needs {bytes} bytes, {} has {left} to give",
+                self.config.dir.display()
+            )));
+        }
+        state.promised += bytes;
+        claim.promised += bytes;
+        Ok(())
+    }
+}
+
+/// A name that an operation has for itself, and the room that was promised to it.
+#[derive(Debug)]
+struct Claim {
+    registry: Arc<Registry>,
+    name: String,
+    promised: u64,
+}
+
+impl Claim {
+    /// Bytes that are on the disk now need no promise any more.
+    fn kept(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.promised);
+        self.promised -= bytes;
+        let mut state = self.registry.state();
+        state.promised = state.promised.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut state = self.registry.state();
+        state.busy.remove(&self.name);
+        state.promised = state.promised.saturating_sub(self.promised);
+    }
+}
+
+/// A folder without a name of its own; removed with all that is in it.
+#[derive(Debug)]
+struct Staging {
+    path: PathBuf,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // The next start tries again.
+                tracing::warn!(path = %self.path.display(), %error, "cannot be removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether two manifests have the same files and say the same of how to use them.
+fn same_model(a: &Manifest, b: &Manifest) -> bool {
+    a.members == b.members && a.pre_tokenizer == b.pre_tokenizer
+}

@@ -1,0 +1,282 @@
+//! Adding a model: bytes come in, are compared with the manifest, tried, and registered.
+//!
+//! Invariant: no more bytes are kept than the manifest announces, and none without their digest; memory does
+//! not grow with the model.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use andon_wire::ModelStage;
+use andon_wire::limits::MANIFEST_BYTES_MAX;
+use andon_wire::manifest::{Digest, MANIFEST_PATH, Manifest, Role, TASKS_FOLDER};
+use sha2::{Digest as _, Sha256};
+
+use super::{Claim, REGISTERED_MAX, Registry, RegistryError, Staging, same_model, store, trial};
+
+/// What became of the wish to add a model.
+#[derive(Debug)]
+pub enum Begun {
+    /// It is there already under this name, the same byte for byte.
+    Present(Added),
+    /// Its bytes are to come.
+    Receive(Box<Receipt>),
+}
+
+/// A model that is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Added {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+}
+
+/// A model that is being received. Dropped before its end, nothing of it stays.
+#[derive(Debug)]
+pub struct Receipt {
+    // In this order: the folder is removed before the name is free again.
+    staging: Staging,
+    claim: Claim,
+    manifest: Box<Manifest>,
+    /// Whether the weights are to come, rather than being here already.
+    weights: bool,
+    /// The member that comes next.
+    index: usize,
+    open: Option<Incoming>,
+    received: u64,
+    expected: u64,
+}
+
+/// The member that is coming.
+#[derive(Debug)]
+struct Incoming {
+    path: PathBuf,
+    file: File,
+    hasher: Sha256,
+    left: u64,
+}
+
+impl Registry {
+    /// Begins to add a model under `name`, or under its manifest's.
+    ///
+    /// # Errors
+    /// Whatever can be said before its bytes are here.
+    pub fn begin(self: &Arc<Self>, name: Option<&str>, text: &str) -> Result<Begun, RegistryError> {
+        if text.len() > MANIFEST_BYTES_MAX {
+            return Err(RegistryError::TooLarge(format!(
+                "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
+                text.len()
+            )));
+        }
+        let manifest = store::manifest(text)?;
+        let name = name.unwrap_or(&manifest.name).to_owned();
+        let mut claim = self.claim(&name)?;
+        match self.find(&name) {
+            Ok(there) if same_model(&there.manifest, &manifest) => {
+                return Ok(Begun::Present(Added {
+                    name,
+                    bytes: manifest.bytes(),
+                }));
+            }
+            Err(RegistryError::Unknown(_)) if !self.config.dir.join(&name).exists() => {}
+            _ => {
+                return Err(RegistryError::Conflict(format!(
+                    "there is another model {name}; give this one another name, or remove that one"
+                )));
+            }
+        }
+        let there = self.list()?;
+        if there.len() >= REGISTERED_MAX {
+            return Err(RegistryError::Conflict(format!(
+                "{REGISTERED_MAX} models are kept, the most there may be"
+            )));
+        }
+        // The same weights under another name are shared, not copied.
+        let mut shared = Vec::new();
+        for member in manifest.weights() {
+            let same = there.iter().find_map(|model| {
+                let same = model
+                    .manifest
+                    .weights()
+                    .find(|other| other.sha256 == member.sha256 && other.bytes == member.bytes)?;
+                Some(model.path(same))
+            });
+            shared.extend(same);
+        }
+        let weights = shared.len() != manifest.weights().count();
+        let expected = manifest
+            .members
+            .iter()
+            .filter(|member| weights || member.role != Role::Weights)
+            .fold(0u64, |sum, member| sum.saturating_add(member.bytes));
+        self.promise(&mut claim, expected)?;
+        let staging = self.staging()?;
+        if manifest.of(Role::Task).next().is_some() {
+            let tasks = staging.path.join(TASKS_FOLDER);
+            fs::create_dir(&tasks).map_err(RegistryError::io(&tasks, "make"))?;
+        }
+        if !weights {
+            for (member, path) in manifest.weights().zip(&shared) {
+                store::link(path, &staging.path.join(member.path.as_str()))?;
+            }
+        }
+        let path = staging.path.join(MANIFEST_PATH);
+        let mut file = File::create_new(&path).map_err(RegistryError::io(&path, "make"))?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(RegistryError::io(&path, "write"))?;
+        let mut receipt = Receipt {
+            staging,
+            claim,
+            manifest,
+            weights,
+            index: 0,
+            open: None,
+            received: 0,
+            expected,
+        };
+        receipt.advance()?;
+        Ok(Begun::Receive(Box::new(receipt)))
+    }
+}
+
+impl Receipt {
+    /// Whether the weights are to be sent.
+    pub fn weights(&self) -> bool {
+        self.weights
+    }
+
+    /// Bytes that have come, and bytes that are to come in all.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.received, self.expected)
+    }
+
+    /// Whether every byte is here.
+    pub fn complete(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// Opens the file of the next member that is to come.
+    fn advance(&mut self) -> Result<(), RegistryError> {
+        while let Some(member) = self.manifest.members.get(self.index) {
+            if member.role == Role::Weights && !self.weights {
+                self.index += 1;
+                continue;
+            }
+            let path = self.staging.path.join(member.path.as_str());
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(RegistryError::io(&path, "make"))?;
+            self.open = Some(Incoming {
+                path,
+                file,
+                hasher: Sha256::new(),
+                left: member.bytes,
+            });
+            return Ok(());
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    /// Takes in the next bytes.
+    ///
+    /// # Errors
+    /// A digest that is wrong, more bytes than were announced, and what the disk says. Nothing else may
+    /// be done with the receipt then.
+    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), RegistryError> {
+        while !bytes.is_empty() {
+            let Some(incoming) = &mut self.open else {
+                return Err(RegistryError::Rejected(
+                    "more bytes came than the manifest announces".to_owned(),
+                ));
+            };
+            let count = usize::try_from(incoming.left)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let (now, later) = bytes.split_at(count);
+            incoming
+                .file
+                .write_all(now)
+                .map_err(RegistryError::io(&incoming.path, "write"))?;
+            incoming.hasher.update(now);
+            incoming.left -= count as u64;
+            self.received += count as u64;
+            self.claim.kept(count as u64);
+            bytes = later;
+            if incoming.left == 0 {
+                self.close()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares and stores the member that is whole.
+    fn close(&mut self) -> Result<(), RegistryError> {
+        let (Some(incoming), Some(member)) =
+            (self.open.take(), self.manifest.members.get(self.index))
+        else {
+            return Ok(());
+        };
+        let found = Digest(incoming.hasher.finalize().into());
+        if found != member.sha256 {
+            return Err(RegistryError::Rejected(format!(
+                "{} came with the digest {found} where the manifest says {}",
+                member.path, member.sha256
+            )));
+        }
+        incoming
+            .file
+            .sync_all()
+            .map_err(RegistryError::io(&incoming.path, "write"))?;
+        self.index += 1;
+        self.advance()
+    }
+
+    /// Tries the model and registers it. `progress` hears what is being done.
+    ///
+    /// # Errors
+    /// Why it is none that this daemon can serve, and what the disk says.
+    pub fn finish(
+        self,
+        progress: &mut dyn FnMut(ModelStage, u64, u64),
+    ) -> Result<Added, RegistryError> {
+        if !self.complete() {
+            return Err(RegistryError::Rejected("bytes are missing".to_owned()));
+        }
+        let Receipt {
+            staging,
+            claim,
+            manifest,
+            ..
+        } = self;
+        trial::run(&staging.path, &manifest, progress)?;
+        let registry = &claim.registry;
+        let tasks = staging.path.join(TASKS_FOLDER);
+        if tasks.exists() {
+            store::sync_folder(&tasks)?;
+        }
+        store::sync_folder(&staging.path)?;
+        let folder = registry.config.dir.join(&claim.name);
+        // A folder that has something in it is not replaced by this.
+        fs::rename(&staging.path, &folder).map_err(RegistryError::io(&folder, "name"))?;
+        store::sync_folder(&registry.config.dir)?;
+        let bytes = manifest.bytes();
+        tracing::info!(
+            name = claim.name,
+            bytes,
+            architecture = manifest.architecture.as_str(),
+            "model registered"
+        );
+        registry.state().registrations += 1;
+        registry.registered.notify_all();
+        Ok(Added {
+            name: claim.name.clone(),
+            bytes,
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! From the configuration to what is served: a file by its path, or one of the models that are kept.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use andon_engine::LoadOptions;
+use andon_wire::limits::TEXT_MEMBER_BYTES_MAX;
+use andon_wire::manifest::{Manifest, Role};
+
+use super::{Registry, RegistryError, store};
+use crate::config::task::TaskConfig;
+use crate::config::{Config, Problems};
+
+/// What is to be served.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// What the engine is told beyond the file.
+    pub options: LoadOptions,
+    /// The configuration's tasks, and the model's where those are wanted.
+    pub tasks: BTreeMap<String, TaskConfig>,
+}
+
+/// What the configuration has the daemon serve.
+///
+/// # Errors
+/// [`RegistryError::Unknown`] when it names a model that is not kept here, which may change.
+pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryError> {
+    let model = &config.model;
+    if !model.is_kept() {
+        return Ok(Served {
+            path: model.path.clone(),
+            options: model.load_options(),
+            tasks: config.task.clone(),
+        });
+    }
+    let stored = registry.find(&model.name())?;
+    let folder = registry.config.dir.join(&stored.name);
+    let mut options = load_options(&folder, &stored.manifest)?;
+    // The configuration is nearer to the operator than the bundle.
+    if model.pre_tokenizer.is_some() {
+        options = options.with_pre_tokenizer(model.pre_tokenizer.clone());
+    }
+    let mut tasks = if config.models.bundle_tasks {
+        tasks_in(&folder, &stored.manifest)?
+    } else {
+        BTreeMap::new()
+    };
+    tasks.extend(
+        config
+            .task
+            .iter()
+            .map(|(name, task)| (name.clone(), task.clone())),
+    );
+    Ok(Served {
+        path: stored.weights(),
+        options,
+        tasks,
+    })
+}
+
+/// What a manifest has the engine told beyond the file.
+pub(super) fn load_options(
+    folder: &Path,
+    manifest: &Manifest,
+) -> Result<LoadOptions, RegistryError> {
+    let mut options = LoadOptions::default().with_pre_tokenizer(
+        manifest
+            .pre_tokenizer
+            .as_ref()
+            .map(|name| name.as_str().to_owned()),
+    );
+    if let Some(member) = manifest.of(Role::ChatTemplate).next() {
+        let text = store::text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
+        options = options.with_chat_template(Some(text));
+    }
+    Ok(options)
+}
+
+/// The tasks that come with a model, checked as those of the configuration are.
+pub(super) fn tasks_in(
+    folder: &Path,
+    manifest: &Manifest,
+) -> Result<BTreeMap<String, TaskConfig>, RegistryError> {
+    let mut tasks = BTreeMap::new();
+    for member in manifest.of(Role::Task) {
+        let text = store::text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
+        let name = member.task_name().unwrap_or_default();
+        let rejected = |why: &dyn std::fmt::Display| {
+            RegistryError::Rejected(format!("{}: {why}", member.path))
+        };
+        let task: TaskConfig = toml::from_str(&text).map_err(|error| rejected(&error.message()))?;
+        if task.model.is_some() {
+            return Err(rejected(&"a task that comes with a model names none"));
+        }
+        let mut problems = Problems::default();
+        task.check(name, "", &mut problems);
+        problems
+            .into_result(())
+            .map_err(|problems| rejected(&problems))?;
+        tasks.insert(name.to_owned(), task);
+    }
+    Ok(tasks)
+}

@@ -1,0 +1,172 @@
+//! One model's folder: what is read from it and how it is brought to the disk.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use andon_wire::limits::{MANIFEST_BYTES_MAX, TEXT_MEMBER_BYTES_MAX};
+use andon_wire::manifest::{Digest, FORMAT, MANIFEST_PATH, Manifest, Member};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::RegistryError;
+
+/// Bytes read at a time.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Bytes between two words about progress.
+const PROGRESS_BYTES: u64 = 64 << 20;
+
+/// A model that is kept.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The name it is registered under.
+    pub name: String,
+    /// Its manifest.
+    pub manifest: Box<Manifest>,
+    /// The manifest as it came.
+    pub text: String,
+    /// When it was added, in seconds since 1970.
+    pub added_s: u64,
+    folder: PathBuf,
+}
+
+impl Stored {
+    pub(super) fn read(folder: &Path, name: &str) -> Result<Stored, RegistryError> {
+        let path = folder.join(MANIFEST_PATH);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RegistryError::Unknown(name.to_owned()));
+            }
+            Err(error) => return Err(RegistryError::io(&path, "read")(error)),
+        };
+        // The folder's own time of change is that of the rename, or of a hand in it.
+        let added_s = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |since| since.as_secs());
+        let text = text(&path, MANIFEST_BYTES_MAX as u64)?;
+        Ok(Stored {
+            name: name.to_owned(),
+            manifest: manifest(&text)?,
+            text,
+            added_s,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Where a member lies.
+    pub fn path(&self, member: &Member) -> PathBuf {
+        self.folder.join(member.path.as_str())
+    }
+
+    /// The file that the engine is given: the weights, or the first part of them.
+    pub fn weights(&self) -> PathBuf {
+        self.manifest
+            .weights()
+            .next()
+            .map_or_else(PathBuf::new, |member| self.path(member))
+    }
+
+    /// The text of a small member.
+    pub fn text_of(&self, member: &Member) -> Result<String, RegistryError> {
+        text(&self.path(member), TEXT_MEMBER_BYTES_MAX)
+    }
+
+    pub(super) fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), RegistryError> {
+        let total = self.manifest.bytes();
+        let (mut done, mut said) = (0u64, 0u64);
+        progress(0, total);
+        let mut piece = vec![0; PIECE_BYTES];
+        for member in &self.manifest.members {
+            let path = self.path(member);
+            let mut file = File::open(&path).map_err(RegistryError::io(&path, "read"))?;
+            let mut hasher = Sha256::new();
+            loop {
+                let count = match file.read(&mut piece) {
+                    Ok(0) => break,
+                    Ok(count) => count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(RegistryError::io(&path, "read")(error)),
+                };
+                hasher.update(piece.get(..count).unwrap_or_default());
+                done += count as u64;
+                if done - said >= PROGRESS_BYTES {
+                    said = done;
+                    progress(done, total);
+                }
+            }
+            let found = Digest(hasher.finalize().into());
+            if found != member.sha256 {
+                return Err(RegistryError::Rejected(format!(
+                    "{} of {} has the digest {found} where the manifest says {}; remove the model and add it again",
+                    member.path, self.name, member.sha256
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a manifest; a newer format is named as such, whatever else it holds.
+pub(super) fn manifest(text: &str) -> Result<Box<Manifest>, RegistryError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u16,
+    }
+    let rejected =
+        |error: &dyn std::fmt::Display| RegistryError::Rejected(format!("the manifest: {error}"));
+    let Format { format } = serde_json::from_str(text).map_err(|error| rejected(&error))?;
+    if format != FORMAT {
+        return Err(rejected(&format!(
+            "its format is {format}, this daemon reads {FORMAT}"
+        )));
+    }
+    let manifest: Box<Manifest> = serde_json::from_str(text).map_err(|error| rejected(&error))?;
+    manifest.check().map_err(|error| rejected(&error))?;
+    Ok(manifest)
+}
+
+/// A text file of bounded size.
+pub(super) fn text(path: &Path, bytes_max: u64) -> Result<String, RegistryError> {
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(bytes_max + 1).read_to_end(&mut text))
+        .map_err(RegistryError::io(path, "read"))?;
+    if text.len() as u64 > bytes_max {
+        return Err(RegistryError::Rejected(format!(
+            "{} has more than {bytes_max} bytes",
+            path.display()
+        )));
+    }
+    String::from_utf8(text)
+        .map_err(|_| RegistryError::Rejected(format!("{} is not UTF-8", path.display())))
+}
+
+/// Makes the names in a folder survive a power cut.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), RegistryError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(RegistryError::io(folder, "write"))
+}
+
+/// Bytes that the folder's disk has for this user.
+pub(super) fn free_bytes(folder: &Path) -> Result<u64, RegistryError> {
+    let room = nix::sys::statvfs::statvfs(folder)
+        .map_err(|error| RegistryError::io(folder, "ask for the room of")(error.into()))?;
+    // The types of the fields differ between platforms.
+    #[allow(clippy::useless_conversion)]
+    let (blocks, bytes) = (
+        u64::from(room.blocks_available()),
+        u64::from(room.fragment_size()),
+    );
+    Ok(blocks.saturating_mul(bytes))
+}
+
+/// Gives `to` the bytes that `from` has, without copying them.
+pub(super) fn link(from: &Path, to: &Path) -> Result<(), RegistryError> {
+    fs::hard_link(from, to).map_err(RegistryError::io(to, "link"))
+}

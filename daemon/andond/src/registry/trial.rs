@@ -1,0 +1,161 @@
+//! Whether a model can be served: loaded as it would be, its tasks compiled, and computed with.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use andon_engine::embed::{Embedder, EmbedderError, EmbedderOptions};
+use andon_engine::tokenizer::Special;
+use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
+use andon_wire::ModelStage;
+use andon_wire::manifest::Manifest;
+
+use super::RegistryError;
+use super::serve;
+
+/// What the model is asked. Any text would do; it is the same for every model.
+const PROMPT: &str = "The hydraulic press stops in the middle of its stroke because";
+/// Most tokens of it that are used.
+const PROMPT_TOKENS_MAX: usize = 16;
+/// Tokens that are made.
+const TOKENS: usize = 8;
+/// One thread: whoever is being served has the others.
+const THREADS: usize = 1;
+
+/// Tries the model whose files are in `folder`.
+pub(super) fn run(
+    folder: &Path,
+    manifest: &Manifest,
+    progress: &mut dyn FnMut(ModelStage, u64, u64),
+) -> Result<(), RegistryError> {
+    progress(ModelStage::Checking, 0, 0);
+    serve::tasks_in(folder, manifest)?;
+    let options = serve::load_options(folder, manifest)?;
+    let weights = manifest
+        .weights()
+        .next()
+        .map(|member| folder.join(member.path.as_str()))
+        .unwrap_or_default();
+    let model = Model::load_with(&weights, &options).map_err(|error| {
+        // Where it lies for the moment is nobody's affair.
+        let shown = format!("{}/", folder.display());
+        rejected(&error.to_string().replace(&shown, ""))
+    })?;
+    let architecture = &model.info().architecture;
+    if *architecture != manifest.architecture.as_str() {
+        return Err(rejected(&format!(
+            "the weights are of the architecture {architecture}, the manifest says {}",
+            manifest.architecture
+        )));
+    }
+    let model = Arc::new(model);
+    let mut prompt = model.tokenizer().encode_prompt(PROMPT, Special::Plain);
+    prompt.truncate(PROMPT_TOKENS_MAX.min(model.info().context_tokens_max.saturating_sub(TOKENS)));
+    if prompt.is_empty() {
+        // A vocabulary without these letters still has a first token.
+        prompt.push(0);
+    }
+    let options = EmbedderOptions {
+        threads: Some(THREADS),
+        context_tokens_max: Some(PROMPT_TOKENS_MAX),
+        ..EmbedderOptions::default()
+    };
+    match Embedder::new(Arc::clone(&model), &options) {
+        Ok(embedder) => embed(embedder, &prompt, progress),
+        Err(EmbedderError::NoEncoder { .. }) => decode(model, &prompt, progress),
+        Err(error) => Err(rejected(&error)),
+    }
+}
+
+fn rejected(why: &dyn std::fmt::Display) -> RegistryError {
+    RegistryError::Rejected(why.to_string())
+}
+
+/// Has an encoder embed the prompt twice.
+fn embed(
+    mut embedder: Embedder,
+    prompt: &[u32],
+    progress: &mut dyn FnMut(ModelStage, u64, u64),
+) -> Result<(), RegistryError> {
+    let mut bits = Vec::new();
+    for run in 0..2 {
+        progress(ModelStage::Testing, run, 2);
+        // That the vector is finite the engine sees to.
+        let vectors = embedder
+            .embed(&[prompt])
+            .map_err(|error| rejected(&format!("it cannot be computed with: {error}")))?;
+        bits.push(vectors.first().map(|vector| checksum(vector)));
+    }
+    same(&bits)
+}
+
+/// Has a decoder make the same tokens twice.
+fn decode(
+    model: Arc<Model>,
+    prompt: &[u32],
+    progress: &mut dyn FnMut(ModelStage, u64, u64),
+) -> Result<(), RegistryError> {
+    let options = ExecutorOptions {
+        threads: Some(THREADS),
+        batch_tokens_max: PROMPT_TOKENS_MAX,
+        // Each of the two runs has its own sequence.
+        kv_tokens_max: 4 * (PROMPT_TOKENS_MAX + TOKENS),
+        ..ExecutorOptions::default()
+    };
+    let mut executor = Executor::new(model, &options).map_err(|error| rejected(&error))?;
+    let mut runs = Vec::new();
+    for run in 0..2u64 {
+        let mut tokens = prompt.to_vec();
+        let mut sequence = executor.sequence();
+        let mut made = Vec::new();
+        for step in 0..TOKENS {
+            progress(
+                ModelStage::Testing,
+                run * TOKENS as u64 + step as u64,
+                2 * TOKENS as u64,
+            );
+            let logits = executor
+                .forward(&mut [Chunk {
+                    sequence: &mut sequence,
+                    tokens: &tokens,
+                    logits: LogitsFor::Last,
+                }])
+                .map_err(|error| rejected(&format!("it cannot be computed with: {error}")))?;
+            let row = logits.row(0);
+            if let Some(at) = row.iter().position(|value| !value.is_finite()) {
+                return Err(rejected(&format!(
+                    "its weights give a result that is no number (token {at} of step {step}): the file is damaged"
+                )));
+            }
+            made.push(checksum(row));
+            tokens = vec![greatest(row)];
+        }
+        runs.push(made);
+    }
+    same(&runs)
+}
+
+fn same<T: PartialEq>(runs: &[T]) -> Result<(), RegistryError> {
+    if runs.windows(2).all(|pair| pair.first() == pair.last()) {
+        Ok(())
+    } else {
+        Err(rejected(&"two runs of it gave two results"))
+    }
+}
+
+/// The index of the greatest value, of the first if there are several.
+fn greatest(row: &[f32]) -> u32 {
+    let mut best = (0u32, f32::NEG_INFINITY);
+    for (index, &value) in (0u32..).zip(row) {
+        if value > best.1 {
+            best = (index, value);
+        }
+    }
+    best.0
+}
+
+/// A number that differs, but for an accident, if any bit of the row does.
+fn checksum(row: &[f32]) -> u64 {
+    row.iter().fold(0xcbf2_9ce4_8422_2325, |sum, value| {
+        (sum ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)
+    })
+}

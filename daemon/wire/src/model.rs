@@ -1,0 +1,191 @@
+//! Keeping models: adding one, listing, showing, removing and verifying those a daemon has.
+//!
+//! To add a model a client sends [`AddModel`] with the manifest, waits for [`AddReady`], and sends
+//! the bytes of the members it was asked for, one after the other in the manifest's order, as
+//! [`ModelData`]. Nothing marks the borders between members: the manifest has their sizes. The
+//! stream's own back-pressure is the flow control; a daemon reads no faster than it stores.
+//!
+//! Every operation has an id and ends with exactly one [`ModelAdded`], [`ModelDone`] or fault.
+
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::manifest::Digest;
+use crate::name::{ModelName, RequestId};
+
+/// Wish to add a model. Answered by [`AddReady`] or a fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddModel<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The name to register it under; unset, the manifest's.
+    pub name: Option<ModelName>,
+    /// The manifest as JSON, byte for byte as it is to be kept.
+    pub manifest: &'a str,
+}
+
+/// The next bytes of a model that is being added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelData<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// At most [`crate::limits::MODEL_DATA_BYTES_MAX`] bytes.
+    #[serde(borrow)]
+    pub bytes: Bytes<'a>,
+}
+
+/// Bytes as they are: a count and then the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes<'a>(pub &'a [u8]);
+
+/// What is to be done with the models that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelTask {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// What to do.
+    pub action: ModelAction,
+}
+
+/// An operation on the models that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ModelAction {
+    /// List them: a [`StoredModel`] each, then [`ModelDone`].
+    List,
+    /// Show one: its [`StoredModel`], its manifest as [`ModelText`]s, then [`ModelDone`].
+    Show(ModelName),
+    /// Remove one: [`ModelDone`].
+    Remove(ModelName),
+    /// Read one and compare its digests: [`ModelProgress`] from time to time, then [`ModelDone`].
+    Verify(ModelName),
+}
+
+/// The bytes of a model may be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddReady {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// Whether the weights are to be sent too. They are not where the daemon has them already, under
+    /// another name; the other members are sent all the same.
+    pub weights: bool,
+}
+
+/// What a daemon is doing with a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ModelStage {
+    /// It is taking in the bytes.
+    Receiving,
+    /// It is looking whether they are a model it can serve.
+    Checking,
+    /// It is computing with it.
+    Testing,
+    /// It is reading what it has and comparing digests.
+    Verifying,
+}
+
+impl ModelStage {
+    /// The word for this stage.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Receiving => "receiving",
+            Self::Checking => "checking",
+            Self::Testing => "testing",
+            Self::Verifying => "verifying",
+        }
+    }
+}
+
+/// A sign of life of an operation that takes its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelProgress {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// What is being done.
+    pub stage: ModelStage,
+    /// Bytes done.
+    pub bytes: u64,
+    /// Bytes to do.
+    pub bytes_total: u64,
+}
+
+/// The model is registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelAdded {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// Its name.
+    pub name: ModelName,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// It was there before under this name, the same byte for byte; nothing was changed.
+    pub present: bool,
+}
+
+/// One of the models that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredModel<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// Its name.
+    pub name: ModelName,
+    /// Its architecture.
+    pub architecture: &'a str,
+    /// How its weights are stored.
+    pub quantization: &'a str,
+    /// Id of its licence; empty when the manifest has none.
+    pub license: &'a str,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// When it was added, in seconds since 1970.
+    pub added_s: u64,
+    /// SHA-256 of its weights, of the first file if there are several.
+    pub sha256: Digest,
+    /// Whether it is the one that is served.
+    pub active: bool,
+}
+
+/// A piece of a text, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelText<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The piece; at most [`crate::limits::CHUNK_TEXT_BYTES_MAX`] bytes, whole characters.
+    pub text: &'a str,
+}
+
+/// The operation is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelDone {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// How many models were listed, shown, removed or verified.
+    pub count: u32,
+}
+
+impl Serialize for Bytes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Borrowed;
+        impl<'de> Visitor<'de> for Borrowed {
+            type Value = Bytes<'de>;
+
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_borrowed_bytes<E: serde::de::Error>(
+                self,
+                bytes: &'de [u8],
+            ) -> Result<Bytes<'de>, E> {
+                Ok(Bytes(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Borrowed)
+    }
+}
