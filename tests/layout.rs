@@ -370,6 +370,7 @@ fn crate_root_folder(path: &str) -> Option<&str> {
         path,
         "tests/layout.rs"
             | "tests/identity.rs"
+            | "tests/prefix.rs"
             | "tests/hostile.rs"
             | "tests/mutation.rs"
             | "tests/it/main.rs"

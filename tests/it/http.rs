@@ -331,6 +331,12 @@ fn text_becomes_tokens_and_back() {
         json!([])
     );
     assert_eq!(http.get("/health").unwrap().json().unwrap()["status"], "ok");
+    let props = http.get("/props").unwrap().json().unwrap();
+    assert_eq!(props["total_slots"], 8, "{props}");
+    assert!(
+        props["default_generation_settings"]["n_ctx"].is_u64(),
+        "{props}"
+    );
 }
 
 #[test]

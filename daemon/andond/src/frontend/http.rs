@@ -96,6 +96,7 @@ fn router(context: Context) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/health", get(probes::health_json))
+        .route("/props", get(props))
         .route("/healthz", get(probes::health))
         .route("/readyz", get(probes::ready))
         .route("/metrics", get(probes::metrics))
@@ -136,6 +137,17 @@ async fn model(
         return Err(ApiError::unknown_model(&name));
     }
     Ok(json_response(&model_object(&facts)))
+}
+
+/// What clients of llama-server ask before they begin.
+async fn props(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
+    let facts = service.model()?;
+    Ok(json_response(&json!({
+        "total_slots": service.context.config.engine.parallel_max,
+        "default_generation_settings": {"n_ctx": facts.context_tokens_max},
+        "model_alias": facts.name,
+        "build_info": concat!("andon ", env!("CARGO_PKG_VERSION")),
+    })))
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
