@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Small vocabularies of every kind, and what llama.cpp makes of texts with them.
 
-    vocabulary.py DIRECTORY [--count N] [--seed S] [--full NAME=PATH]...
+    vocabulary.py DIRECTORY [--count N] [--seed S] [--full NAME=PATH]... [--pre VOCABULARY.json]
 
 Writes DIRECTORY/<name>.jsonl for each vocabulary made here. The first line has the metadata of its GGUF file; each
 of the others is one case: a text, whether the text of control tokens in it counts ("parse" or "plain"), and
@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import tempfile
+import unicodedata
 
 import gguf
 import llama_cpp
@@ -228,11 +229,19 @@ KINDS = {
 }
 
 
+def is_fair(text):
+    """Whether llama.cpp, whose tables are those of Unicode 15, and the regular expressions of models can agree on it."""
+    new = lambda c: ord(c) < 0x40000 and c not in "\u0378\ufdd0\ufffe\uffff\U0001ffff" and unicodedata.category(c) == "Cn"
+    # Without case, an s is also a long one.
+    return "'ſ" not in text and not any(map(new, text))
+
+
 def records(peer, metadata, count, seed, lines=()):
     chance = random.Random(seed)
     special = [t for t, k in zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]) if k in (CONTROL, USER_DEFINED)]
     source = texts_of.texts(chance, special[:20] + special[-20:], list(lines))
-    fixed = list(texts_of.fixed())
+    source = filter(is_fair, source)
+    fixed = list(filter(is_fair, texts_of.fixed()))
     some = fixed if count > 2 * len(fixed) else chance.sample(fixed, count // 2)
     for number in range(count):
         text = some[number] if number < len(some) else next(source)
@@ -253,6 +262,29 @@ def full(name, path, directory, count, seed):
     peer.close()
 
 
+# One name of each way to cut text that files with the byte alphabet have.
+PRE = """afmoe bloom chameleon chatglm-bpe deepseek-coder deepseek-llm deepseek-v3 default exaone-moe falcon glm4 gpt-2 gpt-4o
+granite-embed-multi-97m jais-2 kimi-k2 laguna llama-bpe minicpm5 qwen2 qwen35 seed-coder spark2_5 starcoder superbpe tekken tiny_aya
+ufakzeka viking youtu""".split()
+
+
+def pre_tokenizers_of(vocabulary, directory, count, seed):
+    """Cases for the small byte-level vocabulary that tokenizer.py made, with each pre-tokenizer."""
+    with open(vocabulary, encoding="utf-8") as file:
+        read = json.load(file)
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    metadata |= {"tokenizer.ggml.tokens": read["tokens"], "tokenizer.ggml.token_type": read["types"], "tokenizer.ggml.merges": read["merges"]}
+    missing = lambda text: any(byte in (4, 6, 0xC0) or byte > 0xF4 for byte in text.encode()) or "[PAD]" in text
+    for number, name in enumerate(PRE):
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+            write_gguf(file.name, metadata | {"tokenizer.ggml.pre": name})
+            peer = Peer(file.name)
+            # Bytes that the vocabulary lacks keep their neighbours apart in llama.cpp.
+            some = [case for case in records(peer, metadata, count * 2, seed + number) if not missing(case["text"])][:count]
+            texts_of.write(os.path.join(directory, f"{name}.jsonl"), {"pre": name}, some)
+            peer.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory")
@@ -260,13 +292,16 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", default=[], help="of the vocabularies made here")
     parser.add_argument("--full", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--pre", metavar="VOCABULARY.json", help="write cases for each pre-tokenizer")
     options = parser.parse_args()
     log = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(log, None)
     for name, _, path in (full.partition("=") for full in options.full):
         full(name, path, options.directory, options.count, options.seed)
+    if options.pre:
+        pre_tokenizers_of(options.pre, options.directory, options.count, options.seed)
     for name, make in KINDS.items():
-        if options.full or options.only and name not in options.only:
+        if options.full or options.pre or options.only and name not in options.only:
             continue
         metadata = make()
         with tempfile.NamedTemporaryFile(suffix=".gguf") as file:

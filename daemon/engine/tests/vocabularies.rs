@@ -149,15 +149,42 @@ fn small_vocabularies_agree_with_llama_cpp() {
     }
 }
 
-const SMALL: [&str; 7] = [
+const SMALL: [&str; 8] = [
     "bert",
     "bert-cased",
+    "gemma4",
     "llama",
     "llama-no-prefix",
     "phi-3",
     "rwkv",
     "t5",
 ];
+
+#[test]
+fn pre_tokenizers_agree_with_llama_cpp() {
+    let (vocabulary, _) = parse_lines(&data("vocabulary").with_extension("json"));
+    let list = |name: &str| -> Vec<String> {
+        serde_json::from_value(vocabulary[name].clone()).expect("strings")
+    };
+    let (tokens, merges) = (list("tokens"), list("merges"));
+    let types: Vec<i32> = serde_json::from_value(vocabulary["types"].clone()).expect("types");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(data("pre").with_extension("")).expect("a folder") {
+        let (head, cases) = parse_lines(&entry.expect("an entry").path());
+        let pre = head["pre"].as_str().expect("a name");
+        let mut writer = Writer::new();
+        writer
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", pre)
+            .strs("tokenizer.ggml.tokens", &tokens)
+            .i32s("tokenizer.ggml.token_type", &types)
+            .strs("tokenizer.ggml.merges", &merges)
+            .u32("tokenizer.ggml.bos_token_id", 1);
+        check(&build(&writer).expect("a tokenizer"), &cases, "gpt2", pre);
+        checked += 1;
+    }
+    assert!(checked >= 30);
+}
 
 #[test]
 fn given_cases_agree_with_llama_cpp() {

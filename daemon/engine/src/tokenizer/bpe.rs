@@ -24,8 +24,16 @@ pub(super) struct Bpe {
     byte_tokens: [u32; 256],
     spelling: Spelling,
     merges: Merges,
-    /// A piece that is a token as a whole is taken as it is, even if the merges would not make it.
-    ignore_merges: bool,
+    whole: Whole,
+}
+
+/// Pieces that are taken as they are if they are a token as a whole, even if the merges would not make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    Never,
+    /// Those of line ends.
+    Lines,
+    Always,
 }
 
 /// The merges in the order of their ranks, and an index of them. Most pairs that are asked for have no
@@ -94,12 +102,12 @@ fn is_pair(pairs: &[Pair], rank: u32, left: u32, right: u32) -> Option<&Pair> {
 }
 
 impl Bpe {
-    /// The merges of a file. Where whole pieces are looked up first, a file may do without any.
+    /// The merges of a file.
     pub(super) fn from_gguf(
         gguf: &Gguf<'_>,
         vocabulary: &Vocabulary,
         spelling: Spelling,
-        ignore_merges: bool,
+        whole: Whole,
     ) -> Result<Self, TokenizerError> {
         const MERGES: &str = "tokenizer.ggml.merges";
         let array = gguf.array(MERGES)?;
@@ -174,7 +182,7 @@ impl Bpe {
             byte_tokens,
             spelling,
             merges,
-            ignore_merges,
+            whole,
         })
     }
 
@@ -187,9 +195,12 @@ impl Bpe {
         scratch: &mut Symbols<()>,
         tokens: &mut Vec<u32>,
     ) {
-        // No token has a line end and other characters; lines alone may be one.
-        let lines = self.spelling != Spelling::ByteAlphabet && piece.starts_with('\n');
-        if self.ignore_merges || lines {
+        let whole = match self.whole {
+            Whole::Never => false,
+            Whole::Lines => piece.starts_with('\n'),
+            Whole::Always => true,
+        };
+        if whole {
             // Text never makes a control token by itself.
             let whole = vocabulary.find(piece.as_bytes(), |id| {
                 vocabulary.is_spelled(id) && vocabulary.kind(id) != Some(Kind::Control)

@@ -11,7 +11,7 @@ pub enum TokenizerError {
     Meta(#[from] MetaError),
     /// The kind of tokenizer is not supported.
     #[error(
-        "tokenizer.ggml.model {model:?} is not supported; known are bert, gpt2, llama, rwkv, t5"
+        "tokenizer.ggml.model {model:?} is not supported; known are bert, gemma4, gpt2, llama, rwkv, t5"
     )]
     UnsupportedModel {
         /// The kind.

@@ -30,7 +30,7 @@ pub use error::TokenizerError;
 pub use stream::StreamDecoder;
 
 use crate::gguf::{Gguf, MetaError};
-use bpe::Bpe;
+use bpe::{Bpe, Whole};
 use end::EndTokens;
 use greedy::Greedy;
 use pretokenize::PreTokenizer;
@@ -55,6 +55,8 @@ pub enum Special {
 enum Encoder {
     /// `gpt2`: pieces by a pre-tokenizer, bytes merged by rank.
     ByteLevel { pre: PreTokenizer, bpe: Bpe },
+    /// The same for plain text, with spaces in place of their marks: characters merged by rank.
+    Plain { pre: PreTokenizer, bpe: Bpe },
     /// `llama`: characters merged by score.
     Spm(Spm),
     /// `bert`: words cut into the longest tokens.
@@ -128,19 +130,31 @@ impl Tokenizer {
         let mut warnings = Vec::new();
         let model = gguf.str("tokenizer.ggml.model")?;
         match model {
-            "gpt2" => {
-                let pre = match asked {
-                    Some(pre) => pre,
-                    None => file_pre_tokenizer(gguf, &mut warnings)?,
+            "gpt2" | "gemma4" => {
+                let pre = match (asked, model) {
+                    (Some(pre), _) => pre,
+                    (None, "gemma4") => known_pre_tokenizer("gemma4")?,
+                    (None, _) => file_pre_tokenizer(gguf, &mut warnings)?,
                 };
-                let spelling = Spelling::ByteAlphabet;
+                let spelling = match pre.is_plain() {
+                    true => Spelling::Spaces,
+                    false => Spelling::ByteAlphabet,
+                };
+                let whole = match (pre.ignores_merges(), pre.keeps_lines()) {
+                    (true, _) => Whole::Always,
+                    (false, true) => Whole::Lines,
+                    (false, false) => Whole::Never,
+                };
                 let (vocabulary, special) = Vocabulary::from_gguf(gguf, spelling, end::is_control)?;
-                let bpe = Bpe::from_gguf(gguf, &vocabulary, spelling, pre.ignores_merges())?;
+                let bpe = Bpe::from_gguf(gguf, &vocabulary, spelling, whole)?;
                 let defaults = Defaults {
                     adds_bos: pre.adds_bos(),
                     ..Defaults::default()
                 };
-                let encoder = Encoder::ByteLevel { pre, bpe };
+                let encoder = match pre.is_plain() {
+                    true => Encoder::Plain { pre, bpe },
+                    false => Encoder::ByteLevel { pre, bpe },
+                };
                 Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
             }
             "llama" => {
@@ -286,6 +300,13 @@ impl Tokenizer {
             Encoder::ByteLevel { pre, bpe } => pre.split(text, |piece| {
                 bpe.encode(&self.vocabulary, piece, &mut scratch.bpe, tokens);
             }),
+            Encoder::Plain { pre, bpe } => {
+                let marked = text.contains(vocabulary::SPACE_MARK);
+                let spaced = marked.then(|| text.replace(vocabulary::SPACE_MARK, " "));
+                pre.split(spaced.as_deref().unwrap_or(text), |piece| {
+                    bpe.encode(&self.vocabulary, piece, &mut scratch.bpe, tokens);
+                });
+            }
             Encoder::Spm(spm) => {
                 spm.encode(&self.vocabulary, text, space, &mut scratch.spm, tokens);
             }
@@ -389,8 +410,12 @@ fn file_pre_tokenizer(
         }
         Err(error) => return Err(error.into()),
     };
-    PreTokenizer::from_name(pre).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
-        pre: pre.to_owned(),
+    known_pre_tokenizer(pre)
+}
+
+fn known_pre_tokenizer(name: &str) -> Result<PreTokenizer, TokenizerError> {
+    PreTokenizer::from_name(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+        pre: name.to_owned(),
     })
 }
 

@@ -11,9 +11,15 @@ pub(super) enum Class {
     Letter,
     /// `\p{N}`
     Number,
+    /// `\p{M}`
+    Mark,
+    /// `\p{P}`
+    Punctuation,
+    /// `\p{S}`
+    Symbol,
     /// `\s`
     Space,
-    /// All else: punctuation, symbols, marks, controls, what is not assigned.
+    /// All else: controls, private use, what is not assigned.
     Other,
 }
 
@@ -23,6 +29,8 @@ impl Class {
             'a'..='z' | 'A'..='Z' => return Self::Letter,
             '0'..='9' => return Self::Number,
             ' ' | '\t'..='\r' => return Self::Space,
+            '$' | '+' | '<'..='>' | '^' | '`' | '|' | '~' => return Self::Symbol,
+            '!'..='/' | ':'..='@' | '['..='_' | '{'..='}' => return Self::Punctuation,
             '\0'..='\x7f' => return Self::Other,
             _ if character.is_whitespace() => return Self::Space,
             _ => {}
@@ -36,16 +44,39 @@ impl Class {
             GeneralCategory::DecimalNumber
             | GeneralCategory::LetterNumber
             | GeneralCategory::OtherNumber => Self::Number,
+            GeneralCategory::NonspacingMark
+            | GeneralCategory::SpacingMark
+            | GeneralCategory::EnclosingMark => Self::Mark,
+            GeneralCategory::ConnectorPunctuation
+            | GeneralCategory::DashPunctuation
+            | GeneralCategory::OpenPunctuation
+            | GeneralCategory::ClosePunctuation
+            | GeneralCategory::InitialPunctuation
+            | GeneralCategory::FinalPunctuation
+            | GeneralCategory::OtherPunctuation => Self::Punctuation,
+            GeneralCategory::MathSymbol
+            | GeneralCategory::CurrencySymbol
+            | GeneralCategory::ModifierSymbol
+            | GeneralCategory::OtherSymbol => Self::Symbol,
             _ => Self::Other,
         }
     }
+
+    /// `[^\s\p{L}\p{N}]`
+    pub(super) fn is_other(self) -> bool {
+        !matches!(self, Self::Letter | Self::Number | Self::Space)
+    }
 }
 
-/// Bytes of the run of characters of one class at the start of a text.
-pub(super) fn run_bytes(text: &str, class: Class) -> usize {
-    text.char_indices()
-        .find(|&(_, character)| Class::of(character) != class)
-        .map_or(text.len(), |(end, _)| end)
+/// Bytes of the characters at the start of a text for which a condition holds.
+pub(super) fn run_bytes(text: &str, holds: impl Fn(char) -> bool) -> usize {
+    text.find(|character| !holds(character))
+        .unwrap_or(text.len())
+}
+
+/// Bytes of the run of white space at the start of a text.
+pub(super) fn space_bytes(text: &str) -> usize {
+    run_bytes(text, char::is_whitespace)
 }
 
 /// Bytes that `\s+(?!\S)|\s+` takes of a text that starts with a run of white space of `run` bytes: the

@@ -1,6 +1,6 @@
 //! `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 
-use super::class::{Class, run_bytes, spaces_before_word};
+use super::class::{Class, run_bytes, space_bytes, spaces_before_word};
 
 /// Bytes of the first piece of a text that is not empty.
 pub(super) fn piece_bytes(text: &str) -> usize {
@@ -11,8 +11,12 @@ pub(super) fn piece_bytes(text: &str) -> usize {
         }
     }
     let word = text.strip_prefix(' ').unwrap_or(text);
-    match word.chars().next().map(Class::of) {
-        Some(Class::Space) | None => spaces_before_word(text, run_bytes(text, Class::Space)),
-        Some(class) => text.len() - word.len() + run_bytes(word, class),
-    }
+    let run = match word.chars().next().map(Class::of) {
+        Some(Class::Space) | None => return spaces_before_word(text, space_bytes(text)),
+        Some(class @ (Class::Letter | Class::Number)) => {
+            run_bytes(word, |character| Class::of(character) == class)
+        }
+        Some(_) => run_bytes(word, |character| Class::of(character).is_other()),
+    };
+    text.len() - word.len() + run
 }
