@@ -363,7 +363,7 @@ fn gemma2(math: &mut Math, file: &Weights, tokens: &[u32]) -> Rows {
 }
 
 /// Norms before and after each part and of queries and keys; five of six layers have a window and positions from base
-/// 10000, the sixth all positions from the file's base with its scaling.
+/// 10000, the sixth all positions from the file's base with its scaling. Some files cap logits.
 fn gemma3(math: &mut Math, file: &Weights, tokens: &[u32]) -> Rows {
     let s = sizes(file);
     let global = scaled_rope(file, false);
@@ -371,7 +371,9 @@ fn gemma3(math: &mut Math, file: &Weights, tokens: &[u32]) -> Rows {
     let mut h = embedding(file, tokens);
     math.scale(&mut h, (file.count("embedding_length") as f64).sqrt());
     for layer in 0..s.layers {
-        let windowed = layer % 6 != 5;
+        let period = file.number("attention.sliding_window_pattern");
+        let period = period.map_or(6, |period| period as usize);
+        let windowed = layer % period != period - 1;
         let rope = if windowed { &local } else { &global };
         let x = norm(math, file, layer, "attn_norm", &h);
         let q = linear(math, file, layer, "attn_q", &x);
@@ -394,7 +396,11 @@ fn gemma3(math: &mut Math, file: &Weights, tokens: &[u32]) -> Rows {
         let projected = norm(math, file, layer, "post_ffw_norm", &projected);
         math.add(&mut h, &projected);
     }
-    output(math, file, &h)
+    let mut logits = output(math, file, &h);
+    if let Some(cap) = file.number("final_logit_softcapping") {
+        math.soft_cap(&mut logits, cap);
+    }
+    logits
 }
 
 /// One matrix for queries, keys and values, one for gates and ups; rotated in halves.

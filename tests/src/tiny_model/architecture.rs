@@ -25,6 +25,8 @@ pub struct Architecture {
     pub scaling: Scaling,
     /// Further keys.
     pub factors: &'static [(&'static str, f32)],
+    /// Further keys of whole numbers.
+    pub counts: &'static [(&'static str, u32)],
 }
 
 /// What has biases.
@@ -99,10 +101,11 @@ impl Architecture {
         window: 0,
         scaling: Scaling::None,
         factors: &[],
+        counts: &[],
     };
 
     /// Every one, with every scaling.
-    pub const ALL: [Architecture; 19] = [
+    pub const ALL: [Architecture; 20] = [
         Architecture::LLAMA,
         Architecture {
             title: "llama with biases",
@@ -200,6 +203,16 @@ impl Architecture {
             window: 20,
             scaling: Scaling::Linear { factor: 8.0 },
             factors: &[("rope.freq_base", 1e6)],
+            ..Architecture::LLAMA
+        },
+        Architecture {
+            title: "gemma3, every other layer",
+            name: "gemma3",
+            query_key_norm: QueryKeyNorm::Heads,
+            norms: BOTH,
+            window: 20,
+            factors: &[("final_logit_softcapping", 3.0)],
+            counts: &[("attention.sliding_window_pattern", 2)],
             ..Architecture::LLAMA
         },
         Architecture {
@@ -303,6 +316,9 @@ pub(super) fn metadata(model: &TinyModel, meta: &mut Metadata) {
     }
     for (name, value) in architecture.factors {
         meta.f32(&key(name), *value);
+    }
+    for (name, value) in architecture.counts {
+        meta.u32(&key(name), *value);
     }
 }
 

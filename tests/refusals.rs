@@ -1,0 +1,130 @@
+//! Models that cannot be run are refused by the name of what they ask for, before anything is allocated for it.
+
+#![forbid(unsafe_code)]
+
+use andon_engine::{Executor, ExecutorError, ExecutorOptions, Model};
+use andon_tests::tiny_model::{Architecture, Scaling, TinyModel};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What is said of a file of these bytes.
+fn refusal(path: &Path, bytes: &[u8]) -> String {
+    std::fs::write(path, bytes).expect("writable");
+    let error = Model::load(path).expect_err("a refusal");
+    error.to_string()
+}
+
+#[test]
+fn hyperparameters_are_refused_by_their_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let plain = Architecture::LLAMA;
+    let factors = |factors| Architecture { factors, ..plain };
+    let counts = |counts| Architecture { counts, ..plain };
+    for (architecture, says) in [
+        (
+            counts(&[("expert_count", 8)]),
+            "a mixture of experts (`llama.expert_count` is 8) is not supported",
+        ),
+        (
+            factors(&[("rope.freq_base", 0.5)]),
+            "llama.rope.freq_base is 0.5",
+        ),
+        (
+            factors(&[("rope.freq_base", f32::NAN)]),
+            "llama.rope.freq_base",
+        ),
+        (
+            factors(&[("rope.scaling.factor", -2.0)]),
+            "llama.rope.scaling.factor is -2",
+        ),
+        (
+            factors(&[("rope.scaling.attn_factor", 1e30)]),
+            "llama.rope.scaling.attn_factor is 1",
+        ),
+        (
+            Architecture {
+                name: "granite",
+                ..factors(&[("logit_scale", 1e-30)])
+            },
+            "granite.logit_scale is 0.0",
+        ),
+        (
+            Architecture {
+                name: "gemma9",
+                ..plain
+            },
+            "architecture `gemma9` is not supported",
+        ),
+        (
+            // The tensors are llama's.
+            Architecture {
+                name: "qwen3",
+                ..plain
+            },
+            "tensor `blk.0.attn_q_norm.weight` is missing",
+        ),
+        (
+            // Norms that llama does not have.
+            Architecture {
+                norms: &["attn_norm", "ffn_norm", "post_ffw_norm"],
+                ..plain
+            },
+            "tensor `blk.0.post_ffw_norm.weight` is not part of architecture `llama`",
+        ),
+    ] {
+        let model = TinyModel {
+            architecture,
+            ..TinyModel::default()
+        };
+        let actual = refusal(&path, &model.bytes());
+        assert!(actual.contains(says), "{actual:?} does not say {says:?}");
+    }
+}
+
+#[test]
+fn an_unknown_scaling_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let model = TinyModel {
+        architecture: Architecture {
+            scaling: Scaling::Linear { factor: 2.0 },
+            ..Architecture::LLAMA
+        },
+        ..TinyModel::default()
+    };
+    let mut bytes = model.bytes();
+    let at = bytes
+        .windows(6)
+        .position(|window| window == b"linear")
+        .expect("the scaling's name");
+    bytes[at..at + 6].copy_from_slice(b"unhear");
+    let actual = refusal(&path, &bytes);
+    assert!(actual.contains("unhear"), "{actual}");
+}
+
+#[test]
+fn widths_that_a_small_file_has_no_use_for_are_not_allocated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let model = TinyModel {
+        layer_count: 1,
+        embedding: 32,
+        feed_forward: 1 << 14,
+        ..TinyModel::default()
+    };
+    model.write(&path).expect("writable");
+    let model = Arc::new(Model::load(&path).expect("a sound model"));
+    let executor = |batch_tokens_max| {
+        let options = ExecutorOptions {
+            batch_tokens_max,
+            ..ExecutorOptions::default()
+        };
+        Executor::new(Arc::clone(&model), &options)
+    };
+    assert!(matches!(
+        executor(Executor::BATCH_TOKENS_MAX),
+        Err(ExecutorError::Activations { .. })
+    ));
+    assert!(executor(64).is_ok());
+}
