@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 
 use andon_tests::daemon::Daemon;
 use andon_tests::programs;
+use andon_tests::tiny_encoder::TinyEncoder;
 use serde_json::Value;
 
 fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
@@ -82,4 +83,37 @@ fn failures_have_their_own_exit_status() {
     for output in [refused, unreachable] {
         assert!(!output.stderr.is_empty() && output.stdout.is_empty());
     }
+}
+
+#[test]
+fn embed_prints_what_http_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("encoder.gguf");
+    // Longer vectors than a frame takes.
+    let encoder = TinyEncoder {
+        layer_count: 1,
+        embedding: 2304,
+        feed_forward: 32,
+        ..TinyEncoder::default()
+    };
+    encoder.write(&path).unwrap();
+    let daemon = Daemon::builder().model(&path).start().unwrap();
+    let texts = ["the belt stops", "sensor 42"];
+    let lines = said(&andonctl(&daemon, &["embed", texts[0], texts[1]]));
+    let body = serde_json::json!({"input": texts});
+    let reply = daemon.http().post("/v1/embeddings", &body).unwrap();
+    let reply = reply.json().unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2);
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(line.as_array().unwrap().len(), 2304);
+        assert_eq!(line, &reply["data"][index]["embedding"]);
+    }
+    let ask = ["embed", "a", "--json", "--dimensions", "8"];
+    let report: Value = serde_json::from_str(&said(&andonctl(&daemon, &ask))).unwrap();
+    assert_eq!(report["embedding"].as_array().unwrap().len(), 8);
+    assert_eq!(report["usage"]["completion_tokens"], 0);
 }

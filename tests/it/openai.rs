@@ -5,15 +5,20 @@ use std::process::Command;
 use andon_tests::daemon::{Builder, Daemon};
 use andon_tests::programs;
 use andon_tests::source::repository_root;
+use andon_tests::tiny_encoder::TinyEncoder;
+
+/// A script, and how many cases it has at least.
+const CLIENT: (&str, u32) = ("openai_client.py", 21);
+const EMBEDDINGS: (&str, u32) = ("openai_embeddings.py", 9);
 
 /// Runs the client's own test cases against a daemon; without the client the test says so and ends.
-fn run(kind: &str, builder: Builder) {
+fn run(kind: &str, (script, cases): (&str, u32), builder: Builder) {
     let Some(python) = programs::python() else {
         return;
     };
     let daemon = builder.start().unwrap();
     let output = Command::new(python)
-        .arg(repository_root().join("tests/it/openai_client.py"))
+        .arg(repository_root().join("tests/it").join(script))
         .env("ANDON_SOCKET", daemon.http_socket())
         .env("ANDON_MODEL_KIND", kind)
         .output()
@@ -28,14 +33,14 @@ fn run(kind: &str, builder: Builder) {
             .ok()
     });
     assert!(
-        ran.is_some_and(|ran| ran > 20),
+        ran.is_some_and(|ran| ran >= cases),
         "too few cases ran:\n{said}"
     );
 }
 
 #[test]
 fn official_client_with_a_tiny_model() {
-    run("tiny", Daemon::builder());
+    run("tiny", CLIENT, Daemon::builder());
 }
 
 #[test]
@@ -43,5 +48,13 @@ fn official_client_with_a_real_model() {
     let Some(model) = programs::real_model() else {
         return;
     };
-    run("real", Daemon::builder().model(&model));
+    run("real", CLIENT, Daemon::builder().model(&model));
+}
+
+#[test]
+fn official_client_with_a_model_that_makes_embeddings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("encoder.gguf");
+    TinyEncoder::default().write(&path).unwrap();
+    run("encoder", EMBEDDINGS, Daemon::builder().model(&path));
 }

@@ -457,7 +457,13 @@ class Errors(Case):
 
     def test_unknown_path(self):
         with self.assertRaises(openai.NotFoundError):
+            self.client.moderations.create(model=self.model, input="text")
+
+    def test_a_model_that_makes_no_embeddings(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
             self.client.embeddings.create(model=self.model, input="text")
+        self.assertIn("makes no embeddings", caught.exception.message)
+        self.assertEqual(caught.exception.param, "model")
 
 
 if __name__ == "__main__":

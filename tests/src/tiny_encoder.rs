@@ -147,31 +147,41 @@ impl TinyEncoder {
             Family::Bert | Family::JinaV2 | Family::JinaV2Code => {}
         }
         meta.u32("tokenizer.ggml.token_type_count", 2);
-        byte_level(&mut meta, &vocabulary());
+        if self.family == Family::ModernBert {
+            byte_level(&mut meta, &vocabulary());
+        } else {
+            word_piece(&mut meta);
+        }
         meta
     }
 
     fn tensors(&self) -> Vec<Tensor> {
+        // As files have it: no rows of 4 bits where tokens are looked up, and floats where positions are.
+        let outer = match self.weights {
+            TensorType::F32 | TensorType::F16 => self.weights,
+            _ => TensorType::Q8_0,
+        };
         let mut writer = Tensors {
             draw: Draw { state: self.seed },
             weights: self.weights,
-            // As files have it: no rows of 4 bits where tokens are looked up.
-            outer: match self.weights {
-                TensorType::F32 | TensorType::F16 => self.weights,
-                _ => TensorType::Q8_0,
-            },
             tensors: Vec::new(),
         };
         let (width, between) = (self.embedding, self.feed_forward);
         let modern = self.family == Family::ModernBert;
         let jina = matches!(self.family, Family::JinaV2 | Family::JinaV2Code);
         let biases = self.family == Family::Bert || jina;
-        writer.rows("token_embd", width, vocabulary().len());
+        let token_count = if modern {
+            vocabulary().len()
+        } else {
+            pieces().len()
+        };
+        writer.rows("token_embd", width, token_count, outer);
         if !modern {
-            writer.rows("token_types", width, 2);
+            writer.rows("token_types", width, 2, TensorType::F32);
         }
         if self.family == Family::Bert {
-            writer.rows("position_embd", width, self.context_tokens_max);
+            let count = self.context_tokens_max;
+            writer.rows("position_embd", width, count, TensorType::F32);
         }
         writer.norm("token_embd_norm", width, !modern);
         for layer in 0..self.layer_count {
@@ -212,10 +222,61 @@ impl TinyEncoder {
     }
 }
 
+const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+
+/// Special tokens, then letters, digits, marks and syllables, first those that begin a word and then those that go on
+/// with one. U+2581 stands before what begins a word, as files have it.
+fn pieces() -> Vec<String> {
+    let letters = || ('a'..='z').chain('0'..='9').map(String::from);
+    let syllables = || {
+        ('a'..='z').flat_map(|first| {
+            "aeiou"
+                .chars()
+                .map(move |second| format!("{first}{second}"))
+        })
+    };
+    let marks = ('!'..='~')
+        .filter(char::is_ascii_punctuation)
+        .map(String::from);
+    let first = letters().chain(marks).chain(syllables());
+    let special = SPECIAL.iter().map(|text| (*text).to_owned());
+    special
+        .chain(first.map(|text| format!("\u{2581}{text}")))
+        .chain(letters().chain(syllables()))
+        .collect()
+}
+
+/// The keys of a WordPiece vocabulary.
+fn word_piece(meta: &mut Metadata) {
+    let pieces = pieces();
+    meta.str("tokenizer.ggml.model", "bert");
+    let texts: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    meta.strs("tokenizer.ggml.tokens", &texts);
+    // 1 is an ordinary token, 2 the unknown one, 3 a control token.
+    let kinds: Vec<i32> = (0..pieces.len())
+        .map(|id| match id {
+            1 => 2,
+            0..5 => 3,
+            _ => 1,
+        })
+        .collect();
+    meta.i32s("tokenizer.ggml.token_type", &kinds);
+    for (key, id) in [
+        ("padding", 0),
+        ("unknown", 1),
+        ("cls", 2),
+        ("bos", 2),
+        ("seperator", 3),
+        ("eos", 3),
+        ("mask", 4),
+    ] {
+        meta.u32(&format!("tokenizer.ggml.{key}_token_id"), id);
+    }
+}
+
 struct Tensors {
     draw: Draw,
     weights: TensorType,
-    outer: TensorType,
     tensors: Vec<Tensor>,
 }
 
@@ -226,14 +287,9 @@ impl Tensors {
     }
 
     /// Rows that are looked up, with elements of about one.
-    fn rows(&mut self, name: &str, columns: usize, rows: usize) {
+    fn rows(&mut self, name: &str, columns: usize, rows: usize, kind: TensorType) {
         let values: Vec<f32> = (0..columns * rows).map(|_| self.draw.normal()).collect();
-        self.put(
-            &format!("{name}.weight"),
-            &[columns, rows],
-            self.outer,
-            &values,
-        );
+        self.put(&format!("{name}.weight"), &[columns, rows], kind, &values);
     }
 
     fn linear(&mut self, name: &str, columns: usize, rows: usize, bias: bool) {

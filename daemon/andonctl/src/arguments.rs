@@ -44,6 +44,8 @@ pub(crate) enum Command {
     /// `/reset` begins anew, `/quit` or the end of input ends. Ctrl-C ends an answer that is being
     /// made, and otherwise the program.
     Chat(ChatOptions),
+    /// Print the vector that an embedding model makes of each text, as a line of JSON each.
+    Embed(EmbedOptions),
     /// Show how the daemon is.
     Status(StatusOptions),
     /// Show the models that are served.
@@ -210,6 +212,33 @@ pub(crate) struct AskOptions {
 pub(crate) struct ChatOptions {
     #[command(flatten)]
     pub(crate) answer: AnswerOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EmbedOptions {
+    /// A text; may be given several times. `-` reads one from standard input.
+    #[arg(value_name = "TEXT", required = true)]
+    pub(crate) text: Vec<String>,
+
+    /// The model to ask instead of the default one.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<ModelName>,
+
+    /// Only the first N elements, scaled to length one: for models trained to be cut.
+    #[arg(long, value_name = "N")]
+    pub(crate) dimensions: Option<u32>,
+
+    /// How urgent it is.
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) priority: Option<PriorityWord>,
+
+    /// Give up on a vector after this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub(crate) deadline_ms: Option<u32>,
+
+    /// Print an object with the vector and the figures for each text.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -21,7 +21,7 @@ use crate::interrupt::Interrupts;
 use crate::output::Output;
 
 /// How much longer than the deadline to wait for the daemon's word that it passed.
-const DEADLINE_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 
 /// A complete answer.
 pub(crate) struct Answer {
@@ -288,7 +288,7 @@ fn question(options: &AskOptions) -> Result<String, Failure> {
     }
 }
 
-fn standard_input() -> Result<String, Failure> {
+pub(crate) fn standard_input() -> Result<String, Failure> {
     let bytes_max = limits::INPUT_BYTES_MAX as u64;
     let mut text = String::new();
     // One byte more than allowed, so that too much is told from just enough.

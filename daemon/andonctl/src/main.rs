@@ -15,6 +15,7 @@ mod bundle;
 mod chat;
 mod connection;
 mod digest;
+mod embed;
 mod failure;
 mod gguf;
 mod interrupt;
@@ -48,6 +49,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
     match arguments.command {
         Command::Ask(options) => ask::run(socket, &options, output),
         Command::Chat(options) => chat::run(socket, &options, output),
+        Command::Embed(options) => embed::run(socket, &options, output),
         Command::Status(options) => report::status(socket, &options, output),
         Command::Models(options) => report::models(socket, &options, output),
         Command::Model(command) => model::run(socket, &command, output),

@@ -30,6 +30,11 @@ pub const TEMPLATE_VARIABLES_MAX: usize = 32;
 /// Longest stop string, in bytes.
 pub const STOP_BYTES_MAX: usize = limits::STOP_BYTES_MAX;
 
+/// Most inputs of one request for embeddings, as with OpenAI.
+pub const EMBEDDING_INPUTS_MAX: usize = 2048;
+/// Most tokens of one request for embeddings, as with OpenAI: a few minutes of a small model.
+pub const EMBEDDING_TOKENS_MAX: usize = 300_000;
+
 /// The front end a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
@@ -98,9 +103,25 @@ pub struct Message {
     pub content: String,
 }
 
+/// What a vector is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbeddingInput {
+    /// A text.
+    Text(String),
+    /// Tokens, taken as they are.
+    Tokens(Vec<u32>),
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
+    /// Vectors, one of each input.
+    Embeddings {
+        /// The inputs.
+        inputs: Vec<EmbeddingInput>,
+        /// Elements of a vector that are wanted; `None` is all.
+        dimensions: Option<usize>,
+    },
     /// A conversation, rendered by the model's chat template.
     Messages(Vec<Message>),
     /// Text that is continued as it stands.
@@ -232,6 +253,12 @@ impl Request {
                 check_text("prompt", tokens.len(), limits)?;
             }
             Input::Task { name, .. } => check_name("task", name, NAME_BYTES_MAX)?,
+            Input::Embeddings { inputs, dimensions } => {
+                check_inputs(inputs, limits)?;
+                if *dimensions == Some(0) {
+                    return Err(Fault::invalid("dimensions", "must be at least 1"));
+                }
+            }
         }
         if !(1..=CHOICES_MAX).contains(&self.choices) {
             return Err(Fault::invalid(
@@ -316,6 +343,53 @@ fn check_messages(messages: &[Message], limits: &LimitsConfig) -> Result<(), Fau
     check_text("messages", bytes, limits)
 }
 
+fn check_inputs(inputs: &[EmbeddingInput], limits: &LimitsConfig) -> Result<(), Fault> {
+    if inputs.is_empty() {
+        return Err(Fault::invalid("input", "there is no input"));
+    }
+    if inputs.len() > EMBEDDING_INPUTS_MAX {
+        let message = format!(
+            "{} inputs, at most {EMBEDDING_INPUTS_MAX} are taken",
+            inputs.len()
+        );
+        return Err(Fault::invalid("input", message));
+    }
+    let (mut bytes, mut tokens) = (0usize, 0usize);
+    for (index, input) in inputs.iter().enumerate() {
+        let empty = match input {
+            EmbeddingInput::Text(text) => {
+                bytes = bytes.saturating_add(text.len());
+                text.is_empty()
+            }
+            EmbeddingInput::Tokens(ids) => {
+                tokens = tokens.saturating_add(ids.len());
+                ids.is_empty()
+            }
+        };
+        if empty {
+            return Err(Fault::invalid("input", format!("input {index} is empty")));
+        }
+    }
+    check_text("input", bytes, limits)?;
+    check_embedding_tokens(tokens)
+}
+
+/// Holds the tokens of a request for embeddings to their bound.
+///
+/// # Errors
+/// If there are more.
+pub fn check_embedding_tokens(tokens: usize) -> Result<(), Fault> {
+    if tokens > EMBEDDING_TOKENS_MAX {
+        let message =
+            format!("{tokens} tokens in all inputs, at most {EMBEDDING_TOKENS_MAX} are taken");
+        return Err(Fault {
+            param: Some("input"),
+            ..Fault::new(FaultCode::TooLarge, message)
+        });
+    }
+    Ok(())
+}
+
 fn check_text(param: &'static str, bytes: usize, limits: &LimitsConfig) -> Result<(), Fault> {
     if bytes > limits.body_bytes_max {
         let message = format!(
@@ -380,6 +454,23 @@ mod tests {
         let long = vec![message(&"x".repeat(limits.body_bytes_max)), message("x")];
         assert_eq!(param(&request(Input::Messages(long))), "messages");
         assert_eq!(param(&request(Input::Prompt(String::new()))), "prompt");
+        let embeddings = |inputs: Vec<EmbeddingInput>, dimensions| {
+            request(Input::Embeddings { inputs, dimensions })
+        };
+        let text = |text: &str| EmbeddingInput::Text(text.to_owned());
+        let one = vec![text("x")];
+        assert_eq!(embeddings(one.clone(), Some(1)).check(&limits), Ok(()));
+        assert_eq!(param(&embeddings(one, Some(0))), "dimensions");
+        for inputs in [
+            vec![],
+            vec![text("")],
+            vec![EmbeddingInput::Tokens(vec![])],
+            vec![text("x"); EMBEDDING_INPUTS_MAX + 1],
+            vec![text(&"x".repeat(limits.body_bytes_max)), text("x")],
+            vec![EmbeddingInput::Tokens(vec![1; EMBEDDING_TOKENS_MAX + 1])],
+        ] {
+            assert_eq!(param(&embeddings(inputs, None)), "input");
+        }
         type Break = fn(&mut Request);
         let breaks: [(&str, Break); 16] = [
             ("id", |r| r.id = "x".repeat(ID_BYTES_MAX + 1)),

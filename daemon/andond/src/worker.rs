@@ -9,6 +9,7 @@
 
 mod admit;
 mod board;
+mod embed;
 mod job;
 mod load;
 mod prepare;
@@ -24,7 +25,7 @@ use andon_engine::Model;
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
-use self::load::LoadFailure;
+use self::load::{Engine, LoadFailure};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::registry::{self, Registry, RegistryError, Served};
@@ -36,7 +37,7 @@ pub use text::{apply_template, detokenize, tokenize};
 
 pub use job::{
     Chunk, Done, Finish, JobEvent, JobStream, Timings, TokenLogprob, TopLogprob, UNREAD_BYTES_MAX,
-    UNREAD_CHUNKS_MAX, Usage,
+    UNREAD_CHUNKS_MAX, Usage, Vectors,
 };
 
 /// Places beside `[engine] parallel-max` that only alarms may take, so that one starts at once.
@@ -72,8 +73,10 @@ pub struct ModelFacts {
     pub name: String,
     /// The architecture.
     pub architecture: String,
-    /// Longest prompt and answer together.
+    /// Longest prompt and answer together; of a model that makes embeddings, longest input.
     pub context_tokens_max: usize,
+    /// Length of the vectors that the model makes; `None` for one that generates text.
+    pub embedding: Option<usize>,
     /// Size of the file.
     pub file_bytes: u64,
     /// The file's time of change, seconds since 1970.
@@ -246,7 +249,8 @@ impl Shared {
             JobEvent::Accepted { .. }
             | JobEvent::Started
             | JobEvent::Chunk(_)
-            | JobEvent::ChoiceDone { .. } => {}
+            | JobEvent::ChoiceDone { .. }
+            | JobEvent::Vectors(_) => {}
         }
         job.mailbox.post(event);
     }
@@ -439,7 +443,6 @@ fn serve(shared: &Arc<Shared>) {
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let model = loaded.model;
     shared.model.get_or_init(|| Arc::clone(&model));
-    let generator = loaded.generator;
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
             .name("prepare".to_owned())
@@ -460,7 +463,10 @@ fn serve(shared: &Arc<Shared>) {
                 shared.state.send_replace(WorkerState::Ready);
             }
         }
-        run::run(shared, generator, model.tokenizer());
+        match loaded.engine {
+            Engine::Generator(generator) => run::run(shared, *generator, model.tokenizer()),
+            Engine::Embedder(embedder) => embed::run(shared, *embedder),
+        }
     });
 }
 

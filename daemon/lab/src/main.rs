@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod embed;
 mod generate;
 mod ppl;
 mod stream;
@@ -34,6 +35,8 @@ enum Command {
     Ppl(ppl::Arguments),
     /// Print the token ids of a text, special tokens neither added nor recognized.
     Tokenize(tokenize::Arguments),
+    /// Print the vector that an embedding model makes of a text.
+    Embed(embed::Arguments),
     /// Continue a text.
     Generate(generate::Arguments),
 }
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Ppl(arguments) => ppl::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Embed(arguments) => embed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
     };
     match result {

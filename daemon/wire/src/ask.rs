@@ -220,6 +220,9 @@ pub enum AskError {
     /// `deadline_ms` is out of range.
     #[error("deadline_ms must be from 1 to {}", limits::DEADLINE_MS_MAX)]
     Deadline,
+    /// No dimensions are asked for.
+    #[error("a vector of no dimensions is asked for")]
+    Dimensions,
     /// A sampling option is out of range or not a number.
     #[error("{0} is out of range")]
     Sampling(&'static str),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
+use crate::embed::{Embed, VectorPiece};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
@@ -72,6 +73,9 @@ pub enum ClientFrame<'a> {
     /// Does something with the models that are kept; [`crate::ModelAction`] says how each is
     /// answered.
     ModelTask(ModelTask),
+    /// Asks for the vector of a text; answered by [`ServerFrame::Accepted`], pieces of the vector and
+    /// [`ServerFrame::Done`].
+    Embed(Embed<'a>),
 }
 
 /// What a server sends.
@@ -108,6 +112,8 @@ pub enum ServerFrame<'a> {
     ModelText(ModelText<'a>),
     /// An operation on models is done.
     ModelDone(ModelDone),
+    /// A piece of a vector.
+    Vector(VectorPiece<'a>),
 }
 
 /// Why a frame could not be encoded.

@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod topic;
 
 mod ask;
+mod embed;
 mod frame;
 mod model;
 mod name;
@@ -27,6 +28,7 @@ pub use ask::{
     Ask, AskError, Egress, Input, Message, Priority, Role, Sampling, check_deadline_ms,
     check_input_bytes, check_stops, check_tokens_max,
 };
+pub use embed::{ELEMENT_BYTES, Embed, VectorPiece};
 pub use frame::{
     CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,
     ServerFrame, checksum, payload_bytes, unseal,

@@ -22,6 +22,9 @@ pub const SERVER_FRAME_BYTES_MAX: usize = 8 * 1024;
 /// Most bytes of text in one chunk of an answer; a longer piece is sent as several chunks.
 pub const CHUNK_TEXT_BYTES_MAX: usize = 4 * 1024;
 
+/// Most bytes of elements in one piece of a vector; a longer vector is sent as several pieces.
+pub const VECTOR_PIECE_BYTES_MAX: usize = 4 * 1024;
+
 /// Most messages in one request.
 pub const MESSAGES_MAX: usize = 128;
 

@@ -9,11 +9,11 @@ use andon_wire::limits::{
 use andon_wire::manifest::Digest;
 use andon_wire::{
     Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, Done, Egress,
-    ErrorCode, Fault, Finish, HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded,
+    Embed, ErrorCode, Fault, Finish, HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded,
     ModelData, ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask,
     ModelText, Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus,
     Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredModel,
-    TaskName, Timings, TokenCounters, Usage, Welcome, checksum,
+    TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -182,6 +182,29 @@ fn client_frames() {
     );
     client(&ClientFrame::Status, &[b"\x03"]);
     client(&ClientFrame::Models, &[b"\x04"]);
+    client(
+        &ClientFrame::Embed(Embed::new(id("17"), "Hello")),
+        &[b"\x08", b"\x0217", b"\x05Hello", b"\x00\x00\x00\x00"],
+    );
+    client(
+        &ClientFrame::Embed(Embed {
+            id: id("17"),
+            text: "Hello",
+            model: Some(model("m")),
+            dimensions: Some(256),
+            priority: Some(Priority::Batch),
+            deadline_ms: Some(300),
+        }),
+        &[
+            b"\x08",
+            b"\x0217",
+            b"\x05Hello",
+            b"\x01\x01m",
+            b"\x01\x80\x02",
+            b"\x01\x02",
+            b"\x01\xac\x02",
+        ],
+    );
 }
 
 #[test]
@@ -399,6 +422,21 @@ fn server_frames() {
             found: true,
         }),
         &[b"\x07", b"\x0217", b"\x01"],
+    );
+    server(
+        &ServerFrame::Vector(VectorPiece {
+            id: id("17"),
+            sequence: 1,
+            dimensions: 384,
+            bytes: &[0, 0, 128, 63, 0, 0, 0, 191],
+        }),
+        &[
+            b"\x0e",
+            b"\x0217",
+            b"\x01",
+            b"\x80\x03",
+            b"\x08\x00\x00\x80\x3f\x00\x00\x00\xbf",
+        ],
     );
 }
 

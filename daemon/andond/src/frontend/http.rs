@@ -4,6 +4,7 @@
 //! constrained answer must not get an unconstrained one. A client that goes away cancels its request.
 
 mod answer;
+mod embeddings;
 mod error;
 mod fields;
 mod parse;
@@ -93,6 +94,7 @@ fn router(context: Context) -> Router {
         .route("/v1/detokenize", post(text::detokenize))
         .route("/apply-template", post(text::apply_template))
         .route("/v1/apply-template", post(text::apply_template))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/health", get(probes::health_json))
@@ -156,7 +158,13 @@ async fn unknown_path(uri: Uri) -> ApiError {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response<Body> {
     let path = uri.path();
-    let post = ["/completions", "/responses", "tokenize", "/apply-template"];
+    let post = [
+        "/completions",
+        "/embeddings",
+        "/responses",
+        "tokenize",
+        "/apply-template",
+    ];
     let allowed = if post.iter().any(|end| path.ends_with(end)) {
         "POST"
     } else if path.starts_with("/v1/responses/") {
@@ -263,7 +271,7 @@ impl Service {
                     })
                     .await?
                 }
-                Input::Messages(_) | Input::Task { .. } => String::new(),
+                Input::Messages(_) | Input::Task { .. } | Input::Embeddings { .. } => String::new(),
             });
         }
         Ok(texts)
@@ -327,13 +335,22 @@ fn since_1970() -> Duration {
 }
 
 fn model_object(facts: &ModelFacts) -> Value {
-    json!({
+    let capabilities: &[&str] = match facts.embedding {
+        Some(_) => &["embeddings"],
+        None => &["chat.completions", "completions"],
+    };
+    let mut object = json!({
         "id": facts.name,
         "object": "model",
         "created": facts.created_s,
         "owned_by": "andon",
         "context_length": facts.context_tokens_max,
-    })
+        "capabilities": capabilities,
+    });
+    if let (Some(dimensions), Value::Object(object)) = (facts.embedding, &mut object) {
+        object.insert("embedding_dimensions".to_owned(), dimensions.into());
+    }
+    object
 }
 
 fn json_response(value: &Value) -> Response<Body> {

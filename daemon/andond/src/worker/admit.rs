@@ -10,7 +10,7 @@ use andon_policy::queue::{self, Waiting};
 
 use super::board::{Board, Job, Key, Phase, Queued};
 use super::job::Mailbox;
-use super::{QUEUE_SHARE_FOR_ALARMS, Shared};
+use super::{ModelFacts, QUEUE_SHARE_FOR_ALARMS, Shared};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
 
@@ -27,6 +27,9 @@ impl Shared {
                 param: Some("model"),
                 ..Fault::new(FaultCode::UnknownModel, message)
             });
+        }
+        if let Some(facts) = self.facts.get() {
+            check_kind(facts, &request.input)?;
         }
         if usize::try_from(request.choices)
             .map_or(true, |count| count > self.config.engine.parallel_max)
@@ -146,6 +149,35 @@ impl Shared {
                 .service
                 .map(|service| u32::try_from(service.as_millis()).unwrap_or(u32::MAX)),
         }
+    }
+}
+
+/// Refuses what the model is not made for, and vectors longer than it makes.
+fn check_kind(facts: &ModelFacts, input: &Input) -> Result<(), Fault> {
+    let unsupported = |param, message: String| {
+        Err(Fault {
+            param: Some(param),
+            ..Fault::new(FaultCode::Unsupported, message)
+        })
+    };
+    let name = &facts.name;
+    match (input, facts.embedding) {
+        (Input::Embeddings { dimensions, .. }, Some(most)) => match dimensions {
+            Some(dimensions) if *dimensions > most => Err(Fault::invalid(
+                "dimensions",
+                format!("{dimensions} dimensions; the model {name} makes vectors of {most}"),
+            )),
+            _ => Ok(()),
+        },
+        (Input::Embeddings { .. }, None) => unsupported(
+            "model",
+            format!("the model {name} generates text; it makes no embeddings"),
+        ),
+        (_, Some(_)) => unsupported(
+            "model",
+            format!("the model {name} makes embeddings; it generates no text"),
+        ),
+        (_, None) => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use andon_engine::generate::GenerationRequest;
 use andon_policy::queue::{self, Waiting};
 
+use super::embed::EmbeddingRequest;
 use super::job::Mailbox;
 use crate::request::{Origin, Request};
 
@@ -84,6 +85,8 @@ pub(super) struct Board {
     pub(super) rendering: Option<Waiting>,
     /// Rendered and tokenized.
     pub(super) ready: VecDeque<Queued<Prepared>>,
+    /// Tokenized requests for embeddings.
+    pub(super) embeddings: VecDeque<Queued<EmbeddingRequest>>,
     pub(super) running: usize,
     pub(super) open: HashMap<Key, Arc<Job>>,
     pub(super) ticket: u64,
@@ -98,6 +101,7 @@ impl Board {
             raw: VecDeque::new(),
             rendering: None,
             ready: VecDeque::new(),
+            embeddings: VecDeque::new(),
             running: 0,
             open: HashMap::new(),
             ticket: 0,
@@ -106,13 +110,17 @@ impl Board {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.raw.len() + self.ready.len() + usize::from(self.rendering.is_some())
+        self.raw.len()
+            + self.ready.len()
+            + self.embeddings.len()
+            + usize::from(self.rendering.is_some())
     }
 
     pub(super) fn orders(&self) -> impl Iterator<Item = &Waiting> {
         let raw = self.raw.iter().map(|queued| &queued.order);
         let ready = self.ready.iter().map(|queued| &queued.order);
-        raw.chain(ready).chain(&self.rendering)
+        let embeddings = self.embeddings.iter().map(|queued| &queued.order);
+        raw.chain(ready).chain(embeddings).chain(&self.rendering)
     }
 
     /// The job that goes next among `list`, left where it is.
@@ -125,6 +133,7 @@ impl Board {
         let mut out = Vec::new();
         sweep(&mut self.raw, now_ms, &mut out);
         sweep(&mut self.ready, now_ms, &mut out);
+        sweep(&mut self.embeddings, now_ms, &mut out);
         out
     }
 
@@ -132,7 +141,8 @@ impl Board {
     pub(super) fn clear(&mut self) -> Vec<Arc<Job>> {
         let raw = self.raw.drain(..).map(|queued| queued.job);
         let ready = self.ready.drain(..).map(|queued| queued.job);
-        raw.chain(ready).collect()
+        let embeddings = self.embeddings.drain(..).map(|queued| queued.job);
+        raw.chain(ready).chain(embeddings).collect()
     }
 
     /// When the next waiting job expires, on the policy's clock.

@@ -98,6 +98,15 @@ pub struct Timings {
     pub first_token_us: u64,
 }
 
+/// Vectors of a request's inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vectors {
+    /// Elements of each.
+    pub dimensions: usize,
+    /// The vectors, one after the other in the order of the inputs.
+    pub values: Vec<f32>,
+}
+
 /// An answer's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
@@ -129,6 +138,9 @@ pub enum JobEvent {
         /// Why it ended.
         finish: Finish,
     },
+    /// What a request for embeddings gets in place of chunks, all at once before its `Done`. Its size is bounded by the
+    /// number of inputs that a request may have.
+    Vectors(Vectors),
     /// The answer is complete.
     Done(Done),
     /// It will not be completed.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
@@ -18,8 +19,16 @@ const PREFILL_CHUNK_TOKENS: usize = 128;
 /// A model ready to serve.
 pub(super) struct Loaded {
     pub(super) model: Arc<Model>,
-    pub(super) generator: Generator<Executor>,
+    pub(super) engine: Engine,
     pub(super) facts: ModelFacts,
+}
+
+/// What runs the model.
+pub(super) enum Engine {
+    /// It generates text.
+    Generator(Box<Generator<Executor>>),
+    /// It makes embeddings.
+    Embedder(Box<Embedder>),
 }
 
 /// Why a model is not served, and who can put it right.
@@ -64,6 +73,9 @@ pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailu
     let model =
         Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
     let model = Arc::new(model);
+    if model.info().pooling.is_some() {
+        return load_embedder(config, path, model);
+    }
     let options = ExecutorOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
@@ -83,6 +95,7 @@ pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailu
         name: config.model.name(),
         architecture: info.architecture.clone(),
         context_tokens_max,
+        embedding: None,
         file_bytes: info.file_bytes as u64,
         created_s: changed_s(path),
         isa: executor.isa().name().to_owned(),
@@ -98,7 +111,43 @@ pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailu
     self_test(&model, &mut generator)?;
     Ok(Loaded {
         model,
-        generator,
+        engine: Engine::Generator(Box::new(generator)),
+        facts,
+    })
+}
+
+/// Makes the model's embedder, and a vector with it.
+fn load_embedder(config: &Config, path: &Path, model: Arc<Model>) -> Result<Loaded, LoadFailure> {
+    let options = EmbedderOptions {
+        threads: config.engine.threads,
+        isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
+        context_tokens_max: config.model.context_tokens_max,
+    };
+    let mut embedder = Embedder::new(Arc::clone(&model), &options)
+        .map_err(|error| LoadFailure::machine(&error))?;
+    let mut input = model.tokenizer().encode_prompt("Hello", Special::Plain);
+    input.truncate(embedder.context_tokens_max());
+    if input.is_empty() {
+        // A vocabulary without these letters still has a first token.
+        input.push(0);
+    }
+    embedder
+        .embed(&[&input])
+        .map_err(|error| LoadFailure::operator(&format!("the self-test failed: {error}")))?;
+    let info = model.info();
+    let facts = ModelFacts {
+        name: config.model.name(),
+        architecture: info.architecture.clone(),
+        context_tokens_max: embedder.context_tokens_max(),
+        embedding: Some(embedder.dimensions()),
+        file_bytes: info.file_bytes as u64,
+        created_s: changed_s(path),
+        isa: embedder.isa().name().to_owned(),
+        threads: embedder.threads(),
+    };
+    Ok(Loaded {
+        model,
+        engine: Engine::Embedder(Box::new(embedder)),
         facts,
     })
 }

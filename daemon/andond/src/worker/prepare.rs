@@ -9,11 +9,15 @@ use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
 use andon_engine::tokenizer::{ChatMessage, Special};
 
+use andon_policy::queue::Waiting;
+use std::sync::Arc;
+
 use super::Shared;
-use super::board::{Board, Phase, Prepared, Queued};
+use super::board::{Board, Job, Phase, Prepared, Queued};
+use super::embed::EmbeddingRequest;
 use super::job::JobEvent;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Input, Message, Request, Sampling};
+use crate::request::{EmbeddingInput, Input, Message, Request, Sampling, check_embedding_tokens};
 use crate::task::Resolved;
 
 /// Renders requests until the daemon stops.
@@ -22,6 +26,11 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
         let Some(queued) = next(shared) else {
             return;
         };
+        if let Input::Embeddings { inputs, dimensions } = queued.payload.input {
+            let prepared = embeddings(model, context_tokens_max, inputs, dimensions);
+            put_embeddings(shared, queued.job, queued.order, prepared);
+            continue;
+        }
         let prepared = prepare(shared, model, context_tokens_max, queued.payload);
         let mut board = shared.board();
         board.rendering = None;
@@ -49,6 +58,84 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
         // Also after a failure: a worker that stops waits for this thread to have nothing in hand.
         shared.changed.notify_all();
     }
+}
+
+/// Puts a request for embeddings where the engine's thread takes it, or fails it.
+fn put_embeddings(
+    shared: &Shared,
+    job: Arc<Job>,
+    order: Waiting,
+    prepared: Result<EmbeddingRequest, Fault>,
+) {
+    let mut board = shared.board();
+    board.rendering = None;
+    let serving = board.phase == Phase::Serving;
+    match prepared {
+        Ok(payload) if serving => {
+            job.mailbox.post(JobEvent::Accepted {
+                prompt_tokens: payload.tokens(),
+            });
+            board.embeddings.push_back(Queued {
+                job,
+                order,
+                payload,
+            });
+            drop(board);
+        }
+        Ok(_) => {
+            drop(board);
+            shared.fail(&job, shared.closed());
+        }
+        Err(fault) => {
+            drop(board);
+            shared.fail(&job, fault);
+        }
+    }
+    shared.changed.notify_all();
+}
+
+/// The tokens of inputs, each held to the context: nothing is ever cut.
+fn embeddings(
+    model: &Model,
+    context_tokens_max: usize,
+    inputs: Vec<EmbeddingInput>,
+    dimensions: Option<usize>,
+) -> Result<EmbeddingRequest, Fault> {
+    let vocabulary = model.info().vocabulary_count;
+    let mut tokens = 0usize;
+    let mut all = Vec::with_capacity(inputs.len());
+    for (index, input) in inputs.into_iter().enumerate() {
+        let ids = match input {
+            EmbeddingInput::Text(text) => model.tokenizer().encode_prompt(&text, Special::Plain),
+            EmbeddingInput::Tokens(ids) => ids,
+        };
+        if ids.is_empty() {
+            let message = format!("input {index} has no tokens");
+            return Err(Fault::invalid("input", message));
+        }
+        if ids.len() > context_tokens_max {
+            let message = format!(
+                "input {index} has {} tokens, at most {context_tokens_max} are taken",
+                ids.len()
+            );
+            return Err(Fault {
+                param: Some("input"),
+                ..Fault::new(FaultCode::ContextFull, message)
+            });
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            let message =
+                format!("input {index}: token {id} is not in the vocabulary of {vocabulary}");
+            return Err(Fault::invalid("input", message));
+        }
+        tokens = tokens.saturating_add(ids.len());
+        check_embedding_tokens(tokens)?;
+        all.push(ids);
+    }
+    Ok(EmbeddingRequest {
+        inputs: all,
+        dimensions,
+    })
 }
 
 fn next(shared: &Shared) -> Option<Queued<Request>> {
@@ -92,6 +179,11 @@ fn prepare(
             let text = render(model, messages, &request.template_variables)?;
             // A template writes the beginning-of-text token itself where the model wants one.
             (model.tokenizer().encode(&text, Special::Parse), None)
+        }
+        // These go another way, see `run`.
+        Input::Embeddings { .. } => {
+            let message = "the model generates text; it makes no embeddings";
+            return Err(Fault::new(FaultCode::Unsupported, message));
         }
         Input::Task { name, input } => {
             let mut task: Resolved = shared.tasks()?.resolve(&name, &input)?;

@@ -225,11 +225,11 @@ fn fault_of(error: &StartError) -> Fault {
     Fault::new(code, error.to_string())
 }
 
-fn cancelled() -> Fault {
+pub(super) fn cancelled() -> Fault {
     Fault::new(FaultCode::Cancelled, "the client ended the request")
 }
 
-fn expired(when: &str) -> Fault {
+pub(super) fn expired(when: &str) -> Fault {
     Fault::new(
         FaultCode::DeadlineExceeded,
         format!("the deadline passed {when}"),
@@ -404,7 +404,7 @@ fn logprob(tokenizer: &Tokenizer, token: &andon_engine::generate::TokenLogprob) 
     }
 }
 
-fn microseconds(duration: Duration) -> u64 {
+pub(super) fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

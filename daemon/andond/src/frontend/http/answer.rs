@@ -106,7 +106,8 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
     }
     while let Some((job, event)) = jobs.next().await {
         match event {
-            JobEvent::Accepted { .. } | JobEvent::Started => {}
+            // No request for embeddings is answered here.
+            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Vectors(_) => {}
             JobEvent::Chunk(chunk) => {
                 let index = jobs.index(job, chunk.choice);
                 if let Some(answer) = answers.get_mut(index) {
@@ -203,7 +204,7 @@ impl Frames {
             }
             let (job, event) = self.jobs.next().await?;
             match event {
-                JobEvent::Accepted { .. } | JobEvent::Started => {}
+                JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Vectors(_) => {}
                 JobEvent::Chunk(chunk) => {
                     let index = self.jobs.index(job, chunk.choice);
                     return Some(frame(&self.shape.piece(

@@ -317,8 +317,11 @@ impl Desk {
     /// The worker says something about a request.
     pub(super) fn event(&mut self, key: &Key, event: JobEvent, now: Instant) {
         match event {
-            // Requests that come this way have one answer.
-            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::ChoiceDone { .. } => {}
+            // Requests that come this way have one answer, and it is a text.
+            JobEvent::Accepted { .. }
+            | JobEvent::Started
+            | JobEvent::ChoiceDone { .. }
+            | JobEvent::Vectors(_) => {}
             JobEvent::Chunk(chunk) => {
                 let Some(job) = self.jobs.get_mut(key) else {
                     return;

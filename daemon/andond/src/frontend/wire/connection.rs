@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use andon_wire::limits::{
     CHUNK_TEXT_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, SERVER_FRAME_BYTES_MAX,
+    VECTOR_PIECE_BYTES_MAX,
 };
 use andon_wire::{
-    Accepted, Cancelled, Chunk, ClientFrame, DecodeError, ErrorCode, Fault as WireFault,
-    FrameReader, HEADER_BYTES, ModelData, ModelName, Models, PROTOCOL_VERSION, ReadError,
-    RequestId, ServerFrame, Welcome, shorten,
+    Accepted, Cancelled, Chunk, ClientFrame, DecodeError, ELEMENT_BYTES, ErrorCode,
+    Fault as WireFault, FrameReader, HEADER_BYTES, ModelData, ModelName, Models, PROTOCOL_VERSION,
+    ReadError, RequestId, ServerFrame, VectorPiece, Welcome, shorten,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -23,7 +24,7 @@ use super::models::ModelDesk;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::registry::Peer;
-use crate::request::Origin;
+use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream};
 
 /// Frames that may wait for the writer; with the largest frames 512 KiB.
@@ -256,22 +257,12 @@ impl Connection {
             }
             _ if !self.welcomed => self.out_of_order("the first frame must be a hello").await,
             ClientFrame::Ask(ask) => {
-                let id = ask.id.clone();
                 let request = convert::request(&ask, &self.client);
-                match request.and_then(|request| self.submit(request)) {
-                    Ok((job, stream)) => {
-                        let answer = Answer {
-                            id,
-                            outgoing: self.outgoing.clone(),
-                            context: self.context.clone(),
-                            stream,
-                            sent: 0,
-                        };
-                        self.asks.spawn(answer.run(job));
-                        true
-                    }
-                    Err(fault) => self.outgoing.fault(Some(id), &fault).await,
-                }
+                self.ask(ask.id, request).await
+            }
+            ClientFrame::Embed(embed) => {
+                let request = convert::embed(&embed, &self.client);
+                self.ask(embed.id, request).await
             }
             ClientFrame::Cancel(cancel) => {
                 let found =
@@ -313,6 +304,24 @@ impl Connection {
                 .await
     }
 
+    /// Hands a request over and has its answer written as it comes.
+    async fn ask(&mut self, id: RequestId, request: Result<Request, Fault>) -> bool {
+        match request.and_then(|request| self.submit(request)) {
+            Ok((job, stream)) => {
+                let answer = Answer {
+                    id,
+                    outgoing: self.outgoing.clone(),
+                    context: self.context.clone(),
+                    stream,
+                    sent: 0,
+                };
+                self.asks.spawn(answer.run(job));
+                true
+            }
+            Err(fault) => self.outgoing.fault(Some(id), &fault).await,
+        }
+    }
+
     async fn out_of_order(&self, message: &str) -> bool {
         self.context.telemetry.malformed(Origin::Wire);
         self.outgoing
@@ -321,7 +330,7 @@ impl Connection {
         false
     }
 
-    fn submit(&mut self, request: crate::request::Request) -> Result<(JobStream, bool), Fault> {
+    fn submit(&mut self, request: Request) -> Result<(JobStream, bool), Fault> {
         while self.asks.try_join_next().is_some() {}
         let requests_max = self.context.config.wire.requests_max;
         if self.asks.len() >= requests_max {
@@ -364,6 +373,7 @@ impl Answer {
                 JobEvent::Accepted { .. } => self.accepted().await,
                 // Requests that come this way have one answer.
                 JobEvent::Started | JobEvent::ChoiceDone { .. } => true,
+                JobEvent::Vectors(vectors) => self.vector(&vectors.values).await,
                 JobEvent::Chunk(chunk) if self.stream => self.text(&chunk.text).await,
                 JobEvent::Chunk(chunk) => {
                     gathered.push_str(&chunk.text);
@@ -407,6 +417,25 @@ impl Answer {
                 queue_position: u32::try_from(before).unwrap_or(u32::MAX),
             }))
             .await
+    }
+
+    /// The one vector that a frame can ask for.
+    async fn vector(&mut self, values: &[f32]) -> bool {
+        let dimensions = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        for piece in values.chunks(VECTOR_PIECE_BYTES_MAX / ELEMENT_BYTES) {
+            let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let piece = VectorPiece {
+                id: self.id.clone(),
+                sequence: self.sent,
+                dimensions,
+                bytes: &bytes,
+            };
+            if !self.outgoing.send(&ServerFrame::Vector(piece)).await {
+                return false;
+            }
+            self.sent = self.sent.saturating_add(1);
+        }
+        true
     }
 
     async fn text(&mut self, mut text: &str) -> bool {

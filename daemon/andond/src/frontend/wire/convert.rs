@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use andon_wire::{
-    Ask, AskError, Done as WireDone, ErrorCode, Finish as WireFinish, Input as WireInput,
+    Ask, AskError, Done as WireDone, Embed, ErrorCode, Finish as WireFinish, Input as WireInput,
     ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin, QueueStatus, Readiness,
     RequestId, Status as WireStatus,
 };
 
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
-use crate::request::{Egress, Input, Message, Origin, Priority, Request, Sampling};
+use crate::request::{Egress, EmbeddingInput, Input, Message, Origin, Priority, Request, Sampling};
 use crate::worker::{Done, Finish, ModelFacts, WorkerState};
 
 /// Name and version as the protocol shows them.
@@ -53,11 +53,7 @@ pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
     };
     request.tokens_max = ask.tokens_max.map(|tokens| tokens as usize);
     request.stop = ask.stop.iter().map(|&stop| stop.to_owned()).collect();
-    request.priority = ask.priority.map(|priority| match priority {
-        andon_wire::Priority::Alarm => Priority::Alarm,
-        andon_wire::Priority::Interactive => Priority::Interactive,
-        andon_wire::Priority::Batch => Priority::Batch,
-    });
+    request.priority = ask.priority.map(priority);
     request.deadline = ask
         .deadline_ms
         .and_then(|ms| Instant::now().checked_add(Duration::from_millis(u64::from(ms))));
@@ -67,6 +63,30 @@ pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
     });
     request.stream = ask.stream;
     Ok(request)
+}
+
+/// A request for a vector in owned form.
+pub(super) fn embed(embed: &Embed<'_>, client: &str) -> Result<Request, Fault> {
+    embed.check().map_err(ask_fault)?;
+    let input = Input::Embeddings {
+        inputs: vec![EmbeddingInput::Text(embed.text.to_owned())],
+        dimensions: embed.dimensions.map(|dimensions| dimensions as usize),
+    };
+    let mut request = Request::new(embed.id.as_str(), client, Origin::Wire, input);
+    request.model = embed.model.as_ref().map(|name| name.as_str().to_owned());
+    request.priority = embed.priority.map(priority);
+    request.deadline = embed
+        .deadline_ms
+        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(u64::from(ms))));
+    Ok(request)
+}
+
+fn priority(priority: andon_wire::Priority) -> Priority {
+    match priority {
+        andon_wire::Priority::Alarm => Priority::Alarm,
+        andon_wire::Priority::Interactive => Priority::Interactive,
+        andon_wire::Priority::Batch => Priority::Batch,
+    }
 }
 
 fn ask_fault(error: AskError) -> Fault {

@@ -117,26 +117,8 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
-/// The fields that mean the same in every endpoint; answers `include_usage`.
-pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool, ApiError> {
-    request.model = fields.string("model")?;
-    request.sampling = Sampling {
-        temperature: fields.number("temperature")?,
-        top_p: fields.number("top_p")?,
-        top_k: fields.count("top_k")?,
-        min_p: fields.number("min_p")?,
-        typical_p: fields.number("typical_p")?,
-        repeat_penalty: fields.number("repeat_penalty")?,
-        repeat_last_n: fields.count("repeat_last_n")?,
-        presence_penalty: fields.number("presence_penalty")?,
-        frequency_penalty: fields.number("frequency_penalty")?,
-        seed: fields.seed("seed")?,
-    };
-    request.logit_bias = logit_bias(fields)?;
-    request.choices = fields.count("n")?.unwrap_or(1);
-    request.ignore_end = fields.bool("ignore_eos")?.unwrap_or(false);
-    request.stop = fields.strings("stop")?;
-    request.stream = fields.bool("stream")?.unwrap_or(false);
+/// How urgent a request is, and until when its answer is worth something.
+pub(super) fn urgency(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {
     request.priority = match fields.string("priority")?.as_deref() {
         None => None,
         Some("alarm") => Some(Priority::Alarm),
@@ -161,6 +143,30 @@ pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool,
             ));
         }
     };
+    Ok(())
+}
+
+/// The fields that mean the same in every endpoint; answers `include_usage`.
+pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool, ApiError> {
+    request.model = fields.string("model")?;
+    request.sampling = Sampling {
+        temperature: fields.number("temperature")?,
+        top_p: fields.number("top_p")?,
+        top_k: fields.count("top_k")?,
+        min_p: fields.number("min_p")?,
+        typical_p: fields.number("typical_p")?,
+        repeat_penalty: fields.number("repeat_penalty")?,
+        repeat_last_n: fields.count("repeat_last_n")?,
+        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty: fields.number("frequency_penalty")?,
+        seed: fields.seed("seed")?,
+    };
+    request.logit_bias = logit_bias(fields)?;
+    request.choices = fields.count("n")?.unwrap_or(1);
+    request.ignore_end = fields.bool("ignore_eos")?.unwrap_or(false);
+    request.stop = fields.strings("stop")?;
+    request.stream = fields.bool("stream")?.unwrap_or(false);
+    urgency(fields, request)?;
     let options = match fields.take("stream_options") {
         None => return Ok(false),
         Some(_) if !request.stream => {

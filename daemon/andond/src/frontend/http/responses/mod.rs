@@ -122,7 +122,10 @@ async fn whole(
     let mut text = String::new();
     while let Some(event) = job.next().await {
         match event {
-            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::ChoiceDone { .. } => {}
+            JobEvent::Accepted { .. }
+            | JobEvent::Started
+            | JobEvent::ChoiceDone { .. }
+            | JobEvent::Vectors(_) => {}
             JobEvent::Chunk(chunk) => text.push_str(&chunk.text),
             JobEvent::Done(done) => {
                 let (text, done) = (&text, &done);

@@ -102,7 +102,10 @@ impl Events {
                 return Some(bytes);
             }
             match self.job.next().await? {
-                JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::ChoiceDone { .. } => {}
+                JobEvent::Accepted { .. }
+                | JobEvent::Started
+                | JobEvent::ChoiceDone { .. }
+                | JobEvent::Vectors(_) => {}
                 JobEvent::Chunk(chunk) => {
                     self.text.push_str(&chunk.text);
                     let mut delta = self.about_part("delta", json!(chunk.text));
