@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use andon_engine::gguf::Gguf;
-use andon_engine::tokenizer::{Special, StreamDecoder, Tokenizer, TokenizerError};
+use andon_engine::tokenizer::{FimTokens, Special, StreamDecoder, Tokenizer, TokenizerError};
 use serde_json::Value;
 use support::Writer;
 use unicode_general_category::{GeneralCategory, get_general_category};
@@ -339,6 +339,52 @@ fn broken_vocabularies_are_errors_that_say_where() {
         .u32("tokenizer.ggml.unknown_token_id", 0)
         .u8s("tokenizer.ggml.precompiled_charsmap", &[9, 0, 0, 0]);
     assert!(matches!(error(&writer), TokenizerError::Charsmap { .. }));
+}
+
+#[test]
+fn tokens_around_a_gap_are_those_named_and_those_known() {
+    let tokens = [
+        "<unk>",
+        "<fim_prefix>",
+        "<fim_suffix>",
+        "<fim_middle>",
+        "<fim_pad>",
+        "<reponame>",
+        "a",
+        "</s>",
+    ];
+    let mut writer = bare("llama", &tokens, &[2, 1, 3, 4, 3, 3, 1, 4], &[0.0; 8]);
+    writer.bool("tokenizer.ggml.add_space_prefix", false);
+    writer.u32("tokenizer.ggml.bos_token_id", 0);
+    writer.u32("tokenizer.ggml.eos_token_id", 0);
+    let tokenizer = build(&writer).expect("a tokenizer");
+    let fim = tokenizer.fim();
+    assert_eq!(
+        (fim.prefix, fim.suffix, fim.middle),
+        (Some(1), Some(2), Some(3))
+    );
+    assert_eq!(
+        (fim.pad, fim.repository, fim.separator),
+        (Some(4), Some(5), None)
+    );
+    let ends: Vec<u32> = (0..8)
+        .filter(|&id| tokenizer.is_end_of_generation(id))
+        .collect();
+    assert_eq!(ends, [0, 4, 5]);
+    assert_eq!(tokenizer.encode("<fim_prefix>a", Special::Parse), [1, 6]);
+    assert!(
+        !tokenizer
+            .encode("<fim_prefix>a", Special::Plain)
+            .contains(&1)
+    );
+    writer.u32("tokenizer.ggml.fim_pre_token_id", 6);
+    writer.u32("tokenizer.ggml.middle_token_id", 7);
+    let fim = build(&writer).expect("a tokenizer").fim();
+    assert_eq!(
+        (fim.prefix, fim.suffix, fim.middle),
+        (Some(6), Some(2), Some(7))
+    );
+    assert_eq!(self::tokenizer("llama").fim(), FimTokens::default());
 }
 
 /// What no token has, without a token to say so.

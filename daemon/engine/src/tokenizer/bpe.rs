@@ -145,15 +145,22 @@ impl Bpe {
                     }
                     vocabulary.find_spelled(bytes).ok_or_else(unknown)
                 };
-                let left = half(likely[0], left)?;
-                let right = half(likely[1], right)?;
                 let next = result.wrapping_add(1);
-                result = if is(bytes, next) {
-                    next
+                let whole = if is(bytes, next) {
+                    Ok(next)
                 } else if is(bytes, result) {
-                    result
+                    Ok(result)
                 } else {
-                    vocabulary.find_spelled(bytes).ok_or_else(unknown)?
+                    vocabulary.find_spelled(bytes).ok_or_else(unknown)
+                };
+                let (left, right) = match (half(likely[0], left), half(likely[1], right), whole) {
+                    (Ok(left), Ok(right), Ok(whole)) => {
+                        result = whole;
+                        (left, right)
+                    }
+                    // Written as plain text, control tokens may be among the merges; text never makes one.
+                    _ if spelling == Spelling::Spaces => continue,
+                    (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return Err(error),
                 };
                 let pair = Pair {
                     left,

@@ -3,6 +3,7 @@
 //! Files name some of them, often not all: an instruct model made from a base model may still name the
 //! base's end of text and end its turns with another token. So those whose text is known count as well.
 
+use super::fim;
 use super::vocabulary::{Kind, Vocabulary};
 
 /// Texts by which models in use end a turn, a message or a text. Sorted.
@@ -29,9 +30,19 @@ const END_TEXTS: [&str; 20] = [
     "_<EOT>",
 ];
 
+/// The same, but also what people write (the end of HTML's `<s>`): only where the file says that they are control tokens.
+const END_TEXTS_OF_FILES: [&str; 6] = [
+    "</s>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "[EOS]",
+    "[e~[",
+];
+
 /// Files are seen that call an end token normal text; then a prompt could not end a turn.
 pub(super) fn is_control(text: &str, kind: Kind) -> bool {
-    kind == Kind::Control || is_end_text(text)
+    kind == Kind::Control || is_end_text(text) || fim::is_gap_text(text)
 }
 
 fn is_end_text(text: &str) -> bool {
@@ -51,7 +62,8 @@ impl EndTokens {
                 vocabulary.kind(id) == Some(Kind::Control)
             })
         };
-        let mut ids: Vec<u32> = END_TEXTS.iter().filter_map(|text| control(text)).collect();
+        let texts = END_TEXTS.iter().chain(&END_TEXTS_OF_FILES);
+        let mut ids: Vec<u32> = texts.filter_map(|text| control(text)).collect();
         // Where answers consist of several messages, the end of one is not the end of all.
         if let (Some(_), Some(_), Some(end)) = (
             control("<|return|>"),

@@ -13,6 +13,7 @@ mod chat;
 mod end;
 mod error;
 mod escape;
+mod fim;
 mod greedy;
 mod index;
 mod merge;
@@ -27,6 +28,7 @@ mod wordpiece;
 
 pub use chat::{ChatMessage, ChatTemplate, TemplateError};
 pub use error::TokenizerError;
+pub use fim::FimTokens;
 pub use stream::StreamDecoder;
 
 use crate::gguf::{Gguf, MetaError};
@@ -92,6 +94,7 @@ pub struct Tokenizer {
     prefix: Option<u32>,
     /// The token that prompts end with.
     suffix: Option<u32>,
+    fim: FimTokens,
     ends: EndTokens,
     warnings: Vec<String>,
 }
@@ -233,7 +236,11 @@ impl Tokenizer {
             true => added(gguf, ADD_SEPARATOR, true, SEPARATOR, separator)?,
             false => added(gguf, ADD_EOS, defaults.adds_eos, EOS, eos)?,
         };
+        let fim = FimTokens::new(gguf, &vocabulary)?;
         let named = [
+            fim.pad,
+            fim.repository,
+            fim.separator,
             eos,
             token_id(gguf, "tokenizer.ggml.eot_token_id", count, None)?,
             token_id(gguf, "tokenizer.ggml.eom_token_id", count, None)?,
@@ -251,6 +258,7 @@ impl Tokenizer {
             eos,
             prefix,
             suffix,
+            fim,
             warnings,
         })
     }
@@ -338,6 +346,11 @@ impl Tokenizer {
     /// The token at the end of a sequence.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The tokens of filling in the middle.
+    pub fn fim(&self) -> FimTokens {
+        self.fim
     }
 
     /// Whether this token ends an answer: end of sequence, of turn, of message, as the file names them
