@@ -70,14 +70,18 @@ fn add(socket: &Path, options: &ModelAdd, output: &mut Output) -> Result<(), Fai
         manifest: &parcel.text,
     };
     connection.send(&ClientFrame::AddModel(ask))?;
-    let weights = loop {
+    let begun = loop {
         match connection.receive()? {
-            ServerFrame::AddReady(ready) if ready.id == id => break ready.weights,
+            ServerFrame::AddReady(ready) if ready.id == id => break Ok(ready.weights),
             ServerFrame::ModelProgress(progress) if progress.id == id => {}
-            ServerFrame::ModelAdded(added) if added.id == id => return said(&added, output),
+            ServerFrame::ModelAdded(added) if added.id == id => break Err(added),
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("model")),
         }
+    };
+    let weights = match begun {
+        Ok(weights) => weights,
+        Err(present) => return said(&mut connection, &present, output),
     };
     let mut stream = connection.stream()?;
     let stop = AtomicBool::new(false);
@@ -102,7 +106,7 @@ fn add(socket: &Path, options: &ModelAdd, output: &mut Output) -> Result<(), Fai
             (heard, _) => heard,
         }
     })?;
-    said(&added, output)
+    said(&mut connection, &added, output)
 }
 
 /// Takes in what the daemon says until the model is registered or refused.
@@ -165,21 +169,43 @@ fn send(
     Ok(())
 }
 
-fn said(added: &ModelAdded, output: &mut Output) -> Result<(), Failure> {
+fn said(
+    connection: &mut Connection,
+    added: &ModelAdded,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let name = &added.name;
     let what = if added.present {
         "was there before, the same byte for byte"
     } else {
         "checked, tried and registered"
     };
-    output.text(&format!("{}\n", added.name))?;
-    eprintln!(
-        "andonctl: {} ({}) {what}\nandonctl: to serve it, write name = \"{}\" and no path into [model] of \
-         andond.toml, and restart andond",
-        added.name,
-        size(added.bytes),
-        added.name
-    );
+    output.text(&format!("{name}\n"))?;
+    eprintln!("andonctl: {name} ({}) {what}", size(added.bytes));
+    if is_active(connection, name)? {
+        eprintln!("andonctl: it is the one that [model] of andond.toml names");
+    } else {
+        eprintln!(
+            "andonctl: to serve it, write name = \"{name}\" and no path into [model] of andond.toml, and restart \
+             andond"
+        );
+    }
     Ok(())
+}
+
+/// Whether the daemon serves, or is about to serve, the model `name`.
+fn is_active(connection: &mut Connection, name: &ModelName) -> Result<bool, Failure> {
+    let id = fresh_id(1)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::Show(name.clone()),
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    match connection.receive()? {
+        ServerFrame::StoredModel(model) if model.id == id => Ok(model.active),
+        ServerFrame::Error(fault) => Err(Failure::from(&fault)),
+        _ => Err(unexpected("question for a model")),
+    }
 }
 
 /// What `ls --json` prints.

@@ -49,7 +49,7 @@ pub(crate) struct PullOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
-    /// Where to put it: a folder that exists, or the name of the file.
+    /// Where to put it: a folder (with a slash at its end it is made), or the name of the file.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
 

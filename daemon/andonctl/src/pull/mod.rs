@@ -141,8 +141,13 @@ fn said(fetched: &Fetched, output: &mut Output) -> Result<(), Failure> {
     output.text(&format!("{}\n", fetched.path.display()))
 }
 
-/// Where the files go.
+/// Where the files go. A path that ends with a slash is a folder, made if need be.
 fn places(options: &PullOptions, model: &Model) -> Result<Vec<PathBuf>, Failure> {
+    if let Some(out) = &options.out
+        && out.as_os_str().as_encoded_bytes().ends_with(b"/")
+    {
+        fs::create_dir_all(out).map_err(|error| Failure::file("make", out, error))?;
+    }
     match &options.out {
         Some(out) if !out.is_dir() => {
             if model.files.len() > 1 {

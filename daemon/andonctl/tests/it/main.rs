@@ -6,6 +6,7 @@ mod broken;
 mod bundle;
 mod chat;
 mod hub;
+mod model;
 mod pull;
 mod report;
 mod support;

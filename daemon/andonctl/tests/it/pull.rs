@@ -116,8 +116,9 @@ fn a_model_is_pulled_by_how_its_weights_are_stored() {
     good(&pull(
         &hub.endpoint(),
         folder.path(),
-        &["org/model-GGUF/m-Q4_0.gguf"],
+        &["org/model-GGUF/m-Q4_0.gguf", "--out", "new/folder/"],
     ));
+    assert_eq!(names(&folder.path().join("new/folder")), ["m-Q4_0.gguf"]);
     // Another file of that name is left alone.
     fs::write(&out, b"mine").unwrap();
     bad(
