@@ -8,7 +8,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use andon_engine::gguf::Gguf;
-use andon_engine::tokenizer::{FimTokens, Special, StreamDecoder, Tokenizer, TokenizerError};
+use andon_engine::tokenizer::{
+    FimTokens, Special, StreamDecoder, Tokenizer, TokenizerError, pre_tokenizers,
+};
 use serde_json::Value;
 use support::Writer;
 use unicode_general_category::{GeneralCategory, get_general_category};
@@ -160,30 +162,87 @@ const SMALL: [&str; 8] = [
     "t5",
 ];
 
-#[test]
-fn pre_tokenizers_agree_with_llama_cpp() {
+/// The small byte-level vocabulary.
+fn byte_level() -> Writer {
     let (vocabulary, _) = parse_lines(&data("vocabulary").with_extension("json"));
     let list = |name: &str| -> Vec<String> {
         serde_json::from_value(vocabulary[name].clone()).expect("strings")
     };
-    let (tokens, merges) = (list("tokens"), list("merges"));
     let types: Vec<i32> = serde_json::from_value(vocabulary["types"].clone()).expect("types");
+    let mut writer = Writer::new();
+    writer
+        .str("tokenizer.ggml.model", "gpt2")
+        .strs("tokenizer.ggml.tokens", &list("tokens"))
+        .i32s("tokenizer.ggml.token_type", &types)
+        .strs("tokenizer.ggml.merges", &list("merges"))
+        .u32("tokenizer.ggml.bos_token_id", 1);
+    writer
+}
+
+#[test]
+fn pre_tokenizers_agree_with_llama_cpp() {
     let mut checked = 0;
     for entry in std::fs::read_dir(data("pre").with_extension("")).expect("a folder") {
         let (head, cases) = parse_lines(&entry.expect("an entry").path());
         let pre = head["pre"].as_str().expect("a name");
-        let mut writer = Writer::new();
-        writer
-            .str("tokenizer.ggml.model", "gpt2")
-            .str("tokenizer.ggml.pre", pre)
-            .strs("tokenizer.ggml.tokens", &tokens)
-            .i32s("tokenizer.ggml.token_type", &types)
-            .strs("tokenizer.ggml.merges", &merges)
-            .u32("tokenizer.ggml.bos_token_id", 1);
+        let mut writer = byte_level();
+        writer.str("tokenizer.ggml.pre", pre);
         check(&build(&writer).expect("a tokenizer"), &cases, "gpt2", pre);
         checked += 1;
     }
     assert!(checked >= 30);
+}
+
+#[test]
+fn a_missing_pre_tokenizer_is_assumed_and_said_and_can_be_named() {
+    let bytes = byte_level().finish();
+    let gguf = Gguf::parse(&bytes).expect("a file");
+    let assumed = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
+    assert_eq!(assumed.warnings().len(), 1);
+    let named = |name| Tokenizer::from_gguf_with(&gguf, Some(name));
+    for pre in pre_tokenizers() {
+        // Those that mean plain text cannot read merges of the byte alphabet, and say so or find none.
+        let _ = named(pre);
+    }
+    let default = named("default").expect("a tokenizer");
+    assert!(default.warnings().is_empty());
+    let text = "x = 12345 <b>";
+    let ids = |tokenizer: &Tokenizer| tokenizer.encode(text, Special::Plain);
+    assert_eq!(ids(&assumed), ids(&default));
+    assert_ne!(ids(&assumed), ids(&named("qwen2").expect("a tokenizer")));
+    let found = named("no-such").expect_err("an error");
+    assert!(
+        matches!(found, TokenizerError::NoSuchPreTokenizer { .. }),
+        "{found}"
+    );
+    assert!(found.to_string().contains("llama-bpe"));
+}
+
+#[test]
+fn hostile_texts_take_no_longer_than_others_however_they_are_cut() {
+    for entry in std::fs::read_dir(data("pre").with_extension("")).expect("a folder") {
+        let (head, _) = parse_lines(&entry.expect("an entry").path());
+        let mut writer = byte_level();
+        writer.str("tokenizer.ggml.pre", head["pre"].as_str().expect("a name"));
+        let tokenizer = build(&writer).expect("a tokenizer");
+        for unit in [
+            "1",
+            " ",
+            "A",
+            "ÄB",
+            "\n",
+            " \n",
+            "\u{301}",
+            "'s",
+            "漢",
+            "<sentinel:1",
+        ] {
+            let text = unit.repeat((1 << 16) / unit.len());
+            let ids = tokenizer.encode(&text, Special::Plain);
+            let bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).len()).sum();
+            assert_eq!(bytes, text.len(), "{unit:?}");
+        }
+    }
 }
 
 #[test]
