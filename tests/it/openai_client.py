@@ -449,6 +449,13 @@ class Errors(Case):
         self.assertEqual(error.code, "context_length_exceeded")
         with self.assertRaises(openai.BadRequestError):
             self.chat(messages=messages, stream=True)
+        for stream in (False, True):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.client.responses.create(model=self.model, input="far too long " * 4000, stream=stream)
+            self.assertEqual(caught.exception.param, "input")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.completions.create(model=self.model, prompt="far too long " * 4000)
+        self.assertEqual(caught.exception.param, "prompt")
 
     def test_body_larger_than_is_taken(self):
         with self.assertRaises(openai.APIStatusError) as caught:

@@ -161,6 +161,11 @@ fn prepare(
     request: Request,
 ) -> Result<Prepared, Fault> {
     let limits = &shared.config.limits;
+    let field = match &request.input {
+        Input::Prompt(_) | Input::Tokens(_) => "prompt",
+        Input::Messages(_) => "messages",
+        Input::Task { .. } | Input::Embeddings { .. } => "input",
+    };
     let (prompt, task) = match request.input {
         Input::Prompt(prompt) => (
             model.tokenizer().encode_prompt(&prompt, Special::Parse),
@@ -202,12 +207,12 @@ fn prepare(
             prompt.len()
         );
         return Err(Fault {
-            param: Some("messages"),
+            param: Some(field),
             ..Fault::new(FaultCode::ContextFull, message)
         });
     }
     if prompt.is_empty() {
-        return Err(Fault::invalid("prompt", "the prompt has no tokens"));
+        return Err(Fault::invalid(field, "the prompt has no tokens"));
     }
     let room = context_tokens_max.saturating_sub(prompt.len());
     let wanted = request

@@ -23,6 +23,7 @@ use self::shape::{Reply, Stage};
 use super::error::ApiError;
 use super::serve::Client;
 use super::{HttpRequest, Service, answer, json_response, since_1970};
+use crate::fault::Fault;
 use crate::request::{Input, Message, Origin};
 use crate::worker::{JobEvent, JobStream};
 
@@ -105,7 +106,7 @@ pub(super) async fn create(
         conversation,
     });
     let streams = request.stream;
-    let job = service.context.worker.submit(request)?;
+    let job = service.context.worker.submit(request).map_err(named)?;
     if streams {
         stream::streamed(service, job, reply, keep).await
     } else {
@@ -136,7 +137,7 @@ async fn whole(
                 }
                 return Ok(response);
             }
-            JobEvent::Failed(fault) => return Err(fault.into()),
+            JobEvent::Failed(fault) => return Err(named(fault).into()),
         }
     }
     Err(answer::broken_off().into())
@@ -166,6 +167,16 @@ pub(super) async fn delete(
     } else {
         Err(ApiError::unknown_response(&id))
     }
+}
+
+/// A fault that names its field as this API does.
+fn named(fault: Fault) -> Fault {
+    let param = match fault.param {
+        Some("messages") => Some("input"),
+        Some("max_tokens") => Some("max_output_tokens"),
+        other => other,
+    };
+    Fault { param, ..fault }
 }
 
 fn not_stored(id: &str) -> ApiError {

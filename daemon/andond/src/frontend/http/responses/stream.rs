@@ -14,7 +14,7 @@ use super::super::Service;
 use super::super::answer::{broken_off, event_stream};
 use super::super::error::ApiError;
 use super::shape::{Stage, last_event, part};
-use super::{Keep, Reply};
+use super::{Keep, Reply, named};
 use crate::fault::Fault;
 use crate::worker::{Done, JobEvent, JobStream};
 
@@ -28,7 +28,7 @@ pub(super) async fn streamed(
     loop {
         match job.next().await {
             Some(JobEvent::Accepted { .. }) => {}
-            Some(JobEvent::Failed(fault)) => return Err(fault.into()),
+            Some(JobEvent::Failed(fault)) => return Err(named(fault).into()),
             Some(JobEvent::Started) => break,
             Some(_) | None => return Err(broken_off().into()),
         }
