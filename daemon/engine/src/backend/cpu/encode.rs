@@ -45,7 +45,7 @@ pub struct LayerNorm {
 pub struct Attention<'a> {
     /// Factor of the scores.
     pub scale: f32,
-    /// Rotation of queries and keys, an index into the ropes given to [`EncodePass::new`].
+    /// Rotation of queries and keys, an index into the ropes given to [`Encode::new`].
     pub rope: Option<usize>,
     /// Slope of each head's linear bias.
     pub slopes: Option<&'a [f32]>,
