@@ -255,6 +255,28 @@ fn encoders_generate_no_text_and_decoders_make_no_embeddings() {
 }
 
 #[test]
+fn a_file_that_claims_an_absurd_context_is_no_harm() {
+    // A rotation's context is a number only; nothing in the file is as long.
+    let encoder = TinyEncoder {
+        family: Family::Nomic,
+        context_tokens_max: 1 << 24,
+        ..TinyEncoder::default()
+    };
+    let model = load(&encoder);
+    let options = |context_tokens_max| EmbedderOptions {
+        threads: Some(1),
+        context_tokens_max,
+        ..EmbedderOptions::default()
+    };
+    match Embedder::new(Arc::clone(&model), &options(None)) {
+        Ok(mut embedder) => drop(one(&mut embedder, &tokens(3, 0))),
+        Err(error) => assert!(matches!(error, EmbedderError::Memory { .. }), "{error}"),
+    }
+    let mut small = Embedder::new(model, &options(Some(64))).expect("it is small");
+    one(&mut small, &tokens(64, 0));
+}
+
+#[test]
 fn damaged_weights_are_told_from_a_vector() {
     let mut bytes = TinyEncoder::default().bytes();
     // The last tensor is a bias of the residual stream.

@@ -166,7 +166,7 @@ impl<'a> Reference<'a> {
         }
         let heads = self.count("attention.head_count");
         let dims = width / heads;
-        let local = self.architecture == "modern-bert" && layer % 3 != 0;
+        let local = self.architecture == "modern-bert" && !layer.is_multiple_of(3);
         let base = match &*self.architecture {
             "modern-bert" if local => Some("rope.freq_base_swa"),
             "modern-bert" | "nomic-bert" => Some("rope.freq_base"),

@@ -78,6 +78,12 @@ pub enum EmbedderError {
         /// The model's architecture.
         architecture: String,
     },
+    /// There is not enough memory for the longest input.
+    #[error("not enough memory for inputs of {tokens} tokens; set a smaller context")]
+    Memory {
+        /// Tokens of the longest input.
+        tokens: usize,
+    },
     /// The machine or an option does not allow it.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
@@ -101,7 +107,7 @@ impl Embedder {
     ///
     /// # Errors
     /// If the model is no encoder, or an option is out of range, or the machine lacks the instruction set, or the
-    /// threads cannot be had.
+    /// memory or the threads cannot be had.
     pub fn new(model: Arc<Model>, options: &EmbedderOptions) -> Result<Embedder, EmbedderError> {
         let Some((encoder, _)) = model.encoder() else {
             let architecture = model.info().architecture.clone();
@@ -143,6 +149,17 @@ impl Embedder {
             context,
             tokens_max,
         };
+        // `vec!` aborts where there is not enough memory, so ask first, in a way that may fail; a file may claim any
+        // context. The black box keeps the compiler from leaving out what nobody uses.
+        let memory = EmbedderError::Memory { tokens: context };
+        let Some(bytes) = sizes.bytes(pool.threads()) else {
+            return Err(memory);
+        };
+        let mut probe = Vec::<u8>::new();
+        if probe.try_reserve_exact(bytes).is_err() {
+            return Err(memory);
+        }
+        drop(std::hint::black_box(probe));
         let encode = Encode::new(table, pool, sizes, encoder.ropes());
         Ok(Embedder {
             model,

@@ -154,6 +154,16 @@ impl EncodeSizes {
     pub fn padded(tokens: usize) -> usize {
         tokens.next_multiple_of(TILE)
     }
+
+    /// Bytes that grow with the context: keys and values of a layer, scores, and the residual stream of the largest
+    /// encoding. `None` if they cannot be counted.
+    pub(crate) fn bytes(&self, threads: usize) -> Option<usize> {
+        let elements = self.tokens_max.checked_mul(self.embedding)?;
+        let stored = elements.checked_mul(2 * size_of::<u16>() + size_of::<f32>())?;
+        let scores = self.context.checked_mul(size_of::<f32>())?;
+        let bytes = stored.checked_add(scores.checked_mul(threads)?)?;
+        (bytes <= isize::MAX as usize).then_some(bytes)
+    }
 }
 
 /// One input's place among the tokens of an encoding.
