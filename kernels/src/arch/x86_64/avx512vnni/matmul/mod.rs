@@ -5,8 +5,8 @@
 //! put the sums in row order. `vpdpbusd` takes unsigned weights and does not saturate, so signed levels are shifted
 //! up, and the shift is taken off through the sum of the activations, with which the integer sums start.
 //!
-//! Arrays of vectors are filled in loops rather than by closures: a closure may be compiled out of line, which costs
-//! more than what it computes.
+//! Arrays of vectors are built as a whole, element by element. `core::array::from_fn` may call its closure out of line,
+//! and a loop that fills an array through references may leave it in memory; both cost more than what they compute.
 
 mod k_quants;
 mod legacy;
