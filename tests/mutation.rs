@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::gguf::Gguf;
-use andon_engine::tokenizer::{ChatMessage, ChatTemplate, Special, Tokenizer};
+use andon_engine::tokenizer::{ChatInput, ChatMessage, ChatTemplate, Special, Tokenizer};
 use andon_engine::{
     Chunk, Executor, ExecutorOptions, Files, LoadError, LoadOptions, LogitsFor, Model,
 };
@@ -113,14 +113,13 @@ fn try_out(bytes: &[u8]) -> Outcome {
         }
     }
     if let Some(template) = model.chat_template() {
-        let message = |role: &str| ChatMessage {
-            role: role.to_owned(),
-            content: "Hi".to_owned(),
-            extra: serde_json::Map::new(),
-        };
-        let conversation = [message("user"), message("assistant"), message("user")];
+        let conversation = ["user", "assistant", "user"].map(|role| ChatMessage::new(role, "Hi"));
         // A template may refuse a conversation.
-        drop(template.render(&conversation, true, &serde_json::Map::new()));
+        drop(template.render(&ChatInput {
+            messages: &conversation,
+            add_generation_prompt: true,
+            ..ChatInput::default()
+        }));
     }
     let options = ExecutorOptions {
         threads: Some(1),

@@ -3,7 +3,9 @@
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
 use crate::models::{self, Architecture, Encoder, Pooling};
-use crate::tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+use crate::tokenizer::{
+    ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
+};
 use crate::weights::WeightsError;
 use andon_os::Mapping;
 use std::path::{Path, PathBuf};
@@ -33,8 +35,8 @@ enum Graph {
 pub struct LoadOptions {
     /// The pre-tokenizer, in place of the one that `tokenizer.ggml.pre` names.
     pub pre_tokenizer: Option<String>,
-    /// The chat template, in place of `tokenizer.chat_template`.
-    pub chat_template: Option<String>,
+    /// The chat template, in place of the file's.
+    pub chat_template: Option<TemplateChoice>,
 }
 
 impl LoadOptions {
@@ -45,10 +47,10 @@ impl LoadOptions {
         self
     }
 
-    /// These options with another chat template; `None` takes the file's.
+    /// These options with another chat template; `None` takes the file's, or one that suits its vocabulary.
     #[must_use]
-    pub fn with_chat_template(mut self, source: Option<String>) -> Self {
-        self.chat_template = source;
+    pub fn with_chat_template(mut self, choice: Option<TemplateChoice>) -> Self {
+        self.chat_template = choice;
         self
     }
 }
@@ -76,6 +78,8 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: usize,
     /// How it makes one vector of an input; `None` for a model that generates text.
     pub pooling: Option<Pooling>,
+    /// Where its chat template came from; `None` for models that make no text.
+    pub chat_template: Option<TemplateOrigin>,
     /// What the file left open and had to be assumed, one sentence each.
     pub warnings: Vec<String>,
     /// Where it was loaded from.
@@ -206,14 +210,18 @@ impl Model {
                 rows,
             });
         }
-        let chat_template = match &options.chat_template {
-            Some(source) => ChatTemplate::for_tokenizer(source, &tokenizer).map(Some),
-            None => ChatTemplate::from_gguf(&gguf, &tokenizer),
+        let chat = match &graph {
+            Graph::Decoder(_) => {
+                let choice = options.chat_template.as_ref();
+                let chosen = ChatTemplate::for_model(&gguf, &tokenizer, choice);
+                Some(chosen.map_err(|source| LoadError::ChatTemplate {
+                    path: owned(),
+                    source,
+                })?)
+            }
+            Graph::Encoder(..) => None,
         };
-        let chat_template = chat_template.map_err(|source| LoadError::ChatTemplate {
-            path: owned(),
-            source,
-        })?;
+        let (chat_template, origin) = chat.unzip();
         let file_name = || {
             path.file_stem()
                 .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
@@ -237,9 +245,13 @@ impl Model {
                 Graph::Decoder(_) => None,
                 Graph::Encoder(_, pooling) => Some(*pooling),
             },
+            chat_template: origin,
             warnings: tokenizer.warnings().to_vec(),
             path: owned(),
         };
+        if let Some(origin @ TemplateOrigin::Default(_)) = &info.chat_template {
+            tracing::warn!("{} has no chat template: {origin} is used", path.display());
+        }
         for warning in &info.warnings {
             tracing::warn!("{}: {warning}", path.display());
         }
@@ -279,7 +291,7 @@ impl Model {
         &self.tokenizer
     }
 
-    /// How conversations become prompts, if the file says.
+    /// How conversations become prompts; `None` for models that make no text.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use andon_engine::gguf::Gguf;
 use andon_engine::tokenizer::{
-    ChatMessage, ChatTemplate, Special, StreamDecoder, TemplateError, Tokenizer, TokenizerError,
+    ChatInput, ChatMessage, ChatTemplate, Special, StreamDecoder, TemplateError, Tokenizer,
+    TokenizerError,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -409,11 +410,10 @@ fn a_template_knows_the_tokens_of_its_file() {
     let template = template(&writer)
         .expect("a template")
         .expect("there is one");
-    let prompt = template.render(
-        &[ChatMessage::new("user", "hello")],
-        true,
-        &serde_json::Map::new(),
-    );
+    let prompt = template.render(&ChatInput {
+        messages: &[ChatMessage::new("user", "hello")],
+        ..ChatInput::default()
+    });
     assert_eq!(prompt.as_deref(), Ok("<|im_start|>hello<|im_end|>"));
 }
 

@@ -2,7 +2,7 @@
 
 use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::sample::SamplingOptions;
-use andon_engine::tokenizer::{ChatMessage, Special};
+use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -56,10 +56,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .context("the model has no chat template")?;
         let message = ChatMessage::new("user", arguments.prompt_text.as_str());
         // The template writes what belongs at the beginning.
-        tokenizer.encode(
-            &template.render(&[message], true, &serde_json::Map::new())?,
-            Special::Parse,
-        )
+        let input = ChatInput {
+            messages: &[message],
+            add_generation_prompt: true,
+            ..ChatInput::default()
+        };
+        tokenizer.encode(&template.render(&input)?, Special::Parse)
     } else {
         tokenizer.encode_prompt(&arguments.prompt_text, Special::Parse)
     };

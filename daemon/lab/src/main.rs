@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use andon_engine::tokenizer::TemplateChoice;
 use andon_engine::{Executor, ExecutorOptions, LoadOptions, Model};
 use andon_kernels::Isa;
 use anyhow::{Context as _, Result};
@@ -55,6 +56,9 @@ struct Run {
     /// Pre-tokenizer, in place of the one the file names.
     #[arg(long, value_name = "NAME")]
     pre_tokenizer: Option<String>,
+    /// Chat template, in place of the one in the file: chatml, llama3, gemma, phi3, mistral, plain, or a path.
+    #[arg(long, value_name = "NAME|FILE", value_parser = TemplateChoice::parse)]
+    chat_template: Option<TemplateChoice>,
 }
 
 fn parse_isa(name: &str) -> Result<Isa, String> {
@@ -66,7 +70,9 @@ fn parse_isa(name: &str) -> Result<Isa, String> {
 
 impl Run {
     fn load(&self) -> Result<Arc<Model>> {
-        let options = LoadOptions::default().with_pre_tokenizer(self.pre_tokenizer.clone());
+        let options = LoadOptions::default()
+            .with_pre_tokenizer(self.pre_tokenizer.clone())
+            .with_chat_template(self.chat_template.clone());
         let model = Model::load_with(&self.model, &options)?;
         for warning in &model.info().warnings {
             eprintln!("andon-lab: {}: {warning}", self.model.display());

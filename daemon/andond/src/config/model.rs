@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use andon_engine::LoadOptions;
-use andon_engine::tokenizer::pre_tokenizers;
+use andon_engine::tokenizer::{TemplateChoice, pre_tokenizers};
 use andon_wire::limits;
 use andon_wire::manifest::is_model_name;
 use serde::Deserialize;
@@ -21,6 +21,8 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// How text is cut before its tokens are made, by name; unset, as the file says.
     pub pre_tokenizer: Option<String>,
+    /// How conversations become prompts: a template known by name, or the path of one; unset, as the file says.
+    pub chat_template: Option<String>,
     /// Longest prompt and answer together, in tokens; unset, what the model was made for.
     pub context_tokens_max: Option<usize>,
     /// Room of the KV cache over all requests, in tokens.
@@ -43,6 +45,7 @@ impl Default for ModelConfig {
             path: PathBuf::new(),
             name: None,
             pre_tokenizer: None,
+            chat_template: None,
             context_tokens_max: None,
             kv_tokens_max: 16_384,
             temperature: 0.0,
@@ -71,9 +74,17 @@ impl ModelConfig {
         self.path.as_os_str().is_empty()
     }
 
+    /// The chat template to use. One that does not parse is a problem, which [`Self::check`] reports.
+    pub fn template_choice(&self) -> Option<TemplateChoice> {
+        let text = self.chat_template.as_deref()?;
+        TemplateChoice::parse(text).ok()
+    }
+
     /// What the engine is told beyond the file.
     pub fn load_options(&self) -> LoadOptions {
-        LoadOptions::default().with_pre_tokenizer(self.pre_tokenizer.clone())
+        LoadOptions::default()
+            .with_pre_tokenizer(self.pre_tokenizer.clone())
+            .with_chat_template(self.template_choice())
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
@@ -109,6 +120,13 @@ impl ModelConfig {
                     format!("leave it out, or name one of {}", known.join(", ")),
                 );
             }
+        }
+        if let Some(Err(error)) = self.chat_template.as_deref().map(TemplateChoice::parse) {
+            problems.add(
+                "model.chat-template",
+                error.to_string(),
+                "leave it out to take the one of the model's file",
+            );
         }
         if let Some(tokens) = self.context_tokens_max {
             problems.within("model.context-tokens-max", tokens, 16..=16_777_216);

@@ -1,5 +1,7 @@
 //! The configuration as a whole: every problem at once, and the file that is shipped.
 
+use andon_engine::tokenizer::TemplateChoice;
+
 use super::{Config, Problems, read};
 
 /// The annotated default, as it is installed.
@@ -102,6 +104,25 @@ fn an_unknown_pre_tokenizer_is_named_and_so_are_those_that_are_known() {
     assert!(said.contains("line 3: model.pre-tokenizer"), "{said}");
     assert!(
         said.contains("qwen-two") && said.contains("llama-bpe, "),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_chat_template_is_a_name_or_a_path() {
+    let text = "[model]\npath = \"/m.gguf\"\nchat-template = \"chatml\"\n";
+    for (value, is_named) in [("chatml", true), ("/etc/andon/t.jinja", false)] {
+        let config = Config::parse(&text.replace("chatml", value)).expect("a choice");
+        let choice = config.model.load_options().chat_template;
+        let named = matches!(choice, Some(TemplateChoice::Named(_)));
+        assert!(choice.is_some() && named == is_named, "{choice:?}");
+    }
+    let problems = problems(&text.replace("chatml", "chatty"));
+    assert_eq!(problems.len(), 1);
+    let said = problems.to_string();
+    assert!(said.contains("line 3: model.chat-template"), "{said}");
+    assert!(
+        said.contains("chatty") && said.contains("chatml, llama3"),
         "{said}"
     );
 }

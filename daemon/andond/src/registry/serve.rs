@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use andon_engine::LoadOptions;
+use andon_engine::tokenizer::TemplateChoice;
 use andon_wire::limits::TEXT_MEMBER_BYTES_MAX;
 use andon_wire::manifest::{Manifest, Role};
 
@@ -42,6 +43,9 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
     if model.pre_tokenizer.is_some() {
         options = options.with_pre_tokenizer(model.pre_tokenizer.clone());
     }
+    if let Some(choice) = model.template_choice() {
+        options = options.with_chat_template(Some(choice));
+    }
     let mut tasks = if config.models.bundle_tasks {
         tasks_in(&folder, &stored.manifest)?
     } else {
@@ -73,7 +77,7 @@ pub(super) fn load_options(
     );
     if let Some(member) = manifest.of(Role::ChatTemplate).next() {
         let text = store::text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
-        options = options.with_chat_template(Some(text));
+        options = options.with_chat_template(Some(TemplateChoice::Source(text)));
     }
     Ok(options)
 }

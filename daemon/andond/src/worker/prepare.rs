@@ -7,7 +7,7 @@ use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
-use andon_engine::tokenizer::{ChatMessage, Special};
+use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
 
 use andon_policy::queue::Waiting;
 use std::sync::Arc;
@@ -286,19 +286,25 @@ pub(super) fn render(
     let template = model.chat_template().ok_or_else(|| {
         Fault::new(
             FaultCode::Unsupported,
-            "the model has no chat template; send a prompt instead",
+            "the model makes no text of conversations",
         )
     })?;
     let messages: Vec<ChatMessage> = messages
         .into_iter()
         .map(|message| ChatMessage {
             role: message.role,
-            content: message.content,
+            content: message.content.into(),
             extra: serde_json::Map::new(),
         })
         .collect();
+    let input = ChatInput {
+        messages: &messages,
+        add_generation_prompt: true,
+        variables: Some(variables),
+        ..ChatInput::default()
+    };
     template
-        .render(&messages, true, variables)
+        .render(&input)
         .map_err(|error| Fault::invalid("messages", format!("the model's chat template: {error}")))
 }
 

@@ -26,7 +26,10 @@ mod unigram;
 mod vocabulary;
 mod wordpiece;
 
-pub use chat::{ChatMessage, ChatTemplate, TemplateError};
+pub use chat::{
+    ChatInput, ChatMessage, ChatTemplate, NamedTemplate, TemplateChoice, TemplateError,
+    TemplateOrigin,
+};
 pub use error::TokenizerError;
 pub use fim::FimTokens;
 pub use stream::StreamDecoder;

@@ -2,38 +2,51 @@
 
 use std::io;
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, Rest};
 use minijinja::{Error, ErrorKind, State, Value};
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::ser::Formatter;
+
+use super::python::write_float;
 
 /// Widest indentation; the engine counts what a filter returns, not what it takes to make it.
 const INDENT_MAX: usize = 16;
 /// Bytes of output for each unit of fuel: writing a value costs more than copying bytes.
 const BYTES_PER_FUEL: u64 = 4;
 
-/// Writes a value as JSON. Named arguments: `indent`, `ensure_ascii` (false), `separators`, `sort_keys`.
+/// Writes a value as JSON. Arguments, by place or by name: `ensure_ascii` (false), `indent`, `separators`, `sort_keys`.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "filters are called with what they take"
 )]
 pub(super) fn tojson(
-    state: &State<'_, '_>,
+    state: &mut State<'_, '_>,
     value: &Value,
-    arguments: Kwargs,
+    positional: Rest<Value>,
+    named: Kwargs,
 ) -> Result<String, Error> {
-    let indent: Option<usize> = arguments.get("indent")?;
-    let ensure_ascii: Option<bool> = arguments.get("ensure_ascii")?;
-    let separators: Option<Value> = arguments.get("separators")?;
-    let sort_keys: Option<bool> = arguments.get("sort_keys")?;
-    arguments.assert_all_used()?;
+    let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
+        let value = match positional.get(index) {
+            Some(value) => Some(value.clone()),
+            None => named.get(name)?,
+        };
+        Ok(value.filter(|value: &Value| !value.is_none()))
+    };
+    let ensure_ascii = argument(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let indent = argument(1, "indent")?.map(usize::try_from).transpose()?;
+    let separators = argument(2, "separators")?;
+    let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
+    named.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(invalid("tojson: the value is undefined".to_owned()));
+    }
 
     let fuel_left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
     let mut output = Output {
         bytes: Vec::new(),
         max: usize::try_from(fuel_left.saturating_mul(BYTES_PER_FUEL)).unwrap_or(usize::MAX),
     };
-    let written = if sort_keys == Some(true) {
+    let written = if sort_keys {
         // A sorted copy is made of the text, whose length is bounded; the value may be larger.
         let mut text = Output {
             bytes: Vec::new(),
@@ -49,7 +62,7 @@ pub(super) fn tojson(
             &copy,
             indent,
             separators.as_ref(),
-            ensure_ascii == Some(true),
+            ensure_ascii,
         )
     } else {
         write(
@@ -57,7 +70,7 @@ pub(super) fn tojson(
             value,
             indent,
             separators.as_ref(),
-            ensure_ascii == Some(true),
+            ensure_ascii,
         )
     };
     written?;
@@ -77,6 +90,8 @@ fn write<T: Serialize>(
     ensure_ascii: bool,
 ) -> Result<(), Error> {
     let (item, key) = match separators {
+        // With an indentation, Python ends lines without a space.
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
         Some(pair) => {
             let part = |index: usize| {
@@ -88,27 +103,21 @@ fn write<T: Serialize>(
                 .ok_or_else(|| invalid("separators are two strings".to_owned()))?
         }
     };
-    let result = match indent {
-        None => {
-            let style = Spaced {
-                item,
-                key,
-                ensure_ascii,
-            };
-            value.serialize(&mut serde_json::Serializer::with_formatter(output, style))
-        }
-        Some(indent) => {
-            if indent > INDENT_MAX {
-                return Err(invalid(format!("indent is at most {INDENT_MAX}")));
-            }
-            let spaces = " ".repeat(indent);
-            let style = Indented {
-                pretty: PrettyFormatter::with_indent(spaces.as_bytes()),
-                ensure_ascii,
-            };
-            value.serialize(&mut serde_json::Serializer::with_formatter(output, style))
-        }
+    if indent.is_some_and(|indent| indent > INDENT_MAX) {
+        return Err(invalid(format!(
+            "an indent of {} is too large",
+            indent.unwrap_or_default()
+        )));
+    }
+    let style = Style {
+        indent,
+        depth: 0,
+        is_empty: true,
+        item,
+        key,
+        ensure_ascii,
     };
+    let result = value.serialize(&mut serde_json::Serializer::with_formatter(output, style));
     result.map_err(|error| {
         if error.io_error_kind() == Some(io::ErrorKind::FileTooLarge) {
             Error::from(ErrorKind::OutOfFuel)
@@ -172,24 +181,88 @@ fn write_fragment<W: io::Write + ?Sized>(
     Ok(())
 }
 
-/// On one line, with given separators.
-struct Spaced {
+/// A float as Python writes it.
+fn write_number<W: io::Write + ?Sized>(writer: &mut W, value: f64) -> io::Result<()> {
+    let mut text = String::new();
+    write_float(&mut text, value).map_err(io::Error::other)?;
+    writer.write_all(text.as_bytes())
+}
+
+/// Python's layout: on one line, or with each item on a line of its own.
+struct Style {
+    /// Spaces for each level.
+    indent: Option<usize>,
+    depth: usize,
+    /// Whether nothing has been written in the list or mapping that is open.
+    is_empty: bool,
     item: String,
     key: String,
     ensure_ascii: bool,
 }
 
-impl Formatter for Spaced {
+impl Style {
+    fn open(&mut self, writer: &mut (impl io::Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.is_empty = true;
+        writer.write_all(bracket)
+    }
+
+    fn close(&mut self, writer: &mut (impl io::Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if !self.is_empty {
+            self.end_line(writer)?;
+        }
+        self.is_empty = false;
+        writer.write_all(bracket)
+    }
+
+    fn begin_item(
+        &mut self,
+        writer: &mut (impl io::Write + ?Sized),
+        first: bool,
+    ) -> io::Result<()> {
+        if !first {
+            writer.write_all(self.item.as_bytes())?;
+        }
+        self.is_empty = false;
+        self.end_line(writer)
+    }
+
+    fn end_line(&self, writer: &mut (impl io::Write + ?Sized)) -> io::Result<()> {
+        let Some(indent) = self.indent else {
+            return Ok(());
+        };
+        writer.write_all(b"\n")?;
+        for _ in 0..indent * self.depth {
+            writer.write_all(b" ")?;
+        }
+        Ok(())
+    }
+}
+
+impl Formatter for Style {
+    fn begin_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open(writer, b"[")
+    }
+
+    fn end_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.close(writer, b"]")
+    }
+
     fn begin_array_value<W: io::Write + ?Sized>(
         &mut self,
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(self.item.as_bytes())
-        }
+        self.begin_item(writer, first)
+    }
+
+    fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open(writer, b"{")
+    }
+
+    fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.close(writer, b"}")
     }
 
     fn begin_object_key<W: io::Write + ?Sized>(
@@ -197,75 +270,15 @@ impl Formatter for Spaced {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(self.item.as_bytes())
-        }
+        self.begin_item(writer, first)
     }
 
     fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(self.key.as_bytes())
     }
 
-    fn write_string_fragment<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        write_fragment(writer, fragment, self.ensure_ascii)
-    }
-}
-
-/// On several lines.
-struct Indented<'a> {
-    pretty: PrettyFormatter<'a>,
-    ensure_ascii: bool,
-}
-
-impl Formatter for Indented<'_> {
-    fn begin_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.begin_array(writer)
-    }
-
-    fn end_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.end_array(writer)
-    }
-
-    fn begin_array_value<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.pretty.begin_array_value(writer, first)
-    }
-
-    fn end_array_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.end_array_value(writer)
-    }
-
-    fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.begin_object(writer)
-    }
-
-    fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.end_object(writer)
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.pretty.begin_object_key(writer, first)
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.begin_object_value(writer)
-    }
-
-    fn end_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.pretty.end_object_value(writer)
+    fn write_f64<W: io::Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        write_number(writer, value)
     }
 
     fn write_string_fragment<W: io::Write + ?Sized>(

@@ -5,26 +5,30 @@
 //! writing JSON ([`json`]) and of writing dates ([`clock`]). A template comes with the model and its input from
 //! clients, so what a rendering may cost is bounded: work and memory by fuel, its output by a limit.
 
+mod choose;
 mod clock;
+mod error;
+mod input;
 mod json;
+mod named;
 mod python;
+mod source;
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
-use serde::Serialize;
-use serde_json::Map;
 
-use super::Tokenizer;
-use crate::gguf::{Gguf, MetaError};
+pub use choose::{TemplateChoice, TemplateOrigin};
+pub use error::TemplateError;
+pub use input::{ChatInput, ChatMessage};
+pub use named::NamedTemplate;
 
 /// Bytes of a template's source. The longest in use have some 20,000.
-const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+const SOURCE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a rendered prompt.
 const PROMPT_BYTES_MAX: usize = 1 << 24;
 /// What a rendering may cost before its input is counted: about as many instructions.
@@ -37,84 +41,18 @@ const FUEL_MAX: u64 = 2_000_000;
 /// is dropped level by level; this much holds as many levels as [`FUEL_MAX`] pays for. Only what is used is memory.
 const STACK_BYTES: usize = 512 << 20;
 
+/// How deep calls of macros and recursive loops go into each other; a macro counts four times.
+const CALLS_MAX: usize = 400;
+
 const NAME: &str = "chat template";
-
-/// One message of a conversation, as templates see it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct ChatMessage {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`, or what else a template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-    /// Further fields a template may look at: `name`, `tool_calls`, `tool_call_id`, …
-    #[serde(flatten)]
-    pub extra: Map<String, serde_json::Value>,
-}
-
-impl ChatMessage {
-    /// A message with nothing but a role and a content.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-            extra: Map::new(),
-        }
-    }
-}
-
-/// Why a template cannot be used, or not for these messages.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TemplateError {
-    /// A metadata entry is of the wrong kind.
-    #[error(transparent)]
-    Meta(#[from] MetaError),
-    /// The source is too long.
-    #[error("the chat template has {bytes} bytes; at most {max} are read")]
-    SourceTooLong {
-        /// Its length.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// The source is no template.
-    #[error("line {line} of the chat template: {message}")]
-    Syntax {
-        /// Where, from 1; 0 if not known.
-        line: usize,
-        /// What is wrong.
-        message: String,
-    },
-    /// The template refused the messages by calling `raise_exception`. What it says is meant for whoever
-    /// wrote the messages.
-    #[error("the chat template refuses the messages: {message}")]
-    Refused {
-        /// What the template said.
-        message: String,
-    },
-    /// The rendering cost more than it may.
-    #[error("the chat template takes too much work for these messages")]
-    OutOfFuel,
-    /// The prompt is too long.
-    #[error("the chat template makes a prompt of more than {max} bytes of these messages")]
-    PromptTooLong {
-        /// The limit.
-        max: usize,
-    },
-    /// The template failed on these messages.
-    #[error("line {line} of the chat template: {message}")]
-    Render {
-        /// Where, from 1; 0 if not known.
-        line: usize,
-        /// What went wrong.
-        message: String,
-    },
-}
+const TOOL_USE: &str = "chat template for tools";
 
 /// A compiled chat template. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
+    /// Whether there is another for conversations with tools.
+    has_tool_use: bool,
     bos: String,
     eos: String,
 }
@@ -125,12 +63,6 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] if it is too long or does not parse.
     pub fn from_source(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        if source.len() > TEMPLATE_BYTES_MAX {
-            return Err(TemplateError::SourceTooLong {
-                bytes: source.len(),
-                max: TEMPLATE_BYTES_MAX,
-            });
-        }
         let mut environment = Environment::new();
         let whitespace = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -138,92 +70,88 @@ impl ChatTemplate {
             .build()
             .map_err(|error| syntax(&error))?;
         environment.set_syntax(whitespace);
-        environment.set_unknown_method_callback(python::call_method);
-        environment.set_formatter(python::format);
+        environment.set_recursion_limit(CALLS_MAX);
+        python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", clock::strftime_now);
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
-            .map_err(|error| syntax(&error))?;
+        add(&mut environment, NAME, source)?;
         Ok(Self {
             environment: Arc::new(environment),
+            has_tool_use: false,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
         })
     }
 
-    /// The template of a file, `None` if it has none.
+    /// This template, with another one for conversations with tools.
     ///
     /// # Errors
-    /// [`TemplateError`] if there is one that cannot be used.
-    pub fn from_gguf(
-        gguf: &Gguf<'_>,
-        tokenizer: &Tokenizer,
-    ) -> Result<Option<Self>, TemplateError> {
-        let source = match gguf.str("tokenizer.chat_template") {
-            Ok(source) => source,
-            Err(MetaError::Missing { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        Self::for_tokenizer(source, tokenizer).map(Some)
+    /// [`TemplateError`] if that one is too long or does not parse.
+    pub fn with_tool_use(self, source: &str) -> Result<Self, TemplateError> {
+        let mut environment = (*self.environment).clone();
+        add(&mut environment, TOOL_USE, source)?;
+        Ok(Self {
+            environment: Arc::new(environment),
+            has_tool_use: true,
+            ..self
+        })
     }
 
-    /// Compiles a template for the beginning and end tokens of a tokenizer.
-    ///
-    /// # Errors
-    /// [`TemplateError`] if it is too long or does not parse.
-    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
-        let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id])).unwrap_or_default();
-        Self::from_source(source, &text(tokenizer.bos()), &text(tokenizer.eos()))
+    /// Whether prompts tell the model of its tools: without it, tools that are given are not in the prompt.
+    #[must_use]
+    pub fn uses_tools(&self) -> bool {
+        self.has_tool_use
+            || self
+                .environment
+                .get_template(NAME)
+                .is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
     }
 
-    /// The template that most models follow that were tuned without one of their own: each message as
-    /// `<|im_start|>role`, a line end, the content, `<|im_end|>`, a line end.
-    ///
-    /// # Errors
-    /// None in practice; the type is that of [`ChatTemplate::from_source`].
-    pub fn chatml() -> Result<Self, TemplateError> {
-        const SOURCE: &str = "{% for message in messages %}\
-            {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\
-            {% endfor %}\
-            {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-        Self::from_source(SOURCE, "", "<|im_end|>")
-    }
-
-    /// The prompt for these messages. `extra` adds variables (`tools`, `documents`, …), and replaces those
-    /// that there are already.
+    /// The prompt for a conversation.
     ///
     /// # Errors
     /// [`TemplateError`] if the template refuses the messages, fails on them, or takes too much.
-    pub fn render(
-        &self,
-        messages: &[ChatMessage],
-        add_generation_prompt: bool,
-        extra: &Map<String, serde_json::Value>,
-    ) -> Result<String, TemplateError> {
+    pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TemplateError> {
+        let bytes = input.count_bytes()?;
+        let fuel = FUEL_BASE
+            .saturating_add(bytes.saturating_mul(FUEL_PER_BYTE))
+            .min(FUEL_MAX);
         let mut variables = BTreeMap::from([
-            ("messages", Value::from(Serde(messages))),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
             ("bos_token", Value::from(self.bos.as_str())),
             ("eos_token", Value::from(self.eos.as_str())),
-            // Templates ask whether these are none rather than whether they are defined.
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
         ]);
-        for (name, value) in extra {
+        for (name, value) in input.variables.into_iter().flatten() {
             variables.insert(name, Value::from(Serde(value)));
         }
-        let input = count_bytes(messages).saturating_add(count_bytes(extra));
-        let fuel = FUEL_BASE
-            .saturating_add(input.saturating_mul(FUEL_PER_BYTE))
-            .min(FUEL_MAX);
+        // Templates ask whether these are none rather than whether they are defined.
+        let list = |values: &[serde_json::Value]| {
+            if values.is_empty() {
+                Value::from(())
+            } else {
+                Value::from(Serde(values))
+            }
+        };
+        variables.extend([
+            ("messages", Value::from(Serde(input.messages))),
+            (
+                "add_generation_prompt",
+                Value::from(input.add_generation_prompt),
+            ),
+            ("tools", list(input.tools)),
+            ("documents", list(input.documents)),
+        ]);
+        let name = if self.has_tool_use && !input.tools.is_empty() {
+            TOOL_USE
+        } else {
+            NAME
+        };
 
         // The fuel depends on the input, and belongs to the environment; its templates are shared.
         let mut environment = (*self.environment).clone();
         environment.set_fuel(Some(fuel));
         let template = environment
-            .get_template(NAME)
+            .get_template(name)
             .map_err(|error| failure(&error))?;
         let mut prompt = Bounded {
             bytes: Vec::new(),
@@ -248,6 +176,22 @@ impl ChatTemplate {
     }
 }
 
+fn add(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    source: &str,
+) -> Result<(), TemplateError> {
+    if source.len() > SOURCE_BYTES_MAX {
+        return Err(TemplateError::SourceTooLong {
+            bytes: source.len(),
+            max: SOURCE_BYTES_MAX,
+        });
+    }
+    environment
+        .add_template_owned(name, source::prepared(source))
+        .map_err(|error| syntax(&error))
+}
+
 /// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
     let failed = |message: String| TemplateError::Render { line: 0, message };
@@ -261,24 +205,6 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Template
             .join()
             .map_err(|_| failed("rendering panicked".to_owned()))
     })
-}
-
-/// Bytes that a value takes as JSON: what it takes to read it.
-fn count_bytes<T: Serialize + ?Sized>(value: &T) -> u64 {
-    struct Count(u64);
-    impl io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self.0.saturating_add(bytes.len() as u64);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // What cannot be written as JSON has no bytes here and fails where the template uses it.
-    let _ = serde_json::to_writer(&mut count, value);
-    count.0
 }
 
 /// Collects output up to a limit.
@@ -315,25 +241,36 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     )
 }
 
+/// What `minijinja` and the modules here say of values that would be too large; they have no kind of their own.
+const TOO_LARGE: [&str; 3] = ["too large", "too many elements", python::WIDE];
+const TOO_DEEP: &str = "recursion limit exceeded";
+
 fn failure(error: &minijinja::Error) -> TemplateError {
-    if error.kind() == ErrorKind::OutOfFuel {
-        return TemplateError::OutOfFuel;
-    }
-    let mut cause = error.source();
+    let line = error.line().unwrap_or(0);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
         if let Some(Refusal(message)) = inner.downcast_ref() {
             return TemplateError::Refused {
                 message: message.clone(),
             };
         }
-        let inner_kind = inner.downcast_ref().map(minijinja::Error::kind);
-        if inner_kind == Some(ErrorKind::OutOfFuel) {
-            return TemplateError::OutOfFuel;
+        if let Some(inner) = inner.downcast_ref::<minijinja::Error>() {
+            let detail = inner.detail().unwrap_or_default();
+            if inner.kind() == ErrorKind::OutOfFuel {
+                return TemplateError::OutOfFuel;
+            }
+            if detail.contains(TOO_DEEP) {
+                return TemplateError::TooDeep { line };
+            }
+            if TOO_LARGE.iter().any(|text| detail.contains(text)) {
+                let message = describe(inner);
+                return TemplateError::TooLarge { line, message };
+            }
         }
         cause = inner.source();
     }
     TemplateError::Render {
-        line: error.line().unwrap_or(0),
+        line,
         message: describe(error),
     }
 }
@@ -350,30 +287,4 @@ fn describe(error: &minijinja::Error) -> String {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     }
-}
-
-/// The source with `{% generation %}` and `{% endgeneration %}` made into a condition that always holds: they
-/// mark for training what the assistant said, and mean nothing when a prompt is made.
-fn without_generation_marks(source: &str) -> String {
-    let mut result = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        result.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else {
-            break;
-        };
-        let (inside, after) = tag.split_at(end);
-        let word = inside.trim_matches(['-', '+']).trim();
-        let replacement = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => continue,
-        };
-        result.push_str(&inside.replacen(word, replacement, 1));
-        rest = after;
-    }
-    result.push_str(rest);
-    result
 }
