@@ -23,6 +23,7 @@ const DRAWING: &[(&str, &[&str])] = &[
     ("ffi/os", &[]),
     ("kernels", &[]),
     ("tests", &["daemon/", "ffi/", "kernels"]),
+    ("tests/fuzz", &["daemon/", "ffi/"]),
     ("tests/xtask", &[]),
 ];
 
@@ -373,6 +374,7 @@ fn crate_root_folder(path: &str) -> Option<&str> {
             | "tests/prefix.rs"
             | "tests/hostile.rs"
             | "tests/mutation.rs"
+            | "tests/fuzz/plain.rs"
             | "tests/it/main.rs"
     );
     (root && path.contains("/src/") || test_root).then_some(folder)

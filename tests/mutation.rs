@@ -54,7 +54,7 @@ fn sound_files() -> Vec<Sound> {
             head_count: 2,
             head_count_kv: 1,
             weights,
-            tied: files.len() % 2 == 0,
+            tied: files.len().is_multiple_of(2),
             ..TinyModel::default()
         };
         files.push(Sound::new(model.bytes()));
@@ -233,7 +233,7 @@ fn mutated_files_do_no_harm() {
                 })
             })
             .collect();
-        while !jobs.iter().all(|job| job.is_finished()) {
+        while !jobs.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             for at in &at {
                 let began_ms = at.began_ms.load(Ordering::Relaxed);
                 if Duration::from_millis(now_ms().saturating_sub(began_ms)) > HANG {

@@ -9,6 +9,7 @@
 mod cache;
 mod demo;
 mod emulate;
+mod fuzz;
 mod model;
 mod no_std;
 mod oracle;
@@ -51,6 +52,30 @@ enum Command {
         #[arg(long, value_name = "STAGE", value_enum)]
         only: Vec<stages::Stage>,
     },
+    /// Fuzz what comes from outside; what was learnt stays in target/fuzz for the next run.
+    Fuzz {
+        /// Only this target; may be given several times.
+        #[arg(long, value_name = "TARGET")]
+        target: Vec<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Targets at a time.
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
+    },
+    /// Load and run model files changed at random.
+    Mutate {
+        /// Number of the first case: a run can go on where another ended.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many cases.
+        #[arg(long, default_value_t = 1_000_000)]
+        cases: u64,
+        /// Cases at a time.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+    },
     /// Do the set-up of the tests and print the environment they run in.
     Setup,
 }
@@ -59,6 +84,12 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { keep, model } => demo::run(keep, model),
         Command::Test { fast, only } => stages::run(fast, &only),
+        Command::Fuzz {
+            target,
+            seconds,
+            jobs,
+        } => fuzz::run(&target, seconds, jobs),
+        Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
         Command::Setup => stages::print_setup(),
     };
     match done {

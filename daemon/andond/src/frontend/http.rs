@@ -360,3 +360,18 @@ fn json_response(value: &Value) -> Response<Body> {
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+/// What a body sent to `path` asks for, or the status and the body of the reply to a bad one: what clients may send,
+/// without a connection, for tests that send anything.
+///
+/// # Errors
+/// The reply's status and body.
+pub fn requests_of(path: &str, body: &[u8]) -> Result<Vec<Request>, (u16, serde_json::Value)> {
+    let parsed = match path {
+        "/v1/chat/completions" => parse::chat(body, "id", "client").map(|parsed| parsed.requests),
+        "/v1/completions" => parse::completion(body, "id", "client").map(|parsed| parsed.requests),
+        "/v1/responses" => responses::request_of(body).map(|request| vec![request]),
+        other => Err(ApiError::unknown_path(other)),
+    };
+    parsed.map_err(|error| (error.status().as_u16(), error.body()))
+}

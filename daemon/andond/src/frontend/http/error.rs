@@ -133,6 +133,11 @@ impl ApiError {
         }
     }
 
+    /// The status of the reply.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The object inside the reply; also sent alone when a stream breaks off.
     pub(super) fn body(&self) -> Value {
         json!({

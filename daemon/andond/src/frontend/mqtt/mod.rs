@@ -28,6 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_wire::MqttLink;
+use andon_wire::topic::{self, Topics};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -40,6 +42,8 @@ use self::reconnect::{Attempt, End, Reconnect};
 use self::status::Board;
 use super::Context;
 use crate::config::Config;
+use crate::config::limits::LimitsConfig;
+use crate::config::mqtt::MqttConfig;
 use crate::fault::Fault;
 use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream, WorkerHandle, WorkerState};
@@ -506,4 +510,73 @@ fn password(path: &Path) -> Result<String, String> {
         }
     }
     Ok(text)
+}
+
+/// A message as a broker hands it over, of which only what carries meaning is known.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// The topic.
+    pub topic: String,
+    /// Content Type.
+    pub content_type: Option<String>,
+    /// Response Topic.
+    pub response_topic: Option<String>,
+    /// Correlation Data.
+    pub correlation: Option<Vec<u8>>,
+    /// Message Expiry Interval, seconds.
+    pub expiry_s: Option<u32>,
+    /// User Properties.
+    pub user: Vec<(String, String)>,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// What a message asks of a gateway with the usual configuration; `None` if its topic is none of the gateway's. What
+/// clients may send, without a broker, for tests that send anything.
+///
+/// # Errors
+/// Why the request is turned away.
+#[must_use]
+pub fn request_of(published: Published) -> Option<Result<Request, Fault>> {
+    let config = MqttConfig::default();
+    let topics = Topics::with_base("andon/test").ok()?;
+    let properties = message::Properties {
+        response_topic: published.response_topic,
+        correlation: published.correlation.map(Bytes::from),
+        content_type: published.content_type,
+        expiry_s: published.expiry_s,
+        user: published.user,
+    };
+    let incoming = message::Incoming {
+        topic: published.topic,
+        payload: Bytes::from(published.payload),
+        retain: false,
+        properties,
+        ack: None,
+    };
+    match topics.parse(&incoming.topic).ok()? {
+        topic::Incoming::Cancel { .. } => {
+            // Names a request at most.
+            let _ = request::cancel_id(&incoming.payload);
+            None
+        }
+        topic::Incoming::Request { client, task, .. } => {
+            let place = request::Place {
+                topics: &topics,
+                own: &topics,
+                client,
+                task,
+                allowed: &config.response_topics,
+                limits: &LimitsConfig::default(),
+                payload_bytes_max: usize::try_from(config.packet_bytes_max).unwrap_or(usize::MAX),
+            };
+            let mut ids = request::Ids::default();
+            let (_, outcome) = request::read(&incoming, &place, &mut ids, Instant::now());
+            Some(
+                outcome
+                    .map(|parsed| parsed.request)
+                    .map_err(|refusal| refusal.fault),
+            )
+        }
+    }
 }

@@ -24,7 +24,7 @@ use super::error::ApiError;
 use super::serve::Client;
 use super::{HttpRequest, Service, answer, json_response, since_1970};
 use crate::fault::Fault;
-use crate::request::{Input, Message, Origin};
+use crate::request::{Input, Message, Origin, Request};
 use crate::worker::{JobEvent, JobStream};
 
 /// What a stored response is kept with.
@@ -188,4 +188,9 @@ fn not_stored(id: &str) -> ApiError {
             format!("there is no stored response {shown}"),
         )
     }
+}
+
+/// What a body of `POST /v1/responses` asks for, whatever it goes on from.
+pub(super) fn request_of(body: &[u8]) -> Result<Request, ApiError> {
+    parse::body(body, "id", "client").map(|asked| asked.request)
 }
