@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use andon_engine::gguf::{Gguf, Value, ValueType};
-use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model};
-use andon_tests::tiny_model::TinyModel;
+use andon_engine::{
+    Chunk, Executor, ExecutorOptions, Files, ForwardError, LoadOptions, LogitsFor, Model,
+    VerifyError,
+};
+use andon_tests::tiny_model::{TensorType, TinyModel};
 
 fn executor(path: &Path, threads: usize) -> Executor {
     let model = Arc::new(Model::load(path).expect("a sound model"));
@@ -161,5 +164,41 @@ fn a_model_cut_off_while_it_is_used_fails_its_batches_alone() {
         assert_eq!(first.kv_tokens_free(), free, "its pages are free again");
         assert_eq!(first.model().damaged(), Some(&*cut));
         assert_eq!(logits(&mut second).expect("logits"), expected);
+    }
+}
+
+#[test]
+fn an_infinite_scale_is_found_where_it_is() {
+    for weights in TensorType::ALL {
+        let model = TinyModel {
+            layer_count: 1,
+            embedding: 256,
+            feed_forward: 256,
+            weights,
+            ..TinyModel::default()
+        };
+        let mut bytes = model.bytes();
+        let load = |bytes: &[u8]| {
+            let files = Files::of_bytes(Path::new("a model"), bytes).expect("bytes");
+            Model::from_files(files, &LoadOptions::default()).expect("a sound model")
+        };
+        let mut last = (0, 0);
+        load(&bytes)
+            .verify(&mut |done, total| last = (done, total))
+            .expect("finite weights");
+        assert!(last.0 == last.1 && last.1 > 0, "{last:?}");
+        let gguf = Gguf::parse(&bytes).expect("a file");
+        let tensor = gguf.tensor("blk.0.ffn_up.weight").expect("a tensor");
+        let (format, block) = (tensor.format.expect("known"), tensor.range.len() / 2);
+        let size = format.block_bytes();
+        let start = tensor.range.start + block / size * size;
+        // All ones are no number in every format of floats and of scales.
+        bytes[start..start + size].fill(0xff);
+        match load(&bytes).verify(&mut |_, _| {}) {
+            Err(VerifyError::NotFinite { offset, tensor, .. }) => {
+                assert_eq!((offset, tensor.as_str()), (start, "blk.0.ffn_up.weight"));
+            }
+            other => panic!("{format:?}: {other:?}"),
+        }
     }
 }

@@ -14,6 +14,7 @@ mod model;
 pub mod models;
 pub mod sample;
 pub mod tokenizer;
+mod verify;
 pub mod weights;
 
 pub use andon_kernels::Isa;
@@ -23,3 +24,4 @@ pub use executor::{
 pub use files::Files;
 pub use kv::Sequence;
 pub use model::{LoadError, LoadOptions, Model, ModelInfo};
+pub use verify::VerifyError;

@@ -8,6 +8,7 @@ mod generate;
 mod ppl;
 mod stream;
 mod tokenize;
+mod verify;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ enum Command {
     Embed(embed::Arguments),
     /// Continue a text.
     Generate(generate::Arguments),
+    /// Look at every weight for scales and values that are infinite or not a number.
+    Verify(verify::Arguments),
 }
 
 /// A model and how to run it.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@
 mod bf16;
 mod f16;
 mod f32;
+mod finite;
 mod groups;
 mod iq4_nl;
 mod iq4_xs;
@@ -25,6 +26,7 @@ mod q8_0;
 pub use self::bf16::BF16;
 pub use self::f16::F16;
 pub use self::f32::F32;
+pub use finite::first_not_finite;
 pub use groups::Groups;
 pub use iq4_nl::IQ4NL;
 pub use iq4_xs::IQ4XS;

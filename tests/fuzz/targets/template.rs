@@ -4,9 +4,8 @@
 
 use crate::draft::Draft;
 use andon_engine::gguf::Gguf;
-use andon_engine::tokenizer::{ChatMessage, ChatTemplate, Tokenizer};
+use andon_engine::tokenizer::{ChatInput, ChatMessage, ChatTemplate, Tokenizer};
 use andon_os::heap;
-use serde_json::Map;
 
 /// Largest prompt, as the engine states it.
 const PROMPT_BYTES_MAX: usize = 1 << 24;
@@ -41,14 +40,17 @@ fn check(data: &[u8]) {
     let messages: Vec<ChatMessage> = texts
         .chunks(2)
         .take(16)
-        .map(|pair| ChatMessage {
-            role: pair[0].clone(),
-            content: pair.get(1).cloned().unwrap_or_default(),
-            extra: Map::new(),
+        .map(|pair| {
+            let content = pair.get(1).cloned().unwrap_or_default();
+            ChatMessage::new(pair[0].as_str(), content)
         })
         .collect();
     for generate in [true, false] {
-        match template.render(&messages, generate, &Map::new()) {
+        match template.render(&ChatInput {
+            messages: &messages,
+            add_generation_prompt: generate,
+            ..ChatInput::default()
+        }) {
             Ok(prompt) => assert!(prompt.len() <= PROMPT_BYTES_MAX),
             Err(error) => assert!(!error.to_string().is_empty()),
         }

@@ -47,6 +47,12 @@ pub(super) fn run(
             manifest.architecture
         )));
     }
+    model
+        .verify(&mut |done, total| progress(ModelStage::Checking, done, total))
+        .map_err(|error| {
+            let shown = format!("{}/", folder.display());
+            rejected(&error.to_string().replace(&shown, ""))
+        })?;
     let model = Arc::new(model);
     let mut prompt = model.tokenizer().encode_prompt(PROMPT, Special::Plain);
     prompt.truncate(PROMPT_TOKENS_MAX.min(model.info().context_tokens_max.saturating_sub(TOKENS)));
