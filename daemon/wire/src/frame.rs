@@ -326,9 +326,10 @@ fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8], bytes_max: usize) -> Result
 }
 
 /// Looks at the version before anything else of a hello or a welcome, so that a later version may
-/// change whatever comes after it. Both are variant 0 and have the version first, for ever.
+/// change whatever comes after it. Both are variant 0 and have the version first, for ever. A number may be written
+/// in more bytes than it takes, so the variant is read as one, not compared as a byte.
 fn check_version(value: &[u8]) -> Result<(), DecodeError> {
-    let Some((0, rest)) = value.split_first() else {
+    let Ok((0, rest)) = postcard::take_from_bytes::<u32>(value) else {
         return Ok(());
     };
     let (version, _) = postcard::take_from_bytes::<u16>(rest).map_err(|error| malformed(&error))?;

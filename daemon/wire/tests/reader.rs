@@ -195,8 +195,13 @@ fn bytes_after_the_value_are_refused() {
 
 #[test]
 fn another_version_is_told_whatever_follows_it() {
-    for (tail, version) in [(&[][..], 3), (b"\xff\xff\xff", 300)] {
-        let mut value = vec![0];
+    // The variant in as many bytes as it may take, too.
+    for (variant, tail, version) in [
+        (&b"\0"[..], &[][..], 3),
+        (b"\0", b"\xff\xff\xff", 300),
+        (b"\x80\0", b"", 3),
+    ] {
+        let mut value = variant.to_vec();
         value.extend_from_slice(if version == 3 { &[3] } else { &[0xac, 0x02] });
         value.extend_from_slice(tail);
         let frame = seal(&value);
