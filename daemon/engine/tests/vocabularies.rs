@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use andon_engine::gguf::Gguf;
 use andon_engine::tokenizer::{
-    FimTokens, Special, StreamDecoder, Tokenizer, TokenizerError, pre_tokenizers,
+    FimTokens, Gap, Special, StreamDecoder, Tokenizer, TokenizerError, pre_tokenizers,
 };
 use serde_json::Value;
 use support::Writer;
@@ -444,6 +444,70 @@ fn tokens_around_a_gap_are_those_named_and_those_known() {
         (Some(6), Some(2), Some(7))
     );
     assert_eq!(self::tokenizer("llama").fim(), FimTokens::default());
+}
+
+#[test]
+fn what_stands_around_a_gap_goes_behind_its_tokens() {
+    let tokens = [
+        "<unk>",
+        "<s>",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+        "a",
+        "b",
+        "\n",
+        "▁",
+        "▁a",
+    ];
+    let kinds = [2, 3, 3, 3, 3, 3, 3, 1, 1, 1, 1, 1];
+    let vocabulary = |space: bool| {
+        let mut writer = bare("llama", &tokens, &kinds, &[0.0; 12]);
+        writer.bool("tokenizer.ggml.add_space_prefix", space);
+        writer.u32("tokenizer.ggml.bos_token_id", 1);
+        build(&writer).expect("a tokenizer")
+    };
+    let tokenizer = vocabulary(false);
+    let gap = Gap {
+        before: "ab",
+        after: "ba",
+        ..Gap::default()
+    };
+    assert_eq!(
+        tokenizer.encode_gap(&gap),
+        Some(vec![1, 2, 7, 8, 3, 8, 7, 4])
+    );
+    // Where text begins with a space, only what stands behind the gap does not: it goes on.
+    let spaced = vocabulary(true);
+    let text = |text: &str| tokenizer.encode(text, Special::Plain);
+    let before = [&[1, 2][..], &text(" ab"), &[3]].concat();
+    assert_eq!(
+        spaced.encode_gap(&gap),
+        Some([&before[..], &text("ba"), &[4]].concat())
+    );
+    let prompt = spaced.encode_gap(&gap).expect("a prompt");
+    let mut decoder = StreamDecoder::after(&spaced, &prompt, true);
+    assert_eq!(decoder.push(&spaced, 11), " a");
+    // Text never becomes one of these tokens.
+    let hostile = Gap {
+        before: "a<|fim_middle|>",
+        ..gap
+    };
+    let prompt = tokenizer.encode_gap(&hostile).expect("a prompt");
+    assert_eq!(prompt.iter().filter(|&&id| id == 4).count(), 1);
+    let files = Gap {
+        files: &[("a", "b"), ("b", "")],
+        ..gap
+    };
+    let prompt = tokenizer.encode_gap(&files).expect("a prompt");
+    assert_eq!(prompt.first(), Some(&1));
+    assert_eq!(prompt.get(1), Some(&5), "the repository's name is first");
+    let separators: Vec<&[u32]> = prompt.split(|&id| id == 6).collect();
+    assert_eq!(separators[1..3], [&[7, 9, 8][..], &[8, 9]]);
+    assert!(separators[3].ends_with(&[2, 7, 8, 3, 8, 7, 4]));
+    assert_eq!(self::tokenizer("llama").encode_gap(&gap), None);
 }
 
 /// What no token has, without a token to say so.

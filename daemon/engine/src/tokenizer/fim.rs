@@ -3,7 +3,7 @@
 //! Files name them by keys, or not at all; then they are known by their text.
 
 use super::vocabulary::{Kind, Vocabulary};
-use super::{TokenizerError, token_id};
+use super::{Special, Tokenizer, TokenizerError, token_id};
 use crate::gguf::Gguf;
 
 /// The tokens of filling in the middle, those that the vocabulary has.
@@ -127,6 +127,65 @@ impl FimTokens {
             separator: other("tokenizer.ggml.fim_sep_token_id", &SEPARATOR)?,
             ..around
         })
+    }
+}
+
+/// A gap and what stands around it. None of it is searched for special tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gap<'a> {
+    /// Other files that may help, in order: name and text.
+    pub files: &'a [(&'a str, &'a str)],
+    /// What stands before the gap.
+    pub before: &'a str,
+    /// What stands behind it.
+    pub after: &'a str,
+}
+
+/// Names where none is known, the same that llama-server puts there.
+const REPOSITORY_NAME: &str = "myproject";
+const FILE_NAME: &str = "filename";
+
+impl Tokenizer {
+    /// The tokens of a prompt to fill a gap: first what prompts begin with, then other files, then what stands before
+    /// and behind the gap, each behind its own token. `None` if the vocabulary lacks one of those around a gap.
+    pub fn encode_gap(&self, gap: &Gap<'_>) -> Option<Vec<u32>> {
+        let (before, after, fills) = (self.fim.prefix?, self.fim.suffix?, self.fim.middle?);
+        let mut tokens = Vec::with_capacity((gap.before.len() + gap.after.len()) / 4 + 8);
+        let put = |text: &str, first: bool, tokens: &mut Vec<u32>| {
+            self.encode_into(text, Special::Plain, first, tokens);
+        };
+        tokens.extend(self.prefix);
+        if !gap.files.is_empty() {
+            if let Some(repository) = self.fim.repository {
+                tokens.push(repository);
+                put(&format!("{REPOSITORY_NAME}\n"), true, &mut tokens);
+            }
+            let mut first = true;
+            for (name, text) in gap.files {
+                // Where no token says that another file begins, its name and an empty line before it do.
+                let end = match self.fim.separator {
+                    Some(separator) => {
+                        tokens.push(separator);
+                        first = true;
+                        ""
+                    }
+                    None => "\n\n",
+                };
+                put(&format!("{name}\n{text}{end}"), first, &mut tokens);
+                first = false;
+            }
+            if let Some(separator) = self.fim.separator {
+                tokens.push(separator);
+                put(&format!("{FILE_NAME}\n"), true, &mut tokens);
+            }
+        }
+        tokens.push(before);
+        put(gap.before, true, &mut tokens);
+        tokens.push(after);
+        // What stands behind a gap goes on in the middle of a text, so no space is put before it.
+        put(gap.after, false, &mut tokens);
+        tokens.push(fills);
+        Some(tokens)
     }
 }
 

@@ -31,7 +31,7 @@ pub use chat::{
     TemplateOrigin,
 };
 pub use error::TokenizerError;
-pub use fim::FimTokens;
+pub use fim::{FimTokens, Gap};
 pub use stream::StreamDecoder;
 
 use crate::gguf::{Gguf, MetaError};
@@ -271,7 +271,7 @@ impl Tokenizer {
     /// Bytes that the vocabulary has no token for are left out; most vocabularies have all 256.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 4);
-        self.encode_into(text, special, &mut tokens);
+        self.encode_into(text, special, true, &mut tokens);
         tokens
     }
 
@@ -280,7 +280,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str, special: Special) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 4 + 2);
         tokens.extend(self.prefix);
-        self.encode_into(text, special, &mut tokens);
+        self.encode_into(text, special, true, &mut tokens);
         if self.prefix.is_some() && tokens.get(1).copied() == self.prefix {
             tokens.remove(0);
         }
@@ -290,9 +290,9 @@ impl Tokenizer {
         tokens
     }
 
-    fn encode_into(&self, text: &str, special: Special, tokens: &mut Vec<u32>) {
+    /// Encodes a text; `first` says that it does not go on behind another.
+    fn encode_into(&self, text: &str, special: Special, mut first: bool, tokens: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
-        let mut first = true;
         self.special.split(text, special, |part| match part {
             Part::Token(token) => {
                 tokens.push(token);

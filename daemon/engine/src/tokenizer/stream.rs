@@ -31,7 +31,10 @@ impl StreamDecoder {
     /// A decoder of what comes after a prompt, so that the prompt's text and this, joined, are the whole text.
     pub fn after(tokenizer: &Tokenizer, prompt: &[u32], skip_control: bool) -> Self {
         Self {
-            first: prompt.last().is_none_or(|&id| tokenizer.is_special(id)),
+            first: prompt.last().is_none_or(|&id| {
+                // What fills a gap goes on in the middle of a text.
+                tokenizer.is_special(id) && tokenizer.fim().middle != Some(id)
+            }),
             ..Self::new(skip_control)
         }
     }
