@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use andon_tests::daemon::Daemon;
+use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
 
 /// A request that any running daemon answers.
@@ -243,6 +244,8 @@ fn wrong_values_of_every_field_are_named() {
         ("/v1/completions", "prompt", json!([[]])),
         ("/v1/completions", "best_of", json!(2)),
         ("/v1/completions", "suffix", json!("x")),
+        ("/infill", "input_suffix", json!("x")),
+        ("/infill", "input_extra", json!(vec![1; 65])),
         ("/v1/responses", "input", json!([])),
         ("/v1/responses", "max_output_tokens", json!(0)),
         ("/v1/responses", "instructions", json!(1)),
@@ -262,6 +265,7 @@ fn wrong_values_of_every_field_are_named() {
             "/v1/completions" => json!({ "prompt": "x", "max_tokens": 4 }),
             "/v1/responses" => json!({ "input": "x", "max_output_tokens": 4 }),
             "/tokenize" => json!({ "content": "x" }),
+            "/infill" => json!({ "input_prefix": "x", "input_suffix": "y" }),
             _ => json!({}),
         };
         body[param] = value.clone();
@@ -337,6 +341,75 @@ fn text_becomes_tokens_and_back() {
         props["default_generation_settings"]["n_ctx"].is_u64(),
         "{props}"
     );
+}
+
+#[test]
+fn a_model_with_the_tokens_for_it_fills_gaps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gaps.gguf");
+    let model = TinyModel {
+        fills_gaps: true,
+        ..TinyModel::default()
+    };
+    model.write(&path).unwrap();
+    let daemon = Daemon::builder().model(&path).start().unwrap();
+    let http = daemon.http();
+    let post = |path: &str, body: Value| {
+        let reply = http.post(path, &body).unwrap();
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        reply.json().unwrap()
+    };
+    let (before, after) = ("the belt ", " stops<|fim_middle|>");
+    let gap = json!({
+        "input_prefix": before, "input_suffix": after, "n_predict": 6, "temperature": 0,
+    });
+    let filled = post("/infill", gap.clone());
+    let text = filled["content"].as_str().unwrap();
+    assert!(!text.is_empty(), "{filled}");
+    assert_eq!(
+        (&filled["stop"], &filled["tokens_predicted"]),
+        (&json!(true), &json!(6))
+    );
+    // The same by tokens: text of a control token stays text, and is none where it is a token.
+    let ids = |content: &str, special: bool| -> Vec<Value> {
+        let body = json!({ "content": content, "parse_special": special });
+        let tokens = post("/tokenize", body)["tokens"].clone();
+        tokens.as_array().unwrap().clone()
+    };
+    let prompt = [
+        ids("<|fim_prefix|>", true),
+        ids(before, false),
+        ids("<|fim_suffix|>", true),
+        ids(after, false),
+        ids("<|fim_middle|>", true),
+    ]
+    .concat();
+    let continued = json!({ "prompt": prompt, "max_tokens": 6, "temperature": 0 });
+    let continued = post("/v1/completions", continued);
+    assert_eq!(continued["choices"][0]["text"], text);
+    assert_eq!(
+        continued["usage"]["prompt_tokens"],
+        filled["tokens_evaluated"]
+    );
+    let suffixed = json!({ "prompt": before, "suffix": after, "max_tokens": 6, "temperature": 0, "echo": true });
+    let suffixed = post("/v1/completions", suffixed);
+    assert_eq!(suffixed["choices"][0]["text"], format!("{before}{text}"));
+    let mut streamed = gap.clone();
+    streamed["stream"] = json!(true);
+    let reply = http.post("/infill", &streamed).unwrap();
+    let events: Vec<Value> = reply
+        .text()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+        .collect();
+    let pieces = events.iter().filter_map(|event| event["content"].as_str());
+    assert_eq!(pieces.collect::<String>(), text);
+    assert_eq!(events.last().unwrap()["stop"], true);
+    let mut with_files = gap;
+    with_files["input_extra"] = json!([{ "filename": "belt.rs", "text": "fn stop() {}" }]);
+    let with_files = post("/infill", with_files);
+    let evaluated = |value: &Value| value["tokens_evaluated"].as_u64();
+    assert!(evaluated(&with_files) > evaluated(&filled), "{with_files}");
 }
 
 #[test]

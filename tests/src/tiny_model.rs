@@ -22,6 +22,13 @@ const END_OF_TEXT: u32 = 0;
 const START_OF_TURN: u32 = 1;
 const END_OF_TURN: u32 = 2;
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+const GAP: [&str; 5] = [
+    "<|fim_prefix|>",
+    "<|fim_suffix|>",
+    "<|fim_middle|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+];
 
 /// Pairs joined in this order; `Ġ` is the space of byte-level BPE.
 const MERGES: [(&str, &str); 16] = [
@@ -72,6 +79,8 @@ pub struct TinyModel {
     pub weights: TensorType,
     /// Whether the embedding is the output matrix too.
     pub tied: bool,
+    /// Whether the vocabulary has the tokens of filling in the middle, behind all others.
+    pub fills_gaps: bool,
     /// What the weights are drawn from.
     pub seed: u64,
 }
@@ -90,6 +99,7 @@ impl Default for TinyModel {
             context_tokens_max: 512,
             weights: TensorType::Q4_0,
             tied: false,
+            fills_gaps: false,
             seed: 1,
         }
     }
@@ -130,12 +140,20 @@ impl TinyModel {
     fn metadata(&self) -> Metadata {
         let mut meta = Metadata::default();
         architecture::metadata(self, &mut meta);
-        let vocabulary = vocabulary();
+        let vocabulary = self.vocabulary();
         let vocabulary_key = format!("{}.vocab_size", self.architecture.name);
         meta.u32(&vocabulary_key, vocabulary.len() as u32);
         byte_level(&mut meta, &vocabulary);
         meta.str("tokenizer.chat_template", CHAT_TEMPLATE);
         meta
+    }
+
+    fn vocabulary(&self) -> Vec<Token> {
+        let mut tokens = vocabulary();
+        if self.fills_gaps {
+            tokens.extend(GAP.iter().map(|text| Token::control(text)));
+        }
+        tokens
     }
 
     fn tensors(&self) -> Vec<Tensor> {
@@ -161,7 +179,7 @@ impl TinyModel {
 
     /// One row a token; rows of tokens that are not printable are next to zero.
     fn vocabulary_matrix(&self, draw: &mut Draw, name: &str, kind: TensorType) -> Tensor {
-        let vocabulary = vocabulary();
+        let vocabulary = self.vocabulary();
         let mut values = Vec::with_capacity(vocabulary.len() * self.embedding);
         for token in &vocabulary {
             let scale = if token.printable { 0.25 } else { 0.001 };
@@ -206,6 +224,17 @@ pub(crate) fn file(metadata: &Metadata, tensors: &[Tensor]) -> Vec<u8> {
 pub(crate) struct Token {
     text: String,
     printable: bool,
+    control: bool,
+}
+
+impl Token {
+    fn control(text: &str) -> Token {
+        Token {
+            text: text.to_owned(),
+            printable: false,
+            control: true,
+        }
+    }
 }
 
 /// The keys of a byte-level vocabulary.
@@ -215,8 +244,9 @@ pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
     let texts: Vec<&str> = vocabulary.iter().map(|token| token.text.as_str()).collect();
     meta.strs("tokenizer.ggml.tokens", &texts);
     // 1 is an ordinary token, 3 a control token.
-    let kinds: Vec<i32> = (0..vocabulary.len())
-        .map(|id| if id < SPECIAL.len() { 3 } else { 1 })
+    let kinds: Vec<i32> = vocabulary
+        .iter()
+        .map(|token| if token.control { 3 } else { 1 })
         .collect();
     meta.i32s("tokenizer.ggml.token_type", &kinds);
     let merges: Vec<String> = MERGES
@@ -236,17 +266,16 @@ pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
 
 /// Special tokens, then the 256 bytes, then what the merges make.
 pub(crate) fn vocabulary() -> Vec<Token> {
-    let special = SPECIAL.iter().map(|text| Token {
-        text: (*text).to_owned(),
-        printable: false,
-    });
+    let special = SPECIAL.iter().map(|text| Token::control(text));
     let bytes = (0..=u8::MAX).map(|byte| Token {
         text: byte_character(byte).to_string(),
         printable: byte == b' ' || byte.is_ascii_graphic(),
+        control: false,
     });
     let merged = MERGES.iter().map(|(left, right)| Token {
         text: format!("{left}{right}"),
         printable: true,
+        control: false,
     });
     special.chain(bytes).chain(merged).collect()
 }

@@ -27,6 +27,8 @@ pub const CHOICES_MAX: u32 = 16;
 pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_MAX;
 /// Most variables for a chat template.
 pub const TEMPLATE_VARIABLES_MAX: usize = 32;
+/// Most other files beside a gap.
+pub const GAP_FILES_MAX: usize = 64;
 /// Longest stop string, in bytes.
 pub const STOP_BYTES_MAX: usize = limits::STOP_BYTES_MAX;
 
@@ -112,6 +114,19 @@ pub enum EmbeddingInput {
     Tokens(Vec<u32>),
 }
 
+/// A gap that is to be filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// What stands before it.
+    pub before: String,
+    /// What stands behind it.
+    pub after: String,
+    /// Other files that may help: name and text.
+    pub files: Vec<(String, String)>,
+    /// What the client calls the text before and the text behind.
+    pub names: [&'static str; 2],
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -128,6 +143,8 @@ pub enum Input {
     Prompt(String),
     /// Tokens that are continued as they stand.
     Tokens(Vec<u32>),
+    /// What fills a gap.
+    Gap(Gap),
     /// A configured task and its input fields.
     Task {
         /// The `<name>` of `[task.<name>]`.
@@ -252,6 +269,7 @@ impl Request {
                 }
                 check_text("prompt", tokens.len(), limits)?;
             }
+            Input::Gap(gap) => check_gap(gap, limits)?,
             Input::Task { name, .. } => check_name("task", name, NAME_BYTES_MAX)?,
             Input::Embeddings { inputs, dimensions } => {
                 check_inputs(inputs, limits)?;
@@ -341,6 +359,19 @@ fn check_messages(messages: &[Message], limits: &LimitsConfig) -> Result<(), Fau
         bytes = bytes.saturating_add(message.content.len());
     }
     check_text("messages", bytes, limits)
+}
+
+fn check_gap(gap: &Gap, limits: &LimitsConfig) -> Result<(), Fault> {
+    if gap.files.len() > GAP_FILES_MAX {
+        let message = format!(
+            "{} files, at most {GAP_FILES_MAX} are taken",
+            gap.files.len()
+        );
+        return Err(Fault::invalid("input_extra", message));
+    }
+    let files = gap.files.iter().map(|(name, text)| name.len() + text.len());
+    let bytes = files.fold(gap.before.len() + gap.after.len(), usize::saturating_add);
+    check_text(gap.names[0], bytes, limits)
 }
 
 fn check_inputs(inputs: &[EmbeddingInput], limits: &LimitsConfig) -> Result<(), Fault> {

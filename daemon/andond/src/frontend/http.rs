@@ -7,6 +7,7 @@ mod answer;
 mod embeddings;
 mod error;
 mod fields;
+mod infill;
 mod parse;
 mod probes;
 mod responses;
@@ -94,6 +95,8 @@ fn router(context: Context) -> Router {
         .route("/v1/detokenize", post(text::detokenize))
         .route("/apply-template", post(text::apply_template))
         .route("/v1/apply-template", post(text::apply_template))
+        .route("/infill", post(infill::infill))
+        .route("/v1/infill", post(infill::infill))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
@@ -164,6 +167,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Response<Body> {
         "/responses",
         "tokenize",
         "/apply-template",
+        "/infill",
     ];
     let allowed = if post.iter().any(|end| path.ends_with(end)) {
         "POST"
@@ -261,6 +265,7 @@ impl Service {
         for request in requests {
             texts.push(match &request.input {
                 Input::Prompt(prompt) => prompt.clone(),
+                Input::Gap(gap) => gap.before.clone(),
                 Input::Tokens(tokens) => {
                     let (model, tokens) = (self.context.worker.model()?, tokens.clone());
                     text::blocking(move || {

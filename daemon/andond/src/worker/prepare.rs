@@ -7,7 +7,7 @@ use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
-use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
+use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special};
 
 use andon_policy::queue::Waiting;
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use super::board::{Board, Job, Phase, Prepared, Queued};
 use super::embed::EmbeddingRequest;
 use super::job::JobEvent;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{EmbeddingInput, Input, Message, Request, Sampling, check_embedding_tokens};
+use crate::request::{
+    EmbeddingInput, Gap, Input, Message, Request, Sampling, check_embedding_tokens,
+};
 use crate::task::Resolved;
 
 /// Renders requests until the daemon stops.
@@ -163,6 +165,7 @@ fn prepare(
     let limits = &shared.config.limits;
     let field = match &request.input {
         Input::Prompt(_) | Input::Tokens(_) => "prompt",
+        Input::Gap(gap) => gap.names[0],
         Input::Messages(_) => "messages",
         Input::Task { .. } | Input::Embeddings { .. } => "input",
     };
@@ -185,6 +188,7 @@ fn prepare(
             // A template writes the beginning-of-text token itself where the model wants one.
             (model.tokenizer().encode(&text, Special::Parse), None)
         }
+        Input::Gap(gap) => (around(model, &gap)?, None),
         // These go another way, see `run`.
         Input::Embeddings { .. } => {
             let message = "the model generates text; it makes no embeddings";
@@ -239,6 +243,27 @@ fn prepare(
             ignore_end: request.ignore_end,
         },
         choices,
+    })
+}
+
+/// The prompt to fill a gap.
+fn around(model: &Model, gap: &Gap) -> Result<Vec<u32>, Fault> {
+    let files: Vec<(&str, &str)> = gap
+        .files
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .collect();
+    let gap_tokens = model.tokenizer().encode_gap(&tokenizer::Gap {
+        files: &files,
+        before: &gap.before,
+        after: &gap.after,
+    });
+    gap_tokens.ok_or_else(|| Fault {
+        param: Some(gap.names[1]),
+        ..Fault::new(
+            FaultCode::Unsupported,
+            "the model fills no gaps: its vocabulary lacks the tokens for what stands before and behind one",
+        )
     })
 }
 

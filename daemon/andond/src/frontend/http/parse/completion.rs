@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::error::ApiError;
 use super::super::fields::{Fields, token_ids};
 use super::{Parsed, common, refuse_store, refuse_unsupported};
-use crate::request::{Input, Origin, Request};
+use crate::request::{Gap, Input, Origin, Request};
 
 /// Most alternatives a token in the older completions endpoint.
 const LOGPROBS_MAX: u32 = 5;
@@ -21,9 +21,13 @@ pub(in super::super) fn completion(
     let mut fields = Fields::parse(body)?;
     refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
-    fields.refuse_unless("suffix", |value| *value == "", "is not supported")?;
+    let suffix = fields.string("suffix")?;
     let best_of = fields.count("best_of")?;
-    let prompts = prompts(&mut fields)?;
+    let mut prompts = prompts(&mut fields)?;
+    // No suffix and an empty one are the same: the prompt is then continued as it stands.
+    if let Some(suffix) = suffix.filter(|suffix| !suffix.is_empty()) {
+        prompts = vec![around(prompts, suffix)?];
+    }
     let logprobs = fields.count("logprobs")?;
     if logprobs.is_some_and(|count| count > LOGPROBS_MAX) {
         return Err(ApiError::invalid(
@@ -69,6 +73,23 @@ pub(in super::super) fn completion(
         include_usage,
         echo,
     })
+}
+
+/// A gap behind a prompt and before a suffix.
+fn around(prompts: Vec<Input>, suffix: String) -> Result<Input, ApiError> {
+    // One, so that a long suffix is not there as often as there are prompts.
+    match <[Input; 1]>::try_from(prompts) {
+        Ok([Input::Prompt(before)]) => Ok(Input::Gap(Gap {
+            before,
+            after: suffix,
+            files: Vec::new(),
+            names: ["prompt", "suffix"],
+        })),
+        _ => Err(ApiError::invalid(
+            "suffix",
+            "suffix needs a prompt that is one text",
+        )),
+    }
 }
 
 /// One text, one list of tokens, or several of either.

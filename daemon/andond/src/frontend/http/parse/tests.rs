@@ -147,10 +147,21 @@ fn completions_take_prompts_of_every_kind() {
         param_of(of(json!({"prompt": "x", "n": 2, "best_of": 3}))),
         "best_of"
     );
-    assert_eq!(
-        param_of(of(json!({"prompt": "x", "suffix": "y"}))),
-        "suffix"
-    );
+    let parsed = of(json!({"prompt": "x", "suffix": "y"})).expect("valid");
+    let Input::Gap(gap) = &parsed.requests[0].input else {
+        panic!("a gap has a suffix behind it");
+    };
+    assert_eq!((gap.before.as_str(), gap.after.as_str()), ("x", "y"));
+    let parsed = of(json!({"prompt": "x", "suffix": ""})).expect("valid");
+    assert_eq!(parsed.requests[0].input, Input::Prompt("x".to_owned()));
+    for (prompt, suffix) in [
+        (json!([1]), json!("y")),
+        (json!(["x", "z"]), json!("y")),
+        (json!("x"), json!(["y"])),
+    ] {
+        let body = json!({"prompt": prompt, "suffix": suffix});
+        assert_eq!(param_of(of(body)), "suffix");
+    }
 }
 
 #[test]
