@@ -343,6 +343,63 @@ fn text_becomes_tokens_and_back() {
     );
 }
 
+const TOOL_TEMPLATE: &str = "\
+{% if tools %}<{{ tools[0].function.name }}>{% endif %}{% if documents %}({{ documents[0].text }}){% endif %}\
+{% if mood is defined %}~{{ mood }}~{% endif %}\
+{% for m in messages %}[{{ m.role }}]{{ m.content if m.content is not none else '-' }}\
+{% for call in m.tool_calls %}{{ call.function.name }}={{ WRITTEN }}{% endfor %}{% endfor %}";
+
+#[test]
+fn templates_see_tools_calls_and_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let tools = json!([{ "type": "function", "function": { "name": "status" } }]);
+    let messages = json!([
+        { "role": "user", "content": "Why?" },
+        { "role": "assistant", "tool_calls": [
+            { "id": "c1", "type": "function", "function": { "name": "status", "arguments": "{\"line\": 3}" } },
+        ] },
+        { "role": "tool", "tool_call_id": "c1", "content": "stopped" },
+    ]);
+    let body = json!({
+        "messages": messages, "tools": tools,
+        "chat_template_kwargs": { "mood": "calm", "documents": [{ "title": "E42", "text": "jam" }] },
+    });
+    // Some templates write arguments as JSON, some take the text.
+    for (place, written, shown) in [
+        ("tojson", "call.function.arguments.line", "3"),
+        ("text", "'' + call.function.arguments", "{\"line\":3}"),
+    ] {
+        let path = folder.path().join(place);
+        std::fs::write(&path, TOOL_TEMPLATE.replace("WRITTEN", written)).unwrap();
+        let config = format!("[model]\nchat-template = \"{}\"\n", path.display());
+        let daemon = Daemon::builder().config(&config).start().unwrap();
+        let http = daemon.http();
+        let reply = http.post("/apply-template", &body).unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(
+            reply.json().unwrap()["prompt"],
+            format!("<status>(jam)~calm~[user]Why?[assistant]-status={shown}[tool]stopped")
+        );
+        let mut asked = body.clone();
+        (asked["max_tokens"], asked["tool_choice"]) = (json!(2), json!("none"));
+        let reply = http.post("/v1/chat/completions", &asked).unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        asked["tool_choice"] = json!("auto");
+        let reply = http.post("/v1/chat/completions", &asked).unwrap();
+        assert_eq!(reply.status, 400, "{}", reply.text());
+        assert_eq!(reply.json().unwrap()["error"]["param"], "tool_choice");
+    }
+    // A template that tells of no tools cannot be given any.
+    let daemon = Daemon::builder().start().unwrap();
+    let reply = daemon.http().post("/apply-template", &body).unwrap();
+    assert_eq!(
+        reply.json().unwrap()["error"]["param"],
+        "tools",
+        "{}",
+        reply.text()
+    );
+}
+
 #[test]
 fn a_model_with_the_tokens_for_it_fills_gaps() {
     let folder = tempfile::tempdir().unwrap();

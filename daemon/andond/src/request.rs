@@ -27,6 +27,8 @@ pub const CHOICES_MAX: u32 = 16;
 pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_MAX;
 /// Most variables for a chat template.
 pub const TEMPLATE_VARIABLES_MAX: usize = 32;
+/// Most tools that a prompt may tell of, and most calls of them in one message.
+pub const TOOLS_MAX: usize = 128;
 /// Most other files beside a gap.
 pub const GAP_FILES_MAX: usize = 64;
 /// Longest stop string, in bytes.
@@ -101,8 +103,28 @@ pub enum Egress {
 pub struct Message {
     /// `system`, `user`, `assistant`, or what the model's template knows.
     pub role: String,
-    /// The text.
+    /// The text; of one with tool calls, there may be none.
     pub content: String,
+    /// What else a template looks at: `tool_calls`, `tool_call_id`, `name`.
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Message {
+    /// A message with nothing but a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message {
+            role: role.into(),
+            content: content.into(),
+            extra: serde_json::Map::new(),
+        }
+    }
+
+    /// Bytes of it.
+    pub fn bytes(&self) -> usize {
+        let extra = self.extra.iter();
+        let extra = extra.map(|(name, value)| name.len() + value.to_string().len());
+        extra.fold(self.role.len() + self.content.len(), usize::saturating_add)
+    }
 }
 
 /// What a vector is made of.
@@ -199,6 +221,8 @@ pub struct Request {
     pub logit_bias: Vec<(u32, f32)>,
     /// Answers to give, each drawn for itself; at least 1.
     pub choices: u32,
+    /// Tools that the prompt tells of, each as OpenAI describes it.
+    pub tools: Vec<serde_json::Value>,
     /// Variables for the model's chat template.
     pub template_variables: serde_json::Map<String, serde_json::Value>,
     /// Goes on where the model would end its answer.
@@ -236,6 +260,7 @@ impl Request {
             sampling: Sampling::default(),
             logit_bias: Vec::new(),
             choices: 1,
+            tools: Vec::new(),
             template_variables: serde_json::Map::new(),
             ignore_end: false,
             tokens_max: None,
@@ -288,6 +313,12 @@ impl Request {
             let message = format!("at most {LOGIT_BIAS_COUNT_MAX} tokens may have a bias");
             return Err(Fault::invalid("logit_bias", message));
         }
+        if self.tools.len() > TOOLS_MAX {
+            let message = format!("{} tools, at most {TOOLS_MAX} are taken", self.tools.len());
+            return Err(Fault::invalid("tools", message));
+        }
+        let tools = self.tools.iter().map(|tool| tool.to_string().len());
+        check_text("tools", tools.fold(0, usize::saturating_add), limits)?;
         if self.template_variables.len() > TEMPLATE_VARIABLES_MAX {
             let message = format!("at most {TEMPLATE_VARIABLES_MAX} variables are taken");
             return Err(Fault::invalid("chat_template_kwargs", message));
@@ -356,7 +387,7 @@ fn check_messages(messages: &[Message], limits: &LimitsConfig) -> Result<(), Fau
                 format!("a role is 1 to {NAME_BYTES_MAX} bytes long"),
             ));
         }
-        bytes = bytes.saturating_add(message.content.len());
+        bytes = bytes.saturating_add(message.bytes());
     }
     check_text("messages", bytes, limits)
 }
@@ -475,10 +506,7 @@ mod tests {
     #[test]
     fn every_bound_is_held_and_its_field_named() {
         let limits = LimitsConfig::default();
-        let message = |content: &str| Message {
-            role: "user".to_owned(),
-            content: content.to_owned(),
-        };
+        let message = |content: &str| Message::new("user", content.to_owned());
         assert_eq!(param(&request(Input::Messages(Vec::new()))), "messages");
         let many = vec![message("x"); limits.messages_max + 1];
         assert_eq!(param(&request(Input::Messages(many))), "messages");

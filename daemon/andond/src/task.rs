@@ -133,16 +133,10 @@ impl Task {
         let mut messages = Vec::with_capacity(2);
         if let Some(system) = &self.system {
             let content = self.render(&environment, system, &context)?;
-            messages.push(Message {
-                role: "system".to_owned(),
-                content,
-            });
+            messages.push(Message::new("system", content));
         }
         let content = self.render(&environment, &self.instructions, &context)?;
-        messages.push(Message {
-            role: "user".to_owned(),
-            content,
-        });
+        messages.push(Message::new("user", content));
         Ok(messages)
     }
 

@@ -7,7 +7,8 @@ use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
-use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special};
+use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special, TemplateError};
+use serde_json::{Map, Value};
 
 use andon_policy::queue::Waiting;
 use std::sync::Arc;
@@ -184,7 +185,8 @@ fn prepare(
             (tokens, None)
         }
         Input::Messages(messages) => {
-            let text = render(model, messages, &request.template_variables)?;
+            let variables = &request.template_variables;
+            let text = render(model, messages, &request.tools, variables)?;
             // A template writes the beginning-of-text token itself where the model wants one.
             (model.tokenizer().encode(&text, Special::Parse), None)
         }
@@ -197,7 +199,7 @@ fn prepare(
         Input::Task { name, input } => {
             let mut task: Resolved = shared.tasks()?.resolve(&name, &input)?;
             let messages = std::mem::take(&mut task.messages);
-            let text = render(model, messages, &request.template_variables)?;
+            let text = render(model, messages, &[], &request.template_variables)?;
             (model.tokenizer().encode(&text, Special::Parse), Some(task))
         }
     };
@@ -306,31 +308,83 @@ fn bias(model: &Model, values: Vec<(u32, f32)>) -> Result<LogitBias, Fault> {
 pub(super) fn render(
     model: &Model,
     messages: Vec<Message>,
-    variables: &serde_json::Map<String, serde_json::Value>,
+    tools: &[Value],
+    variables: &Map<String, Value>,
 ) -> Result<String, Fault> {
-    let template = model.chat_template().ok_or_else(|| {
-        Fault::new(
-            FaultCode::Unsupported,
-            "the model makes no text of conversations",
-        )
-    })?;
-    let messages: Vec<ChatMessage> = messages
-        .into_iter()
-        .map(|message| ChatMessage {
-            role: message.role,
-            content: message.content.into(),
-            extra: serde_json::Map::new(),
-        })
-        .collect();
+    let unsupported = |message| Fault::new(FaultCode::Unsupported, message);
+    let template = model
+        .chat_template()
+        .ok_or_else(|| unsupported("the model makes no text of conversations"))?;
+    if !tools.is_empty() && !template.uses_tools() {
+        return Err(Fault {
+            param: Some("tools"),
+            ..unsupported("the model's chat template tells the model of no tools")
+        });
+    }
+    let calls = messages
+        .iter()
+        .any(|message| message.extra.contains_key(TOOL_CALLS));
+    let messages: Vec<ChatMessage> = messages.into_iter().map(seen).collect();
+    let documents = variables.get("documents").and_then(Value::as_array);
     let input = ChatInput {
         messages: &messages,
         add_generation_prompt: true,
+        tools,
+        documents: documents.map_or(&[], Vec::as_slice),
         variables: Some(variables),
-        ..ChatInput::default()
     };
-    template
-        .render(&input)
+    let mut rendered = template.render(&input);
+    // Most templates write arguments as JSON themselves; the few that take the text a client sends fail on objects.
+    if calls && matches!(rendered, Err(TemplateError::Render { .. })) {
+        let messages: Vec<ChatMessage> = messages.iter().map(with_texts).collect();
+        let messages = messages.as_slice();
+        rendered = template.render(&ChatInput { messages, ..input });
+    }
+    rendered
         .map_err(|error| Fault::invalid("messages", format!("the model's chat template: {error}")))
+}
+
+const TOOL_CALLS: &str = "tool_calls";
+
+/// A message as templates see it: null where nothing but calls is said, and their arguments as objects.
+fn seen(message: Message) -> ChatMessage {
+    let mut message = ChatMessage {
+        content: if message.content.is_empty() && message.extra.contains_key(TOOL_CALLS) {
+            Value::Null
+        } else {
+            message.content.into()
+        },
+        role: message.role,
+        extra: message.extra,
+    };
+    each_arguments(&mut message, |arguments| {
+        serde_json::from_str::<Map<String, Value>>(arguments.as_str()?)
+            .ok()
+            .map(Value::Object)
+    });
+    message
+}
+
+/// The same message with arguments as texts.
+fn with_texts(message: &ChatMessage) -> ChatMessage {
+    let mut message = message.clone();
+    each_arguments(&mut message, |arguments| {
+        let text = arguments.is_object().then(|| arguments.to_string());
+        text.map(Value::String)
+    });
+    message
+}
+
+/// Replaces the arguments of a message's calls where `change` has something else.
+fn each_arguments(message: &mut ChatMessage, change: impl Fn(&Value) -> Option<Value>) {
+    let calls = message.extra.get_mut(TOOL_CALLS);
+    for call in calls.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments")
+            && let Some(changed) = change(arguments)
+        {
+            *arguments = changed;
+        }
+    }
 }
 
 /// The request's word, else the task's, else the configuration's.

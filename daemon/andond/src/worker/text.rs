@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use andon_engine::Model;
 use andon_engine::tokenizer::Special;
+use serde_json::{Map, Value};
 
 use super::{WorkerHandle, prepare};
 use crate::fault::{Fault, FaultCode};
@@ -62,7 +63,8 @@ pub fn detokenize(model: &Model, tokens: &[u32]) -> Result<String, Fault> {
 pub fn apply_template(
     model: &Model,
     messages: Vec<Message>,
-    variables: &serde_json::Map<String, serde_json::Value>,
+    tools: &[Value],
+    variables: &Map<String, Value>,
 ) -> Result<String, Fault> {
-    prepare::render(model, messages, variables)
+    prepare::render(model, messages, tools, variables)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
-use super::parse::{message, template_variables};
+use super::parse::{message, template_variables, tools};
 use super::{HttpRequest, Service, json_response};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Origin, Request};
@@ -89,16 +89,20 @@ pub(super) async fn apply_template(
     let _place = service.bodies.acquire().await;
     let mut fields = fields(&service, request).await?;
     let messages = message::take(&mut fields)?;
+    let tools = tools::described(&mut fields)?;
     let variables = template_variables(&mut fields)?;
     finish(&service, fields)?;
     // The bounds of a conversation are those of a request with it.
-    let whole = Request::new("0", "0", Origin::Http, Input::Messages(messages));
+    let mut whole = Request::new("0", "0", Origin::Http, Input::Messages(messages));
+    whole.tools = tools;
     whole.check(&service.context.config.limits)?;
     let Input::Messages(messages) = whole.input else {
         return Err(ApiError::invalid("messages", "messages is missing"));
     };
     let model = service.context.worker.model()?;
-    let prompt = blocking(move || worker::apply_template(&model, messages, &variables)).await?;
+    let tools = whole.tools;
+    let prompt =
+        blocking(move || worker::apply_template(&model, messages, &tools, &variables)).await?;
     Ok(json_response(&json!({ "prompt": prompt })))
 }
 

@@ -468,10 +468,7 @@ fn json(payload: &Bytes, place: &Place<'_>, id: &mut Option<RequestId>) -> Resul
         (Some(messages), None, None) => Input::Messages(
             messages
                 .into_iter()
-                .map(|message| Message {
-                    role: message.role,
-                    content: message.content,
-                })
+                .map(|message| Message::new(message.role, message.content))
                 .collect(),
         ),
         (None, Some(prompt), None) => Input::Prompt(prompt),
@@ -563,10 +560,10 @@ fn text(payload: &Bytes, place: &Place<'_>) -> Result<Said, Refusal> {
     if text.trim().is_empty() {
         return Err(Refusal::new("payload", "the text is empty"));
     }
-    Ok(Said::only(Input::Messages(vec![Message {
-        role: "user".to_owned(),
-        content: text.to_owned(),
-    }])))
+    Ok(Said::only(Input::Messages(vec![Message::new(
+        "user",
+        text.to_owned(),
+    )])))
 }
 
 fn postcard(
@@ -590,9 +587,8 @@ fn postcard(
         andon_wire::Input::Messages(messages) => Input::Messages(
             messages
                 .iter()
-                .map(|message| Message {
-                    role: message.role.as_str().to_owned(),
-                    content: message.content.to_owned(),
+                .map(|message| {
+                    Message::new(message.role.as_str().to_owned(), message.content.to_owned())
                 })
                 .collect(),
         ),

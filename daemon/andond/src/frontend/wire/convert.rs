@@ -23,9 +23,8 @@ pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
         WireInput::Messages(messages) => Input::Messages(
             messages
                 .iter()
-                .map(|message| Message {
-                    role: message.role.as_str().to_owned(),
-                    content: message.content.to_owned(),
+                .map(|message| {
+                    Message::new(message.role.as_str().to_owned(), message.content.to_owned())
                 })
                 .collect(),
         ),

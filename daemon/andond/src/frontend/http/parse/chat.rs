@@ -4,9 +4,7 @@ use serde_json::Value;
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::{
-    Parsed, common, is_empty_or_none, message, refuse_store, refuse_unsupported, template_variables,
-};
+use super::{Parsed, common, message, refuse_store, refuse_unsupported, template_variables, tools};
 use crate::request::{Input, LOGPROBS_MAX, Origin, Request};
 
 /// Parses a body of `/v1/chat/completions`.
@@ -14,7 +12,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     let mut fields = Fields::parse(body)?;
     refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
-    refuse_tools(&mut fields)?;
+    let tools = tools::take(&mut fields)?;
     let response_format = fields.take("response_format");
     if let Some(format) = response_format
         && format.get("type").and_then(Value::as_str) != Some("text")
@@ -42,6 +40,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     let mut request = Request::new(id, client, Origin::Http, Input::Messages(messages));
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.logprobs = logprobs;
+    request.tools = tools;
     request.template_variables = template_variables(&mut fields)?;
     let include_usage = common(&mut fields, &mut request)?;
     fields.finish("")?;
@@ -50,17 +49,6 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
         include_usage,
         echo: false,
     })
-}
-
-fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in ["functions", "function_call", "tools", "tool_choice"] {
-        fields.refuse_unless(name, is_empty_or_none, "tools are not supported")?;
-    }
-    fields.refuse_unless(
-        "parallel_tool_calls",
-        Value::is_boolean,
-        "must be true or false",
-    )
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {

@@ -1,10 +1,10 @@
 //! The messages of a conversation.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::is_empty_or_none;
+use super::{is_empty_or_none, tools};
 use crate::request::Message;
 
 /// Takes the field `messages`.
@@ -37,20 +37,14 @@ fn message(index: usize, value: Value) -> Result<Message, ApiError> {
     let role = match role.as_str() {
         // The newer name of the same thing; models' templates know the older one.
         "developer" => "system".to_owned(),
-        "system" | "user" | "assistant" => role,
-        "tool" | "function" => {
-            let path = format!("{path}.role");
-            return Err(ApiError::unsupported(
-                &path,
-                format!("{path}: tools are not supported"),
-            ));
-        }
+        "system" | "user" | "assistant" | "tool" => role,
         _ => {
             let path = format!("{path}.role");
-            let message = format!("{path} must be system, developer, user or assistant");
+            let message = format!("{path} must be system, developer, user, assistant or tool");
             return Err(ApiError::invalid(&path, message));
         }
     };
+    let extra = extra(&path, &role, &mut fields)?;
     let path_content = format!("{path}.content");
     let content = match fields.take("content") {
         Some(Value::String(content)) => content,
@@ -59,25 +53,58 @@ fn message(index: usize, value: Value) -> Result<Message, ApiError> {
             let message = format!("{path_content} must be a string or an array of text parts");
             return Err(ApiError::invalid(path_content, message));
         }
+        // Who calls tools need not say more.
+        None if extra.contains_key("tool_calls") => String::new(),
         None => {
             let message = format!("{path_content} is missing");
             return Err(ApiError::invalid(path_content, message));
         }
     };
-    for name in ["tool_calls", "annotations"] {
-        if fields
-            .take(name)
-            .is_some_and(|value| !is_empty_or_none(&value))
-        {
-            let path = format!("{path}.{name}");
-            return Err(ApiError::unsupported(
-                &path,
-                format!("{path} is not supported"),
-            ));
+    fields.finish(&format!("{path}."))?;
+    Ok(Message {
+        role,
+        content,
+        extra,
+    })
+}
+
+/// What a template looks at beside role and content: the calls of tools, and which of them this answers.
+fn extra(path: &str, role: &str, fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut extra = Map::new();
+    if let Some(annotations) = fields.take("annotations")
+        && !is_empty_or_none(&annotations)
+    {
+        let path = format!("{path}.annotations");
+        let message = format!("{path} is not supported");
+        return Err(ApiError::unsupported(path, message));
+    }
+    if let Some(calls) = fields.take("tool_calls")
+        && !is_empty_or_none(&calls)
+    {
+        let path = format!("{path}.tool_calls");
+        if role != "assistant" {
+            let message = format!("{path}: only an assistant calls tools");
+            return Err(ApiError::invalid(path, message));
+        }
+        extra.insert("tool_calls".to_owned(), tools::calls(&path, calls)?);
+    }
+    if role != "tool" {
+        return Ok(extra);
+    }
+    for (name, needed) in [("tool_call_id", true), ("name", false)] {
+        match fields.take(name) {
+            Some(value @ Value::String(_)) => {
+                extra.insert(name.to_owned(), value);
+            }
+            None if !needed => {}
+            _ => {
+                let path = format!("{path}.{name}");
+                let message = format!("{path} must be a string");
+                return Err(ApiError::invalid(path, message));
+            }
         }
     }
-    fields.finish(&format!("{path}."))?;
-    Ok(Message { role, content })
+    Ok(extra)
 }
 
 fn text_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {

@@ -5,6 +5,7 @@ mod completion;
 pub(super) mod message;
 #[cfg(test)]
 mod tests;
+pub(super) mod tools;
 
 pub(super) use chat::chat;
 pub(super) use completion::completion;
@@ -66,6 +67,14 @@ pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Valu
     if variables.len() > TEMPLATE_VARIABLES_MAX {
         let message = format!("at most {TEMPLATE_VARIABLES_MAX} variables are taken");
         return Err(ApiError::invalid(name, message));
+    }
+    if variables.get("documents").is_some_and(|documents| {
+        !documents
+            .as_array()
+            .is_some_and(|all| all.iter().all(Value::is_object))
+    }) {
+        let message = "chat_template_kwargs.documents must be an array of objects";
+        return Err(ApiError::invalid(format!("{name}.documents"), message));
     }
     if let Some(own) = TEMPLATE_OWN
         .iter()

@@ -86,7 +86,97 @@ fn what_is_not_supported_is_named() {
     let named = json!({"messages": [{"role": "user", "content": "x", "name": "y"}]});
     assert_eq!(param_of(chat_of(&named)), "messages[0].name");
     let tool = json!({"messages": [{"role": "tool", "content": "x"}]});
-    assert_eq!(param_of(chat_of(&tool)), "messages[0].role");
+    assert_eq!(param_of(chat_of(&tool)), "messages[0].tool_call_id");
+    let older = json!({"messages": [{"role": "function", "content": "x"}]});
+    assert_eq!(param_of(chat_of(&older)), "messages[0].role");
+}
+
+#[test]
+fn tools_are_told_of_where_none_is_to_be_called() {
+    let tool = json!({"type": "function", "function": {
+        "name": "line_status", "description": "State of a line", "parameters": {"type": "object"}, "strict": true,
+    }});
+    let parsed = hello(json!({"tools": [tool], "tool_choice": "none"})).expect("valid");
+    assert_eq!(parsed.requests[0].tools, [tool.clone()]);
+    for choice in [
+        json!("auto"),
+        json!("required"),
+        json!({"type": "function", "function": {"name": "line_status"}}),
+    ] {
+        let body = json!({"tools": [tool], "tool_choice": choice});
+        assert_eq!(param_of(hello(body)), "tool_choice");
+    }
+    assert_eq!(
+        param_of(hello(json!({"functions": [{"name": "f"}]}))),
+        "functions"
+    );
+    let of = |function: Value| json!({"type": "function", "function": function});
+    for (tools, param) in [
+        (json!({}), "tools"),
+        (json!(vec![of(json!({"name": "f"})); 129]), "tools"),
+        (json!([1]), "tools[0]"),
+        (json!([{"type": "web_search"}]), "tools[0].type"),
+        (json!([{"type": "function"}]), "tools[0].function"),
+        (
+            json!([of(json!({"name": "a b"}))]),
+            "tools[0].function.name",
+        ),
+        (
+            json!([of(json!({"name": "f", "parameters": 1}))]),
+            "tools[0].function.parameters",
+        ),
+        (
+            json!([of(json!({"name": "f", "more": 1}))]),
+            "tools[0].function.more",
+        ),
+    ] {
+        let body = json!({"tools": tools, "tool_choice": "none"});
+        assert_eq!(param_of(hello(body)), param);
+    }
+}
+
+#[test]
+fn calls_of_tools_are_part_of_what_was_said() {
+    let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"line\": 3}"}});
+    let said = |calls: &Value| {
+        json!({"messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": null, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "stopped"}]},
+        ]})
+    };
+    let parsed = chat_of(&said(&json!([call]))).expect("valid");
+    let Input::Messages(messages) = &parsed.requests[0].input else {
+        panic!("messages were sent");
+    };
+    assert_eq!(messages[1].extra["tool_calls"], json!([call]));
+    assert_eq!(messages[2].extra["tool_call_id"], "c1");
+    assert_eq!(
+        (messages[1].content.as_str(), messages[2].content.as_str()),
+        ("", "stopped")
+    );
+    let without = |name: &str| {
+        let mut call = call.clone();
+        let whole = call.as_object_mut().expect("an object");
+        whole.remove(name);
+        json!([call])
+    };
+    for (calls, param) in [
+        (json!([]), "messages[1].content"),
+        (json!("x"), "messages[1].tool_calls"),
+        (without("id"), "messages[1].tool_calls[0].id"),
+        (without("type"), "messages[1].tool_calls[0].type"),
+        (without("function"), "messages[1].tool_calls[0].function"),
+        (
+            json!([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {}}}]),
+            "messages[1].tool_calls[0].function.arguments",
+        ),
+    ] {
+        assert_eq!(param_of(chat_of(&said(&calls))), param);
+    }
+    let mut by_user = said(&json!([call]));
+    by_user["messages"][1]["role"] = json!("user");
+    assert_eq!(param_of(chat_of(&by_user)), "messages[1].tool_calls");
 }
 
 #[test]
@@ -223,6 +313,11 @@ fn bounds_of_new_fields_are_held() {
             "chat_template_kwargs",
             json!({"messages": []}),
             "chat_template_kwargs.messages",
+        ),
+        (
+            "chat_template_kwargs",
+            json!({"documents": ["x"]}),
+            "chat_template_kwargs.documents",
         ),
         ("cache_prompt", json!(false), "cache_prompt"),
     ] {

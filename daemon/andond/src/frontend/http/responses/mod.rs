@@ -35,10 +35,8 @@ struct Keep {
 
 impl Keep {
     fn keep(mut self, service: &Service, id: &str, object: Value, text: &str) {
-        self.conversation.push(Message {
-            role: "assistant".to_owned(),
-            content: text.to_owned(),
-        });
+        self.conversation
+            .push(Message::new("assistant", text.to_owned()));
         service
             .stored()
             .keep(id, &self.client, object, self.conversation);
@@ -85,10 +83,7 @@ pub(super) async fn create(
             .ok_or_else(|| not_stored(previous))?,
     };
     conversation.extend(input);
-    let system = instructions.map(|content| Message {
-        role: "system".to_owned(),
-        content,
-    });
+    let system = instructions.map(|content| Message::new("system", content));
     let messages = system.into_iter().chain(conversation.iter().cloned());
     request.input = Input::Messages(messages.collect());
     let config = &service.context.config.model;

@@ -147,10 +147,7 @@ fn metadata(fields: &mut Fields) -> Result<Value, ApiError> {
 fn input(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     match fields.take("input") {
         None => Err(ApiError::invalid("input", "input is missing")),
-        Some(Value::String(content)) => Ok(vec![Message {
-            role: "user".to_owned(),
-            content,
-        }]),
+        Some(Value::String(content)) => Ok(vec![Message::new("user", content)]),
         Some(Value::Array(items)) if items.is_empty() => {
             Err(ApiError::invalid("input", "input is empty"))
         }
@@ -212,7 +209,7 @@ fn item(path: &str, value: Value) -> Result<Message, ApiError> {
         fields.label(name);
     }
     fields.finish(&format!("{path}."))?;
-    Ok(Message { role, content })
+    Ok(Message::new(role, content))
 }
 
 fn part_text<'a>(path: &str, part: &'a Value) -> Result<&'a str, ApiError> {

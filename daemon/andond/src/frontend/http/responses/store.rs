@@ -43,10 +43,7 @@ impl Store {
         object: Value,
         conversation: Vec<Message>,
     ) {
-        let said: usize = conversation
-            .iter()
-            .map(|message| message.role.len() + message.content.len())
-            .sum();
+        let said: usize = conversation.iter().map(Message::bytes).sum();
         let bytes = ENTRY_BYTES + said + object.to_string().len();
         if bytes > RESPONSES_BYTES_MAX {
             return;
@@ -107,10 +104,7 @@ mod tests {
     use super::*;
 
     fn said(bytes: usize) -> Vec<Message> {
-        vec![Message {
-            role: "user".to_owned(),
-            content: "x".repeat(bytes),
-        }]
+        vec![Message::new("user", "x".repeat(bytes))]
     }
 
     #[test]
