@@ -14,6 +14,7 @@ use crate::progress::Progress;
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// A digest being made.
+#[derive(Clone)]
 pub(crate) struct Hasher(Sha256);
 
 impl Hasher {

@@ -3,8 +3,8 @@
 //! Bytes are written to `<name>.part`, which gets its name when it is whole, checked and on the disk. A part
 //! that was left behind is hashed and continued.
 //!
-//! Invariant: a file of the final name is what the source says it is. A part whose digest is wrong is
-//! removed, since continuing it would not make it right.
+//! Invariant: a file of the final name is what the source says it is. A part whose digest is wrong does not stay: if
+//! some of it was left behind by an earlier run, it may be of an older file, and everything is fetched anew once.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
@@ -106,6 +106,48 @@ impl Download<'_> {
         }
         let progress = Progress::bytes(&name, file.bytes);
         part.take_in(&progress)?;
+        let mut left_behind = part.bytes > 0;
+        let sha256 = loop {
+            self.fill(&mut part, file, &mut expected, &progress)?;
+            let found = part.sync()?;
+            match expected {
+                Some(expected) if expected != found && left_behind => {
+                    progress.say(&format!(
+                        "what was left of {name} was of another file; beginning anew"
+                    ));
+                    left_behind = false;
+                    part.restart()?;
+                }
+                Some(expected) if expected != found => {
+                    fs::remove_file(&part_path)
+                        .map_err(|error| Failure::file("remove", &part_path, error))?;
+                    return Err(Failure::Damaged(format!(
+                        "{name} came with the digest {found} where {expected} was announced; it was removed"
+                    )));
+                }
+                _ => break found,
+            }
+        };
+        progress.finish();
+        fs::rename(&part_path, path).map_err(|error| Failure::file("name", path, error))?;
+        sync_folder(path)?;
+        Ok(Fetched {
+            path: path.to_owned(),
+            bytes: part.bytes,
+            sha256,
+            present: false,
+        })
+    }
+
+    /// Fetches what is missing of `part`. `expected` is filled in where only the source of the bytes has a digest.
+    fn fill(
+        &self,
+        part: &mut Part,
+        file: &Entry,
+        expected: &mut Option<Digest>,
+        progress: &Progress,
+    ) -> Result<(), Failure> {
+        let name = &file.path;
         let mut total = file.bytes;
         let mut failed = 0;
         let mut restarts = 0;
@@ -115,7 +157,7 @@ impl Download<'_> {
                 .open(self.repository, self.revision, file, part.bytes)
             {
                 Ok(opened) => {
-                    expected = expected.or(opened.sha256);
+                    *expected = expected.or(opened.sha256);
                     total = total.or(opened.bytes_total);
                     if let Some(total) = total {
                         progress.length(total);
@@ -131,7 +173,7 @@ impl Download<'_> {
                         progress.at(0);
                     }
                     let before = part.bytes;
-                    let ended = part.append(opened, total, &progress)?;
+                    let ended = part.append(opened, total, progress)?;
                     if part.bytes > before {
                         failed = 0;
                     }
@@ -159,25 +201,7 @@ impl Download<'_> {
                 }
             }
         }
-        progress.finish();
-        let (bytes, found) = part.finish()?;
-        if let Some(expected) = expected
-            && found != expected
-        {
-            fs::remove_file(&part_path)
-                .map_err(|error| Failure::file("remove", &part_path, error))?;
-            return Err(Failure::Damaged(format!(
-                "{name} came with the digest {found} where {expected} was announced; it was removed"
-            )));
-        }
-        fs::rename(&part_path, path).map_err(|error| Failure::file("name", path, error))?;
-        sync_folder(path)?;
-        Ok(Fetched {
-            path: path.to_owned(),
-            bytes,
-            sha256: found,
-            present: false,
-        })
+        Ok(())
     }
 }
 
@@ -317,12 +341,10 @@ impl Part {
         }
     }
 
-    /// Brings it to the disk.
-    fn finish(self) -> Result<(u64, Digest), Failure> {
-        self.file
-            .sync_all()
-            .map_err(|error| Failure::file("write", &self.path, error))?;
-        Ok((self.bytes, self.hasher.finish()))
+    /// Brings it to the disk; the digest of what is there.
+    fn sync(&self) -> Result<Digest, Failure> {
+        self.file.sync_all().map_err(|error| self.failed(error))?;
+        Ok(self.hasher.clone().finish())
     }
 }
 

@@ -63,7 +63,7 @@ impl Mirror {
         let failed = |error| Failure::file("read", &path, error);
         let mut opened = File::open(&path).map_err(failed)?;
         let bytes = opened.metadata().map_err(failed)?.len();
-        let start = from.min(bytes);
+        let start = if from <= bytes { from } else { 0 };
         opened.seek(SeekFrom::Start(start)).map_err(failed)?;
         Ok(Opened {
             reader: Box::new(opened),

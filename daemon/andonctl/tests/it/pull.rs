@@ -253,15 +253,23 @@ fn wrong_bytes_do_not_become_a_model() {
     );
     assert!(names(folder.path()).is_empty());
 
-    // A part of something else is found out when it is continued, and does not stay.
-    hub.change(|manner| manner.wrong_bytes = false);
-    fs::write(folder.path().join("m.gguf.part"), noise(1000, 9)).unwrap();
-    bad(
-        &pull(&hub.endpoint(), folder.path(), &["org/model-GGUF"]),
-        1,
-        "it was removed",
-    );
-    good(&pull(&hub.endpoint(), folder.path(), &["org/model-GGUF"]));
+    // A part of something else, such as an older file of that name, is found out when it is whole, and the file is
+    // fetched anew: once, since a source that announces what it does not have would never end.
+    for (bytes, wrong_bytes, status) in [(1000, false, 0), (model.len(), false, 0), (1000, true, 1)]
+    {
+        let before = hub.stored().len();
+        hub.change(|manner| manner.wrong_bytes = wrong_bytes);
+        fs::write(folder.path().join("m.gguf.part"), noise(bytes, 9)).unwrap();
+        let output = pull(&hub.endpoint(), folder.path(), &["org/model-GGUF"]);
+        bad(&output, status, "beginning anew");
+        let fetched = usize::from(bytes < model.len()) + 1;
+        assert_eq!(hub.stored().len() - before, fetched);
+        if status == 0 {
+            assert_eq!(fs::read(folder.path().join("m.gguf")).unwrap(), model);
+            fs::remove_file(folder.path().join("m.gguf")).unwrap();
+        }
+        assert!(names(folder.path()).is_empty());
+    }
 }
 
 #[test]
