@@ -147,12 +147,8 @@ impl<R: Read> Read for Watched<'_, R> {
 /// Opens a bundle: reads its manifest and finds its members, but not their bytes.
 pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
     let failed = |error| Failure::file("read", path, error);
-    let none = |why: &str| {
-        damaged(
-            path,
-            &format!("it is neither a GGUF file nor a bundle: {why}"),
-        )
-    };
+    const NEITHER: &str = "it is neither a GGUF file nor a bundle";
+    let none = |why: &str| damaged(path, &format!("{NEITHER}: {why}"));
     let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let mut archive = Archive::new(file);
@@ -161,11 +157,20 @@ pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
         .entries_with_seek()
         .map_err(|error| none(&error.to_string()))?
         .raw(true);
+    let mut begun = false;
     let mut next = || -> Result<Option<(String, Place, String)>, Failure> {
         let Some(entry) = entries.next() else {
             return Ok(None);
         };
-        let mut entry = entry.map_err(|error| none(&error.to_string()))?;
+        let mut entry = entry.map_err(|error| {
+            if begun {
+                damaged(path, &format!("a header in it is damaged: {error}"))
+            } else {
+                // Anything may be given here by mistake, and what is wrong with its "header" says nothing then.
+                damaged(path, NEITHER)
+            }
+        })?;
+        begun = true;
         let header = entry.header();
         if !matches!(header.entry_type(), EntryType::Regular) || header.as_ustar().is_none() {
             return Err(none("an entry is not a plain file"));

@@ -174,7 +174,9 @@ impl Refusal {
             return Some(format!("try again in {:.1} s", f64::from(ms) / 1000.0));
         }
         let advice = match self.code {
-            ErrorCode::UnknownModel => "`andonctl models` shows those that are served",
+            ErrorCode::UnknownModel => {
+                "`andonctl models` shows those that are served, `andonctl model ls` those that are kept"
+            }
             ErrorCode::UnknownTask => "tasks are configured as [task.<name>] in andond.toml",
             ErrorCode::ContextFull => "send less text, or ask a model with a longer context",
             ErrorCode::DuplicateId => "give another --id, or cancel the first request",

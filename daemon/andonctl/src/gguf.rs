@@ -4,7 +4,7 @@
 //! here needs are skipped.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::failure::Failure;
@@ -78,8 +78,15 @@ fn bytes<const N: usize>(reader: &mut impl Read) -> Result<[u8; N], String> {
     let mut bytes = [0; N];
     reader
         .read_exact(&mut bytes)
-        .map_err(|error| format!("its head: {error}"))?;
+        .map_err(|error| broken(&error))?;
     Ok(bytes)
+}
+
+fn broken(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => "it ends within its head".to_owned(),
+        _ => format!("its head: {error}"),
+    }
 }
 
 /// A text, or nothing if it is longer than `most`; then it is skipped.
@@ -93,7 +100,7 @@ fn text(reader: &mut (impl Read + Seek), most: u64) -> Result<Option<String>, St
     reader
         .take(length)
         .read_to_end(&mut text)
-        .map_err(|error| format!("its head: {error}"))?;
+        .map_err(|error| broken(&error))?;
     if text.len() as u64 != length {
         return Err("it ends within its head".to_owned());
     }
@@ -105,7 +112,7 @@ fn forward(reader: &mut impl Seek, bytes: u64) -> Result<(), String> {
     reader
         .seek(SeekFrom::Current(bytes))
         .map(drop)
-        .map_err(|error| format!("its head: {error}"))
+        .map_err(|error| broken(&error))
 }
 
 fn skip(reader: &mut (impl Read + Seek), kind: u32) -> Result<(), String> {
@@ -128,11 +135,11 @@ fn skip(reader: &mut (impl Read + Seek), kind: u32) -> Result<(), String> {
                     for _ in 0..length {
                         reader
                             .read_exact(&mut one)
-                            .map_err(|error| format!("its head: {error}"))?;
+                            .map_err(|error| broken(&error))?;
                         let mut rest = reader.by_ref().take(u64::from_le_bytes(one));
                         let wanted = rest.limit();
                         let read = std::io::copy(&mut rest, &mut std::io::sink())
-                            .map_err(|error| format!("its head: {error}"))?;
+                            .map_err(|error| broken(&error))?;
                         if read != wanted {
                             return Err("it ends within its head".to_owned());
                         }

@@ -68,6 +68,8 @@ pub(crate) struct Extras {
 
 /// Whether the file begins as a GGUF file does.
 fn is_gguf(path: &Path) -> Result<bool, Failure> {
+    // Before it is opened: a pipe would wait for somebody to write into it.
+    size(path)?;
     let mut magic = [0; 4];
     let read = File::open(path)
         .and_then(|mut file| file.read(&mut magic))

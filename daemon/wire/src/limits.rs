@@ -59,8 +59,9 @@ pub const MODEL_DATA_BYTES_MAX: usize = 256 * 1024;
 /// Most files of one model. The largest models of today come in some fifty parts.
 pub const MEMBERS_MAX: usize = 128;
 
-/// Most bytes in the path of a model's file inside its folder.
-pub const MEMBER_PATH_BYTES_MAX: usize = 128;
+/// Most bytes in the path of a model's file inside its folder: what the header of a tar archive, which a bundle is,
+/// has for a name.
+pub const MEMBER_PATH_BYTES_MAX: usize = 100;
 
 /// Most bytes in one file of weights; the daemon's configuration sets a lower bound for a whole model.
 pub const MODEL_BYTES_MAX: u64 = 1 << 40;

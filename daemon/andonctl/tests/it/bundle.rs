@@ -177,6 +177,13 @@ fn what_makes_no_model_makes_no_bundle() {
         "0 bytes",
     );
     assert!(!folder.path().join("good.andon").exists());
+    // A name that an archive has no room for is not the file's name inside.
+    let long = format!("{}.gguf", "l".repeat(110));
+    write(&long, &gguf(10, 1));
+    let create = ["create", long.as_str(), "--out", "long.andon"];
+    good(&bundle(folder.path(), &create));
+    let shown = good(&bundle(folder.path(), &["show", "long.andon"]));
+    assert!(shown.contains("  model.gguf\n"), "{shown}");
 }
 
 /// An archive of these entries.
@@ -281,8 +288,15 @@ fn archives_that_are_no_bundles_are_refused() {
     bad(
         &of(&[entry("manifest.json", sound), wrong]),
         1,
-        "it is neither",
+        "a header in it is damaged",
     );
+    // What is no archive at all is not called a damaged one.
+    for (name, bytes) in [("short.txt", 5), ("long.txt", 5000)] {
+        let path = folder.path().join(name);
+        fs::write(&path, vec![b'x'; bytes]).unwrap();
+        let output = bundle(folder.path(), &["verify", name]);
+        bad(&output, 1, "txt: it is neither a GGUF file nor a bundle\n");
+    }
 }
 
 #[test]
