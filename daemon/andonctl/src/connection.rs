@@ -5,6 +5,7 @@
 //! [`Failure::Lost`].
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -64,6 +65,12 @@ impl Connection {
         self.stream
             .try_clone()
             .map_err(|error| Failure::Lost(error.to_string()))
+    }
+
+    /// Ends the connection, also for a thread that waits on a second handle.
+    pub(crate) fn close(&self) {
+        // It fails only where the connection has ended already.
+        drop(self.stream.shutdown(Shutdown::Both));
     }
 
     pub(crate) fn send(&mut self, frame: &ClientFrame<'_>) -> Result<(), Failure> {

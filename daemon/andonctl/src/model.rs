@@ -97,6 +97,11 @@ fn add(socket: &Path, options: &ModelAdd, output: &mut Output) -> Result<(), Fai
         });
         let heard = listen(&mut connection, &id, &parcel.manifest.name);
         stop.store(true, Ordering::Relaxed);
+        if matches!(heard, Err(Failure::Lost(_))) {
+            // A daemon that refuses the model takes what is still on its way; one that hangs takes nothing any more,
+            // and the sending thread would wait for it for ever.
+            connection.close();
+        }
         let sent = sending
             .join()
             .unwrap_or_else(|_| Err(Failure::Lost("the sending thread failed".to_owned())));
@@ -176,7 +181,7 @@ fn said(
 ) -> Result<(), Failure> {
     let name = &added.name;
     let what = if added.present {
-        "was there before, the same byte for byte"
+        "was there before, with the same digests"
     } else {
         "checked, tried and registered"
     };

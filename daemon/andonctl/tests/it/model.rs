@@ -1,11 +1,12 @@
 //! Handing models over, to a daemon that a test plays: what is sent, and what the user hears.
 
 use std::fs;
+use std::sync::mpsc;
 
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddReady, ClientFrame, ErrorCode, Fault, ModelAction, ModelAdded, ModelDone, ModelName,
-    ModelProgress, ModelStage, RequestId, ServerFrame, StoredModel,
+    ModelProgress, ModelStage, Models, RequestId, ServerFrame, StoredModel,
 };
 
 use crate::pull::gguf;
@@ -172,6 +173,24 @@ fn a_daemon_that_goes_away_is_said() {
     let outcome = server.run(["model", "add", path.to_str().unwrap()]);
     assert_eq!(outcome.code, Some(3), "{outcome:?}");
     assert!(outcome.stdout.is_empty());
+}
+
+#[test]
+fn a_daemon_that_takes_no_more_bytes_does_not_hold_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    fs::write(&path, gguf(3_000_000, 1)).unwrap();
+    let (over, until) = mpsc::channel::<()>();
+    let server = Server::welcoming(move |peer| {
+        let (id, _) = wish(peer);
+        ready(peer, &id, true);
+        // It answers nonsense, and from then on neither reads nor hangs up.
+        peer.send(&ServerFrame::Models(Models::default()));
+        let _ = until.recv();
+    });
+    let outcome = server.run(["model", "add", path.to_str().unwrap()]);
+    drop(over);
+    assert_eq!(outcome.code, Some(3), "{outcome:?}");
 }
 
 #[test]
