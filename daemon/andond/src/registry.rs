@@ -238,15 +238,32 @@ impl Registry {
         Ok(Staging { path })
     }
 
-    /// The models that are kept, by name.
-    pub fn list(&self) -> Result<Vec<Stored>, RegistryError> {
+    /// The models that are kept, in the order of their names. Each is read when it is asked for, so that they are
+    /// never in memory together.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<impl Iterator<Item = Stored>, RegistryError> {
+        let names = self.names()?;
+        Ok(names.into_iter().filter_map(|name| {
+            self.find(&name)
+                .inspect_err(|error| {
+                    tracing::warn!(name, %error, "a folder among the models is none");
+                })
+                .ok()
+        }))
+    }
+
+    /// The names of folders that may be models.
+    fn names(&self) -> Result<BTreeSet<String>, RegistryError> {
         let folder = &self.config.dir;
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             Err(error) => return Err(RegistryError::io(folder, "read")(error)),
         };
         let mut names = BTreeSet::new();
+        // The lock and the staging folder are two more; what else lies here was put by hand.
         for entry in entries.take(4 * REGISTERED_MAX) {
             let entry = entry.map_err(RegistryError::io(folder, "read"))?;
             if let Some(name) = entry
@@ -257,14 +274,7 @@ impl Registry {
                 names.insert(name.to_owned());
             }
         }
-        let mut models = Vec::new();
-        for name in names.into_iter().take(REGISTERED_MAX) {
-            match self.find(&name) {
-                Ok(model) => models.push(model),
-                Err(error) => tracing::warn!(name, %error, "a folder among the models is none"),
-            }
-        }
-        Ok(models)
+        Ok(names)
     }
 
     /// One of them.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use andon_wire::ModelStage;
 use andon_wire::limits::MANIFEST_BYTES_MAX;
-use andon_wire::manifest::{Digest, MANIFEST_PATH, Manifest, Role, TASKS_FOLDER};
+use andon_wire::manifest::{Digest, MANIFEST_PATH, Manifest, Member, Role, TASKS_FOLDER};
 use sha2::{Digest as _, Sha256};
 
 use super::{Claim, REGISTERED_MAX, Registry, RegistryError, Staging, same_model, store, trial};
@@ -59,11 +59,17 @@ struct Incoming {
 }
 
 impl Registry {
-    /// Begins to add a model under `name`, or under its manifest's.
+    /// Begins to add a model under `name`, or under its manifest's. `progress` hears of weights that are read since
+    /// they may be shared.
     ///
     /// # Errors
     /// Whatever can be said before its bytes are here.
-    pub fn begin(self: &Arc<Self>, name: Option<&str>, text: &str) -> Result<Begun, RegistryError> {
+    pub fn begin(
+        self: &Arc<Self>,
+        name: Option<&str>,
+        text: &str,
+        progress: &mut dyn FnMut(ModelStage, u64, u64),
+    ) -> Result<Begun, RegistryError> {
         if text.len() > MANIFEST_BYTES_MAX {
             return Err(RegistryError::TooLarge(format!(
                 "the manifest has {} bytes, at most {MANIFEST_BYTES_MAX} are taken",
@@ -87,25 +93,13 @@ impl Registry {
                 )));
             }
         }
-        let there = self.list()?;
-        if there.len() >= REGISTERED_MAX {
+        if self.list()?.count() >= REGISTERED_MAX {
             return Err(RegistryError::Conflict(format!(
                 "{REGISTERED_MAX} models are kept, the most there may be"
             )));
         }
-        // The same weights under another name are shared, not copied.
-        let mut shared = Vec::new();
-        for member in manifest.weights() {
-            let same = there.iter().find_map(|model| {
-                let same = model
-                    .manifest
-                    .weights()
-                    .find(|other| other.sha256 == member.sha256 && other.bytes == member.bytes)?;
-                Some(model.path(same))
-            });
-            shared.extend(same);
-        }
-        let weights = shared.len() != manifest.weights().count();
+        let shared = self.shared(&manifest, progress)?;
+        let weights = shared.is_none();
         let expected = manifest
             .members
             .iter()
@@ -117,10 +111,8 @@ impl Registry {
             let tasks = staging.path.join(TASKS_FOLDER);
             fs::create_dir(&tasks).map_err(RegistryError::io(&tasks, "make"))?;
         }
-        if !weights {
-            for (member, path) in manifest.weights().zip(&shared) {
-                store::link(path, &staging.path.join(member.path.as_str()))?;
-            }
+        for (member, path) in manifest.weights().zip(shared.iter().flatten()) {
+            store::link(path, &staging.path.join(member.path.as_str()))?;
         }
         let path = staging.path.join(MANIFEST_PATH);
         let mut file = File::create_new(&path).map_err(RegistryError::io(&path, "make"))?;
@@ -139,6 +131,42 @@ impl Registry {
         };
         receipt.advance()?;
         Ok(Begun::Receive(Box::new(receipt)))
+    }
+
+    /// The files of a model that has the same weights under another name: they are shared, not copied. `None` if
+    /// there is no such model, or if the disk lost some of it: then a sound copy is asked for, which mends the model
+    /// once the damaged one is removed.
+    fn shared(
+        &self,
+        manifest: &Manifest,
+        progress: &mut dyn FnMut(ModelStage, u64, u64),
+    ) -> Result<Option<Vec<PathBuf>>, RegistryError> {
+        let content = |member: &Member| (member.sha256, member.bytes);
+        let Some(model) = self.list()?.find(|model| {
+            let theirs = model.manifest.weights().map(content);
+            manifest.weights().map(content).eq(theirs)
+        }) else {
+            return Ok(None);
+        };
+        let (mut done, total) = (0, model.manifest.bytes());
+        let mut paths = Vec::new();
+        for member in model.manifest.weights() {
+            let path = model.path(member);
+            let found = store::digest(&path, &mut |bytes| {
+                progress(ModelStage::Verifying, done + bytes, total);
+            });
+            if !found.is_ok_and(|found| found == member.sha256) {
+                tracing::warn!(
+                    name = model.name,
+                    path = %member.path,
+                    "is damaged and not shared; `andonctl model verify` says more"
+                );
+                return Ok(None);
+            }
+            done += member.bytes;
+            paths.push(path);
+        }
+        Ok(Some(paths))
     }
 }
 
@@ -248,9 +276,10 @@ impl Receipt {
         if !self.complete() {
             return Err(RegistryError::Rejected("bytes are missing".to_owned()));
         }
+        // The last is dropped first: the name is free again when nothing of this is left.
         let Receipt {
-            staging,
             claim,
+            staging,
             manifest,
             ..
         } = self;
@@ -264,7 +293,6 @@ impl Receipt {
         let folder = registry.config.dir.join(&claim.name);
         // A folder that has something in it is not replaced by this.
         fs::rename(&staging.path, &folder).map_err(RegistryError::io(&folder, "name"))?;
-        store::sync_folder(&registry.config.dir)?;
         let bytes = manifest.bytes();
         tracing::info!(
             name = claim.name,
@@ -274,6 +302,7 @@ impl Receipt {
         );
         registry.state().registrations += 1;
         registry.registered.notify_all();
+        store::sync_folder(&registry.config.dir)?;
         Ok(Added {
             name: claim.name.clone(),
             bytes,

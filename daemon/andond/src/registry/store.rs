@@ -41,7 +41,7 @@ impl Stored {
             }
             Err(error) => return Err(RegistryError::io(&path, "read")(error)),
         };
-        // The folder's own time of change is that of the rename, or of a hand in it.
+        // The folder's own time of change is that of the last hand in it.
         let added_s = file
             .metadata()
             .and_then(|metadata| metadata.modified())
@@ -78,28 +78,13 @@ impl Stored {
 
     pub(super) fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), RegistryError> {
         let total = self.manifest.bytes();
-        let (mut done, mut said) = (0u64, 0u64);
+        let mut done = 0;
         progress(0, total);
-        let mut piece = vec![0; PIECE_BYTES];
         for member in &self.manifest.members {
-            let path = self.path(member);
-            let mut file = File::open(&path).map_err(RegistryError::io(&path, "read"))?;
-            let mut hasher = Sha256::new();
-            loop {
-                let count = match file.read(&mut piece) {
-                    Ok(0) => break,
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => return Err(RegistryError::io(&path, "read")(error)),
-                };
-                hasher.update(piece.get(..count).unwrap_or_default());
-                done += count as u64;
-                if done - said >= PROGRESS_BYTES {
-                    said = done;
-                    progress(done, total);
-                }
-            }
-            let found = Digest(hasher.finalize().into());
+            let found = digest(&self.path(member), &mut |bytes| {
+                progress(done + bytes, total)
+            })?;
+            done += member.bytes;
             if found != member.sha256 {
                 return Err(RegistryError::Rejected(format!(
                     "{} of {} has the digest {found} where the manifest says {}; remove the model and add it again",
@@ -108,6 +93,28 @@ impl Stored {
             }
         }
         Ok(())
+    }
+}
+
+/// The digest of a file; `progress` is told the bytes read.
+pub(super) fn digest(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest, RegistryError> {
+    let mut file = File::open(path).map_err(RegistryError::io(path, "read"))?;
+    let mut hasher = Sha256::new();
+    let (mut done, mut said) = (0, 0);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let count = match file.read(&mut piece) {
+            Ok(0) => return Ok(Digest(hasher.finalize().into())),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(RegistryError::io(path, "read")(error)),
+        };
+        hasher.update(piece.get(..count).unwrap_or_default());
+        done += count as u64;
+        if done - said >= PROGRESS_BYTES {
+            said = done;
+            progress(done);
+        }
     }
 }
 

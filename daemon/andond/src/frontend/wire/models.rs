@@ -18,6 +18,7 @@ use andon_wire::{
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::connection::Outgoing;
 use crate::frontend::Context;
@@ -29,8 +30,11 @@ const PIECES_WAITING_MAX: usize = 4;
 const EVENTS_WAITING_MAX: usize = 16;
 /// Longest pause of a client that is sending a model.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Time between two signs of life.
+/// Time between two words about progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which the last word about progress is said again: one step on a slow machine, or bringing a large file
+/// to a slow disk, may take longer than a client waits for a sign of life.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What a thread has to say.
 enum Event {
@@ -217,7 +221,11 @@ fn add(
     mut incoming: mpsc::Receiver<Box<[u8]>>,
     events: &Events,
 ) -> Result<(), RegistryError> {
-    let mut receipt: Box<Receipt> = match registry.begin(name, manifest)? {
+    let mut pace = Pace::default();
+    let begun = registry.begin(name, manifest, &mut |stage, bytes, total| {
+        pace.say(events, stage, bytes, total);
+    })?;
+    let mut receipt: Box<Receipt> = match begun {
         Begun::Present(added) => {
             send(
                 events,
@@ -237,11 +245,9 @@ fn add(
             weights: receipt.weights(),
         },
     );
-    let mut pace = Pace::default();
     while !receipt.complete() {
         // The timer is made inside, where the runtime that drives it is known.
-        let piece =
-            runtime.block_on(async { tokio::time::timeout(PAUSE_MAX, incoming.recv()).await });
+        let piece = runtime.block_on(async { timeout(PAUSE_MAX, incoming.recv()).await });
         match piece {
             Ok(Some(piece)) => receipt.push(&piece)?,
             Ok(None) => {
@@ -271,19 +277,19 @@ fn add(
 }
 
 fn list(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
-    let models = registry.list()?;
-    let count = u32::try_from(models.len()).unwrap_or(u32::MAX);
-    for model in models {
+    let mut count = 0;
+    for model in registry.list()? {
         let active = registry.is_active(&model.name);
         send(events, Event::Stored(Box::new(model), active));
+        count += 1;
     }
     send(events, Event::Done { count });
     Ok(())
 }
 
 fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
-    let model = registry.find(name)?;
-    let mut text = std::mem::take(&mut model.text.clone());
+    let mut model = registry.find(name)?;
+    let mut text = std::mem::take(&mut model.text);
     let active = registry.is_active(&model.name);
     send(events, Event::Stored(Box::new(model), active));
     while !text.is_empty() {
@@ -297,7 +303,19 @@ fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), Registry
 
 /// Turns what a thread says into frames.
 async fn pass_on(id: RequestId, outgoing: Outgoing, mut said: mpsc::Receiver<Event>) {
-    while let Some(event) = said.recv().await {
+    let mut last = None;
+    loop {
+        let event = match timeout(REPEAT_INTERVAL, said.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => break,
+            Err(_) => match last {
+                Some((stage, bytes, total)) => Event::Progress(stage, bytes, total),
+                None => continue,
+            },
+        };
+        if let Event::Progress(stage, bytes, total) = event {
+            last = Some((stage, bytes, total));
+        }
         let alive = match &event {
             Event::Failed(error) => {
                 tracing::info!(%error, "an operation on a model failed");
