@@ -1,4 +1,5 @@
-//! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use.
+//! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
+//! and how they rank.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
@@ -7,6 +8,8 @@ mod fault;
 pub mod heap;
 mod map;
 mod pool;
+mod priority;
 
 pub use map::Mapping;
 pub use pool::{Pool, available_threads};
+pub use priority::give_way;

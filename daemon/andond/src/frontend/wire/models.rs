@@ -1,7 +1,7 @@
 //! The compact socket's part in looking after models: frames in, registry calls, frames out.
 //!
-//! What reads and writes gigabytes has a thread of its own; between it and the connection there are a few
-//! frames at most, so that a slow disk slows the client down and nothing grows.
+//! What reads and writes gigabytes has a thread of its own, which gives way to answers; between it and the connection
+//! there are a few frames at most, so that a slow disk slows the client down and nothing grows.
 //!
 //! Invariant: an operation ends with exactly one frame that says so. When the connection goes, so does
 //! what was being received; what was whole already is tried and registered all the same.
@@ -173,6 +173,11 @@ impl ModelDesk {
         let started = std::thread::Builder::new()
             .name("model".to_owned())
             .spawn(move || {
+                // Digests and the trial take whole processors, which belong to whoever waits for an answer. Where
+                // the system does not let a thread give way, it takes its share like any other.
+                if let Err(error) = andon_os::give_way() {
+                    tracing::debug!(%error, "work on a model has the rank of an answer");
+                }
                 if let Err(error) = operation(&events) {
                     send(&events, Event::Failed(error));
                 }
