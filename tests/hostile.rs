@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use andon_engine::gguf::{Gguf, Value, ValueType};
+use andon_engine::gguf::Gguf;
 use andon_engine::{
     Chunk, Executor, ExecutorOptions, Files, ForwardError, LoadOptions, LogitsFor, Model,
     VerifyError,
@@ -36,102 +36,22 @@ fn logits(executor: &mut Executor) -> Result<Vec<f32>, ForwardError> {
         .map(|logits| logits.row(0).to_vec())
 }
 
-/// A GGUF file of these tensors of `whole`, with its metadata in the first part only.
-fn part(whole: &Gguf<'_>, number: usize, count: usize) -> Vec<u8> {
-    let mut metadata = Vec::new();
-    let mut pairs = 0_u64;
-    let mut put = |key: &str, value_type: ValueType, bytes: &[u8]| {
-        pairs += 1;
-        metadata.extend((key.len() as u64).to_le_bytes());
-        metadata.extend(key.as_bytes());
-        metadata.extend((value_type as u32).to_le_bytes());
-        metadata.extend(bytes);
-    };
-    put("split.no", ValueType::U16, &(number as u16).to_le_bytes());
-    put("split.count", ValueType::U16, &(count as u16).to_le_bytes());
-    let all = i32::try_from(whole.tensors().len()).expect("few");
-    put("split.tensors.count", ValueType::I32, &all.to_le_bytes());
-    for key in whole.keys().filter(|_| number == 0) {
-        let value = whole.get(key).expect("a value");
-        put(key, value.value_type(), &bytes_of(&value));
-    }
-    let tensors: Vec<_> = whole
-        .tensors()
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| index % count == number)
-        .map(|(_, tensor)| tensor)
-        .collect();
-    let mut file = b"GGUF\x03\0\0\0".to_vec();
-    file.extend((tensors.len() as u64).to_le_bytes());
-    file.extend(pairs.to_le_bytes());
-    file.extend(metadata);
-    let mut start = 0_usize;
-    for tensor in &tensors {
-        file.extend((tensor.name.len() as u64).to_le_bytes());
-        file.extend(tensor.name.as_bytes());
-        file.extend((tensor.dims.len() as u32).to_le_bytes());
-        tensor
-            .dims
-            .iter()
-            .for_each(|&size| file.extend((size as u64).to_le_bytes()));
-        file.extend(tensor.ggml_type.to_le_bytes());
-        file.extend((start as u64).to_le_bytes());
-        start += tensor.range.len().next_multiple_of(32);
-    }
-    for tensor in &tensors {
-        file.resize(file.len().next_multiple_of(32), 0);
-        file.extend(whole.data(tensor));
-    }
-    file
-}
-
-fn bytes_of(value: &Value<'_>) -> Vec<u8> {
-    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
-    match *value {
-        Value::U32(value) => value.to_le_bytes().to_vec(),
-        Value::F32(value) => value.to_le_bytes().to_vec(),
-        Value::Bool(value) => vec![u8::from(value)],
-        Value::Str(text) => string(text),
-        Value::Array(array) => {
-            let mut bytes = (array.element_type() as u32).to_le_bytes().to_vec();
-            bytes.extend((array.len() as u64).to_le_bytes());
-            array
-                .strs()
-                .into_iter()
-                .flatten()
-                .for_each(|text| bytes.extend(string(text)));
-            array
-                .numbers::<i32>()
-                .into_iter()
-                .flatten()
-                .for_each(|number| bytes.extend(number.to_le_bytes()));
-            array
-                .numbers::<f32>()
-                .into_iter()
-                .flatten()
-                .for_each(|number| bytes.extend(number.to_le_bytes()));
-            bytes
-        }
-        ref other => panic!("tiny models have no {other:?}"),
-    }
-}
-
 #[test]
 fn a_split_model_is_the_model() {
     let folder = tempfile::tempdir().expect("a folder");
-    let bytes = TinyModel::default().bytes();
+    let model = TinyModel::default();
     let whole = folder.path().join("whole.gguf");
-    std::fs::write(&whole, &bytes).expect("written");
+    model.write(&whole).expect("written");
     let expected = logits(&mut executor(&whole, 2)).expect("logits");
-    let gguf = Gguf::parse(&bytes).expect("a file");
     let name = |number: usize| -> PathBuf {
         folder
             .path()
             .join(format!("tiny-{:05}-of-00003.gguf", number + 1))
     };
-    for number in 0..3 {
-        std::fs::write(name(number), part(&gguf, number, 3)).expect("written");
+    let parts = model.parts(7);
+    assert_eq!(parts.len(), 3);
+    for (number, part) in parts.into_iter().enumerate() {
+        std::fs::write(name(number), part).expect("written");
     }
     for number in 0..3 {
         let mut split = executor(&name(number), 2);

@@ -132,6 +132,30 @@ impl TinyModel {
         file(&self.metadata(), &self.tensors())
     }
 
+    /// The model split into several files, each with at most `tensors_max` tensors and the first with the metadata.
+    ///
+    /// # Panics
+    /// When `tensors_max` is 0.
+    #[must_use]
+    pub fn parts(&self, tensors_max: usize) -> Vec<Vec<u8>> {
+        let tensors = self.tensors();
+        let parts = tensors.chunks(tensors_max);
+        let count = parts.len() as u16;
+        (0..count)
+            .zip(parts)
+            .map(|(number, part)| {
+                let mut metadata = match number {
+                    0 => self.metadata(),
+                    _ => Metadata::default(),
+                };
+                metadata.u16("split.no", number);
+                metadata.u16("split.count", count);
+                metadata.i32("split.tensors.count", tensors.len() as i32);
+                file(&metadata, part)
+            })
+            .collect()
+    }
+
     /// Dimensions of a head.
     fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.embedding / self.head_count)
@@ -320,6 +344,14 @@ impl Metadata {
         put_str(&mut self.bytes, key);
         self.bytes.extend(kind.to_le_bytes());
         self.bytes.extend(value);
+    }
+
+    fn u16(&mut self, key: &str, value: u16) {
+        self.put(key, 2, &value.to_le_bytes());
+    }
+
+    fn i32(&mut self, key: &str, value: i32) {
+        self.put(key, 5, &value.to_le_bytes());
     }
 
     pub(crate) fn u32(&mut self, key: &str, value: u32) {
