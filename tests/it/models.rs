@@ -1,5 +1,7 @@
 //! Models that the daemon keeps: added, refused, served, removed, and what survives `kill -9`.
 
+mod files;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -237,7 +239,8 @@ fn what_cannot_be_served_is_refused_and_leaves_nothing() {
     let mut damaged = sound.clone();
     let end = damaged.len();
     damaged[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    bad(&add("nan.gguf", &damaged), 1, "damaged");
+    let place = format!("`nan.gguf`: byte {}: tensor `output_norm.weight`", end - 4);
+    bad(&add("nan.gguf", &damaged), 1, &place);
     let mut other = sound.clone();
     let at = other
         .windows(5)

@@ -82,7 +82,7 @@ impl Stored {
         progress(0, total);
         for member in &self.manifest.members {
             let found = digest(&self.path(member), &mut |bytes| {
-                progress(done + bytes, total)
+                progress(done + bytes, total);
             })?;
             done += member.bytes;
             if found != member.sha256 {

@@ -1,5 +1,6 @@
 //! Whether a model can be served: loaded as it would be, its tasks compiled, and computed with.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,11 +36,10 @@ pub(super) fn run(
         .next()
         .map(|member| folder.join(member.path.as_str()))
         .unwrap_or_default();
-    let model = Model::load_with(&weights, &options).map_err(|error| {
-        // Where it lies for the moment is nobody's affair.
-        let shown = format!("{}/", folder.display());
-        rejected(&error.to_string().replace(&shown, ""))
-    })?;
+    // Where it lies for the moment is nobody's affair.
+    let hidden = format!("{}/", folder.display());
+    let unsound = |error: &dyn Display| rejected(&error.to_string().replace(&hidden, ""));
+    let model = Model::load_with(&weights, &options).map_err(|error| unsound(&error))?;
     let architecture = &model.info().architecture;
     if *architecture != manifest.architecture.as_str() {
         return Err(rejected(&format!(
@@ -49,10 +49,7 @@ pub(super) fn run(
     }
     model
         .verify(&mut |done, total| progress(ModelStage::Checking, done, total))
-        .map_err(|error| {
-            let shown = format!("{}/", folder.display());
-            rejected(&error.to_string().replace(&shown, ""))
-        })?;
+        .map_err(|error| unsound(&error))?;
     let model = Arc::new(model);
     let mut prompt = model.tokenizer().encode_prompt(PROMPT, Special::Plain);
     prompt.truncate(PROMPT_TOKENS_MAX.min(model.info().context_tokens_max.saturating_sub(TOKENS)));
@@ -72,7 +69,7 @@ pub(super) fn run(
     }
 }
 
-fn rejected(why: &dyn std::fmt::Display) -> RegistryError {
+fn rejected(why: &dyn Display) -> RegistryError {
     RegistryError::Rejected(why.to_string())
 }
 
