@@ -38,6 +38,16 @@ fn work_and_memory_are_bounded() {
     use Ends::{OutOfFuel, PromptTooLong, SyntaxError, TooDeep, TooLarge};
     let brackets = format!("{{{{ {}1{} }}}}", "[".repeat(100_000), "]".repeat(100_000));
     let blocks = "{% if true %}".repeat(50_000);
+    let sums = format!(
+        "{{{{ {}1{} }}}}",
+        "1+(".repeat(100_000),
+        ")".repeat(100_000)
+    );
+    let formats = format!(
+        "{{{{ {}1{} }}}}",
+        "''%(".repeat(100_000),
+        ")".repeat(100_000)
+    );
     let mut wrong = Vec::new();
     for (source, ends) in [
         (
@@ -133,7 +143,26 @@ fn work_and_memory_are_bounded() {
             "{% set t = messages[0].content * 1000 %}{% for a in range(20) %}{{ t }}{% endfor %}",
             PromptTooLong,
         ),
+        // The same list twice, where a tag or a block of text only seems to end, and by a name that looks like a keyword.
+        (
+            "{% macro f(t, n) %}{{ {'a': {}} and (f(t + t, n - 1) if n else t | list | length) }}{% endmacro %}{{ f([1], 60) }}",
+            OutOfFuel,
+        ),
+        (
+            "{% raw %}endraw {# {% endraw %}{% set ns = namespace(t=[1]) %}{% for a in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}{{ ns.t | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{#} {{ ' #}{% set ns = namespace(t=[1]) %}{% for a in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}{{ ns.t | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set ns = namespace(t=[1]) %}{% for a in range(60) %}{% set or = ns.t %}{% set ns.t = or + or %}{% endfor %}{{ ns.t | list | length }}",
+            OutOfFuel,
+        ),
         (&brackets, SyntaxError),
+        (&sums, SyntaxError),
+        (&formats, SyntaxError),
         (&blocks, SyntaxError),
     ] {
         let error = render(source).expect_err(&format!("{source:.200}"));

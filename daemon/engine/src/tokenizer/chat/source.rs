@@ -1,10 +1,14 @@
 //! What is changed in a template's source before `minijinja` reads it.
 //!
-//! Invariant: line ends stay where they are, so that errors name the line of the original.
+//! Invariants: line ends stay where they are, so that errors name the line of the original; and tags, strings, comments
+//! and blocks of text end here where they end for `minijinja`, so that no template can hide an operator.
 
 use std::collections::BTreeSet;
 
 use super::python::{LIST, PERCENT};
+
+/// Levels of brackets in a tag. `minijinja` refuses as many, and what is done here takes time and stack for each.
+const LEVELS_MAX: usize = 150;
 
 /// The source with `{% generation %}` and `{% endgeneration %}` made into a condition that always holds: they
 /// mark for training what the assistant said, and mean nothing when a prompt is made. With the format operator of
@@ -18,56 +22,110 @@ pub(super) fn prepared(source: &str) -> String {
         let (before, tag) = rest.split_at(start);
         result.push_str(before);
         let end = match tag.as_bytes().get(1) {
-            Some(b'#') => tag.find("#}").map(|end| end + 2),
+            Some(b'#') => tag
+                .get(2..)
+                .and_then(|text| text.find("#}"))
+                .map(|end| end + 4),
             Some(b'%') => inside_end(tag, "%}"),
             Some(b'{') => inside_end(tag, "}}"),
-            _ => {
-                result.push('{');
-                rest = &tag[1..];
-                continue;
-            }
+            _ => Some(1),
         };
+        // What is not closed is an error for `minijinja` as well.
         let Some(end) = end else {
             result.push_str(tag);
             return result;
         };
         let (inside, after) = tag.split_at(end);
         rest = after;
-        if inside.starts_with("{#") {
+        if inside == "{" || inside.starts_with("{#") {
             result.push_str(inside);
             continue;
         }
         let word = inside[2..inside.len() - 2].trim_matches(['-', '+']).trim();
         match word {
-            "generation" => result.push_str(&inside.replacen(word, "if true", 1)),
-            "endgeneration" => result.push_str(&inside.replacen(word, "endif", 1)),
+            "generation" if inside.starts_with("{%") => {
+                result.push_str(&inside.replacen(word, "if true", 1));
+            }
+            "endgeneration" if inside.starts_with("{%") => {
+                result.push_str(&inside.replacen(word, "endif", 1));
+            }
             "raw" if inside.starts_with("{%") => {
                 result.push_str(inside);
-                let end = rest.find("endraw").unwrap_or(rest.len());
+                let end = raw_end(rest).unwrap_or(rest.len());
                 result.push_str(&rest[..end]);
                 rest = &rest[end..];
             }
-            _ => push_with_formats(&mut result, &with_lists(inside)),
+            _ if is_shallow(inside) => push_with_formats(&mut result, &with_lists(inside)),
+            _ => result.push_str(inside),
         }
     }
     result.push_str(rest);
     result
 }
 
-/// Where a tag ends that begins at the start of `text`; `close` inside of a string does not end it.
+/// Where the tag begins that ends a block of text.
+fn raw_end(text: &str) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += text.get(at..)?.find("{%")?;
+        let inside = text.get(at + 2..)?;
+        let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
+        let word = inside.trim_ascii_start().strip_prefix("endraw");
+        let close = word.map(str::trim_ascii_start);
+        let close = close.map(|close| close.strip_prefix(['-', '+']).unwrap_or(close));
+        if close.is_some_and(|close| close.starts_with("%}")) {
+            return Some(at);
+        }
+        at += 2;
+    }
+}
+
+/// Where a tag ends that begins at the start of `text`; `close` inside of a string or a bracket does not end it.
 fn inside_end(text: &str, close: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = 2;
+    let mut open = 0_i64;
     while at < bytes.len() {
-        if text.as_bytes()[at..].starts_with(close.as_bytes()) {
+        if open == 0 && bytes[at..].starts_with(close.as_bytes()) {
             return Some(at + close.len());
         }
-        at = match bytes[at] {
-            b'\'' | b'"' => string_end(bytes, at)?,
-            _ => at + 1,
-        };
+        match bytes[at] {
+            b'\'' | b'"' => {
+                at = string_end(bytes, at)?;
+                continue;
+            }
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open -= 1,
+            _ => {}
+        }
+        at += 1;
     }
     None
+}
+
+/// Whether the brackets of a tag are at most [`LEVELS_MAX`] deep.
+fn is_shallow(tag: &str) -> bool {
+    let bytes = tag.as_bytes();
+    let (mut at, mut level) = (2, 0_usize);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\'' | b'"' => match string_end(bytes, at) {
+                Some(end) => {
+                    at = end;
+                    continue;
+                }
+                None => return true,
+            },
+            b'(' | b'[' | b'{' => level += 1,
+            b')' | b']' | b'}' => level = level.saturating_sub(1),
+            _ => {}
+        }
+        if level > LEVELS_MAX {
+            return false;
+        }
+        at += 1;
+    }
+    true
 }
 
 /// Where the string ends that begins at `at`.
@@ -79,11 +137,6 @@ fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
     }
     Some(end + 1)
 }
-
-/// Words after which an operator has no left operand.
-const KEYWORDS: [&[u8]; 10] = [
-    b"in", b"and", b"or", b"not", b"if", b"else", b"elif", b"is", b"set", b"for",
-];
 
 /// A tag with the operands of `+`, `*` and `~` passed through a filter.
 fn with_lists(tag: &str) -> String {
@@ -131,15 +184,13 @@ fn with_lists(tag: &str) -> String {
     result
 }
 
-/// Whether text ends with something that can be added to.
+/// Whether text ends with something that can be added to. What looks like a keyword may be a name; no operator here
+/// follows a keyword.
 fn ends_operand(text: &[u8]) -> bool {
-    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;
-    let word = text.iter().rev().take_while(|byte| is_word(byte)).count();
-    match text.last() {
-        None => false,
-        Some(b')' | b']' | b'}' | b'\'' | b'"') => true,
-        Some(_) => word > 0 && !KEYWORDS.contains(&&text[text.len() - word..]),
-    }
+    text.last().is_some_and(|last| {
+        matches!(last, b')' | b']' | b'}' | b'\'' | b'"' | b'_' | 0x80..)
+            || last.is_ascii_alphanumeric()
+    })
 }
 
 /// Pushes a tag, and writes `'…' % value` in it as a filter.
@@ -193,6 +244,18 @@ fn spaces(bytes: &[u8]) -> usize {
         .count()
 }
 
+/// Where the strings end, the first of which begins at `at`: several in a row are one.
+fn strings_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let mut end = string_end(bytes, at)?;
+    loop {
+        let next = end + spaces(&bytes[end..]);
+        match bytes.get(next) {
+            Some(b'\'' | b'"') => end = string_end(bytes, next)?,
+            _ => return Some(end),
+        }
+    }
+}
+
 /// Where the operand ends that begins at `at`: a name, number, string or bracket, with attributes, items, calls and
 /// filters after it.
 fn operand_end(bytes: &[u8], at: usize) -> Option<usize> {
@@ -211,7 +274,7 @@ fn operand_end(bytes: &[u8], at: usize) -> Option<usize> {
         at
     };
     let mut end = match bytes.get(start)? {
-        b'\'' | b'"' => string_end(bytes, start)?,
+        b'\'' | b'"' => strings_end(bytes, start)?,
         b'(' | b'[' | b'{' => bracket_end(bytes, start)?,
         _ => word(start),
     };
@@ -316,7 +379,17 @@ mod tests {
             ),
             ("{{ 2 ** 3 }}", "{{ 2 ** 3 }}"),
             ("{{ f(**a) }}", "{{ f(**a) }}"),
-            ("{{ a or +b }}", "{{ a or +b }}"),
+            ("{{ a + 'b' \"c\" }}", "{{ a|as_list + 'b' \"c\"|as_list }}"),
+            ("{{ or + b }}", "{{ or|as_list + b|as_list }}"),
+            (
+                "{{ {'a': {}}}}{{ a + b }}",
+                "{{ {'a': {}}}}{{ a|as_list + b|as_list }}",
+            ),
+            ("{#} {{ a + b #}", "{#} {{ a + b #}"),
+            (
+                "{% raw %}endraw {# a {{ b + c {%- endraw +%}{{ a + b }}",
+                "{% raw %}endraw {# a {{ b + c {%- endraw +%}{{ a|as_list + b|as_list }}",
+            ),
             ("{{ 'a + b' }} + {# a + b #}", "{{ 'a + b' }} + {# a + b #}"),
             (
                 "{{ a | b('+') + c | d(1) }}",
