@@ -289,6 +289,37 @@ fn prompts_start_and_end_as_the_kind_wants() {
     assert_eq!(ends("llama"), (vec![1], vec![]));
     assert_eq!(ends("t5"), (vec![1], vec![2]));
     assert_eq!(ends("rwkv"), (vec![], vec![]));
+    // The first files of these models deny what the models need.
+    let (mut writer, _) = small("gemma4");
+    writer.bool("tokenizer.ggml.add_bos_token", false);
+    let gemma = build(&writer).expect("a tokenizer");
+    assert_eq!(gemma.encode_prompt("", Special::Plain), [2]);
+}
+
+#[test]
+fn a_file_without_kinds_has_bytes_all_the_same() {
+    let mut writer = Writer::new();
+    writer.str("tokenizer.ggml.model", "llama").strs(
+        "tokenizer.ggml.tokens",
+        &["<unk>", "<0xC3>", "<0xA9>", "▁", "a"],
+    );
+    let tokenizer = build(&writer).expect("a tokenizer");
+    assert_eq!(tokenizer.encode("aé", Special::Plain), [3, 4, 1, 2]);
+    assert_eq!(tokenizer.decode(&[3, 4, 1, 2]), "aé");
+}
+
+#[test]
+fn where_answers_are_several_messages_the_end_of_one_is_not_the_end() {
+    for (texts, ends) in [
+        (["<|end|>", "<|flush|>", "<|calls|>"], [false, true, true]),
+        (["<|end|>", "<|return|>", "<|call|>"], [false, true, true]),
+        (["<|end|>", "<|eot_id|>", "<|call|>"], [true, true, true]),
+    ] {
+        let mut writer = bare("llama", &texts, &[3; 3], &[0.0; 3]);
+        writer.u32("tokenizer.ggml.eos_token_id", 1);
+        let tokenizer = build(&writer).expect("a tokenizer");
+        assert_eq!([0, 1, 2].map(|id| tokenizer.is_end_of_generation(id)), ends);
+    }
 }
 
 #[test]

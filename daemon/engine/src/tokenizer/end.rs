@@ -65,12 +65,10 @@ impl EndTokens {
         let texts = END_TEXTS.iter().chain(&END_TEXTS_OF_FILES);
         let mut ids: Vec<u32> = texts.filter_map(|text| control(text)).collect();
         // Where answers consist of several messages, the end of one is not the end of all.
-        if let (Some(_), Some(_), Some(end)) = (
-            control("<|return|>"),
-            control("<|call|>"),
-            control("<|end|>"),
-        ) {
-            ids.retain(|&id| id != end);
+        let has = |text| control(text).is_some();
+        if has("<|return|>") && has("<|call|>") || has("<|flush|>") && has("<|calls|>") {
+            let end = control("<|end|>");
+            ids.retain(|&id| Some(id) != end);
         }
         ids.extend(named.iter().flatten());
         ids.sort_unstable();

@@ -2,8 +2,9 @@
 //!
 //! Files name them by keys, or not at all; then they are known by their text.
 
+use super::rules::token_id;
 use super::vocabulary::{Kind, Vocabulary};
-use super::{Special, Tokenizer, TokenizerError, token_id};
+use super::{Special, Tokenizer, TokenizerError};
 use crate::gguf::Gguf;
 
 /// The tokens of filling in the middle, those that the vocabulary has.

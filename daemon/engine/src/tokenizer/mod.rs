@@ -19,6 +19,7 @@ mod index;
 mod merge;
 mod prefixes;
 mod pretokenize;
+mod rules;
 mod special;
 mod spm;
 mod stream;
@@ -39,7 +40,8 @@ use bpe::{Bpe, Whole};
 use end::EndTokens;
 use greedy::Greedy;
 use pretokenize::PreTokenizer;
-use special::{Part, SpecialTokens, Strip};
+use rules::{Defaults, StripRule, UNKNOWN, token_id};
+use special::{Part, SpecialTokens};
 use spm::Spm;
 use unigram::Unigram;
 use vocabulary::{Kind, SpecialText, Spelling, Vocabulary};
@@ -155,6 +157,7 @@ impl Tokenizer {
                 let bpe = Bpe::from_gguf(gguf, &vocabulary, spelling, whole)?;
                 let defaults = Defaults {
                     adds_bos: pre.adds_bos(),
+                    needs_bos: pre.needs_bos(),
                     ..Defaults::default()
                 };
                 let encoder = match pre.is_plain() {
@@ -188,7 +191,7 @@ impl Tokenizer {
                     reads_space: true,
                     ..Defaults::default()
                 };
-                let unknown = unknown(gguf, &vocabulary, 100)?;
+                let unknown = rules::unknown(gguf, &vocabulary, 100)?;
                 let words = WordPiece::from_gguf(gguf, &vocabulary, unknown)?;
                 let encoder = Encoder::WordPiece(words);
                 Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
@@ -202,7 +205,7 @@ impl Tokenizer {
                     reads_space: true,
                     ..Defaults::default()
                 };
-                let unknown = unknown(gguf, &vocabulary, 2)?;
+                let unknown = rules::unknown(gguf, &vocabulary, 2)?;
                 let unigram = Unigram::from_gguf(gguf, &vocabulary, unknown)?;
                 let encoder = Encoder::Unigram(unigram);
                 Self::new(gguf, vocabulary, &special, encoder, &defaults, warnings)
@@ -230,21 +233,13 @@ impl Tokenizer {
         warnings: Vec<String>,
     ) -> Result<Self, TokenizerError> {
         let count = vocabulary.count();
-        let bos = token_id(gguf, BOS, count, defaults.bos)?;
-        let eos = token_id(gguf, EOS, count, defaults.eos)?;
-        let prefix = added(gguf, ADD_BOS, defaults.adds_bos, BOS, bos)?;
-        // Where a separator ends prompts, an end of sequence does not.
-        let separator = token_id(gguf, SEPARATOR, count, defaults.separator)?;
-        let suffix = match defaults.adds_separator {
-            true => added(gguf, ADD_SEPARATOR, true, SEPARATOR, separator)?,
-            false => added(gguf, ADD_EOS, defaults.adds_eos, EOS, eos)?,
-        };
+        let ends = defaults.ends(gguf, count)?;
         let fim = FimTokens::new(gguf, &vocabulary)?;
         let named = [
             fim.pad,
             fim.repository,
             fim.separator,
-            eos,
+            ends.eos,
             token_id(gguf, "tokenizer.ggml.eot_token_id", count, None)?,
             token_id(gguf, "tokenizer.ggml.eom_token_id", count, None)?,
         ];
@@ -257,10 +252,10 @@ impl Tokenizer {
             ends: EndTokens::new(&vocabulary, &named),
             vocabulary,
             encoder,
-            bos,
-            eos,
-            prefix,
-            suffix,
+            bos: ends.bos,
+            eos: ends.eos,
+            prefix: ends.prefix,
+            suffix: ends.suffix,
             fim,
             warnings,
         })
@@ -433,119 +428,4 @@ fn known_pre_tokenizer(name: &str) -> Result<PreTokenizer, TokenizerError> {
     PreTokenizer::from_name(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
         pre: name.to_owned(),
     })
-}
-
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
-const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
-const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
-const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
-// The key is written like this.
-const SEPARATOR: &str = "tokenizer.ggml.seperator_token_id";
-const ADD_SEPARATOR: &str = "tokenizer.ggml.add_sep_token";
-
-/// What holds for a kind of vocabulary where its file does not say.
-#[derive(Debug, Default)]
-struct Defaults {
-    bos: Option<u32>,
-    eos: Option<u32>,
-    separator: Option<u32>,
-    adds_bos: bool,
-    adds_eos: bool,
-    adds_separator: bool,
-    adds_space: bool,
-    reads_space: bool,
-}
-
-/// Which special tokens take the white space beside them. Files do not say; it is known of models by their names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StripRule {
-    None,
-    /// What is masked was a word with its space.
-    BeforeMask(&'static str),
-    /// Roles and turns end in a line end that is not text.
-    AfterTurns,
-}
-
-impl StripRule {
-    fn of(gguf: &Gguf<'_>) -> Result<Self, TokenizerError> {
-        let pre = gguf.str_or("tokenizer.ggml.pre", "")?;
-        let architecture = gguf.str_or("general.architecture", "")?;
-        let name = gguf.str_or("general.name", "")?.to_ascii_lowercase();
-        let any = |text: &str, parts: &[&str]| parts.iter().any(|part| text.contains(part));
-        Ok(
-            if any(pre, &["jina-v2-de", "jina-v2-es", "jina-v2-code"])
-                || any(architecture, &["nomic-bert-moe", "jina-bert-v3"])
-            {
-                Self::BeforeMask("<mask>")
-            } else if any(&name, &["phi-3", "phi3"]) {
-                Self::AfterTurns
-            } else if any(&name, &["modern-bert"]) {
-                Self::BeforeMask("[MASK]")
-            } else {
-                Self::None
-            },
-        )
-    }
-
-    fn strip(self, token: &SpecialText) -> Strip {
-        Strip {
-            before: matches!(self, Self::BeforeMask(mask) if *token.text == *mask),
-            after: self == Self::AfterTurns
-                && !matches!(&*token.text, "<unk>" | "<s>" | "<|endoftext|>"),
-        }
-    }
-}
-
-/// The token that a key names; if the file does not have the key, the default, if there is such a token.
-fn token_id(
-    gguf: &Gguf<'_>,
-    key: &'static str,
-    count: usize,
-    default: Option<u32>,
-) -> Result<Option<u32>, TokenizerError> {
-    let id = match gguf.u32(key) {
-        Ok(id) => id,
-        Err(MetaError::Missing { .. }) => {
-            return Ok(default.filter(|&id| (id as usize) < count));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if (id as usize) < count {
-        Ok(Some(id))
-    } else {
-        Err(TokenizerError::TokenId { key, id, count })
-    }
-}
-
-/// The unknown token, which a vocabulary of this kind needs.
-fn unknown(gguf: &Gguf<'_>, vocabulary: &Vocabulary, default: u32) -> Result<u32, TokenizerError> {
-    token_id(gguf, UNKNOWN, vocabulary.count(), Some(default))?
-        .ok_or(TokenizerError::NoUnknownToken { key: UNKNOWN })
-}
-
-/// The token to add, if the key `wanted` asks for it.
-fn added(
-    gguf: &Gguf<'_>,
-    wanted: &'static str,
-    default: bool,
-    key: &'static str,
-    token: Option<u32>,
-) -> Result<Option<u32>, TokenizerError> {
-    let asked = match gguf.bool(wanted) {
-        Ok(asked) => Some(asked),
-        Err(MetaError::Missing { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
-    if !asked.unwrap_or(default) {
-        return Ok(None);
-    }
-    // What only the kind of vocabulary asks for may be missing.
-    if token.is_none() && asked.is_some() {
-        return Err(TokenizerError::MissingToken {
-            wanted,
-            missing: key,
-        });
-    }
-    Ok(token)
 }

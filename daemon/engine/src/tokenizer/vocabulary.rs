@@ -161,6 +161,8 @@ impl Vocabulary {
                     .next()
                     .flatten()
                     .ok_or(TokenizerError::TokenType { id })?,
+                // Files without kinds write bytes as others do.
+                None if spelling == Spelling::Spaces && byte_of(text).is_some() => Kind::Byte,
                 None => Kind::Normal,
             };
             if is_control(text, kind) {

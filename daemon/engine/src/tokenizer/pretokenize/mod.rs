@@ -24,6 +24,8 @@ struct Rules {
     ignores_merges: bool,
     /// Prompts start with the beginning-of-sequence token where the file does not say.
     adds_bos: bool,
+    /// They do so whatever the file says.
+    needs_bos: bool,
     /// Tokens are written as plain text with marks for spaces, not in the byte alphabet.
     plain: bool,
     /// With that, a piece of line ends that is a token as a whole is taken without merging.
@@ -34,6 +36,7 @@ const RULES: Rules = Rules {
     passes: &[],
     ignores_merges: false,
     adds_bos: false,
+    needs_bos: false,
     plain: false,
     whole_lines: false,
 };
@@ -60,6 +63,11 @@ impl PreTokenizer {
     /// Whether prompts start with the beginning-of-sequence token where the file does not say.
     pub(super) fn adds_bos(self) -> bool {
         self.0.adds_bos
+    }
+
+    /// Whether prompts start with the beginning-of-sequence token whatever the file says.
+    pub(super) fn needs_bos(self) -> bool {
+        self.0.needs_bos
     }
 
     /// Whether tokens are written as plain text with marks for spaces.

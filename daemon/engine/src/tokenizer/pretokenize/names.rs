@@ -195,7 +195,7 @@ static SARVAM: Rules = Rules {
     ..RULES
 };
 static GEMMA4: Rules = Rules {
-    adds_bos: true,
+    needs_bos: true,
     whole_lines: true,
     passes: SARVAM.passes,
     plain: true,
