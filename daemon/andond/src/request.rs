@@ -29,6 +29,9 @@ pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_M
 pub const TEMPLATE_VARIABLES_MAX: usize = 32;
 /// Most tools that a prompt may tell of, and most calls of them in one message.
 pub const TOOLS_MAX: usize = 128;
+/// Most values, the inner ones counted, in the tools and variables of a request and the calls of its messages: what
+/// waits keeps them as a tree, whose nodes are many times larger than their text can be.
+pub const VALUES_MAX: usize = 8192;
 /// Most other files beside a gap.
 pub const GAP_FILES_MAX: usize = 64;
 /// Longest stop string, in bytes.
@@ -323,6 +326,7 @@ impl Request {
             let message = format!("at most {TEMPLATE_VARIABLES_MAX} variables are taken");
             return Err(Fault::invalid("chat_template_kwargs", message));
         }
+        self.check_values()?;
         if self.stop.len() > limits.stop_max {
             let message = format!(
                 "{} stop strings, at most {} are taken",
@@ -345,6 +349,43 @@ impl Request {
             return Err(Fault::invalid("max_tokens", "must be at least 1"));
         }
         self.sampling.check()
+    }
+}
+
+impl Request {
+    fn check_values(&self) -> Result<(), Fault> {
+        let mut left = VALUES_MAX;
+        let messages = match &self.input {
+            Input::Messages(messages) => messages.as_slice(),
+            _ => &[],
+        };
+        let extras = messages.iter().flat_map(|message| message.extra.values());
+        let extras = extras.map(|value| ("messages", value));
+        let tools = self.tools.iter().map(|value| ("tools", value));
+        let variables = self.template_variables.values();
+        let variables = variables.map(|value| ("chat_template_kwargs", value));
+        for (param, value) in extras.chain(tools).chain(variables) {
+            if !counts(value, &mut left) {
+                let message = format!(
+                    "tools, their calls and template variables have more than {VALUES_MAX} values"
+                );
+                return Err(Fault::invalid(param, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counts a value and those in it down from `left`; false if there are more. Readers of JSON bound the depth.
+fn counts(value: &serde_json::Value, left: &mut usize) -> bool {
+    let Some(fewer) = left.checked_sub(1) else {
+        return false;
+    };
+    *left = fewer;
+    match value {
+        serde_json::Value::Array(values) => values.iter().all(|value| counts(value, left)),
+        serde_json::Value::Object(values) => values.values().all(|value| counts(value, left)),
+        _ => true,
     }
 }
 
@@ -513,6 +554,21 @@ mod tests {
         let long = vec![message(&"x".repeat(limits.body_bytes_max)), message("x")];
         assert_eq!(param(&request(Input::Messages(long))), "messages");
         assert_eq!(param(&request(Input::Prompt(String::new()))), "prompt");
+        let mut calls = message("x");
+        let many = serde_json::json!(vec![0; VALUES_MAX]);
+        calls.extra.insert("tool_calls".to_owned(), many);
+        assert_eq!(param(&request(Input::Messages(vec![calls]))), "messages");
+        let gap = |files: usize, bytes: usize| {
+            request(Input::Gap(Gap {
+                before: "x".repeat(bytes),
+                after: "x".to_owned(),
+                files: vec![(String::new(), String::new()); files],
+                names: ["prompt", "suffix"],
+            }))
+        };
+        assert_eq!(gap(GAP_FILES_MAX, 1).check(&limits), Ok(()));
+        assert_eq!(param(&gap(GAP_FILES_MAX + 1, 1)), "input_extra");
+        assert_eq!(param(&gap(0, limits.body_bytes_max)), "prompt");
         let embeddings = |inputs: Vec<EmbeddingInput>, dimensions| {
             request(Input::Embeddings { inputs, dimensions })
         };
@@ -531,7 +587,17 @@ mod tests {
             assert_eq!(param(&embeddings(inputs, None)), "input");
         }
         type Break = fn(&mut Request);
-        let breaks: [(&str, Break); 16] = [
+        let breaks: [(&str, Break); 19] = [
+            ("tools", |r| {
+                r.tools = vec![serde_json::json!({}); TOOLS_MAX + 1]
+            }),
+            ("tools", |r| {
+                r.tools = vec![serde_json::json!(vec![0; VALUES_MAX])]
+            }),
+            ("chat_template_kwargs", |r| {
+                let many = serde_json::json!(vec![0; VALUES_MAX]);
+                r.template_variables.insert("x".to_owned(), many);
+            }),
             ("id", |r| r.id = "x".repeat(ID_BYTES_MAX + 1)),
             ("id", |r| r.id = "a\nb".to_owned()),
             ("client", |r| r.client = String::new()),

@@ -266,6 +266,10 @@ impl Service {
             texts.push(match &request.input {
                 Input::Prompt(prompt) => prompt.clone(),
                 Input::Gap(gap) => gap.before.clone(),
+                // It will be refused, whatever it reads.
+                Input::Tokens(tokens) if tokens.len() > self.model()?.context_tokens_max => {
+                    String::new()
+                }
                 Input::Tokens(tokens) => {
                     let (model, tokens) = (self.context.worker.model()?, tokens.clone());
                     text::blocking(move || {
@@ -359,7 +363,11 @@ fn model_object(facts: &ModelFacts) -> Value {
 }
 
 fn json_response(value: &Value) -> Response<Body> {
-    let mut response = Response::new(Body::from(value.to_string()));
+    json_text(value.to_string())
+}
+
+fn json_text(text: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -13,6 +13,9 @@ use super::{WorkerHandle, prepare};
 use crate::fault::{Fault, FaultCode};
 use crate::request::Message;
 
+/// Longest text made of tokens, in bytes: of a few bytes in a body, a token may have any number.
+const TEXT_BYTES_MAX: usize = 16 << 20;
+
 impl WorkerHandle {
     /// The served model.
     ///
@@ -44,16 +47,24 @@ pub fn tokenize(model: &Model, text: &str, add_special: bool, parse_special: boo
 /// The text of tokens.
 ///
 /// # Errors
-/// If one is not in the vocabulary.
+/// If one is not in the vocabulary, or the text is too long.
 pub fn detokenize(model: &Model, tokens: &[u32]) -> Result<String, Fault> {
     let count = model.info().vocabulary_count;
-    match tokens.iter().find(|&&id| id as usize >= count) {
-        Some(id) => {
-            let message = format!("token {id} is not in the vocabulary of {count}");
-            Err(Fault::invalid("tokens", message))
-        }
-        None => Ok(model.tokenizer().decode(tokens)),
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= count) {
+        let message = format!("token {id} is not in the vocabulary of {count}");
+        return Err(Fault::invalid("tokens", message));
     }
+    let lengths = tokens
+        .iter()
+        .map(|&id| model.tokenizer().token_bytes(id).len());
+    if lengths.fold(0, usize::saturating_add) > TEXT_BYTES_MAX {
+        let message = format!("the text of these tokens has more than {TEXT_BYTES_MAX} bytes");
+        return Err(Fault {
+            param: Some("tokens"),
+            ..Fault::new(FaultCode::TooLarge, message)
+        });
+    }
+    Ok(model.tokenizer().decode(tokens))
 }
 
 /// The prompt that the model's chat template makes of a conversation.

@@ -98,12 +98,10 @@ fn together(a: &Done, b: &Done) -> Done {
 /// Waits for the end and answers with one object.
 pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<Body>, ApiError> {
     let mut answers: Vec<Answer> = Vec::new();
-    for echo in &jobs.echo {
-        answers.extend((0..jobs.choices).map(|_| Answer {
-            text: echo.clone(),
-            ..Answer::default()
-        }));
-    }
+    answers.resize_with(
+        jobs.echo.len().saturating_mul(jobs.choices),
+        Answer::default,
+    );
     while let Some((job, event)) = jobs.next().await {
         match event {
             // No request for embeddings is answered here.
@@ -127,6 +125,12 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
                     answer.finish.get_or_insert(done.finish);
                 }
                 if let Some(spent) = jobs.done(&done) {
+                    // Not before: a prompt that is refused was not multiplied.
+                    for (answers, echo) in answers.chunks_mut(jobs.choices.max(1)).zip(&jobs.echo) {
+                        for answer in answers {
+                            answer.text.insert_str(0, echo);
+                        }
+                    }
                     return Ok(json_response(&shape.whole(&answers, &spent)));
                 }
             }

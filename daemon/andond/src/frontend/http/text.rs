@@ -4,15 +4,17 @@
 
 use std::sync::Arc;
 
+use andon_engine::tokenizer::Tokenizer;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Response;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::parse::{message, template_variables, tools};
-use super::{HttpRequest, Service, json_response};
+use super::{HttpRequest, Service, json_response, json_text};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Origin, Request};
 use crate::worker;
@@ -41,23 +43,57 @@ pub(super) async fn tokenize(
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
     finish(&service, fields)?;
     let model = service.context.worker.model()?;
-    let tokens = blocking(move || {
+    let text = blocking(move || {
         let ids = worker::tokenize(&model, &content, add_special, parse_special);
-        Ok(if with_pieces {
-            let piece = |id| match std::str::from_utf8(model.tokenizer().token_bytes(id)) {
-                Ok(text) => json!(text),
-                // Not whole characters: the bytes themselves.
-                Err(_) => json!(model.tokenizer().token_bytes(id)),
+        // Written as it is made: there may be a token for every byte of the body, and a `Value` is large.
+        let written = if with_pieces {
+            let tokens = Pieces {
+                tokenizer: model.tokenizer(),
+                ids: &ids,
             };
-            ids.into_iter()
-                .map(|id| json!({"id": id, "piece": piece(id)}))
-                .collect()
+            serde_json::to_string(&Tokens { tokens })
         } else {
-            ids.into_iter().map(Value::from).collect::<Value>()
-        })
+            serde_json::to_string(&Tokens { tokens: &ids })
+        };
+        written.map_err(|_| Fault::new(FaultCode::Internal, "the tokens cannot be written"))
     })
     .await?;
-    Ok(json_response(&json!({ "tokens": tokens })))
+    Ok(json_text(text))
+}
+
+#[derive(Serialize)]
+struct Tokens<T> {
+    tokens: T,
+}
+
+/// Tokens with their texts.
+struct Pieces<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: &'a [u32],
+}
+
+#[derive(Serialize)]
+struct Piece<'a> {
+    id: u32,
+    piece: PieceText<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PieceText<'a> {
+    Text(&'a str),
+    /// Not whole characters: the bytes themselves.
+    Bytes(&'a [u8]),
+}
+
+impl Serialize for Pieces<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.ids.iter().map(|&id| {
+            let bytes = self.tokenizer.token_bytes(id);
+            let piece = std::str::from_utf8(bytes).map_or(PieceText::Bytes(bytes), PieceText::Text);
+            Piece { id, piece }
+        }))
+    }
 }
 
 pub(super) async fn detokenize(

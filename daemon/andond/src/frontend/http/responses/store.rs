@@ -1,7 +1,7 @@
 //! Responses that clients may read again and go on from, in memory.
 //!
-//! Invariant: no more than [`RESPONSES_MAX`] responses of [`RESPONSES_BYTES_MAX`] together are kept, the oldest going
-//! first; a client sees its own only. They end with the daemon.
+//! Invariant: no more than [`RESPONSES_MAX`] responses of [`RESPONSES_BYTES_MAX`] together are kept, the oldest of the
+//! client that keeps most going first; a client sees its own only. They end with the daemon.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -49,10 +49,13 @@ impl Store {
             return;
         }
         while self.entries.len() >= RESPONSES_MAX || self.bytes + bytes > RESPONSES_BYTES_MAX {
-            let Some(oldest) = self.order.pop_front() else {
+            let Some(gone) = self
+                .next_to_go(client, bytes)
+                .and_then(|place| self.order.remove(place))
+            else {
                 break;
             };
-            self.forget(&oldest);
+            self.forget(&gone);
         }
         // Ids are never used twice, so none is replaced.
         self.bytes += bytes;
@@ -64,6 +67,25 @@ impl Store {
             bytes,
         };
         self.entries.insert(id.to_owned(), entry);
+    }
+
+    /// The oldest of the client that keeps most, with `bytes` that `client` is about to keep: who keeps many responses
+    /// loses its own ones for it.
+    fn next_to_go(&self, client: &str, bytes: usize) -> Option<usize> {
+        let mut kept = HashMap::from([(client, bytes)]);
+        for entry in self.entries.values() {
+            *kept.entry(&entry.client).or_default() += entry.bytes;
+        }
+        let kept_by_owner = |id: &String| {
+            let entry = self.entries.get(id)?;
+            kept.get(entry.client.as_str())
+        };
+        let places = self.order.iter().enumerate();
+        // Of equals, the last is taken: the oldest.
+        places
+            .rev()
+            .max_by_key(|(_, id)| kept_by_owner(id))
+            .map(|(place, _)| place)
     }
 
     fn of(&self, id: &str, client: &str) -> Option<&Entry> {
@@ -118,6 +140,20 @@ mod tests {
         assert!(store.delete("a", "uid-1"));
         assert!(!store.delete("a", "uid-1"));
         assert_eq!((store.bytes, store.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_keeps_most_makes_room() {
+        let mut store = Store::default();
+        store.keep("few", "uid-2", json!({}), said(1));
+        for index in 0..RESPONSES_MAX + 5 {
+            store.keep(&index.to_string(), "uid-1", json!({}), said(1));
+        }
+        store.keep("more", "uid-2", json!({}), said(1));
+        assert!(store.object("few", "uid-2").is_some() && store.object("more", "uid-2").is_some());
+        assert!(store.object("6", "uid-1").is_none() && store.object("7", "uid-1").is_some());
+        assert_eq!(store.entries.len(), RESPONSES_MAX);
+        assert_eq!(store.order.len(), RESPONSES_MAX);
     }
 
     #[test]
