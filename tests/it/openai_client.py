@@ -413,6 +413,23 @@ class Errors(Case):
         self.assertTrue(error.body.get("type"), error.body)
         return error
 
+    def test_tools_are_told_of_but_not_enforced(self):
+        tools = [{"type": "function", "function": {"name": "status", "parameters": {"type": "object"}}}]
+        for options, param in [
+            ({"tools": tools}, "tools"),
+            ({"tools": tools, "tool_choice": "auto"}, "tool_choice"),
+            ({"tools": tools, "tool_choice": "required"}, "tool_choice"),
+            # The template of neither model tells of tools.
+            ({"tools": tools, "tool_choice": "none"}, "tools"),
+        ]:
+            with self.subTest(str(options)):
+                self.assertEqual(self.refused(openai.BadRequestError, **options).param, param)
+
+    def test_a_model_that_fills_no_gaps(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.completions.create(model=self.model, prompt="a", suffix="b", max_tokens=2)
+        self.assertEqual(caught.exception.param, "suffix")
+
     def test_bad_values_are_named(self):
         for name, value in [
             ("temperature", 99.0),

@@ -589,10 +589,10 @@ mod tests {
         type Break = fn(&mut Request);
         let breaks: [(&str, Break); 19] = [
             ("tools", |r| {
-                r.tools = vec![serde_json::json!({}); TOOLS_MAX + 1]
+                r.tools = vec![serde_json::json!({}); TOOLS_MAX + 1];
             }),
             ("tools", |r| {
-                r.tools = vec![serde_json::json!(vec![0; VALUES_MAX])]
+                r.tools = vec![serde_json::json!(vec![0; VALUES_MAX])];
             }),
             ("chat_template_kwargs", |r| {
                 let many = serde_json::json!(vec![0; VALUES_MAX]);

@@ -97,7 +97,7 @@ fn tools_are_told_of_where_none_is_to_be_called() {
         "name": "line_status", "description": "State of a line", "parameters": {"type": "object"}, "strict": true,
     }});
     let parsed = hello(json!({"tools": [tool], "tool_choice": "none"})).expect("valid");
-    assert_eq!(parsed.requests[0].tools, [tool.clone()]);
+    assert_eq!(parsed.requests[0].tools, std::slice::from_ref(&tool));
     for choice in [
         json!("auto"),
         json!("required"),
