@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use andon_engine::{Executor, ExecutorError, ExecutorOptions, Model};
-use andon_tests::tiny_model::{Architecture, Scaling, TinyModel};
+use andon_tests::tiny_model::{Architecture, Key, Scaling, TinyModel};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,6 +75,37 @@ fn hyperparameters_are_refused_by_their_key() {
     ] {
         let model = TinyModel {
             architecture,
+            ..TinyModel::default()
+        };
+        let actual = refusal(&path, &model.bytes());
+        assert!(actual.contains(says), "{actual:?} does not say {says:?}");
+    }
+}
+
+#[test]
+fn what_no_graph_does_is_refused_by_its_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    for (key, says) in [
+        (
+            ("attention.causal", Key::Flag(false)),
+            "attention to later positions (`llama.attention.causal` is false) is not supported",
+        ),
+        (
+            ("attention.head_count_kv", Key::Counts(&[2, 4])),
+            "`llama.attention.head_count_kv` that differs from layer to layer is not supported",
+        ),
+        (
+            ("feed_forward_length", Key::Counts(&[])),
+            "llama.feed_forward_length is 0",
+        ),
+        (
+            ("attention.value_length", Key::Count(16)),
+            "llama.attention.value_length is 16: the key length 32",
+        ),
+    ] {
+        let model = TinyModel {
+            keys: vec![key],
             ..TinyModel::default()
         };
         let actual = refusal(&path, &model.bytes());

@@ -12,8 +12,10 @@ pub use andon_kernels::Format as TensorType;
 
 mod architecture;
 mod encode;
+mod key;
 
 pub use architecture::{Architecture, Biases, QueryKeyNorm, Scaling};
+pub use key::Key;
 
 /// Every tensor starts at a multiple of this.
 pub(crate) const ALIGNMENT: usize = 32;
@@ -83,6 +85,8 @@ pub struct TinyModel {
     pub fills_gaps: bool,
     /// What the weights are drawn from.
     pub seed: u64,
+    /// Keys, without the name of the architecture before them, that say something else than all this makes the file say.
+    pub keys: Vec<(&'static str, Key)>,
 }
 
 impl Default for TinyModel {
@@ -101,6 +105,7 @@ impl Default for TinyModel {
             tied: false,
             fills_gaps: false,
             seed: 1,
+            keys: Vec::new(),
         }
     }
 }
@@ -162,8 +167,16 @@ impl TinyModel {
     }
 
     fn metadata(&self) -> Metadata {
-        let mut meta = Metadata::default();
+        let key = |name: &str| format!("{}.{name}", self.architecture.name);
+        let mut meta = Metadata {
+            replaced: self.keys.iter().map(|(name, _)| key(name)).collect(),
+            ..Metadata::default()
+        };
         architecture::metadata(self, &mut meta);
+        meta.replaced.clear();
+        for (name, value) in &self.keys {
+            value.write(&key(name), &mut meta);
+        }
         let vocabulary = self.vocabulary();
         let vocabulary_key = format!("{}.vocab_size", self.architecture.name);
         meta.u32(&vocabulary_key, vocabulary.len() as u32);
@@ -336,10 +349,15 @@ impl Tensor {
 pub(crate) struct Metadata {
     count: u64,
     bytes: Vec<u8>,
+    /// Keys that are not written, since they are said otherwise.
+    replaced: Vec<String>,
 }
 
 impl Metadata {
     fn put(&mut self, key: &str, kind: u32, value: &[u8]) {
+        if self.replaced.iter().any(|replaced| replaced == key) {
+            return;
+        }
         self.count += 1;
         put_str(&mut self.bytes, key);
         self.bytes.extend(kind.to_le_bytes());
@@ -372,22 +390,27 @@ impl Metadata {
         self.put(key, 8, &bytes);
     }
 
-    pub(crate) fn strs(&mut self, key: &str, values: &[&str]) {
+    /// `count` elements of a type, whose bytes are `elements`.
+    fn list(&mut self, key: &str, kind: u32, count: usize, elements: &[u8]) {
         let mut bytes = Vec::new();
-        bytes.extend(8_u32.to_le_bytes());
-        bytes.extend((values.len() as u64).to_le_bytes());
-        values.iter().for_each(|value| put_str(&mut bytes, value));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend((count as u64).to_le_bytes());
+        bytes.extend(elements);
         self.put(key, 9, &bytes);
     }
 
-    pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) {
+    pub(crate) fn strs(&mut self, key: &str, values: &[&str]) {
         let mut bytes = Vec::new();
-        bytes.extend(5_u32.to_le_bytes());
-        bytes.extend((values.len() as u64).to_le_bytes());
-        values
+        values.iter().for_each(|value| put_str(&mut bytes, value));
+        self.list(key, 8, values.len(), &bytes);
+    }
+
+    pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) {
+        let bytes: Vec<u8> = values
             .iter()
-            .for_each(|value| bytes.extend(value.to_le_bytes()));
-        self.put(key, 9, &bytes);
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.list(key, 5, values.len(), &bytes);
     }
 }
 

@@ -40,6 +40,13 @@ const ARCHITECTURES: &[(&str, Load)] = &[
 
 fn decoder(gguf: &Gguf<'_>, describe: Describe) -> Result<Box<dyn Architecture>, WeightsError> {
     let keys = Hyperparameters::new(gguf)?;
+    // Files of embedding models that were made from a decoder.
+    let causal = keys.key("attention.causal");
+    if !gguf.bool_or(&causal, true)? {
+        return Err(WeightsError::Unsupported {
+            what: format!("attention to later positions (`{causal}` is false)"),
+        });
+    }
     let mut source = Source::new(gguf);
     let design = describe(&keys, &mut source)?;
     Ok(Box::new(Decoder::load(
