@@ -130,6 +130,7 @@ fn try_out(bytes: &[u8]) -> Outcome {
     tokens.resize(4, 0);
     let options_of_embedder = EmbedderOptions {
         threads: Some(1),
+        context_tokens_max: Some(KV_TOKENS),
         ..EmbedderOptions::default()
     };
     if let Ok(mut embedder) = Embedder::new(Arc::clone(&model), &options_of_embedder) {

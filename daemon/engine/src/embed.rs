@@ -78,7 +78,7 @@ pub enum EmbedderError {
         /// The model's architecture.
         architecture: String,
     },
-    /// There is not enough memory for the longest input.
+    /// There is not enough memory for the longest input, or it takes more than a model of this size is allowed.
     #[error("not enough memory for inputs of {tokens} tokens; set a smaller context")]
     Memory {
         /// Tokens of the longest input.
@@ -88,6 +88,10 @@ pub enum EmbedderError {
     #[error(transparent)]
     Executor(#[from] ExecutorError),
 }
+
+/// Scratch that any encoder may take, and four times its file if that is more: a small file cannot ask for all memory
+/// by claiming a long context. The largest encoders with inputs of 8192 tokens take half of it.
+const SCRATCH_BYTES_MIN: usize = 1 << 30;
 
 /// Runs one encoder: its threads and scratch.
 #[derive(Debug)]
@@ -152,7 +156,8 @@ impl Embedder {
         // `vec!` aborts where there is not enough memory, so ask first, in a way that may fail; a file may claim any
         // context. The black box keeps the compiler from leaving out what nobody uses.
         let memory = EmbedderError::Memory { tokens: context };
-        let Some(bytes) = sizes.bytes(pool.threads()) else {
+        let most = SCRATCH_BYTES_MIN.max(model.info().file_bytes.saturating_mul(4));
+        let Some(bytes) = sizes.bytes(pool.threads()).filter(|&bytes| bytes <= most) else {
             return Err(memory);
         };
         let mut probe = Vec::<u8>::new();

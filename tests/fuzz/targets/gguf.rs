@@ -34,6 +34,7 @@ fn use_it(model: &Arc<Model>) {
     assert!(tokens.iter().all(|&token| (token as usize) < count));
     let options = EmbedderOptions {
         threads: Some(1),
+        context_tokens_max: Some(32),
         ..EmbedderOptions::default()
     };
     if let Ok(mut embedder) = Embedder::new(Arc::clone(model), &options) {
