@@ -160,6 +160,46 @@ fn work_and_memory_are_bounded() {
             "{% set ns = namespace(t=[1]) %}{% for a in range(60) %}{% set or = ns.t %}{% set ns.t = or + or %}{% endfor %}{{ ns.t | list | length }}",
             OutOfFuel,
         ),
+        (
+            "{{ [1] | batch(1000000000, 'x') | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{{ [1] | slice(1000000000, 'x') | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = messages[0].content * 100 %}{{ t | replace('x', t) | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = messages[0].content * 20000 %}{{ t | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = messages[0].content * 20000 %}{{ t.split('x') | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = messages[0].content * 20000 %}{{ t | split('x') | list | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = 'x\n' * 10000000 %}{{ t | lines | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = 'x\n' * 10000000 %}{{ t.splitlines() | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = '<' * 20000000 %}{{ t | escape | length }}",
+            OutOfFuel,
+        ),
+        (
+            "{% set t = 'x' * 20000000 %}{{ t | title | length }}{{ t | reverse | length }}{% for c in t %}{% endfor %}",
+            OutOfFuel,
+        ),
         (&brackets, SyntaxError),
         (&sums, SyntaxError),
         (&formats, SyntaxError),

@@ -79,7 +79,7 @@ impl<P: Copy + core::fmt::Debug> Symbols<P> {
         self.symbols.len() >= SYMBOLS_MAX
     }
 
-    /// Adds a symbol, unless it is full.
+    /// Adds a symbol. There must be room: see [`Symbols::is_full`].
     pub(super) fn push(&mut self, token: u32, part: P) {
         self.symbols.push(Symbol {
             token,
