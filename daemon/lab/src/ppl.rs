@@ -1,5 +1,6 @@
-//! Perplexity of a text, scored as llama.cpp's tool does: the text is cut into contexts that do not overlap, and the
-//! second half of each is scored, every token given all before it in its context.
+//! Perplexity of a text: it is cut into contexts that do not overlap, and the second half of each is scored, every token
+//! given all before it in its context. `llama-perplexity` does the same, except that for models whose texts begin with a
+//! token of their own it puts that in place of each context's first; here it is before the text only.
 
 use andon_engine::tokenizer::Special;
 use andon_engine::{Chunk, LogitsFor};
