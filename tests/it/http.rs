@@ -367,7 +367,7 @@ fn templates_see_tools_calls_and_variables() {
     // Some templates write arguments as JSON, some take the text.
     for (place, written, shown) in [
         ("tojson", "call.function.arguments.line", "3"),
-        ("text", "'' + call.function.arguments", "{\"line\":3}"),
+        ("text", "'' + call.function.arguments", "{\"line\": 3}"),
     ] {
         let path = folder.path().join(place);
         std::fs::write(&path, TOOL_TEMPLATE.replace("WRITTEN", written)).unwrap();

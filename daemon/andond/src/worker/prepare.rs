@@ -321,9 +321,6 @@ pub(super) fn render(
             ..unsupported("the model's chat template tells the model of no tools")
         });
     }
-    let calls = messages
-        .iter()
-        .any(|message| message.extra.contains_key(TOOL_CALLS));
     let messages: Vec<ChatMessage> = messages.into_iter().map(seen).collect();
     let documents = variables.get("documents").and_then(Value::as_array);
     let input = ChatInput {
@@ -333,58 +330,56 @@ pub(super) fn render(
         documents: documents.map_or(&[], Vec::as_slice),
         variables: Some(variables),
     };
-    let mut rendered = template.render(&input);
-    // Most templates write arguments as JSON themselves; the few that take the text a client sends fail on objects.
-    if calls && matches!(rendered, Err(TemplateError::Render { .. })) {
-        let messages: Vec<ChatMessage> = messages.iter().map(with_texts).collect();
-        let messages = messages.as_slice();
-        rendered = template.render(&ChatInput { messages, ..input });
-    }
+    // Most templates write the arguments of calls as JSON themselves. The few that take the text fail on objects.
+    let rendered = match with_objects(&messages) {
+        None => template.render(&input),
+        Some(messages) => {
+            let messages = messages.as_slice();
+            match template.render(&ChatInput { messages, ..input }) {
+                Err(TemplateError::Render { .. }) => template.render(&input),
+                rendered => rendered,
+            }
+        }
+    };
     rendered
         .map_err(|error| Fault::invalid("messages", format!("the model's chat template: {error}")))
 }
 
 const TOOL_CALLS: &str = "tool_calls";
 
-/// A message as templates see it: null where nothing but calls is said, and their arguments as objects.
+/// A message as templates see it: with null where nothing but calls is said.
 fn seen(message: Message) -> ChatMessage {
-    let mut message = ChatMessage {
-        content: if message.content.is_empty() && message.extra.contains_key(TOOL_CALLS) {
+    let only_calls = message.content.is_empty() && message.extra.contains_key(TOOL_CALLS);
+    ChatMessage {
+        content: if only_calls {
             Value::Null
         } else {
             message.content.into()
         },
         role: message.role,
         extra: message.extra,
-    };
-    each_arguments(&mut message, |arguments| {
-        serde_json::from_str::<Map<String, Value>>(arguments.as_str()?)
-            .ok()
-            .map(Value::Object)
-    });
-    message
-}
-
-/// The same message with arguments as texts.
-fn with_texts(message: &ChatMessage) -> ChatMessage {
-    let mut message = message.clone();
-    each_arguments(&mut message, |arguments| {
-        let text = arguments.is_object().then(|| arguments.to_string());
-        text.map(Value::String)
-    });
-    message
-}
-
-/// Replaces the arguments of a message's calls where `change` has something else.
-fn each_arguments(message: &mut ChatMessage, change: impl Fn(&Value) -> Option<Value>) {
-    let calls = message.extra.get_mut(TOOL_CALLS);
-    for call in calls.and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(arguments) = call.pointer_mut("/function/arguments")
-            && let Some(changed) = change(arguments)
-        {
-            *arguments = changed;
-        }
     }
+}
+
+/// The same messages with the arguments of calls as objects, where their texts are such; `None` if nothing is called.
+fn with_objects(messages: &[ChatMessage]) -> Option<Vec<ChatMessage>> {
+    let calls = |message: &ChatMessage| message.extra.contains_key(TOOL_CALLS);
+    messages.iter().any(calls).then(|| {
+        let mut messages = messages.to_vec();
+        let calls = messages
+            .iter_mut()
+            .filter_map(|message| message.extra.get_mut(TOOL_CALLS)?.as_array_mut())
+            .flatten();
+        for call in calls {
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(text) = arguments.as_str()
+                && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
+            {
+                *arguments = Value::Object(object);
+            }
+        }
+        messages
+    })
 }
 
 /// The request's word, else the task's, else the configuration's.
