@@ -15,6 +15,7 @@ use andon_tests::daemon::Daemon;
 use andon_tests::programs;
 use andon_tests::tiny_encoder::TinyEncoder;
 use andon_tests::tiny_model::{TensorType, TinyModel};
+use andon_wire::limits::MODEL_DATA_BYTES_MAX;
 use andon_wire::{
     AddModel, Bytes, ClientFrame, ErrorCode, HEADER_BYTES, Hello, ModelData, PROTOCOL_VERSION,
     RequestId, ServerFrame,
@@ -572,6 +573,24 @@ fn adds_at_once_do_not_disturb_each_other() {
 }
 
 #[test]
+fn work_on_models_gives_way_to_answers() {
+    let daemon = Daemon::builder().start().unwrap();
+    let mut client = Client::new(&daemon);
+    client.add("1", &manifest("half", 10_000_000));
+    client.ready();
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let ranks = threads.flatten().filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (name, facts) = stat.split_once(')')?;
+        let rank = facts.split_ascii_whitespace().nth(16)?;
+        Some((name.ends_with("(model"), rank.parse::<i32>().ok()?))
+    });
+    let (at_work, others): (Vec<_>, Vec<_>) = ranks.partition(|(at_work, _)| *at_work);
+    assert_eq!(at_work, [(true, 19)]);
+    assert!(others.iter().all(|(_, rank)| *rank < 19), "{others:?}");
+}
+
+#[test]
 fn manifests_that_lead_elsewhere_are_refused() {
     let daemon = Daemon::builder().start().unwrap();
     let mut client = Client::new(&daemon);
@@ -612,7 +631,10 @@ fn manifests_that_lead_elsewhere_are_refused() {
     assert!(!daemon.folder().join("m.gguf").exists());
     assert!(names(&daemon).is_empty());
 
-    // Bytes of nothing end the connection.
+    // More bytes in a frame than the protocol has room for end the connection, as do bytes of nothing.
+    client.data("x", &vec![0; MODEL_DATA_BYTES_MAX + 1]);
+    let (id, code, _) = client.fault();
+    assert_eq!((id, code), (None, ErrorCode::InvalidRequest));
     let mut client = Client::new(&daemon);
     client.data("x", b"abc");
     let (id, code, _) = client.fault();

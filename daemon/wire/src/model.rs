@@ -10,6 +10,7 @@
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::limits::MODEL_DATA_BYTES_MAX;
 use crate::manifest::Digest;
 use crate::name::{ModelName, RequestId};
 
@@ -29,12 +30,12 @@ pub struct AddModel<'a> {
 pub struct ModelData<'a> {
     /// Id of the operation.
     pub id: RequestId,
-    /// At most [`crate::limits::MODEL_DATA_BYTES_MAX`] bytes.
+    /// At most [`MODEL_DATA_BYTES_MAX`] bytes.
     #[serde(borrow)]
     pub bytes: Bytes<'a>,
 }
 
-/// Bytes as they are: a count and then the bytes.
+/// Bytes as they are: a count and then the bytes; at most [`MODEL_DATA_BYTES_MAX`] are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes<'a>(pub &'a [u8]);
 
@@ -176,13 +177,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {
             type Value = Bytes<'de>;
 
             fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                f.write_str("bytes")
+                write!(f, "at most {MODEL_DATA_BYTES_MAX} bytes")
             }
 
             fn visit_borrowed_bytes<E: serde::de::Error>(
                 self,
                 bytes: &'de [u8],
             ) -> Result<Bytes<'de>, E> {
+                if bytes.len() > MODEL_DATA_BYTES_MAX {
+                    return Err(E::invalid_length(bytes.len(), &self));
+                }
                 Ok(Bytes(bytes))
             }
         }
