@@ -135,7 +135,7 @@ pub(crate) struct BundleRead {
 pub(crate) enum ModelCommand {
     /// Hand a model over to the daemon, which checks, tries and registers it.
     ///
-    /// To serve it, write its name into [model] of andond.toml and restart andond.
+    /// To serve it, write its name into `[model]` of andond.toml and restart andond.
     Add(ModelAdd),
     /// List the models that the daemon keeps.
     Ls(ModelLs),
