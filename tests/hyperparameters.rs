@@ -86,6 +86,7 @@ fn sizes_may_be_left_out_or_said_for_each_layer() {
                 ("expert_count", Count(0)),
                 ("attention.causal", Flag(true)),
                 ("attention.sliding_window", Count(0)),
+                ("pooling_type", Count(0)),
             ],
         ],
     );

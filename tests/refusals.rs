@@ -92,6 +92,10 @@ fn what_no_graph_does_is_refused_by_its_key() {
             "attention to later positions (`llama.attention.causal` is false) is not supported",
         ),
         (
+            ("pooling_type", Key::Count(3)),
+            "a decoder that makes embeddings (`llama.pooling_type` is 3) is not supported",
+        ),
+        (
             ("attention.head_count_kv", Key::Counts(&[2, 4])),
             "`llama.attention.head_count_kv` that differs from layer to layer is not supported",
         ),

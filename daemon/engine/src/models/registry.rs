@@ -47,6 +47,16 @@ fn decoder(gguf: &Gguf<'_>, describe: Describe) -> Result<Box<dyn Architecture>,
             what: format!("attention to later positions (`{causal}` is false)"),
         });
     }
+    let pooling = keys.key("pooling_type");
+    match gguf.u32_or(&pooling, 0)? {
+        0 => {}
+        // It could predict tokens, but nobody trained it to do so well.
+        kind => {
+            return Err(WeightsError::Unsupported {
+                what: format!("a decoder that makes embeddings (`{pooling}` is {kind})"),
+            });
+        }
+    }
     let mut source = Source::new(gguf);
     let design = describe(&keys, &mut source)?;
     Ok(Box::new(Decoder::load(
