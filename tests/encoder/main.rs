@@ -243,6 +243,27 @@ fn a_file_without_pooling_takes_the_mean_and_one_of_a_reranker_is_refused() {
 }
 
 #[test]
+fn a_head_left_over_from_training_changes_nothing() {
+    let with = |family, head, pooling| TinyEncoder {
+        family,
+        head,
+        pooling,
+        ..TinyEncoder::default()
+    };
+    let input = tokens(20, 0);
+    for family in [Family::Bert, Family::ModernBert] {
+        let [without, left_over] = [false, true].map(|head| {
+            let model = load(&with(family, head, Some(2)));
+            bits(&one(&mut embedder(&model, Isa::best(), 1), &input))
+        });
+        assert_eq!(without, left_over);
+        // Where nothing says that the model makes embeddings, the head is what it is for.
+        let error = try_load(&with(family, true, None).bytes()).expect_err("it classifies");
+        assert!(error.to_string().contains("`cls.weight`"), "{error}");
+    }
+}
+
+#[test]
 fn encoders_generate_no_text_and_decoders_make_no_embeddings() {
     let encoder = load(&TinyEncoder::default());
     assert!(encoder.info().pooling.is_some());

@@ -72,6 +72,8 @@ pub struct TinyEncoder {
     pub fused: bool,
     /// `<architecture>.pooling_type`; `None` leaves it out.
     pub pooling: Option<u32>,
+    /// With a head that classifies.
+    pub head: bool,
     /// What the weights are drawn from.
     pub seed: u64,
 }
@@ -90,6 +92,7 @@ impl Default for TinyEncoder {
             weights: TensorType::F32,
             fused: false,
             pooling: Some(1),
+            head: false,
             seed: 1,
         }
     }
@@ -217,6 +220,11 @@ impl TinyEncoder {
         }
         if modern {
             writer.norm("output_norm", width, false);
+        }
+        if self.head {
+            writer.linear("cls", width, width, true);
+            writer.norm("cls.norm", width, false);
+            writer.linear("cls.output", width, 1, true);
         }
         writer.tensors
     }

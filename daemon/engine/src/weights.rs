@@ -316,6 +316,13 @@ impl<'a, 'g> Source<'a, 'g> {
         Ok(linears.try_into().expect("one for each part"))
     }
 
+    /// Counts tensors as taken that are of no use here.
+    pub fn leave(&mut self, is_useless: impl Fn(&str) -> bool) {
+        let names = self.gguf.tensors().iter().map(|tensor| tensor.name);
+        let useless = names.filter(|name| is_useless(name));
+        self.taken.extend(useless.map(str::to_owned));
+    }
+
     /// Ends the taking.
     ///
     /// # Errors

@@ -76,6 +76,7 @@ impl Bert {
         for index in 0..shape.layer_count {
             layers.push(Layer::load(&mut source, member, index, &shape, epsilon)?);
         }
+        encoder::leave_head(&mut source, &keys)?;
         source.finish(keys.architecture())?;
         let ropes = match member {
             Member::Nomic => vec![encoder::read_rope(

@@ -159,6 +159,18 @@ pub(super) fn read_rope(
     Ok(Rope::new(Pairing::Halves, f64::from(base), head_dim))
 }
 
+/// Leaves the head that classifies or ranks: files of embeddings may have it left over from their training. In a file
+/// that does not say how to make embeddings it is what the model was made for, and stays a tensor that has no use.
+pub(super) fn leave_head(
+    source: &mut Source<'_, '_>,
+    keys: &Hyperparameters<'_, '_>,
+) -> Result<(), WeightsError> {
+    if pooling(keys)?.is_some() {
+        source.leave(|name| name.starts_with("cls."));
+    }
+    Ok(())
+}
+
 /// Takes `<name>.weight` and, if it is there, `<name>.bias`, as a layer norm.
 pub(super) fn norm(
     source: &mut Source<'_, '_>,

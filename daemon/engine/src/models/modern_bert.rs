@@ -95,6 +95,7 @@ impl ModernBert {
             });
         }
         let output_norm = norm(source, "output_norm", width, epsilon)?;
+        encoder::leave_head(source, &keys)?;
         taken.finish(keys.architecture())?;
         Ok(ModernBert {
             shape,
