@@ -5,8 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Response};
+use axum::http::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Serialize, Serializer};
@@ -17,7 +16,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parse;
 use super::serve::Client;
-use super::{HttpRequest, Service};
+use super::text::blocking;
+use super::{HttpRequest, Service, json_text};
+use crate::fault::Fault;
 use crate::request::{EmbeddingInput, Input, Origin, Request};
 use crate::worker::{Done, JobEvent, JobStream, Vectors};
 
@@ -47,12 +48,10 @@ pub(super) async fn embeddings(
     service.check_model(request.model.as_deref())?;
     let job = service.context.worker.submit(request)?;
     let (vectors, done) = wait(job).await?;
-    respond(
-        &service.context.config.model.name(),
-        encoding,
-        &vectors,
-        &done,
-    )
+    let model = service.context.config.model.name();
+    // Millions of numbers take a while to write, and an alarm may be waiting for this thread.
+    let text = blocking(move || written(&model, encoding, &vectors, &done)).await?;
+    Ok(json_text(text))
 }
 
 async fn wait(mut job: JobStream) -> Result<(Vectors, Done), ApiError> {
@@ -165,12 +164,12 @@ impl Serialize for Vector<'_> {
     }
 }
 
-fn respond(
+fn written(
     model: &str,
     encoding: Encoding,
     vectors: &Vectors,
     done: &Done,
-) -> Result<Response<Body>, ApiError> {
+) -> Result<String, Fault> {
     let items = vectors.values.chunks(vectors.dimensions.max(1)).enumerate();
     let list = List {
         object: "list",
@@ -188,12 +187,7 @@ fn respond(
         },
     };
     // Numbers and texts always have a form in JSON.
-    let body = serde_json::to_vec(&list).map_err(|_| broken_off())?;
-    let mut response = Response::new(Body::from(body));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    serde_json::to_string(&list).map_err(|_| broken_off())
 }
 
 #[cfg(test)]
@@ -255,9 +249,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn vectors_are_written_as_asked() {
-        use http_body_util::BodyExt as _;
+    #[test]
+    fn vectors_are_written_as_asked() {
         let vectors = Vectors {
             dimensions: 2,
             values: vec![1.0, -0.5, 0.0, 2.0],
@@ -278,9 +271,8 @@ mod tests {
                 json!("AAAAAAAAAEA="),
             ),
         ] {
-            let response = respond("m", encoding, &vectors, &done).expect("a response");
-            let body = response.into_body().collect().await.expect("a body");
-            let value: Value = serde_json::from_slice(&body.to_bytes()).expect("JSON");
+            let text = written("m", encoding, &vectors, &done).expect("a response");
+            let value: Value = serde_json::from_str(&text).expect("JSON");
             assert_eq!(
                 value,
                 json!({
