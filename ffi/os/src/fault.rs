@@ -165,8 +165,9 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     };
     // SAFETY: as above.
     let before = unsafe { *errno };
-    // Zero and less is a signal that some process sent; an unaligned access is no matter of pages.
-    let of_a_page = code > 0 && code != BUS_ADRALN;
+    // Zero and less is a signal that some process sent; an unaligned access is no matter of pages. A page that was
+    // found to be bad before anybody read it is left alone: the thread that is told may not be borrowing the map.
+    let of_a_page = code > 0 && code != BUS_ADRALN && code != BUS_MCEERR_AO;
     if !(of_a_page && replace(address)) {
         pass_on(signal, code, info, context);
     }
@@ -176,6 +177,8 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
 
 /// `BUS_ADRALN`: the access was not aligned.
 const BUS_ADRALN: libc::c_int = 1;
+/// `BUS_MCEERR_AO`: memory failed that the thread did not ask for.
+const BUS_MCEERR_AO: libc::c_int = 5;
 
 /// Puts zeros in place of the page at `address` and what follows it in its map. False if it is in none of ours.
 fn replace(address: usize) -> bool {
@@ -185,6 +188,8 @@ fn replace(address: usize) -> bool {
             continue;
         };
         let page = address & !(PAGE_BYTES.load(Ordering::Relaxed) - 1);
+        // Before the zeros are there: whoever reads them, on whichever thread, finds the mark afterwards.
+        entry.damaged.store(true, Ordering::Release);
         // SAFETY: by `Guard::new` the range is mapped, and its owner expects zeros; the interrupted thread borrows
         // it, so it stays mapped. The rest of its last page is nobody else's.
         let zeros = unsafe {
@@ -197,7 +202,6 @@ fn replace(address: usize) -> bool {
                 0,
             )
         };
-        entry.damaged.store(true, Ordering::Release);
         return zeros != libc::MAP_FAILED;
     }
     false

@@ -105,7 +105,7 @@ fn child() {
     let handler: extern "C" fn(libc::c_int) = leave;
     match case.as_str() {
         // SAFETY: the handler only leaves the process.
-        "plain" => unsafe {
+        "plain" | "unread" => unsafe {
             libc::signal(libc::SIGBUS, handler as libc::sighandler_t);
         },
         // SAFETY: as above; the default action needs nothing.
@@ -120,6 +120,10 @@ fn child() {
         // SAFETY: ends the process.
         unsafe { libc::raise(libc::SIGBUS) };
     }
+    if case == "unread" {
+        send_memory_failure(&ours[PIECE]);
+        unreachable!("damaged: {}", ours.is_damaged());
+    }
     let file = File::open(&path).expect("opened");
     // SAFETY: the truncation below is the point.
     let foreign = unsafe { memmap2::Mmap::map(&file).expect("a map") };
@@ -128,6 +132,27 @@ fn child() {
     assert!(ours.is_damaged());
     let byte = std::hint::black_box(&foreign)[PIECE];
     unreachable!("read {byte} where there is no page");
+}
+
+/// Sends what the kernel sends when memory at `address` failed that nobody reads.
+fn send_memory_failure(address: &u8) {
+    const BUS_MCEERR_AO: libc::c_int = 5;
+    // SAFETY: zeros are a `siginfo_t`; the address is the first field after three numbers and what aligns it. The
+    // call reads the whole of it and sends it to this thread.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        info.si_signo = libc::SIGBUS;
+        info.si_code = BUS_MCEERR_AO;
+        (&raw mut info)
+            .cast::<*const u8>()
+            .add(16 / size_of::<*const u8>())
+            .write(address);
+        assert_eq!(info.si_addr().cast_const().cast(), &raw const *address);
+        let (process, thread) = (libc::getpid(), libc::gettid());
+        let call = libc::SYS_rt_tgsigqueueinfo;
+        let sent = libc::syscall(call, process, thread, libc::SIGBUS, &raw const info);
+        assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+    }
 }
 
 const LEFT: i32 = 77;
@@ -139,7 +164,9 @@ extern "C" fn leave(_: libc::c_int) {
 
 #[test]
 fn other_maps_fault_as_before() {
-    assert_eq!(in_a_process("plain").code(), Some(LEFT));
+    for case in ["plain", "unread"] {
+        assert_eq!(in_a_process(case).code(), Some(LEFT), "{case}");
+    }
     for case in ["default", "std", "sent"] {
         assert_eq!(in_a_process(case).signal(), Some(libc::SIGBUS), "{case}");
     }
