@@ -118,6 +118,33 @@ fn a_part_of_another_set_is_named() {
     set.write(1, &other);
     let key = "general.name".to_owned();
     assert_eq!(set.error(), (set.path(1), SplitError::Metadata { key }));
+
+    // As long as the first part's, and of other elements.
+    let lists = |first: &[i32], second: &[i32]| {
+        let set = Set::new();
+        for (number, list) in [first, second].into_iter().enumerate() {
+            let mut other = part(number as u16, 3, 3);
+            other.i32s("x.list", list);
+            set.write(number, &other);
+        }
+        set
+    };
+    let (set, key) = (lists(&[1, 2], &[1, 3]), "x.list".to_owned());
+    assert_eq!(set.error(), (set.path(1), SplitError::Metadata { key }));
+    let same = Files::open(&lists(&[1, 2], &[1, 2]).path(0)).expect("files");
+    assert!(same.gguf().is_ok());
+}
+
+#[test]
+fn what_is_no_number_is_the_same_as_itself() {
+    let set = Set::new();
+    for number in 0..2 {
+        let mut other = part(number as u16, 3, 3);
+        other.raw(b"x.scale", 6, &f32::NAN.to_le_bytes());
+        set.write(number, &other);
+    }
+    let files = Files::open(&set.path(0)).expect("files");
+    assert!(files.gguf().is_ok());
 }
 
 #[test]

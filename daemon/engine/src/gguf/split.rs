@@ -105,12 +105,8 @@ impl<'a> Gguf<'a> {
     /// Appends the tensors of part `index`.
     fn take(&mut self, part: Gguf<'a>, index: usize) -> Result<(), SplitError> {
         for key in part.keys().filter(|key| !own(key)) {
-            // Parts repeat little of the metadata, but what they repeat must be said of the same model. Compared as
-            // text, since a number that is not one is not equal to itself.
+            // Parts repeat little of the metadata, but what they repeat must be said of the same model.
             let (here, there) = (self.get(key), part.get(key));
-            let same = |here: Value<'a>, there: Value<'a>| {
-                here == there || format!("{here:?}") == format!("{there:?}")
-            };
             if let (Some(here), Some(there)) = (here, there)
                 && !same(here, there)
             {
@@ -138,6 +134,16 @@ impl<'a> Gguf<'a> {
         }
         self.parts.extend(part.parts);
         Ok(())
+    }
+}
+
+/// Whether two values are the same in their files: a number that is not one is not equal to itself. Arrays compare as
+/// their bytes.
+fn same(here: Value<'_>, there: Value<'_>) -> bool {
+    match (here, there) {
+        (Value::F32(here), Value::F32(there)) => here.to_bits() == there.to_bits(),
+        (Value::F64(here), Value::F64(there)) => here.to_bits() == there.to_bits(),
+        _ => here == there,
     }
 }
 
