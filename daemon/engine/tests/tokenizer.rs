@@ -263,10 +263,12 @@ fn broken_vocabularies_are_errors_that_say_where() {
             "{merge:?}: {found}"
         );
     }
-    assert!(matches!(
-        error(&bare(&["a", "b", "ab"], None, &["a b", "a b"])),
-        TokenizerError::DuplicateMerge { index: 1, .. }
-    ));
+    // Merges that are left out keep their places in what is said of later ones.
+    let found = error(&bare(&["a", "b", "ab"], None, &["a b", "a b", "b a"]));
+    assert!(
+        matches!(found, TokenizerError::UnknownMerge { index: 2, .. }),
+        "{found}"
+    );
     for key in ["bos", "eos", "eot", "eom"] {
         let mut writer = bare(&["a"], None, &[]);
         writer.u32(&format!("tokenizer.ggml.{key}_token_id"), 1);
@@ -291,6 +293,23 @@ fn broken_vocabularies_are_errors_that_say_where() {
     let mut writer = bare(&["a"], None, &[]);
     writer.u32("tokenizer.ggml.add_bos_token", 1);
     assert!(matches!(error(&writer), TokenizerError::Meta(_)));
+}
+
+#[test]
+fn the_first_of_equal_merges_counts() {
+    let tokens = ["a", "b", "c", "ab", "bc"];
+    let encode = |merges: &[&str]| {
+        let bytes = bare(&tokens, None, merges).finish();
+        let gguf = Gguf::parse(&bytes).expect("a file");
+        let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
+        tokenizer.encode("abc", Special::Plain)
+    };
+    // `a b` is before `b c` at its first place and after it at its second.
+    assert_eq!(encode(&["a b", "b c", "a b"]), [3, 2]);
+    assert_eq!(encode(&["b c", "a b", "b c"]), [0, 4]);
+    // More than are looked up together.
+    assert_eq!(encode(&[&["a b"; 200][..], &["b c"]].concat()), [3, 2]);
+    assert_eq!(encode(&[&["b c"; 200][..], &["a b"]].concat()), [0, 4]);
 }
 
 #[test]

@@ -61,8 +61,8 @@ impl Merges {
         }
     }
 
-    /// Adds the merge of the next rank; false if there is one of this pair.
-    fn push(&mut self, pair: Pair) -> bool {
+    /// Adds the merge of the next rank, unless there is one of this pair: the lower rank wins.
+    fn push(&mut self, pair: Pair) {
         let hash = |pair: &Pair| self.hasher.hash((pair.left, pair.right));
         let pairs = &self.pairs;
         let entry = self.ranks.entry(
@@ -74,9 +74,6 @@ impl Merges {
             // An array's length fits 32 bits.
             vacant.insert(self.pairs.len() as u32);
             self.pairs.push(pair);
-            true
-        } else {
-            false
         }
     }
 
@@ -115,8 +112,9 @@ impl Bpe {
         let mut texts = strings(MERGES, &array)?;
         let mut batch = Batch::default();
         let mut result = NO_TOKEN;
+        // Where the batch begins in the file; merges that are left out count too.
+        let mut first = 0;
         loop {
-            let first = merges.pairs.len();
             batch.clear();
             for text in texts.by_ref().take(BATCH) {
                 batch.push(vocabulary, text, first + batch.texts.len())?;
@@ -126,8 +124,8 @@ impl Bpe {
             }
             let likely = vocabulary.likely(&batch.hashes);
             let (likely, _) = likely.as_chunks::<2>();
-            for ((text, split), likely) in batch.texts.iter().zip(&batch.splits).zip(likely) {
-                let index = merges.pairs.len();
+            let entries = batch.texts.iter().zip(&batch.splits).zip(likely);
+            for (((text, split), likely), index) in entries.zip(first..) {
                 let unknown = || TokenizerError::UnknownMerge {
                     index,
                     merge: (*text).to_owned(),
@@ -167,13 +165,9 @@ impl Bpe {
                     right,
                     token: result,
                 };
-                if !merges.push(pair) {
-                    return Err(TokenizerError::DuplicateMerge {
-                        index,
-                        merge: (*text).to_owned(),
-                    });
-                }
+                merges.push(pair);
             }
+            first += batch.texts.len();
         }
         let byte_tokens = match spelling {
             Spelling::ByteAlphabet => {

@@ -123,14 +123,6 @@ pub enum TokenizerError {
         /// The entry.
         merge: String,
     },
-    /// The same merge twice.
-    #[error("tokenizer.ggml.merges: entry {index} ({merge:?}) is there twice")]
-    DuplicateMerge {
-        /// The place of the second one.
-        index: usize,
-        /// The entry.
-        merge: String,
-    },
     /// A token number outside the vocabulary.
     #[error("{key} is {id}, but there are {count} tokens")]
     TokenId {
