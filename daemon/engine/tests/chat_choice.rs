@@ -110,6 +110,72 @@ fn a_file_without_a_template_gets_the_one_of_its_special_tokens() {
 }
 
 #[test]
+fn what_the_system_says_is_never_lost() {
+    let conversations = [
+        &["system"][..],
+        &["developer"],
+        &["system", "assistant"],
+        &["system", "assistant", "user"],
+        &["system", "system", "user"],
+        &["system", "tool", "user"],
+        &["system", "user", "assistant"],
+    ];
+    for named in NamedTemplate::ALL {
+        let choice = TemplateChoice::Named(named);
+        let (template, _) = choose(&vocabulary(&[]), Some(&choice)).expect("a template");
+        for roles in conversations {
+            let texts: Vec<String> = (0..roles.len()).map(|at| format!("Text {at}.")).collect();
+            let messages: Vec<ChatMessage> = roles
+                .iter()
+                .zip(&texts)
+                .map(|(role, text)| ChatMessage::new(*role, text.as_str()))
+                .collect();
+            let input = ChatInput {
+                messages: &messages,
+                ..ChatInput::default()
+            };
+            let prompt = template.render(&input).expect("a prompt");
+            let mut rest = prompt.as_str();
+            for text in &texts {
+                let found = rest.split_once(text.as_str());
+                (_, rest) = found.unwrap_or_else(|| panic!("{}: {prompt:?}", named.name()));
+            }
+            assert!(!texts.iter().any(|text| rest.contains(text)), "{prompt:?}");
+        }
+    }
+}
+
+#[test]
+fn without_a_user_to_hear_it_the_system_has_a_turn_of_its_own() {
+    for (named, alone, before_the_model) in [
+        (
+            NamedTemplate::Gemma,
+            "<s><start_of_turn>user\nBe brief.<end_of_turn>\n",
+            "<s><start_of_turn>user\nBe brief.<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n",
+        ),
+        (
+            NamedTemplate::Mistral,
+            "<s>[INST] Be brief.[/INST]",
+            "<s>[INST] Be brief.[/INST] Hi.</s>",
+        ),
+    ] {
+        let choice = TemplateChoice::Named(named);
+        let (template, _) = choose(&vocabulary(&[]), Some(&choice)).expect("a template");
+        let messages = [
+            ChatMessage::new("system", "Be brief."),
+            ChatMessage::new("assistant", "Hi."),
+        ];
+        for (messages, prompt) in [(&messages[..1], alone), (&messages, before_the_model)] {
+            let input = ChatInput {
+                messages,
+                ..ChatInput::default()
+            };
+            assert_eq!(template.render(&input).expect("a prompt"), prompt);
+        }
+    }
+}
+
+#[test]
 fn a_named_template_begins_with_no_token_that_the_model_does_not_want() {
     let special = ["<|im_start|>", "<|im_end|>"];
     let mut writer = Writer::new();

@@ -13,9 +13,9 @@ pub enum NamedTemplate {
     /// `<|start_header_id|>role<|end_header_id|>`, an empty line, the content, `<|eot_id|>`.
     Llama3,
     /// `<start_of_turn>user` or `model`, a line end, the content, `<end_of_turn>`. What the system says begins the first
-    /// turn of the user.
+    /// turn if that is the user's, and is a turn of the user else.
     Gemma,
-    /// `[INST] content[/INST]`. What the system says begins the first instruction.
+    /// `[INST] content[/INST]`. What the system says begins the first instruction, or is one if none comes first.
     Mistral,
     /// `<|role|>`, a line end, the content, `<|end|>`.
     Phi3,
@@ -107,14 +107,22 @@ impl NamedTemplate {
                 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
             }
             NamedTemplate::Gemma => {
-                "{{- bos_token -}}{%- for message in turns -%}\
+                "{{- bos_token -}}\
+                {%- if system | trim and (not turns or turns[0].role != 'user') -%}\
+                {{- '<start_of_turn>user\n' + system | trim + '<end_of_turn>\n' -}}{%- set system = '' -%}\
+                {%- endif -%}\
+                {%- for message in turns -%}\
                 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' \
                 + (system if loop.first else '') + text(message.content) | trim + '<end_of_turn>\n' -}}\
                 {%- endfor -%}\
                 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
             }
             NamedTemplate::Mistral => {
-                "{{- bos_token -}}{%- for message in turns -%}\
+                "{{- bos_token -}}\
+                {%- if system | trim and (not turns or turns[0].role != 'user') -%}\
+                {{- '[INST] ' + system | trim + '[/INST]' -}}{%- set system = '' -%}\
+                {%- endif -%}\
+                {%- for message in turns -%}\
                 {%- if message.role == 'assistant' -%}{{- ' ' + text(message.content) | trim + eos_token -}}\
                 {%- else -%}\
                 {{- '[INST] ' + (system if loop.first else '') + text(message.content) | trim + '[/INST]' -}}\
