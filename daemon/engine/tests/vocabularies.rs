@@ -294,6 +294,15 @@ fn prompts_start_and_end_as_the_kind_wants() {
     writer.bool("tokenizer.ggml.add_bos_token", false);
     let gemma = build(&writer).expect("a tokenizer");
     assert_eq!(gemma.encode_prompt("", Special::Plain), [2]);
+    // What converters write of a template that has one separator behind a text: that of a pair is not doubled.
+    let (mut writer, _) = small("bert");
+    writer
+        .u32("tokenizer.ggml.eos_token_id", 3)
+        .bool("tokenizer.ggml.add_bos_token", true)
+        .bool("tokenizer.ggml.add_eos_token", true)
+        .bool("tokenizer.ggml.add_sep_token", false);
+    let bert = build(&writer).expect("a tokenizer");
+    assert_eq!(bert.encode_prompt("", Special::Plain), [2, 3]);
 }
 
 #[test]

@@ -186,8 +186,8 @@ impl Tokenizer {
                 let defaults = Defaults {
                     bos: Some(101),
                     separator: Some(102),
-                    adds_bos: true,
-                    adds_separator: true,
+                    needs_bos: true,
+                    needs_separator: true,
                     reads_space: true,
                     ..Defaults::default()
                 };

@@ -15,7 +15,6 @@ const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 // The key is written like this.
 const SEPARATOR: &str = "tokenizer.ggml.seperator_token_id";
-const ADD_SEPARATOR: &str = "tokenizer.ggml.add_sep_token";
 
 /// What holds for a kind of vocabulary where its file does not say.
 #[derive(Debug, Default)]
@@ -24,10 +23,12 @@ pub(super) struct Defaults {
     pub(super) eos: Option<u32>,
     pub(super) separator: Option<u32>,
     pub(super) adds_bos: bool,
-    /// Prompts start with the beginning-of-sequence token whatever the file says: the first files of such models deny it.
+    /// Prompts start with the beginning-of-sequence token whatever the file says: some files of such models deny it.
     pub(super) needs_bos: bool,
     pub(super) adds_eos: bool,
-    pub(super) adds_separator: bool,
+    /// Prompts end with the separator whatever the file says: `tokenizer.ggml.add_sep_token` is about a second one
+    /// between the texts of a pair, and files of models whose one text ends with the separator have it false.
+    pub(super) needs_separator: bool,
     pub(super) adds_space: bool,
     pub(super) reads_space: bool,
 }
@@ -52,11 +53,8 @@ impl Defaults {
             false => added(gguf, ADD_BOS, self.adds_bos, BOS, bos)?,
         };
         // Where a separator ends prompts, an end of sequence does not.
-        let suffix = match self.adds_separator {
-            true => {
-                let separator = token_id(gguf, SEPARATOR, count, self.separator)?;
-                added(gguf, ADD_SEPARATOR, true, SEPARATOR, separator)?
-            }
+        let suffix = match self.needs_separator {
+            true => token_id(gguf, SEPARATOR, count, self.separator)?,
             false => added(gguf, ADD_EOS, self.adds_eos, EOS, eos)?,
         };
         Ok(Ends {
