@@ -1,5 +1,6 @@
 //! What templates take for granted from Python: methods of strings, lists and mappings ([`text`]), how values look
-//! when they are written ([`print`]), and filters and tests that differ from those of `minijinja` ([`builtins`]).
+//! when they are written ([`print`](mod@print)), and filters and tests that differ from those of `minijinja`
+//! ([`builtins`]).
 //!
 //! Invariant: what can return far more than it is given is checked against the fuel that is left before it runs, so
 //! that memory stays bounded.
