@@ -114,6 +114,8 @@ fn tokenizer_seeds() -> Seeds {
             seeds.push(seed);
         }
     }
+    // A file of a kind that puts no space before a text, which says that one is put there.
+    seeds.push(b"\x00\x05a\xff\xff a".to_vec());
     seeds
 }
 

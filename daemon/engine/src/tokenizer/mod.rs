@@ -173,7 +173,6 @@ impl Tokenizer {
                     bos: Some(1),
                     eos: Some(2),
                     adds_bos: true,
-                    adds_space: true,
                     ..Defaults::default()
                 };
                 let unknown = token_id(gguf, UNKNOWN, vocabulary.count(), Some(0))?;
@@ -244,7 +243,9 @@ impl Tokenizer {
             token_id(gguf, "tokenizer.ggml.eom_token_id", count, None)?,
         ];
         let strips = StripRule::of(gguf)?;
-        let adds_space = gguf.bool_or("tokenizer.ggml.add_space_prefix", defaults.adds_space)?;
+        // Where no space is put before a text, none may be taken off it: the other kinds have no use for the key.
+        let adds_space = matches!(encoder, Encoder::Spm(_))
+            && gguf.bool_or("tokenizer.ggml.add_space_prefix", true)?;
         Ok(Self {
             special: SpecialTokens::new(special, |token| strips.strip(token))?,
             adds_space,

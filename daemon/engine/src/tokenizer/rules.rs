@@ -29,7 +29,6 @@ pub(super) struct Defaults {
     /// Prompts end with the separator whatever the file says: `tokenizer.ggml.add_sep_token` is about a second one
     /// between the texts of a pair, and files of models whose one text ends with the separator have it false.
     pub(super) needs_separator: bool,
-    pub(super) adds_space: bool,
     pub(super) reads_space: bool,
 }
 
