@@ -19,15 +19,36 @@ pub struct Columns<'a> {
     pub quantized: Quantized<'a>,
 }
 
+/// What the levels of one group of [`GROUP`] elements have in common, laid out for kernels that load one field of it
+/// into every lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct Group {
+    /// What a level stands for.
+    pub scale: f32,
+    /// `scale` times the sum of the levels, rounded: what a minimum of the weights is multiplied with.
+    pub scaled_sum: f32,
+    /// Minus the sum of the levels: what takes off an offset of the weights' levels.
+    pub negated_sum: i32,
+    /// Minus the sums of the levels of each half.
+    pub negated_half_sums: [i16; 2],
+}
+
+impl Group {
+    /// The sums of the levels of each half.
+    #[must_use]
+    pub fn half_sums(&self) -> [i32; 2] {
+        self.negated_half_sums.map(|sum| -i32::from(sum))
+    }
+}
+
 /// Borrowed quantized columns: `level * scale` approximates the value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quantized<'a> {
     /// Levels in -127..=127, one per element.
     pub levels: &'a [i8],
-    /// One scale per [`GROUP`].
-    pub scales: &'a [f32],
-    /// Sums of the levels of each half group: two per [`GROUP`].
-    pub sums: &'a [i32],
+    /// One per [`GROUP`] levels.
+    pub groups: &'a [Group],
 }
 
 /// Mutable counterpart of [`Quantized`] for one or more whole columns.
@@ -35,10 +56,8 @@ pub struct Quantized<'a> {
 pub struct QuantizedMut<'a> {
     /// Levels, one per element.
     pub levels: &'a mut [i8],
-    /// One scale per [`GROUP`].
-    pub scales: &'a mut [f32],
-    /// Two sums per [`GROUP`].
-    pub sums: &'a mut [i32],
+    /// One per [`GROUP`] levels.
+    pub groups: &'a mut [Group],
 }
 
 impl QuantizedMut<'_> {
@@ -48,11 +67,9 @@ impl QuantizedMut<'_> {
     /// If there are fewer.
     #[must_use]
     pub fn first(&mut self, elements: usize) -> QuantizedMut<'_> {
-        let groups = elements / GROUP;
         QuantizedMut {
             levels: &mut self.levels[..elements],
-            scales: &mut self.scales[..groups],
-            sums: &mut self.sums[..2 * groups],
+            groups: &mut self.groups[..elements / GROUP],
         }
     }
 }
@@ -75,12 +92,8 @@ impl Columns<'_> {
                 "levels cover every column"
             );
             assert!(
-                self.quantized.scales.len() >= elements / GROUP,
-                "scales cover every column"
-            );
-            assert!(
-                self.quantized.sums.len() >= elements / GROUP * 2,
-                "sums cover every column"
+                self.quantized.groups.len() >= elements / GROUP,
+                "groups cover every column"
             );
         } else {
             assert!(self.values.len() >= elements, "values cover every column");

@@ -1,7 +1,7 @@
 //! The battery that the kernels of every runnable table pass: against the scalar kernels to the bit, and the scalar
 //! kernels against f64 within a bound derived from the data.
 
-use crate::activation::{Columns, GROUP, Quantized, QuantizedMut};
+use crate::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
 use crate::block::decode_row;
 use crate::op::attention::{PAGE, TILE, key_index};
 use crate::op::rope::Pairing;
@@ -109,8 +109,7 @@ struct Activations {
     count: usize,
     values: Vec<f32>,
     levels: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<i32>,
+    groups: Vec<Group>,
 }
 
 impl Activations {
@@ -136,13 +135,10 @@ impl Activations {
         }
         values.truncate(k * count);
         let whole = values.len() / GROUP * GROUP;
-        let groups = whole / GROUP;
-        let (mut levels, mut scales, mut sums) =
-            (vec![0; whole], vec![0.0; groups], vec![0; 2 * groups]);
+        let (mut levels, mut groups) = (vec![0; whole], vec![Group::default(); whole / GROUP]);
         let mut output = QuantizedMut {
             levels: &mut levels,
-            scales: &mut scales,
-            sums: &mut sums,
+            groups: &mut groups,
         };
         scalar().quantize(&values[..whole], &mut output);
         Activations {
@@ -150,16 +146,14 @@ impl Activations {
             count,
             values,
             levels,
-            scales,
-            sums,
+            groups,
         }
     }
 
     fn columns(&self) -> Columns<'_> {
         let quantized = Quantized {
             levels: &self.levels,
-            scales: &self.scales,
-            sums: &self.sums,
+            groups: &self.groups,
         };
         Columns {
             k: self.k,
@@ -173,7 +167,7 @@ impl Activations {
     fn seen(&self, format: Format, column: usize, index: usize) -> f64 {
         let at = column * self.k + index;
         if format.is_quantized() {
-            f64::from(self.levels[at]) * f64::from(self.scales[at / GROUP])
+            f64::from(self.levels[at]) * f64::from(self.groups[at / GROUP].scale)
         } else {
             f64::from(self.values[at])
         }
@@ -284,16 +278,7 @@ fn a_column_does_not_depend_on_its_neighbours() {
                             .get(column * k..(column + 1) * k)
                             .unwrap_or(&[])
                             .to_vec(),
-                        scales: activations
-                            .scales
-                            .get(groups.clone())
-                            .unwrap_or(&[])
-                            .to_vec(),
-                        sums: activations
-                            .sums
-                            .get(2 * groups.start..2 * groups.end)
-                            .unwrap_or(&[])
-                            .to_vec(),
+                        groups: activations.groups.get(groups).unwrap_or(&[]).to_vec(),
                     };
                     let context =
                         std::format!("{} {} column {column}", table.isa().name(), format.name());
@@ -465,20 +450,18 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
                 table.rotate(&mut head, &rotations, pairing);
                 results.push(head);
             }
-            let (mut levels, mut scales, mut sums) = (
-                vec![0; length],
-                vec![0.0; length / 32],
-                vec![0; length / 16],
-            );
+            let (mut levels, mut groups) = (vec![0; length], vec![Group::default(); length / 32]);
             let mut output = QuantizedMut {
                 levels: &mut levels,
-                scales: &mut scales,
-                sums: &mut sums,
+                groups: &mut groups,
             };
             table.quantize(&x, &mut output);
-            results.push(scales);
             results.push(levels.iter().map(|&level| f32::from(level)).collect());
-            results.push(sums.iter().map(|&sum| sum as f32).collect());
+            for group in groups {
+                let [low, high] = group.negated_half_sums.map(f32::from);
+                let sum = group.negated_sum as f32;
+                results.push(vec![group.scale, group.scaled_sum, sum, low, high]);
+            }
             let mut halves = vec![0; length];
             table.to_half(&x, &mut halves);
             results.push(halves.iter().map(|&half| f32::from(half)).collect());
@@ -536,28 +519,29 @@ fn quantizing_keeps_within_half_a_step_and_marks_what_is_not_finite() {
     x[2 * GROUP + 5] = f32::NEG_INFINITY;
     x[3 * GROUP..].fill(1e-40);
     for table in Table::runnable() {
-        let (mut levels, mut scales, mut sums) = (vec![1; x.len()], vec![1.0; 4], vec![1; 8]);
+        let (mut levels, mut groups) = (vec![1; x.len()], vec![Group::default(); 4]);
         let mut output = QuantizedMut {
             levels: &mut levels,
-            scales: &mut scales,
-            sums: &mut sums,
+            groups: &mut groups,
         };
         table.quantize(&x, &mut output);
+        let step = groups[0].scale;
         for (index, &value) in x[..GROUP].iter().enumerate() {
-            let error = (f32::from(levels[index]) * scales[0] - value).abs();
-            assert!(
-                error <= scales[0] * 0.5001,
-                "error {error} of step {}",
-                scales[0]
-            );
+            let error = (f32::from(levels[index]) * step - value).abs();
+            assert!(error <= step * 0.5001, "error {error} of step {step}");
         }
-        assert!(scales[1].is_nan() && scales[2].is_nan() && scales[3] == 0.0);
+        for group in &groups[1..3] {
+            assert!(group.scale.is_nan() && group.scaled_sum.is_nan());
+        }
+        assert_eq!(groups[3], Group::default());
         assert!(levels[GROUP..].iter().all(|&level| level == 0));
-        for (sum, levels) in sums.iter().zip(levels.chunks(16)) {
-            assert_eq!(
-                *sum,
-                levels.iter().map(|&level| i32::from(level)).sum::<i32>()
-            );
+        for (group, levels) in groups.iter().zip(levels.chunks(GROUP)) {
+            let sum = |levels: &[i8]| levels.iter().map(|&level| i32::from(level)).sum::<i32>();
+            assert_eq!(group.half_sums(), [sum(&levels[..16]), sum(&levels[16..])]);
+            assert_eq!(group.negated_sum, -sum(levels));
+            if group.scale > 0.0 {
+                assert_eq!(group.scaled_sum, group.scale * sum(levels) as f32);
+            }
         }
     }
 }
@@ -586,17 +570,17 @@ const PRODUCTS: [(Format, u64); Format::ALL.len()] = [
     (Format::F16, 0x63cc_148a_aada_0c83),
     (Format::BF16, 0x4f97_6a8e_012e_80c5),
     (Format::Q4_0, 0x4897_4c59_c622_bdab),
-    (Format::Q4_1, 0xa532_f9a2_7583_e320),
+    (Format::Q4_1, 0x5e1b_be24_b6af_0bc4),
     (Format::Q5_0, 0x834e_1d44_57ef_7164),
-    (Format::Q5_1, 0xdf34_db67_7ebe_6be7),
+    (Format::Q5_1, 0xb15b_f2f1_39c2_d1cf),
     (Format::Q8_0, 0x1b8f_b266_34b3_6e1d),
     (Format::Q2K, 0x6946_f64f_d9d1_dcf1),
     (Format::Q3K, 0xb319_b2db_17a3_e07a),
-    (Format::Q4K, 0x582e_cf34_9667_411e),
-    (Format::Q5K, 0x62e0_905d_df81_d5e5),
+    (Format::Q4K, 0x83d1_acb9_e01a_78d2),
+    (Format::Q5K, 0x365d_7f8a_12e3_3717),
     (Format::Q6K, 0xab74_d31c_d2a9_5c45),
     (Format::IQ4NL, 0xb117_bf30_b271_31a3),
-    (Format::IQ4XS, 0x2423_42fb_3ab9_8d66),
+    (Format::IQ4XS, 0x7908_f61e_4ff5_8a00),
     (Format::MXFP4, 0x0f07_4a07_41c8_957e),
 ];
 

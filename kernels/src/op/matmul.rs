@@ -4,19 +4,20 @@
 //!
 //! - Quantized formats. Groups of 32 elements are taken in ascending order into one accumulator that starts at zero.
 //!   With `i` the integer sum of weight level × activation level over the group, `s` the sum of the activation
-//!   levels, and `a` the activation scale:
+//!   levels, `a` the activation scale, and `as` the rounded product `a * s` ([`crate::activation::Group`]):
 //!   - `Q8_0`, and the levels that the indices of `IQ4_NL` and `MXFP4` stand for: `acc = fma(scale * a, i, acc)`
 //!   - `Q4_0`: `acc = fma(scale * a, i - 8 s, acc)`; `Q5_0` the same with 16 for 8
-//!   - `Q4_1`, `Q5_1`: `acc = fma(scale * a, i, acc)`, then `acc = fma(minimum * a, s, acc)`
-//!   - `Q4_K`, `Q5_K`: `acc = fma(scale * a, group_scale * i, acc)`, then
-//!     `acc = fma(-(minimum_scale * a), group_minimum * s, acc)`
-//!   - `IQ4_XS`: `acc = fma(scale * a, group_scale * i, acc)`
+//!   - `Q4_1`, `Q5_1`: `acc = fma(scale * a, i, acc)`, then `acc = fma(minimum, as, acc)`
+//!   - `Q4_K`, `Q5_K`: `acc = fma((scale * group_scale) * a, i, acc)`, then
+//!     `acc = fma(-(minimum_scale * group_minimum), as, acc)`
+//!   - `IQ4_XS`: `acc = fma((scale * group_scale) * a, i, acc)`
 //!   - `Q6_K`: `acc = fma(scale * a, g0 * (i0 - 32 s0) + g1 * (i1 - 32 s1), acc)`, where 0 and 1 are the halves of
 //!     the group with their own group scales; `Q3_K` the same with 4 for 32
 //!   - `Q2_K`: `acc = fma(scale * a, g0 * i0 + g1 * i1, acc)`, then
 //!     `acc = fma(-(minimum_scale * a), m0 * s0 + m1 * s1, acc)`
 //!
-//!   These integers stay below 2^24 in magnitude, so their conversion to f32 is exact.
+//!   These integers stay below 2^24 in magnitude, so their conversion to f32 is exact. So is a product of a block's
+//!   scale, which has 11 bits, with a group's, which has at most 6.
 //! - `F32`, `F16`, `BF16`: lane `l` of 16 accumulates `fma(weight, value, lane)` over the elements with index `l`
 //!   modulo 16, the row padded with zeros to a multiple of 16; then the tree of [`super::sum_lanes`].
 //!

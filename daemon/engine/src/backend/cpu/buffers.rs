@@ -1,6 +1,6 @@
 //! The activations of one batch.
 
-use andon_kernels::activation::{Columns, GROUP, Quantized, QuantizedMut};
+use andon_kernels::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
 use std::sync::Mutex;
 
 /// The largest sizes that buffers must hold.
@@ -58,8 +58,7 @@ pub(crate) struct Buffers {
 #[derive(Debug)]
 pub(crate) struct Levels {
     levels: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<i32>,
+    groups: Vec<Group>,
 }
 
 impl Sizes {
@@ -82,10 +81,10 @@ impl Sizes {
             self.rope_pairs
                 .checked_mul(2)?
                 .checked_mul(self.rope_count)?,
-            // Levels of a byte, and twelve bytes for every group of them.
+            // Levels of a byte, and sixteen bytes for every group of them.
             widest
                 .checked_next_multiple_of(GROUP)?
-                .checked_mul(11)?
+                .checked_mul(12)?
                 .div_ceil(32),
         ])?;
         sum(&[
@@ -130,8 +129,7 @@ impl Levels {
         let elements = count * widest.next_multiple_of(GROUP);
         Levels {
             levels: vec![0; elements],
-            scales: vec![0.0; elements / GROUP],
-            sums: vec![0; elements / GROUP * 2],
+            groups: vec![Group::default(); elements / GROUP],
         }
     }
 
@@ -143,8 +141,7 @@ impl Levels {
             values,
             quantized: Quantized {
                 levels: &self.levels,
-                scales: &self.scales,
-                sums: &self.sums,
+                groups: &self.groups,
             },
         }
     }
@@ -158,12 +155,7 @@ impl Levels {
         let groups = k / GROUP * columns_each;
         self.levels
             .chunks_mut(groups * GROUP)
-            .zip(self.scales.chunks_mut(groups))
-            .zip(self.sums.chunks_mut(groups * 2))
-            .map(|((levels, scales), sums)| QuantizedMut {
-                levels,
-                scales,
-                sums,
-            })
+            .zip(self.groups.chunks_mut(groups))
+            .map(|(levels, groups)| QuantizedMut { levels, groups })
     }
 }

@@ -1,6 +1,7 @@
 //! Blocks of 256 elements with scales of scales.
 
 use super::{Column, Dot, integer_dot};
+use crate::activation::Group;
 use crate::block::{Groups, Q2K, Q3K, Q4K, Q5K, Q6K, f16_at};
 use libm::fmaf;
 
@@ -9,17 +10,21 @@ impl Dot for Q2K {
         let mut acc = 0.0;
         for (index, block) in row.iter().enumerate() {
             for group in 0..8 {
-                let (levels, a, sums) = column.group(index * 8 + group);
+                let (levels, x) = column.group(index * 8 + group);
                 let (mut scaled, mut minimum) = (0, 0);
                 for half in 0..2 {
                     let at = group * 32 + half * 16;
                     let weights = (at..at + 16).map(|element| i32::from(block.level(element)));
                     let packed = i32::from(block.groups[group * 2 + half]);
                     scaled += (packed & 15) * integer_dot(weights, &levels[half * 16..]);
-                    minimum += (packed >> 4) * sums[half];
+                    minimum += (packed >> 4) * x.half_sums()[half];
                 }
-                acc = fmaf(f16_at(block.scale) * a, scaled as f32, acc);
-                acc = fmaf(-(f16_at(block.minimum_scale) * a), minimum as f32, acc);
+                acc = fmaf(f16_at(block.scale) * x.scale, scaled as f32, acc);
+                acc = fmaf(
+                    -(f16_at(block.minimum_scale) * x.scale),
+                    minimum as f32,
+                    acc,
+                );
             }
         }
         acc
@@ -51,9 +56,16 @@ impl Dot for Q3K {
         for (index, block) in row.iter().enumerate() {
             let scales = block.scales();
             for group in 0..8 {
-                let (levels, a, sums) = column.group(index * 8 + group);
-                let i = halves_dot(|at| block.level(at), 4, &scales, group, levels, sums);
-                acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+                let (levels, x) = column.group(index * 8 + group);
+                let i = halves_dot(
+                    |at| block.level(at),
+                    4,
+                    &scales,
+                    group,
+                    levels,
+                    x.half_sums(),
+                );
+                acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
             }
         }
         acc
@@ -65,9 +77,16 @@ impl Dot for Q6K {
         let mut acc = 0.0;
         for (index, block) in row.iter().enumerate() {
             for group in 0..8 {
-                let (levels, a, sums) = column.group(index * 8 + group);
-                let i = halves_dot(|at| block.level(at), 32, &block.scales, group, levels, sums);
-                acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+                let (levels, x) = column.group(index * 8 + group);
+                let i = halves_dot(
+                    |at| block.level(at),
+                    32,
+                    &block.scales,
+                    group,
+                    levels,
+                    x.half_sums(),
+                );
+                acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
             }
         }
         acc
@@ -81,13 +100,13 @@ fn with_minimum(
     [scale, minimum_scale]: [[u8; 2]; 2],
     groups: &Groups,
     group: usize,
-    (levels, a, [s0, s1]): (&[i8], f32, [i32; 2]),
+    (levels, x): (&[i8], &Group),
 ) -> f32 {
     let i = integer_dot((0..32).map(|at| i32::from(level(at))), levels);
-    let scaled = i32::from(groups.scales[group]) * i;
-    let minimum = i32::from(groups.minimums[group]) * (s0 + s1);
-    let acc = fmaf(f16_at(scale) * a, scaled as f32, acc);
-    fmaf(-(f16_at(minimum_scale) * a), minimum as f32, acc)
+    let scale = f16_at(scale) * f32::from(groups.scales[group]);
+    let minimum = f16_at(minimum_scale) * f32::from(groups.minimums[group]);
+    let acc = fmaf(scale * x.scale, i as f32, acc);
+    fmaf(-minimum, x.scaled_sum, acc)
 }
 
 impl Dot for Q4K {

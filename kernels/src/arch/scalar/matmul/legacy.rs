@@ -8,9 +8,9 @@ impl Dot for Q8_0 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, _) = column.group(group);
+            let (levels, x) = column.group(group);
             let i = integer_dot(block.levels.iter().map(|&level| i32::from(level)), levels);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
         }
         acc
     }
@@ -20,9 +20,9 @@ impl Dot for Q4_0 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, [s0, s1]) = column.group(group);
-            let i = integer_dot(nibbles(&block.levels).map(i32::from), levels) - 8 * (s0 + s1);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+            let (levels, x) = column.group(group);
+            let i = integer_dot(nibbles(&block.levels).map(i32::from), levels) + 8 * x.negated_sum;
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
         }
         acc
     }
@@ -32,10 +32,10 @@ impl Dot for Q4_1 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, [s0, s1]) = column.group(group);
+            let (levels, x) = column.group(group);
             let i = integer_dot(nibbles(&block.levels).map(i32::from), levels);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
-            acc = fmaf(f16_at(block.minimum) * a, (s0 + s1) as f32, acc);
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
+            acc = fmaf(f16_at(block.minimum), x.scaled_sum, acc);
         }
         acc
     }
@@ -45,10 +45,10 @@ impl Dot for Q5_0 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, [s0, s1]) = column.group(group);
+            let (levels, x) = column.group(group);
             let weights = (0..32).map(|at| i32::from(block.level(at)));
-            let i = integer_dot(weights, levels) - 16 * (s0 + s1);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+            let i = integer_dot(weights, levels) + 16 * x.negated_sum;
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
         }
         acc
     }
@@ -58,10 +58,10 @@ impl Dot for Q5_1 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, [s0, s1]) = column.group(group);
+            let (levels, x) = column.group(group);
             let i = integer_dot((0..32).map(|at| i32::from(block.level(at))), levels);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
-            acc = fmaf(f16_at(block.minimum) * a, (s0 + s1) as f32, acc);
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
+            acc = fmaf(f16_at(block.minimum), x.scaled_sum, acc);
         }
         acc
     }

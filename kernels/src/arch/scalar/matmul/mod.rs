@@ -1,7 +1,7 @@
 //! Matrix products, see [`crate::op::matmul`]: each format's as its statement reads, row by row.
 
 use crate::Format;
-use crate::activation::{GROUP, Quantized};
+use crate::activation::{GROUP, Group, Quantized};
 use crate::block::{
     BF16, Block, F16, F32, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K,
     Q8_0,
@@ -68,8 +68,7 @@ unsafe fn product<B: Dot>(product: Product<'_>) {
                     values: &[],
                     quantized: Quantized {
                         levels: &columns.quantized.levels[range],
-                        scales: &columns.quantized.scales[groups.clone()],
-                        sums: &columns.quantized.sums[2 * groups.start..2 * groups.end],
+                        groups: &columns.quantized.groups[groups],
                     },
                 }
             } else {
@@ -85,14 +84,10 @@ unsafe fn product<B: Dot>(product: Product<'_>) {
 }
 
 impl Column<'_> {
-    /// Levels, scale and half sums of group `group`.
-    fn group(&self, group: usize) -> (&[i8], f32, [i32; 2]) {
+    /// Levels of group `group`, and what they have in common.
+    fn group(&self, group: usize) -> (&[i8], &Group) {
         let q = &self.quantized;
-        (
-            &q.levels[group * GROUP..][..GROUP],
-            q.scales[group],
-            [q.sums[2 * group], q.sums[2 * group + 1]],
-        )
+        (&q.levels[group * GROUP..][..GROUP], &q.groups[group])
     }
 }
 

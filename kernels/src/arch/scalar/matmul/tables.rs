@@ -13,9 +13,9 @@ impl Dot for IQ4NL {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, _) = column.group(group);
+            let (levels, x) = column.group(group);
             let i = integer_dot(looked_up(IQ4NL::TABLE, &block.indices), levels);
-            acc = fmaf(f16_at(block.scale) * a, i as f32, acc);
+            acc = fmaf(f16_at(block.scale) * x.scale, i as f32, acc);
         }
         acc
     }
@@ -27,9 +27,10 @@ impl Dot for IQ4XS {
         for (index, block) in row.iter().enumerate() {
             let scales = block.scales();
             for (group, scale) in scales.into_iter().enumerate() {
-                let (levels, a, _) = column.group(index * 8 + group);
+                let (levels, x) = column.group(index * 8 + group);
                 let i = integer_dot((0..32).map(|at| i32::from(block.level(group, at))), levels);
-                acc = fmaf(f16_at(block.scale) * a, (i32::from(scale) * i) as f32, acc);
+                let scale = f16_at(block.scale) * f32::from(scale);
+                acc = fmaf(scale * x.scale, i as f32, acc);
             }
         }
         acc
@@ -40,9 +41,9 @@ impl Dot for MXFP4 {
     fn dot(row: &[Self], column: Column<'_>) -> f32 {
         let mut acc = 0.0;
         for (group, block) in row.iter().enumerate() {
-            let (levels, a, _) = column.group(group);
+            let (levels, x) = column.group(group);
             let i = integer_dot(looked_up(MXFP4::TABLE, &block.indices), levels);
-            acc = fmaf(block.scale() * a, i as f32, acc);
+            acc = fmaf(block.scale() * x.scale, i as f32, acc);
         }
         acc
     }

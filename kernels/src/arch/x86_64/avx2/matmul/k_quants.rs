@@ -108,8 +108,7 @@ pub(super) unsafe fn grouped_block<F: Grouped, const M: usize>(
     sums
 }
 
-/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns. Group scale times integer sum, and group minimum times sum
-/// of activations, stay below 2^24, so forming them in f32 is exact.
+/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns.
 ///
 /// # Safety
 /// The rows must have the block, and every column from `column` the groups from `first_group`.
@@ -130,6 +129,7 @@ unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
     } else {
         unsigned(&bytes[group])
     };
+    let scale = _mm256_mul_ps(at.factors.scale, group_scale);
     for (index, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller owes the column.
         let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
@@ -138,12 +138,11 @@ unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
         } else {
             unsigned_dot(levels, &x)
         };
-        let product = _mm256_mul_ps(group_scale, _mm256_cvtepi32_ps(product));
-        *sum = _mm256_fmadd_ps(_mm256_mul_ps(at.factors.scale, x.scale), product, *sum);
+        let product = _mm256_cvtepi32_ps(product);
+        *sum = _mm256_fmadd_ps(_mm256_mul_ps(scale, x.scale()), product, *sum);
         if F::MINIMUM {
-            let x_sum = _mm256_set1_ps(x.sum() as f32);
-            let minimum = _mm256_mul_ps(unsigned(&bytes[group + 8]), x_sum);
-            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
+            let minimum = _mm256_mul_ps(at.factors.minimum, unsigned(&bytes[group + 8]));
+            *sum = _mm256_fnmadd_ps(minimum, x.scaled_sum(), *sum);
         }
     }
 }
@@ -242,14 +241,13 @@ unsafe fn add_halves<F: Halved, const M: usize, const QUARTER: usize>(
         // SAFETY: the caller owes the column.
         let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let product = _mm256_cvtepi32_ps(scaled_dot::<F, QUARTER>(levels, words, &x));
-        *sum = _mm256_fmadd_ps(_mm256_mul_ps(at.factors.scale, x.scale), product, *sum);
+        *sum = _mm256_fmadd_ps(_mm256_mul_ps(at.factors.scale, x.scale()), product, *sum);
         if F::MINIMUM {
             // Small integers: exact in f32.
-            let low = _mm256_set1_ps(x.sums[0] as f32);
-            let high = _mm256_set1_ps(x.sums[1] as f32);
+            let [low, high] = x.group.half_sums().map(|sum| _mm256_set1_ps(sum as f32));
             let minimum = _mm256_mul_ps(unsigned(&minimums[2 * group]), low);
             let minimum = _mm256_fmadd_ps(unsigned(&minimums[2 * group + 1]), high, minimum);
-            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm256_fnmadd_ps(_mm256_mul_ps(at.factors.minimum, x.scale()), minimum, *sum);
         }
     }
 }
@@ -262,7 +260,7 @@ unsafe fn add_halves<F: Halved, const M: usize, const QUARTER: usize>(
 fn scaled_dot<F: Halved, const QUARTER: usize>(
     levels: &Levels,
     words: &[__m256i; 4],
-    x: &Activation,
+    x: &Activation<'_>,
 ) -> __m256i {
     let pick = |index: usize| _mm256_set1_epi16(((2 * index + 1) << 8 | (2 * index)) as i16);
     let (low_scale, high_scale) = (pick(2 * QUARTER), pick(2 * QUARTER + 1));

@@ -7,11 +7,11 @@ use super::{
 use crate::activation::Columns;
 use crate::block::{Block, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use core::arch::x86_64::{
-    __m256, __m256i, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
+    __m256, __m256i, _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
     _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_mul_ps,
     _mm256_or_si256, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi64x, _mm256_setzero_ps,
-    _mm256_shuffle_epi8, _mm256_srli_epi32, _mm256_sub_epi32,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_setzero_ps,
+    _mm256_shuffle_epi8, _mm256_srli_epi32,
 };
 
 /// One block of eight rows.
@@ -59,20 +59,20 @@ pub(super) unsafe fn single_block<F: Single, const M: usize>(
         let block = unsafe { F::load(&rows, offset) };
         for (index, sum) in sums.iter_mut().enumerate() {
             // SAFETY: `group` is a group of every column.
-            let x: Activation = unsafe { activation(columns, column + index, group) };
+            let x: Activation<'_> = unsafe { activation(columns, column + index, group) };
             let mut product = if F::SIGNED {
                 signed_dot(&block.levels, &x)
             } else {
                 unsigned_dot(&block.levels, &x)
             };
             if F::OFFSET != 0 {
-                product = _mm256_sub_epi32(product, _mm256_set1_epi32(F::OFFSET * x.sum()));
+                let start = _mm256_set1_epi32(F::OFFSET * x.group.negated_sum);
+                product = _mm256_add_epi32(product, start);
             }
             let product = _mm256_cvtepi32_ps(product);
-            *sum = _mm256_fmadd_ps(_mm256_mul_ps(block.scale, x.scale), product, *sum);
+            *sum = _mm256_fmadd_ps(_mm256_mul_ps(block.scale, x.scale()), product, *sum);
             if F::MINIMUM {
-                let x_sum = _mm256_set1_ps(x.sum() as f32);
-                *sum = _mm256_fmadd_ps(_mm256_mul_ps(block.minimum, x.scale), x_sum, *sum);
+                *sum = _mm256_fmadd_ps(block.minimum, x.scaled_sum(), *sum);
             }
         }
     }

@@ -11,7 +11,7 @@ mod tables;
 
 use super::super::{PREFETCH_BYTES_MIN, blocked_kernel, column_span};
 use crate::Format;
-use crate::activation::{Columns, GROUP};
+use crate::activation::{Columns, GROUP, Group};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
@@ -108,19 +108,25 @@ struct Levels {
 
 /// One group of one column.
 #[derive(Clone, Copy)]
-struct Activation {
+struct Activation<'a> {
     low: __m256i,
     high: __m256i,
-    scale: __m256,
-    /// The sums of the levels in `low` and `high`.
-    sums: [i32; 2],
+    group: &'a Group,
 }
 
-impl Activation {
-    /// The sum of the levels.
+impl Activation<'_> {
+    /// The scale in every lane.
     #[inline]
-    fn sum(&self) -> i32 {
-        self.sums[0] + self.sums[1]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn scale(&self) -> __m256 {
+        _mm256_set1_ps(self.group.scale)
+    }
+
+    /// The scaled sum in every lane.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn scaled_sum(&self) -> __m256 {
+        _mm256_set1_ps(self.group.scaled_sum)
     }
 }
 
@@ -130,17 +136,15 @@ impl Activation {
 /// The column must have it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn activation(columns: &Columns<'_>, column: usize, group: usize) -> Activation {
+unsafe fn activation<'a>(columns: &Columns<'a>, column: usize, group: usize) -> Activation<'a> {
     let at = column * (columns.k / GROUP) + group;
-    // SAFETY: `at` is a group of the column, with 32 levels, one scale and two sums.
+    // SAFETY: `at` is a group of the column, with 32 levels.
     unsafe {
         let levels = columns.quantized.levels.as_ptr().add(at * GROUP);
-        let sums = columns.quantized.sums.as_ptr().add(2 * at);
         Activation {
             low: _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.cast())),
             high: _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.add(16).cast())),
-            scale: _mm256_set1_ps(*columns.quantized.scales.as_ptr().add(at)),
-            sums: [*sums, *sums.add(1)],
+            group: columns.quantized.groups.get_unchecked(at),
         }
     }
 }
@@ -209,7 +213,7 @@ fn first_words([a, b, c, d]: [__m256i; 4]) -> __m256i {
 /// Integer dot products of unsigned levels of at most five bits: each 16-bit sum is at most 4 * 31 * 127.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unsigned_dot(levels: &Levels, x: &Activation) -> __m256i {
+fn unsigned_dot(levels: &Levels, x: &Activation<'_>) -> __m256i {
     let ones = _mm256_set1_epi16(1);
     let mut sums = levels.low;
     for (pair, sum) in sums.iter_mut().enumerate() {
@@ -224,7 +228,7 @@ fn unsigned_dot(levels: &Levels, x: &Activation) -> __m256i {
 /// their signs moved to the activations; a pair is then at most 2 * 128 * 127 and does not saturate.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn signed_dot(levels: &Levels, x: &Activation) -> __m256i {
+fn signed_dot(levels: &Levels, x: &Activation<'_>) -> __m256i {
     let mut sums = levels.low;
     for (pair, sum) in sums.iter_mut().enumerate() {
         let low = signed_pairs(levels.low[pair], x.low);

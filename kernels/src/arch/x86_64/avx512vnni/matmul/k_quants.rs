@@ -163,8 +163,7 @@ fn byte_of_rows(bytes: &[[u8; 16]; 16], index: usize) -> __m128i {
     unsafe { _mm_loadu_si128(bytes[index].as_ptr().cast()) }
 }
 
-/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns. Group scale times integer sum, and group minimum times sum
-/// of activations, stay below 2^24, so forming them in f32 is exact.
+/// Adds the group that quarter `QUARTER` of half `half` is to the sums of all columns.
 ///
 /// # Safety
 /// Every column from `column` must have the groups from `first_group`.
@@ -182,8 +181,12 @@ unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
     let levels = &unsafe { F::levels::<QUARTER>(bits) };
     // SAFETY: the caller owes the instruction set.
     let group_scale = unsafe { F::group_scale(byte_of_rows(at.bytes, group)) };
-    let group_minimum = if F::MINIMUM {
-        unsigned(byte_of_rows(at.bytes, group + 8))
+    let scale = _mm512_mul_ps(at.factors.scale, group_scale);
+    let minimum = if F::MINIMUM {
+        _mm512_mul_ps(
+            at.factors.minimum,
+            unsigned(byte_of_rows(at.bytes, group + 8)),
+        )
     } else {
         _mm512_setzero_ps()
     };
@@ -191,18 +194,15 @@ unsafe fn add_group<F: Grouped, const M: usize, const QUARTER: usize>(
         // SAFETY: the caller owes the column.
         let x = unsafe { activation(at.columns, at.column + index, at.first_group + group) };
         let product = _mm512_cvtepi32_ps(dot(levels, &x, x.start(F::OFFSET)));
-        let product = _mm512_mul_ps(group_scale, product);
-        *sum = _mm512_fmadd_ps(_mm512_mul_ps(at.factors.scale, x.scale), product, *sum);
+        *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, x.scale()), product, *sum);
         if F::MINIMUM {
-            let x_sum = _mm512_set1_ps((x.sums[0] + x.sums[1]) as f32);
-            let minimum = _mm512_mul_ps(group_minimum, x_sum);
-            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm512_fnmadd_ps(minimum, x.scaled_sum(), *sum);
         }
     }
 }
 
-/// Adds the two groups of quarter `QUARTER` of half `half` to the sums of all columns; what [`add_group`] says of f32 holds
-/// for the sums of both groups.
+/// Adds the two groups of quarter `QUARTER` of half `half` to the sums of all columns. Group scales times integer sums, and
+/// group minimums times sums of activations, stay below 2^24 together, so forming them in f32 is exact.
 ///
 /// # Safety
 /// Every column from `column` must have the groups from `first_group`.
@@ -234,12 +234,13 @@ unsafe fn add_halves<F: Halved, const M: usize, const QUARTER: usize>(
         let high = half_dot(&levels.high, x.high, x.half_start(1, F::OFFSET));
         let product = _mm512_mul_ps(scales[0], _mm512_cvtepi32_ps(low));
         let product = _mm512_fmadd_ps(scales[1], _mm512_cvtepi32_ps(high), product);
-        *sum = _mm512_fmadd_ps(_mm512_mul_ps(at.factors.scale, x.scale), product, *sum);
+        *sum = _mm512_fmadd_ps(_mm512_mul_ps(at.factors.scale, x.scale()), product, *sum);
         if F::MINIMUM {
-            let minimum = _mm512_mul_ps(minimums[0], _mm512_set1_ps(x.sums[0] as f32));
-            let x_high = _mm512_set1_ps(x.sums[1] as f32);
+            let [x_low, x_high] = x.group.half_sums().map(|sum| sum as f32);
+            let minimum = _mm512_mul_ps(minimums[0], _mm512_set1_ps(x_low));
+            let x_high = _mm512_set1_ps(x_high);
             let minimum = _mm512_fmadd_ps(minimums[1], x_high, minimum);
-            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(at.factors.minimum, x.scale), minimum, *sum);
+            *sum = _mm512_fnmadd_ps(_mm512_mul_ps(at.factors.minimum, x.scale()), minimum, *sum);
         }
     }
 }

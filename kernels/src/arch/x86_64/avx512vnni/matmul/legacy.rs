@@ -8,8 +8,8 @@ use crate::activation::Columns;
 use crate::block::{Block, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use core::arch::x86_64::{
     __m512, __m512i, _mm512_add_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_mask_add_epi8,
-    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_set1_ps, _mm512_set4_epi64,
-    _mm512_setzero_ps, _mm512_shuffle_epi8, _mm512_test_epi8_mask, _mm512_xor_si512,
+    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_set4_epi64, _mm512_setzero_ps,
+    _mm512_shuffle_epi8, _mm512_test_epi8_mask, _mm512_xor_si512,
 };
 
 /// One block of sixteen rows.
@@ -23,7 +23,7 @@ pub(super) struct Loaded {
 
 /// A format whose blocks are one group of 32 elements with one scale.
 pub(super) trait Single: Block {
-    /// How far the loaded levels are shifted up: a power of two from 2, or zero.
+    /// How far the loaded levels are shifted up: a power of two from 4, or zero.
     const OFFSET: u32;
     /// Whether the format has minimums.
     const MINIMUM: bool;
@@ -55,12 +55,11 @@ pub(super) unsafe fn single_block<F: Single, const M: usize>(
         let block = unsafe { F::load(&rows, offset) };
         for (index, sum) in sums.iter_mut().enumerate() {
             // SAFETY: `group` is a group of every column.
-            let x: Activation = unsafe { activation(columns, column + index, group) };
+            let x: Activation<'_> = unsafe { activation(columns, column + index, group) };
             let product = _mm512_cvtepi32_ps(dot(&block.levels, &x, x.start(F::OFFSET)));
-            *sum = _mm512_fmadd_ps(_mm512_mul_ps(block.scale, x.scale), product, *sum);
+            *sum = _mm512_fmadd_ps(_mm512_mul_ps(block.scale, x.scale()), product, *sum);
             if F::MINIMUM {
-                let x_sum = _mm512_set1_ps((x.sums[0] + x.sums[1]) as f32);
-                *sum = _mm512_fmadd_ps(_mm512_mul_ps(block.minimum, x.scale), x_sum, *sum);
+                *sum = _mm512_fmadd_ps(block.minimum, x.scaled_sum(), *sum);
             }
         }
     }

@@ -14,7 +14,7 @@ mod tables;
 
 use super::super::{PREFETCH_BYTES_MIN, avx2, blocked_kernel, column_span};
 use crate::Format;
-use crate::activation::{Columns, GROUP};
+use crate::activation::{Columns, GROUP, Group};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{Kernel, Product};
 use core::arch::x86_64::{
@@ -22,9 +22,9 @@ use core::arch::x86_64::{
     _mm_insert_epi32, _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128, _mm256_set_m128i,
     _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi128_si512,
     _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_inserti32x4,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_sll_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_sll_epi32,
+    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use core::ops::Range;
 use k_quants::{Grouped, Halved, grouped_block, halved_block};
@@ -112,12 +112,10 @@ struct Levels {
 
 /// One group of one column.
 #[derive(Clone, Copy)]
-struct Activation {
+struct Activation<'a> {
     low: __m512i,
     high: __m512i,
-    scale: __m512,
-    /// The sums of the levels in `low` and `high`.
-    sums: [i32; 2],
+    group: &'a Group,
 }
 
 /// Group `group` of column `column`.
@@ -126,23 +124,35 @@ struct Activation {
 /// The column must have it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn activation(columns: &Columns<'_>, column: usize, group: usize) -> Activation {
+unsafe fn activation<'a>(columns: &Columns<'a>, column: usize, group: usize) -> Activation<'a> {
     let at = column * (columns.k / GROUP) + group;
-    // SAFETY: `at` is a group of the column, with 32 levels, one scale and two sums.
+    // SAFETY: `at` is a group of the column, with 32 levels.
     unsafe {
         let levels = columns.quantized.levels.as_ptr().add(at * GROUP);
-        let sums = columns.quantized.sums.as_ptr().add(2 * at);
         Activation {
             low: _mm512_broadcast_i32x4(_mm_loadu_si128(levels.cast())),
             high: _mm512_broadcast_i32x4(_mm_loadu_si128(levels.add(16).cast())),
-            scale: _mm512_set1_ps(*columns.quantized.scales.as_ptr().add(at)),
-            sums: [*sums, *sums.add(1)],
+            group: columns.quantized.groups.get_unchecked(at),
         }
     }
 }
 
-impl Activation {
-    /// Where the integer sums of levels that were shifted up by `offset`, a power of two from 2 or zero, start: the four
+impl Activation<'_> {
+    /// The scale in every lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn scale(&self) -> __m512 {
+        _mm512_set1_ps(self.group.scale)
+    }
+
+    /// The scaled sum in every lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn scaled_sum(&self) -> __m512 {
+        _mm512_set1_ps(self.group.scaled_sum)
+    }
+
+    /// Where the integer sums of levels that were shifted up by `offset`, a power of two from 4 or zero, start: the four
     /// partial sums of a row add up to `-offset` times the sum of the activations.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -150,9 +160,8 @@ impl Activation {
         if offset == 0 {
             return _mm512_setzero_si512();
         }
-        let [low, high] = self.sums.map(|sum| u64::from(sum as u32));
-        // Each row has both sums twice.
-        start(_mm512_set1_epi64((low | high << 32) as i64), offset / 2)
+        // Each row has the sum four times.
+        start(_mm512_set1_epi32(self.group.negated_sum), offset / 4)
     }
 
     /// [`Activation::start`] for the levels of half `half` alone and an `offset` from 4.
@@ -162,17 +171,17 @@ impl Activation {
         if offset == 0 {
             return _mm512_setzero_si512();
         }
-        // Each row has the sum four times.
-        start(_mm512_set1_epi32(self.sums[half]), offset / 4)
+        let sum = i32::from(self.group.negated_half_sums[half]);
+        start(_mm512_set1_epi32(sum), offset / 4)
     }
 }
 
-/// `-factor * sums`, for a power of two.
+/// `factor * sums`, for a power of two.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn start(sums: __m512i, factor: u32) -> __m512i {
     let shift = _mm_cvtsi32_si128(factor.trailing_zeros() as i32);
-    _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sums, shift))
+    _mm512_sll_epi32(sums, shift)
 }
 
 /// Sixteen bytes at `offset` of rows `quad`, `quad + 4`, `quad + 8` and `quad + 12`.
@@ -244,7 +253,7 @@ fn first_words([a, b, c, d]: [__m512i; 4]) -> __m512i {
 /// Integer dot products of unsigned levels, added to `start`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dot(levels: &Levels, x: &Activation, start: __m512i) -> __m512i {
+fn dot(levels: &Levels, x: &Activation<'_>, start: __m512i) -> __m512i {
     let mut sums = [start; 4];
     for (quad, sum) in sums.iter_mut().enumerate() {
         *sum = _mm512_dpbusd_epi32(*sum, levels.low[quad], x.low);
