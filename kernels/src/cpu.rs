@@ -10,13 +10,15 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// What AVX2 needs, and 256-bit `vpdpbusd`: from AVX-VNNI or, where a processor has only that, from AVX-512.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
 }
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
     /// Name used in configuration and reports.
     #[must_use]
@@ -24,6 +26,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512Vnni => "avx512-vnni",
         }
     }
@@ -40,6 +43,10 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => Cpu::detect().avx2,
+            Isa::AvxVnni => {
+                let cpu = Cpu::detect();
+                cpu.avx_vnni || cpu.avx512_vnni
+            }
             Isa::Avx512Vnni => Cpu::detect().avx512_vnni,
         }
     }
@@ -59,6 +66,7 @@ impl Isa {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cpu {
     avx2: bool,
+    avx_vnni: bool,
     avx512_vnni: bool,
 }
 
@@ -93,9 +101,13 @@ impl Cpu {
         let avx2 = ymm && bit(seven.ebx, 5);
         let avx512 =
             [16, 17, 30, 31].iter().all(|&index| bit(seven.ebx, index)) && bit(seven.ecx, 11);
+        let avx512_vnni = avx2 && zmm && avx512;
+        // Leaf 7 has a second subleaf only where its first says so.
+        let avx_vnni = avx2 && seven.eax >= 1 && bit(__cpuid_count(7, 1).eax, 4);
         Cpu {
             avx2,
-            avx512_vnni: avx2 && zmm && avx512,
+            avx_vnni,
+            avx512_vnni,
         }
     }
 }

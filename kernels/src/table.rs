@@ -76,6 +76,12 @@ const AVX2: Table = Table {
 };
 
 #[cfg(target_arch = "x86_64")]
+const AVX_VNNI: Table = Table {
+    isa: Isa::AvxVnni,
+    ..AVX2
+};
+
+#[cfg(target_arch = "x86_64")]
 const AVX512_VNNI: Table = Table {
     isa: Isa::Avx512Vnni,
     matmul: avx512vnni::matmul::kernel,
@@ -94,9 +100,11 @@ impl Table {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(AVX2),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Some(AVX_VNNI),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => None,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
         }
     }
 

@@ -53,7 +53,7 @@ struct Run {
     /// Compute threads [default: as many as this process may keep busy].
     #[arg(long)]
     threads: Option<usize>,
-    /// Instruction set to force: scalar, avx2, avx512-vnni [default: the best of this machine].
+    /// Instruction set to force: scalar, avx2, avx-vnni, avx512-vnni [default: the best of this machine].
     #[arg(long, value_parser = parse_isa)]
     isa: Option<Isa>,
     /// Pre-tokenizer, in place of the one the file names.
