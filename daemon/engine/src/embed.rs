@@ -276,7 +276,7 @@ impl Embedder {
         }
         let mut pass = EncodePass {
             encode: &mut self.encode,
-            maps: model.maps(),
+            weights: model.weights(),
             encoding,
         };
         let index = pass.encoding.layers_done;

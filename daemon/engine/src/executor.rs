@@ -333,7 +333,7 @@ impl Executor {
         let mut pass = Pass {
             cpu: &mut self.cpu,
             cache: &mut self.cache,
-            weights: model.maps(),
+            weights: model.weights(),
             batch: &self.batch,
         };
         // `new` makes no executor of another model.

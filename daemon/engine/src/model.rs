@@ -6,8 +6,7 @@ use crate::models::{self, Architecture, Encoder, Pooling};
 use crate::tokenizer::{
     ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
 };
-use crate::weights::WeightsError;
-use andon_os::Mapping;
+use crate::weights::{Weights, WeightsError};
 use std::path::{Path, PathBuf};
 
 /// A loaded model. Its weights stay in the file's map; it is shared by reference.
@@ -324,8 +323,10 @@ impl Model {
         &self.files
     }
 
-    pub(crate) fn maps(&self) -> &[Mapping] {
-        self.files.maps()
+    pub(crate) fn weights(&self) -> Weights<'_> {
+        Weights {
+            maps: self.files.maps(),
+        }
     }
 }
 

@@ -30,11 +30,6 @@ impl Matrix {
         self.range.len() / self.row_count.max(1)
     }
 
-    /// The matrix in the maps of the model's files.
-    pub(crate) fn bytes<'a>(&self, maps: &'a [Mapping]) -> &'a [u8] {
-        &maps[self.part][self.range.clone()]
-    }
-
     /// Some of its rows, as a matrix: files have several matrices of the same input as one.
     ///
     /// # Panics
@@ -48,6 +43,20 @@ impl Matrix {
             range: start(rows.start)..start(rows.end),
             ..*self
         }
+    }
+}
+
+/// Where the bytes of a model's matrices are. It is handed down to whatever multiplies with them.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    /// The maps of the model's files.
+    pub(crate) maps: &'a [Mapping],
+}
+
+impl<'a> Weights<'a> {
+    /// A matrix as its file has it.
+    pub(crate) fn raw(&self, matrix: &Matrix) -> &'a [u8] {
+        &self.maps[matrix.part][matrix.range.clone()]
     }
 }
 

@@ -12,10 +12,10 @@ use super::buffers::Levels;
 use super::matmul::{Product, multiply};
 use super::share;
 use crate::layer::Rope;
-use crate::weights::{Linear, Matrix};
+use crate::weights::{Linear, Matrix, Weights};
 use andon_kernels::op::attention::{PAGE, TILE, add_linear_bias, key_index};
 use andon_kernels::{Table, block};
-use andon_os::{Mapping, Pool};
+use andon_os::Pool;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -221,8 +221,7 @@ pub(crate) struct Encode {
 #[derive(Debug)]
 pub struct EncodePass<'a> {
     pub(crate) encode: &'a mut Encode,
-    /// Maps of the model's files.
-    pub(crate) maps: &'a [Mapping],
+    pub(crate) weights: Weights<'a>,
     pub(crate) encoding: &'a mut Encoding,
 }
 
@@ -276,7 +275,7 @@ impl Encode {
 fn project<const N: usize>(
     table: &Table,
     pool: &mut Pool,
-    maps: &[Mapping],
+    weights: Weights<'_>,
     levels: &mut Levels,
     input: &[f32],
     products: [(&Linear, &mut [f32]); N],
@@ -302,7 +301,7 @@ fn project<const N: usize>(
     multiply(
         table,
         pool,
-        maps,
+        weights,
         levels.columns(input, k, count),
         products.each_mut().map(|product| Product {
             matrix: product.matrix,
@@ -374,10 +373,10 @@ impl EncodePass<'_> {
             hidden,
             ..
         } = &mut *self.encoding;
-        let maps = self.maps;
+        let weights = self.weights;
         let row = |matrix: &Matrix, index: usize, output: &mut [f32]| {
             let start = index * matrix.row_bytes();
-            let bytes = &matrix.bytes(maps)[start..start + matrix.row_bytes()];
+            let bytes = &weights.raw(matrix)[start..start + matrix.row_bytes()];
             block::decode_row(matrix.format, bytes, output);
         };
         let add = |hidden: &mut [f32], more: &[f32]| {
@@ -459,11 +458,11 @@ impl EncodePass<'_> {
         let width = self.encode.sizes.embedding;
         let head_dim = self.encode.sizes.head_dim;
         let count = piece.len();
-        self.attention_input(norms, piece.clone(), |encode, maps, input| {
+        self.attention_input(norms, piece.clone(), |encode, stored, input| {
             project(
                 &encode.table,
                 &mut encode.pool,
-                maps,
+                stored,
                 &mut encode.levels,
                 input,
                 [
@@ -510,7 +509,7 @@ impl EncodePass<'_> {
         &mut self,
         norms: &Norms<'_>,
         piece: Range<usize>,
-        work: impl FnOnce(&mut Encode, &[Mapping], &[f32]),
+        work: impl FnOnce(&mut Encode, Weights<'_>, &[f32]),
     ) {
         let width = self.encode.sizes.embedding;
         let rows = &self.encoding.hidden[piece.start * width..piece.end * width];
@@ -520,10 +519,10 @@ impl EncodePass<'_> {
                 let input = &mut normed[..rows.len()];
                 let Encode { table, pool, .. } = &mut *self.encode;
                 normalize(table, pool, norm, rows, input);
-                work(self.encode, self.maps, input);
+                work(self.encode, self.weights, input);
                 self.encode.normed = normed;
             }
-            Norms::Pre(None, _) | Norms::Post(..) => work(self.encode, self.maps, rows),
+            Norms::Pre(None, _) | Norms::Post(..) => work(self.encode, self.weights, rows),
         }
     }
 
@@ -582,11 +581,11 @@ impl EncodePass<'_> {
         let width = self.encode.sizes.embedding;
         let head_dim = self.encode.sizes.head_dim;
         let count = piece.len();
-        self.attention_input(norms, piece.clone(), |encode, maps, input| {
+        self.attention_input(norms, piece.clone(), |encode, stored, input| {
             project(
                 &encode.table,
                 &mut encode.pool,
-                maps,
+                stored,
                 &mut encode.levels,
                 input,
                 [(&weights.query, &mut encode.query[..count * width])],
@@ -659,7 +658,7 @@ impl EncodePass<'_> {
         project(
             table,
             pool,
-            self.maps,
+            self.weights,
             levels,
             attended,
             [(&weights.output, &mut *output)],
@@ -713,7 +712,14 @@ impl EncodePass<'_> {
         let (gate, up) = (&mut gate[..inner], &mut up[..inner]);
         let down = match feed_forward {
             FeedForward::Gelu { up: first, down } => {
-                project(table, pool, self.maps, levels, input, [(first, &mut *gate)]);
+                project(
+                    table,
+                    pool,
+                    self.weights,
+                    levels,
+                    input,
+                    [(first, &mut *gate)],
+                );
                 share(pool, gate.chunks_mut(ROWS * between), |_, rows| {
                     table.gelu_erf(rows);
                 });
@@ -726,7 +732,7 @@ impl EncodePass<'_> {
                 activation,
             } => {
                 let products = [(first, &mut *gate), (second, &mut *up)];
-                project(table, pool, self.maps, levels, input, products);
+                project(table, pool, self.weights, levels, input, products);
                 let items = gate
                     .chunks_mut(ROWS * between)
                     .zip(up.chunks(ROWS * between));
@@ -738,7 +744,14 @@ impl EncodePass<'_> {
             }
         };
         let output = &mut projected[..elements];
-        project(table, pool, self.maps, levels, gate, [(down, &mut *output)]);
+        project(
+            table,
+            pool,
+            self.weights,
+            levels,
+            gate,
+            [(down, &mut *output)],
+        );
         let norm = match *norms {
             Norms::Pre(..) => None,
             Norms::Post(_, _, norm) => Some(norm),

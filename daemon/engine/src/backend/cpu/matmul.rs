@@ -1,9 +1,9 @@
 //! Matrices on all threads.
 
-use crate::weights::Matrix;
+use crate::weights::{Matrix, Weights};
 use andon_kernels::activation::Columns;
 use andon_kernels::{Table, Tiles};
-use andon_os::{Mapping, Pool};
+use andon_os::Pool;
 
 /// Weight bytes of a tile: small enough that threads finish together and the tile stays in L1, large enough that
 /// taking it costs nothing.
@@ -20,7 +20,7 @@ const ONE_PASS_COLUMNS_MAX: usize = 8;
 /// within one tile of each other, 1 / 32 of a thread's share.
 const TILES_EACH: usize = 32;
 
-/// A matrix of `weights` (the maps of the model's files) times columns, into `output` (`[column][row]`).
+/// A matrix times columns, into `output` (`[column][row]`).
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) output: &'a mut [f32],
@@ -30,7 +30,7 @@ pub(super) struct Product<'a> {
 pub(super) fn multiply<const N: usize>(
     table: &Table,
     pool: &mut Pool,
-    weights: &[Mapping],
+    weights: Weights<'_>,
     columns: Columns<'_>,
     products: [Product<'_>; N],
 ) {
@@ -51,7 +51,7 @@ pub(super) fn multiply<const N: usize>(
     pool.run(&|_| {
         for (matrix, tiles) in &jobs {
             while let Some(mut tile) = tiles.next() {
-                table.matmul(matrix.format, matrix.bytes(weights), columns, &mut tile);
+                table.matmul(matrix.format, weights.raw(matrix), columns, &mut tile);
             }
         }
     });

@@ -5,9 +5,9 @@ use super::matmul::{Product, multiply};
 use super::{Cpu, share};
 use crate::kv::Cache;
 use crate::layer::Rope;
-use crate::weights::{Linear, Matrix, RmsNorm};
+use crate::weights::{Linear, Matrix, RmsNorm, Weights};
 use andon_kernels::block;
-use andon_os::{Mapping, Pool};
+use andon_os::Pool;
 
 /// Tokens below which elementwise steps run on the calling thread: sharing them out costs more than they do.
 const SHARED_TOKENS_MIN: usize = 8;
@@ -55,8 +55,7 @@ impl Batch {
 pub struct Pass<'a> {
     pub(crate) cpu: &'a mut Cpu,
     pub(crate) cache: &'a mut Cache,
-    /// The maps of the model's files.
-    pub(crate) weights: &'a [Mapping],
+    pub(crate) weights: Weights<'a>,
     pub(crate) batch: &'a Batch,
 }
 
@@ -101,7 +100,7 @@ impl Pass<'_> {
 
     /// Sets the residual stream to the rows of `matrix` that the tokens name, each element times `scale`.
     pub fn embed(&mut self, matrix: &Matrix, scale: f32) {
-        let (row_bytes, rows) = (matrix.row_bytes(), matrix.bytes(self.weights));
+        let (row_bytes, rows) = (matrix.row_bytes(), self.weights.raw(matrix));
         for (hidden, &token) in self
             .cpu
             .buffers
