@@ -64,7 +64,7 @@ const AVX2: Table = Table {
     matmul_packed: scalar::packed::kernel,
     scores: avx2::attention::scores,
     weighted_sum: avx2::attention::weighted_sum,
-    quantize: avx2::elementwise::quantize,
+    quantize: avx2::quantize::quantize,
     rms_norm: avx2::elementwise::rms_norm,
     layer_norm: avx2::elementwise::layer_norm,
     swiglu: avx2::elementwise::swiglu,
