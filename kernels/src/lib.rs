@@ -21,7 +21,6 @@ mod cpu;
 pub mod encode;
 mod format;
 pub mod op;
-pub mod pack;
 mod table;
 mod tile;
 

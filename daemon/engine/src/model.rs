@@ -6,7 +6,7 @@ use crate::models::{self, Architecture, Encoder, Pooling};
 use crate::tokenizer::{
     ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
 };
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Matrix, Weights, WeightsError};
 use std::path::{Path, PathBuf};
 
 /// A loaded model. Its weights stay in the file's map; it is shared by reference.
@@ -73,6 +73,10 @@ pub struct ModelInfo {
     pub file_bytes: usize,
     /// Bytes of weights that decoding one token reads.
     pub bytes_per_token: usize,
+    /// Products of a weight and an activation that decoding one token takes; 0 for encoders.
+    pub multiply_adds_per_token: usize,
+    /// Those of them that make its logits, which a prompt needs for its last token only.
+    pub output_multiply_adds: usize,
     /// Bytes of KV cache that one token takes.
     pub kv_bytes_per_token: usize,
     /// How it makes one vector of an input; `None` for a model that generates text.
@@ -239,6 +243,8 @@ impl Model {
             vocabulary_count: sizes.vocabulary,
             file_bytes: files.bytes(),
             bytes_per_token: sizes.bytes_per_token,
+            multiply_adds_per_token: sizes.multiply_adds_per_token,
+            output_multiply_adds: sizes.output_multiply_adds,
             kv_bytes_per_token: sizes.kv_bytes_per_token,
             pooling: match &graph {
                 Graph::Decoder(_) => None,
@@ -337,6 +343,8 @@ struct GraphSizes {
     embedding: usize,
     vocabulary: usize,
     bytes_per_token: usize,
+    multiply_adds_per_token: usize,
+    output_multiply_adds: usize,
     kv_bytes_per_token: usize,
 }
 
@@ -345,12 +353,16 @@ impl Graph {
         match self {
             Graph::Decoder(decoder) => {
                 let shape = decoder.shape();
+                let matrices = decoder.matrices();
+                let elements = |matrix: &&Matrix| matrix.row_count * matrix.row_elements;
                 GraphSizes {
                     context: shape.context,
                     layer_count: shape.layer_count,
                     embedding: shape.embedding,
                     vocabulary: shape.vocabulary,
-                    bytes_per_token: decoder.bytes_per_token(),
+                    bytes_per_token: matrices.iter().map(|matrix| matrix.range.len()).sum(),
+                    multiply_adds_per_token: matrices.iter().map(elements).sum(),
+                    output_multiply_adds: matrices.last().map_or(0, elements),
                     kv_bytes_per_token: shape.kv_geometry().token_bytes(),
                 }
             }
@@ -362,6 +374,8 @@ impl Graph {
                     embedding: shape.embedding,
                     vocabulary: shape.vocabulary,
                     bytes_per_token: encoder.bytes_per_pass(),
+                    multiply_adds_per_token: 0,
+                    output_multiply_adds: 0,
                     kv_bytes_per_token: 0,
                 }
             }

@@ -5,8 +5,8 @@
 mod bench;
 mod embed;
 mod generate;
+mod limits;
 mod ppl;
-mod stream;
 mod tokenize;
 mod verify;
 
@@ -31,8 +31,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure prefill and decode speed, and the share of memory bandwidth that decoding reaches.
+    /// Measure prefill and decode speed, and what share of the machine's limits they reach.
     Bench(bench::Arguments),
+    /// Measure those limits alone: streaming read, and multiply-adds of each instruction set.
+    Limits(limits::Arguments),
     /// Measure the perplexity of a text.
     Ppl(ppl::Arguments),
     /// Print the token ids of a text, special tokens neither added nor recognized.
@@ -103,6 +105,7 @@ fn read_text(path: &Path) -> Result<String> {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Limits(arguments) => limits::run(&arguments),
         Command::Ppl(arguments) => ppl::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),

@@ -90,6 +90,7 @@ fn bench_reports_every_key() {
         "4",
         "--depth",
         "8",
+        "--columns",
         "--runs",
         "1",
         "--json",
@@ -101,6 +102,10 @@ fn bench_reports_every_key() {
         "bytes_per_token",
         "bandwidth_gb_s",
         "bandwidth_share",
+        "multiply_adds_per_token",
+        "int8_gmac_s",
+        "int8_share",
+        "depth_ratio",
     ] {
         assert!(
             report[key].as_f64().is_some_and(|value| value > 0.0),
@@ -108,6 +113,10 @@ fn bench_reports_every_key() {
         );
     }
     assert_eq!(report["threads"], 2);
+    // Prefill, decode without and with a context, and passes over 1 to 8 tokens.
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 11);
+    assert_eq!(rows[3]["cost"], 1.0);
     assert_eq!(report["isa"], andon_kernels::Isa::best().name());
 }
 

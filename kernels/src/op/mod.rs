@@ -12,6 +12,7 @@ pub mod gelu_tanh;
 pub mod glu;
 pub mod matmul;
 pub mod norm;
+pub(crate) mod peak;
 pub mod quantize;
 pub mod rope;
 pub mod softmax;

@@ -2,7 +2,7 @@
 
 use super::design::{Design, LayerDesign, QueryKeyNorm};
 use crate::backend::cpu::{Attend, Heads, Pass, Residual, RmsNorm};
-use crate::weights::{Linear, Source, WeightsError};
+use crate::weights::{Linear, Matrix, Source, WeightsError};
 
 /// `h += after(output · attend(rotate(norm(query · before(h))), rotate(norm(key · before(h))), value · before(h)))`,
 /// where norms, biases and the rotation are there as the design and the file have them.
@@ -71,12 +71,9 @@ impl Attention {
         })
     }
 
-    /// Bytes of its matrices.
-    pub(crate) fn bytes(&self) -> usize {
-        [&self.query, &self.key, &self.value, &self.output]
-            .map(|linear| linear.matrix.range.len())
-            .iter()
-            .sum()
+    /// Its matrices.
+    pub(crate) fn matrices(&self) -> [&Matrix; 4] {
+        [&self.query, &self.key, &self.value, &self.output].map(|linear| &linear.matrix)
     }
 
     /// Runs a batch through it.

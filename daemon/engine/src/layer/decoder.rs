@@ -63,12 +63,12 @@ impl Architecture for Decoder {
         self.design.shape
     }
 
-    fn bytes_per_token(&self) -> usize {
-        let layers = self.layers.iter();
-        layers
-            .map(|(attention, feed_forward)| attention.bytes() + feed_forward.bytes())
-            .sum::<usize>()
-            + self.output.matrix.range.len()
+    fn matrices(&self) -> Vec<&Matrix> {
+        let layers = self.layers.iter().flat_map(|(attention, feed_forward)| {
+            let attention = attention.matrices().into_iter();
+            attention.chain(feed_forward.matrices())
+        });
+        layers.chain([&self.output.matrix]).collect()
     }
 
     fn forward(&self, pass: &mut Pass<'_>) {

@@ -2,7 +2,7 @@
 
 use super::design::Design;
 use crate::backend::cpu::{Pass, Residual, RmsNorm};
-use crate::weights::{Linear, Source, WeightsError};
+use crate::weights::{Linear, Matrix, Source, WeightsError};
 
 /// `h += after(down · (activation(gate · before(h)) * (up · before(h))))`, where norms and biases are there as the
 /// design and the file have them.
@@ -56,12 +56,9 @@ impl FeedForward {
         })
     }
 
-    /// Bytes of its matrices.
-    pub(crate) fn bytes(&self) -> usize {
-        [&self.gate, &self.up, &self.down]
-            .map(|linear| linear.matrix.range.len())
-            .iter()
-            .sum()
+    /// Its matrices.
+    pub(crate) fn matrices(&self) -> [&Matrix; 3] {
+        [&self.gate, &self.up, &self.down].map(|linear| &linear.matrix)
     }
 
     /// Runs a batch through it.

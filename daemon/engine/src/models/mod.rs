@@ -30,6 +30,7 @@ mod smollm3;
 
 use crate::backend::cpu::Pass;
 use crate::kv::Geometry;
+use crate::weights::Matrix;
 
 pub use encoder::{Encoder, EncoderShape, Pooling};
 pub use registry::{PooledEncoder, load, load_encoder, names};
@@ -77,8 +78,8 @@ pub trait Architecture: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn shape(&self) -> Shape;
 
-    /// Bytes of weights that decoding one token reads.
-    fn bytes_per_token(&self) -> usize;
+    /// The matrices that decoding one token multiplies with, in their order; the output's is the last.
+    fn matrices(&self) -> Vec<&Matrix>;
 
     /// Runs a batch: the residual streams of its tokens through all layers, keys and values into the cache, and the
     /// logits of its outputs.

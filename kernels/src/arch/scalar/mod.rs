@@ -3,4 +3,3 @@
 pub(crate) mod attention;
 pub(crate) mod half;
 pub(crate) mod matmul;
-pub(crate) mod packed;

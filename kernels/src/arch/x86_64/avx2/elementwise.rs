@@ -1,6 +1,16 @@
 //! The portable bodies of [`crate::op`], compiled for this instruction set.
 
+use crate::activation::QuantizedMut;
 use crate::op;
+
+/// [`op::quantize::quantize`].
+///
+/// # Safety
+/// The instruction set must be supported.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn quantize(x: &[f32], output: &mut QuantizedMut<'_>) {
+    op::quantize::quantize(x, output);
+}
 
 /// [`op::norm::rms_norm`].
 ///
@@ -94,6 +104,6 @@ pub(crate) unsafe fn rotate(head: &mut [f32], table: &[[f32; 2]], pairing: op::r
 /// # Safety
 /// The instruction set must be supported.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn sum_words(words: &[u64]) -> u64 {
-    op::stream::sum_words(words)
+pub(crate) unsafe fn sum_words(bytes: &[u8]) -> u64 {
+    op::stream::sum_words(bytes)
 }

@@ -4,4 +4,4 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod half;
 pub(crate) mod matmul;
-pub(crate) mod quantize;
+pub(crate) mod peak;
