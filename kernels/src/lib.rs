@@ -21,6 +21,7 @@ mod cpu;
 pub mod encode;
 mod format;
 pub mod op;
+pub mod pack;
 mod table;
 mod tile;
 

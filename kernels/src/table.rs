@@ -8,9 +8,9 @@ use crate::arch::scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{avx2, avx512vnni};
 use crate::op::attention::{PAGE, Scores, TILE, WeightedSum};
-use crate::op::matmul::{Kernel, Product};
+use crate::op::matmul::{Kernel, PackedKernel, PackedProduct, Product};
 use crate::op::rope::Pairing;
-use crate::{Format, Isa, Tile, op};
+use crate::{Format, Isa, Tile, op, pack};
 use core::ops::Range;
 
 type LayerNorm = unsafe fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]);
@@ -20,6 +20,7 @@ type LayerNorm = unsafe fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]);
 pub struct Table {
     isa: Isa,
     matmul: fn(Format) -> Kernel,
+    matmul_packed: fn(Format) -> Option<PackedKernel>,
     scores: Scores,
     weighted_sum: WeightedSum,
     quantize: unsafe fn(&[f32], &mut QuantizedMut<'_>),
@@ -40,6 +41,7 @@ pub struct Table {
 const SCALAR: Table = Table {
     isa: Isa::Scalar,
     matmul: scalar::matmul::kernel,
+    matmul_packed: scalar::packed::kernel,
     scores: scalar::attention::scores,
     weighted_sum: scalar::attention::weighted_sum,
     quantize: op::quantize::quantize,
@@ -61,9 +63,10 @@ const SCALAR: Table = Table {
 const AVX2: Table = Table {
     isa: Isa::Avx2,
     matmul: avx2::matmul::kernel,
+    matmul_packed: scalar::packed::kernel,
     scores: avx2::attention::scores,
     weighted_sum: avx2::attention::weighted_sum,
-    quantize: avx2::elementwise::quantize,
+    quantize: avx2::quantize::quantize,
     rms_norm: avx2::elementwise::rms_norm,
     layer_norm: avx2::elementwise::layer_norm,
     swiglu: avx2::elementwise::swiglu,
@@ -88,6 +91,7 @@ const AVX_VNNI: Table = Table {
 const AVX512_VNNI: Table = Table {
     isa: Isa::Avx512Vnni,
     matmul: avx512vnni::matmul::kernel,
+    matmul_packed: avx512vnni::packed::kernel,
     sum_words: avx512vnni::stream::sum_words,
     multiply_adds: avx512vnni::peak::multiply_adds,
     ..AVX2
@@ -162,6 +166,50 @@ impl Table {
         // SAFETY: the table's instruction set is supported; rows, columns and output were checked above, and the
         // tile has its output to itself.
         unsafe { (self.matmul)(format)(product) }
+    }
+
+    /// [`Table::matmul`] of a packed matrix, see [`pack`]. The results are the same bytes.
+    ///
+    /// `packed` are the bytes of the whole matrix, packed rows of `columns.k` elements of `format`; the tile must start at
+    /// a multiple of [`pack::ROWS`] rows.
+    ///
+    /// # Panics
+    /// If the format has no packed layout, the rows are not whole blocks, the tile starts elsewhere, the matrix has fewer
+    /// rows than the tile, the columns are fewer than the tile's, or their buffers are too short.
+    #[inline]
+    pub fn matmul_packed(
+        &self,
+        format: Format,
+        packed: &[u8],
+        columns: Columns<'_>,
+        tile: &mut Tile<'_>,
+    ) {
+        let tile_bytes = pack::tile_bytes(format, columns.k).expect("the format is packed");
+        let kernel = (self.matmul_packed)(format).expect("the format is packed");
+        let Range { start, end } = tile.rows();
+        assert!(start.is_multiple_of(pack::ROWS), "packed rows start a tile");
+        let bytes = end.div_ceil(pack::ROWS).checked_mul(tile_bytes);
+        assert!(
+            bytes.is_some_and(|bytes| bytes <= packed.len()),
+            "the matrix has the tile's rows"
+        );
+        assert_eq!(
+            columns.count,
+            tile.column_count(),
+            "the tile has the columns"
+        );
+        columns.assert_readable(true);
+        let (output, stride) = tile.raw();
+        let product = PackedProduct {
+            tiles: packed[start / pack::ROWS * tile_bytes..].as_ptr(),
+            row_count: end - start,
+            columns,
+            output,
+            stride,
+        };
+        // SAFETY: the table's instruction set is supported; tiles, columns and output were checked above, and the tile
+        // has its output to itself.
+        unsafe { kernel(product) }
     }
 
     /// Scores of the first `scores.len()` positions of a page of keys, see [`op::attention`].

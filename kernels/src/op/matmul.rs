@@ -42,6 +42,29 @@ pub(crate) struct Product<'a> {
     pub(crate) stride: usize,
 }
 
+/// Arguments of a kernel for packed weights, see [`crate::pack`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedProduct<'a> {
+    /// First byte of the tile with the first row.
+    pub(crate) tiles: *const u8,
+    /// Rows to compute, from the first of that tile.
+    pub(crate) row_count: usize,
+    /// The activations.
+    pub(crate) columns: Columns<'a>,
+    /// As in [`Product`].
+    pub(crate) output: *mut f32,
+    /// As in [`Product`].
+    pub(crate) stride: usize,
+}
+
+/// A kernel for packed weights.
+///
+/// # Safety
+/// The instruction set must be supported; `tiles` must be readable for the tiles that `row_count` rows of `columns.k`
+/// elements are in; `columns` must be readable for quantized weights (`Columns::assert_readable`) and `k` be whole blocks of the
+/// format; `output` must be writable as for [`Kernel`].
+pub(crate) type PackedKernel = unsafe fn(PackedProduct<'_>);
+
 /// A matrix product kernel.
 ///
 /// # Safety

@@ -3,6 +3,34 @@
 use super::exp::ROUND;
 use crate::activation::{GROUP, Group, QuantizedMut};
 
+/// A group whose largest magnitude is below this becomes zero: the reciprocal of its scale could overflow.
+pub(crate) const MAXIMUM_MIN: f32 = 1e-30;
+
+/// Bits of the smallest magnitude that is infinite or a NaN.
+pub(crate) const NOT_FINITE: u32 = 0x7f80_0000;
+
+/// What a group of levels of zero has: a scale of NaN if its values were not finite, else of zero.
+#[inline(always)]
+pub(crate) fn without_levels(not_finite: bool) -> Group {
+    let scale = if not_finite { f32::NAN } else { 0.0 };
+    Group {
+        scale,
+        scaled_sum: scale,
+        ..Group::default()
+    }
+}
+
+/// What a group has whose levels have these sums, one for each half.
+#[inline(always)]
+pub(crate) fn with_levels(scale: f32, [low, high]: [i32; 2]) -> Group {
+    Group {
+        scale,
+        scaled_sum: scale * (low + high) as f32,
+        negated_sum: -(low + high),
+        negated_half_sums: [-low as i16, -high as i16],
+    }
+}
+
 /// Quantizes whole groups of 32: `scale = max|x| / 127`, `level = x * (1 / scale)` rounded to nearest, ties to
 /// even; the sums that [`Group`] has of them.
 ///
@@ -39,18 +67,9 @@ pub(crate) fn quantize(x: &[f32], output: &mut QuantizedMut<'_>) {
             };
             exponent = exponent.max(exponents[lane]);
         }
-        if exponent == 0x7f80_0000 || maximum < 1e-30 {
-            let scale = if exponent == 0x7f80_0000 {
-                f32::NAN
-            } else {
-                0.0
-            };
+        if exponent == NOT_FINITE || maximum < MAXIMUM_MIN {
             *levels = [0; GROUP];
-            *group = Group {
-                scale,
-                scaled_sum: scale,
-                ..Group::default()
-            };
+            *group = without_levels(exponent == NOT_FINITE);
             continue;
         }
         let scale = maximum / 127.0;
@@ -62,12 +81,7 @@ pub(crate) fn quantize(x: &[f32], output: &mut QuantizedMut<'_>) {
         }
         let low: i32 = integers[..16].iter().sum();
         let high: i32 = integers[16..].iter().sum();
-        *group = Group {
-            scale,
-            scaled_sum: scale * (low + high) as f32,
-            negated_sum: -(low + high),
-            negated_half_sums: [-low as i16, -high as i16],
-        };
+        *group = with_levels(scale, [low, high]);
         for (level, &integer) in levels.iter_mut().zip(&integers) {
             *level = integer as i8;
         }

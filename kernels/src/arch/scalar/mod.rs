@@ -3,3 +3,4 @@
 pub(crate) mod attention;
 pub(crate) mod half;
 pub(crate) mod matmul;
+pub(crate) mod packed;

@@ -92,7 +92,7 @@ impl Column<'_> {
 }
 
 /// Exact integer dot product of weight levels with activation levels.
-fn integer_dot(weights: impl Iterator<Item = i32>, levels: &[i8]) -> i32 {
+pub(in super::super) fn integer_dot(weights: impl Iterator<Item = i32>, levels: &[i8]) -> i32 {
     weights
         .zip(levels)
         .map(|(weight, &level)| weight * i32::from(level))

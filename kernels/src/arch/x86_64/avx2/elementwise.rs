@@ -1,16 +1,6 @@
 //! The portable bodies of [`crate::op`], compiled for this instruction set.
 
-use crate::activation::QuantizedMut;
 use crate::op;
-
-/// [`op::quantize::quantize`].
-///
-/// # Safety
-/// The instruction set must be supported.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn quantize(x: &[f32], output: &mut QuantizedMut<'_>) {
-    op::quantize::quantize(x, output);
-}
 
 /// [`op::norm::rms_norm`].
 ///

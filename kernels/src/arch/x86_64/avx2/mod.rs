@@ -5,3 +5,4 @@ pub(crate) mod elementwise;
 pub(crate) mod half;
 pub(crate) mod matmul;
 pub(crate) mod peak;
+pub(crate) mod quantize;
