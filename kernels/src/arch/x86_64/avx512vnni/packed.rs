@@ -11,7 +11,7 @@ use crate::block::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{PackedKernel, PackedProduct};
 use crate::pack::{BLOCK_GROUPS, GroupScales, Layout, Packed, ROWS, STEPS};
 use core::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
+    __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
     _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
     _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512,
     _mm512_madd_epi16, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
@@ -22,9 +22,9 @@ use core::arch::x86_64::{
 /// Columns computed together where there are many: their accumulators and a group's levels fit the 32 registers.
 const COLUMNS: usize = 16;
 
-/// How far ahead of a block others are fetched. Several columns keep the processor too busy to run so far ahead by itself
-/// that memory is never waited for; its own prefetching stops at each page.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of a block others are fetched, into L2. Several columns keep the processor too busy to run so far ahead by
+/// itself that memory is never waited for, and its own prefetching stops at each page.
+const PREFETCH_BYTES: usize = 8192;
 
 /// The kernel of a format; `None` if it has no packed layout.
 pub(crate) const fn kernel(format: Format) -> Option<PackedKernel> {
@@ -139,9 +139,7 @@ unsafe fn tile_product<F: Packed, const M: usize>(
             };
             let mut levels = block.add(Layout::<F>::head_bytes(count));
             for group in 0..count {
-                if M > 1 {
-                    prefetch::<F>(block, group);
-                }
+                prefetch::<F>(block, group);
                 let scales = Scales::load::<F>(block, group, factors);
                 add_group::<F, M>(&mut sums, unpack::<F>(levels), &scales, at);
                 levels = levels.add(Layout::<F>::LEVEL_BYTES);
@@ -164,7 +162,7 @@ fn prefetch<F: Packed>(block: *const u8, group: usize) {
         // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
         #[allow(unused_unsafe, reason = "safe only in later compilers")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
         }
     }
 }
