@@ -14,11 +14,25 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
+    /// aarch64 with what every such processor has.
+    Neon,
+    /// aarch64 with dot products of 8-bit integers.
+    NeonDotprod,
+    /// aarch64 with those and with products of 8-bit integer matrices.
+    NeonI8mm,
 }
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 7] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+        Isa::Neon,
+        Isa::NeonDotprod,
+        Isa::NeonI8mm,
+    ];
 
     /// Name used in configuration and reports.
     #[must_use]
@@ -28,6 +42,9 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avx-vnni",
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -48,6 +65,9 @@ impl Isa {
                 cpu.avx_vnni || cpu.avx512_vnni
             }
             Isa::Avx512Vnni => Cpu::detect().avx512_vnni,
+            Isa::Neon => Cpu::detect().neon,
+            Isa::NeonDotprod => Cpu::detect().neon_dotprod,
+            Isa::NeonI8mm => Cpu::detect().neon_i8mm,
         }
     }
 
@@ -68,12 +88,27 @@ struct Cpu {
     avx2: bool,
     avx_vnni: bool,
     avx512_vnni: bool,
+    neon: bool,
+    neon_dotprod: bool,
+    neon_i8mm: bool,
 }
 
 impl Cpu {
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn detect() -> Cpu {
         Cpu::default()
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn detect() -> Cpu {
+        let extensions = crate::arch::aarch64::Extensions::detect();
+        Cpu {
+            // The compiler uses it for everything.
+            neon: cfg!(target_feature = "neon"),
+            neon_dotprod: extensions.dotprod,
+            neon_i8mm: extensions.dotprod && extensions.i8mm,
+            ..Cpu::default()
+        }
     }
 
     /// Reads cpuid and, for the vector registers, what the operating system saves (XCR0).
@@ -108,6 +143,7 @@ impl Cpu {
             avx2,
             avx_vnni,
             avx512_vnni,
+            ..Cpu::default()
         }
     }
 }

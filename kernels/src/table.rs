@@ -4,6 +4,8 @@
 //! kernels rely on, so calling them is safe.
 
 use crate::activation::{Columns, QuantizedMut};
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::{dotprod, i8mm, neon};
 use crate::arch::scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{avx2, avx512vnni};
@@ -97,6 +99,30 @@ const AVX512_VNNI: Table = Table {
     ..AVX2
 };
 
+#[cfg(target_arch = "aarch64")]
+const NEON: Table = Table {
+    isa: Isa::Neon,
+    matmul: neon::matmul::plain,
+    matmul_packed: neon::packed::plain,
+    to_half: neon::half::to_half,
+    ..SCALAR
+};
+
+#[cfg(target_arch = "aarch64")]
+const NEON_DOTPROD: Table = Table {
+    isa: Isa::NeonDotprod,
+    matmul: dotprod::matmul::kernel,
+    matmul_packed: dotprod::packed::kernel,
+    ..NEON
+};
+
+#[cfg(target_arch = "aarch64")]
+const NEON_I8MM: Table = Table {
+    isa: Isa::NeonI8mm,
+    matmul_packed: i8mm::packed::kernel,
+    ..NEON_DOTPROD
+};
+
 impl Table {
     /// The kernels of `isa`; `None` if this machine cannot run them.
     #[must_use]
@@ -114,6 +140,14 @@ impl Table {
             Isa::Avx512Vnni => Some(AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(NEON),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(NEON_DOTPROD),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(NEON_I8MM),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => None,
         }
     }
 
