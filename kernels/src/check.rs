@@ -274,27 +274,55 @@ fn packed_product(
     output
 }
 
+/// Compares the packed products of every table with the scalar ones of the rows as files have them, if `format` has a
+/// packed layout.
+fn check_packed_product(
+    random: &mut Random,
+    format: Format,
+    draw: Draw,
+    [k, rows, columns]: [usize; 3],
+) {
+    let Some(bytes) = pack::bytes(format, rows, k) else {
+        return;
+    };
+    let matrix = weights(random, format, k * rows, draw);
+    let activations = Activations::new(random, k, columns, draw);
+    let expected = product(&scalar(), format, &matrix, rows, &activations);
+    let mut packed = vec![0xaa; bytes + 1];
+    pack::pack(format, &matrix, rows, k, &mut packed[1..]);
+    for table in Table::runnable() {
+        let actual = packed_product(&table, format, &packed[1..], rows, &activations);
+        let context = std::format!(
+            "{} packed {} {draw:?} k {k} rows {rows} columns {columns}",
+            table.isa().name(),
+            format.name()
+        );
+        assert_same_bits(&actual, &expected, &context);
+    }
+}
+
 #[test]
 fn packed_products_have_the_bits_of_unpacked_ones() {
     for_each_product(|random, format, draw, k, rows, columns| {
-        let Some(bytes) = pack::bytes(format, rows, k) else {
-            return;
-        };
-        let matrix = weights(random, format, k * rows, draw);
-        let activations = Activations::new(random, k, columns, draw);
-        let expected = product(&scalar(), format, &matrix, rows, &activations);
-        let mut packed = vec![0xaa; bytes + 1];
-        pack::pack(format, &matrix, rows, k, &mut packed[1..]);
-        for table in Table::runnable() {
-            let actual = packed_product(&table, format, &packed[1..], rows, &activations);
-            let context = std::format!(
-                "{} packed {} {draw:?} k {k} rows {rows} columns {columns}",
-                table.isa().name(),
-                format.name()
-            );
-            assert_same_bits(&actual, &expected, &context);
-        }
+        check_packed_product(random, format, draw, [k, rows, columns]);
     });
+}
+
+#[test]
+fn packed_products_have_them_for_any_number_of_columns() {
+    let mut random = Random(11);
+    for format in Format::ALL {
+        let block = format.block_elements().max(GROUP);
+        // Blocks that are whole, cut short and followed by such; tiles likewise; and columns on both sides of every
+        // number that kernels take together.
+        for columns in (1..=9).chain([12, 15, 16, 17, 31, 33, 63, 64, 65, 71]) {
+            for draw in DRAWS {
+                let blocks = [1, 3, 8, 9, 18][random.below(5)];
+                let rows = [1, 5, 8, 15, 16, 17, 33][random.below(7)];
+                check_packed_product(&mut random, format, draw, [blocks * block, rows, columns]);
+            }
+        }
+    }
 }
 
 #[test]

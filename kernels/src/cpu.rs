@@ -82,6 +82,12 @@ impl Isa {
     }
 }
 
+/// Whether 256-bit `vpdpbusd` can be run as AVX-VNNI encodes it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx_vnni() -> bool {
+    Cpu::detect().avx_vnni
+}
+
 /// CPU features, as sets that the kernels need together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cpu {

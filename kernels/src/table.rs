@@ -8,7 +8,11 @@ use crate::activation::{Columns, QuantizedMut};
 use crate::arch::aarch64::{dotprod, i8mm, neon};
 use crate::arch::scalar;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::{avx2, avx512vnni};
+use crate::arch::x86_64::avx2::packed::Pairs;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::{avx2, avx512vnni, avxvnni};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu;
 use crate::op::attention::{PAGE, Scores, TILE, WeightedSum};
 use crate::op::matmul::{Kernel, PackedKernel, PackedProduct, Product};
 use crate::op::rope::Pairing;
@@ -65,7 +69,7 @@ const SCALAR: Table = Table {
 const AVX2: Table = Table {
     isa: Isa::Avx2,
     matmul: avx2::matmul::kernel,
-    matmul_packed: scalar::packed::kernel,
+    matmul_packed: avx2::packed::kernel::<Pairs>,
     scores: avx2::attention::scores,
     weighted_sum: avx2::attention::weighted_sum,
     quantize: avx2::quantize::quantize,
@@ -86,7 +90,15 @@ const AVX2: Table = Table {
 #[cfg(target_arch = "x86_64")]
 const AVX_VNNI: Table = Table {
     isa: Isa::AvxVnni,
+    matmul_packed: avxvnni::packed::vex,
     ..AVX2
+};
+
+/// [`AVX_VNNI`] where only AVX-512 has the instruction.
+#[cfg(target_arch = "x86_64")]
+const AVX_VNNI_EVEX: Table = Table {
+    matmul_packed: avxvnni::packed::evex,
+    ..AVX_VNNI
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -135,7 +147,11 @@ impl Table {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(AVX2),
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => Some(AVX_VNNI),
+            Isa::AvxVnni => Some(if cpu::has_avx_vnni() {
+                AVX_VNNI
+            } else {
+                AVX_VNNI_EVEX
+            }),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]

@@ -2,6 +2,7 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512vnni;
+pub(crate) mod avxvnni;
 
 /// The register sets that the operating system saves (XCR0).
 ///

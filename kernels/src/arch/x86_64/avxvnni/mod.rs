@@ -1,0 +1,3 @@
+//! Kernels for 256-bit `vpdpbusd`, in either of its encodings.
+
+pub(crate) mod packed;
