@@ -13,9 +13,14 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread, ThreadId};
+use std::time::{Duration, Instant};
 
-/// Spins before sleeping: some 50 to 150 microseconds, depending on what a pause costs the processor.
-const SPINS_MAX: u32 = 4000;
+/// How long to spin before sleeping: longer than what lies between two phases, choosing a token included, and short
+/// beside the milliseconds for which other programs take a core. Waking a sleeper costs 5 to 50 microseconds.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// Spins between two looks at the clock: a microsecond or a few, depending on what a pause costs the processor.
+const SPINS_PER_LOOK: u32 = 64;
 
 /// Stack of a worker: kernels need a few kilobytes.
 const STACK_BYTES: usize = 256 * 1024;
@@ -58,20 +63,35 @@ const WORKERS_MAX: usize = State::ENTERED as usize;
 
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// What the caller and the workers share.
-struct Shared {
+/// On cache lines of its own, two of them because processors fetch lines in pairs: who waits for one value is not
+/// slowed down by writes to another.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+/// What workers look at to begin a phase.
+struct Start {
     /// Number of the phase, whether it is closed, and how many workers entered it; see [`State`].
     state: AtomicU64,
     /// Points to the caller's `&Phase` while a phase runs.
     job: AtomicPtr<()>,
-    /// Workers that entered the phase and left it.
-    left: AtomicUsize,
     /// Set when the pool is dropped; read after a change of phase.
     stopping: AtomicBool,
-    /// Whether each worker sleeps or is about to.
-    sleeping: Box<[AtomicBool]>,
+}
+
+/// What the caller looks at to end a phase.
+struct End {
+    /// Workers that entered the phase and left it.
+    left: AtomicUsize,
     /// Whether the caller sleeps or is about to.
     caller_sleeping: AtomicBool,
+}
+
+/// What the caller and the workers share.
+struct Shared {
+    start: Alone<Start>,
+    end: Alone<End>,
+    /// Whether each worker sleeps or is about to.
+    sleeping: Box<[AtomicBool]>,
     /// The thread that called last, to be woken.
     caller: Mutex<Option<Thread>>,
 }
@@ -103,12 +123,16 @@ impl Pool {
     pub fn new(threads: NonZero<usize>) -> std::io::Result<Pool> {
         let count = (threads.get() - 1).min(WORKERS_MAX);
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(State::CLOSED),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            left: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
+            start: Alone(Start {
+                state: AtomicU64::new(State::CLOSED),
+                job: AtomicPtr::new(std::ptr::null_mut()),
+                stopping: AtomicBool::new(false),
+            }),
+            end: Alone(End {
+                left: AtomicUsize::new(0),
+                caller_sleeping: AtomicBool::new(false),
+            }),
             sleeping: (0..count).map(|_| AtomicBool::new(false)).collect(),
-            caller_sleeping: AtomicBool::new(false),
             caller: Mutex::new(None),
         });
         let mut pool = Pool {
@@ -152,15 +176,14 @@ impl Pool {
         }
         let closing = CloseOnDrop { shared };
         let job: &&Phase<'_> = &phase;
-        shared
-            .job
-            .store(std::ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
-        shared.left.store(0, Ordering::Relaxed);
+        let Start {
+            state, job: place, ..
+        } = &shared.start.0;
+        place.store(std::ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
+        shared.end.0.left.store(0, Ordering::Relaxed);
         self.phase += 1;
         // SeqCst here and in `wait`: either the worker sees the new phase before it sleeps, or we see that it sleeps.
-        shared
-            .state
-            .store(State::open(self.phase).0, Ordering::SeqCst);
+        state.store(State::open(self.phase).0, Ordering::SeqCst);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping) {
             if sleeping.load(Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -179,17 +202,21 @@ struct CloseOnDrop<'a> {
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         let shared = self.shared;
-        let entered = State(shared.state.fetch_or(State::CLOSED, Ordering::SeqCst)).entered();
-        wait(&shared.caller_sleeping, || {
-            shared.left.load(Ordering::SeqCst) == entered
-        });
+        let state = &shared.start.0.state;
+        let entered = State(state.fetch_or(State::CLOSED, Ordering::SeqCst)).entered();
+        let End {
+            left,
+            caller_sleeping,
+        } = &shared.end.0;
+        wait(caller_sleeping, || left.load(Ordering::SeqCst) == entered);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        self.shared
+        let start = &self.shared.start.0;
+        start.stopping.store(true, Ordering::Relaxed);
+        start
             .state
             .store(State::open(self.phase + 1).0, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
@@ -202,11 +229,18 @@ impl Drop for Pool {
 
 /// Spins for a bounded time, then sleeps, until `done`; `sleeping` tells the other side to unpark this thread.
 fn wait(sleeping: &AtomicBool, done: impl Fn() -> bool) {
-    for _ in 0..SPINS_MAX {
-        if done() {
-            return;
+    let mut began = None;
+    loop {
+        for _ in 0..SPINS_PER_LOOK {
+            if done() {
+                return;
+            }
+            std::hint::spin_loop();
         }
-        std::hint::spin_loop();
+        let now = Instant::now();
+        if now.saturating_duration_since(*began.get_or_insert(now)) >= SPIN {
+            break;
+        }
     }
     sleeping.store(true, Ordering::SeqCst);
     while !done() {
@@ -227,19 +261,24 @@ impl Drop for AbortOnPanic {
 }
 
 fn work(shared: &Shared, index: usize) {
-    let state = || State(shared.state.load(Ordering::SeqCst));
+    let Start {
+        state: word,
+        job,
+        stopping,
+    } = &shared.start.0;
+    let state = || State(word.load(Ordering::SeqCst));
     let mut seen = 0;
     loop {
         wait(&shared.sleeping[index], || state().phase() != seen);
         let current = state();
-        if shared.stopping.load(Ordering::Relaxed) {
+        if stopping.load(Ordering::Relaxed) {
             return;
         }
         if current.is_closed() {
             seen = current.phase();
             continue;
         }
-        let entering = shared.state.compare_exchange(
+        let entering = word.compare_exchange(
             current.0,
             current.0 + 1,
             Ordering::SeqCst,
@@ -252,11 +291,12 @@ fn work(shared: &Shared, index: usize) {
         let guard = AbortOnPanic;
         // SAFETY: `run` stored a pointer to a `&Phase` on its stack before it opened the phase, and does not return
         // before everyone who entered it, as this worker just did, has left.
-        let phase = unsafe { *shared.job.load(Ordering::Relaxed).cast::<&Phase<'_>>() };
+        let phase = unsafe { *job.load(Ordering::Relaxed).cast::<&Phase<'_>>() };
         phase(index + 1);
         drop(guard);
-        shared.left.fetch_add(1, Ordering::SeqCst);
-        if shared.caller_sleeping.load(Ordering::SeqCst)
+        let end = &shared.end.0;
+        end.left.fetch_add(1, Ordering::SeqCst);
+        if end.caller_sleeping.load(Ordering::SeqCst)
             && let Some(caller) = &*shared.caller.lock().unwrap_or_else(PoisonError::into_inner)
         {
             caller.unpark();
