@@ -28,4 +28,4 @@ mod tile;
 pub use cpu::Isa;
 pub use format::Format;
 pub use table::Table;
-pub use tile::{Tile, Tiles};
+pub use tile::{GatedTile, GatedTiles, Share, Shares, Tile, Tiles, TilesOf};

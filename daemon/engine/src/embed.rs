@@ -4,13 +4,12 @@
 //! or let another one go first. A vector depends on its own input only: not on what it was encoded together with, nor
 //! on threads or instruction sets.
 
-use crate::backend::cpu::CpuError;
 use crate::backend::cpu::encode::{Encode, EncodePass, EncodeSizes, Encoding, Span};
+use crate::backend::cpu::{CpuError, Threads};
 use crate::executor::ExecutorError;
 use crate::model::Model;
 use crate::models::{Encoder, Pooling};
 use andon_kernels::{Isa, Table};
-use andon_os::Pool;
 use std::num::NonZero;
 use std::sync::Arc;
 
@@ -142,7 +141,7 @@ impl Embedder {
         let isa = options.isa.unwrap_or_else(Isa::best);
         let table =
             Table::new(isa).ok_or_else(|| ExecutorError::Backend(CpuError::unsupported(isa)))?;
-        let pool = Pool::new(threads).map_err(|source| {
+        let pool = Threads::new(threads).map_err(|source| {
             let threads = threads.get();
             ExecutorError::Backend(CpuError::Threads { threads, source })
         })?;

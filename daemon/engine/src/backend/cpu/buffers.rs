@@ -43,6 +43,8 @@ pub(crate) struct Buffers {
     pub(crate) projected: Vec<f32>,
     /// 8-bit form of whichever buffer enters the next matrices.
     pub(crate) levels: Levels,
+    /// 8-bit form of what enters the last matrix of a feed-forward part: it is written while `levels` are read.
+    pub(crate) activated: Levels,
     /// `[rotation][token][pair]` of cosine and sine.
     pub(crate) ropes: Vec<Vec<[f32; 2]>>,
     /// One token's keys and values in f16.
@@ -65,7 +67,11 @@ impl Sizes {
     /// Bytes of the buffers with `threads` threads, apart from logits; `None` if they cannot be counted.
     #[must_use]
     pub fn bytes(&self, threads: usize) -> Option<usize> {
-        let widest = self.embedding.max(self.query).max(self.feed_forward);
+        let groups = |width: usize| {
+            // Levels of a byte, and sixteen bytes for every group of them.
+            let width = width.checked_next_multiple_of(GROUP)?;
+            Some(width.checked_mul(12)?.div_ceil(32))
+        };
         let sum = |parts: &[usize]| {
             let mut sum = 0usize;
             for &part in parts {
@@ -81,11 +87,8 @@ impl Sizes {
             self.rope_pairs
                 .checked_mul(2)?
                 .checked_mul(self.rope_count)?,
-            // Levels of a byte, and sixteen bytes for every group of them.
-            widest
-                .checked_next_multiple_of(GROUP)?
-                .checked_mul(12)?
-                .div_ceil(32),
+            groups(self.embedding.max(self.query))?,
+            groups(self.feed_forward)?,
         ])?;
         sum(&[
             floats.checked_mul(self.tokens_max)?,
@@ -99,7 +102,6 @@ impl Sizes {
 impl Buffers {
     pub(crate) fn new(sizes: &Sizes, threads: usize) -> Buffers {
         let tokens = sizes.tokens_max;
-        let widest = sizes.embedding.max(sizes.query).max(sizes.feed_forward);
         Buffers {
             sizes: *sizes,
             hidden: vec![0.0; tokens * sizes.embedding],
@@ -111,7 +113,8 @@ impl Buffers {
             gate: vec![0.0; tokens * sizes.feed_forward],
             up: vec![0.0; tokens * sizes.feed_forward],
             projected: vec![0.0; tokens * sizes.embedding],
-            levels: Levels::new(tokens, widest),
+            levels: Levels::new(tokens, sizes.embedding.max(sizes.query)),
+            activated: Levels::new(tokens, sizes.feed_forward),
             ropes: vec![vec![[0.0; 2]; tokens * sizes.rope_pairs]; sizes.rope_count],
             half_key: vec![0; sizes.key_value],
             half_value: vec![0; sizes.key_value],
@@ -143,6 +146,14 @@ impl Levels {
                 levels: &self.levels,
                 groups: &self.groups,
             },
+        }
+    }
+
+    /// `count` columns of `k` elements, to be written. `k` must be whole groups.
+    pub(crate) fn first(&mut self, k: usize, count: usize) -> QuantizedMut<'_> {
+        QuantizedMut {
+            levels: &mut self.levels[..k * count],
+            groups: &mut self.groups[..k / GROUP * count],
         }
     }
 

@@ -10,12 +10,11 @@
 
 use super::buffers::Levels;
 use super::matmul::{Product, multiply};
-use super::share;
+use super::{Threads, share};
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, Weights};
 use andon_kernels::op::attention::{PAGE, TILE, add_linear_bias, key_index};
 use andon_kernels::{Table, block};
-use andon_os::Pool;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -194,7 +193,7 @@ pub struct Encoding {
 #[derive(Debug)]
 pub(crate) struct Encode {
     pub(crate) table: Table,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Threads,
     sizes: EncodeSizes,
     /// Cosine and sine of each rope, `[position][pair]`, as far as positions have been needed.
     ropes: Vec<(Rope, Vec<[f32; 2]>)>,
@@ -226,7 +225,7 @@ pub struct EncodePass<'a> {
 }
 
 impl Encode {
-    pub(crate) fn new(table: Table, pool: Pool, sizes: EncodeSizes, ropes: Vec<Rope>) -> Encode {
+    pub(crate) fn new(table: Table, pool: Threads, sizes: EncodeSizes, ropes: Vec<Rope>) -> Encode {
         let EncodeSizes {
             embedding,
             feed_forward,
@@ -274,7 +273,7 @@ impl Encode {
 /// Products of `input` (rows of `k`) with matrices, biases added.
 fn project<const N: usize>(
     table: &Table,
-    pool: &mut Pool,
+    pool: &mut Threads,
     weights: Weights<'_>,
     levels: &mut Levels,
     input: &[f32],
@@ -319,7 +318,13 @@ fn project<const N: usize>(
 }
 
 /// Normalizes rows of `input` into `output`.
-fn normalize(table: &Table, pool: &mut Pool, norm: &LayerNorm, input: &[f32], output: &mut [f32]) {
+fn normalize(
+    table: &Table,
+    pool: &mut Threads,
+    norm: &LayerNorm,
+    input: &[f32],
+    output: &mut [f32],
+) {
     let width = norm.weight.len();
     let items = input
         .chunks(ROWS * width)
@@ -338,7 +343,7 @@ fn normalize(table: &Table, pool: &mut Pool, norm: &LayerNorm, input: &[f32], ou
 /// Adds `more` to `rows` and normalizes the sums in place; `scratch` holds a copy of the rows.
 fn add_and_normalize(
     table: &Table,
-    pool: &mut Pool,
+    pool: &mut Threads,
     norm: Option<&LayerNorm>,
     rows: &mut [f32],
     more: &[f32],

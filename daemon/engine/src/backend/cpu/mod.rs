@@ -12,6 +12,7 @@ mod heads;
 mod matmul;
 mod pass;
 mod residual;
+mod threads;
 
 pub use crate::weights::RmsNorm;
 pub use attend::Attend;
@@ -21,16 +22,17 @@ pub use pass::{Batch, Output, Pass};
 pub use residual::{Activation, Residual};
 
 use andon_kernels::{Isa, Table};
-use andon_os::Pool;
 use buffers::Buffers;
 use std::num::NonZero;
-use std::sync::{Mutex, PoisonError};
+use threads::share;
+
+pub(crate) use threads::Threads;
 
 /// The CPU backend of one model.
 #[derive(Debug)]
 pub struct Cpu {
     pub(crate) table: Table,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Threads,
     pub(crate) buffers: Buffers,
 }
 
@@ -76,7 +78,7 @@ impl Cpu {
     pub fn new(isa: Option<Isa>, threads: NonZero<usize>, sizes: &Sizes) -> Result<Cpu, CpuError> {
         let isa = isa.unwrap_or_else(Isa::best);
         let table = Table::new(isa).ok_or_else(|| CpuError::unsupported(isa))?;
-        let pool = Pool::new(threads).map_err(|source| CpuError::Threads {
+        let pool = Threads::new(threads).map_err(|source| CpuError::Threads {
             threads: threads.get(),
             source,
         })?;
@@ -86,20 +88,4 @@ impl Cpu {
             pool,
         })
     }
-}
-
-/// Runs `work` on every item, shared out over the pool. Items are borrowed pieces of buffers, taken one at a time
-/// under a lock: make them large enough that the lock is not felt.
-fn share<I>(pool: &mut Pool, items: I, work: impl Fn(usize, I::Item) + Sync)
-where
-    I: Iterator + Send,
-{
-    let items = Mutex::new(items);
-    pool.run(&|thread| {
-        loop {
-            let item = items.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(item) = item else { return };
-            work(thread, item);
-        }
-    });
 }

@@ -2,12 +2,11 @@
 
 use super::buffers::Buffers;
 use super::matmul::{Product, multiply};
-use super::{Cpu, share};
+use super::{Cpu, Threads, share};
 use crate::kv::Cache;
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, RmsNorm, Weights};
 use andon_kernels::block;
-use andon_os::Pool;
 
 /// Tokens below which elementwise steps run on the calling thread: sharing them out costs more than they do.
 const SHARED_TOKENS_MIN: usize = 8;
@@ -82,8 +81,12 @@ pub(super) fn piece_tokens(token_count: usize) -> usize {
 }
 
 /// Runs `work` on every piece, on all threads if there are enough tokens.
-pub(super) fn run<I>(pool: &mut Pool, token_count: usize, pieces: I, work: impl Fn(I::Item) + Sync)
-where
+pub(super) fn run<I>(
+    pool: &mut Threads,
+    token_count: usize,
+    pieces: I,
+    work: impl Fn(I::Item) + Sync,
+) where
     I: Iterator + Send,
 {
     if token_count < SHARED_TOKENS_MIN {

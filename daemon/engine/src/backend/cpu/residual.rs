@@ -1,9 +1,10 @@
 //! What a layer's parts give to the residual stream.
 
 use super::Cpu;
-use super::matmul::{Product, multiply};
+use super::matmul::{Gated, Product, multiply, multiply_gated};
 use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
 use crate::weights::{Linear, RmsNorm};
+use andon_kernels::activation::QuantizedMut;
 
 /// What is done to the output of a part, after its bias, before it is added to the residual stream.
 #[derive(Clone, Copy, Debug)]
@@ -76,48 +77,34 @@ impl Pass<'_> {
         let columns = buffers
             .levels
             .columns(&buffers.normed, gate.matrix.row_elements, count);
-        let products = [
-            Product {
-                matrix: &gate.matrix,
-                output: &mut buffers.gate,
-            },
-            Product {
-                matrix: &up.matrix,
-                output: &mut buffers.up,
-            },
-        ];
-        multiply(table, pool, self.weights, columns, products);
         let k = down.matrix.row_elements;
-        let each = piece_tokens(count);
-        let shared_table = &*table;
-        let gates = buffers.gate[..count * k]
-            .chunks_mut(each * k)
-            .zip(buffers.up[..count * k].chunks_mut(each * k));
+        let quantized = down.matrix.format.is_quantized();
+        let gated = Gated {
+            matrices: [&gate.matrix, &up.matrix],
+            outputs: [&mut buffers.gate, &mut buffers.up],
+            quantized: quantized.then(|| buffers.activated.first(k, count)),
+        };
         let (gate_bias, up_bias) = (gate.bias.as_deref(), up.bias.as_deref());
-        let activate = |gates: &mut [f32], ups: &mut [f32]| {
-            if let Some(bias) = gate_bias {
-                gates
-                    .chunks_exact_mut(k)
-                    .for_each(|gate| add_to(gate, bias));
-            }
-            if let Some(bias) = up_bias {
-                ups.chunks_exact_mut(k).for_each(|up| add_to(up, bias));
+        let shared_table = &*table;
+        let finish = |first: usize,
+                      gate: &mut [f32],
+                      up: &mut [f32],
+                      quantized: Option<QuantizedMut<'_>>| {
+            for (values, bias) in [(&mut *gate, gate_bias), (&mut *up, up_bias)] {
+                if let Some(bias) = bias {
+                    add_to(values, &bias[first..]);
+                }
             }
             match activation {
-                Activation::Silu => shared_table.swiglu(gates, ups),
-                Activation::GeluTanh => shared_table.geglu_tanh(gates, ups),
+                Activation::Silu => shared_table.swiglu(gate, up),
+                Activation::GeluTanh => shared_table.geglu_tanh(gate, up),
+            }
+            if let Some(mut quantized) = quantized {
+                shared_table.quantize(gate, &mut quantized);
             }
         };
-        if down.matrix.format.is_quantized() {
-            let items = gates.zip(buffers.levels.pieces(k, each));
-            run(pool, count, items, |((gates, ups), mut levels)| {
-                activate(gates, ups);
-                shared_table.quantize(gates, &mut levels.first(gates.len()));
-            });
-        } else {
-            run(pool, count, gates, |(gates, ups)| activate(gates, ups));
-        }
-        let columns = buffers.levels.columns(&buffers.gate, k, count);
+        multiply_gated(table, pool, self.weights, columns, gated, finish);
+        let columns = buffers.activated.columns(&buffers.gate, k, count);
         multiply(
             table,
             pool,
