@@ -116,6 +116,8 @@ fn tokenizer_seeds() -> Seeds {
     }
     // A file of a kind that puts no space before a text, which says that one is put there.
     seeds.push(b"\x00\x05a\xff\xff a".to_vec());
+    // An unknown token whose text has a letter of the byte alphabet that stands for another byte.
+    seeds.push(b"\x00\x63<s>\xfe</s>\xfe\xc4\xbd<unk>\xff\xff\xc4\xbd<unk>".to_vec());
     seeds
 }
 

@@ -186,7 +186,7 @@ impl Vocabulary {
                 arena.push(byte);
             } else {
                 let literal = match (spelling, kind) {
-                    (Spelling::ByteAlphabet, Kind::Control | Kind::UserDefined) => {
+                    (Spelling::ByteAlphabet, kind) if kind.is_special() => {
                         arena.get(start..) != Some(text.as_bytes())
                     }
                     (Spelling::ByteAlphabet, _) => !spelled,
