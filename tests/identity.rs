@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
-use andon_engine::kv::PAGE;
+use andon_engine::kv::{KvType, PAGE};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
 use andon_kernels::Isa;
@@ -18,12 +18,13 @@ use std::sync::Arc;
 /// Bits of the logits of every position.
 type Rows = Vec<Vec<u32>>;
 
-fn executor(model: &Arc<Model>, isa: Isa, threads: usize) -> Executor {
+fn executor(model: &Arc<Model>, isa: Isa, threads: usize, kv_type: KvType) -> Executor {
     let options = ExecutorOptions {
         isa: Some(isa),
         threads: Some(threads),
         batch_tokens_max: 256,
         kv_tokens_max: 1024,
+        kv_type,
         prefix_cache: true,
     };
     Executor::new(Arc::clone(model), &options).expect("a valid executor")
@@ -77,9 +78,15 @@ fn supported() -> impl Iterator<Item = Isa> {
 }
 
 fn check(path: &Path, length: usize, scalar_length: usize) {
+    for kv_type in KvType::ALL {
+        check_kept_in(kv_type, path, length, scalar_length);
+    }
+}
+
+fn check_kept_in(kv_type: KvType, path: &Path, length: usize, scalar_length: usize) {
     let model = Arc::new(Model::load(path).expect("a sound model"));
     let sequence = tokens(&model, length, 0);
-    let mut best = executor(&model, Isa::best(), 2);
+    let mut best = executor(&model, Isa::best(), 2, kv_type);
     let expected = run(&mut best, &sequence, 1);
     for chunk in [2, 3, 8, 17, 64, length] {
         assert_same(
@@ -90,7 +97,7 @@ fn check(path: &Path, length: usize, scalar_length: usize) {
     }
     for threads in [1, 3] {
         let actual = run(
-            &mut executor(&model, Isa::best(), threads),
+            &mut executor(&model, Isa::best(), threads, kv_type),
             &sequence,
             length,
         );
@@ -102,7 +109,11 @@ fn check(path: &Path, length: usize, scalar_length: usize) {
         } else {
             length
         };
-        let actual = run(&mut executor(&model, isa, 2), &sequence[..length], length);
+        let actual = run(
+            &mut executor(&model, isa, 2, kv_type),
+            &sequence[..length],
+            length,
+        );
         assert_same(
             &actual,
             &expected,
@@ -111,7 +122,7 @@ fn check(path: &Path, length: usize, scalar_length: usize) {
     }
     check_together(&mut best, &sequence, &expected);
     check_remembered(&mut best, &sequence, &expected);
-    check_answers(&model, &sequence);
+    check_answers(&model, &sequence, kv_type);
 }
 
 /// Appends tokens and gives the logits of all of them.
@@ -150,11 +161,17 @@ fn check_remembered(executor: &mut Executor, sequence: &[u32], expected: &Rows) 
 }
 
 /// What generations put out, and how much of their prompts was remembered.
-fn answers(model: &Arc<Model>, prefix_cache: bool, prompts: &[&[u32]]) -> Vec<(Vec<Said>, usize)> {
+fn answers(
+    model: &Arc<Model>,
+    prefix_cache: bool,
+    kv_type: KvType,
+    prompts: &[&[u32]],
+) -> Vec<(Vec<Said>, usize)> {
     let options = ExecutorOptions {
         threads: Some(2),
         batch_tokens_max: 256,
         kv_tokens_max: 512,
+        kv_type,
         prefix_cache,
         ..ExecutorOptions::default()
     };
@@ -210,14 +227,14 @@ fn answers(model: &Arc<Model>, prefix_cache: bool, prompts: &[&[u32]]) -> Vec<(V
 type Said = (u32, u32, u32);
 
 /// Answers are the same bytes with and without the prefix cache, whatever was asked before.
-fn check_answers(model: &Arc<Model>, sequence: &[u32]) {
+fn check_answers(model: &Arc<Model>, sequence: &[u32], kv_type: KvType) {
     let other = tokens(model, sequence.len(), 9);
     let first_page = &sequence[..PAGE + 3];
     let prompts = [
         sequence, first_page, &other, sequence, first_page, &other, sequence,
     ];
-    let without = answers(model, false, &prompts);
-    let with = answers(model, true, &prompts);
+    let without = answers(model, false, kv_type, &prompts);
+    let with = answers(model, true, kv_type, &prompts);
     assert!(without.iter().all(|&(_, cached)| cached == 0));
     let known = |length: usize| (length - 1) / PAGE * PAGE;
     let long = known(sequence.len());
@@ -267,6 +284,47 @@ fn check_together(executor: &mut Executor, sequence: &[u32], expected: &Rows) {
             &vec![expected[index].clone()],
             "beside other sequences",
         );
+    }
+}
+
+/// Attention takes positions in chunks of 256: sequences of several, with windows that begin within them.
+#[test]
+fn sequences_of_several_chunks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    for architecture in Architecture::ALL {
+        if !["llama", "gemma3"].contains(&architecture.title) {
+            continue;
+        }
+        let model = TinyModel {
+            architecture,
+            layer_count: architecture.layer_count,
+            embedding: 64,
+            feed_forward: 64,
+            head_dim: Some(32),
+            ..TinyModel::default()
+        };
+        model.write(&path).expect("writable");
+        let model = Arc::new(Model::load(&path).expect("a sound model"));
+        let sequence = tokens(&model, 510, 0);
+        for kv_type in KvType::ALL {
+            let mut best = executor(&model, Isa::best(), 2, kv_type);
+            let expected = run(&mut best, &sequence, 1);
+            for (isa, threads, chunk) in [
+                (Isa::best(), 2, 256),
+                (Isa::best(), 3, 5),
+                (Isa::best(), 1, 100),
+                (Isa::Scalar, 2, 256),
+            ] {
+                let actual = run(
+                    &mut executor(&model, isa, threads, kv_type),
+                    &sequence,
+                    chunk,
+                );
+                let context = format!("{} {threads} threads by {chunk}", isa.name());
+                assert_same(&actual, &expected, &context);
+            }
+        }
     }
 }
 
@@ -346,7 +404,7 @@ fn a_truncated_sequence_continues_as_if_the_rest_had_never_been() {
     let path = folder.path().join("model.gguf");
     TinyModel::default().write(&path).expect("writable");
     let model = Arc::new(Model::load(&path).expect("a sound model"));
-    let mut executor = executor(&model, Isa::best(), 2);
+    let mut executor = executor(&model, Isa::best(), 2, KvType::F16);
     let sequence = tokens(&model, 140, 0);
     let expected = run(&mut executor, &sequence, 140);
     let mut cached = executor.sequence();

@@ -39,6 +39,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "kernels/src/arch/",
     "kernels/src/block/",
     "kernels/src/table.rs",
+    "kernels/src/pieces.rs",
     "kernels/src/tile.rs",
     "ffi/",
 ];

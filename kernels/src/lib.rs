@@ -14,6 +14,7 @@ extern crate std;
 
 pub mod activation;
 mod arch;
+pub mod attend;
 pub mod block;
 #[cfg(test)]
 mod check;
@@ -22,10 +23,12 @@ pub mod encode;
 mod format;
 pub mod op;
 pub mod pack;
+mod pieces;
 mod table;
 mod tile;
 
 pub use cpu::Isa;
 pub use format::Format;
+pub use pieces::Pieces;
 pub use table::Table;
 pub use tile::{GatedTile, GatedTiles, Share, Shares, Tile, Tiles, TilesOf};

@@ -13,7 +13,10 @@ use crate::arch::x86_64::avx2::packed::Pairs;
 use crate::arch::x86_64::{avx2, avx512vnni, avxvnni};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu;
-use crate::op::attention::{PAGE, Scores, TILE, WeightedSum};
+use crate::op::attention::{
+    self, CHUNK, PAGE, QuantizedKeys, QuantizedQueries, QuantizedValues, Queries, TILE, key_groups,
+    key_levels,
+};
 use crate::op::matmul::{Kernel, PackedKernel, PackedProduct, Product};
 use crate::op::rope::Pairing;
 use crate::{Format, Isa, Tile, op, pack};
@@ -27,8 +30,7 @@ pub struct Table {
     isa: Isa,
     matmul: fn(Format) -> Kernel,
     matmul_packed: fn(Format) -> Option<PackedKernel>,
-    scores: Scores,
-    weighted_sum: WeightedSum,
+    attention: attention::Kernels,
     quantize: unsafe fn(&[f32], &mut QuantizedMut<'_>),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     layer_norm: LayerNorm,
@@ -37,7 +39,6 @@ pub struct Table {
     geglu_erf: unsafe fn(&mut [f32], &[f32]),
     geglu_tanh: unsafe fn(&mut [f32], &[f32]),
     soft_cap: unsafe fn(&mut [f32], f32),
-    softmax_numerators: unsafe fn(&mut [f32]) -> f32,
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
     to_half: unsafe fn(&[f32], &mut [u16]),
     sum_words: unsafe fn(&[u8]) -> u64,
@@ -48,8 +49,7 @@ const SCALAR: Table = Table {
     isa: Isa::Scalar,
     matmul: scalar::matmul::kernel,
     matmul_packed: scalar::packed::kernel,
-    scores: scalar::attention::scores,
-    weighted_sum: scalar::attention::weighted_sum,
+    attention: scalar::attention::KERNELS,
     quantize: op::quantize::quantize,
     rms_norm: op::norm::rms_norm,
     layer_norm: op::norm::layer_norm,
@@ -58,7 +58,6 @@ const SCALAR: Table = Table {
     geglu_erf: op::gelu_erf::geglu_erf,
     geglu_tanh: op::glu::geglu_tanh,
     soft_cap: op::tanh::soft_cap,
-    softmax_numerators: op::softmax::softmax_numerators,
     rotate: op::rope::rotate,
     to_half: scalar::half::to_half,
     sum_words: op::stream::sum_words,
@@ -70,9 +69,8 @@ const AVX2: Table = Table {
     isa: Isa::Avx2,
     matmul: avx2::matmul::kernel,
     matmul_packed: avx2::packed::kernel::<Pairs>,
-    scores: avx2::attention::scores,
-    weighted_sum: avx2::attention::weighted_sum,
     quantize: avx2::quantize::quantize,
+    attention: avx2::attention::KERNELS,
     rms_norm: avx2::elementwise::rms_norm,
     layer_norm: avx2::elementwise::layer_norm,
     swiglu: avx2::elementwise::swiglu,
@@ -80,7 +78,6 @@ const AVX2: Table = Table {
     geglu_erf: avx2::elementwise::geglu_erf,
     geglu_tanh: avx2::elementwise::geglu_tanh,
     soft_cap: avx2::elementwise::soft_cap,
-    softmax_numerators: avx2::elementwise::softmax_numerators,
     rotate: avx2::elementwise::rotate,
     to_half: avx2::half::to_half,
     sum_words: avx2::elementwise::sum_words,
@@ -106,6 +103,7 @@ const AVX512_VNNI: Table = Table {
     isa: Isa::Avx512Vnni,
     matmul: avx512vnni::matmul::kernel,
     matmul_packed: avx512vnni::packed::kernel,
+    attention: avx512vnni::attention::KERNELS,
     sum_words: avx512vnni::stream::sum_words,
     multiply_adds: avx512vnni::peak::multiply_adds,
     ..AVX2
@@ -262,28 +260,156 @@ impl Table {
         unsafe { kernel(product) }
     }
 
-    /// Scores of the first `scores.len()` positions of a page of keys, see [`op::attention`].
+    /// Scores of rows at the positions of `tiles` tiles of a page of f16 keys, see [`op::attention`]: those of row `r`
+    /// from `scores[r * CHUNK]` on.
     ///
     /// # Panics
-    /// If the page is shorter than that.
+    /// If the page is shorter than that, or `scores`.
     #[inline]
-    pub fn scores(&self, query: &[f32], keys: &[u16], scale: f32, scores: &mut [f32]) {
-        assert!(
-            scores.len() <= PAGE && keys.len() >= scores.len().next_multiple_of(TILE) * query.len()
-        );
-        // SAFETY: the instruction set is supported, and the keys cover the positions.
-        unsafe { (self.scores)(query, keys, scale, scores) }
+    pub(crate) fn scores(
+        &self,
+        queries: &Queries<'_>,
+        keys: &[u16],
+        tiles: usize,
+        scale: f32,
+        scores: &mut [f32],
+    ) {
+        assert!(tiles * TILE <= PAGE && keys.len() >= tiles * TILE * queries.head_dim);
+        let Some(last) = queries.rows().checked_sub(1) else {
+            return;
+        };
+        assert!(queries.tokens == 1 || queries.token_stride >= queries.group * queries.head_dim);
+        // The last row's elements end last.
+        assert_eq!(queries.row(last).len(), queries.head_dim);
+        assert!(scores.len() >= last * CHUNK + tiles * TILE);
+        // SAFETY: the instruction set is supported, and the lengths were checked.
+        unsafe { (self.attention.scores)(*queries, keys, tiles, scale, scores) }
     }
 
-    /// Adds the weighted values of the first `weights.len()` positions of a page, see [`op::attention`].
+    /// [`Table::scores`] of `(rows, head_dim)` with 8-bit keys: levels, scales, and how many tiles of them.
     ///
     /// # Panics
-    /// If the page is shorter than that.
+    /// If any of it is too short.
     #[inline]
-    pub fn weighted_sum(&self, weights: &[f32], values: &[u16], output: &mut [f32]) {
-        assert!(weights.len() <= PAGE && values.len() >= weights.len() * output.len());
-        // SAFETY: the instruction set is supported, and the values cover the positions.
-        unsafe { (self.weighted_sum)(weights, values, output) }
+    pub(crate) fn quantized_scores(
+        &self,
+        queries: QuantizedQueries<'_>,
+        (rows, head_dim): (usize, usize),
+        (levels, scales, tiles): (&[i8], &[u16], usize),
+        scale: f32,
+        scores: &mut [f32],
+    ) {
+        let (row_levels, groups) = (key_levels(head_dim), key_groups(head_dim));
+        assert!(tiles * TILE <= PAGE && levels.len() >= tiles * TILE * row_levels);
+        assert!(scales.len() >= tiles * TILE * groups);
+        let Some(last) = rows.checked_sub(1) else {
+            return;
+        };
+        assert!(queries.levels.len() >= rows * row_levels);
+        assert!(queries.scales.len() >= rows * groups && queries.offsets.len() >= rows * groups);
+        assert!(scores.len() >= last * CHUNK + tiles * TILE);
+        let keys = QuantizedKeys {
+            levels,
+            scales,
+            tiles,
+            head_dim,
+        };
+        // SAFETY: the instruction set is supported, and the lengths were checked.
+        unsafe { (self.attention.quantized_scores)(queries, rows, keys, scale, scores) }
+    }
+
+    /// Adds the weighted f16 values of `positions` positions of a page to `output`, `[row][head_dim]`, see
+    /// [`op::attention`]: the weights of row `r` are those from `weights[r * CHUNK]` on.
+    ///
+    /// # Panics
+    /// If the page or `weights` is shorter than that, or `output` is not whole rows.
+    #[inline]
+    pub(crate) fn weighted_sum(
+        &self,
+        weights: &[f32],
+        values: &[u16],
+        positions: usize,
+        head_dim: usize,
+        output: &mut [f32],
+    ) {
+        assert!(values.len() >= positions * head_dim);
+        check_weights(weights, positions, head_dim, output);
+        // SAFETY: the instruction set is supported, and the lengths were checked.
+        unsafe { (self.attention.weighted_sum)(weights, values, positions, head_dim, output) }
+    }
+
+    /// [`Table::weighted_sum`] of 8-bit values: levels and scales.
+    ///
+    /// # Panics
+    /// As that does.
+    #[inline]
+    pub(crate) fn quantized_weighted_sum(
+        &self,
+        weights: &[f32],
+        (levels, scales): (&[i8], &[u16]),
+        positions: usize,
+        head_dim: usize,
+        output: &mut [f32],
+    ) {
+        assert!(levels.len() >= positions * head_dim && scales.len() >= positions);
+        check_weights(weights, positions, head_dim, output);
+        let values = QuantizedValues { levels, scales };
+        let kernel = self.attention.quantized_weighted_sum;
+        // SAFETY: the instruction set is supported, and the lengths were checked.
+        unsafe { kernel(weights, values, positions, head_dim, output) }
+    }
+
+    /// See [`op::attention`], step 2.
+    #[inline]
+    pub(crate) fn weigh(&self, scores: &mut [f32], first: usize, end: usize) -> [f32; 2] {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.weigh)(scores, first, end) }
+    }
+
+    /// Merges a partial result, see [`op::attention`].
+    #[inline]
+    pub(crate) fn merge(
+        &self,
+        total: &mut [f32; 2],
+        output: &mut [f32],
+        partial: [f32; 2],
+        partial_output: &[f32],
+    ) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.merge)(total, output, partial, partial_output) }
+    }
+
+    /// Quantizes elements with one scale, as values are: see [`op::quantize_heads`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn quantize_head(&self, x: &[f32], levels: &mut [i8]) -> u16 {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.quantize_head)(x, levels) }
+    }
+
+    /// Quantizes the key of a head: see [`op::quantize_heads`].
+    ///
+    /// # Panics
+    /// If there are not [`key_levels`] levels and [`key_groups`] scales.
+    #[inline]
+    pub fn quantize_key(&self, x: &[f32], levels: &mut [i8], scales: &mut [u16]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.quantize_key)(x, levels, scales) }
+    }
+
+    /// Quantizes the query of a head: see [`op::quantize_heads`].
+    #[inline]
+    pub(crate) fn quantize_query(
+        &self,
+        x: &[f32],
+        levels: &mut [i8],
+        scales: &mut [f32],
+        offsets: &mut [i32],
+    ) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.quantize_query)(x, levels, scales, offsets) }
     }
 
     /// Quantizes activations, see [`op::quantize`].
@@ -367,13 +493,6 @@ impl Table {
         unsafe { (self.soft_cap)(x, cap) }
     }
 
-    /// Softmax numerators in place; returns their sum, see [`op::softmax`].
-    #[inline]
-    pub fn softmax_numerators(&self, x: &mut [f32]) -> f32 {
-        // SAFETY: the instruction set is supported.
-        unsafe { (self.softmax_numerators)(x) }
-    }
-
     /// Rotates a head by a table of `[cos, sin]`, see [`op::rope`].
     ///
     /// # Panics
@@ -411,5 +530,13 @@ impl Table {
     pub fn multiply_adds(&self, rounds: usize) -> u64 {
         // SAFETY: the instruction set is supported.
         unsafe { (self.multiply_adds)(rounds) }
+    }
+}
+
+/// Panics unless `output` is whole rows and `weights` covers `positions` positions of each.
+fn check_weights(weights: &[f32], positions: usize, head_dim: usize, output: &[f32]) {
+    assert!(positions <= PAGE && output.len().is_multiple_of(head_dim));
+    if let Some(last) = (output.len() / head_dim).checked_sub(1) {
+        assert!(weights.len() >= last * CHUNK + positions);
     }
 }

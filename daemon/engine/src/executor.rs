@@ -4,7 +4,7 @@
 //! successful batches.
 
 use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Sizes};
-use crate::kv::{Cache, Sequence};
+use crate::kv::{Cache, KvType, Sequence};
 use crate::model::Model;
 use andon_kernels::Isa;
 use std::num::NonZero;
@@ -21,6 +21,8 @@ pub struct ExecutorOptions {
     pub batch_tokens_max: usize,
     /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
     pub kv_tokens_max: usize,
+    /// How the KV cache keeps keys and values.
+    pub kv_type: KvType,
     /// Whether the KV cache remembers what sequences began with, for [`Executor::sequence_of`].
     pub prefix_cache: bool,
 }
@@ -32,6 +34,7 @@ impl Default for ExecutorOptions {
             isa: None,
             batch_tokens_max: 512,
             kv_tokens_max: 8192,
+            kv_type: KvType::F16,
             prefix_cache: false,
         }
     }
@@ -225,9 +228,10 @@ impl Executor {
         };
         let shape = decoder.shape();
         // Every position at once in more sequences than anyone runs; the real bound is the memory.
-        let kv_max = isize::MAX as usize / shape.kv_geometry().token_bytes().max(1) / 2;
+        let geometry = shape.kv_geometry(options.kv_type);
+        let kv_max = isize::MAX as usize / geometry.token_bytes().max(1) / 2;
         let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
-        let cache = Cache::new(shape.kv_geometry(), kv_tokens, options.prefix_cache)
+        let cache = Cache::new(geometry, kv_tokens, options.prefix_cache)
             .ok_or(ExecutorError::KvMemory { tokens: kv_tokens })?;
         let sizes = Sizes {
             tokens_max,
@@ -235,6 +239,7 @@ impl Executor {
             query: shape.head_count * shape.head_dim,
             key_value: shape.kv_head_count * shape.head_dim,
             feed_forward: shape.feed_forward,
+            head_dim: shape.head_dim,
             rope_pairs: shape.rope_pairs,
             rope_count: shape.rope_count,
             context: shape.context.min(cache.tokens_max()),

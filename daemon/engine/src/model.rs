@@ -2,6 +2,7 @@
 
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
+use crate::kv::KvType;
 use crate::models::{self, Architecture, Encoder, Pooling};
 use crate::tokenizer::{
     ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
@@ -77,7 +78,7 @@ pub struct ModelInfo {
     pub multiply_adds_per_token: usize,
     /// Those of them that make its logits, which a prompt needs for its last token only.
     pub output_multiply_adds: usize,
-    /// Bytes of KV cache that one token takes.
+    /// Bytes of KV cache that one token takes in f16.
     pub kv_bytes_per_token: usize,
     /// How it makes one vector of an input; `None` for a model that generates text.
     pub pooling: Option<Pooling>,
@@ -363,7 +364,7 @@ impl Graph {
                     bytes_per_token: matrices.iter().map(|matrix| matrix.range.len()).sum(),
                     multiply_adds_per_token: matrices.iter().map(elements).sum(),
                     output_multiply_adds: matrices.last().map_or(0, elements),
-                    kv_bytes_per_token: shape.kv_geometry().token_bytes(),
+                    kv_bytes_per_token: shape.kv_geometry(KvType::F16).token_bytes(),
                 }
             }
             Graph::Encoder(encoder, _) => {

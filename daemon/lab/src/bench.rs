@@ -185,6 +185,7 @@ impl Report<'_> {
             "model": self.arguments.run.model,
             "load_ms": round(self.load_ms, 2),
             "isa": self.isa,
+            "kv": self.arguments.run.kv.name(),
             "threads": self.threads,
             "bytes_per_token": self.info.bytes_per_token,
             "multiply_adds_per_token": self.info.multiply_adds_per_token,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use andon_engine::kv::KvType;
 use andon_engine::tokenizer::TemplateChoice;
 use andon_engine::{Executor, ExecutorOptions, LoadOptions, Model};
 use andon_kernels::Isa;
@@ -58,6 +59,9 @@ struct Run {
     /// Instruction set to force: scalar, avx2, avx-vnni, avx512-vnni [default: the best of this machine].
     #[arg(long, value_parser = parse_isa)]
     isa: Option<Isa>,
+    /// How the KV cache keeps keys and values: f16 or q8.
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv)]
+    kv: KvType,
     /// Pre-tokenizer, in place of the one the file names.
     #[arg(long, value_name = "NAME")]
     pre_tokenizer: Option<String>,
@@ -70,6 +74,13 @@ fn parse_isa(name: &str) -> Result<Isa, String> {
     Isa::from_name(name).ok_or_else(|| {
         let known = Isa::ALL.map(Isa::name).join(", ");
         format!("there is no instruction set of this name; known are {known}")
+    })
+}
+
+fn parse_kv(name: &str) -> Result<KvType, String> {
+    KvType::from_name(name).ok_or_else(|| {
+        let known = KvType::ALL.map(KvType::name).join(", ");
+        format!("there is no type of this name; known are {known}")
     })
 }
 
@@ -91,6 +102,7 @@ impl Run {
             threads: self.threads,
             isa: self.isa,
             kv_tokens_max: tokens,
+            kv_type: self.kv,
             ..ExecutorOptions::default()
         };
         Ok(Executor::new(Arc::clone(model), &options)?)

@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "scored": scored,
             "ctx": arguments.ctx,
             "isa": executor.isa().name(),
+            "kv": arguments.run.kv.name(),
         });
         println!("{report}");
     } else {

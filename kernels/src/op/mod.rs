@@ -14,8 +14,8 @@ pub mod matmul;
 pub mod norm;
 pub(crate) mod peak;
 pub mod quantize;
+pub mod quantize_heads;
 pub mod rope;
-pub mod softmax;
 pub mod stream;
 pub mod tanh;
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use andon_engine::LoadOptions;
+use andon_engine::kv::KvType;
 use andon_engine::tokenizer::{TemplateChoice, pre_tokenizers};
 use andon_wire::limits;
 use andon_wire::manifest::is_model_name;
@@ -27,6 +28,8 @@ pub struct ModelConfig {
     pub context_tokens_max: Option<usize>,
     /// Room of the KV cache over all requests, in tokens.
     pub kv_tokens_max: usize,
+    /// How the KV cache keeps keys and values.
+    pub kv_type: KvTypeName,
     /// Used where a request and its task do not say: 0 is greedy.
     pub temperature: f32,
     /// The same: tokens kept, 0 is all.
@@ -39,6 +42,25 @@ pub struct ModelConfig {
     pub repeat_penalty: f32,
 }
 
+/// `kv-type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvTypeName {
+    /// In f16.
+    F16,
+    /// In 8 bits.
+    Q8,
+}
+
+impl From<KvTypeName> for KvType {
+    fn from(name: KvTypeName) -> KvType {
+        match name {
+            KvTypeName::F16 => KvType::F16,
+            KvTypeName::Q8 => KvType::Q8,
+        }
+    }
+}
+
 impl Default for ModelConfig {
     fn default() -> Self {
         ModelConfig {
@@ -48,6 +70,7 @@ impl Default for ModelConfig {
             chat_template: None,
             context_tokens_max: None,
             kv_tokens_max: 16_384,
+            kv_type: KvTypeName::F16,
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,

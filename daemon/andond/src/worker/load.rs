@@ -81,6 +81,7 @@ pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailu
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
         batch_tokens_max: config.engine.batch_tokens_max,
         kv_tokens_max: config.model.kv_tokens_max,
+        kv_type: config.model.kv_type.into(),
         prefix_cache: config.engine.prefix_cache,
     };
     let executor = Executor::new(Arc::clone(&model), &options)

@@ -1,7 +1,7 @@
 //! The KV cache: pages of positions, shared out to sequences.
 //!
 //! A page holds [`PAGE`] positions of every layer and KV head: keys in the tiles and values in the rows that
-//! [`andon_kernels::op::attention`] describes, in f16. All pages are one allocation made at start, whose memory the
+//! [`andon_kernels::op::attention`] describes, in f16 or in 8 bits ([`KvType`]). All pages are one allocation made at start, whose memory the
 //! system provides as pages are first written.
 //!
 //! Sequences that begin with the same tokens may hold the same pages, and with [`Cache::new`]'s `remembers` a full page
@@ -16,5 +16,5 @@ mod prefix;
 mod sequence;
 
 pub use andon_kernels::op::attention::PAGE;
-pub use cache::{Cache, Geometry};
+pub use cache::{Cache, Geometry, KvType};
 pub use sequence::Sequence;

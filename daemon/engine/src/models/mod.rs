@@ -29,7 +29,7 @@ mod registry;
 mod smollm3;
 
 use crate::backend::cpu::Pass;
-use crate::kv::Geometry;
+use crate::kv::{Geometry, KvType};
 use crate::weights::Matrix;
 
 pub use encoder::{Encoder, EncoderShape, Pooling};
@@ -64,8 +64,9 @@ impl Shape {
     /// What a page of the KV cache holds. Layers with a window keep all positions too: a sequence can then be
     /// shortened to any length, and memory is the price.
     #[must_use]
-    pub fn kv_geometry(&self) -> Geometry {
+    pub fn kv_geometry(&self, kv_type: KvType) -> Geometry {
         Geometry {
+            kv_type,
             layer_count: self.layer_count,
             head_count: self.kv_head_count,
             head_dim: self.head_dim,

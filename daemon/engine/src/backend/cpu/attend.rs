@@ -1,10 +1,29 @@
 //! Attention of a batch over the cached positions.
+//!
+//! Consecutive tokens of a sequence make a block, whose query heads of one KV head are computed together: what is read
+//! and converted of the cache serves all of them. A block's part of one KV head is a unit of work; where there are few
+//! units, each chunk of positions is an item of its own, whose partial result goes to a slot, and whoever finishes the
+//! last chunk of a unit merges them. Which way it goes changes no byte: [`andon_kernels::op::attention`].
 
-use super::pass::Pass;
-use super::{Cpu, share};
-use crate::kv::PAGE;
-use andon_kernels::op::attention::TILE;
-use std::sync::PoisonError;
+use super::Cpu;
+use super::pass::{Batch, Pass};
+use crate::kv::Cache;
+use andon_kernels::attend::{Attention, Block, Partial, QuantizedQueriesMut};
+use andon_kernels::op::attention::{CHUNK, Keys, Queries, Values, key_groups, key_levels};
+use andon_kernels::{Pieces, Table};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Rows of a block, if a token has no more: two passes of the widest kernels; and their scores of a chunk take half of
+/// a small L1.
+const BLOCK_ROWS: usize = 16;
+
+/// Units for each thread from which on they are shared out whole: with fewer, threads would wait for the last.
+const UNITS_EACH: usize = 8;
+
+/// Tokens at the end of the longest sequence whose partial results slots hold.
+const SLOT_TOKENS: usize = 2;
 
 /// How a layer attends.
 #[derive(Clone, Copy, Debug)]
@@ -21,71 +40,448 @@ pub struct Attend {
     pub window: Option<usize>,
 }
 
+/// What attention needs beside its input and output.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    group: usize,
+    /// One for each thread.
+    threads: Vec<Mutex<Scratch>>,
+    /// First token and number of tokens of each block.
+    blocks: Vec<(usize, usize)>,
+    /// Chunks of each unit that are not done.
+    remaining: Vec<AtomicUsize>,
+    /// Whether the result of each token's KV head has been taken to be written.
+    taken: Vec<AtomicBool>,
+    /// Partial results, each of one token's heads of one KV head.
+    slots: Vec<Mutex<Rows>>,
+}
+
+/// Partial results of rows.
+#[derive(Debug)]
+struct Rows {
+    sums: Vec<[f32; 2]>,
+    outputs: Vec<f32>,
+}
+
+impl Rows {
+    fn new(rows: usize, head_dim: usize) -> Rows {
+        Rows {
+            sums: vec![[0.0; 2]; rows],
+            outputs: vec![0.0; rows * head_dim],
+        }
+    }
+
+    /// The first `rows` of them.
+    fn first(&mut self, rows: usize, head_dim: usize) -> Partial<'_> {
+        Partial {
+            sums: &mut self.sums[..rows],
+            outputs: &mut self.outputs[..rows * head_dim],
+        }
+    }
+}
+
+/// Scratch of a thread.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    weights: Vec<f32>,
+    total: Rows,
+    next: Rows,
+    levels: Vec<i8>,
+    scales: Vec<f32>,
+    offsets: Vec<i32>,
+}
+
+impl Scratch {
+    /// Bytes that [`Scratch::new`] takes.
+    pub(crate) fn bytes(group: usize, head_dim: usize) -> Option<usize> {
+        // Weights; twice the rows with their sums; levels, a scale and an offset for every group of them.
+        let floats = CHUNK.checked_add(head_dim.checked_mul(3)?)?;
+        floats.checked_mul(BLOCK_ROWS.max(group))?.checked_mul(4)
+    }
+
+    /// Scratch for blocks of [`block_tokens`] tokens.
+    pub(crate) fn new(group: usize, head_dim: usize) -> Scratch {
+        let rows = BLOCK_ROWS.max(group);
+        Scratch {
+            weights: vec![0.0; rows * CHUNK],
+            total: Rows::new(rows, head_dim),
+            next: Rows::new(rows, head_dim),
+            levels: vec![0; rows * key_levels(head_dim)],
+            scales: vec![0.0; rows * key_groups(head_dim)],
+            offsets: vec![0; rows * key_groups(head_dim)],
+        }
+    }
+
+    /// Attention of the block to `chunks`, one after the other; `finish` gets each row's number and result.
+    pub(crate) fn attend<'k>(
+        &mut self,
+        table: &Table,
+        attention: &Attention<'_>,
+        block: &Block<'_>,
+        quantized: bool,
+        page: impl Fn(usize) -> (Keys<'k>, Values<'k>) + Copy,
+        finish: impl FnMut(usize, &[f32]),
+    ) {
+        let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
+        for (index, chunk) in attention.chunks(block).enumerate() {
+            self.attend_chunk(table, attention, block, quantized, chunk, page);
+            if index == 0 {
+                std::mem::swap(&mut self.total, &mut self.next);
+            } else {
+                let total = self.total.first(rows, head_dim);
+                table.merge_chunks(total, &self.next.first(rows, head_dim), head_dim);
+            }
+        }
+        self.finish(rows, head_dim, finish);
+    }
+
+    /// The partial result of one chunk, into `next`.
+    fn attend_chunk<'k>(
+        &mut self,
+        table: &Table,
+        attention: &Attention<'_>,
+        block: &Block<'_>,
+        quantized: bool,
+        chunk: usize,
+        page: impl Fn(usize) -> (Keys<'k>, Values<'k>),
+    ) {
+        let mut block = *block;
+        let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
+        if quantized {
+            let output = QuantizedQueriesMut {
+                levels: &mut self.levels,
+                scales: &mut self.scales,
+                offsets: &mut self.offsets,
+            };
+            block.quantized = Some(table.quantize_queries(&block.queries, output));
+        }
+        let next = self.next.first(rows, head_dim);
+        table.attend_chunk(attention, &block, chunk, page, &mut self.weights, next);
+    }
+
+    /// Gives `finish` the results of the rows of `total`.
+    fn finish(&mut self, rows: usize, head_dim: usize, mut finish: impl FnMut(usize, &[f32])) {
+        let Partial { sums, outputs } = self.total.first(rows, head_dim);
+        for (row, (output, [_, sum])) in outputs.chunks_exact_mut(head_dim).zip(sums).enumerate() {
+            for value in &mut *output {
+                *value /= *sum;
+            }
+            finish(row, output);
+        }
+    }
+}
+
+/// Tokens of a block whose tokens have `group` rows each.
+pub(crate) fn block_tokens(group: usize) -> usize {
+    (BLOCK_ROWS / group).max(1)
+}
+
+/// Sizes that a [`Workspace`] is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkspaceSizes {
+    pub(crate) threads: usize,
+    pub(crate) tokens_max: usize,
+    pub(crate) context: usize,
+    pub(crate) head_count: usize,
+    pub(crate) kv_head_count: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl WorkspaceSizes {
+    fn group(&self) -> usize {
+        self.head_count / self.kv_head_count.max(1)
+    }
+
+    fn slot_count(&self) -> Option<usize> {
+        let slots = SLOT_TOKENS.checked_mul(self.context.div_ceil(CHUNK))?;
+        slots.checked_mul(self.kv_head_count)
+    }
+
+    /// Bytes of the largest parts; `None` if they cannot be counted.
+    pub(crate) fn bytes(&self) -> Option<usize> {
+        let scratch = Scratch::bytes(self.group(), self.head_dim)?.checked_mul(self.threads)?;
+        let row_bytes = self
+            .head_dim
+            .checked_add(2)?
+            .checked_mul(size_of::<f32>())?;
+        let slot_bytes = self.group().checked_mul(row_bytes)?;
+        let slots = self.slot_count()?.checked_mul(slot_bytes)?;
+        let units = self.tokens_max.checked_mul(self.kv_head_count)?;
+        let units = units.checked_mul(size_of::<usize>() + 1)?;
+        scratch.checked_add(slots)?.checked_add(units)
+    }
+}
+
+impl Workspace {
+    pub(crate) fn new(sizes: &WorkspaceSizes) -> Workspace {
+        let group = sizes.group();
+        let units = sizes.tokens_max * sizes.kv_head_count;
+        let slots = sizes.slot_count().unwrap_or(0);
+        Workspace {
+            group,
+            threads: (0..sizes.threads)
+                .map(|_| Mutex::new(Scratch::new(group, sizes.head_dim)))
+                .collect(),
+            blocks: Vec::with_capacity(sizes.tokens_max),
+            remaining: (0..units).map(|_| AtomicUsize::new(0)).collect(),
+            taken: (0..units).map(|_| AtomicBool::new(false)).collect(),
+            slots: (0..slots)
+                .map(|_| Mutex::new(Rows::new(group, sizes.head_dim)))
+                .collect(),
+        }
+    }
+
+    /// Cuts the batch into blocks.
+    fn cut(&mut self, batch: &Batch) {
+        self.blocks.clear();
+        let most = block_tokens(self.group);
+        for token in 0..batch.tokens.len() {
+            if let Some((first, tokens)) = self.blocks.last_mut()
+                && *tokens < most
+                && batch.page_ranges[*first] == batch.page_ranges[token]
+                && batch.positions[*first] + *tokens == batch.positions[token]
+            {
+                *tokens += 1;
+            } else {
+                self.blocks.push((token, 1));
+            }
+        }
+    }
+}
+
+/// A layer's attention on its way over the units.
+struct Units<'a> {
+    table: &'a Table,
+    batch: &'a Batch,
+    cache: &'a Cache,
+    attention: Attention<'a>,
+    layer: usize,
+    /// `[token][head][dimension]`.
+    query: &'a [f32],
+    head_dim: usize,
+    group: usize,
+    kv_heads: usize,
+    blocks: &'a [(usize, usize)],
+    /// `[token][KV head]`, of the heads' results.
+    output: Pieces<'a>,
+}
+
+impl Units<'_> {
+    /// The block of unit `unit`, its KV head, and its first token.
+    fn block(&self, unit: usize) -> (Block<'_>, usize, usize) {
+        // One KV head after the other: its positions are still near when the next block wants them.
+        let (head, index) = (unit / self.blocks.len(), unit % self.blocks.len());
+        let (first, tokens) = self.blocks[index];
+        let token_stride = self.kv_heads * self.group * self.head_dim;
+        let start = first * token_stride + head * self.group * self.head_dim;
+        let queries = Queries {
+            values: &self.query[start..],
+            token_stride,
+            tokens,
+            group: self.group,
+            head_dim: self.head_dim,
+        };
+        let position = self.batch.positions[first];
+        let block = Block {
+            queries,
+            quantized: None,
+            position,
+            length: position + tokens,
+        };
+        (block, head, first)
+    }
+
+    fn chunks(&self, unit: usize) -> Range<usize> {
+        self.attention.chunks(&self.block(unit).0)
+    }
+
+    /// Computes a whole unit.
+    fn run(&self, unit: usize, scratch: &mut Scratch) {
+        let (block, head, first) = self.block(unit);
+        let pages = self.batch.pages_of(first);
+        let quantized = self.cache.is_quantized();
+        let page = |page: usize| self.cache.head(pages[page], self.layer, head);
+        let mut piece = None;
+        scratch.attend(
+            self.table,
+            &self.attention,
+            &block,
+            quantized,
+            page,
+            |row, result| self.write(first, head, row, result, &mut piece),
+        );
+    }
+
+    /// Writes row `row` of a block's results; `piece` is the part of the output that its token's rows go to.
+    fn write<'o>(
+        &'o self,
+        first: usize,
+        head: usize,
+        row: usize,
+        result: &[f32],
+        piece: &mut Option<&'o mut [f32]>,
+    ) {
+        if row.is_multiple_of(self.group) {
+            let index = (first + row / self.group) * self.kv_heads + head;
+            *piece = self.output.take(index);
+        }
+        let piece = piece.as_deref_mut().expect("a unit is finished once");
+        piece[row % self.group * self.head_dim..][..self.head_dim].copy_from_slice(result);
+    }
+
+    /// Computes one chunk of a unit into slots, which begin with the unit's, `[chunk][token]`; then, if it was the last
+    /// that `remaining` counts, finishes the unit.
+    fn run_chunk(
+        &self,
+        unit: usize,
+        index: usize,
+        scratch: &mut Scratch,
+        remaining: &AtomicUsize,
+        slots: &[Mutex<Rows>],
+    ) {
+        let (block, head, first) = self.block(unit);
+        let chunks = self.attention.chunks(&block);
+        let (tokens, group, head_dim) = (block.queries.tokens, self.group, self.head_dim);
+        let pages = self.batch.pages_of(first);
+        scratch.attend_chunk(
+            self.table,
+            &self.attention,
+            &block,
+            self.cache.is_quantized(),
+            chunks.start + index,
+            |page| self.cache.head(pages[page], self.layer, head),
+        );
+        let lock = |chunk: usize, token: usize| {
+            // A slot is written by one thread, and read by one when all are written: nobody waits for the lock.
+            let slot = &slots[chunk * tokens + token];
+            slot.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        for token in 0..tokens {
+            let rows = token * group..(token + 1) * group;
+            let mut slot = lock(index, token);
+            slot.sums.copy_from_slice(&scratch.next.sums[rows.clone()]);
+            slot.outputs
+                .copy_from_slice(&scratch.next.outputs[rows.start * head_dim..rows.end * head_dim]);
+        }
+        // Acquire and release: whoever counts down to zero sees what the others have written.
+        if remaining.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        for token in 0..tokens {
+            for chunk in 0..chunks.len() {
+                let mut slot = lock(chunk, token);
+                if chunk == 0 {
+                    scratch.total.sums[..group].copy_from_slice(&slot.sums);
+                    scratch.total.outputs[..group * head_dim].copy_from_slice(&slot.outputs);
+                } else {
+                    let total = scratch.total.first(group, head_dim);
+                    self.table
+                        .merge_chunks(total, &slot.first(group, head_dim), head_dim);
+                }
+            }
+            let mut piece = None;
+            scratch.finish(group, head_dim, |row, result| {
+                self.write(first + token, head, row, result, &mut piece);
+            });
+        }
+    }
+}
+
 impl Pass<'_> {
-    /// Causal attention; query heads share key/value heads in consecutive groups.
-    ///
-    /// A query head of a token is computed in one thread: scores over the positions up to the token's that are in the
-    /// window, softmax over them, the weighted sum in ascending position, and one division at the end. A window costs
-    /// what is in it: scores start at its first tile of keys.
+    /// Causal attention; query heads share key/value heads in consecutive groups. A window costs only the chunks that
+    /// it touches.
     pub fn attend(&mut self, attend: &Attend) {
-        let count = self.batch.tokens.len();
+        let count = self.token_count();
         let Cpu {
             table,
             pool,
             buffers,
         } = &mut *self.cpu;
-        let table = &*table;
-        let sizes = buffers.sizes;
-        let &Attend {
-            layer, head_dim, ..
-        } = attend;
-        let heads = sizes.query / head_dim;
-        let group = heads / (sizes.key_value / head_dim);
-        let (batch, cache, scores) = (self.batch, &*self.cache, &buffers.scores);
-        let items = buffers.query[..count * sizes.query]
-            .chunks_exact(head_dim)
-            .zip(buffers.attended[..count * sizes.query].chunks_exact_mut(head_dim))
-            .enumerate();
-        share(pool, items, |thread, (index, (query, output))| {
-            let (token, head) = (index / heads, index % heads);
-            let end = batch.positions[token] + 1;
-            let first = attend.window.map_or(0, |window| end.saturating_sub(window));
-            // Keys are read in whole tiles, so some scores before the window are computed too.
-            let start = first / TILE * TILE;
-            let pages = batch.pages_of(token);
-            // Each thread has its own scores; the lock is never contended.
-            let mut scores = scores[thread]
+        let (sizes, workspace) = (buffers.sizes, &mut buffers.attention);
+        workspace.cut(self.batch);
+        let head_dim = attend.head_dim;
+        let (group, kv_heads) = (workspace.group, sizes.key_value / head_dim);
+        let Workspace {
+            threads,
+            blocks,
+            remaining,
+            taken,
+            slots,
+            ..
+        } = workspace;
+        let (threads, blocks, slots) = (&*threads, &*blocks, &*slots);
+        let units = Units {
+            table,
+            batch: self.batch,
+            cache: &*self.cache,
+            attention: Attention {
+                scale: attend.scale,
+                cap: attend.cap,
+                slopes: None,
+                before: attend
+                    .window
+                    .map_or(usize::MAX, |window| window.saturating_sub(1)),
+                after: 0,
+            },
+            layer: attend.layer,
+            query: &buffers.query[..count * sizes.query],
+            head_dim,
+            group,
+            kv_heads,
+            blocks,
+            output: Pieces::new(
+                &mut buffers.attended[..count * sizes.query],
+                group * head_dim,
+                &mut taken[..count * kv_heads],
+            ),
+        };
+        let unit_count = blocks.len() * kv_heads;
+        let (mut items, mut slots_needed) = (0, 0);
+        if unit_count < UNITS_EACH * pool.threads() {
+            for (unit, remaining) in remaining.iter_mut().enumerate().take(unit_count) {
+                let chunks = units.chunks(unit).len();
+                *remaining.get_mut() = chunks;
+                items += chunks;
+                slots_needed += chunks * blocks[unit % blocks.len()].1;
+            }
+        }
+        let remaining = &*remaining;
+        let split = items > unit_count && slots_needed <= slots.len();
+        let next = AtomicUsize::new(0);
+        pool.run(&|thread| {
+            // Each thread has its own scratch; the lock is never contended.
+            let mut scratch = threads[thread]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let scores = &mut scores[..end - start];
-            for (page, from, to) in parts(start, end) {
-                let keys = cache.keys(pages[page], layer, head / group);
-                let keys = &keys[(from - page * PAGE) * head_dim..];
-                let scores = &mut scores[from - start..to - start];
-                table.scores(query, keys, attend.scale, scores);
+            // Relaxed: the counter only shares out work; the pool's barrier orders the data.
+            let item = || next.fetch_add(1, Ordering::Relaxed);
+            if !split {
+                // The last tokens have the most to attend to, and the longest work goes first.
+                while let Some(left) = unit_count.checked_sub(item() + 1) {
+                    units.run(left, &mut scratch);
+                }
+                return;
             }
-            let scores = &mut scores[first - start..];
-            if let Some(cap) = attend.cap {
-                table.soft_cap(scores, cap);
-            }
-            let sum = table.softmax_numerators(scores);
-            output.fill(0.0);
-            for (page, from, to) in parts(first, end) {
-                let values = cache.values(pages[page], layer, head / group);
-                let values = &values[(from - page * PAGE) * head_dim..];
-                table.weighted_sum(&scores[from - first..to - first], values, output);
-            }
-            for value in output {
-                *value /= sum;
+            let mut unit = 0;
+            let (mut items_before, mut slots_before) = (0, 0);
+            loop {
+                let item = item();
+                // Items come in ascending order, so a thread goes over the units once.
+                let index = loop {
+                    if unit == unit_count {
+                        return;
+                    }
+                    let chunks = units.chunks(unit).len();
+                    if item - items_before < chunks {
+                        break item - items_before;
+                    }
+                    items_before += chunks;
+                    slots_before += chunks * blocks[unit % blocks.len()].1;
+                    unit += 1;
+                };
+                let slots = &slots[slots_before..];
+                units.run_chunk(unit, index, &mut scratch, &remaining[unit], slots);
             }
         });
     }
-}
-
-/// Positions `start..end` page by page: its number in the sequence, and the positions in it.
-fn parts(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    (start / PAGE..end.div_ceil(PAGE)).map(move |page| {
-        let (first, last) = (page * PAGE, (page + 1) * PAGE);
-        (page, first.max(start), last.min(end))
-    })
 }

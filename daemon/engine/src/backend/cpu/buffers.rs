@@ -1,7 +1,7 @@
 //! The activations of one batch.
 
+use super::attend::{Workspace, WorkspaceSizes};
 use andon_kernels::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
-use std::sync::Mutex;
 
 /// The largest sizes that buffers must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Sizes {
     pub key_value: usize,
     /// Elements between the two matrices of a feed-forward layer.
     pub feed_forward: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
     /// Rotated pairs of a head.
     pub rope_pairs: usize,
     /// Rotations that layers choose from.
@@ -47,11 +49,7 @@ pub(crate) struct Buffers {
     pub(crate) activated: Levels,
     /// `[rotation][token][pair]` of cosine and sine.
     pub(crate) ropes: Vec<Vec<[f32; 2]>>,
-    /// One token's keys and values in f16.
-    pub(crate) half_key: Vec<u16>,
-    pub(crate) half_value: Vec<u16>,
-    /// Scores of one query head over a whole context, one per thread.
-    pub(crate) scores: Vec<Mutex<Vec<f32>>>,
+    pub(crate) attention: Workspace,
     /// `[output row][vocabulary]`.
     pub(crate) logits: Vec<f32>,
 }
@@ -90,12 +88,21 @@ impl Sizes {
             groups(self.embedding.max(self.query))?,
             groups(self.feed_forward)?,
         ])?;
-        sum(&[
-            floats.checked_mul(self.tokens_max)?,
-            self.context.checked_mul(threads)?,
-            self.key_value,
-        ])?
-        .checked_mul(size_of::<f32>())
+        let floats = floats.checked_mul(self.tokens_max)?;
+        let attention = self.workspace(threads).bytes()?;
+        floats.checked_mul(size_of::<f32>())?.checked_add(attention)
+    }
+
+    fn workspace(&self, threads: usize) -> WorkspaceSizes {
+        let heads = |elements: usize| elements / self.head_dim.max(1);
+        WorkspaceSizes {
+            threads,
+            tokens_max: self.tokens_max,
+            context: self.context,
+            head_count: heads(self.query),
+            kv_head_count: heads(self.key_value),
+            head_dim: self.head_dim,
+        }
     }
 }
 
@@ -116,11 +123,7 @@ impl Buffers {
             levels: Levels::new(tokens, sizes.embedding.max(sizes.query)),
             activated: Levels::new(tokens, sizes.feed_forward),
             ropes: vec![vec![[0.0; 2]; tokens * sizes.rope_pairs]; sizes.rope_count],
-            half_key: vec![0; sizes.key_value],
-            half_value: vec![0; sizes.key_value],
-            scores: (0..threads)
-                .map(|_| Mutex::new(vec![0.0; sizes.context]))
-                .collect(),
+            attention: Workspace::new(&sizes.workspace(threads)),
             logits: Vec::new(),
         }
     }

@@ -8,22 +8,20 @@
 //! every sum is taken in one thread in a fixed order: neither the batch, nor the pieces, nor the number of threads
 //! changes a byte of it.
 
+use super::attend::{Scratch, block_tokens};
 use super::buffers::Levels;
 use super::matmul::{Product, multiply};
 use super::{Threads, share};
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, Weights};
-use andon_kernels::op::attention::{PAGE, TILE, add_linear_bias, key_index};
+use andon_kernels::attend;
+use andon_kernels::op::attention::{Keys, PAGE, Queries, TILE, Values, key_index};
 use andon_kernels::{Table, block};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Tokens that go through the matrices together: enough to read weights rarely, few enough to keep scratch small.
 const PIECE_TOKENS: usize = 256;
-
-/// Tokens that a thread takes at a time in attention, one head after the other, so that a head's keys and values are
-/// fetched once for all of them.
-const ATTEND_TOKENS: usize = 4;
 
 /// Tokens that a thread takes at a time in elementwise steps.
 const ROWS: usize = 8;
@@ -154,13 +152,13 @@ impl EncodeSizes {
         tokens.next_multiple_of(TILE)
     }
 
-    /// Bytes that grow with the context: keys and values of a layer, scores, and the residual stream of the largest
-    /// encoding. `None` if they cannot be counted.
+    /// Bytes that grow with the context, keys and values of a layer and the residual stream of the largest encoding, and
+    /// the threads' scratch. `None` if they cannot be counted.
     pub(crate) fn bytes(&self, threads: usize) -> Option<usize> {
         let elements = self.tokens_max.checked_mul(self.embedding)?;
         let stored = elements.checked_mul(2 * size_of::<u16>() + size_of::<f32>())?;
-        let scores = self.context.checked_mul(size_of::<f32>())?;
-        let bytes = stored.checked_add(scores.checked_mul(threads)?)?;
+        let scratch = Scratch::bytes(1, self.head_dim)?.checked_mul(threads)?;
+        let bytes = stored.checked_add(scratch)?;
         (bytes <= isize::MAX as usize).then_some(bytes)
     }
 }
@@ -212,8 +210,8 @@ pub(crate) struct Encode {
     keys: Vec<u16>,
     /// Values of a layer: for each input, for each head, `[position][dimension]`.
     values: Vec<u16>,
-    /// Scores of one query head over a whole input, one per thread.
-    scores: Vec<Mutex<Vec<f32>>>,
+    /// Scratch of attention, one per thread.
+    scratch: Vec<Mutex<Scratch>>,
 }
 
 /// An encoding in the middle of an encoder.
@@ -232,8 +230,8 @@ impl Encode {
             ..
         } = sizes;
         let piece = PIECE_TOKENS.min(sizes.tokens_max);
-        let scores = (0..pool.threads())
-            .map(|_| Mutex::new(vec![0.0; sizes.context]))
+        let scratch = (0..pool.threads())
+            .map(|_| Mutex::new(Scratch::new(1, sizes.head_dim)))
             .collect();
         Encode {
             table,
@@ -252,7 +250,7 @@ impl Encode {
             half: vec![0; embedding],
             keys: vec![0; sizes.tokens_max * embedding],
             values: vec![0; sizes.tokens_max * embedding],
-            scores,
+            scratch,
         }
     }
 
@@ -605,42 +603,29 @@ impl EncodePass<'_> {
             attended,
             keys,
             values,
-            scores,
+            scratch,
             ..
         } = &mut *self.encode;
-        let (table, keys, values, scores) = (&*table, &*keys, &*values, &*scores);
-        let encoding = &*self.encoding;
+        let layer = Attend {
+            table,
+            attention,
+            encoding: &*self.encoding,
+            width,
+            head_dim,
+            keys,
+            values,
+        };
+        let tokens = block_tokens(1);
         let items = piece
-            .step_by(ATTEND_TOKENS)
-            .zip(query[..count * width].chunks(ATTEND_TOKENS * width))
-            .zip(attended[..count * width].chunks_mut(ATTEND_TOKENS * width));
+            .step_by(tokens)
+            .zip(query[..count * width].chunks(tokens * width))
+            .zip(attended[..count * width].chunks_mut(tokens * width));
         share(pool, items, |thread, ((first, query), attended)| {
-            // Each thread has its own scores; the lock is never contended.
-            let mut scores = scores[thread]
+            // Each thread has its own scratch; the lock is never contended.
+            let mut scratch = scratch[thread]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            for head in 0..width / head_dim {
-                let at = head * head_dim..(head + 1) * head_dim;
-                for ((token, query), attended) in (first..)
-                    .zip(query.chunks_exact(width))
-                    .zip(attended.chunks_exact_mut(width))
-                {
-                    let span = encoding.spans[encoding.span_of[token] as usize];
-                    let padded = EncodeSizes::padded(span.length);
-                    let start = span.place * width + head * padded * head_dim;
-                    let store = start..start + padded * head_dim;
-                    attend_head(
-                        table,
-                        attention,
-                        head,
-                        (token - span.first, span.length),
-                        &query[at.clone()],
-                        (&keys[store.clone()], &values[store]),
-                        &mut scores,
-                        &mut attended[at.clone()],
-                    );
-                }
-            }
+            layer.attend(first, query, attended, &mut scratch);
         });
     }
 
@@ -772,45 +757,71 @@ enum Side {
     Key,
 }
 
-/// Attention of one head of one token: scores over the positions in reach, softmax over them, the weighted sum in
-/// ascending position, and one division at the end.
-#[expect(clippy::too_many_arguments, reason = "all of it is one head's")]
-fn attend_head(
-    table: &Table,
-    attention: &Attention<'_>,
-    head: usize,
-    (position, length): (usize, usize),
-    query: &[f32],
-    (keys, values): (&[u16], &[u16]),
-    scores: &mut [f32],
-    output: &mut [f32],
-) {
-    let head_dim = query.len();
-    let (first, end) = match attention.reach {
-        None => (0, length),
-        Some(reach) => (
-            position.saturating_sub(reach),
-            length.min(position.saturating_add(reach).saturating_add(1)),
-        ),
-    };
-    // Keys lie in tiles, so scores begin with one, and those before the first position are dropped.
-    let aligned = first / TILE * TILE;
-    let scores = &mut scores[..end - aligned];
-    for (page, scores) in scores.chunks_mut(PAGE).enumerate() {
-        let keys = &keys[(aligned + page * PAGE) * head_dim..];
-        table.scores(query, keys, attention.scale, scores);
-    }
-    let scores = &mut scores[first - aligned..];
-    if let Some(slopes) = attention.slopes {
-        add_linear_bias(scores, slopes[head], position, first);
-    }
-    let sum = table.softmax_numerators(scores);
-    output.fill(0.0);
-    for (page, weights) in scores.chunks(PAGE).enumerate() {
-        let values = &values[(first + page * PAGE) * head_dim..];
-        table.weighted_sum(weights, values, output);
-    }
-    for value in output {
-        *value /= sum;
+/// A layer's attention over the inputs of an encoding.
+struct Attend<'a> {
+    table: &'a Table,
+    attention: &'a Attention<'a>,
+    encoding: &'a Encoding,
+    width: usize,
+    head_dim: usize,
+    keys: &'a [u16],
+    values: &'a [u16],
+}
+
+impl Attend<'_> {
+    /// Attention of consecutive tokens from `first` on, whose queries are the rows of `query`, into the rows of
+    /// `attended`.
+    fn attend(&self, first: usize, query: &[f32], attended: &mut [f32], scratch: &mut Scratch) {
+        let (width, head_dim) = (self.width, self.head_dim);
+        let count = query.len() / width;
+        let mut done = 0;
+        while done < count {
+            let token = first + done;
+            let span = self.encoding.spans[self.encoding.span_of[token] as usize];
+            let position = token - span.first;
+            let tokens = (span.length - position).min(count - done);
+            let padded = EncodeSizes::padded(span.length);
+            for head in 0..width / head_dim {
+                let start = span.place * width + head * padded * head_dim;
+                let store = start..start + padded * head_dim;
+                let (keys, values) = (&self.keys[store.clone()], &self.values[store]);
+                let reach = self.attention.reach.unwrap_or(usize::MAX);
+                let attention = attend::Attention {
+                    scale: self.attention.scale,
+                    cap: None,
+                    slopes: self.attention.slopes.map(|slopes| &slopes[head..=head]),
+                    before: reach,
+                    after: reach,
+                };
+                let block = attend::Block {
+                    queries: Queries {
+                        values: &query[done * width + head * head_dim..],
+                        token_stride: width,
+                        tokens,
+                        group: 1,
+                        head_dim,
+                    },
+                    quantized: None,
+                    position,
+                    length: span.length,
+                };
+                let page = |page: usize| {
+                    let start = page * PAGE * head_dim;
+                    (Keys::F16(&keys[start..]), Values::F16(&values[start..]))
+                };
+                scratch.attend(
+                    self.table,
+                    &attention,
+                    &block,
+                    false,
+                    page,
+                    |row, result| {
+                        let start = (done + row) * width + head * head_dim;
+                        attended[start..start + head_dim].copy_from_slice(result);
+                    },
+                );
+            }
+            done += tokens;
+        }
     }
 }

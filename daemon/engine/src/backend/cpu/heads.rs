@@ -136,7 +136,7 @@ impl Pass<'_> {
     /// Stores the keys and values in the cache.
     pub fn remember(&mut self, layer: usize) {
         let Cpu { table, buffers, .. } = &mut *self.cpu;
-        let width = buffers.half_key.len();
+        let width = buffers.sizes.key_value;
         for (token, (key, value)) in buffers
             .key
             .chunks_exact(width)
@@ -144,17 +144,10 @@ impl Pass<'_> {
             .take(self.batch.tokens.len())
             .enumerate()
         {
-            table.to_half(key, &mut buffers.half_key);
-            table.to_half(value, &mut buffers.half_value);
             let position = self.batch.positions[token];
             let page = self.batch.pages_of(token)[position / PAGE];
-            self.cache.store(
-                page,
-                layer,
-                position % PAGE,
-                &buffers.half_key,
-                &buffers.half_value,
-            );
+            self.cache
+                .store(table, page, layer, position % PAGE, key, value);
         }
     }
 }

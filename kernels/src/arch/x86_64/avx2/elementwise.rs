@@ -71,15 +71,6 @@ pub(crate) unsafe fn soft_cap(x: &mut [f32], cap: f32) {
     op::tanh::soft_cap(x, cap);
 }
 
-/// [`op::softmax::softmax_numerators`].
-///
-/// # Safety
-/// The instruction set must be supported.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn softmax_numerators(x: &mut [f32]) -> f32 {
-    op::softmax::softmax_numerators(x)
-}
-
 /// [`op::rope::rotate`].
 ///
 /// # Safety

@@ -1,0 +1,79 @@
+//! Keys, values and queries of attention to 8 bits.
+
+use super::attention::{GROUP, key_groups, key_levels};
+use super::exp::ROUND;
+
+/// Quantizes elements that share a scale; returns the scale as f16.
+///
+/// The scale is `max|x| / 127` as the nearest f16 (ties to even), a level is `x * (1 / scale)` rounded to nearest, ties
+/// to even, within ±127. A scale that is zero as f16 has levels of zero. Where an element is infinite or NaN, or the
+/// scale is infinite as f16, levels are zero and the scale is NaN, so that the fault reaches the result.
+#[inline(always)]
+pub(crate) fn quantize_head(x: &[f32], levels: &mut [i8]) -> u16 {
+    assert_eq!(x.len(), levels.len());
+    let mut maximum = 0.0f32;
+    let mut exponent = 0;
+    for value in x {
+        let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
+        maximum = if magnitude > maximum {
+            magnitude
+        } else {
+            maximum
+        };
+        exponent = exponent.max(value.to_bits() & 0x7f80_0000);
+    }
+    let half = half::f16::from_f32(maximum / 127.0);
+    let scale = half.to_f32();
+    if exponent == 0x7f80_0000 || scale == f32::INFINITY {
+        levels.fill(0);
+        return 0x7e00;
+    }
+    if scale == 0.0 {
+        levels.fill(0);
+        return 0;
+    }
+    let inverse = 1.0 / scale;
+    for (level, &value) in levels.iter_mut().zip(x) {
+        let scaled = value * inverse;
+        let scaled = if scaled > 127.0 { 127.0 } else { scaled };
+        let scaled = if scaled < -127.0 { -127.0 } else { scaled };
+        *level = ((scaled + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i8;
+    }
+    half.to_bits()
+}
+
+/// Quantizes a key of `x.len()` dimensions: levels, filled up with zeros to [`key_levels`], and the f16 scales of its
+/// groups.
+#[inline(always)]
+pub(crate) fn quantize_key(x: &[f32], levels: &mut [i8], scales: &mut [u16]) {
+    assert!(levels.len() == key_levels(x.len()) && scales.len() == key_groups(x.len()));
+    let (head, rest) = levels.split_at_mut(x.len());
+    rest.fill(0);
+    for ((x, levels), scale) in x.chunks(GROUP).zip(head.chunks_mut(GROUP)).zip(scales) {
+        *scale = quantize_head(x, levels);
+    }
+}
+
+/// Quantizes a query as [`quantize_key`] does a key; the f16 scales are given as f32, with the groups' sums of levels
+/// times -128.
+#[inline(always)]
+pub(crate) fn quantize_query(
+    x: &[f32],
+    levels: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [i32],
+) {
+    assert!(levels.len() == key_levels(x.len()));
+    assert!(scales.len() == key_groups(x.len()) && offsets.len() == scales.len());
+    let (head, rest) = levels.split_at_mut(x.len());
+    rest.fill(0);
+    for (((x, levels), scale), offset) in x
+        .chunks(GROUP)
+        .zip(head.chunks_mut(GROUP))
+        .zip(scales)
+        .zip(offsets)
+    {
+        *scale = half::f16::from_bits(quantize_head(x, levels)).to_f32();
+        *offset = -128 * levels.iter().map(|&level| i32::from(level)).sum::<i32>();
+    }
+}
