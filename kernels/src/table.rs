@@ -104,6 +104,11 @@ const AVX512_VNNI: Table = Table {
     matmul: avx512vnni::matmul::kernel,
     matmul_packed: avx512vnni::packed::kernel,
     attention: avx512vnni::attention::KERNELS,
+    swiglu: avx512vnni::elementwise::swiglu,
+    gelu_erf: avx512vnni::elementwise::gelu_erf,
+    geglu_erf: avx512vnni::elementwise::geglu_erf,
+    geglu_tanh: avx512vnni::elementwise::geglu_tanh,
+    soft_cap: avx512vnni::elementwise::soft_cap,
     sum_words: avx512vnni::stream::sum_words,
     multiply_adds: avx512vnni::peak::multiply_adds,
     ..AVX2

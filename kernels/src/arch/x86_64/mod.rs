@@ -81,3 +81,54 @@ macro_rules! blocked_kernel {
     };
 }
 use blocked_kernel;
+
+/// Defines the elementwise steps that evaluate a function, from their portable bodies, compiled for `$features`.
+macro_rules! units {
+    ($features:literal) => {
+        /// [`crate::op::glu::swiglu`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn swiglu(gate: &mut [f32], up: &[f32]) {
+            $crate::op::glu::swiglu(gate, up);
+        }
+
+        /// [`crate::op::gelu_erf::gelu_erf_all`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn gelu_erf(x: &mut [f32]) {
+            $crate::op::gelu_erf::gelu_erf_all(x);
+        }
+
+        /// [`crate::op::gelu_erf::geglu_erf`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn geglu_erf(gate: &mut [f32], up: &[f32]) {
+            $crate::op::gelu_erf::geglu_erf(gate, up);
+        }
+
+        /// [`crate::op::glu::geglu_tanh`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn geglu_tanh(gate: &mut [f32], up: &[f32]) {
+            $crate::op::glu::geglu_tanh(gate, up);
+        }
+
+        /// [`crate::op::tanh::soft_cap`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn soft_cap(x: &mut [f32], cap: f32) {
+            $crate::op::tanh::soft_cap(x, cap);
+        }
+    };
+}
+use units;
