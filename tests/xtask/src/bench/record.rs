@@ -1,0 +1,122 @@
+//! The record of a run, which names neither the machine nor a path of it, and the report on the terminal.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::definition::{Definition, folder};
+use super::sides::ANDON;
+
+/// Names in the folder for one day, processor and revision.
+const NUMBER_MAX: usize = 1000;
+
+/// To four digits that say something.
+pub(super) fn round(value: f64) -> f64 {
+    if !value.is_finite() || value == 0.0 {
+        return value;
+    }
+    let unit = 10f64.powi(3 - value.abs().log10().floor() as i32);
+    (value * unit).round() / unit
+}
+
+/// Figures of a side in one line.
+pub(super) fn short(values: &Value) -> String {
+    let fields = values.as_object().into_iter().flatten();
+    let parts = fields.filter_map(|(key, value)| Some(format!("{key} {}", round(value.as_f64()?))));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// Prints what a definition came to, and where it stands to its bars.
+pub(super) fn print(definition: &Definition, result: &Value) {
+    println!(
+        "  {}: {} of {} rounds count",
+        definition.name, result["rounds"], result["rounds_tried"]
+    );
+    for (name, values) in result["sides"].as_object().into_iter().flatten() {
+        println!("    {name:<28} {}", short(values));
+    }
+    let ratios = result["ratios"].as_object().into_iter().flatten();
+    for (name, value) in ratios {
+        println!("    {name:<28} {value}");
+    }
+    for (name, bar) in &definition.bar {
+        let found = result["ratios"][name]
+            .as_f64()
+            .or_else(|| result["sides"][ANDON][name].as_f64());
+        // Times, memory and costs are bounds from above.
+        let most =
+            name.ends_with("-ms") || name.starts_with("cost-") || name.starts_with("resident");
+        let verdict = match found {
+            None => "not measured".to_owned(),
+            Some(found) if (found >= *bar) != most || found == *bar => format!("{found}, reached"),
+            Some(found) => format!("{found}, MISSED"),
+        };
+        let sign = if most { '≤' } else { '≥' };
+        println!("    bar: {name} {sign} {bar}: {verdict}");
+    }
+    for note in result["notes"].as_array().into_iter().flatten() {
+        println!("    note: {}", note.as_str().unwrap_or_default());
+    }
+}
+
+/// Writes a record to a new file of `tests/bench/record`.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn write(record: &Value) -> Result<PathBuf> {
+    let folder = folder().join("record");
+    fs::create_dir_all(&folder)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let cpu: String = text(&record["machine"]["cpu"])
+        .to_lowercase()
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join("-");
+    let revision: String = text(&record["machine"]["revision"])
+        .chars()
+        .take(8)
+        .collect();
+    let stem = format!("{}-{cpu}-{revision}", text(&record["date"]));
+    for number in 1..NUMBER_MAX {
+        let suffix = if number == 1 {
+            String::new()
+        } else {
+            format!("-{number}")
+        };
+        let path = folder.join(format!("{stem}{suffix}.json"));
+        if !path.exists() {
+            let text = format!("{record:#}\n");
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            return Ok(path);
+        }
+    }
+    bail!("{} is full of {stem}", folder.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{folder, round};
+
+    #[test]
+    fn figures_have_four_digits() {
+        assert_eq!(round(123.456), 123.5);
+        assert_eq!(round(0.012_345_6), 0.012_35);
+        assert_eq!(round(0.0), 0.0);
+    }
+
+    #[test]
+    fn records_name_no_place() {
+        for entry in std::fs::read_dir(folder().join("record")).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("readable");
+            assert!(
+                !text.contains("\"/") && !text.contains(".gguf"),
+                "{}",
+                path.display()
+            );
+        }
+    }
+}
