@@ -88,6 +88,7 @@ const AVX2: Table = Table {
 const AVX_VNNI: Table = Table {
     isa: Isa::AvxVnni,
     matmul_packed: avxvnni::packed::vex,
+    multiply_adds: avxvnni::peak::vex,
     ..AVX2
 };
 
@@ -95,6 +96,7 @@ const AVX_VNNI: Table = Table {
 #[cfg(target_arch = "x86_64")]
 const AVX_VNNI_EVEX: Table = Table {
     matmul_packed: avxvnni::packed::evex,
+    multiply_adds: avxvnni::peak::evex,
     ..AVX_VNNI
 };
 

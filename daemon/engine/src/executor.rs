@@ -3,12 +3,14 @@
 //! Invariant: a failed batch leaves every sequence as it was; a sequence's cached tokens are exactly those of its
 //! successful batches.
 
-use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Sizes};
+use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Probe, Sizes};
+use crate::calibrate::Calibration;
 use crate::kv::{Cache, KvType, Sequence};
 use crate::model::Model;
 use andon_kernels::Isa;
 use std::num::NonZero;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How a model is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,6 +325,24 @@ impl Executor {
             self.cache.fork(sequence)
         } else {
             None
+        }
+    }
+
+    /// Has threads wait awake for as long as is of use on this machine; results do not change.
+    pub fn adapt(&mut self, calibration: &Calibration) {
+        let spin = Duration::try_from_secs_f32(calibration.spin_s).unwrap_or_default();
+        self.cpu.pool.pool.set_spin(spin);
+    }
+
+    /// The backend and the model's weights, to take times of.
+    pub(crate) fn probe(&mut self) -> Probe<'_> {
+        Probe {
+            cpu: &mut self.cpu,
+            weights: self.model.weights(),
+            matrices: self
+                .model
+                .decoder()
+                .map_or_else(Vec::new, |decoder| decoder.matrices()),
         }
     }
 

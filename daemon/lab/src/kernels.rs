@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use andon_engine::Isa;
 use andon_engine::calibrate::limits::{multiply_adds_per_s, read_bytes_per_s};
 use andon_kernels::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
-use andon_kernels::{Format, Table, Tiles, pack};
+use andon_kernels::{Format, Share, Table, Tiles, TilesOf, pack};
 use andon_os::Pool;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -229,14 +229,20 @@ fn measure(
     let tile_rows = (rows / (pool.threads() * TILES_EACH))
         .max(1)
         .next_multiple_of(pack::ROWS);
+    let mut shares: Vec<Share> = (0..pool.threads()).map(|_| Share::default()).collect();
     let budget = Duration::from_millis(arguments.time_ms);
     let (mut seconds, began) = (Vec::new(), Instant::now());
     // The first pass warms up.
     while seconds.len() < 2 || began.elapsed() < budget {
-        let tiles = Tiles::new(&mut output, rows, count, tile_rows);
+        let output = TilesOf {
+            output: &mut output,
+            row_count: rows,
+            tile_rows,
+        };
+        let tiles = Tiles::new(&mut shares, count, [output]);
         let start = Instant::now();
-        pool.run(&|_| {
-            while let Some(mut tile) = tiles.next() {
+        pool.run(&|thread| {
+            while let Some((_, mut tile)) = tiles.next(thread) {
                 if case.packed {
                     table.matmul_packed(case.format, weights, columns, &mut tile);
                 } else {

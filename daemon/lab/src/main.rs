@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod calibrate;
 mod embed;
 mod generate;
 mod kernels;
@@ -39,6 +40,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Measure those limits alone: streaming read, and multiply-adds of each instruction set.
     Limits(limits::Arguments),
+    /// Measure what the daemon measures of the machine, on a model's weights.
+    Calibrate(calibrate::Arguments),
     /// Measure each matrix product kernel beside those limits.
     Kernels(kernels::Arguments),
     /// Write a GGUF file with the shape of a real model and random weights.
@@ -125,6 +128,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Limits(arguments) => limits::run(&arguments),
+        Command::Calibrate(arguments) => calibrate::run(&arguments),
         Command::Kernels(arguments) => kernels::run(&arguments),
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Ppl(arguments) => ppl::run(&arguments),

@@ -133,6 +133,9 @@ fn random_models_run() {
         let text = ["generate", path, "--prompt-text", "belt", "--gen", "2"];
         let report = json(&[&text[..], &["--ignore-end", "--json"]].concat());
         assert_eq!(report["completion_tokens"], 2, "{format}");
+        let report = json(&["calibrate", path, "--threads", "2", "--json"]);
+        assert!(report["bandwidth_gb_s"].as_f64() > Some(0.0), "{report}");
+        assert_eq!(report["column_cost"][0], 1.0);
     }
     assert_eq!(
         lab(&["synth", path, "--shape", "1q"]).status.code(),

@@ -10,12 +10,12 @@
 //! later; that is what lets the closure borrow from the caller's stack.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
-/// How long to spin before sleeping: longer than what lies between two phases, choosing a token included, and short
+/// How long to spin before sleeping, unless [`Pool::set_spin`] says otherwise: longer than what lies between two phases, choosing a token included, and short
 /// beside the milliseconds for which other programs take a core. Waking a sleeper costs 5 to 50 microseconds.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -92,6 +92,8 @@ struct Shared {
     end: Alone<End>,
     /// Whether each worker sleeps or is about to.
     sleeping: Box<[AtomicBool]>,
+    /// How long to spin before sleeping, in nanoseconds.
+    spin_ns: AtomicU32,
     /// The thread that called last, to be woken.
     caller: Mutex<Option<Thread>>,
 }
@@ -133,6 +135,7 @@ impl Pool {
                 caller_sleeping: AtomicBool::new(false),
             }),
             sleeping: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            spin_ns: AtomicU32::new(nanoseconds(SPIN)),
             caller: Mutex::new(None),
         });
         let mut pool = Pool {
@@ -156,6 +159,14 @@ impl Pool {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Has threads spin for so long, at most four seconds, before they sleep: what sleeping and waking cost on this
+    /// machine, where that is known.
+    pub fn set_spin(&self, spin: Duration) {
+        self.shared
+            .spin_ns
+            .store(nanoseconds(spin), Ordering::Relaxed);
     }
 
     /// Runs `phase` on the caller (thread 0) and on the workers (`1..threads()`) that come before the caller is
@@ -208,7 +219,9 @@ impl Drop for CloseOnDrop<'_> {
             left,
             caller_sleeping,
         } = &shared.end.0;
-        wait(caller_sleeping, || left.load(Ordering::SeqCst) == entered);
+        wait(&shared.spin_ns, caller_sleeping, || {
+            left.load(Ordering::SeqCst) == entered
+        });
     }
 }
 
@@ -227,8 +240,13 @@ impl Drop for Pool {
     }
 }
 
+/// A time that fits a word.
+fn nanoseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
+}
+
 /// Spins for a bounded time, then sleeps, until `done`; `sleeping` tells the other side to unpark this thread.
-fn wait(sleeping: &AtomicBool, done: impl Fn() -> bool) {
+fn wait(spin_ns: &AtomicU32, sleeping: &AtomicBool, done: impl Fn() -> bool) {
     let mut began = None;
     loop {
         for _ in 0..SPINS_PER_LOOK {
@@ -238,7 +256,8 @@ fn wait(sleeping: &AtomicBool, done: impl Fn() -> bool) {
             std::hint::spin_loop();
         }
         let now = Instant::now();
-        if now.saturating_duration_since(*began.get_or_insert(now)) >= SPIN {
+        let spin = Duration::from_nanos(spin_ns.load(Ordering::Relaxed).into());
+        if now.saturating_duration_since(*began.get_or_insert(now)) >= spin {
             break;
         }
     }
@@ -269,7 +288,9 @@ fn work(shared: &Shared, index: usize) {
     let state = || State(word.load(Ordering::SeqCst));
     let mut seen = 0;
     loop {
-        wait(&shared.sleeping[index], || state().phase() != seen);
+        wait(&shared.spin_ns, &shared.sleeping[index], || {
+            state().phase() != seen
+        });
         let current = state();
         if stopping.load(Ordering::Relaxed) {
             return;
@@ -339,7 +360,9 @@ mod tests {
     #[test]
     fn workers_that_slept_take_part() {
         let mut pool = Pool::new(NonZero::new(2).expect("two")).expect("threads");
-        for _ in 0..5 {
+        for round in 0..5 {
+            // Also threads that do not spin at all.
+            pool.set_spin(std::time::Duration::from_micros(100 * (round % 2)));
             std::thread::sleep(std::time::Duration::from_millis(5));
             let worker_came = AtomicBool::new(false);
             pool.run(&|thread| {

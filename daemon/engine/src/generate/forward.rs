@@ -65,6 +65,10 @@ pub trait Forward {
         parts: &mut [Part<'_, Self::Sequence>],
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError>;
+    /// The executor behind it, if there is one: to take times of it, between passes.
+    fn executor_mut(&mut self) -> Option<&mut Executor> {
+        None
+    }
 }
 
 impl Forward for Executor {
@@ -127,5 +131,9 @@ impl Forward for Executor {
         })?;
         (0..logits.row_count()).for_each(|index| row(logits.row(index)));
         Ok(())
+    }
+
+    fn executor_mut(&mut self) -> Option<&mut Executor> {
+        Some(self)
     }
 }

@@ -54,6 +54,11 @@ pub struct Generator<F: Forward = Executor> {
 }
 
 impl<F: Forward> Generator<F> {
+    /// The executor, if that is what makes the passes: to take times of it between steps.
+    pub fn executor_mut(&mut self) -> Option<&mut Executor> {
+        self.forward.executor_mut()
+    }
+
     /// A generator without generations. Values of `options` out of their bounds are moved to the nearest.
     pub fn new(forward: F, options: GeneratorOptions) -> Self {
         let batch = forward.batch_tokens_max().max(1);

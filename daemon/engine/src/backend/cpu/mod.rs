@@ -11,6 +11,7 @@ pub mod encode;
 mod heads;
 mod matmul;
 mod pass;
+mod probe;
 mod residual;
 mod threads;
 
@@ -19,6 +20,7 @@ pub use attend::Attend;
 pub use buffers::Sizes;
 pub use heads::{Heads, Temperature};
 pub use pass::{Batch, Output, Pass};
+pub(crate) use probe::Probe;
 pub use residual::{Activation, Residual};
 
 use andon_kernels::{Isa, Table};

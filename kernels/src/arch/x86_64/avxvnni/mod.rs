@@ -1,3 +1,4 @@
 //! Kernels for 256-bit `vpdpbusd`, in either of its encodings.
 
 pub(crate) mod packed;
+pub(crate) mod peak;
