@@ -121,7 +121,9 @@ const NEON: Table = Table {
     isa: Isa::Neon,
     matmul: neon::matmul::plain,
     matmul_packed: neon::packed::plain,
+    attention: neon::attention::KERNELS,
     to_half: neon::half::to_half,
+    multiply_adds: neon::peak::plain,
     ..SCALAR
 };
 
@@ -130,6 +132,8 @@ const NEON_DOTPROD: Table = Table {
     isa: Isa::NeonDotprod,
     matmul: dotprod::matmul::kernel,
     matmul_packed: dotprod::packed::kernel,
+    attention: dotprod::attention::KERNELS,
+    multiply_adds: dotprod::peak::multiply_adds,
     ..NEON
 };
 
@@ -137,6 +141,7 @@ const NEON_DOTPROD: Table = Table {
 const NEON_I8MM: Table = Table {
     isa: Isa::NeonI8mm,
     matmul_packed: i8mm::packed::kernel,
+    multiply_adds: i8mm::peak::multiply_adds,
     ..NEON_DOTPROD
 };
 

@@ -66,7 +66,8 @@ struct Run {
     /// Compute threads [default: as many as this process may keep busy].
     #[arg(long)]
     threads: Option<usize>,
-    /// Instruction set to force: scalar, avx2, avx-vnni, avx512-vnni [default: the best of this machine].
+    /// Instruction set to force: scalar, avx2, avx-vnni, avx512-vnni, neon, neon-dotprod, neon-i8mm [default: the best of
+    /// this machine].
     #[arg(long, value_parser = parse_isa)]
     isa: Option<Isa>,
     /// How the KV cache keeps keys and values: f16 or q8.

@@ -48,7 +48,7 @@ fn shared(path: &str) -> Option<PathBuf> {
 #[test]
 fn greedy_tokens_are_pinned() {
     let Some(model) = model() else { return };
-    for isa in ["scalar", "avx2", "avx-vnni", "avx512-vnni"] {
+    for isa in andon_kernels::Isa::ALL.map(andon_kernels::Isa::name) {
         let supported =
             andon_kernels::Isa::from_name(isa).is_some_and(andon_kernels::Isa::is_supported);
         if !supported {

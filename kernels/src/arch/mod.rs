@@ -7,6 +7,7 @@ pub(crate) mod scalar;
 pub(crate) mod x86_64;
 
 /// Defines the steps of attention that need no intrinsics, compiled for `$features`.
+#[cfg(target_arch = "x86_64")]
 macro_rules! portable_attention {
     ($features:literal) => {
         /// [`crate::op::attention::weigh`].
@@ -65,4 +66,5 @@ macro_rules! portable_attention {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(crate) use portable_attention;

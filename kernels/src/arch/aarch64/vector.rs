@@ -45,6 +45,7 @@ instructions! {
     fn vfmsq_f32(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t;
     fn vfmsq_n_f32(a: float32x4_t, b: float32x4_t, c: f32) -> float32x4_t;
     fn vget_high_f32(a: float32x4_t) -> float32x2_t;
+    fn vget_high_s8(a: int8x16_t) -> int8x8_t;
     fn vget_lane_f32<const LANE>(a: float32x2_t) -> f32;
     fn vget_low_f32(a: float32x4_t) -> float32x2_t;
     fn vget_low_s16(a: int16x8_t) -> int16x4_t;

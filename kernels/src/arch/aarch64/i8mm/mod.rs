@@ -3,3 +3,4 @@
 //! Rows as GGUF stores them, and packed ones with a single column, are multiplied as in [`super::dotprod`].
 
 pub(crate) mod packed;
+pub(crate) mod peak;

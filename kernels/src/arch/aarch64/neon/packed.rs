@@ -3,6 +3,8 @@
 //! A vector holds four elements of each of four rows, a quarter of a tile's, so a dot product with four activations in
 //! every lane adds to four rows in lane order, and no sum has to be turned. Integer sums start at minus the levels'
 //! offset times the sum of the activations; levels of 8 bits get their sign back instead.
+//!
+//! Arrays are filled by index: `core::array::from_fn` and `map` may call their closures out of line.
 
 use super::matmul::{Multiply, Plain, column_span};
 use crate::Format;
@@ -18,37 +20,45 @@ use crate::block::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{PackedKernel, PackedProduct};
 use crate::pack::{BLOCK_GROUPS, GroupScales, Layout, Packed, ROWS};
 use core::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, uint8x8_t, vld1_u16, vld1q_s8, vld1q_u8, vst1q_f32,
+    float32x4_t, int8x16_t, int32x4_t, uint8x8_t, uint8x16_t, vld1_u16, vld1q_s8, vld1q_u8,
+    vst1q_f32,
 };
 use core::marker::PhantomData;
+use core::ops::Range;
 
 /// Columns computed together where there are many: their accumulators, and half a group of each, fit the 32 registers.
 const COLUMNS: usize = 8;
 
 /// A tile multiplied with some columns, compiled for an instruction set.
 pub(in super::super) trait TileProducts {
-    /// Computes and stores `M` columns, from 1 to [`COLUMNS`], of a tile's rows `first..`.
+    /// Whether few columns are worth kernels of their own, rather than be taken one by one.
+    const FEW_COLUMNS: bool;
+
+    /// Computes and stores columns `columns` of a tile's rows `first..`; there are at most `M`, which is at most
+    /// [`COLUMNS`].
     ///
     /// # Safety
-    /// See [`PackedKernel`]; the tile must be that of row `first`, and the columns must exist.
+    /// See [`PackedKernel`]; the tile must be that of row `first`, and the columns must exist and be at least one.
     unsafe fn some_columns<F: Packed, const M: usize>(
         product: &PackedProduct<'_>,
         tile: *const u8,
         first: usize,
-        column: usize,
+        columns: Range<usize>,
     );
 }
 
 impl TileProducts for Plain {
+    const FEW_COLUMNS: bool = false;
+
     #[inline(never)]
     unsafe fn some_columns<F: Packed, const M: usize>(
         product: &PackedProduct<'_>,
         tile: *const u8,
         first: usize,
-        column: usize,
+        columns: Range<usize>,
     ) {
         // SAFETY: passed on.
-        unsafe { by_lanes::<Plain, F, M>(product, tile, first, column) }
+        unsafe { by_lanes::<Plain, F, M>(product, tile, first, columns) }
     }
 }
 
@@ -78,28 +88,51 @@ pub(crate) const fn plain(format: Format) -> Option<PackedKernel> {
 /// See that type.
 unsafe fn product<T: TileProducts, F: Packed>(product: PackedProduct<'_>) {
     let tile_bytes = Layout::<F>::tile_bytes(product.columns.k);
-    let span = column_span(product.columns.k);
+    let span = column_span(product.columns.k, COLUMNS);
     for start in (0..product.columns.count).step_by(span) {
         let end = product.columns.count.min(start + span);
         for first in (0..product.row_count).step_by(ROWS) {
             let tile = product.tiles.wrapping_add(first / ROWS * tile_bytes);
-            for column in (start..end).step_by(COLUMNS) {
+            let mut column = start;
+            while column < end {
                 // SAFETY: the caller owes the tile, the columns and their output.
-                unsafe {
-                    match end - column {
-                        COLUMNS.. => T::some_columns::<F, COLUMNS>(&product, tile, first, column),
-                        7 => T::some_columns::<F, 7>(&product, tile, first, column),
-                        6 => T::some_columns::<F, 6>(&product, tile, first, column),
-                        5 => T::some_columns::<F, 5>(&product, tile, first, column),
-                        4 => T::some_columns::<F, 4>(&product, tile, first, column),
-                        3 => T::some_columns::<F, 3>(&product, tile, first, column),
-                        2 => T::some_columns::<F, 2>(&product, tile, first, column),
-                        _ => T::some_columns::<F, 1>(&product, tile, first, column),
-                    }
-                }
+                column += unsafe { next_columns::<T, F>(&product, tile, first, column..end) };
             }
         }
     }
+}
+
+/// Computes and stores the first of these columns of a tile's rows `first..`, and returns how many they were.
+///
+/// # Safety
+/// See [`TileProducts::some_columns`].
+unsafe fn next_columns<T: TileProducts, F: Packed>(
+    product: &PackedProduct<'_>,
+    tile: *const u8,
+    first: usize,
+    columns: Range<usize>,
+) -> usize {
+    let count = columns.len().min(COLUMNS);
+    let next = columns.start..columns.start + count;
+    // SAFETY: passed on.
+    unsafe {
+        if count == COLUMNS {
+            T::some_columns::<F, COLUMNS>(product, tile, first, next);
+        } else if !T::FEW_COLUMNS {
+            T::some_columns::<F, 1>(product, tile, first, next.start..next.start + 1);
+            return 1;
+        } else {
+            match count {
+                7 => T::some_columns::<F, COLUMNS>(product, tile, first, next),
+                5 | 6 => T::some_columns::<F, 6>(product, tile, first, next),
+                4 => T::some_columns::<F, 4>(product, tile, first, next),
+                3 => T::some_columns::<F, 3>(product, tile, first, next),
+                2 => T::some_columns::<F, 2>(product, tile, first, next),
+                _ => T::some_columns::<F, 1>(product, tile, first, next),
+            }
+        }
+    }
+    count
 }
 
 /// [`TileProducts::some_columns`] by [`Multiply::dot_lane`].
@@ -111,14 +144,14 @@ pub(in super::super) unsafe fn by_lanes<D: Multiply, F: Packed, const M: usize>(
     product: &PackedProduct<'_>,
     tile: *const u8,
     first: usize,
-    column: usize,
+    columns: Range<usize>,
 ) {
     // SAFETY: passed on. As many quarters at once as accumulators of them leave room for a group.
     unsafe {
         match M {
-            1 | 2 => quarters::<D, F, M, 4>(product, tile, first, column),
-            3 | 4 => quarters::<D, F, M, 2>(product, tile, first, column),
-            _ => quarters::<D, F, M, 1>(product, tile, first, column),
+            1 | 2 => quarters::<D, F, M, 4>(product, tile, first, columns),
+            3 | 4 => quarters::<D, F, M, 2>(product, tile, first, columns),
+            _ => quarters::<D, F, M, 1>(product, tile, first, columns),
         }
     }
 }
@@ -132,11 +165,11 @@ unsafe fn quarters<D: Multiply, F: Packed, const M: usize, const Q: usize>(
     product: &PackedProduct<'_>,
     tile: *const u8,
     first: usize,
-    column: usize,
+    columns: Range<usize>,
 ) {
     let mut all = [[vdupq_n_f32(0.0); M]; 4];
     // SAFETY: the columns exist.
-    let mut x = unsafe { X::new::<M>(&product.columns, column) };
+    let mut x = unsafe { X::<M>::new(&product.columns, columns.start, columns.len()) };
     let mut block = Block::<F>::first(tile, product.columns.k);
     while block.count > 0 {
         for (part, all) in all.as_chunks_mut::<Q>().0.iter_mut().enumerate() {
@@ -147,9 +180,9 @@ unsafe fn quarters<D: Multiply, F: Packed, const M: usize, const Q: usize>(
         block = block.next();
     }
     for (quarter, sums) in all.iter().enumerate() {
-        for (index, &sum) in sums.iter().enumerate() {
+        for (index, &sum) in sums.iter().enumerate().take(columns.len()) {
             // SAFETY: the caller owes the output.
-            unsafe { store(product, first + 4 * quarter, column + index, sum) };
+            unsafe { store(product, first + 4 * quarter, columns.start + index, sum) };
         }
     }
 }
@@ -163,21 +196,24 @@ unsafe fn add_block<D: Multiply, F: Packed, const M: usize, const Q: usize>(
     all: &mut [[float32x4_t; M]; Q],
     block: &Block<F>,
     quarter: usize,
-    x: &X,
+    x: &X<M>,
 ) {
     let mut sums = *all;
     // SAFETY: the caller owes the block and the columns.
     unsafe {
-        let factors: [Factors; Q] = core::array::from_fn(|part| block.factors(quarter + part));
+        let mut factors = [Factors::none(); Q];
+        for (part, factors) in factors.iter_mut().enumerate() {
+            *factors = block.factors(quarter + part);
+        }
         for group in 0..block.count {
             for part in 0..Q {
                 let scales = Scales::load(block, group, quarter + part, factors[part]);
                 let levels = block.levels(group, quarter + part);
                 let mut low = [vdupq_n_s32(0); M];
                 let weights = unpack::<F>(levels, 0);
-                for (index, sum) in low.iter_mut().enumerate() {
+                for (index, low) in low.iter_mut().enumerate() {
                     let start = vdupq_n_s32(start::<F>(x.group(index, group), 0));
-                    *sum = dot::<D>(start, &weights, x.levels(index, group, 0));
+                    *low = dot::<D>(start, &weights, x.levels(index, group, 0));
                 }
                 let weights = unpack::<F>(levels, 1);
                 for (index, &low) in low.iter().enumerate() {
@@ -236,39 +272,44 @@ pub(in super::super) unsafe fn store(
     }
 }
 
-/// Where a group of the first of several columns is.
+/// Where a group of each of several columns is.
 #[derive(Clone, Copy)]
-pub(in super::super) struct X {
-    levels: *const i8,
-    groups: *const Group,
-    k: usize,
+pub(in super::super) struct X<const M: usize> {
+    levels: [*const i8; M],
+    groups: [*const Group; M],
 }
 
-impl X {
-    /// The first group of columns `column .. column + M`.
+impl<const M: usize> X<M> {
+    /// The first group of the columns from `column`, of which there are `count`; what is left of `M` repeats the last.
     ///
     /// # Safety
-    /// They must exist.
+    /// They must exist, and be at least one.
     #[inline(always)]
-    pub(in super::super) unsafe fn new<const M: usize>(columns: &Columns<'_>, column: usize) -> X {
-        let quantized = &columns.quantized;
-        X {
+    pub(in super::super) unsafe fn new(columns: &Columns<'_>, column: usize, count: usize) -> X<M> {
+        let (quantized, groups) = (&columns.quantized, columns.k / GROUP);
+        let mut x = X {
+            levels: [core::ptr::null(); M],
+            groups: [core::ptr::null(); M],
+        };
+        for index in 0..M {
+            let column = column + index.min(count - 1);
             // SAFETY: the caller owes the columns.
-            levels: unsafe { quantized.levels.as_ptr().add(column * columns.k) },
-            // SAFETY: as above.
-            groups: unsafe { quantized.groups.as_ptr().add(column * (columns.k / GROUP)) },
-            k: columns.k,
+            unsafe {
+                x.levels[index] = quantized.levels.as_ptr().add(column * columns.k);
+                x.groups[index] = quantized.groups.as_ptr().add(column * groups);
+            }
         }
+        x
     }
 
     /// `groups` groups further.
     #[inline(always)]
-    pub(in super::super) fn after(self, groups: usize) -> X {
-        X {
-            levels: self.levels.wrapping_add(groups * GROUP),
-            groups: self.groups.wrapping_add(groups),
-            k: self.k,
+    pub(in super::super) fn after(mut self, groups: usize) -> X<M> {
+        for index in 0..M {
+            self.levels[index] = self.levels[index].wrapping_add(groups * GROUP);
+            self.groups[index] = self.groups[index].wrapping_add(groups);
         }
+        self
     }
 
     /// Sixteen levels: half `half` of the group that is `group` further in column `index`.
@@ -282,9 +323,8 @@ impl X {
         group: usize,
         half: usize,
     ) -> int8x16_t {
-        let at = index * self.k + group * GROUP + 16 * half;
         // SAFETY: the caller owes the group.
-        unsafe { vld1q_s8(self.levels.add(at)) }
+        unsafe { vld1q_s8(self.levels[index].add(group * GROUP + 16 * half)) }
     }
 
     /// What the group that is `group` further in column `index` has in common.
@@ -294,7 +334,7 @@ impl X {
     #[inline(always)]
     pub(in super::super) unsafe fn group<'a>(&self, index: usize, group: usize) -> &'a Group {
         // SAFETY: the caller owes the group, and columns outlive a kernel.
-        unsafe { &*self.groups.add(index * (self.k / GROUP) + group) }
+        unsafe { &*self.groups[index].add(group) }
     }
 }
 
@@ -346,11 +386,7 @@ impl<F: Packed> Block<F> {
     #[inline(always)]
     pub(in super::super) unsafe fn factors(&self, quarter: usize) -> Factors {
         if F::GROUP_SCALES == GroupScales::None {
-            let zero = vdupq_n_f32(0.0);
-            return Factors {
-                scale: zero,
-                minimum: zero,
-            };
+            return Factors::none();
         }
         // SAFETY: the caller owes the block.
         unsafe { Factors::load::<F>(self.from, quarter) }
@@ -365,6 +401,14 @@ pub(in super::super) struct Factors {
 }
 
 impl Factors {
+    #[inline(always)]
+    fn none() -> Factors {
+        Factors {
+            scale: vdupq_n_f32(0.0),
+            minimum: vdupq_n_f32(0.0),
+        }
+    }
+
     /// # Safety
     /// The factors of sixteen rows must be readable at `from`.
     #[inline(always)]
@@ -506,30 +550,42 @@ pub(in super::super) fn start<F: Packed>(x: &Group, half: usize) -> i32 {
 /// The levels must be readable.
 #[inline(always)]
 pub(in super::super) unsafe fn unpack<F: Packed>(from: *const u8, half: usize) -> [int8x16_t; 4] {
-    /// From one vector of sixteen rows to the next.
-    const NEXT: usize = 4 * ROWS;
-    // SAFETY: the caller owes the levels: as many vectors as levels have bits.
-    let vector = |index: usize| unsafe { vld1q_u8(from.add(index * NEXT)) };
-    [0, 1, 2, 3].map(|index| {
-        let levels = if F::BITS == 8 {
-            veorq_u8(vector(4 * half + index), vdupq_n_u8(0x80))
-        } else {
-            let low = if half == 0 {
-                vandq_u8(vector(index), vdupq_n_u8(15))
-            } else {
-                vshrq_n_u8::<4>(vector(index))
-            };
-            // Brings the further bits of this step to bit 4; a negative shift goes to the right.
-            let high = |vector, at: usize, mask: u8| {
-                let shifted = vshlq_u8(vector, vdupq_n_s8(4 - at as i8));
-                vandq_u8(shifted, vdupq_n_u8(mask))
-            };
-            match F::BITS {
-                5 => vorrq_u8(low, high(vector(4), 4 * half + index, 0x10)),
-                6 => vorrq_u8(low, high(vector(4 + half), 2 * index, 0x30)),
-                _ => low,
-            }
-        };
-        vreinterpretq_s8_u8(levels)
+    // SAFETY: passed on.
+    unsafe {
+        [
+            unpack_step::<F>(from, half, 0),
+            unpack_step::<F>(from, half, 1),
+            unpack_step::<F>(from, half, 2),
+            unpack_step::<F>(from, half, 3),
+        ]
+    }
+}
+
+/// Vector `index` of [`unpack`].
+///
+/// # Safety
+/// See that function.
+#[inline(always)]
+unsafe fn unpack_step<F: Packed>(from: *const u8, half: usize, index: usize) -> int8x16_t {
+    // SAFETY: the caller owes the levels: as many vectors of sixteen rows as levels have bits.
+    let vector = |index: usize| unsafe { vld1q_u8(from.add(index * 4 * ROWS)) };
+    if F::BITS == 8 {
+        let levels = vector(4 * half + index);
+        return vreinterpretq_s8_u8(veorq_u8(levels, vdupq_n_u8(0x80)));
+    }
+    let low = if half == 0 {
+        vandq_u8(vector(index), vdupq_n_u8(15))
+    } else {
+        vshrq_n_u8::<4>(vector(index))
+    };
+    // Brings the further bits of this step to bit 4; a negative shift goes to the right.
+    let high = |vector: uint8x16_t, at: usize, mask: u8| {
+        let shifted = vshlq_u8(vector, vdupq_n_s8(4 - at as i8));
+        vandq_u8(shifted, vdupq_n_u8(mask))
+    };
+    vreinterpretq_s8_u8(match F::BITS {
+        5 => vorrq_u8(low, high(vector(4), 4 * half + index, 0x10)),
+        6 => vorrq_u8(low, high(vector(4 + half), 2 * index, 0x30)),
+        _ => low,
     })
 }

@@ -129,15 +129,17 @@ unsafe fn block<W: Weights, const R: usize, const C: usize>(
     column: usize,
 ) {
     let k = product.columns.k;
-    let rows: [*const u8; R] = core::array::from_fn(|index| {
+    let mut rows = [product.weights; R];
+    for (index, pointer) in rows.iter_mut().enumerate() {
         let row = (first + index).min(product.row_count - 1);
         // SAFETY: `row` is one of the rows the caller owes.
-        unsafe { product.weights.add(row * product.row_bytes) }
-    });
-    let values: [&[f32]; C] = core::array::from_fn(|index| {
+        *pointer = unsafe { product.weights.add(row * product.row_bytes) };
+    }
+    let mut values = [product.columns.values; C];
+    for (index, values) in values.iter_mut().enumerate() {
         let column = column + index;
-        &product.columns.values[column * k..(column + 1) * k]
-    });
+        *values = &values[column * k..(column + 1) * k];
+    }
     // SAFETY: every row has `k` weights, and every column as many values.
     let results = unsafe { dots::<W, R, C>(rows, values) };
     for (row, results) in results.iter().enumerate().take(product.row_count - first) {
@@ -160,14 +162,17 @@ unsafe fn dots<W: Weights, const R: usize, const C: usize>(
 ) -> [[f32; C]; R] {
     let mut sums = [[[vdupq_n_f32(0.0); 4]; C]; R];
     let k = values[0].len();
+    let zero = [vdupq_n_f32(0.0); 4];
     for at in (0..k / LANES * LANES).step_by(LANES) {
-        // SAFETY: the columns have sixteen values from here, and so have the rows.
-        let (x, w) = unsafe {
-            (
-                values.map(|values| four(values.as_ptr().add(at))),
-                rows.map(|row| W::sixteen(row.add(at * W::BYTES))),
-            )
-        };
+        let (mut w, mut x) = ([zero; R], [zero; C]);
+        for column in 0..C {
+            // SAFETY: the columns have sixteen values from here.
+            x[column] = unsafe { four(values[column].as_ptr().add(at)) };
+        }
+        for row in 0..R {
+            // SAFETY: so have the rows.
+            w[row] = unsafe { W::sixteen(rows[row].add(at * W::BYTES)) };
+        }
         add(&mut sums, &w, &x);
     }
     let rest = k % LANES;
@@ -189,7 +194,13 @@ unsafe fn dots<W: Weights, const R: usize, const C: usize>(
         });
         add(&mut sums, &w, &x);
     }
-    sums.map(|sums| sums.map(sum_lanes))
+    let mut results = [[0.0; C]; R];
+    for row in 0..R {
+        for column in 0..C {
+            results[row][column] = sum_lanes(sums[row][column]);
+        }
+    }
+    results
 }
 
 /// Adds the products of sixteen weights of each row with sixteen values of each column, lane by lane.

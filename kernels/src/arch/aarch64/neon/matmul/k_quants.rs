@@ -6,12 +6,15 @@ use super::rows::{
 };
 use crate::activation::Columns;
 use crate::arch::aarch64::vector::{
-    vcvtq_f32_s32, vdupq_n_f32, vfmaq_f32, vfmsq_f32, vfmsq_n_f32, vget_low_s16, vmlaq_n_s32,
-    vmlaq_s32, vmovl_high_s16, vmovl_s8, vmovl_s16, vmulq_f32, vmulq_n_f32, vmulq_n_s32, vmulq_s32,
-    vorrq_u8, vshlq_n_u8, vzip1_s8, vzip2_s8,
+    vandq_u8, vcreate_u8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_u8, vfmaq_f32, vfmsq_f32,
+    vfmsq_n_f32, vget_high_s8, vget_low_s8, vget_low_s16, vmlaq_n_s32, vmlaq_s32, vmovl_high_s16,
+    vmovl_s8, vmovl_s16, vmulq_f32, vmulq_n_f32, vmulq_n_s32, vmulq_s32, vorrq_u8,
+    vreinterpret_s8_u8, vreinterpretq_s8_u8, vshlq_n_u8, vshrq_n_u8, vzip1_s8, vzip2_s8,
 };
 use crate::block::{Block, IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K};
-use core::arch::aarch64::{float32x4_t, int8x8_t, int32x4_t, vld1_s8};
+use core::arch::aarch64::{
+    float32x4_t, int8x8_t, int8x16_t, int32x4_t, vld1_s8, vld1q_s8, vld1q_u8,
+};
 use core::mem::offset_of;
 
 /// What levels and sums of activations are multiplied with in each of the eight groups of four rows.
@@ -23,11 +26,9 @@ pub(super) struct Factors {
 
 /// Eight numbers of each row, brought together by number: the rows in order.
 #[inline(always)]
-pub(super) fn by_group(rows: [[i8; 8]; 4]) -> [int32x4_t; 8] {
-    // SAFETY: the array has eight elements.
-    let row = |index: usize| -> int8x8_t { unsafe { vld1_s8(rows[index].as_ptr()) } };
-    let even = [vzip1_s8(row(0), row(2)), vzip2_s8(row(0), row(2))];
-    let odd = [vzip1_s8(row(1), row(3)), vzip2_s8(row(1), row(3))];
+pub(super) fn by_group([a, b, c, d]: [int8x8_t; 4]) -> [int32x4_t; 8] {
+    let even = [vzip1_s8(a, c), vzip2_s8(a, c)];
+    let odd = [vzip1_s8(b, d), vzip2_s8(b, d)];
     // Two numbers in each.
     let pairs = [
         vzip1_s8(even[0], odd[0]),
@@ -51,8 +52,20 @@ pub(super) fn by_group(rows: [[i8; 8]; 4]) -> [int32x4_t; 8] {
 
 /// [`by_group`] as floats, multiplied with the factor of each row's block, which is exact.
 #[inline(always)]
-pub(super) fn scaled_by_group(rows: [[i8; 8]; 4], factor: float32x4_t) -> [float32x4_t; 8] {
-    by_group(rows).map(|group| vmulq_f32(vcvtq_f32_s32(group), factor))
+pub(super) fn scaled_by_group(rows: [int8x8_t; 4], factor: float32x4_t) -> [float32x4_t; 8] {
+    let groups = by_group(rows);
+    let mut scaled = [factor; 8];
+    for index in 0..8 {
+        scaled[index] = vmulq_f32(vcvtq_f32_s32(groups[index]), factor);
+    }
+    scaled
+}
+
+/// Eight small numbers.
+#[inline(always)]
+pub(super) fn eight(numbers: &[i8; 8]) -> int8x8_t {
+    // SAFETY: the array has eight elements.
+    unsafe { vld1_s8(numbers.as_ptr()) }
 }
 
 /// A format with one scale for each group of 32 elements.
@@ -180,7 +193,8 @@ pub(super) unsafe fn halved<F: Halved, D: Multiply, const M: usize>(
                 let products = vmlaq_s32(vmulq_s32(g0, i0), g1, i1);
                 *sum = vfmaq_f32(*sum, scale, vcvtq_f32_s32(products));
                 if F::MINIMUM {
-                    let [s0, s1] = x.group.half_sums();
+                    let [s0, s1] = x.group.negated_half_sums;
+                    let (s0, s1) = (-i32::from(s0), -i32::from(s1));
                     let minimum = vmulq_n_f32(factors.minimum, x.group.scale);
                     let products = vmlaq_n_s32(vmulq_n_s32(m0, s0), m1, s1);
                     *sum = vfmsq_f32(*sum, minimum, vcvtq_f32_s32(products));
@@ -219,7 +233,9 @@ macro_rules! shared_factors {
         let groups = |row: usize| unsafe { (*$rows[row].add($offset).cast::<$format>()).groups() };
         let groups = [groups(0), groups(1), groups(2), groups(3)];
         // Six bits each.
-        let signed = |bytes: [u8; 8]| bytes.map(|byte| byte as i8);
+        let eight = |numbers: [u8; 8]| vreinterpret_s8_u8(vcreate_u8(u64::from_le_bytes(numbers)));
+        let scales = |row: usize| eight(groups[row].scales);
+        let minimums = |row: usize| eight(groups[row].minimums);
         // SAFETY: as above.
         let (scale, minimum) = unsafe {
             (
@@ -228,8 +244,11 @@ macro_rules! shared_factors {
             )
         };
         Factors {
-            scales: scaled_by_group(groups.map(|groups| signed(groups.scales)), scale),
-            minimums: scaled_by_group(groups.map(|groups| signed(groups.minimums)), minimum),
+            scales: scaled_by_group([scales(0), scales(1), scales(2), scales(3)], scale),
+            minimums: scaled_by_group(
+                [minimums(0), minimums(1), minimums(2), minimums(3)],
+                minimum,
+            ),
         }
     }};
 }
@@ -277,13 +296,26 @@ impl Grouped for Q5K {
 
 /// [`by_group`] of the first eight and of the other eight of sixteen numbers of each row.
 #[inline(always)]
-fn by_half_group(rows: [[i8; 16]; 4]) -> [[int32x4_t; 8]; 2] {
-    [0, 8].map(|first| by_group(rows.map(|row| core::array::from_fn(|index| row[first + index]))))
+fn by_half_group([a, b, c, d]: [int8x16_t; 4]) -> [[int32x4_t; 8]; 2] {
+    [
+        by_group([
+            vget_low_s8(a),
+            vget_low_s8(b),
+            vget_low_s8(c),
+            vget_low_s8(d),
+        ]),
+        by_group([
+            vget_high_s8(a),
+            vget_high_s8(b),
+            vget_high_s8(c),
+            vget_high_s8(d),
+        ]),
+    ]
 }
 
 /// Factors of a format without minimums.
 #[inline(always)]
-fn without_minimums(scale: float32x4_t, groups: [[i8; 16]; 4]) -> HalfFactors {
+fn without_minimums(scale: float32x4_t, groups: [int8x16_t; 4]) -> HalfFactors {
     let scales = by_half_group(groups);
     HalfFactors {
         scale,
@@ -317,8 +349,10 @@ impl Halved for Q6K {
 
     #[inline(always)]
     unsafe fn factors(rows: &Pointers, offset: usize) -> HalfFactors {
-        // SAFETY: the caller owes the blocks, which have alignment 1.
-        let scales = |row: usize| unsafe { (*rows[row].add(offset).cast::<Q6K>()).scales };
+        // SAFETY: the caller owes the blocks.
+        let scales = |row: usize| unsafe {
+            vld1q_s8(rows[row].add(offset + offset_of!(Q6K, scales)).cast())
+        };
         // SAFETY: as above.
         let scale = unsafe { halves(rows, offset + offset_of!(Q6K, scale)) };
         without_minimums(scale, [scales(0), scales(1), scales(2), scales(3)])
@@ -348,7 +382,12 @@ impl Halved for Q3K {
     #[inline(always)]
     unsafe fn factors(rows: &Pointers, offset: usize) -> HalfFactors {
         // SAFETY: the caller owes the blocks, which have alignment 1.
-        let scales = |row: usize| unsafe { (*rows[row].add(offset).cast::<Q3K>()).scales() };
+        let unpacked = |row: usize| unsafe { (*rows[row].add(offset).cast::<Q3K>()).scales() };
+        let scales = |row: usize| {
+            let unpacked = unpacked(row);
+            // SAFETY: the array has sixteen elements.
+            unsafe { vld1q_s8(unpacked.as_ptr()) }
+        };
         // SAFETY: as above.
         let scale = unsafe { halves(rows, offset + offset_of!(Q3K, scale)) };
         without_minimums(scale, [scales(0), scales(1), scales(2), scales(3)])
@@ -368,9 +407,11 @@ impl Halved for Q2K {
 
     #[inline(always)]
     unsafe fn factors(rows: &Pointers, offset: usize) -> HalfFactors {
-        // SAFETY: the caller owes the blocks, which have alignment 1.
-        let groups = |row: usize| unsafe { (*rows[row].add(offset).cast::<Q2K>()).groups };
-        let groups = [groups(0), groups(1), groups(2), groups(3)];
+        // SAFETY: the caller owes the blocks.
+        let groups =
+            |row: usize| unsafe { vld1q_u8(rows[row].add(offset + offset_of!(Q2K, groups))) };
+        let low = |row: usize| vreinterpretq_s8_u8(vandq_u8(groups(row), vdupq_n_u8(15)));
+        let high = |row: usize| vreinterpretq_s8_u8(vshrq_n_u8::<4>(groups(row)));
         // SAFETY: as above.
         let (scale, minimum) = unsafe {
             (
@@ -378,13 +419,11 @@ impl Halved for Q2K {
                 halves(rows, offset + offset_of!(Q2K, minimum_scale)),
             )
         };
-        let low = |row: [u8; 16]| row.map(|group| (group & 15) as i8);
-        let high = |row: [u8; 16]| row.map(|group| (group >> 4) as i8);
         HalfFactors {
             scale,
-            scales: by_half_group(groups.map(low)),
+            scales: by_half_group([low(0), low(1), low(2), low(3)]),
             minimum,
-            minimums: by_half_group(groups.map(high)),
+            minimums: by_half_group([high(0), high(1), high(2), high(3)]),
         }
     }
 }

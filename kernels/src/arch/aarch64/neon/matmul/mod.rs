@@ -25,7 +25,7 @@ use core::arch::aarch64::{int8x16_t, int32x4_t};
 
 /// How 8-bit levels are multiplied.
 pub(in super::super) trait Multiply {
-    /// Adds the products of sixteen levels with sixteen others to four partial sums; which go where is open.
+    /// Adds to each lane of `sums` the products of the four levels in that lane of `weights` and of `x`.
     ///
     /// # Safety
     /// The instruction set must be supported.

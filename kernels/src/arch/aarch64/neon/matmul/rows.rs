@@ -15,14 +15,14 @@ use core::arch::aarch64::{
 /// Rows computed together.
 const ROWS: usize = 4;
 /// Columns computed together: their accumulators, the levels of four rows and one column's fit the 32 registers.
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 4;
 
-/// Columns that every block of rows passes over before the next are taken: their levels take half of the 256 KiB of L2
-/// that a core of Jetson Orin has.
+/// Columns that every block of rows passes over before the next are taken, in multiples of `multiple`: their levels take
+/// half of the 256 KiB of L2 that a core of Jetson Orin has.
 #[inline]
-pub(in super::super::super) fn column_span(k: usize) -> usize {
+pub(in super::super::super) fn column_span(k: usize, multiple: usize) -> usize {
     const LEVELS_BYTES: usize = 128 * 1024;
-    (LEVELS_BYTES / k.max(1)).max(1).next_multiple_of(COLUMNS)
+    (LEVELS_BYTES / k.max(1)).max(1).next_multiple_of(multiple)
 }
 
 /// Where the same byte of each of four rows is.
@@ -50,7 +50,7 @@ pub(in super::super::super) trait Rows: Block {
 pub(in super::super::super) unsafe fn walk<D: Multiply, F: Rows>(product: Product<'_>) {
     let columns = &product.columns;
     let blocks = columns.k / F::ELEMENTS;
-    let span = column_span(columns.k);
+    let span = column_span(columns.k, COLUMNS);
     for start in (0..columns.count).step_by(span) {
         let end = columns.count.min(start + span);
         for first in (0..product.row_count).step_by(ROWS) {
@@ -70,16 +70,6 @@ pub(in super::super::super) unsafe fn walk<D: Multiply, F: Rows>(product: Produc
                             let sums = F::products::<D, COLUMNS>(rows, blocks, columns, column);
                             store(&product, first, column, &sums);
                             column += COLUMNS;
-                        }
-                        4.. => {
-                            let sums = F::products::<D, 4>(rows, blocks, columns, column);
-                            store(&product, first, column, &sums);
-                            column += 4;
-                        }
-                        2.. => {
-                            let sums = F::products::<D, 2>(rows, blocks, columns, column);
-                            store(&product, first, column, &sums);
-                            column += 2;
                         }
                         _ => {
                             let sums = F::products::<D, 1>(rows, blocks, columns, column);

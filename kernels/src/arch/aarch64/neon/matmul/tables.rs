@@ -1,6 +1,6 @@
 //! Levels looked up in a table.
 
-use super::k_quants::{Factors, Grouped, scaled_by_group};
+use super::k_quants::{Factors, Grouped, eight, scaled_by_group};
 use super::legacy::{Single, nibbles};
 use super::rows::{Levels, Pointers, halves};
 use crate::arch::aarch64::vector::vqtbl1q_s8;
@@ -67,7 +67,8 @@ impl Grouped for IQ4XS {
     #[inline(always)]
     unsafe fn factors(rows: &Pointers, offset: usize) -> Factors {
         // SAFETY: the caller owes the blocks, which have alignment 1.
-        let scales = |row: usize| unsafe { (*rows[row].add(offset).cast::<IQ4XS>()).scales() };
+        let scales =
+            |row: usize| unsafe { eight(&(*rows[row].add(offset).cast::<IQ4XS>()).scales()) };
         // SAFETY: as above.
         let scale = unsafe { halves(rows, offset + offset_of!(IQ4XS, scale)) };
         let groups = scaled_by_group([scales(0), scales(1), scales(2), scales(3)], scale);
