@@ -18,7 +18,19 @@ pub(super) type Sums<const M: usize> = [[__m256; 2]; M];
 /// Integer sums of a group, in the same order.
 type Integers<const M: usize> = [[__m256i; 2]; M];
 
-/// Where `M` columns have the groups of a block.
+/// Some columns and a block of their groups.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    pub(super) columns: &'a Columns<'a>,
+    /// The first column.
+    pub(super) column: usize,
+    /// How many there are, at least one.
+    pub(super) count: usize,
+    /// The first group.
+    pub(super) group: usize,
+}
+
+/// Where `M` columns have the groups of a block. Where there are fewer, the last stands in for those that lack.
 #[derive(Clone, Copy)]
 pub(super) struct X<const M: usize> {
     levels: [*const i8; M],
@@ -26,19 +38,18 @@ pub(super) struct X<const M: usize> {
 }
 
 impl<const M: usize> X<M> {
-    /// Of columns from `column`, groups from `at`.
-    ///
     /// # Safety
-    /// They must exist.
+    /// The columns must exist and have the groups of a block.
     #[inline(always)]
-    pub(super) unsafe fn new(columns: &Columns<'_>, column: usize, at: usize) -> X<M> {
-        let first = column * (columns.k / GROUP) + at;
+    pub(super) unsafe fn new(at: At<'_>) -> X<M> {
+        let stride = at.columns.k / GROUP;
+        let quantized = at.columns.quantized;
         let mut x = X {
-            levels: [columns.quantized.levels.as_ptr(); M],
-            groups: [columns.quantized.groups.as_ptr(); M],
+            levels: [quantized.levels.as_ptr(); M],
+            groups: [quantized.groups.as_ptr(); M],
         };
         for index in 0..M {
-            let group = first + index * (columns.k / GROUP);
+            let group = (at.column + index.min(at.count - 1)) * stride + at.group;
             // SAFETY: the caller owes the groups, of 32 levels each.
             unsafe {
                 x.levels[index] = x.levels[index].add(group * GROUP);

@@ -13,14 +13,16 @@ pub(crate) use dot::{Dot, Evex, Pairs, Vex};
 
 use super::super::column_span;
 use crate::Format;
-use crate::activation::{Columns, GROUP};
+use crate::activation::GROUP;
 use crate::block::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::op::matmul::{PackedKernel, PackedProduct};
 use crate::pack::{BLOCK_GROUPS, Layout, Packed, ROWS};
 use core::arch::x86_64::{__m256, _mm256_setzero_ps, _mm256_storeu_ps};
+use core::array;
+use core::hint::black_box;
 use core::mem::MaybeUninit;
-use group::{Sums, X, add_group};
-use source::{Direct, Filled, Panel};
+use group::{At, Sums, X, add_group};
+use source::{Direct, Filled, Panel, Source};
 
 /// Columns computed together: two integer sums of each leave room for levels and activations in sixteen registers.
 const COLUMNS: usize = 4;
@@ -58,10 +60,11 @@ unsafe fn product<F: Packed, D: Dot>(product: PackedProduct<'_>) {
             // SAFETY: the caller owes the tile, the columns and their output.
             unsafe {
                 match end - start {
-                    1 => few::<F, D, 1>(&product, tile, first, start),
-                    2 => few::<F, D, 2>(&product, tile, first, start),
-                    3 => few::<F, D, 3>(&product, tile, first, start),
-                    4 => few::<F, D, 4>(&product, tile, first, start),
+                    1 => few::<F, D, 1>(&product, tile, first, start, 1),
+                    2 => few::<F, D, 2>(&product, tile, first, start, 2),
+                    columns @ 3..=COLUMNS => {
+                        few::<F, D, COLUMNS>(&product, tile, first, start, columns);
+                    }
                     columns => many::<F, D>(&product, tile, first, start, columns),
                 }
             }
@@ -69,7 +72,7 @@ unsafe fn product<F: Packed, D: Dot>(product: PackedProduct<'_>) {
     }
 }
 
-/// Computes and stores `M` columns of a tile's rows `first..`.
+/// Computes and stores `count` columns, at most `M`, of a tile's rows `first..`; the last stands in for those that lack.
 ///
 /// # Safety
 /// See [`PackedKernel`]; the tile must be that of row `first`, and the columns must exist.
@@ -80,24 +83,28 @@ unsafe fn few<F: Packed, D: Dot, const M: usize>(
     tile: *const u8,
     first: usize,
     column: usize,
+    count: usize,
 ) {
     let columns = &product.columns;
     let mut sums: Sums<M> = [[_mm256_setzero_ps(); 2]; M];
     let mut block = tile;
     let groups = columns.k / GROUP;
     for at in (0..groups).step_by(BLOCK_GROUPS) {
-        let count = BLOCK_GROUPS.min(groups - at);
+        let groups = BLOCK_GROUPS.min(groups - at);
         // SAFETY: the tile has this block, and every column the groups from `at`.
         unsafe {
-            let source = Direct::<F, D>::new(block, count);
-            let x = X::<M>::new(columns, column, at);
-            for group in 0..count {
-                add_group::<F, D, _, M>(&source, group, &x, &mut sums);
-            }
+            let source = Direct::<F, D>::new(block, groups);
+            let at = At {
+                columns,
+                column,
+                count,
+                group: at,
+            };
+            add_groups::<F, D, _, M>(&source, groups, at, &mut sums);
         }
-        block = block.wrapping_add(Layout::<F>::block_bytes(count));
+        block = block.wrapping_add(Layout::<F>::block_bytes(groups));
     }
-    for (index, sums) in sums.iter().enumerate() {
+    for (index, sums) in sums.iter().take(count).enumerate() {
         // SAFETY: the caller owes the output of the column.
         unsafe { store(product, first, column + index, sums) };
     }
@@ -117,8 +124,8 @@ unsafe fn many<F: Packed, D: Dot>(
     count: usize,
 ) {
     let columns = &product.columns;
-    let mut all = [[_mm256_setzero_ps(); 2]; SPAN_MAX];
-    let all = &mut all[..count];
+    let mut all: [Sums<COLUMNS>; SPAN_MAX / COLUMNS] =
+        [[[_mm256_setzero_ps(); 2]; COLUMNS]; SPAN_MAX / COLUMNS];
     let mut panel = MaybeUninit::uninit();
     let mut block = tile;
     let groups = columns.k / GROUP;
@@ -127,49 +134,90 @@ unsafe fn many<F: Packed, D: Dot>(
         // SAFETY: the tile has this block, every column the groups from `at`, and the panel is filled with as many.
         unsafe {
             let source = Direct::<F, D>::new(block, groups);
-            Panel::fill(&mut panel, &source, groups);
-            let panel = Filled(&panel);
-            let (blocks, rest) = all.as_chunks_mut::<COLUMNS>();
-            let mut column = column;
-            for sums in blocks {
-                panel_block::<F, D, COLUMNS>(&panel, groups, columns, column, at, sums);
-                column += COLUMNS;
-            }
-            if let Some(sums) = rest.as_mut_array::<3>() {
-                panel_block::<F, D, 3>(&panel, groups, columns, column, at, sums);
-            } else if let Some(sums) = rest.as_mut_array::<2>() {
-                panel_block::<F, D, 2>(&panel, groups, columns, column, at, sums);
-            } else if let Some(sums) = rest.as_mut_array::<1>() {
-                panel_block::<F, D, 1>(&panel, groups, columns, column, at, sums);
+            let at = At {
+                columns,
+                column,
+                count,
+                group: at,
+            };
+            // What a panel spares each further four columns must outweigh writing it.
+            let direct = match F::BITS {
+                8 => true,
+                4 => count <= 2 * COLUMNS,
+                _ => false,
+            };
+            if direct {
+                add_block::<F, D, _>(&source, groups, at, &mut all);
+            } else {
+                Panel::fill(&mut panel, &source, groups);
+                add_block::<F, D, _>(&Filled(&panel), groups, at, &mut all);
             }
         }
         block = block.wrapping_add(Layout::<F>::block_bytes(groups));
     }
-    for (index, sums) in all.iter().enumerate() {
+    for (index, sums) in all.as_flattened().iter().take(count).enumerate() {
         // SAFETY: the caller owes the output of the column.
         unsafe { store(product, first, column + index, sums) };
     }
 }
 
-/// Adds the `groups` groups of a panel, which are those from `at` of the columns, to the sums of `M` columns.
+/// Adds the `groups` groups of a block to the sums of columns.
 ///
 /// # Safety
-/// The instruction set must be supported, the panel filled, and the columns must have the groups.
-#[inline(never)]
+/// The instruction set must be supported, and block and columns must have the groups.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn panel_block<F: Packed, D: Dot, const M: usize>(
-    panel: &Filled<'_>,
+unsafe fn add_block<F: Packed, D: Dot, S: Source>(
+    source: &S,
     groups: usize,
-    columns: &Columns<'_>,
-    column: usize,
-    at: usize,
+    at: At<'_>,
+    sums: &mut [Sums<COLUMNS>],
+) {
+    for (index, sums) in sums[..at.count.div_ceil(COLUMNS)].iter_mut().enumerate() {
+        let left = at.count - index * COLUMNS;
+        let at = At {
+            column: at.column + index * COLUMNS,
+            count: left.min(COLUMNS),
+            ..at
+        };
+        // SAFETY: passed on.
+        unsafe {
+            match sums {
+                [sums, ..] if left == 1 => {
+                    add_groups::<F, D, S, 1>(source, groups, at, array::from_mut(sums));
+                }
+                [sums @ .., _, _] if left == 2 => {
+                    add_groups::<F, D, S, 2>(source, groups, at, sums);
+                }
+                sums => add_groups::<F, D, S, COLUMNS>(source, groups, at, sums),
+            }
+        }
+    }
+}
+
+/// Adds the `groups` groups of a block to the sums of up to `M` columns.
+///
+/// # Safety
+/// The instruction set must be supported, and block and columns must have the groups.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_groups<F: Packed, D: Dot, S: Source, const M: usize>(
+    source: &S,
+    groups: usize,
+    at: At<'_>,
     sums: &mut Sums<M>,
 ) {
     // SAFETY: passed on.
     unsafe {
-        let x = X::<M>::new(columns, column, at);
+        let x = X::<M>::new(at);
         for group in 0..groups {
-            add_group::<F, D, _, M>(panel, group, &x, sums);
+            source.prefetch(group);
+            add_group::<F, D, S, M>(source, group, &x, sums);
+            if S::BYTES && M == COLUMNS {
+                // Integer sums take the registers. The compiler would keep these in some as well, and move them
+                // to and fro in every step; so it must believe that somebody reads them here.
+                black_box(&raw mut *sums);
+            }
         }
     }
 }

@@ -4,10 +4,11 @@
 use super::Dot;
 use crate::pack::{BLOCK_GROUPS, GroupScales, Layout, Packed, ROWS, STEPS};
 use core::arch::x86_64::{
-    __m256, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256, _mm256_cvtepi8_epi32,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_load_ps, _mm256_load_si256,
-    _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8, _mm256_slli_epi16,
-    _mm256_srli_epi16, _mm256_store_ps, _mm256_store_si256, _mm256_xor_si256,
+    __m256, __m256i, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
+    _mm256_load_ps, _mm256_load_si256, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_set1_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_store_ps, _mm256_store_si256,
+    _mm256_xor_si256,
 };
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -20,6 +21,9 @@ const VECTOR: usize = 4 * ROWS;
 /// # Safety
 /// The instruction set must be supported, and the block have group `group`.
 pub(super) trait Source {
+    /// Whether levels are bytes in memory, so that all that keeps registers busy is multiplying.
+    const BYTES: bool;
+
     /// The levels of step `STEP`.
     unsafe fn levels<const STEP: usize>(&self, group: usize, half: usize) -> __m256i;
 
@@ -31,7 +35,14 @@ pub(super) trait Source {
 
     /// What the sum of the activations is multiplied with, where the format has minimums.
     unsafe fn minimum(&self, group: usize, half: usize) -> __m256;
+
+    /// Fetches as much as a group takes of what will be read later.
+    fn prefetch(&self, group: usize);
 }
+
+/// How far ahead of a block others are fetched, into L2. Several columns keep the processor too busy to run so far ahead by
+/// itself that memory is never waited for, and its own prefetching stops at each page.
+const PREFETCH_BYTES: usize = 8192;
 
 /// A packed block, as it is in memory.
 pub(super) struct Direct<F, D> {
@@ -88,6 +99,8 @@ impl<F: Packed, D: Dot> Direct<F, D> {
 }
 
 impl<F: Packed, D: Dot> Source for Direct<F, D> {
+    const BYTES: bool = F::BITS == 8;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn levels<const STEP: usize>(&self, group: usize, half: usize) -> __m256i {
@@ -174,6 +187,19 @@ impl<F: Packed, D: Dot> Source for Direct<F, D> {
             }
         }
     }
+
+    #[inline(always)]
+    fn prefetch(&self, group: usize) {
+        let eighth = Layout::<F>::block_bytes(BLOCK_GROUPS) / BLOCK_GROUPS;
+        let ahead = self.block.wrapping_add(PREFETCH_BYTES + group * eighth);
+        for line in 0..eighth.div_ceil(64) {
+            // SAFETY: a prefetch reads nothing that the program can observe and faults on no address.
+            #[allow(unused_unsafe, reason = "safe only in later compilers")]
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
+            }
+        }
+    }
 }
 
 /// Kinds of scales that a group may have at most.
@@ -202,6 +228,7 @@ impl Panel {
     ) {
         let panel = panel.as_mut_ptr();
         for group in 0..groups {
+            source.prefetch(group);
             // SAFETY: the block has the group, and the panel room for it.
             unsafe {
                 let levels = (&raw mut (*panel).levels[group]).cast::<u8>();
@@ -253,6 +280,8 @@ impl Filled<'_> {
 }
 
 impl Source for Filled<'_> {
+    const BYTES: bool = true;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn levels<const STEP: usize>(&self, group: usize, half: usize) -> __m256i {
@@ -284,4 +313,8 @@ impl Source for Filled<'_> {
         // SAFETY: passed on.
         unsafe { self.scales(group, 1, half) }
     }
+
+    /// Other columns have fetched it as they filled the panel.
+    #[inline(always)]
+    fn prefetch(&self, _: usize) {}
 }
