@@ -1,5 +1,5 @@
-//! Logits are the same bytes whatever the batch, the number of threads, the phase and the instruction set, and whether
-//! the KV cache remembered a part of the tokens.
+//! Logits are the same bytes whatever the batch, the number of threads, the phase and the instruction set, whether the
+//! KV cache remembered a part of the tokens, and whether the weights are packed.
 //!
 //! On tiny models of every format, and on the model that `ANDON_TEST_MODEL` names, if it does.
 
@@ -7,6 +7,7 @@
 
 use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::kv::{KvType, PAGE};
+use andon_engine::pack::{Cache, CacheOptions, PackError};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
 use andon_kernels::Isa;
@@ -120,9 +121,56 @@ fn check_kept_in(kv_type: KvType, path: &Path, length: usize, scalar_length: usi
             &format!("{} against {}", isa.name(), Isa::best().name()),
         );
     }
+    // How weights are stored and how keys and values are kept know nothing of each other.
+    if kv_type == KvType::F16 {
+        check_packed(path, &sequence, &expected, scalar_length);
+    }
     check_together(&mut best, &sequence, &expected);
     check_remembered(&mut best, &sequence, &expected);
     check_answers(&model, &sequence, kv_type);
+}
+
+/// The same with packed weights, for what has a packed layout.
+fn check_packed(path: &Path, sequence: &[u32], expected: &Rows, scalar_length: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = Arc::new(Model::load(path).expect("a sound model"));
+    let key = model.pack_key().expect("a key");
+    let cache = Cache::new(CacheOptions {
+        dir: folder.path().to_owned(),
+        bytes_max: u64::MAX,
+        free_bytes_min: 0,
+    });
+    match cache.make(&model, &key, 2, &mut |_, _| true) {
+        Ok(pack) => model.attach_pack(pack).expect("its own pack"),
+        Err(PackError::Nothing) => return eprintln!("nothing of it is packed"),
+        Err(error) => panic!("{error}"),
+    }
+    let mut best = executor(&model, Isa::best(), 2, KvType::F16);
+    for chunk in [1, 2, 3, 8, 17, 64, sequence.len()] {
+        let actual = run(&mut best, sequence, chunk);
+        assert_same(&actual, expected, &format!("packed, chunks of {chunk}"));
+    }
+    for threads in [1, 3] {
+        let mut executor = executor(&model, Isa::best(), threads, KvType::F16);
+        let actual = run(&mut executor, sequence, sequence.len());
+        assert_same(&actual, expected, &format!("packed, {threads} threads"));
+    }
+    for isa in supported().filter(|&isa| isa != Isa::best()) {
+        let length = if isa == Isa::Scalar {
+            scalar_length
+        } else {
+            sequence.len()
+        };
+        for chunk in [1, length] {
+            let actual = run(
+                &mut executor(&model, isa, 2, KvType::F16),
+                &sequence[..length],
+                chunk,
+            );
+            assert_same(&actual, expected, &format!("packed, {}", isa.name()));
+        }
+    }
+    assert!(model.pack().is_some(), "the pack was used to the end");
 }
 
 /// Appends tokens and gives the logits of all of them.

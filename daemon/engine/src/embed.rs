@@ -164,6 +164,7 @@ impl Embedder {
             return Err(memory);
         }
         drop(std::hint::black_box(probe));
+        model.will_need();
         let encode = Encode::new(table, pool, sizes, encoder.ropes());
         Ok(Embedder {
             model,
@@ -273,9 +274,10 @@ impl Embedder {
         if encoding.layers_done >= layer_count {
             return true;
         }
+        let pack = model.pack();
         let mut pass = EncodePass {
             encode: &mut self.encode,
-            weights: model.weights(),
+            weights: model.weights(pack.as_deref()),
             encoding,
         };
         let index = pass.encoding.layers_done;
@@ -286,7 +288,12 @@ impl Embedder {
         if index + 1 == layer_count {
             encoder.finish(&mut pass);
         }
-        pass.encoding.layers_done += 1;
+        if model.leave_damaged(pack.as_ref()) {
+            // Layers add to what the ones before left: without the pack it begins anew.
+            encoding.layers_done = 0;
+            return false;
+        }
+        encoding.layers_done += 1;
         encoding.layers_done == layer_count
     }
 

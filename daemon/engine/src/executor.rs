@@ -253,6 +253,7 @@ impl Executor {
             return Err(ExecutorError::Activations { tokens, bytes, max });
         }
         let cpu = Cpu::new(options.isa, threads, &sizes)?;
+        model.will_need();
         Ok(Executor {
             model,
             cpu,
@@ -338,11 +339,8 @@ impl Executor {
     pub(crate) fn probe(&mut self) -> Probe<'_> {
         Probe {
             cpu: &mut self.cpu,
-            weights: self.model.weights(),
-            matrices: self
-                .model
-                .decoder()
-                .map_or_else(Vec::new, |decoder| decoder.matrices()),
+            pack: self.model.pack(),
+            model: &self.model,
         }
     }
 
@@ -355,15 +353,22 @@ impl Executor {
         self.reserve(chunks)?;
         self.fill_batch(chunks);
         let model = Arc::clone(&self.model);
-        let mut pass = Pass {
-            cpu: &mut self.cpu,
-            cache: &mut self.cache,
-            weights: model.weights(),
-            batch: &self.batch,
-        };
         // `new` makes no executor of another model.
         let decoder = model.decoder().expect("the model is a decoder");
-        decoder.forward(&mut pass);
+        loop {
+            let pack = model.pack();
+            let mut pass = Pass {
+                cpu: &mut self.cpu,
+                cache: &mut self.cache,
+                weights: model.weights(pack.as_deref()),
+                batch: &self.batch,
+            };
+            decoder.forward(&mut pass);
+            // A second pass writes the same places that the first did.
+            if !model.leave_damaged(pack.as_ref()) {
+                break;
+            }
+        }
         // After the pass: what it read before the file changed was sound.
         if let Some((part, _)) = model.files().damaged() {
             for chunk in chunks {

@@ -13,6 +13,7 @@ pub mod kv;
 pub mod layer;
 mod model;
 pub mod models;
+pub mod pack;
 pub mod sample;
 pub mod tokenizer;
 mod verify;

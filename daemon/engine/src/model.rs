@@ -4,11 +4,14 @@ use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
 use crate::kv::KvType;
 use crate::models::{self, Architecture, Encoder, Pooling};
+use crate::pack::{Key, Pack, PackError};
 use crate::tokenizer::{
     ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
 };
 use crate::weights::{Matrix, Weights, WeightsError};
+use andon_os::Mapping;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// A loaded model. Its weights stay in the file's map; it is shared by reference.
 #[derive(Debug)]
@@ -18,6 +21,9 @@ pub struct Model {
     graph: Graph,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
+    /// Those that columns are multiplied with, by their slots.
+    matrices: Vec<Matrix>,
+    pack: RwLock<Option<Arc<Pack>>>,
 }
 
 /// What a model does with tokens.
@@ -72,7 +78,7 @@ pub struct ModelInfo {
     pub vocabulary_count: usize,
     /// Bytes of the file, or of all files that the model is split into.
     pub file_bytes: usize,
-    /// Bytes of weights that decoding one token reads.
+    /// Bytes of weights that decoding one token reads of these files; [`Model::bytes_per_token`] is of a pack, too.
     pub bytes_per_token: usize,
     /// Products of a weight and an activation that decoding one token takes; 0 for encoders.
     pub multiply_adds_per_token: usize,
@@ -193,10 +199,11 @@ impl Model {
             path: owned(),
             source,
         };
-        let graph = match models::load_encoder(&gguf).map_err(weights)? {
+        let mut graph = match models::load_encoder(&gguf).map_err(weights)? {
             Some((encoder, pooling)) => Graph::Encoder(encoder, pooling),
             None => Graph::Decoder(models::load(&gguf).map_err(weights)?),
         };
+        let matrices = graph.number_matrices();
         let pre_tokenizer = options.pre_tokenizer.as_deref();
         let tokenizer = Tokenizer::from_gguf_with(&gguf, pre_tokenizer).map_err(|source| {
             LoadError::Tokenizer {
@@ -230,6 +237,8 @@ impl Model {
             path.file_stem()
                 .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
         };
+        let elements = |matrix: &Matrix| matrix.row_count * matrix.row_elements;
+        let products = matches!(graph, Graph::Decoder(_)).then_some(&*matrices);
         let info = ModelInfo {
             name: gguf
                 .str("general.name")
@@ -243,9 +252,9 @@ impl Model {
             embedding: sizes.embedding,
             vocabulary_count: sizes.vocabulary,
             file_bytes: files.bytes(),
-            bytes_per_token: sizes.bytes_per_token,
-            multiply_adds_per_token: sizes.multiply_adds_per_token,
-            output_multiply_adds: sizes.output_multiply_adds,
+            bytes_per_token: matrices.iter().map(|matrix| matrix.range.len()).sum(),
+            multiply_adds_per_token: products.map_or(0, |all| all.iter().map(elements).sum()),
+            output_multiply_adds: products.and_then(<[_]>::last).map_or(0, elements),
             kv_bytes_per_token: sizes.kv_bytes_per_token,
             pooling: match &graph {
                 Graph::Decoder(_) => None,
@@ -272,6 +281,8 @@ impl Model {
             graph,
             tokenizer,
             chat_template,
+            matrices,
+            pack: RwLock::default(),
         })
     }
 
@@ -330,9 +341,85 @@ impl Model {
         &self.files
     }
 
-    pub(crate) fn weights(&self) -> Weights<'_> {
+    /// Bytes of matrices that decoding one token reads, or encoding an input: those of the pack where it has them.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        let pack = self.pack();
+        let bytes = self.matrices.iter().map(|matrix| {
+            let packed = pack.as_ref().zip(matrix.slot);
+            packed
+                .and_then(|(pack, slot)| pack.matrix_bytes(slot))
+                .unwrap_or(matrix.range.len())
+        });
+        bytes.sum()
+    }
+
+    /// The key of a pack of these files, which reads a few pages of them; where their digest is known, use that.
+    ///
+    /// # Errors
+    /// If the files cannot be read.
+    pub fn pack_key(&self) -> Result<Key, PackError> {
+        let gguf = self.files.gguf().map_err(|_| PackError::ModelChanged)?;
+        Key::of_files(&self.files, &gguf)
+    }
+
+    /// Has everything that runs the model from now on use a pack of it. The pages of the matrices that it has are given
+    /// back to the system, so there are not two of each in memory.
+    ///
+    /// # Errors
+    /// If the pack is of another model.
+    pub fn attach_pack(&self, mut pack: Pack) -> Result<(), PackError> {
+        pack.fit(&self.matrices)?;
+        self.put_pack(Some(Arc::new(pack)));
+        for map in self.files.maps() {
+            map.release();
+        }
+        Ok(())
+    }
+
+    /// The pack in use.
+    #[must_use]
+    pub fn pack(&self) -> Option<Arc<Pack>> {
+        // Every critical section leaves the place whole.
+        let place = self.pack.read().unwrap_or_else(PoisonError::into_inner);
+        place.clone()
+    }
+
+    fn put_pack(&self, pack: Option<Arc<Pack>>) {
+        *self.pack.write().unwrap_or_else(PoisonError::into_inner) = pack;
+    }
+
+    /// Looks whether a pack that was just computed with is still sound, and leaves it if it is not. True if what was
+    /// computed is of no use and has to be computed again, now without it.
+    pub(crate) fn leave_damaged(&self, pack: Option<&Arc<Pack>>) -> bool {
+        let Some(pack) = pack else { return false };
+        let broken = pack.is_broken();
+        if let Some(failure) = pack.failure() {
+            let mut place = self.pack.write().unwrap_or_else(PoisonError::into_inner);
+            if place.as_ref().is_some_and(|used| Arc::ptr_eq(used, pack)) {
+                *place = None;
+                tracing::warn!("{failure}; the weights are taken from the model's file");
+            }
+        }
+        broken
+    }
+
+    /// Asks the system to read ahead what running the model reads.
+    pub(crate) fn will_need(&self) {
+        match self.pack() {
+            Some(pack) => pack.will_need(),
+            None => self.files.maps().iter().for_each(Mapping::will_need),
+        }
+    }
+
+    pub(crate) fn matrices(&self) -> &[Matrix] {
+        &self.matrices
+    }
+
+    pub(crate) fn weights<'a>(&'a self, pack: Option<&'a Pack>) -> Weights<'a> {
         Weights {
             maps: self.files.maps(),
+            pack,
         }
     }
 }
@@ -343,27 +430,31 @@ struct GraphSizes {
     layer_count: usize,
     embedding: usize,
     vocabulary: usize,
-    bytes_per_token: usize,
-    multiply_adds_per_token: usize,
-    output_multiply_adds: usize,
     kv_bytes_per_token: usize,
 }
 
 impl Graph {
+    /// Gives matrices their slots.
+    fn number_matrices(&mut self) -> Vec<Matrix> {
+        let mut matrices = match self {
+            Graph::Decoder(decoder) => decoder.matrices_mut(),
+            Graph::Encoder(encoder, _) => encoder.matrices_mut(),
+        };
+        for (slot, matrix) in matrices.iter_mut().enumerate() {
+            matrix.slot = Some(slot);
+        }
+        matrices.into_iter().map(|matrix| matrix.clone()).collect()
+    }
+
     fn sizes(&self) -> GraphSizes {
         match self {
             Graph::Decoder(decoder) => {
                 let shape = decoder.shape();
-                let matrices = decoder.matrices();
-                let elements = |matrix: &&Matrix| matrix.row_count * matrix.row_elements;
                 GraphSizes {
                     context: shape.context,
                     layer_count: shape.layer_count,
                     embedding: shape.embedding,
                     vocabulary: shape.vocabulary,
-                    bytes_per_token: matrices.iter().map(|matrix| matrix.range.len()).sum(),
-                    multiply_adds_per_token: matrices.iter().map(elements).sum(),
-                    output_multiply_adds: matrices.last().map_or(0, elements),
                     kv_bytes_per_token: shape.kv_geometry(KvType::F16).token_bytes(),
                 }
             }
@@ -374,9 +465,6 @@ impl Graph {
                     layer_count: shape.layer_count,
                     embedding: shape.embedding,
                     vocabulary: shape.vocabulary,
-                    bytes_per_token: encoder.bytes_per_pass(),
-                    multiply_adds_per_token: 0,
-                    output_multiply_adds: 0,
                     kv_bytes_per_token: 0,
                 }
             }

@@ -3,8 +3,9 @@
 //! Invariant: a [`Matrix`] was checked against its tensor, so its bytes exist and are whole rows of its format.
 
 use crate::gguf::{Gguf, MetaError, TensorInfo};
+use crate::pack::Pack;
 use andon_kernels::{Format, block};
-use andon_os::Mapping;
+use andon_os::{Mapping, Pool};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -21,6 +22,9 @@ pub struct Matrix {
     pub part: usize,
     /// Bytes of that file.
     pub range: Range<usize>,
+    /// Its place among the matrices that columns are multiplied with, which is how a pack finds it; `None` for one of
+    /// which only rows are looked up.
+    pub(crate) slot: Option<usize>,
 }
 
 impl Matrix {
@@ -51,12 +55,41 @@ impl Matrix {
 pub struct Weights<'a> {
     /// The maps of the model's files.
     pub(crate) maps: &'a [Mapping],
+    /// The same matrices as kernels like them best, where there is such a file.
+    pub(crate) pack: Option<&'a Pack>,
+}
+
+/// The bytes of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// Rows as the model's file has them.
+    Raw(&'a [u8]),
+    /// Tiles of [`andon_kernels::pack`].
+    Packed(&'a [u8]),
 }
 
 impl<'a> Weights<'a> {
     /// A matrix as its file has it.
     pub(crate) fn raw(&self, matrix: &Matrix) -> &'a [u8] {
         &self.maps[matrix.part][matrix.range.clone()]
+    }
+
+    /// Matrices where they are best multiplied with. What is packed is compared with its checksums first, if it was not
+    /// yet; what is damaged is taken from the model's files: both give the same products.
+    pub(crate) fn places<const N: usize>(
+        &self,
+        matrices: [&Matrix; N],
+        pool: &mut Pool,
+    ) -> [Place<'a>; N] {
+        if let Some(pack) = self.pack {
+            pack.check(pool, matrices.iter().filter_map(|matrix| matrix.slot));
+        }
+        matrices.map(
+            |matrix| match self.pack.and_then(|pack| pack.matrix(matrix.slot?)) {
+                Some(bytes) => Place::Packed(bytes),
+                None => Place::Raw(self.raw(matrix)),
+            },
+        )
     }
 }
 
@@ -249,6 +282,7 @@ impl<'a, 'g> Source<'a, 'g> {
             row_elements,
             part: tensor.part,
             range: tensor.range.clone(),
+            slot: None,
         })
     }
 

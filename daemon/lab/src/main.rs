@@ -8,6 +8,7 @@ mod embed;
 mod generate;
 mod kernels;
 mod limits;
+mod packed;
 mod ppl;
 mod random;
 mod synth;
@@ -73,6 +74,12 @@ struct Run {
     /// How the KV cache keeps keys and values: f16 or q8.
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv)]
     kv: KvType,
+    /// Run from the weights as the file has them, rather than packed.
+    #[arg(long)]
+    raw: bool,
+    /// Where packed weights are kept [default: andon/packs in the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    pack_dir: Option<PathBuf>,
     /// Pre-tokenizer, in place of the one the file names.
     #[arg(long, value_name = "NAME")]
     pre_tokenizer: Option<String>,
@@ -96,6 +103,7 @@ fn parse_kv(name: &str) -> Result<KvType, String> {
 }
 
 impl Run {
+    /// The model, with its weights packed unless `--raw` says otherwise. That takes its time once for every file.
     fn load(&self) -> Result<Arc<Model>> {
         let options = LoadOptions::default()
             .with_pre_tokenizer(self.pre_tokenizer.clone())
@@ -103,6 +111,14 @@ impl Run {
         let model = Model::load_with(&self.model, &options)?;
         for warning in &model.info().warnings {
             eprintln!("andon-lab: {}: {warning}", self.model.display());
+        }
+        if !self.raw
+            && let Err(error) = packed::attach(&model, self.pack_dir.as_deref(), self.threads)
+        {
+            eprintln!(
+                "andon-lab: {}: the weights are not packed: {error:#}",
+                self.model.display()
+            );
         }
         Ok(Arc::new(model))
     }

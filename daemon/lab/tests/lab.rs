@@ -11,6 +11,8 @@ use serde_json::Value;
 fn lab(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_andon-lab"))
         .args(arguments)
+        // One folder for all tests: none packs what another has.
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .output()
         .expect("the program runs")
 }
@@ -77,6 +79,27 @@ fn greedy_tokens_are_pinned() {
 }
 
 #[test]
+fn packed_weights_continue_a_text_as_raw_ones_do() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().to_str().expect("UTF-8");
+    let ids = |more: &[&str]| {
+        let arguments = ["generate", &model, "--prompt-text", "The", "--gen", "8"];
+        json(&[&arguments[..], &["--ids", "--json"], more].concat())["ids"].clone()
+    };
+    let raw = ids(&["--raw", "--pack-dir", dir]);
+    let packs = || std::fs::read_dir(dir).expect("a folder").count();
+    assert_eq!(packs(), 0);
+    // The second time the pack is there.
+    for _ in 0..2 {
+        assert_eq!(ids(&["--pack-dir", dir]), raw);
+        assert_eq!(packs(), 1);
+    }
+    // A folder that cannot be keeps no model from running.
+    assert_eq!(ids(&["--pack-dir", "/dev/null/packs"]), raw);
+}
+
+#[test]
 fn bench_reports_every_key() {
     let Some(model) = model() else { return };
     let report = json(&[
@@ -113,6 +136,7 @@ fn bench_reports_every_key() {
         );
     }
     assert_eq!(report["threads"], 2);
+    assert_eq!(report["packed"], true);
     // Prefill, decode without and with a context, and passes over 1 to 8 tokens.
     let rows = report["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 11);

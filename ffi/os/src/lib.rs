@@ -4,12 +4,14 @@
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
 
+mod disk;
 mod fault;
 pub mod heap;
 mod map;
 mod pool;
 mod priority;
 
-pub use map::Mapping;
+pub use disk::free_bytes;
+pub use map::{Identity, Mapping};
 pub use pool::{Pool, available_threads};
 pub use priority::give_way;

@@ -1,9 +1,10 @@
 //! Read-only file maps that outlive their file's truncation.
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
 use crate::fault::Guard;
@@ -20,6 +21,19 @@ pub struct Mapping {
     map: Mmap,
     /// `None` for bytes that were copied.
     file: Option<File>,
+}
+
+/// See [`Mapping::identity`]. Bytes that are no file's have none but their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Its time of change, seconds since 1970.
+    pub changed_s: i64,
+    /// Nanoseconds of that second.
+    pub changed_ns: i64,
 }
 
 impl Mapping {
@@ -45,8 +59,6 @@ impl Mapping {
         // SAFETY: the map is private and read-only. That the file does not change under it is what the type's
         // documentation asks of whoever installs models; every value read from it is checked before use.
         let map = unsafe { Mmap::map(&file)? };
-        // Advice only: the kernel may ignore it.
-        let _ = map.advise(Advice::WillNeed);
         Mapping::guarded(map, Some(file))
     }
 
@@ -79,6 +91,57 @@ impl Mapping {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.guard.is_damaged() || self.file.as_ref().is_some_and(|file| self.is_short(file))
+    }
+
+    /// Asks the system to read the file ahead, all of it. Advice only: it may do otherwise.
+    pub fn will_need(&self) {
+        let _ = self.map.advise(Advice::WillNeed);
+    }
+
+    /// Gives the pages that were read back to the system: they do not count as this process's memory any more, and are
+    /// read again when they are needed.
+    pub fn release(&self) {
+        if self.file.is_some() {
+            // SAFETY: the pages are a file's, unchanged since they are read-only, so reading them again gives the same;
+            // zeros that took the place of a damaged file's pages stay zeros.
+            let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
+    }
+
+    /// What tells this file from others without looking into it.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn identity(&self) -> io::Result<Identity> {
+        let Some(file) = &self.file else {
+            return Ok(Identity {
+                bytes: self.map.len() as u64,
+                inode: 0,
+                changed_s: 0,
+                changed_ns: 0,
+            });
+        };
+        let metadata = file.metadata()?;
+        Ok(Identity {
+            bytes: metadata.len(),
+            inode: metadata.ino(),
+            changed_s: metadata.mtime(),
+            changed_ns: metadata.mtime_nsec(),
+        })
+    }
+
+    /// Reads bytes from the file rather than the map, so that they do not count as this process's memory.
+    ///
+    /// # Errors
+    /// If they are not there or cannot be read.
+    pub fn read_at(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            return file.read_exact_at(bytes, offset as u64);
+        }
+        let there = self.map.get(offset..).unwrap_or_default();
+        let there = there.get(..bytes.len());
+        bytes.copy_from_slice(there.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
     }
 
     fn is_short(&self, file: &File) -> bool {

@@ -71,9 +71,14 @@ impl Attention {
         })
     }
 
-    /// Its matrices.
-    pub(crate) fn matrices(&self) -> [&Matrix; 4] {
-        [&self.query, &self.key, &self.value, &self.output].map(|linear| &linear.matrix)
+    /// Its matrices, in the order of their use.
+    pub(crate) fn matrices_mut(&mut self) -> [&mut Matrix; 4] {
+        [
+            &mut self.query.matrix,
+            &mut self.key.matrix,
+            &mut self.value.matrix,
+            &mut self.output.matrix,
+        ]
     }
 
     /// Runs a batch through it.

@@ -63,12 +63,13 @@ impl Architecture for Decoder {
         self.design.shape
     }
 
-    fn matrices(&self) -> Vec<&Matrix> {
-        let layers = self.layers.iter().flat_map(|(attention, feed_forward)| {
-            let attention = attention.matrices().into_iter();
-            attention.chain(feed_forward.matrices())
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
+        let layers = self.layers.iter_mut();
+        let matrices = layers.flat_map(|(attention, feed_forward)| {
+            let attention = attention.matrices_mut().into_iter();
+            attention.chain(feed_forward.matrices_mut())
         });
-        layers.chain([&self.output.matrix]).collect()
+        matrices.chain([&mut self.output.matrix]).collect()
     }
 
     fn forward(&self, pass: &mut Pass<'_>) {

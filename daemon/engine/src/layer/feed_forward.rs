@@ -56,9 +56,13 @@ impl FeedForward {
         })
     }
 
-    /// Its matrices.
-    pub(crate) fn matrices(&self) -> [&Matrix; 3] {
-        [&self.gate, &self.up, &self.down].map(|linear| &linear.matrix)
+    /// Its matrices, in the order of their use.
+    pub(crate) fn matrices_mut(&mut self) -> [&mut Matrix; 3] {
+        [
+            &mut self.gate.matrix,
+            &mut self.up.matrix,
+            &mut self.down.matrix,
+        ]
     }
 
     /// Runs a batch through it.

@@ -2,7 +2,7 @@
 
 use crate::backend::cpu::encode::{AttentionWeights, EncodePass, LayerNorm};
 use crate::layer::{Hyperparameters, Rope, hyperparameter, limits};
-use crate::weights::{Linear, Source, WeightsError};
+use crate::weights::{Linear, Matrix, Source, WeightsError};
 use andon_kernels::op::rope::Pairing;
 
 /// Sizes that running an encoder needs to know.
@@ -39,8 +39,8 @@ pub trait Encoder: Send + Sync + std::fmt::Debug {
     /// known.
     fn ropes(&self) -> Vec<Rope>;
 
-    /// Bytes of weights that one pass reads, but for the rows of its tokens.
-    fn bytes_per_pass(&self) -> usize;
+    /// The matrices that columns are multiplied with, in the order of their use.
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix>;
 
     /// Fills the residual stream from the tokens.
     fn embed(&self, pass: &mut EncodePass<'_>);

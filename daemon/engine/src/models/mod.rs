@@ -79,8 +79,9 @@ pub trait Architecture: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn shape(&self) -> Shape;
 
-    /// The matrices that decoding one token multiplies with, in their order; the output's is the last.
-    fn matrices(&self) -> Vec<&Matrix>;
+    /// The matrices that columns are multiplied with, in the order of their use. Not the embedding, of which rows are
+    /// looked up; an output that is tied to it is a matrix of its own here, and the last.
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix>;
 
     /// Runs a batch: the residual streams of its tokens through all layers, keys and values into the cache, and the
     /// logits of its outputs.

@@ -120,9 +120,12 @@ impl Encoder for ModernBert {
         self.ropes.to_vec()
     }
 
-    fn bytes_per_pass(&self) -> usize {
-        let layer = |layer: &Layer| layer.attention.bytes() + layer.feed_forward.bytes();
-        self.layers.iter().map(layer).sum()
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
+        let matrices = self.layers.iter_mut().flat_map(|layer| {
+            let attention = layer.attention.matrices_mut().into_iter();
+            attention.chain(layer.feed_forward.matrices_mut())
+        });
+        matrices.collect()
     }
 
     fn embed(&self, pass: &mut EncodePass<'_>) {

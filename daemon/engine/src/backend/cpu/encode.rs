@@ -66,11 +66,14 @@ pub struct AttentionWeights {
 }
 
 impl AttentionWeights {
-    /// Bytes of the matrices.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let all = [&self.query, &self.key, &self.value, &self.output];
-        all.iter().map(|linear| linear.matrix.range.len()).sum()
+    /// The matrices, in the order of their use.
+    pub(crate) fn matrices_mut(&mut self) -> [&mut Matrix; 4] {
+        [
+            &mut self.key.matrix,
+            &mut self.value.matrix,
+            &mut self.query.matrix,
+            &mut self.output.matrix,
+        ]
     }
 }
 
@@ -98,14 +101,12 @@ pub enum FeedForward {
 }
 
 impl FeedForward {
-    /// Bytes of the matrices.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
+    /// The matrices, in the order of their use.
+    pub(crate) fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
         match self {
-            FeedForward::Gelu { up, down } => up.matrix.range.len() + down.matrix.range.len(),
+            FeedForward::Gelu { up, down } => vec![&mut up.matrix, &mut down.matrix],
             FeedForward::Gated { gate, up, down, .. } => {
-                let all = [gate, up, down];
-                all.iter().map(|linear| linear.matrix.range.len()).sum()
+                vec![&mut gate.matrix, &mut up.matrix, &mut down.matrix]
             }
         }
     }

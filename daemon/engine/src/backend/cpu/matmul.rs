@@ -1,7 +1,7 @@
 //! Matrices on all threads.
 
 use super::threads::Threads;
-use crate::weights::{Matrix, Weights};
+use crate::weights::{Matrix, Place, Weights};
 use andon_kernels::activation::{Columns, GROUP, QuantizedMut};
 use andon_kernels::{GatedTiles, Table, Tile, Tiles, TilesOf};
 
@@ -16,7 +16,7 @@ const PANEL_TILE_BYTES: usize = 16 * 1024;
 /// each other.
 const TILES_EACH: usize = 16;
 
-/// Tiles have whole blocks of rows of every instruction set.
+/// Tiles have whole blocks of rows of every instruction set, and whole tiles of packed matrices.
 const TILE_ROWS: usize = 16;
 
 /// Columns up to which a tile's weights are read once: kernels pass over its rows a single time.
@@ -55,15 +55,18 @@ fn tile_rows(
     rows.next_multiple_of(multiple)
 }
 
-/// Computes a tile of a matrix.
+/// Computes a tile of a matrix that is in `place`.
 fn compute(
     table: &Table,
     matrix: &Matrix,
-    weights: Weights<'_>,
+    place: Place<'_>,
     columns: Columns<'_>,
     tile: &mut Tile<'_>,
 ) {
-    table.matmul(matrix.format, weights.raw(matrix), columns, tile);
+    match place {
+        Place::Raw(bytes) => table.matmul(matrix.format, bytes, columns, tile),
+        Place::Packed(bytes) => table.matmul_packed(matrix.format, bytes, columns, tile),
+    }
 }
 
 /// Multiplies several matrices with the same columns in one phase.
@@ -80,6 +83,7 @@ pub(super) fn multiply<const N: usize>(
         .map(|product| product.matrix.range.len())
         .sum();
     let matrices = products.each_ref().map(|product| product.matrix);
+    let places = weights.places(matrices, &mut threads.pool);
     let outputs = products.map(|Product { matrix, output }| TilesOf {
         output: &mut output[..matrix.row_count * columns.count],
         row_count: matrix.row_count,
@@ -88,7 +92,7 @@ pub(super) fn multiply<const N: usize>(
     let tiles = Tiles::new(&mut threads.shares, columns.count, outputs);
     threads.pool.run(&|thread| {
         while let Some((index, mut tile)) = tiles.next(thread) {
-            compute(table, matrices[index], weights, columns, &mut tile);
+            compute(table, matrices[index], places[index], columns, &mut tile);
         }
     });
 }
@@ -105,6 +109,7 @@ pub(super) fn multiply_gated(
 ) {
     let [gate, up] = gated.matrices;
     let bytes = gate.range.len() + up.range.len();
+    let [gate_place, up_place] = weights.places(gated.matrices, &mut threads.pool);
     // A tile is of both.
     let rows = tile_rows(gate, bytes, 2 * threads.threads(), columns.count, GROUP);
     let elements = gate.row_count * columns.count;
@@ -118,8 +123,8 @@ pub(super) fn multiply_gated(
     );
     threads.pool.run(&|thread| {
         while let Some(mut tile) = tiles.next(thread) {
-            compute(table, gate, weights, columns, &mut tile.gate);
-            compute(table, up, weights, columns, &mut tile.up);
+            compute(table, gate, gate_place, columns, &mut tile.gate);
+            compute(table, up, up_place, columns, &mut tile.up);
             let first = tile.gate.rows().start;
             for column in 0..columns.count {
                 let (gate, up, quantized) = tile.column_mut(column);

@@ -6,9 +6,12 @@
 use super::Cpu;
 use super::buffers::Levels;
 use super::matmul::{Product, multiply};
-use crate::weights::{Matrix, Weights};
+use crate::model::Model;
+use crate::pack::Pack;
+use crate::weights::{Matrix, Place};
 use andon_kernels::Format;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,19 +49,17 @@ fn best(mut work: impl FnMut()) -> Duration {
 /// A backend and the weights that its times are taken on.
 pub(crate) struct Probe<'a> {
     pub(crate) cpu: &'a mut Cpu,
-    pub(crate) weights: Weights<'a>,
-    /// The model's matrices.
-    pub(crate) matrices: Vec<&'a Matrix>,
+    pub(crate) model: &'a Model,
+    /// The model's pack, which is what passes read where there is one.
+    pub(crate) pack: Option<Arc<Pack>>,
 }
 
 impl<'a> Probe<'a> {
     /// The format that most bytes are in.
     fn format(&self) -> Option<Format> {
         let bytes = |format: Format| -> usize {
-            let own = self
-                .matrices
-                .iter()
-                .filter(|matrix| matrix.format == format);
+            let matrices = self.model.matrices().iter();
+            let own = matrices.filter(|matrix| matrix.format == format);
             own.map(|matrix| matrix.range.len()).sum()
         };
         Format::ALL.into_iter().max_by_key(|&format| bytes(format))
@@ -67,17 +68,14 @@ impl<'a> Probe<'a> {
     /// Matrices of that format, no more than the span takes.
     fn span(&self) -> Vec<&'a Matrix> {
         let format = self.format();
-        let own = self
-            .matrices
-            .iter()
-            .filter(|matrix| Some(matrix.format) == format);
+        let matrices = self.model.matrices().iter();
+        let own = matrices.filter(|matrix| Some(matrix.format) == format);
         let mut bytes = 0;
         own.take_while(|matrix| {
             let room = bytes < SPAN_BYTES;
             bytes += matrix.range.len();
             room
         })
-        .copied()
         .collect()
     }
 
@@ -85,7 +83,8 @@ impl<'a> Probe<'a> {
     pub(crate) fn weights_name(&self) -> String {
         let format = self.format().map_or("none", Format::name);
         let elements = self.span().first().map_or(0, |matrix| matrix.row_elements);
-        format!("{format} of {elements}")
+        let layout = if self.pack.is_some() { "packed" } else { "raw" };
+        format!("{layout} {format} of {elements}")
     }
 
     /// Reads weights on all threads: how many bytes, and how long it took.
@@ -93,7 +92,9 @@ impl<'a> Probe<'a> {
         let mut left = SPAN_BYTES;
         let mut pieces = Vec::new();
         for matrix in self.span() {
-            let bytes = self.weights.raw(matrix);
+            let weights = self.model.weights(self.pack.as_deref());
+            let [place] = weights.places([matrix], &mut self.cpu.pool.pool);
+            let (Place::Raw(bytes) | Place::Packed(bytes)) = place;
             let bytes = &bytes[..bytes.len().min(left)];
             left -= bytes.len();
             pieces.extend(bytes.chunks(PIECE_BYTES));
@@ -140,6 +141,7 @@ impl<'a> Probe<'a> {
             .unwrap_or(0);
         let (levels, values) = (Levels::new(count, widest), vec![0.0; count * widest]);
         let mut output = vec![0.0; count * longest];
+        let weights = self.model.weights(self.pack.as_deref());
         let Cpu { table, pool, .. } = &mut *self.cpu;
         best(|| {
             for matrix in &span {
@@ -148,7 +150,7 @@ impl<'a> Probe<'a> {
                     matrix,
                     output: &mut output,
                 };
-                multiply(table, pool, self.weights, columns, [product]);
+                multiply(table, pool, weights, columns, [product]);
             }
         })
     }
