@@ -11,6 +11,34 @@ use crate::op::attention::{
 };
 use core::ops::Range;
 
+/// Rows up to which keys and values are fetched ahead of their use.
+const AHEAD_ROWS_MAX: usize = 8;
+
+/// Tiles that are scored, and fetched, at a time then: what a core has on its way from memory.
+const AHEAD_TILES: usize = 2;
+
+/// Fetches keys of `count` positions from `first` on, as far as there are.
+fn fetch_keys(table: &Table, keys: Keys<'_>, first: usize, count: usize, head_dim: usize) {
+    match keys {
+        Keys::F16(keys) => fetch_rows(table, keys, head_dim, first, count),
+        Keys::Q8(levels, _) => fetch_rows(table, levels, key_levels(head_dim), first, count),
+    }
+}
+
+/// Fetches values of `count` positions from `first` on, as far as there are.
+fn fetch_values(table: &Table, values: Values<'_>, first: usize, count: usize, head_dim: usize) {
+    match values {
+        Values::F16(values) => fetch_rows(table, values, head_dim, first, count),
+        Values::Q8(levels, _) => fetch_rows(table, levels, head_dim, first, count),
+    }
+}
+
+/// Fetches the part of `data`, `each` elements a position, that belongs to `count` positions from `first` on.
+fn fetch_rows<T>(table: &Table, data: &[T], each: usize, first: usize, count: usize) {
+    let end = ((first + count) * each).min(data.len());
+    table.fetch(data.get(first * each..end).unwrap_or_default());
+}
+
 /// How a layer attends.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -153,26 +181,41 @@ impl Table {
             sums.fill([f32::NEG_INFINITY, 0.0]);
             return;
         }
-        for number in start / PAGE..end.div_ceil(PAGE) {
-            let (keys, _) = page(number);
-            let first = start.max(number * PAGE) / TILE * TILE;
-            let tiles = (end.min((number + 1) * PAGE) - first).div_ceil(TILE);
-            let skipped = (first - number * PAGE) / TILE;
+        // Few rows pass over their positions faster than these arrive: ask for what comes next while there is work.
+        let ahead = rows <= AHEAD_ROWS_MAX;
+        let tiles_each = if ahead { AHEAD_TILES } else { PAGE / TILE };
+        let mut first = start / TILE * TILE;
+        while first < end {
+            let number = first / PAGE;
+            let (keys, values) = page(number);
+            let skipped = first - number * PAGE;
+            let tiles = (end.min((number + 1) * PAGE) - first)
+                .div_ceil(TILE)
+                .min(tiles_each);
+            if ahead {
+                fetch_values(self, values, skipped, tiles * TILE, head_dim);
+                let next = first + tiles * TILE;
+                if next < end {
+                    let (keys, _) = page(next / PAGE);
+                    fetch_keys(self, keys, next % PAGE, AHEAD_TILES * TILE, head_dim);
+                }
+            }
             let scores = &mut weights[first - here.start..];
             match keys {
                 Keys::F16(keys) => {
-                    let keys = &keys[skipped * TILE * head_dim..];
+                    let keys = &keys[skipped * head_dim..];
                     self.scores(queries, keys, tiles, attention.scale, scores);
                 }
                 Keys::Q8(levels, scales) => {
-                    let levels = &levels[skipped * TILE * key_levels(head_dim)..];
-                    let scales = &scales[skipped * TILE * key_groups(head_dim)..];
+                    let levels = &levels[skipped * key_levels(head_dim)..];
+                    let scales = &scales[skipped * key_groups(head_dim)..];
                     let quantized = block.quantized.expect("queries are in 8 bits as keys are");
                     let rows = (rows, head_dim);
                     let keys = (levels, scales, tiles);
                     self.quantized_scores(quantized, rows, keys, attention.scale, scores);
                 }
             }
+            first += tiles * TILE;
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let seen = seen_of(row / group);

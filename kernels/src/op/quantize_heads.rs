@@ -1,5 +1,6 @@
 //! Keys, values and queries of attention to 8 bits.
 
+use super::LANES;
 use super::attention::{GROUP, key_groups, key_levels};
 use super::exp::ROUND;
 
@@ -11,16 +12,36 @@ use super::exp::ROUND;
 #[inline(always)]
 pub(crate) fn quantize_head(x: &[f32], levels: &mut [i8]) -> u16 {
     assert_eq!(x.len(), levels.len());
+    let mut largest = [0.0f32; LANES];
+    let mut exponents = [0u32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let bits = chunk[lane].to_bits();
+            let magnitude = f32::from_bits(bits & 0x7fff_ffff);
+            largest[lane] = if magnitude > largest[lane] {
+                magnitude
+            } else {
+                largest[lane]
+            };
+            exponents[lane] = exponents[lane].max(bits & 0x7f80_0000);
+        }
+    }
     let mut maximum = 0.0f32;
     let mut exponent = 0;
-    for value in x {
-        let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
+    let magnitudes = tail
+        .iter()
+        .map(|value| f32::from_bits(value.to_bits() & 0x7fff_ffff));
+    for magnitude in largest.into_iter().chain(magnitudes.clone()) {
         maximum = if magnitude > maximum {
             magnitude
         } else {
             maximum
         };
-        exponent = exponent.max(value.to_bits() & 0x7f80_0000);
+    }
+    let tail_exponents = magnitudes.map(|magnitude| magnitude.to_bits() & 0x7f80_0000);
+    for of_lane in exponents.into_iter().chain(tail_exponents) {
+        exponent = exponent.max(of_lane);
     }
     let half = half::f16::from_f32(maximum / 127.0);
     let scale = half.to_f32();

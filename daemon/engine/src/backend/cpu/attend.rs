@@ -9,7 +9,9 @@ use super::Cpu;
 use super::pass::{Batch, Pass};
 use crate::kv::Cache;
 use andon_kernels::attend::{Attention, Block, Partial, QuantizedQueriesMut};
-use andon_kernels::op::attention::{CHUNK, Keys, Queries, Values, key_groups, key_levels};
+use andon_kernels::op::attention::{
+    CHUNK, Keys, QuantizedQueries, Queries, Values, key_groups, key_levels,
+};
 use andon_kernels::{Pieces, Table};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -123,6 +125,9 @@ impl Scratch {
         finish: impl FnMut(usize, &[f32]),
     ) {
         let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
+        if quantized {
+            self.quantize(table, block);
+        }
         for (index, chunk) in attention.chunks(block).enumerate() {
             self.attend_chunk(table, attention, block, quantized, chunk, page);
             if index == 0 {
@@ -135,7 +140,17 @@ impl Scratch {
         self.finish(rows, head_dim, finish);
     }
 
-    /// The partial result of one chunk, into `next`.
+    /// Makes 8-bit queries of the block's.
+    fn quantize(&mut self, table: &Table, block: &Block<'_>) {
+        let output = QuantizedQueriesMut {
+            levels: &mut self.levels,
+            scales: &mut self.scales,
+            offsets: &mut self.offsets,
+        };
+        table.quantize_queries(&block.queries, output);
+    }
+
+    /// The partial result of one chunk, into `next`; if `quantized`, with the 8-bit queries made before.
     fn attend_chunk<'k>(
         &mut self,
         table: &Table,
@@ -145,16 +160,16 @@ impl Scratch {
         chunk: usize,
         page: impl Fn(usize) -> (Keys<'k>, Values<'k>),
     ) {
-        let mut block = *block;
         let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
-        if quantized {
-            let output = QuantizedQueriesMut {
-                levels: &mut self.levels,
-                scales: &mut self.scales,
-                offsets: &mut self.offsets,
-            };
-            block.quantized = Some(table.quantize_queries(&block.queries, output));
-        }
+        let quantized = quantized.then_some(QuantizedQueries {
+            levels: &self.levels,
+            scales: &self.scales,
+            offsets: &self.offsets,
+        });
+        let block = Block {
+            quantized,
+            ..*block
+        };
         let next = self.next.first(rows, head_dim);
         table.attend_chunk(attention, &block, chunk, page, &mut self.weights, next);
     }
@@ -343,6 +358,9 @@ impl Units<'_> {
         let chunks = self.attention.chunks(&block);
         let (tokens, group, head_dim) = (block.queries.tokens, self.group, self.head_dim);
         let pages = self.batch.pages_of(first);
+        if self.cache.is_quantized() {
+            scratch.quantize(self.table, &block);
+        }
         scratch.attend_chunk(
             self.table,
             &self.attention,

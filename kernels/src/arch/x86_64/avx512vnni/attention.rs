@@ -33,12 +33,12 @@ pub(crate) const KERNELS: Kernels = Kernels {
 /// Rows of a block.
 const ROWS: usize = 8;
 
-/// Calls `$kernel::<rows, wide>` with a constant number of rows: of up to four, or of eight.
+/// Calls `$kernel::<rows, wide>` with a constant number of rows: of one or two, of up to four, or of more.
 macro_rules! by_rows {
-    ($rows:expr, $kernel:ident, $few:literal, $many:literal, $arguments:tt) => {
+    ($rows:expr, $kernel:ident, $one:literal, $few:literal, $many:literal, $arguments:tt) => {
         match $rows {
-            1 => $kernel::<1, $few> $arguments,
-            2 => $kernel::<2, $few> $arguments,
+            1 => $kernel::<1, $one> $arguments,
+            2 => $kernel::<2, $one> $arguments,
             3 => $kernel::<3, $few> $arguments,
             4 => $kernel::<4, $few> $arguments,
             5 => $kernel::<5, $many> $arguments,
@@ -87,6 +87,7 @@ pub(crate) unsafe fn scores(
                 count,
                 score_rows,
                 4,
+                2,
                 2,
                 (&pointers, dims, keys.as_ptr(), tiles, scale, output)
             );
@@ -192,6 +193,7 @@ pub(crate) unsafe fn quantized_scores(
             by_rows!(
                 count,
                 quantized_score_rows,
+                2,
                 2,
                 1,
                 (block, keys, scale, output)
@@ -382,6 +384,7 @@ pub(crate) unsafe fn weighted_sum(
                 rows,
                 weighted_rows,
                 4,
+                4,
                 2,
                 (weights, values.as_ptr(), head_dim, output)
             );
@@ -432,6 +435,7 @@ pub(crate) unsafe fn quantized_weighted_sum(
             by_rows!(
                 rows,
                 weighted_rows,
+                4,
                 4,
                 2,
                 (weights, values.levels.as_ptr(), head_dim, output)
