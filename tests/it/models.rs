@@ -1,6 +1,7 @@
 //! Models that the daemon keeps: added, refused, served, removed, and what survives `kill -9`.
 
 mod files;
+mod packs;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

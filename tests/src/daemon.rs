@@ -102,6 +102,7 @@ impl Builder {
             ("gateway", "name", Value::String("test".to_owned())),
             ("model", key, Value::String(model)),
             ("models", "dir", at("models")),
+            ("cache", "dir", at("cache")),
             ("http", "socket", at("andon.sock")),
             ("wire", "socket", at("wire.sock")),
         ] {

@@ -3,6 +3,8 @@
 //! The daemon may not read users' folders, so the bytes go over its socket. One thread sends while this one
 //! listens: a daemon that finds the model wanting says so in the middle, and then the sending ends.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{ErrorKind, Read as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -15,7 +17,7 @@ use andon_wire::limits::{CLIENT_FRAME_BYTES_MAX, MODEL_DATA_BYTES_MAX};
 use andon_wire::manifest::Role;
 use andon_wire::{
     AddModel, Bytes, ClientFrame, HEADER_BYTES, ModelAction, ModelAdded, ModelData, ModelName,
-    ModelStage, ModelTask, RequestId, ServerFrame, StoredModel,
+    ModelStage, ModelTask, RequestId, ServerFrame,
 };
 use serde::Serialize;
 
@@ -46,6 +48,12 @@ pub(crate) fn run(
         }
         ModelCommand::Verify(options) => {
             named(socket, ModelAction::Verify(name(&options.name)?), "verify")
+        }
+        ModelCommand::Pack(options) => {
+            named(socket, ModelAction::Pack(name(&options.name)?), "pack")
+        }
+        ModelCommand::Unpack(options) => {
+            named(socket, ModelAction::Unpack(name(&options.name)?), "unpack")
         }
     }
 }
@@ -215,70 +223,105 @@ fn is_active(connection: &mut Connection, name: &ModelName) -> Result<bool, Fail
 
 /// What `ls --json` prints.
 #[derive(Serialize)]
-struct Line<'a> {
-    name: &'a str,
-    architecture: &'a str,
-    quantization: &'a str,
-    license: &'a str,
+struct Line {
+    name: String,
+    architecture: String,
+    quantization: String,
+    license: String,
     bytes: u64,
     added_s: u64,
     sha256: String,
     active: bool,
+    /// Bytes of its packed weights, which are beside those of the model.
+    packed_bytes: Option<u64>,
 }
 
 fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> {
-    let id = fresh_id(0)?;
     let mut connection = Connection::open(socket)?;
+    let mut lines = models(&mut connection)?;
+    // A daemon that is older than the question ends the connection, and packs nothing.
+    let packs = packs(&mut connection).unwrap_or_default();
+    for line in &mut lines {
+        line.packed_bytes = packs.get(&line.name).copied();
+        if as_json {
+            json(output, line)?;
+        } else {
+            output.text(&line.to_string())?;
+        }
+    }
+    if lines.is_empty() && !as_json {
+        output.text("no models are kept\n")?;
+    }
+    Ok(())
+}
+
+/// The models that are kept.
+fn models(connection: &mut Connection) -> Result<Vec<Line>, Failure> {
+    let id = fresh_id(0)?;
     let task = ModelTask {
         id: id.clone(),
         action: ModelAction::List,
     };
     connection.send(&ClientFrame::ModelTask(task))?;
+    let mut lines = Vec::new();
     loop {
         match connection.receive()? {
-            ServerFrame::StoredModel(model) if model.id == id => {
-                if as_json {
-                    let line = Line {
-                        name: model.name.as_str(),
-                        architecture: model.architecture,
-                        quantization: model.quantization,
-                        license: model.license,
-                        bytes: model.bytes,
-                        added_s: model.added_s,
-                        sha256: model.sha256.to_string(),
-                        active: model.active,
-                    };
-                    json(output, &line)?;
-                } else {
-                    output.text(&line(&model))?;
-                }
-            }
-            ServerFrame::ModelDone(done) if done.id == id => {
-                if done.count == 0 && !as_json {
-                    output.text("no models are kept\n")?;
-                }
-                return Ok(());
-            }
+            ServerFrame::StoredModel(model) if model.id == id => lines.push(Line {
+                name: model.name.as_str().to_owned(),
+                architecture: model.architecture.to_owned(),
+                quantization: model.quantization.to_owned(),
+                license: model.license.to_owned(),
+                bytes: model.bytes,
+                added_s: model.added_s,
+                sha256: model.sha256.to_string(),
+                active: model.active,
+                packed_bytes: None,
+            }),
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(lines),
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for the models")),
         }
     }
 }
 
-fn line(model: &StoredModel<'_>) -> String {
-    format!(
-        "{:<32}  {:<8}  {:<8}  {:>10}  {}{}\n",
-        model.name.as_str(),
-        model.architecture,
-        model.quantization,
-        size(model.bytes),
-        if model.license.is_empty() {
-            "license not stated"
-        } else {
-            model.license
-        },
-        if model.active { "  active" } else { "" },
-    )
+/// Bytes of the packed weights, by the names of their models.
+fn packs(connection: &mut Connection) -> Result<BTreeMap<String, u64>, Failure> {
+    let id = fresh_id(1)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::Packs,
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    let mut packs = BTreeMap::new();
+    loop {
+        match connection.receive()? {
+            ServerFrame::StoredPack(pack) if pack.id == id => {
+                packs.insert(pack.name.as_str().to_owned(), pack.bytes);
+            }
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(packs),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("question for the packs")),
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let license = match self.license.as_str() {
+            "" => "license not stated",
+            license => license,
+        };
+        writeln!(
+            f,
+            "{:<32}  {:<8}  {:<8}  {:>10}  {license}{}{}",
+            self.name,
+            self.architecture,
+            self.quantization,
+            size(self.bytes),
+            self.packed_bytes.map_or("", |_| "  packed"),
+            if self.active { "  active" } else { "" },
+        )
+    }
 }
 
 fn show(socket: &Path, stored: &StoredName, output: &mut Output) -> Result<(), Failure> {

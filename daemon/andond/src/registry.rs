@@ -15,6 +15,7 @@
 
 mod add;
 mod admin;
+mod packs;
 mod serve;
 mod store;
 mod trial;
@@ -33,6 +34,7 @@ use crate::config::models::ModelsConfig;
 
 pub use add::{Added, Begun, Receipt};
 pub use admin::{Peer, may_change};
+pub use packs::{Packed, Packs};
 pub use serve::{Served, served};
 pub use store::Stored;
 
@@ -121,6 +123,7 @@ pub struct Registry {
     config: ModelsConfig,
     /// The name that the configuration has the daemon serve, if it is one of ours.
     active: Option<String>,
+    packs: Option<Packs>,
     state: Mutex<State>,
     /// A model was registered.
     registered: Condvar,
@@ -141,11 +144,17 @@ struct State {
 }
 
 impl Registry {
-    /// A registry of the configured folder. `active` is the model in use, which is not removed.
-    pub fn new(config: ModelsConfig, active: Option<String>) -> Arc<Registry> {
+    /// A registry of the configured folder. `active` is the model in use, which is not removed; models are packed into
+    /// `packs`.
+    pub fn new(
+        config: ModelsConfig,
+        active: Option<String>,
+        packs: Option<Packs>,
+    ) -> Arc<Registry> {
         Arc::new(Registry {
             config,
             active,
+            packs,
             state: Mutex::default(),
             registered: Condvar::new(),
         })
@@ -302,10 +311,15 @@ impl Registry {
         if !folder.is_dir() {
             return Err(RegistryError::Unknown(name.to_owned()));
         }
+        // One whose manifest cannot be read any more is removed all the same.
+        let manifest = self.find(name).ok().map(|stored| stored.manifest);
         let staging = self.staging()?;
         let gone = staging.path.join("removed");
         fs::rename(&folder, &gone).map_err(RegistryError::io(&folder, "remove"))?;
         store::sync_folder(&self.config.dir)?;
+        if let Some(manifest) = manifest {
+            self.forget_pack(&manifest);
+        }
         tracing::info!(name, "model removed");
         Ok(())
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, http::parse_mode};
 use crate::frontend::{self, Context};
-use crate::registry::Registry;
+use crate::registry::{Packs, Registry};
 use crate::socket::{Socket, SocketError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -116,7 +116,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
     let active = config.model.is_kept().then(|| config.model.name());
-    let registry = Registry::new(config.models.clone(), active);
+    let packs = Packs::new(&config.cache);
+    let registry = Registry::new(config.models.clone(), active, packs);
     // After the sockets: nobody else can be adding models for this daemon now.
     registry.start();
     let worker = WorkerHandle::start(

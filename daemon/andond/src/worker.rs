@@ -12,13 +12,15 @@ mod board;
 mod embed;
 mod job;
 mod load;
+mod pack;
 mod prepare;
 mod run;
 mod text;
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use andon_engine::Model;
@@ -28,7 +30,7 @@ use self::board::{Board, Job, Key, Phase};
 use self::load::{Engine, LoadFailure};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::registry::{self, Registry, RegistryError, Served};
+use crate::registry::{self, Packs, Registry, RegistryError, Served};
 use crate::request::{Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -118,6 +120,8 @@ pub(crate) struct Shared {
     ended: watch::Sender<bool>,
     facts: OnceLock<Arc<ModelFacts>>,
     model: OnceLock<Arc<Model>>,
+    /// Whether the model had a pack when that was last asked.
+    packed: AtomicBool,
     operator_at_fault: OnceLock<bool>,
     board: Mutex<Board>,
     changed: Condvar,
@@ -277,6 +281,7 @@ impl WorkerHandle {
             ended,
             facts: OnceLock::new(),
             model: OnceLock::new(),
+            packed: AtomicBool::new(false),
             operator_at_fault: OnceLock::new(),
             board: Mutex::new(Board::new()),
             changed: Condvar::new(),
@@ -420,7 +425,7 @@ fn serve(shared: &Arc<Shared>) {
         Err(failure) => return shared.failed(failure),
     };
     let began = Instant::now();
-    let loaded = match load::load(&shared.config, &served) {
+    let loaded = match load::load(&shared.config, &served, shared.registry.packs()) {
         Ok(loaded) => loaded,
         Err(failure) => return shared.failed(failure),
     };
@@ -437,6 +442,7 @@ fn serve(shared: &Arc<Shared>) {
         isa = loaded.facts.isa,
         threads = loaded.facts.threads,
         context_tokens_max,
+        packed = loaded.model.pack().is_some(),
         load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "model loaded and tried"
     );
@@ -455,6 +461,9 @@ fn serve(shared: &Arc<Shared>) {
             let message = format!("cannot start a thread: {error}");
             shared.state.send_replace(WorkerState::Failed(message));
             return;
+        }
+        if let Some((packs, key)) = shared.registry.packs().zip(loaded.key.as_ref()) {
+            shared.pack(scope, packs, key, &model);
         }
         {
             let mut board = shared.board();
@@ -499,6 +508,30 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
 }
 
 impl Shared {
+    /// Has a thread see to it that the model is packed.
+    fn pack<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        packs: &'scope Packs,
+        key: &'scope andon_engine::pack::Key,
+        model: &'scope Model,
+    ) {
+        let packing = std::thread::Builder::new()
+            .name("pack".to_owned())
+            .spawn_scoped(scope, || pack::run(self, model, packs.cache(), key));
+        if let Err(error) = packing {
+            tracing::warn!(%error, "the model's weights are not packed");
+        }
+    }
+
+    /// Wakes the thread that packs if the engine left a damaged pack since this was last asked.
+    fn look_after_pack(&self) {
+        let packed = self.model.get().is_some_and(|model| model.pack().is_some());
+        if self.packed.swap(packed, Ordering::Relaxed) && !packed {
+            self.wake();
+        }
+    }
+
     fn failed(&self, failure: LoadFailure) {
         self.operator_at_fault.get_or_init(|| failure.operator);
         self.board().phase = Phase::Failed;

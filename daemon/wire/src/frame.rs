@@ -17,7 +17,7 @@ use crate::embed::{Embed, VectorPiece};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
-    StoredModel,
+    StoredModel, StoredPack,
 };
 use crate::name::RequestId;
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
@@ -114,6 +114,8 @@ pub enum ServerFrame<'a> {
     ModelDone(ModelDone),
     /// A piece of a vector.
     Vector(VectorPiece<'a>),
+    /// The packed weights of a model that is kept.
+    StoredPack(StoredPack),
 }
 
 /// Why a frame could not be encoded.

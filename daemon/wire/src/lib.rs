@@ -35,7 +35,7 @@ pub use frame::{
 };
 pub use model::{
     AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
-    ModelStage, ModelTask, ModelText, StoredModel,
+    ModelStage, ModelTask, ModelText, StoredModel, StoredPack,
 };
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
 pub use reader::{FrameReader, ReadError};

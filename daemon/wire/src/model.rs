@@ -59,6 +59,12 @@ pub enum ModelAction {
     Remove(ModelName),
     /// Read one and compare its digests: [`ModelProgress`] from time to time, then [`ModelDone`].
     Verify(ModelName),
+    /// Pack the weights of one, so that it runs faster: [`ModelProgress`] from time to time, then [`ModelDone`].
+    Pack(ModelName),
+    /// Remove the packed weights of one: [`ModelDone`].
+    Unpack(ModelName),
+    /// List what is packed: a [`StoredPack`] each, then [`ModelDone`].
+    Packs,
 }
 
 /// The bytes of a model may be sent.
@@ -82,6 +88,8 @@ pub enum ModelStage {
     Testing,
     /// It is reading what it has and comparing digests.
     Verifying,
+    /// It is packing the weights.
+    Packing,
 }
 
 impl ModelStage {
@@ -93,6 +101,7 @@ impl ModelStage {
             Self::Checking => "checking",
             Self::Testing => "testing",
             Self::Verifying => "verifying",
+            Self::Packing => "packing",
         }
     }
 }
@@ -146,6 +155,17 @@ pub struct StoredModel<'a> {
     pub active: bool,
 }
 
+/// The packed weights of one of the models that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPack {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The model's name.
+    pub name: ModelName,
+    /// Bytes of the pack, beside those of the model.
+    pub bytes: u64,
+}
+
 /// A piece of a text, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelText<'a> {
@@ -160,7 +180,7 @@ pub struct ModelText<'a> {
 pub struct ModelDone {
     /// Id of the operation.
     pub id: RequestId,
-    /// How many models were listed, shown, removed or verified.
+    /// How many models were listed, shown, removed or verified, or packs listed, made or removed.
     pub count: u32,
 }
 

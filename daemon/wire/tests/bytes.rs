@@ -13,7 +13,7 @@ use andon_wire::{
     ModelData, ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask,
     ModelText, Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus,
     Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredModel,
-    TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    StoredPack, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -229,6 +229,9 @@ fn frames_about_models_that_are_kept() {
         (ModelAction::Show(model("m")), b"\x01\x01m"),
         (ModelAction::Remove(model("m")), b"\x02\x01m"),
         (ModelAction::Verify(model("m")), b"\x03\x01m"),
+        (ModelAction::Pack(model("m")), b"\x04\x01m"),
+        (ModelAction::Unpack(model("m")), b"\x05\x01m"),
+        (ModelAction::Packs, b"\x06"),
     ] {
         let task = ModelTask {
             id: id("1"),
@@ -251,6 +254,23 @@ fn frames_about_models_that_are_kept() {
             bytes_total: 300,
         }),
         &[b"\x09", b"\x011", b"\x02", b"\x01", b"\xac\x02"],
+    );
+    server(
+        &ServerFrame::ModelProgress(ModelProgress {
+            id: id("1"),
+            stage: ModelStage::Packing,
+            bytes: 1,
+            bytes_total: 300,
+        }),
+        &[b"\x09", b"\x011", b"\x04", b"\x01", b"\xac\x02"],
+    );
+    server(
+        &ServerFrame::StoredPack(StoredPack {
+            id: id("1"),
+            name: model("m"),
+            bytes: 300,
+        }),
+        &[b"\x0f", b"\x011", b"\x01m", b"\xac\x02"],
     );
     server(
         &ServerFrame::ModelAdded(ModelAdded {

@@ -145,6 +145,12 @@ pub(crate) enum ModelCommand {
     Rm(ModelNamed),
     /// Compare one with its digests.
     Verify(ModelNamed),
+    /// Pack the weights of one, so that it runs faster from the next start of andond on.
+    ///
+    /// Models are packed when they are added; this is for one whose pack was removed, or could not be made.
+    Pack(ModelNamed),
+    /// Remove the packed weights of one; it is then served from its own file.
+    Unpack(ModelNamed),
 }
 
 #[derive(Args, Debug)]

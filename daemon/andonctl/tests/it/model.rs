@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddReady, ClientFrame, ErrorCode, Fault, ModelAction, ModelAdded, ModelDone, ModelName,
-    ModelProgress, ModelStage, Models, RequestId, ServerFrame, StoredModel,
+    ModelProgress, ModelStage, Models, RequestId, ServerFrame, StoredModel, StoredPack,
 };
 
 use crate::pull::gguf;
@@ -202,6 +202,7 @@ fn models_are_listed_one_a_line() {
         stored(peer, &id, false);
         peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 2 }));
     };
+    // One that does not know what packs are hangs up; the models are listed all the same.
     let server = Server::welcoming(serve);
     let outcome = server.run(["model", "ls"]);
     let lines: Vec<&str> = outcome.stdout.lines().collect();
@@ -216,4 +217,31 @@ fn models_are_listed_one_a_line() {
         serde_json::from_str(outcome.stdout.lines().next().unwrap()).unwrap();
     assert_eq!(first["active"], true);
     assert_eq!(first["sha256"], "ab".repeat(32));
+}
+
+#[test]
+fn packed_models_are_marked() {
+    let serve = |peer: &mut Peer| {
+        let (id, action) = task(peer);
+        assert_eq!(action, ModelAction::List);
+        stored(peer, &id, false);
+        peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 1 }));
+        let (id, action) = task(peer);
+        assert_eq!(action, ModelAction::Packs);
+        peer.send(&ServerFrame::StoredPack(StoredPack {
+            id: id.clone(),
+            name: name("m"),
+            bytes: 2100,
+        }));
+        peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 1 }));
+    };
+    let server = Server::welcoming(serve);
+    let outcome = server.run(["model", "ls"]);
+    assert!(
+        outcome.stdout.ends_with("not stated  packed\n"),
+        "{outcome:?}"
+    );
+    let outcome = server.run(["model", "ls", "--json"]);
+    let line: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(line["packed_bytes"], 2100);
 }

@@ -5,6 +5,7 @@
 //! Sections are flat structs with `deny_unknown_fields` and a default for every key; a section's
 //! `check` sees values only, never the file system ([`crate::check`] does that).
 
+pub mod cache;
 pub mod engine;
 pub mod gateway;
 pub mod http;
@@ -41,6 +42,8 @@ pub struct Config {
     pub model: model::ModelConfig,
     /// `[models]`
     pub models: models::ModelsConfig,
+    /// `[cache]`
+    pub cache: cache::CacheConfig,
     /// `[engine]`
     pub engine: engine::EngineConfig,
     /// `[http]`
@@ -93,6 +96,7 @@ impl Config {
         self.gateway.check(problems);
         self.model.check(problems);
         self.models.check(problems);
+        self.cache.check(problems);
         self.engine.check(problems);
         self.http.check(problems);
         self.wire.check(problems);

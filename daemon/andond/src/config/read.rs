@@ -76,6 +76,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "gateway" => config.gateway = reader.section(&name, table),
             "model" => config.model = reader.section(&name, table),
             "models" => config.models = reader.section(&name, table),
+            "cache" => config.cache = reader.section(&name, table),
             "engine" => config.engine = reader.section(&name, table),
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
@@ -99,8 +100,9 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 10] = [
-    "gateway", "model", "models", "engine", "http", "wire", "mqtt", "task", "limits", "log",
+const SECTIONS: [&str; 11] = [
+    "gateway", "model", "models", "cache", "engine", "http", "wire", "mqtt", "task", "limits",
+    "log",
 ];
 
 struct Reader<'a> {

@@ -283,8 +283,10 @@ impl Receipt {
             manifest,
             ..
         } = self;
-        trial::run(&staging.path, &manifest, progress)?;
+        let model = trial::run(&staging.path, &manifest, progress)?;
         let registry = &claim.registry;
+        registry.pack_tried(&manifest, &model, progress);
+        drop(model);
         let tasks = staging.path.join(TASKS_FOLDER);
         if tasks.exists() {
             store::sync_folder(&tasks)?;

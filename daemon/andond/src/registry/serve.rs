@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use andon_engine::LoadOptions;
+use andon_engine::pack::Key;
 use andon_engine::tokenizer::TemplateChoice;
 use andon_wire::limits::TEXT_MEMBER_BYTES_MAX;
 use andon_wire::manifest::{Manifest, Role};
 
-use super::{Registry, RegistryError, store};
+use super::{Registry, RegistryError, packs, store};
 use crate::config::task::TaskConfig;
 use crate::config::{Config, Problems};
 
@@ -19,6 +20,8 @@ pub struct Served {
     pub path: PathBuf,
     /// What the engine is told beyond the file.
     pub options: LoadOptions,
+    /// The key of its pack; `None` for a file of which nobody knows the digest.
+    pub key: Option<Key>,
     /// The configuration's tasks, and the model's where those are wanted.
     pub tasks: BTreeMap<String, TaskConfig>,
 }
@@ -33,6 +36,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         return Ok(Served {
             path: model.path.clone(),
             options: model.load_options(),
+            key: None,
             tasks: config.task.clone(),
         });
     }
@@ -60,6 +64,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
     Ok(Served {
         path: stored.weights(),
         options,
+        key: Some(packs::key(&stored.manifest)),
         tasks,
     })
 }

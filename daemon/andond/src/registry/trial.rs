@@ -22,12 +22,12 @@ const TOKENS: usize = 8;
 /// One thread: whoever is being served has the others.
 const THREADS: usize = 1;
 
-/// Tries the model whose files are in `folder`.
+/// Tries the model whose files are in `folder`, and hands it out.
 pub(super) fn run(
     folder: &Path,
     manifest: &Manifest,
     progress: &mut dyn FnMut(ModelStage, u64, u64),
-) -> Result<(), RegistryError> {
+) -> Result<Arc<Model>, RegistryError> {
     progress(ModelStage::Checking, 0, 0);
     serve::tasks_in(folder, manifest)?;
     let options = serve::load_options(folder, manifest)?;
@@ -63,10 +63,11 @@ pub(super) fn run(
         ..EmbedderOptions::default()
     };
     match Embedder::new(Arc::clone(&model), &options) {
-        Ok(embedder) => embed(embedder, &prompt, progress),
-        Err(EmbedderError::NoEncoder { .. }) => decode(model, &prompt, progress),
-        Err(error) => Err(rejected(&error)),
+        Ok(embedder) => embed(embedder, &prompt, progress)?,
+        Err(EmbedderError::NoEncoder { .. }) => decode(Arc::clone(&model), &prompt, progress)?,
+        Err(error) => return Err(rejected(&error)),
     }
+    Ok(model)
 }
 
 fn rejected(why: &dyn Display) -> RegistryError {

@@ -64,6 +64,7 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
         let result = current.step(shared, &mut embedder);
         current.busy += began.elapsed();
         shared.progress();
+        shared.look_after_pack();
         match result {
             Ok(false) => {}
             Ok(true) => finish(shared, running.swap_remove(index), embedder.dimensions()),

@@ -6,12 +6,13 @@ use std::time::UNIX_EPOCH;
 
 use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 
 use super::{ModelFacts, PLACES_FOR_ALARMS};
 use crate::config::Config;
-use crate::registry::Served;
+use crate::registry::{Packs, Served};
 
 /// Most tokens of a prompt in one pass: what a prompt may delay others by.
 const PREFILL_CHUNK_TOKENS: usize = 128;
@@ -21,6 +22,8 @@ pub(super) struct Loaded {
     pub(super) model: Arc<Model>,
     pub(super) engine: Engine,
     pub(super) facts: ModelFacts,
+    /// The key of its pack, if it is to have one.
+    pub(super) key: Option<Key>,
 }
 
 /// What runs the model.
@@ -67,14 +70,19 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
     }
 }
 
-/// Maps the model, makes its executor, and decodes a token with it.
-pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailure> {
+/// Maps the model and its pack, makes its executor, and decodes a token with it.
+pub(super) fn load(
+    config: &Config,
+    served: &Served,
+    packs: Option<&Packs>,
+) -> Result<Loaded, LoadFailure> {
     let path = &served.path;
     let model =
         Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
     let model = Arc::new(model);
+    let key = packs.and_then(|packs| find_pack(packs, served, &model));
     if model.info().pooling.is_some() {
-        return load_embedder(config, path, model);
+        return load_embedder(config, path, model, key);
     }
     let options = ExecutorOptions {
         threads: config.engine.threads,
@@ -114,11 +122,32 @@ pub(super) fn load(config: &Config, served: &Served) -> Result<Loaded, LoadFailu
         model,
         engine: Engine::Generator(Box::new(generator)),
         facts,
+        key,
     })
 }
 
+/// Has the model use its pack if there is a sound one; the key of the pack, if it is to have one.
+fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option<Key> {
+    let key = packs.key(served.key.as_ref(), model)?;
+    let cache = packs.cache();
+    cache.hold(&key);
+    let found = cache.find(&key).and_then(|pack| match pack {
+        Some(pack) => model.attach_pack(pack),
+        None => Ok(()),
+    });
+    if let Err(error) = found {
+        tracing::warn!(%error, "the weights are read from the model's own file, which is slower");
+    }
+    Some(key)
+}
+
 /// Makes the model's embedder, and a vector with it.
-fn load_embedder(config: &Config, path: &Path, model: Arc<Model>) -> Result<Loaded, LoadFailure> {
+fn load_embedder(
+    config: &Config,
+    path: &Path,
+    model: Arc<Model>,
+    key: Option<Key>,
+) -> Result<Loaded, LoadFailure> {
     let options = EmbedderOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
@@ -150,6 +179,7 @@ fn load_embedder(config: &Config, path: &Path, model: Arc<Model>) -> Result<Load
         model,
         engine: Engine::Embedder(Box::new(embedder)),
         facts,
+        key,
     })
 }
 

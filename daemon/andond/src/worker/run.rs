@@ -99,6 +99,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
             }
         }
         shared.progress();
+        shared.look_after_pack();
         speed.stepped(shared, decoded, began.elapsed());
     }
 }

@@ -13,7 +13,8 @@ use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddModel, AddReady, ErrorCode, ModelAction, ModelAdded, ModelData, ModelDone, ModelName,
-    ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame, StoredModel, shorten,
+    ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame, StoredModel,
+    StoredPack, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 
 use super::connection::Outgoing;
 use crate::frontend::Context;
-use crate::registry::{Begun, Peer, Receipt, Registry, RegistryError, Stored, may_change};
+use crate::registry::{Begun, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change};
 
 /// Pieces of a model between the connection and the disk: a megabyte.
 const PIECES_WAITING_MAX: usize = 4;
@@ -43,6 +44,7 @@ enum Event {
     },
     Progress(ModelStage, u64, u64),
     Stored(Box<Stored>, bool),
+    Packed(Packed),
     Text(String),
     Added {
         name: String,
@@ -131,6 +133,22 @@ impl ModelDesk {
                 may_change(&config, peer)?;
                 registry.remove(name.as_str())?;
                 send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Packs => packs(&registry, events),
+            ModelAction::Pack(name) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                registry.pack(name.as_str(), &mut |bytes, total| {
+                    pace.say(events, ModelStage::Packing, bytes, total);
+                })?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Unpack(name) => {
+                may_change(&config, peer)?;
+                let count = u32::from(registry.unpack(name.as_str())?);
+                send(events, Event::Done { count });
                 Ok(())
             }
             ModelAction::Verify(name) => {
@@ -292,6 +310,16 @@ fn list(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
     Ok(())
 }
 
+fn packs(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
+    let mut count = 0;
+    for packed in registry.packed()? {
+        send(events, Event::Packed(packed));
+        count += 1;
+    }
+    send(events, Event::Done { count });
+    Ok(())
+}
+
 fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
     let mut model = registry.find(name)?;
     let mut text = std::mem::take(&mut model.text);
@@ -388,6 +416,11 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
                 active: *active,
             })
         }
+        Event::Packed(packed) => ServerFrame::StoredPack(StoredPack {
+            id,
+            name: ModelName::new(&packed.name).ok()?,
+            bytes: packed.bytes,
+        }),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {
             name,

@@ -1,0 +1,81 @@
+//! The thread that packs the served model's weights where they are not, while nobody asks for anything.
+//!
+//! It waits while the model is packed, so that a pack which turns out to be damaged, and is left by the engine, is made
+//! anew.
+
+use std::time::Duration;
+
+use andon_engine::Model;
+use andon_engine::pack::{Cache, Key, PackError};
+
+use super::Shared;
+use super::board::Phase;
+
+/// A disk that damages what is written again and again is not written to for ever.
+const ATTEMPTS_MAX: usize = 3;
+/// How often is looked whether the requests are over for which packing pauses.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Serves until the daemon stops.
+pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key) {
+    if let Err(error) = andon_os::give_way() {
+        tracing::debug!(%error, "packing has the rank of an answer");
+    }
+    for _ in 0..ATTEMPTS_MAX {
+        if !needed(shared, model) {
+            return;
+        }
+        tracing::info!("the model's weights are being packed while nobody asks for anything");
+        let made = cache.make(model, key, 1, &mut |_, _| goes_on(shared));
+        let attached = made.and_then(|pack| {
+            let bytes = pack.bytes();
+            model.attach_pack(pack).map(|()| bytes)
+        });
+        match attached {
+            Ok(bytes) => tracing::info!(bytes, "the model's weights are packed and used so"),
+            Err(PackError::Stopped | PackError::Nothing) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the weights are read from the model's own file, which is slower");
+                return;
+            }
+        }
+    }
+    if needed(shared, model) {
+        tracing::warn!(
+            "packed weights were damaged {ATTEMPTS_MAX} times: is the disk of {} sound?",
+            cache.dir().display()
+        );
+    }
+}
+
+fn is_over(phase: Phase) -> bool {
+    matches!(phase, Phase::Stopping(_) | Phase::Failed)
+}
+
+/// Waits until the model is not packed. False when the daemon stops.
+fn needed(shared: &Shared, model: &Model) -> bool {
+    let mut board = shared.board();
+    loop {
+        if is_over(board.phase) {
+            return false;
+        }
+        if model.pack().is_none() {
+            return true;
+        }
+        board = shared.wait(board, None);
+    }
+}
+
+/// Waits until there are no requests. False when the daemon stops.
+fn goes_on(shared: &Shared) -> bool {
+    let mut board = shared.board();
+    loop {
+        if is_over(board.phase) {
+            return false;
+        }
+        if board.running == 0 && board.waiting() == 0 {
+            return true;
+        }
+        board = shared.wait(board, Some(LOOK_AGAIN));
+    }
+}
