@@ -1,7 +1,8 @@
 //! An allocator that counts, for tests that hold the engine to its limits: a program installs [`Counting`] as its
 //! global allocator and runs what it measures in [`measure`].
 //!
-//! Counts are a thread's own, so that several may measure at once. A measured function that asks for more than its
+//! Bytes are counted for each thread by itself, so that several may measure at once; calls for all together, so that
+//! what worker threads do is seen too ([`calls`]). A measured function that asks for more than its
 //! limit ends the process, naming the label it was given: an allocation that fails would end it too, without saying
 //! what asked for it.
 //!
@@ -10,6 +11,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The system's allocator, counted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,6 +29,14 @@ struct Count {
 thread_local! {
     /// Initialized at compile time and never dropped, so that it can be used inside allocations.
     static COUNT: Cell<Option<Count>> = const { Cell::new(None) };
+}
+
+/// Times that memory was asked for, by all threads together.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the process has asked for memory so far, whichever thread it was.
+pub fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
 }
 
 /// What the measured function gave, and the most bytes that it held at once.
@@ -79,18 +89,21 @@ fn signed(bytes: usize) -> isize {
 // SAFETY: every call goes to the system's allocator as it came; counting changes nothing about it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
         count(signed(layout.size()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
         count(signed(layout.size()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
         // Both may be there at once.
         count(signed(size));
         // SAFETY: the caller's promise is passed on.

@@ -152,6 +152,10 @@ impl Pool {
                 .spawn(move || work(&shared, index))?;
             pool.workers.push(worker);
         }
+        // What starting a thread takes, memory for one, is over when this returns.
+        while pool.shared.end.0.left.load(Ordering::SeqCst) < count {
+            thread::yield_now();
+        }
         Ok(pool)
     }
 
@@ -286,6 +290,8 @@ fn work(shared: &Shared, index: usize) {
         stopping,
     } = &shared.start.0;
     let state = || State(word.load(Ordering::SeqCst));
+    // Phases set it anew.
+    shared.end.0.left.fetch_add(1, Ordering::SeqCst);
     let mut seen = 0;
     loop {
         wait(&shared.spin_ns, &shared.sleeping[index], || {

@@ -229,6 +229,9 @@ impl Sequence {
             ledger.release(std::iter::once(from));
             Some(Copy { from, to })
         });
+        // Memory for tokens is taken with their pages, so that appending takes none.
+        self.tokens
+            .reserve(self.pages.len() * PAGE - self.tokens.len());
         Some(copy)
     }
 
