@@ -9,9 +9,10 @@ use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptio
 use andon_engine::kv::{KvType, PAGE};
 use andon_engine::pack::{Cache, CacheOptions, PackError};
 use andon_engine::sample::SamplingOptions;
-use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
+use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence};
 use andon_kernels::Isa;
 use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
+use std::cell::Cell;
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
@@ -127,6 +128,8 @@ fn check_kept_in(kv_type: KvType, path: &Path, length: usize, scalar_length: usi
     }
     check_together(&mut best, &sequence, &expected);
     check_remembered(&mut best, &sequence, &expected);
+    check_interrupted(&mut best, &sequence, &expected);
+    check_unwanted(&mut best, &sequence, &expected);
     check_answers(&model, &sequence, kv_type);
 }
 
@@ -292,6 +295,57 @@ fn check_answers(model: &Arc<Model>, sequence: &[u32], kv_type: KvType) {
         assert_eq!(with, without, "prompt {}, choice {}", index / 2, index % 2);
     }
     assert_ne!(with[0].0, with[1].0, "two choices of a prompt");
+}
+
+/// Gives up before every layer in turn, and then goes on as if nothing had been.
+fn check_interrupted(executor: &mut Executor, sequence: &[u32], expected: &Rows) {
+    let mut interrupted = executor.sequence();
+    let (start, middle) = sequence.split_at(sequence.len() / 2);
+    append(executor, &mut interrupted, start);
+    let free = executor.kv_tokens_free();
+    for layers in 0usize.. {
+        let left = Cell::new(layers);
+        let chunk = Chunk {
+            sequence: &mut interrupted,
+            tokens: middle,
+            logits: LogitsFor::All,
+        };
+        let out_of_layers = || left.replace(left.get().saturating_sub(1)) == 0;
+        match executor.forward_unless(&mut [chunk], &out_of_layers) {
+            Err(error) => assert_eq!(error, ForwardError::Interrupted),
+            Ok(logits) => {
+                let actual: Rows = (0..logits.row_count())
+                    .map(|row| bits(logits.row(row)))
+                    .collect();
+                let expected = expected[start.len()..].to_vec();
+                assert_same(&actual, &expected, "after interruptions");
+                assert!(layers > 0, "the first layer is asked for too");
+                return;
+            }
+        }
+        assert_eq!(interrupted.len(), start.len());
+        assert_eq!(executor.kv_tokens_free(), free, "no page is kept");
+    }
+}
+
+/// Reads prompts of which no logits, or only the last, are wanted, and then looks at what follows.
+fn check_unwanted(executor: &mut Executor, sequence: &[u32], expected: &Rows) {
+    let (start, end) = sequence.split_at(sequence.len() - 2);
+    for logits in [LogitsFor::None, LogitsFor::Last] {
+        let mut quiet = executor.sequence();
+        let chunk = Chunk {
+            sequence: &mut quiet,
+            tokens: start,
+            logits,
+        };
+        let given = executor.forward(&mut [chunk]).expect("a valid batch");
+        if logits == LogitsFor::Last {
+            let last = vec![bits(given.row(0))];
+            assert_same(&last, &vec![expected[start.len() - 1].clone()], "the last");
+        }
+        let actual = append(executor, &mut quiet, end);
+        assert_same(&actual, &expected[start.len()..].to_vec(), "after a prompt");
+    }
 }
 
 /// Runs the sequence beside two others, each at its own pace.

@@ -125,6 +125,8 @@ pub(crate) struct Shared {
     operator_at_fault: OnceLock<bool>,
     board: Mutex<Board>,
     changed: Condvar,
+    /// Whether an alarm has become ready since the engine's thread last looked: a pass over another prompt then ends.
+    alarm_ready: AtomicBool,
     /// Where the policy's clock begins.
     epoch: Instant,
     /// When the running jobs last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
@@ -285,6 +287,7 @@ impl WorkerHandle {
             operator_at_fault: OnceLock::new(),
             board: Mutex::new(Board::new()),
             changed: Condvar::new(),
+            alarm_ready: AtomicBool::new(false),
             epoch: Instant::now(),
             advanced_ms: AtomicU64::new(0),
             seeds: RandomState::new(),

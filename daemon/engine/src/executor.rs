@@ -135,6 +135,9 @@ pub enum ForwardError {
     /// A sequence belongs to another executor.
     #[error("the sequence belongs to another executor")]
     ForeignSequence,
+    /// The caller asked for the pass to be given up.
+    #[error("the pass was interrupted")]
+    Interrupted,
 }
 
 /// Which of a chunk's tokens are to have logits.
@@ -150,9 +153,9 @@ pub enum LogitsFor {
 
 /// Consecutive tokens of one sequence, appended to it.
 #[derive(Debug)]
-pub struct Chunk<'a> {
+pub struct Chunk<'a, S = Sequence> {
     /// The sequence.
-    pub sequence: &'a mut Sequence,
+    pub sequence: &'a mut S,
     /// The tokens.
     pub tokens: &'a [u32],
     /// Which of them are to have logits.
@@ -349,32 +352,51 @@ impl Executor {
     /// # Errors
     /// [`ForwardError`]; then no sequence has changed.
     pub fn forward(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Logits<'_>, ForwardError> {
+        self.forward_unless(chunks, &|| false)
+    }
+
+    /// [`Executor::forward`], given up if `interrupted` says so before one of the layers. It is asked often and by the
+    /// calling thread: a flag is what it should read. What was given up costs its time again, and gives the same bytes.
+    ///
+    /// # Errors
+    /// [`ForwardError`]; then no sequence has changed.
+    pub fn forward_unless(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Logits<'_>, ForwardError> {
         self.check(chunks)?;
         self.reserve(chunks)?;
         self.fill_batch(chunks);
         let model = Arc::clone(&self.model);
         // `new` makes no executor of another model.
         let decoder = model.decoder().expect("the model is a decoder");
-        loop {
+        let done = loop {
             let pack = model.pack();
             let mut pass = Pass {
                 cpu: &mut self.cpu,
                 cache: &mut self.cache,
                 weights: model.weights(pack.as_deref()),
                 batch: &self.batch,
+                only_outputs: false,
+                interrupted,
             };
-            decoder.forward(&mut pass);
+            let done = decoder.forward(&mut pass);
             // A second pass writes the same places that the first did.
             if !model.leave_damaged(pack.as_ref()) {
-                break;
+                break done;
             }
-        }
+        };
         // After the pass: what it read before the file changed was sound.
-        if let Some((part, _)) = model.files().damaged() {
+        let error = match model.files().damaged() {
+            Some((part, _)) => Some(ForwardError::ModelChanged { part }),
+            None => done.is_break().then_some(ForwardError::Interrupted),
+        };
+        if let Some(error) = error {
             for chunk in chunks {
                 chunk.sequence.trim();
             }
-            return Err(ForwardError::ModelChanged { part });
+            return Err(error);
         }
         let vocabulary = model.info().vocabulary_count;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];

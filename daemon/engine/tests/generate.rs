@@ -11,11 +11,12 @@ use std::rc::Rc;
 
 use andon_engine::generate::{
     Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
-    Part, PassError, STOP_COUNT_MAX, StartError, Usage,
+    PassError, STOP_COUNT_MAX, StartError, Usage,
 };
 use andon_engine::gguf::Gguf;
 use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
 use andon_engine::tokenizer::Tokenizer;
+use andon_engine::{Chunk, LogitsFor};
 use support::Writer;
 
 const A: u32 = 0;
@@ -131,11 +132,15 @@ impl Forward for Scripted {
     }
     fn pass(
         &mut self,
-        parts: &mut [Part<'_, Pages>],
+        parts: &mut [Chunk<'_, Pages>],
+        interrupted: &dyn Fn() -> bool,
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError> {
         self.passes.set(self.passes.get() + 1);
-        let after = |part: &Part<'_, Pages>| {
+        if interrupted() {
+            return Err(PassError::Interrupted);
+        }
+        let after = |part: &Chunk<'_, Pages>| {
             (part.sequence.tokens.len() + part.tokens.len()).div_ceil(PAGE)
         };
         let needed: usize = parts
@@ -149,7 +154,7 @@ impl Forward for Scripted {
             assert!(!part.tokens.is_empty());
             part.sequence.held = after(part);
             part.sequence.tokens.extend_from_slice(part.tokens);
-            if part.logits {
+            if part.logits != LogitsFor::None {
                 row(&(self.script)(&part.sequence.tokens));
             }
         }
@@ -235,7 +240,11 @@ struct Answer {
 type Answers = BTreeMap<GenerationId, Answer>;
 
 fn step(generator: &mut Generator<Scripted>, answers: &mut Answers) {
-    let stepped = generator.step(&mut |id, event| {
+    step_unless(generator, answers, false);
+}
+
+fn step_unless(generator: &mut Generator<Scripted>, answers: &mut Answers, interrupted: bool) {
+    let mut sink = |id, event: Event<'_>| {
         let answer = answers.entry(id).or_default();
         assert!(answer.end.is_none(), "nothing follows the end");
         match event {
@@ -251,7 +260,8 @@ fn step(generator: &mut Generator<Scripted>, answers: &mut Answers) {
             }
             Event::Finished { reason, usage, .. } => answer.end = Some((reason, usage)),
         }
-    });
+    };
+    let stepped = generator.step_unless(&mut sink, &|| interrupted);
     stepped.expect("a step");
 }
 
@@ -458,6 +468,36 @@ fn cancelling_works_in_every_state_and_frees_pages() {
         assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
         assert!(!generator.cancel(id));
     }
+}
+
+#[test]
+fn an_urgent_prompt_is_read_first_and_an_interrupted_pass_changes_nothing() {
+    let mut generator = scripted(cycle, 64);
+    let mut answers = Answers::new();
+    let long = generator.start(request(&[A; 12], 4)).expect("a start");
+    step(&mut generator, &mut answers);
+    let passes = generator.executor().passes.get();
+    for _ in 0..3 {
+        step_unless(&mut generator, &mut answers, true);
+    }
+    assert_eq!(generator.executor().passes.get(), passes + 3);
+    assert!(answers.is_empty(), "nothing happened");
+    let request_of_five = GenerationRequest {
+        urgent: true,
+        ..request(&[A; 5], 4)
+    };
+    let urgent = generator.start(request_of_five.clone()).expect("a start");
+    // Its prompt takes two passes, which nothing interrupts.
+    for _ in 0..2 {
+        step_unless(&mut generator, &mut answers, true);
+    }
+    assert_eq!(answers[&urgent].ids.len(), 1);
+    assert!(!answers.contains_key(&long), "its prompt waits");
+    while generator.active() > 0 {
+        step(&mut generator, &mut answers);
+    }
+    assert_eq!(answers[&urgent], alone(cycle, request_of_five));
+    assert_eq!(answers[&long], alone(cycle, request(&[A; 12], 4)));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use andon_policy::queue::Waiting;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::board::{Board, Job, Phase, Prepared, Queued};
@@ -19,7 +20,7 @@ use super::embed::EmbeddingRequest;
 use super::job::JobEvent;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{
-    EmbeddingInput, Gap, Input, Message, Request, Sampling, check_embedding_tokens,
+    EmbeddingInput, Gap, Input, Message, Priority, Request, Sampling, check_embedding_tokens,
 };
 use crate::task::Resolved;
 
@@ -42,6 +43,10 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
                 queued.job.mailbox.post(JobEvent::Accepted {
                     prompt_tokens: prepared.request.prompt.len(),
                 });
+                if queued.order.priority == Priority::Alarm.into() {
+                    // Under the board's lock, like the look at it.
+                    shared.alarm_ready.store(true, Ordering::Relaxed);
+                }
                 board.ready.push_back(Queued {
                     job: queued.job,
                     order: queued.order,
@@ -243,6 +248,8 @@ fn prepare(
             stop,
             logprobs: request.logprobs,
             ignore_end: request.ignore_end,
+            // Whoever starts it knows its priority.
+            urgent: false,
         },
         choices,
     })

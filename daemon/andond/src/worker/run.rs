@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use andon_engine::ForwardError;
 use andon_engine::generate::{
-    self, Event, FinishReason, Forward, GenerationId, Generator, StartError, StepError,
+    self, Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, StartError,
+    StepError,
 };
 use andon_engine::tokenizer::Tokenizer;
 
@@ -89,9 +91,12 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         cancel_some(shared, &mut generator, &mut running);
         let began = Instant::now();
         let mut decoded = 0;
-        let result = generator.step(&mut |id, event| {
-            deliver(shared, &mut running, tokenizer, id, event, &mut decoded);
-        });
+        // What an alarm interrupts is begun again after its prompt has been read. Each interrupts one pass at most,
+        // also where it finds no place.
+        let result = generator.step_unless(
+            &mut |id, event| deliver(shared, &mut running, tokenizer, id, event, &mut decoded),
+            &|| shared.alarm_ready.load(Ordering::Relaxed),
+        );
         if let Err(error) = result {
             tracing::error!(%error, "a pass failed; what was running has been told");
             if let StepError(ForwardError::ModelChanged { .. }) = error {
@@ -112,6 +117,7 @@ fn start_next<F: Forward>(
 ) -> bool {
     let mut board = shared.board();
     loop {
+        shared.alarm_ready.store(false, Ordering::Relaxed);
         let now_ms = shared.now_ms();
         let over = match board.phase {
             Phase::Stopping(_) | Phase::Failed => board.clear(),
@@ -188,14 +194,19 @@ fn start<F: Forward>(
     queued: Queued<Prepared>,
 ) -> bool {
     let Prepared { request, choices } = &queued.payload;
-    match generator.start_group(request.clone(), *choices) {
+    let alarm = queued.order.priority == Priority::Alarm.into();
+    let request = GenerationRequest {
+        urgent: alarm,
+        ..request.clone()
+    };
+    match generator.start_group(request, *choices) {
         Ok(ids) => {
             queued.job.mailbox.post(JobEvent::Started);
             running.insert(Running {
                 job: queued.job,
                 started: Instant::now(),
                 deadline_ms: queued.order.deadline_ms,
-                alarm: queued.order.priority == Priority::Alarm.into(),
+                alarm,
                 fault: None,
                 choices: ids.map(|id| (id, None)).collect(),
                 usage: Usage::default(),

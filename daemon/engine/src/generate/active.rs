@@ -37,6 +37,7 @@ pub(super) struct Active {
     bias: Arc<LogitBias>,
     logprobs: Option<u8>,
     ignore_end: bool,
+    pub(super) urgent: bool,
     output: Output,
     pub(super) cancelled: bool,
     clock: Clock,
@@ -92,6 +93,7 @@ impl Active {
                 bias: Arc::clone(&bias),
                 logprobs: request.logprobs,
                 ignore_end: request.ignore_end,
+                urgent: request.urgent,
                 cancelled: false,
                 clock: Clock {
                     started,

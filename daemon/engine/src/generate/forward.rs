@@ -7,18 +7,7 @@ use thiserror::Error;
 
 use crate::kv::{self, Sequence};
 use crate::tokenizer::Tokenizer;
-use crate::{Chunk, Executor, ForwardError, LogitsFor};
-
-/// Tokens of one sequence in one pass.
-#[derive(Debug)]
-pub struct Part<'a, S> {
-    /// Where the tokens are appended.
-    pub sequence: &'a mut S,
-    /// The tokens; at least one.
-    pub tokens: &'a [u32],
-    /// Whether the logits after the last of them are wanted.
-    pub logits: bool,
-}
+use crate::{Chunk, Executor, ForwardError};
 
 /// Why a pass was not made. Nothing was appended to any sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -26,6 +15,9 @@ pub enum PassError {
     /// Too few KV pages were free.
     #[error("the KV cache is full")]
     KvFull,
+    /// Whoever asked for it wants something else first.
+    #[error("the pass was interrupted")]
+    Interrupted,
     /// Anything else.
     #[error(transparent)]
     Forward(ForwardError),
@@ -35,7 +27,7 @@ pub enum PassError {
 /// are in the pass, nor on how its tokens are spread over passes.
 pub trait Forward {
     /// The KV state of one sequence; dropping it frees its pages.
-    type Sequence;
+    type Sequence: 'static;
 
     /// The model's tokenizer.
     fn tokenizer(&self) -> &Tokenizer;
@@ -55,14 +47,15 @@ pub trait Forward {
     /// A second sequence of the same tokens, which shares the full pages; it takes a page if another is begun, and is
     /// `None` if there is none.
     fn fork(&mut self, sequence: &Self::Sequence) -> Option<Self::Sequence>;
-    /// Makes one pass over all parts and calls `row` for each that wants logits, in order.
+    /// Makes one pass over all chunks and calls `row` for each row of logits, in order. May give up if `interrupted`.
     ///
     /// # Errors
     ///
     /// [`PassError`]; then no sequence has changed.
     fn pass(
         &mut self,
-        parts: &mut [Part<'_, Self::Sequence>],
+        chunks: &mut [Chunk<'_, Self::Sequence>],
+        interrupted: &dyn Fn() -> bool,
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError>;
     /// The executor behind it, if there is one: to take times of it, between passes.
@@ -110,25 +103,17 @@ impl Forward for Executor {
 
     fn pass(
         &mut self,
-        parts: &mut [Part<'_, Sequence>],
+        chunks: &mut [Chunk<'_>],
+        interrupted: &dyn Fn() -> bool,
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError> {
-        let mut chunks: Vec<Chunk<'_>> = parts
-            .iter_mut()
-            .map(|part| Chunk {
-                sequence: part.sequence,
-                tokens: part.tokens,
-                logits: if part.logits {
-                    LogitsFor::Last
-                } else {
-                    LogitsFor::None
-                },
-            })
-            .collect();
-        let logits = self.forward(&mut chunks).map_err(|error| match error {
-            ForwardError::KvFull { .. } => PassError::KvFull,
-            other => PassError::Forward(other),
-        })?;
+        let logits = self
+            .forward_unless(chunks, interrupted)
+            .map_err(|error| match error {
+                ForwardError::KvFull { .. } => PassError::KvFull,
+                ForwardError::Interrupted => PassError::Interrupted,
+                other => PassError::Forward(other),
+            })?;
         (0..logits.row_count()).for_each(|index| row(logits.row(index)));
         Ok(())
     }

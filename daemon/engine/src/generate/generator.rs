@@ -7,10 +7,10 @@ use thiserror::Error;
 
 use super::active::{Active, Chosen, Sink};
 use super::event::{Event, FinishReason, GenerationId};
-use super::forward::{Forward, Part, PassError};
+use super::forward::{Forward, PassError};
 use super::request::{GenerationRequest, StartError};
 use crate::sample::{SampleError, Sampler};
-use crate::{Executor, ForwardError};
+use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
 /// Bounds of a [`Generator`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Generator<F: Forward = Executor> {
     forward: F,
     parallel_max: usize,
     prefill_chunk_tokens: usize,
-    /// In order of their start, which is the order in which prompts are read.
+    /// In order of their start, which is the order in which prompts are read, those that are urgent before others.
     active: Vec<Active>,
     /// The KV state of `active`, one by one; apart, because a pass changes these and reads those. `None` for one that
     /// follows another.
@@ -50,7 +50,11 @@ pub struct Generator<F: Forward = Executor> {
     sampler: Sampler,
     /// Of the step under way: index and token count of each part of the pass, and the tokens chosen after it.
     parts: Vec<(usize, usize)>,
+    /// Indexes of those whose logits the pass gives, in its order.
+    wanting: Vec<usize>,
     chosen: Vec<(usize, Result<Chosen, SampleError>)>,
+    /// The memory of a pass's chunks, empty between passes.
+    chunks: Vec<Chunk<'static, F::Sequence>>,
 }
 
 impl<F: Forward> Generator<F> {
@@ -71,6 +75,8 @@ impl<F: Forward> Generator<F> {
             next_id: 0,
             sampler: Sampler::new(),
             parts: Vec::new(),
+            wanting: Vec::new(),
+            chunks: Vec::new(),
             chosen: Vec::new(),
         }
     }
@@ -178,15 +184,30 @@ impl<F: Forward> Generator<F> {
     /// [`StepError`] if the pass itself failed; all generations have then been reported as failed,
     /// and the generator is empty and usable.
     pub fn step(&mut self, sink: &mut dyn FnMut(GenerationId, Event<'_>)) -> Result<(), StepError> {
+        self.step_unless(sink, &|| false)
+    }
+
+    /// [`Generator::step`], whose pass is given up if `interrupted` says so while it reads a prompt that is not urgent:
+    /// nothing has then changed, and the next step begins where this one did. It is asked before every layer.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Generator::step`].
+    pub fn step_unless(
+        &mut self,
+        sink: &mut dyn FnMut(GenerationId, Event<'_>),
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), StepError> {
         while let Some(index) = self.active.iter().position(|active| active.cancelled) {
             self.end(index, FinishReason::Cancelled, sink);
         }
         while !self.active.is_empty() {
-            match self.pass() {
+            match self.pass(interrupted) {
                 Ok(()) => {
                     self.report(sink);
                     break;
                 }
+                Err(PassError::Interrupted) => break,
                 Err(PassError::KvFull) => {
                     let message = "the KV cache is full".to_owned();
                     self.end(self.least_promised(), FinishReason::Failed(message), sink);
@@ -213,8 +234,9 @@ impl<F: Forward> Generator<F> {
     }
 
     /// One forward pass; what was chosen after it is left in `chosen`, and no generation has changed yet.
-    fn pass(&mut self) -> Result<(), PassError> {
+    fn pass(&mut self, interrupted: &dyn Fn() -> bool) -> Result<(), PassError> {
         self.parts.clear();
+        self.wanting.clear();
         self.chosen.clear();
         let now = Instant::now();
         let deciding = self
@@ -229,14 +251,14 @@ impl<F: Forward> Generator<F> {
                 .saturating_sub(deciding)
                 .max(1),
         );
-        let reader = self.active.iter().position(Active::reads_prompt);
+        let reader = self.reader();
         if let Some(reader) = reader
             && self.active[reader].pass_begins(now)
         {
             self.look_again(reader);
         }
-        let mut wanting = Vec::with_capacity(self.active.len());
-        let mut parts = Vec::with_capacity(self.active.len());
+        let patient = reader.is_some_and(|reader| !self.active[reader].urgent);
+        let mut chunks = emptied(std::mem::take(&mut self.chunks));
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {
             let Some(sequence) = sequence else {
                 continue;
@@ -247,21 +269,26 @@ impl<F: Forward> Generator<F> {
             let tokens = active.next_tokens(chunk_tokens);
             let logits = !active.reads_prompt() || active.wants_logits(tokens.len());
             if logits {
-                wanting.push(index);
+                self.wanting.push(index);
             }
             self.parts.push((index, tokens.len()));
-            parts.push(Part {
+            chunks.push(Chunk {
                 sequence,
                 tokens,
-                logits,
+                logits: if logits {
+                    LogitsFor::Last
+                } else {
+                    LogitsFor::None
+                },
             });
         }
         let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
-        let mut wanting = wanting.into_iter();
-        self.forward.pass(&mut parts, &mut |logits| {
+        let mut wanting = self.wanting.iter();
+        let interrupted = || patient && interrupted();
+        let result = self.forward.pass(&mut chunks, &interrupted, &mut |logits| {
             if let Some((index, active)) = wanting
                 .next()
-                .and_then(|index| Some((index, actives.get(index)?)))
+                .and_then(|&index| Some((index, actives.get(index)?)))
             {
                 chosen.push((index, active.choose(logits, sampler)));
                 // What comes after the prompt is chosen by each that waited for it.
@@ -269,7 +296,16 @@ impl<F: Forward> Generator<F> {
                     chosen.push((index, follower.choose(logits, sampler)));
                 }
             }
-        })
+        });
+        self.chunks = emptied(chunks);
+        result
+    }
+
+    /// The generation whose prompt is read next.
+    fn reader(&self) -> Option<usize> {
+        let mut readers = (0..self.active.len()).filter(|&index| self.active[index].reads_prompt());
+        let first = readers.clone().next();
+        readers.find(|&index| self.active[index].urgent).or(first)
     }
 
     /// Takes the outcome of a pass to the generations it was for, and removes those that are over.
@@ -365,6 +401,12 @@ impl<F: Forward> Generator<F> {
         }
         ended.finish(reason, sink);
     }
+}
+
+/// The memory of `chunks`, for others of another lifetime: collecting a vector's own elements reuses it.
+fn emptied<'b, S>(mut chunks: Vec<Chunk<'_, S>>) -> Vec<Chunk<'b, S>> {
+    chunks.clear();
+    chunks.into_iter().map_while(|_| None).collect()
 }
 
 /// Those that wait for the prompt of `leader`, with their places.

@@ -3,7 +3,8 @@
 //! A [`Generator`] owns an executor and is driven by [`Generator::step`]: one pass over the weights
 //! that gives every answer under way its next token and reads one piece of one prompt. What comes
 //! out goes to the caller's sink as [`Event`]s. It is synchronous and has no thread of its own; it
-//! has not heard of priorities, deadlines or clients.
+//! has not heard of deadlines or clients; prompts are read in the order of their start, but for those that are
+//! [`GenerationRequest::urgent`].
 //!
 //! Invariant: what a generation puts out depends on its request alone, byte for byte, whatever else
 //! runs beside it. The executor's logits do not depend on the batch, and draws are keyed by seed
@@ -18,6 +19,6 @@ mod request;
 mod stop;
 
 pub use event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
-pub use forward::{Forward, Part, PassError};
+pub use forward::{Forward, PassError};
 pub use generator::{Generator, GeneratorOptions, StepError};
 pub use request::{GenerationRequest, STOP_BYTES_MAX, STOP_COUNT_MAX, StartError};

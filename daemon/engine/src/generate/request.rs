@@ -27,6 +27,8 @@ pub struct GenerationRequest {
     pub logprobs: Option<u8>,
     /// Goes on past end-of-generation tokens.
     pub ignore_end: bool,
+    /// Its prompt is read before those of others that are not.
+    pub urgent: bool,
 }
 
 /// Why a generation does not start.

@@ -81,8 +81,8 @@ impl Attention {
         ]
     }
 
-    /// Runs a batch through it.
-    pub(crate) fn run(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+    /// Attends to the keys and values of a batch, which it puts into the cache.
+    pub(crate) fn attend(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
         let head_dim = design.shape.head_dim;
         let inputs = [&self.query, &self.key, &self.value];
         pass.norm(self.before.as_ref(), &inputs);
@@ -103,6 +103,10 @@ impl Attention {
             cap: design.attention_cap,
             window: self.layer.window,
         });
+    }
+
+    /// Adds what attention gave to the residual stream.
+    pub(crate) fn add(&self, pass: &mut Pass<'_>, design: &Design) {
         pass.add_attended(
             &self.output,
             &Residual {

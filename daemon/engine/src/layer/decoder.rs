@@ -4,6 +4,7 @@ use super::{Attention, Design, FeedForward};
 use crate::backend::cpu::{Output, Pass, RmsNorm};
 use crate::models::{Architecture, Shape};
 use crate::weights::{Linear, Matrix, Source, WeightsError};
+use std::ops::ControlFlow;
 
 /// A loaded decoder.
 #[derive(Debug)]
@@ -72,12 +73,20 @@ impl Architecture for Decoder {
         matrices.chain([&mut self.output.matrix]).collect()
     }
 
-    fn forward(&self, pass: &mut Pass<'_>) {
+    fn forward(&self, pass: &mut Pass<'_>) -> ControlFlow<()> {
         let design = &self.design;
         pass.embed(&self.embedding, design.embedding_scale);
         pass.prepare_ropes(&design.ropes);
         for (index, (attention, feed_forward)) in self.layers.iter().enumerate() {
-            attention.run(pass, design, index);
+            if pass.is_interrupted() {
+                return ControlFlow::Break(());
+            }
+            attention.attend(pass, design, index);
+            // The keys and values of the last layer are all that is wanted of tokens without logits.
+            if index + 1 == self.layers.len() && !pass.keep_outputs() {
+                break;
+            }
+            attention.add(pass, design);
             feed_forward.run(pass, design);
         }
         pass.output(&Output {
@@ -86,5 +95,6 @@ impl Architecture for Decoder {
             scale: design.logit_scale,
             cap: design.logit_cap,
         });
+        ControlFlow::Continue(())
     }
 }

@@ -31,6 +31,7 @@ mod smollm3;
 use crate::backend::cpu::Pass;
 use crate::kv::{Geometry, KvType};
 use crate::weights::Matrix;
+use std::ops::ControlFlow;
 
 pub use encoder::{Encoder, EncoderShape, Pooling};
 pub use registry::{PooledEncoder, load, load_encoder, names};
@@ -84,6 +85,6 @@ pub trait Architecture: Send + Sync + std::fmt::Debug {
     fn matrices_mut(&mut self) -> Vec<&mut Matrix>;
 
     /// Runs a batch: the residual streams of its tokens through all layers, keys and values into the cache, and the
-    /// logits of its outputs.
-    fn forward(&self, pass: &mut Pass<'_>);
+    /// logits of its outputs. It breaks off, with the batch undone, if the pass [`Pass::is_interrupted`] before a layer.
+    fn forward(&self, pass: &mut Pass<'_>) -> ControlFlow<()>;
 }

@@ -1,6 +1,6 @@
 //! One batch on its way through a model: the steps that architectures are put together from.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Sizes};
 use super::matmul::{Product, multiply};
 use super::{Cpu, Threads, share};
 use crate::kv::Cache;
@@ -50,12 +50,25 @@ impl Batch {
 }
 
 /// A batch in the middle of a model.
-#[derive(Debug)]
 pub struct Pass<'a> {
     pub(crate) cpu: &'a mut Cpu,
     pub(crate) cache: &'a mut Cache,
     pub(crate) weights: Weights<'a>,
     pub(crate) batch: &'a Batch,
+    /// Whether the buffers hold the batch's outputs only, see [`Pass::keep_outputs`].
+    pub(crate) only_outputs: bool,
+    /// Whether the caller wants the pass to be given up.
+    pub(crate) interrupted: &'a dyn Fn() -> bool,
+}
+
+impl std::fmt::Debug for Pass<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Pass")
+            .field("batch", &self.batch)
+            .field("only_outputs", &self.only_outputs)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What logits are made of.
@@ -97,8 +110,39 @@ pub(super) fn run<I>(
 }
 
 impl Pass<'_> {
+    /// Tokens that the buffers hold.
     pub(super) fn token_count(&self) -> usize {
-        self.batch.tokens.len()
+        if self.only_outputs {
+            self.batch.outputs.len()
+        } else {
+            self.batch.tokens.len()
+        }
+    }
+
+    /// Whether the caller wants the pass to be given up. Its sequences then stay as they were: what is in the cache
+    /// beyond their ends is nobody's.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        (self.interrupted)()
+    }
+
+    /// Goes on with the tokens that are to have logits and forgets the others, between attention and what is done to
+    /// its result. False if there are none to go on with.
+    pub fn keep_outputs(&mut self) -> bool {
+        let buffers = &mut self.cpu.buffers;
+        let Sizes {
+            embedding, query, ..
+        } = buffers.sizes;
+        // Outputs ascend, so none is overwritten before it was moved.
+        for (place, &token) in self.batch.outputs.iter().enumerate() {
+            let move_row = |rows: &mut [f32], width: usize| {
+                rows.copy_within(token * width..(token + 1) * width, place * width);
+            };
+            move_row(&mut buffers.hidden, embedding);
+            move_row(&mut buffers.attended, query);
+        }
+        self.only_outputs = true;
+        !self.batch.outputs.is_empty()
     }
 
     /// Sets the residual stream to the rows of `matrix` that the tokens name, each element times `scale`.
@@ -174,7 +218,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Logits of the batch's outputs: normalizes their residual streams and multiplies with the output's matrix.
+    /// Logits of the batch's outputs: normalizes their residual streams, which alone are left
+    /// ([`Pass::keep_outputs`]), and multiplies with the output's matrix.
     pub fn output(&mut self, output: &Output<'_>) {
         let count = self.batch.outputs.len();
         let (norm, matrix) = (output.norm, &output.linear.matrix);
@@ -188,8 +233,8 @@ impl Pass<'_> {
         if count == 0 {
             return;
         }
-        for (normed, &token) in buffers.normed.chunks_exact_mut(k).zip(&self.batch.outputs) {
-            let hidden = &buffers.hidden[token * k..(token + 1) * k];
+        let outputs = buffers.hidden.chunks_exact(k).take(count);
+        for (normed, hidden) in buffers.normed.chunks_exact_mut(k).zip(outputs) {
             table.rms_norm(hidden, &norm.weight, norm.epsilon, normed);
         }
         let normed = &buffers.normed[..count * k];
