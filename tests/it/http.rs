@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::TinyModel;
@@ -56,6 +56,31 @@ fn probes_and_metrics() {
         assert!(name.starts_with("andon_"), "{line}");
         assert!(value.parse::<f64>().is_ok(), "{line}");
     }
+}
+
+#[test]
+fn the_machine_is_measured_while_nothing_is_asked() {
+    let daemon = Daemon::builder().start().unwrap();
+    let metrics = || daemon.http().get("/metrics").unwrap().text();
+    let sample = |name: &str| -> f64 {
+        let text = metrics();
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {name}\n{text}"))
+    };
+    let began = Instant::now();
+    while sample("andon_calibrated") == 0.0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", metrics());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(sample("andon_memory_read_bytes_per_second") > 0.0);
+    assert!(sample("andon_int8_multiply_adds_per_second") > 0.0);
+    assert_eq!(sample("andon_column_cost_ratios{columns=\"1\"}"), 1.0);
+    assert!(sample("andon_column_cost_ratios{columns=\"8\"}") > 0.0);
+    assert!(sample("andon_spin_seconds") > 0.0);
+    assert!(metrics().contains("andon_huge_pages{mode="));
+    answer(&daemon);
+    assert!(sample("andon_decode_bandwidth_ratios_count") > 0.0);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 mod admit;
 mod board;
+mod calibrate;
 mod embed;
 mod job;
 mod load;

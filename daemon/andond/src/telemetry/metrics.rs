@@ -4,8 +4,9 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use andon_engine::calibrate::Calibration;
 use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -32,6 +33,36 @@ pub struct OutcomeLabels {
 pub struct OriginLabels {
     /// [`Origin::name`].
     pub origin: &'static str,
+}
+
+/// How many columns a product has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ColumnLabels {
+    /// From 1 to 8.
+    pub columns: u32,
+}
+
+/// How the system gives out huge pages.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PageLabels {
+    /// [`andon_engine::calibrate::HugePages::name`].
+    pub mode: &'static str,
+}
+
+/// A gauge of a number that is not whole.
+type Measure = Gauge<f64, AtomicU64>;
+
+/// What was measured of the machine; nothing until it was.
+#[derive(Debug, Default)]
+struct Machine {
+    read: Measure,
+    multiply_adds: Measure,
+    column_cost: Family<ColumnLabels, Measure>,
+    wake: Measure,
+    spin: Measure,
+    huge_pages: Family<PageLabels, Gauge>,
+    /// Once there are figures, they say so: zeros would look like some.
+    measured: Gauge,
 }
 
 /// The sums that the status reports; the families below have them by label.
@@ -81,6 +112,55 @@ pub struct Telemetry {
     pub mqtt_connected: Gauge,
     /// Connections to the broker made since the start.
     pub mqtt_connects: Counter,
+    machine: Machine,
+    /// What share of the machine's streaming read each pass that decoded tokens reached.
+    decode_bandwidth: Histogram,
+}
+
+impl Machine {
+    fn register(&self, registry: &mut Registry) {
+        let per_second = |what: &str| Unit::Other(format!("{what}_per_second"));
+        registry.register(
+            "calibrated",
+            "Whether the machine was measured; the figures of it are zero until then",
+            self.measured.clone(),
+        );
+        registry.register_with_unit(
+            "memory_read",
+            "Streaming read of the weights with all threads",
+            per_second("bytes"),
+            self.read.clone(),
+        );
+        registry.register_with_unit(
+            "int8",
+            "8-bit multiply-adds with all threads",
+            per_second("multiply_adds"),
+            self.multiply_adds.clone(),
+        );
+        registry.register_with_unit(
+            "column_cost",
+            "Time of a product with so many columns, by that with one",
+            Unit::Ratios,
+            self.column_cost.clone(),
+        );
+        registry.register_with_unit(
+            "wake",
+            "Time until a sleeping compute thread works",
+            Unit::Seconds,
+            self.wake.clone(),
+        );
+        registry.register_with_unit(
+            "spin",
+            "How long compute threads wait awake before they sleep",
+            Unit::Seconds,
+            self.spin.clone(),
+        );
+        registry.register(
+            "huge_pages",
+            "How the system gives out huge pages, which has the value 1",
+            self.huge_pages.clone(),
+        );
+    }
 }
 
 impl Default for Telemetry {
@@ -112,8 +192,17 @@ impl Telemetry {
             malformed: Family::default(),
             mqtt_connected: Gauge::default(),
             mqtt_connects: Counter::default(),
+            machine: Machine::default(),
+            decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
+        telemetry.machine.register(registry);
+        registry.register_with_unit(
+            "decode_bandwidth",
+            "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
+            Unit::Ratios,
+            telemetry.decode_bandwidth.clone(),
+        );
         registry.register("requests", "Requests submitted", telemetry.requests.clone());
         registry.register(
             "outcomes",
@@ -254,6 +343,38 @@ impl Telemetry {
         self.totals
             .decode_speed
             .store(tokens_per_s.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Notes what was measured of the machine.
+    pub fn calibrated(&self, calibration: &Calibration) {
+        let machine = &self.machine;
+        machine.read.set(calibration.read_bytes_per_s);
+        machine.multiply_adds.set(calibration.multiply_adds_per_s);
+        for (columns, &cost) in (1..).zip(&calibration.column_cost) {
+            let measure = machine.column_cost.get_or_create(&ColumnLabels { columns });
+            measure.set(f64::from(cost));
+        }
+        machine.wake.set(f64::from(calibration.wake_s));
+        machine.spin.set(f64::from(calibration.spin_s));
+        let mode = calibration.huge_pages.name();
+        machine
+            .huge_pages
+            .get_or_create(&PageLabels { mode })
+            .set(1);
+        machine.measured.set(1);
+    }
+
+    /// Counts a pass that decoded tokens, by the bytes of weights that it read.
+    pub fn decode_pass(&self, bytes: usize, took: Duration) {
+        let limit = self.machine.read.get();
+        if limit > 0.0 && took > Duration::ZERO {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "weights are far fewer than 2^52 bytes"
+            )]
+            let reached = bytes as f64 / took.as_secs_f64();
+            self.decode_bandwidth.observe(reached / limit);
+        }
     }
 
     /// What was counted, as the compact socket's status and the status topic report it.

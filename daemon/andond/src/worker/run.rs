@@ -13,6 +13,7 @@ use andon_engine::generate::{
 use andon_engine::tokenizer::Tokenizer;
 
 use super::board::{Board, Job, Phase, Prepared, Queued};
+use super::calibrate::Calibrating;
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
 use super::{PLACES_FOR_ALARMS, Shared};
 use crate::fault::{Fault, FaultCode};
@@ -87,7 +88,8 @@ impl Jobs {
 pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, tokenizer: &Tokenizer) {
     let mut running = Jobs::default();
     let mut speed = SpeedMeter::default();
-    while start_next(shared, &mut generator, &mut running) {
+    let mut calibration = Calibrating::default();
+    while start_next(shared, &mut generator, &mut running, &mut calibration) {
         cancel_some(shared, &mut generator, &mut running);
         let began = Instant::now();
         let mut decoded = 0;
@@ -105,7 +107,11 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         }
         shared.progress();
         shared.look_after_pack();
-        speed.stepped(shared, decoded, began.elapsed());
+        let took = began.elapsed();
+        speed.stepped(shared, decoded, took);
+        if let Some(model) = shared.model.get().filter(|_| decoded > 0) {
+            shared.telemetry.decode_pass(model.bytes_per_token(), took);
+        }
     }
 }
 
@@ -114,6 +120,7 @@ fn start_next<F: Forward>(
     shared: &Shared,
     generator: &mut Generator<F>,
     running: &mut Jobs,
+    calibration: &mut Calibrating,
 ) -> bool {
     let mut board = shared.board();
     loop {
@@ -150,6 +157,12 @@ fn start_next<F: Forward>(
         shared.idle();
         if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.rendering.is_none() {
             return false;
+        }
+        if board.rendering.is_none() && board.waiting() == 0 && !calibration.is_over() {
+            drop(board);
+            calibration.step(shared, generator);
+            board = shared.board();
+            continue;
         }
         let wait = board
             .next_deadline_ms()
