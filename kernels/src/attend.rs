@@ -11,32 +11,18 @@ use crate::op::attention::{
 };
 use core::ops::Range;
 
-/// Rows up to which keys and values are fetched ahead of their use.
-const AHEAD_ROWS_MAX: usize = 8;
+/// Parts of an 8-bit query.
+const PARTS: usize = 2;
 
-/// Tiles that are scored, and fetched, at a time then: what a core has on its way from memory.
-const AHEAD_TILES: usize = 2;
-
-/// Fetches keys of `count` positions from `first` on, as far as there are.
-fn fetch_keys(table: &Table, keys: Keys<'_>, first: usize, count: usize, head_dim: usize) {
-    match keys {
-        Keys::F16(keys) => fetch_rows(table, keys, head_dim, first, count),
-        Keys::Q8(levels, _) => fetch_rows(table, levels, key_levels(head_dim), first, count),
+/// Makes the scores of rows from those of their parts, which are in rows twice as many.
+fn add_parts(scores: &mut [f32], rows: usize, positions: Range<usize>) {
+    for row in 0..rows {
+        for position in positions.clone() {
+            // The row written is one whose parts have been read.
+            let first = PARTS * row * CHUNK + position;
+            scores[row * CHUNK + position] = scores[first] + scores[first + CHUNK];
+        }
     }
-}
-
-/// Fetches values of `count` positions from `first` on, as far as there are.
-fn fetch_values(table: &Table, values: Values<'_>, first: usize, count: usize, head_dim: usize) {
-    match values {
-        Values::F16(values) => fetch_rows(table, values, head_dim, first, count),
-        Values::Q8(levels, _) => fetch_rows(table, levels, head_dim, first, count),
-    }
-}
-
-/// Fetches the part of `data`, `each` elements a position, that belongs to `count` positions from `first` on.
-fn fetch_rows<T>(table: &Table, data: &[T], each: usize, first: usize, count: usize) {
-    let end = ((first + count) * each).min(data.len());
-    table.fetch(data.get(first * each..end).unwrap_or_default());
 }
 
 /// How a layer attends.
@@ -106,11 +92,11 @@ impl Partial<'_> {
 /// Scratch that 8-bit queries are written to.
 #[derive(Debug)]
 pub struct QuantizedQueriesMut<'a> {
-    /// `[row][key_levels]`.
+    /// `[row][part][key_levels]`, of two parts.
     pub levels: &'a mut [i8],
-    /// `[row][key_groups]`.
+    /// `[row][part][key_groups]`.
     pub scales: &'a mut [f32],
-    /// `[row][key_groups]`.
+    /// `[row][part][key_groups]`.
     pub offsets: &'a mut [i32],
 }
 
@@ -133,9 +119,9 @@ impl Table {
         for row in 0..queries.rows() {
             self.quantize_query(
                 queries.row(row),
-                &mut levels[row * stride..][..stride],
-                &mut scales[row * groups..][..groups],
-                &mut offsets[row * groups..][..groups],
+                &mut levels[PARTS * row * stride..][..PARTS * stride],
+                &mut scales[PARTS * row * groups..][..PARTS * groups],
+                &mut offsets[PARTS * row * groups..][..PARTS * groups],
             );
         }
         QuantizedQueries {
@@ -148,7 +134,7 @@ impl Table {
     /// What the rows of `block` get from chunk `chunk`; a row that sees nothing of it gets a sum of zero.
     ///
     /// `page` gives the keys and values of the sequence's page of a number; `weights` is scratch of [`CHUNK`] elements
-    /// for each row.
+    /// for each row, or twice as many where keys are in 8 bits.
     ///
     /// # Panics
     /// If `weights` or `partial` is too short for the rows, pages are too short for the positions, or keys are in 8 bits
@@ -181,25 +167,12 @@ impl Table {
             sums.fill([f32::NEG_INFINITY, 0.0]);
             return;
         }
-        // Few rows pass over their positions faster than these arrive: ask for what comes next while there is work.
-        let ahead = rows <= AHEAD_ROWS_MAX;
-        let tiles_each = if ahead { AHEAD_TILES } else { PAGE / TILE };
         let mut first = start / TILE * TILE;
         while first < end {
             let number = first / PAGE;
-            let (keys, values) = page(number);
+            let (keys, _) = page(number);
             let skipped = first - number * PAGE;
-            let tiles = (end.min((number + 1) * PAGE) - first)
-                .div_ceil(TILE)
-                .min(tiles_each);
-            if ahead {
-                fetch_values(self, values, skipped, tiles * TILE, head_dim);
-                let next = first + tiles * TILE;
-                if next < end {
-                    let (keys, _) = page(next / PAGE);
-                    fetch_keys(self, keys, next % PAGE, AHEAD_TILES * TILE, head_dim);
-                }
-            }
+            let tiles = (end.min((number + 1) * PAGE) - first).div_ceil(TILE);
             let scores = &mut weights[first - here.start..];
             match keys {
                 Keys::F16(keys) => {
@@ -210,12 +183,15 @@ impl Table {
                     let levels = &levels[skipped * key_levels(head_dim)..];
                     let scales = &scales[skipped * key_groups(head_dim)..];
                     let quantized = block.quantized.expect("queries are in 8 bits as keys are");
-                    let rows = (rows, head_dim);
+                    let rows = (PARTS * rows, head_dim);
                     let keys = (levels, scales, tiles);
                     self.quantized_scores(quantized, rows, keys, attention.scale, scores);
                 }
             }
             first += tiles * TILE;
+        }
+        if block.quantized.is_some() {
+            add_parts(weights, rows, start - here.start..end - here.start);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let seen = seen_of(row / group);

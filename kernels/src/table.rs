@@ -371,19 +371,6 @@ impl Table {
         unsafe { kernel(weights, values, positions, head_dim, output) }
     }
 
-    /// Asks for `data` to be brought into L2, where there is an instruction for that; a hint.
-    #[inline]
-    pub(crate) fn fetch<T>(&self, data: &[T]) {
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..size_of_val(data)).step_by(64) {
-            use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: the instruction is part of x86-64, and the line begins within `data`.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().cast::<i8>().add(line)) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = data;
-    }
-
     /// See [`op::attention`], step 2.
     #[inline]
     pub(crate) fn weigh(&self, scores: &mut [f32], first: usize, end: usize) -> [f32; 2] {
@@ -424,7 +411,7 @@ impl Table {
         unsafe { (self.attention.quantize_key)(x, levels, scales) }
     }
 
-    /// Quantizes the query of a head: see [`op::quantize_heads`].
+    /// Quantizes the query of a head, in two parts: see [`op::quantize_heads`].
     #[inline]
     pub(crate) fn quantize_query(
         &self,

@@ -5,8 +5,9 @@
 //! sees something of, a row gets a partial result from the positions it sees there:
 //!
 //! 1. Scores. With f16 keys: `score[p] = scale * s`, where `s = fma(q[d], k[p][d], s)` over ascending `d` from zero.
-//!    With 8-bit keys: `s = fma(a[g] * b[p][g], i, s)` over ascending groups `g` of [`GROUP`] dimensions from zero, with
-//!    the scales `a` of the query and `b` of the key and the exact integer sum `i` of their levels' products. Then, where
+//!    With 8-bit keys: the sum, rounded, of the scores of the query's two parts ([`super::quantize_heads`]), which are
+//!    `scale * s` with `s = fma(a[g] * b[p][g], i, s)` over ascending groups `g` of [`GROUP`] dimensions from zero, with
+//!    the scales `a` of the part and `b` of the key and the exact integer sum `i` of their levels' products. Then, where
 //!    the layer has one, the soft cap ([`super::tanh`]), and the linear bias: less `slope * |position - p|`, product and
 //!    difference rounded.
 //! 2. `top`, the largest score; weights `w[p] = exp(score[p] - top)`; `sum`, the weights added in 16 lanes, lane
@@ -131,7 +132,7 @@ impl<'a> Queries<'a> {
     }
 }
 
-/// Queries in 8 bits, by [`crate::Table::quantize_queries`].
+/// Queries in 8 bits, by [`crate::Table::quantize_queries`]. Each has two rows here, one for each part.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizedQueries<'a> {
     /// `[row][key_levels]`.

@@ -75,8 +75,11 @@ pub(crate) fn quantize_key(x: &[f32], levels: &mut [i8], scales: &mut [u16]) {
     }
 }
 
-/// Quantizes a query as [`quantize_key`] does a key; the f16 scales are given as f32, with the groups' sums of levels
-/// times -128.
+/// Quantizes a query in two parts, one after the other in `levels`, `scales` and `offsets`: as [`quantize_key`] does a
+/// key, and then, the same way, what is left, `x` less level times scale (product and difference rounded). The f16 scales
+/// are given as f32, with the groups' sums of levels times -128.
+///
+/// One part alone would add as much error to the scores as the keys do.
 #[inline(always)]
 pub(crate) fn quantize_query(
     x: &[f32],
@@ -84,17 +87,26 @@ pub(crate) fn quantize_query(
     scales: &mut [f32],
     offsets: &mut [i32],
 ) {
-    assert!(levels.len() == key_levels(x.len()));
-    assert!(scales.len() == key_groups(x.len()) && offsets.len() == scales.len());
-    let (head, rest) = levels.split_at_mut(x.len());
-    rest.fill(0);
-    for (((x, levels), scale), offset) in x
-        .chunks(GROUP)
-        .zip(head.chunks_mut(GROUP))
-        .zip(scales)
-        .zip(offsets)
-    {
-        *scale = half::f16::from_bits(quantize_head(x, levels)).to_f32();
-        *offset = -128 * levels.iter().map(|&level| i32::from(level)).sum::<i32>();
+    let (stride, groups) = (key_levels(x.len()), key_groups(x.len()));
+    assert!(levels.len() == 2 * stride);
+    assert!(scales.len() == 2 * groups && offsets.len() == scales.len());
+    let (first, second) = levels.split_at_mut(stride);
+    for levels in [&mut *first, &mut *second] {
+        levels[x.len()..].fill(0);
+    }
+    for (group, x) in x.chunks(GROUP).enumerate() {
+        let mut left = [0.0; GROUP];
+        let left = &mut left[..x.len()];
+        left.copy_from_slice(x);
+        for (part, levels) in [&mut *first, &mut *second].into_iter().enumerate() {
+            let levels = &mut levels[group * GROUP..][..x.len()];
+            let scale = half::f16::from_bits(quantize_head(left, levels)).to_f32();
+            scales[part * groups + group] = scale;
+            offsets[part * groups + group] =
+                -128 * levels.iter().map(|&level| i32::from(level)).sum::<i32>();
+            for (left, &level) in left.iter_mut().zip(&*levels) {
+                *left -= f32::from(level) * scale;
+            }
+        }
     }
 }

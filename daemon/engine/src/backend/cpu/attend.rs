@@ -96,8 +96,9 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Bytes that [`Scratch::new`] takes.
     pub(crate) fn bytes(group: usize, head_dim: usize) -> Option<usize> {
-        // Weights; twice the rows with their sums; levels, a scale and an offset for every group of them.
-        let floats = CHUNK.checked_add(head_dim.checked_mul(3)?)?;
+        // Weights; twice the rows with their sums; levels, a scale and an offset for every group of them; what has two
+        // parts twice.
+        let floats = (2 * CHUNK).checked_add(head_dim.checked_mul(4)?)?;
         floats.checked_mul(BLOCK_ROWS.max(group))?.checked_mul(4)
     }
 
@@ -105,12 +106,12 @@ impl Scratch {
     pub(crate) fn new(group: usize, head_dim: usize) -> Scratch {
         let rows = BLOCK_ROWS.max(group);
         Scratch {
-            weights: vec![0.0; rows * CHUNK],
+            weights: vec![0.0; 2 * rows * CHUNK],
             total: Rows::new(rows, head_dim),
             next: Rows::new(rows, head_dim),
-            levels: vec![0; rows * key_levels(head_dim)],
-            scales: vec![0.0; rows * key_groups(head_dim)],
-            offsets: vec![0; rows * key_groups(head_dim)],
+            levels: vec![0; 2 * rows * key_levels(head_dim)],
+            scales: vec![0.0; 2 * rows * key_groups(head_dim)],
+            offsets: vec![0; 2 * rows * key_groups(head_dim)],
         }
     }
 
@@ -344,7 +345,7 @@ impl Units<'_> {
         piece[row % self.group * self.head_dim..][..self.head_dim].copy_from_slice(result);
     }
 
-    /// Computes one chunk of a unit into slots, which begin with the unit's, `[chunk][token]`; then, if it was the last
+    /// Computes one chunk of a unit, whose 8-bit queries are made where there are any, into slots, which begin with the unit's, `[chunk][token]`; then, if it was the last
     /// that `remaining` counts, finishes the unit.
     fn run_chunk(
         &self,
@@ -358,9 +359,6 @@ impl Units<'_> {
         let chunks = self.attention.chunks(&block);
         let (tokens, group, head_dim) = (block.queries.tokens, self.group, self.head_dim);
         let pages = self.batch.pages_of(first);
-        if self.cache.is_quantized() {
-            scratch.quantize(self.table, &block);
-        }
         scratch.attend_chunk(
             self.table,
             &self.attention,
@@ -480,7 +478,7 @@ impl Pass<'_> {
                 }
                 return;
             }
-            let mut unit = 0;
+            let (mut unit, mut quantized) = (0, None);
             let (mut items_before, mut slots_before) = (0, 0);
             loop {
                 let item = item();
@@ -497,6 +495,10 @@ impl Pass<'_> {
                     slots_before += chunks * blocks[unit % blocks.len()].1;
                     unit += 1;
                 };
+                if units.cache.is_quantized() && quantized != Some(unit) {
+                    scratch.quantize(table, &units.block(unit).0);
+                    quantized = Some(unit);
+                }
                 let slots = &slots[slots_before..];
                 units.run_chunk(unit, index, &mut scratch, &remaining[unit], slots);
             }

@@ -1,7 +1,8 @@
 //! Attention over a page, see [`crate::op::attention`].
 //!
-//! Rows are taken in blocks, so that a vector of keys or values is converted once for all rows of a block, and so that
-//! there are enough sums at a time to hide the latency of an addition.
+//! Rows are taken in blocks, so that a vector of keys or values is converted once for all rows of a block. Tiles of keys
+//! are taken one after the other, although several at a time would hide the latency of few rows' additions: a single
+//! stream arrives from memory sooner than several.
 
 use crate::op::attention::{
     CHUNK, GROUP, Kernels, PAGE, QuantizedKeys, QuantizedQueries, QuantizedValues, Queries, TILE,
@@ -36,14 +37,26 @@ const ROWS: usize = 4;
 /// Vectors of a tile.
 const PARTS: usize = 2;
 
-/// Calls `$kernel::<rows, wide>` with a constant number of rows.
+/// Calls `$kernel::<rows>` with a constant number of rows.
 macro_rules! by_rows {
-    ($rows:expr, $kernel:ident, [$one:literal, $two:literal, $three:literal, $four:literal], $arguments:tt) => {
+    ($rows:expr, $kernel:ident, $arguments:tt) => {
         match $rows {
-            1 => $kernel::<1, $one> $arguments,
-            2 => $kernel::<2, $two> $arguments,
-            3 => $kernel::<3, $three> $arguments,
-            _ => $kernel::<4, $four> $arguments,
+            1 => $kernel::<1> $arguments,
+            2 => $kernel::<2> $arguments,
+            3 => $kernel::<3> $arguments,
+            _ => $kernel::<4> $arguments,
+        }
+    };
+}
+
+/// Calls `$kernel::<rows, columns>` with a constant number of rows, and of vectors of columns that fit the registers.
+macro_rules! by_rows_and_columns {
+    ($rows:expr, $kernel:ident, $arguments:tt) => {
+        match $rows {
+            1 => $kernel::<1, 8> $arguments,
+            2 => $kernel::<2, 4> $arguments,
+            3 => $kernel::<3, 2> $arguments,
+            _ => $kernel::<4, 2> $arguments,
         }
     };
 }
@@ -82,23 +95,23 @@ pub(crate) unsafe fn scores(
         let dims = queries.head_dim;
         // SAFETY: the caller owes the tiles and the scores; the first `count` pointers are to rows of `dims` elements.
         unsafe {
+            let keys = keys.as_ptr();
             by_rows!(
                 count,
                 score_rows,
-                [4, 2, 1, 1],
-                (&pointers, dims, keys.as_ptr(), tiles, scale, output)
+                (&pointers, dims, keys, tiles, scale, output)
             );
         }
     }
 }
 
-/// Scores of `R` rows, `T` tiles at a time.
+/// Scores of `R` rows.
 ///
 /// # Safety
 /// `queries` must point to `R` rows of `dims` elements, `keys` to the tiles, `scores` to the scores of the rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score_rows<const R: usize, const T: usize>(
+unsafe fn score_rows<const R: usize>(
     queries: &[*const f32; ROWS],
     dims: usize,
     keys: *const u16,
@@ -106,73 +119,37 @@ unsafe fn score_rows<const R: usize, const T: usize>(
     scale: f32,
     scores: *mut f32,
 ) {
-    let mut tile = 0;
-    // SAFETY: the tiles from `tile` on are the caller's.
-    unsafe {
-        while tile + T <= tiles {
-            let (keys, scores) = (keys.add(tile * TILE * dims), scores.add(tile * TILE));
-            score_tiles::<R, T>(queries, dims, keys, scale, scores);
-            tile += T;
-        }
-        while tile < tiles {
-            let (keys, scores) = (keys.add(tile * TILE * dims), scores.add(tile * TILE));
-            score_tiles::<R, 1>(queries, dims, keys, scale, scores);
-            tile += 1;
-        }
-    }
-}
-
-/// Scores of `R` rows at `T` tiles.
-///
-/// # Safety
-/// See [`score_rows`].
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score_tiles<const R: usize, const T: usize>(
-    queries: &[*const f32; ROWS],
-    dims: usize,
-    keys: *const u16,
-    scale: f32,
-    scores: *mut f32,
-) {
-    let mut sums = [[[_mm256_setzero_ps(); PARTS]; T]; R];
-    for dim in 0..dims {
-        let mut key = [[_mm256_setzero_ps(); PARTS]; T];
-        for (tile, key) in key.iter_mut().enumerate() {
+    for tile in 0..tiles {
+        let mut sums = [[_mm256_setzero_ps(); PARTS]; R];
+        for dim in 0..dims {
             // SAFETY: the caller owes the tiles.
-            *key = unsafe {
+            let key = unsafe {
                 let from = keys.add((tile * dims + dim) * TILE);
                 [halves(from), halves(from.add(8))]
             };
-        }
-        for (sums, query) in sums.iter_mut().zip(queries) {
-            // SAFETY: the caller owes the rows.
-            let query = _mm256_broadcast_ss(unsafe { &*query.add(dim) });
-            for (sums, key) in sums.iter_mut().zip(key) {
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                // SAFETY: the caller owes the rows.
+                let query = _mm256_broadcast_ss(unsafe { &*query.add(dim) });
                 for (sum, key) in sums.iter_mut().zip(key) {
                     *sum = _mm256_fmadd_ps(query, key, *sum);
                 }
             }
         }
+        // SAFETY: the caller owes the scores.
+        unsafe { store_scores(&sums, scale, scores.add(tile * TILE)) };
     }
-    // SAFETY: the caller owes the scores.
-    unsafe { store_scores(&sums, scale, scores) };
 }
 
-/// Writes the sums of `R` rows at `T` tiles, times `scale`.
+/// Writes the sums of `R` rows at a tile, times `scale`.
 ///
 /// # Safety
 /// `scores` must point to the scores of the rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn store_scores<const R: usize, const T: usize>(
-    sums: &[[[__m256; PARTS]; T]; R],
-    scale: f32,
-    scores: *mut f32,
-) {
+unsafe fn store_scores<const R: usize>(sums: &[[__m256; PARTS]; R], scale: f32, scores: *mut f32) {
     let scale = _mm256_set1_ps(scale);
     for (row, sums) in sums.iter().enumerate() {
-        for (index, sum) in sums.as_flattened().iter().enumerate() {
+        for (index, sum) in sums.iter().enumerate() {
             // SAFETY: the caller owes the scores.
             unsafe {
                 _mm256_storeu_ps(
@@ -207,81 +184,45 @@ pub(crate) unsafe fn quantized_scores(
         let output = scores[first * CHUNK..].as_mut_ptr();
         // SAFETY: the caller owes `count` rows from `first` on, the tiles and the scores.
         unsafe {
-            by_rows!(
-                count,
-                quantized_score_rows,
-                [2, 1, 1, 1],
-                (block, keys, scale, output)
-            );
+            by_rows!(count, quantized_score_rows, (block, keys, scale, output));
         }
     }
 }
 
-/// Scores of `R` rows, `T` tiles at a time.
+/// Scores of `R` rows.
 ///
 /// # Safety
 /// The slices must hold `R` rows and the tiles; `scores` must point to the scores of the rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn quantized_score_rows<const R: usize, const T: usize>(
+unsafe fn quantized_score_rows<const R: usize>(
     queries: QuantizedQueries<'_>,
     keys: QuantizedKeys<'_>,
-    scale: f32,
-    scores: *mut f32,
-) {
-    let mut tile = 0;
-    // SAFETY: the tiles from `tile` on are the caller's.
-    unsafe {
-        while tile + T <= keys.tiles {
-            quantized_score_tiles::<R, T>(queries, keys, tile, scale, scores);
-            tile += T;
-        }
-        while tile < keys.tiles {
-            quantized_score_tiles::<R, 1>(queries, keys, tile, scale, scores);
-            tile += 1;
-        }
-    }
-}
-
-/// Scores of `R` rows at `T` tiles from `first` on.
-///
-/// # Safety
-/// See [`quantized_score_rows`].
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn quantized_score_tiles<const R: usize, const T: usize>(
-    queries: QuantizedQueries<'_>,
-    keys: QuantizedKeys<'_>,
-    first: usize,
     scale: f32,
     scores: *mut f32,
 ) {
     let (row_levels, groups) = (key_levels(keys.head_dim), key_groups(keys.head_dim));
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [[[_mm256_setzero_ps(); PARTS]; T]; R];
-    for group in 0..groups {
-        let mut integers = [[[_mm256_setzero_si256(); PARTS]; T]; R];
-        let end = ((group + 1) * GROUP).min(row_levels);
-        for dim in (group * GROUP..end).step_by(4) {
-            let mut key = [[_mm256_setzero_si256(); PARTS]; T];
-            for (tile, key) in key.iter_mut().enumerate() {
+    for tile in 0..keys.tiles {
+        let mut sums = [[_mm256_setzero_ps(); PARTS]; R];
+        for group in 0..groups {
+            let mut integers = [[_mm256_setzero_si256(); PARTS]; R];
+            let end = ((group + 1) * GROUP).min(row_levels);
+            for dim in (group * GROUP..end).step_by(4) {
                 // SAFETY: the caller owes the tiles, of `row_levels * TILE` levels each.
-                *key = unsafe {
-                    let from = keys.levels.as_ptr();
-                    let from = from.add((first + tile) * TILE * row_levels + dim * TILE);
+                let key = unsafe {
+                    let from = keys.levels.as_ptr().add((tile * row_levels + dim) * TILE);
                     [
                         _mm256_loadu_si256(from.cast::<__m256i>()),
                         _mm256_loadu_si256(from.add(32).cast::<__m256i>()),
                     ]
                 };
-            }
-            for (row, integers) in integers.iter_mut().enumerate() {
-                // SAFETY: the caller owes the rows, whose levels are a multiple of four.
-                let query = unsafe {
-                    let from = queries.levels.as_ptr().add(row * row_levels + dim);
-                    _mm256_set1_epi32(from.cast::<i32>().read_unaligned())
-                };
-                for (integers, key) in integers.iter_mut().zip(key) {
+                for (row, integers) in integers.iter_mut().enumerate() {
+                    // SAFETY: the caller owes the rows, whose levels are a multiple of four.
+                    let query = unsafe {
+                        let from = queries.levels.as_ptr().add(row * row_levels + dim);
+                        _mm256_set1_epi32(from.cast::<i32>().read_unaligned())
+                    };
                     for (integer, key) in integers.iter_mut().zip(key) {
                         // Levels are within ±127, so two products fit 16 bits.
                         let pairs = _mm256_maddubs_epi16(
@@ -292,33 +233,24 @@ unsafe fn quantized_score_tiles<const R: usize, const T: usize>(
                     }
                 }
             }
-        }
-        let mut key_scales = [[_mm256_setzero_ps(); PARTS]; T];
-        for (tile, key_scale) in key_scales.iter_mut().enumerate() {
             // SAFETY: the caller owes the scales of the tiles.
-            *key_scale = unsafe {
-                let from = keys.scales.as_ptr();
-                let from = from.add(((first + tile) * groups + group) * TILE);
+            let key_scale = unsafe {
+                let from = keys.scales.as_ptr().add((tile * groups + group) * TILE);
                 [halves(from), halves(from.add(8))]
             };
-        }
-        for (row, (sums, integers)) in sums.iter_mut().zip(integers).enumerate() {
-            // SAFETY: the caller owes the rows.
-            let query_scale =
-                _mm256_set1_ps(unsafe { *queries.scales.get_unchecked(row * groups + group) });
-            for ((sum, integer), key_scale) in sums
-                .as_flattened_mut()
-                .iter_mut()
-                .zip(integers.as_flattened())
-                .zip(key_scales.as_flattened())
-            {
-                let factor = _mm256_mul_ps(query_scale, *key_scale);
-                *sum = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(*integer), *sum);
+            for (row, (sums, integers)) in sums.iter_mut().zip(integers).enumerate() {
+                // SAFETY: the caller owes the rows.
+                let query_scale =
+                    _mm256_set1_ps(unsafe { *queries.scales.get_unchecked(row * groups + group) });
+                for ((sum, integer), key_scale) in sums.iter_mut().zip(integers).zip(key_scale) {
+                    let factor = _mm256_mul_ps(query_scale, key_scale);
+                    *sum = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(integer), *sum);
+                }
             }
         }
+        // SAFETY: the caller owes the scores.
+        unsafe { store_scores(&sums, scale, scores.add(tile * TILE)) };
     }
-    // SAFETY: the caller owes the scores.
-    unsafe { store_scores(&sums, scale, scores.add(first * TILE)) };
 }
 
 /// Values that weighted sums read.
@@ -389,10 +321,9 @@ pub(crate) unsafe fn weighted_sum(
         let output = output.as_mut_ptr();
         // SAFETY: the caller owes the weights and values of the positions; the output is `rows` rows.
         unsafe {
-            by_rows!(
+            by_rows_and_columns!(
                 rows,
                 weighted_rows,
-                [8, 4, 2, 2],
                 (weights, values.as_ptr(), head_dim, output)
             );
         }
@@ -441,10 +372,9 @@ pub(crate) unsafe fn quantized_weighted_sum(
         let output = output.as_mut_ptr();
         // SAFETY: the caller owes the values of the positions; the output is `rows` rows.
         unsafe {
-            by_rows!(
+            by_rows_and_columns!(
                 rows,
                 weighted_rows,
-                [8, 4, 2, 2],
                 (weights, values.levels.as_ptr(), head_dim, output)
             );
         }
