@@ -292,13 +292,15 @@ fn check_packed_product(
     let mut packed = vec![0xaa; bytes + 1];
     pack::pack(format, &matrix, rows, k, &mut packed[1..]);
     for table in Table::runnable() {
-        let actual = packed_product(&table, format, &packed[1..], rows, &activations);
         let context = std::format!(
-            "{} packed {} {draw:?} k {k} rows {rows} columns {columns}",
-            table.isa().name(),
-            format.name()
+            "packed {} on {} {draw:?} k {k} rows {rows} columns {columns}",
+            format.name(),
+            table.isa().name()
         );
+        let actual = packed_product(&table, format, &packed[1..], rows, &activations);
         assert_same_bits(&actual, &expected, &context);
+        let unpacked = product(&table, format, &matrix, rows, &activations);
+        assert_same_bits(&unpacked, &expected, &std::format!("un{context}"));
     }
 }
 

@@ -67,7 +67,7 @@ const SCALAR: Table = Table {
 #[cfg(target_arch = "x86_64")]
 const AVX2: Table = Table {
     isa: Isa::Avx2,
-    matmul: avx2::matmul::kernel,
+    matmul: avx2::matmul::kernel::<Pairs>,
     matmul_packed: avx2::packed::kernel::<Pairs>,
     quantize: avx2::quantize::quantize,
     attention: avx2::attention::KERNELS,
@@ -87,6 +87,7 @@ const AVX2: Table = Table {
 #[cfg(target_arch = "x86_64")]
 const AVX_VNNI: Table = Table {
     isa: Isa::AvxVnni,
+    matmul: avxvnni::matmul::vex,
     matmul_packed: avxvnni::packed::vex,
     multiply_adds: avxvnni::peak::vex,
     ..AVX2
@@ -95,6 +96,7 @@ const AVX_VNNI: Table = Table {
 /// [`AVX_VNNI`] where only AVX-512 has the instruction.
 #[cfg(target_arch = "x86_64")]
 const AVX_VNNI_EVEX: Table = Table {
+    matmul: avxvnni::matmul::evex,
     matmul_packed: avxvnni::packed::evex,
     multiply_adds: avxvnni::peak::evex,
     ..AVX_VNNI

@@ -286,7 +286,7 @@ fn scaled_dot<F: Halved, const QUARTER: usize>(
 /// Unsigned bytes as floats.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unsigned(bytes: &[u8; 8]) -> __m256 {
+pub(super) fn unsigned(bytes: &[u8; 8]) -> __m256 {
     // SAFETY: eight bytes are readable.
     let bytes = unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) };
     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
@@ -295,7 +295,7 @@ fn unsigned(bytes: &[u8; 8]) -> __m256 {
 /// Signed bytes as floats.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn signed(bytes: &[u8; 8]) -> __m256 {
+pub(super) fn signed(bytes: &[u8; 8]) -> __m256 {
     // SAFETY: eight bytes are readable.
     let bytes = unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) };
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
@@ -304,7 +304,7 @@ fn signed(bytes: &[u8; 8]) -> __m256 {
 /// Turns sixteen bytes of each row, as [`all_rows`] loads them, into one byte of all rows together.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn transpose([a, b, c, d]: [__m256i; 4]) -> [[u8; 8]; 16] {
+pub(super) fn transpose([a, b, c, d]: [__m256i; 4]) -> [[u8; 8]; 16] {
     // Rows p, p + 1, p + 2, p + 3 side by side: one word of four rows for each byte index, within each 128-bit lane.
     let (ab_low, ab_high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
     let (cd_low, cd_high) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));

@@ -7,9 +7,11 @@
 mod float;
 mod k_quants;
 mod legacy;
+mod panel;
 mod tables;
 
 use super::super::{PREFETCH_BYTES_MIN, blocked_kernel, column_span};
+use super::packed::Dot;
 use crate::Format;
 use crate::activation::{Columns, GROUP, Group};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
@@ -34,22 +36,22 @@ const ROWS: usize = 8;
 /// Columns computed together: their accumulators and one group's levels fit the sixteen registers.
 const COLUMNS: usize = 4;
 
-/// The kernel of a format.
-pub(crate) const fn kernel(format: Format) -> Kernel {
+/// The kernel of a format; where columns are many, it multiplies with `D`.
+pub(crate) const fn kernel<D: Dot>(format: Format) -> Kernel {
     match format {
         Format::F32 => float::f32,
         Format::F16 => float::f16,
         Format::BF16 => float::bf16,
-        Format::Q4_0 => single::<Q4_0>,
-        Format::Q4_1 => single::<Q4_1>,
-        Format::Q5_0 => single::<Q5_0>,
-        Format::Q5_1 => single::<Q5_1>,
-        Format::Q8_0 => single::<Q8_0>,
+        Format::Q4_0 => panel::product::<Q4_0, D>,
+        Format::Q4_1 => panel::product::<Q4_1, D>,
+        Format::Q5_0 => panel::product::<Q5_0, D>,
+        Format::Q5_1 => panel::product::<Q5_1, D>,
+        Format::Q8_0 => panel::product::<Q8_0, D>,
         Format::Q2K => halved::<Q2K>,
         Format::Q3K => halved::<Q3K>,
-        Format::Q4K => grouped::<Q4K>,
-        Format::Q5K => grouped::<Q5K>,
-        Format::Q6K => halved::<Q6K>,
+        Format::Q4K => panel::product::<Q4K, D>,
+        Format::Q5K => panel::product::<Q5K, D>,
+        Format::Q6K => panel::product::<Q6K, D>,
         Format::IQ4NL => single::<IQ4NL>,
         Format::IQ4XS => grouped::<IQ4XS>,
         Format::MXFP4 => single::<MXFP4>,

@@ -2,8 +2,8 @@
 //!
 //! These are `asm!` rather than intrinsics for two reasons. The kernels are compiled for AVX2 whatever multiplies, so one
 //! body serves every [`Dot`], which a function of another target feature could not be inlined into. And the compiler
-//! takes products of intrinsics apart and computes many ahead, more than sixteen registers hold; these stay where they
-//! are written.
+//! moves products of intrinsics about, and computes many ahead, more than sixteen registers hold; these, not being
+//! declared `pure`, stay in the order in which they are written.
 
 use core::arch::asm;
 use core::arch::x86_64::{
@@ -66,7 +66,7 @@ macro_rules! dpbusd {
                 // SAFETY: computes on registers; the caller owes the instruction.
                 unsafe {
                     asm!($template, inout(ymm_reg) run, in(ymm_reg) levels, in(ymm_reg) x,
-                        options(pure, nomem, nostack, preserves_flags));
+                        options(nomem, nostack, preserves_flags));
                 }
                 run
             }
@@ -113,7 +113,7 @@ impl Dot for Pairs {
         // SAFETY: computes on registers; the caller owes the instruction.
         unsafe {
             asm!("vpmaddubsw {0}, {1}, {2}", out(ymm_reg) run, in(ymm_reg) levels, in(ymm_reg) x,
-                options(pure, nomem, nostack, preserves_flags));
+                options(nomem, nostack, preserves_flags));
         }
         run
     }
@@ -125,7 +125,7 @@ impl Dot for Pairs {
         unsafe {
             asm!("vpmaddubsw {1}, {2}, {3}", "vpaddw {0}, {0}, {1}",
                 inout(ymm_reg) run, out(ymm_reg) _, in(ymm_reg) levels, in(ymm_reg) x,
-                options(pure, nomem, nostack, preserves_flags));
+                options(nomem, nostack, preserves_flags));
         }
         run
     }

@@ -14,20 +14,20 @@ use core::arch::x86_64::{
 };
 
 /// Accumulators of the sixteen rows of a tile, for each of `M` columns.
-pub(super) type Sums<const M: usize> = [[__m256; 2]; M];
+pub(in super::super) type Sums<const M: usize> = [[__m256; 2]; M];
 /// Integer sums of a group, in the same order.
 type Integers<const M: usize> = [[__m256i; 2]; M];
 
 /// Some columns and a block of their groups.
 #[derive(Clone, Copy)]
-pub(super) struct At<'a> {
-    pub(super) columns: &'a Columns<'a>,
+pub(in super::super) struct At<'a> {
+    pub(in super::super) columns: &'a Columns<'a>,
     /// The first column.
-    pub(super) column: usize,
+    pub(in super::super) column: usize,
     /// How many there are, at least one.
-    pub(super) count: usize,
+    pub(in super::super) count: usize,
     /// The first group.
-    pub(super) group: usize,
+    pub(in super::super) group: usize,
 }
 
 /// Where `M` columns have the groups of a block. Where there are fewer, the last stands in for those that lack.

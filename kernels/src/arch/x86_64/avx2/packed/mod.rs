@@ -10,6 +10,8 @@ mod group;
 mod source;
 
 pub(crate) use dot::{Dot, Evex, Pairs, Vex};
+pub(super) use group::{At, Sums};
+pub(super) use source::{Filled, Panel};
 
 use super::super::column_span;
 use crate::Format;
@@ -21,13 +23,13 @@ use core::arch::x86_64::{__m256, _mm256_setzero_ps, _mm256_storeu_ps};
 use core::array;
 use core::hint::black_box;
 use core::mem::MaybeUninit;
-use group::{At, Sums, X, add_group};
-use source::{Direct, Filled, Panel, Source};
+use group::{X, add_group};
+use source::{Direct, Source};
 
 /// Columns computed together: two integer sums of each leave room for levels and activations in sixteen registers.
-const COLUMNS: usize = 4;
+pub(super) const COLUMNS: usize = 4;
 /// Columns that a panel is used for before the next tile: their accumulators, and 256 levels of each, share L1 with it.
-const SPAN_MAX: usize = 64;
+pub(super) const SPAN_MAX: usize = 64;
 
 /// The kernel of a format that multiplies with `D`; `None` if it has no packed layout.
 pub(crate) const fn kernel<D: Dot>(format: Format) -> Option<PackedKernel> {
@@ -106,7 +108,12 @@ unsafe fn few<F: Packed, D: Dot, const M: usize>(
     }
     for (index, sums) in sums.iter().take(count).enumerate() {
         // SAFETY: the caller owes the output of the column.
-        unsafe { store(product, first, column + index, sums) };
+        unsafe {
+            let output = product
+                .output
+                .add((column + index) * product.stride + first);
+            store(output, product.row_count - first, sums);
+        }
     }
 }
 
@@ -124,8 +131,7 @@ unsafe fn many<F: Packed, D: Dot>(
     count: usize,
 ) {
     let columns = &product.columns;
-    let mut all: [Sums<COLUMNS>; SPAN_MAX / COLUMNS] =
-        [[[_mm256_setzero_ps(); 2]; COLUMNS]; SPAN_MAX / COLUMNS];
+    let mut all = [[[_mm256_setzero_ps(); 2]; COLUMNS]; SPAN_MAX / COLUMNS];
     let mut panel = MaybeUninit::uninit();
     let mut block = tile;
     let groups = columns.k / GROUP;
@@ -157,7 +163,12 @@ unsafe fn many<F: Packed, D: Dot>(
     }
     for (index, sums) in all.as_flattened().iter().take(count).enumerate() {
         // SAFETY: the caller owes the output of the column.
-        unsafe { store(product, first, column + index, sums) };
+        unsafe {
+            let output = product
+                .output
+                .add((column + index) * product.stride + first);
+            store(output, product.row_count - first, sums);
+        }
     }
 }
 
@@ -165,9 +176,9 @@ unsafe fn many<F: Packed, D: Dot>(
 ///
 /// # Safety
 /// The instruction set must be supported, and block and columns must have the groups.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_block<F: Packed, D: Dot, S: Source>(
+pub(super) unsafe fn add_block<F: Packed, D: Dot, S: Source>(
     source: &S,
     groups: usize,
     at: At<'_>,
@@ -222,18 +233,16 @@ unsafe fn add_groups<F: Packed, D: Dot, S: Source, const M: usize>(
     }
 }
 
-/// Writes the sums of rows `first..` (as many as exist) of a column.
+/// Writes the sums of up to sixteen rows of a column.
 ///
 /// # Safety
-/// See [`PackedKernel`]; the rows and the column must be the product's.
+/// The instruction set must be supported, and `output` be writable for `row_count` rows, or sixteen if they are more.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn store(product: &PackedProduct<'_>, first: usize, column: usize, sums: &[__m256; 2]) {
-    let row_count = (product.row_count - first).min(ROWS);
-    // SAFETY: the caller owes the output of these rows; the array takes two vectors.
+pub(super) unsafe fn store(output: *mut f32, row_count: usize, sums: &[__m256; 2]) {
+    // SAFETY: the caller owes the output; the array takes two vectors.
     unsafe {
-        let output = product.output.add(column * product.stride + first);
-        if row_count == ROWS {
+        if row_count >= ROWS {
             _mm256_storeu_ps(output, sums[0]);
             _mm256_storeu_ps(output.add(8), sums[1]);
         } else {

@@ -20,7 +20,7 @@ const VECTOR: usize = 4 * ROWS;
 ///
 /// # Safety
 /// The instruction set must be supported, and the block have group `group`.
-pub(super) trait Source {
+pub(in super::super) trait Source {
     /// Whether levels are bytes in memory, so that all that keeps registers busy is multiplying.
     const BYTES: bool;
 
@@ -208,7 +208,7 @@ const SCALES: usize = 3;
 /// A block of sixteen rows unpacked: a byte for each level, and scales as they are multiplied. What there is of it stays
 /// in L1 with the activations of a few columns.
 #[repr(C, align(64))]
-pub(super) struct Panel {
+pub(in super::super) struct Panel {
     levels: [[[u8; VECTOR]; STEPS]; BLOCK_GROUPS],
     /// Scales, then minimums or the scales of halves.
     scales: [[[f32; ROWS]; SCALES]; BLOCK_GROUPS],
@@ -226,42 +226,80 @@ impl Panel {
         source: &Direct<F, D>,
         groups: usize,
     ) {
-        let panel = panel.as_mut_ptr();
         for group in 0..groups {
             source.prefetch(group);
-            // SAFETY: the block has the group, and the panel room for it.
-            unsafe {
-                let levels = (&raw mut (*panel).levels[group]).cast::<u8>();
-                let scales = (&raw mut (*panel).scales[group]).cast::<f32>();
-                for half in 0..2 {
-                    macro_rules! unpack {
-                        ($($step:literal)*) => {$(
-                            _mm256_store_si256(
-                                levels.add($step * VECTOR + half * 32).cast(),
-                                source.levels::<$step>(group, half),
-                            );
-                        )*};
-                    }
-                    unpack!(0 1 2 3 4 5 6 7);
-                    _mm256_store_ps(scales.add(half * 8), source.scale(group, half));
+            for half in 0..2 {
+                // SAFETY: the block has the group, with the scales that its format has.
+                unsafe {
+                    let levels = [
+                        source.levels::<0>(group, half),
+                        source.levels::<1>(group, half),
+                        source.levels::<2>(group, half),
+                        source.levels::<3>(group, half),
+                        source.levels::<4>(group, half),
+                        source.levels::<5>(group, half),
+                        source.levels::<6>(group, half),
+                        source.levels::<7>(group, half),
+                    ];
+                    Panel::put_levels(panel, group, half, levels);
+                    Panel::put_scale(panel, group, 0, half, source.scale(group, half));
                     if F::MINIMUM {
-                        let minimum = source.minimum(group, half);
-                        _mm256_store_ps(scales.add(ROWS + half * 8), minimum);
+                        Panel::put_scale(panel, group, 1, half, source.minimum(group, half));
                     }
                     if F::GROUP_SCALES == GroupScales::Two {
                         for part in 0..2 {
                             let scale = source.half_scale(group, part, half);
-                            _mm256_store_ps(scales.add((1 + part) * ROWS + half * 8), scale);
+                            Panel::put_scale(panel, group, 1 + part, half, scale);
                         }
                     }
                 }
             }
         }
     }
+
+    /// Writes the levels of all steps of a group.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in super::super) fn put_levels(
+        panel: &mut MaybeUninit<Panel>,
+        group: usize,
+        half: usize,
+        levels: [__m256i; STEPS],
+    ) {
+        assert!(group < BLOCK_GROUPS && half < 2);
+        let panel = panel.as_mut_ptr();
+        for (step, levels) in levels.into_iter().enumerate() {
+            // SAFETY: the group is one of the panel's, and half a vector one of two.
+            unsafe {
+                let vector = (&raw mut (*panel).levels[group][step]).cast::<u8>();
+                _mm256_store_si256(vector.add(half * 32).cast(), levels);
+            }
+        }
+    }
+
+    /// Writes a scale of a group: kind 0 is what its levels are multiplied with, 1 a minimum, or 1 and 2 the scales of its
+    /// halves.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in super::super) fn put_scale(
+        panel: &mut MaybeUninit<Panel>,
+        group: usize,
+        kind: usize,
+        half: usize,
+        scale: __m256,
+    ) {
+        assert!(group < BLOCK_GROUPS && kind < SCALES && half < 2);
+        let panel = panel.as_mut_ptr();
+        // SAFETY: the scale is one of the panel's, and half of its rows one of two halves.
+        unsafe {
+            let scales = (&raw mut (*panel).scales[group][kind]).cast::<f32>();
+            _mm256_store_ps(scales.add(half * 8), scale);
+        }
+    }
 }
 
 /// A panel whose first groups are filled; only those may be asked for.
-pub(super) struct Filled<'a>(pub(super) &'a MaybeUninit<Panel>);
+pub(in super::super) struct Filled<'a>(pub(in super::super) &'a MaybeUninit<Panel>);
 
 impl Filled<'_> {
     /// Scales of kind `kind` of a group.

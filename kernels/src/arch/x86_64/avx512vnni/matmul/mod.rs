@@ -38,7 +38,9 @@ const COLUMNS: usize = 8;
 /// The kernel of a format.
 pub(crate) const fn kernel(format: Format) -> Kernel {
     match format {
-        Format::F32 | Format::F16 | Format::BF16 => avx2::matmul::kernel(format),
+        Format::F32 | Format::F16 | Format::BF16 => {
+            avx2::matmul::kernel::<avx2::packed::Evex>(format)
+        }
         Format::Q4_0 => single::<Q4_0>,
         Format::Q4_1 => single::<Q4_1>,
         Format::Q5_0 => single::<Q5_0>,
