@@ -32,11 +32,11 @@ pub(crate) enum Stage {
     Units,
     /// Licences, sources and banned crates.
     Deny,
-    /// The crates below the daemon on emulated aarch64; only when named.
+    /// The crates below the daemon built for aarch64 and tested on emulated processors.
     Aarch64,
 }
 
-const ALL: [Stage; 7] = [
+const ALL: [Stage; 8] = [
     Stage::Format,
     Stage::Clippy,
     Stage::Tests,
@@ -44,9 +44,8 @@ const ALL: [Stage; 7] = [
     Stage::NoStd,
     Stage::Units,
     Stage::Deny,
+    Stage::Aarch64,
 ];
-/// Stages of minutes for what seldom breaks: run when named.
-const ON_REQUEST: [Stage; 1] = [Stage::Aarch64];
 const FAST: [Stage; 3] = [Stage::Format, Stage::Clippy, Stage::Tests];
 
 impl Stage {
@@ -162,7 +161,6 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
         ([], false) => ALL.to_vec(),
         (only, _) => ALL
             .into_iter()
-            .chain(ON_REQUEST)
             .filter(|stage| only.contains(stage))
             .collect(),
     };
