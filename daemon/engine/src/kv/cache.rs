@@ -4,7 +4,7 @@ use super::PAGE;
 use super::sequence::{Copy, Pages, Sequence};
 use andon_kernels::Table;
 use andon_kernels::op::attention::{
-    Keys, Values, key_groups, key_index, key_level_index, key_levels, key_scale_index,
+    Keys, TILE, Values, key_groups, key_index, key_level_index, key_levels, key_scale_index,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -295,9 +295,10 @@ impl Cache {
                 table.to_half(keys, row);
                 for (head, key) in row.chunks_exact(dim).enumerate() {
                     let (_, range) = range(&self.geometry, page, layer, false, head);
-                    let page_keys = &mut self.halves[range];
-                    for (index, &element) in key.iter().enumerate() {
-                        page_keys[key_index(position, index, dim)] = element;
+                    let tile = &mut self.halves[range][key_index(position / TILE * TILE, 0, dim)..];
+                    let (dims, _) = tile.as_chunks_mut::<TILE>();
+                    for (positions, &element) in dims.iter_mut().zip(key) {
+                        positions[position % TILE] = element;
                     }
                 }
                 table.to_half(values, row);
