@@ -9,6 +9,7 @@ use std::vec;
 use std::vec::Vec;
 
 mod attention;
+mod limits;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 struct Random(u64);

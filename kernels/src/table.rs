@@ -288,14 +288,14 @@ impl Table {
         scale: f32,
         scores: &mut [f32],
     ) {
-        assert!(tiles * TILE <= PAGE && keys.len() >= tiles * TILE * queries.head_dim);
+        assert!(tiles <= PAGE / TILE && holds(keys.len(), tiles * TILE, queries.head_dim));
         let Some(last) = queries.rows().checked_sub(1) else {
             return;
         };
         assert!(queries.tokens == 1 || queries.token_stride >= queries.group * queries.head_dim);
         // The last row's elements end last.
         assert_eq!(queries.row(last).len(), queries.head_dim);
-        assert!(scores.len() >= last * CHUNK + tiles * TILE);
+        check_rows(scores, last, tiles * TILE);
         // SAFETY: the instruction set is supported, and the lengths were checked.
         unsafe { (self.attention.scores)(*queries, keys, tiles, scale, scores) }
     }
@@ -314,14 +314,15 @@ impl Table {
         scores: &mut [f32],
     ) {
         let (row_levels, groups) = (key_levels(head_dim), key_groups(head_dim));
-        assert!(tiles * TILE <= PAGE && levels.len() >= tiles * TILE * row_levels);
-        assert!(scales.len() >= tiles * TILE * groups);
+        assert!(tiles <= PAGE / TILE && holds(levels.len(), tiles * TILE, row_levels));
+        assert!(holds(scales.len(), tiles * TILE, groups));
         let Some(last) = rows.checked_sub(1) else {
             return;
         };
-        assert!(queries.levels.len() >= rows * row_levels);
-        assert!(queries.scales.len() >= rows * groups && queries.offsets.len() >= rows * groups);
-        assert!(scores.len() >= last * CHUNK + tiles * TILE);
+        assert!(holds(queries.levels.len(), rows, row_levels));
+        assert!(holds(queries.scales.len(), rows, groups));
+        assert!(holds(queries.offsets.len(), rows, groups));
+        check_rows(scores, last, tiles * TILE);
         let keys = QuantizedKeys {
             levels,
             scales,
@@ -346,7 +347,7 @@ impl Table {
         head_dim: usize,
         output: &mut [f32],
     ) {
-        assert!(values.len() >= positions * head_dim);
+        assert!(holds(values.len(), positions, head_dim));
         check_weights(weights, positions, head_dim, output);
         // SAFETY: the instruction set is supported, and the lengths were checked.
         unsafe { (self.attention.weighted_sum)(weights, values, positions, head_dim, output) }
@@ -365,7 +366,7 @@ impl Table {
         head_dim: usize,
         output: &mut [f32],
     ) {
-        assert!(levels.len() >= positions * head_dim && scales.len() >= positions);
+        assert!(holds(levels.len(), positions, head_dim) && scales.len() >= positions);
         check_weights(weights, positions, head_dim, output);
         let values = QuantizedValues { levels, scales };
         let kernel = self.attention.quantized_weighted_sum;
@@ -547,10 +548,23 @@ impl Table {
     }
 }
 
+/// Whether `length` elements are enough for `count` times `each` of them.
+fn holds(length: usize, count: usize, each: usize) -> bool {
+    count
+        .checked_mul(each)
+        .is_some_and(|elements| elements <= length)
+}
+
+/// Panics unless `rows` covers `positions` positions of rows up to row `last`, [`CHUNK`] apart.
+fn check_rows(rows: &[f32], last: usize, positions: usize) {
+    let start = last.checked_mul(CHUNK).expect("rows can be counted");
+    assert!(rows.len().checked_sub(start) >= Some(positions));
+}
+
 /// Panics unless `output` is whole rows and `weights` covers `positions` positions of each.
 fn check_weights(weights: &[f32], positions: usize, head_dim: usize, output: &[f32]) {
     assert!(positions <= PAGE && output.len().is_multiple_of(head_dim));
     if let Some(last) = (output.len() / head_dim).checked_sub(1) {
-        assert!(weights.len() >= last * CHUNK + positions);
+        check_rows(weights, last, positions);
     }
 }
