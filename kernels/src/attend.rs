@@ -79,16 +79,6 @@ pub struct Partial<'a> {
     pub outputs: &'a mut [f32],
 }
 
-impl Partial<'_> {
-    /// The same for a shorter while.
-    pub fn reborrow(&mut self) -> Partial<'_> {
-        Partial {
-            sums: self.sums,
-            outputs: self.outputs,
-        }
-    }
-}
-
 /// Scratch that 8-bit queries are written to.
 #[derive(Debug)]
 pub struct QuantizedQueriesMut<'a> {

@@ -106,6 +106,10 @@ impl Store {
     }
 }
 
+fn partial<'a>(sums: &'a mut [[f32; 2]], outputs: &'a mut [f32]) -> Partial<'a> {
+    Partial { sums, outputs }
+}
+
 /// A block of queries and how it attends.
 struct Case {
     store: Store,
@@ -180,23 +184,16 @@ impl Case {
         let (mut sums, mut outputs) = (vec![[0.0; 2]; rows], vec![0.0; rows * head_dim]);
         let (mut next_sums, mut next) = (vec![[0.0; 2]; rows], vec![0.0; rows * head_dim]);
         for chunk in attention.chunks(&block) {
-            let mut partial = Partial {
-                sums: &mut next_sums,
-                outputs: &mut next,
-            };
             table.attend_chunk(
                 &attention,
                 &block,
                 chunk,
                 |page| self.store.page(page, self.quantized),
                 &mut weights,
-                partial.reborrow(),
+                partial(&mut next_sums, &mut next),
             );
-            let total = Partial {
-                sums: &mut sums,
-                outputs: &mut outputs,
-            };
-            table.merge_chunks(total, &partial, head_dim);
+            let total = partial(&mut sums, &mut outputs);
+            table.merge_chunks(total, &partial(&mut next_sums, &mut next), head_dim);
         }
         for (output, [_, sum]) in outputs.chunks_exact_mut(head_dim).zip(sums) {
             output.iter_mut().for_each(|value| *value /= sum);

@@ -61,8 +61,8 @@ pub(crate) struct PackedProduct<'a> {
 ///
 /// # Safety
 /// The instruction set must be supported; `tiles` must be readable for the tiles that `row_count` rows of `columns.k`
-/// elements are in; `columns` must be readable for quantized weights (`Columns::assert_readable`) and `k` be whole blocks of the
-/// format; `output` must be writable as for [`Kernel`].
+/// elements are in; `columns` must be readable for quantized weights (`Columns::assert_readable`) and `k` be whole blocks
+/// of the format; `output` must be writable as for [`Kernel`].
 pub(crate) type PackedKernel = unsafe fn(PackedProduct<'_>);
 
 /// A matrix product kernel.

@@ -10,10 +10,11 @@
 //! | levels | for each group: `64 * BITS` bytes | the same |
 //!
 //! Levels are unsigned: those with signs are shifted up by the format's offset. Element `4 s + b` of a group, row `r`,
-//! is at byte `4 r + b` of step `s` (0..8): four elements of sixteen rows side by side, what one `vpdpbusd` of 64 bytes, two of
-//! 32 or four `sdot` of 16 multiply with the same four activations. Of levels of fewer than 8 bits, the low four of
-//! steps `s` and `s + 4` share vector `s` (0..4) as its low and high halves of bytes. A fifth bit follows in one more
-//! vector, bit `s` of a byte for step `s`; a fifth and sixth in two more, bits `2 (s % 4)` and up of a byte of vector `s / 4`.
+//! is at byte `4 r + b` of step `s` (0..8): four elements of sixteen rows side by side, what one `vpdpbusd` of 64 bytes,
+//! two of 32 or four `sdot` of 16 multiply with the same four activations. Of levels of fewer than 8 bits, the low four
+//! of steps `s` and `s + 4` share vector `s` (0..4) as its low and high halves of bytes. A fifth bit follows in one more
+//! vector, bit `s` of a byte for step `s`; a fifth and sixth in two more, bits `2 (s % 4)` and up of a byte of vector
+//! `s / 4`.
 //!
 //! Invariant: a packed matrix gives the same products as the rows that it was packed from, to the bit: levels, scales and
 //! their order are the same, and both are multiplied as [`crate::op::matmul`] states.
