@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
-/// How long to spin before sleeping, unless [`Pool::set_spin`] says otherwise: longer than what lies between two phases, choosing a token included, and short
-/// beside the milliseconds for which other programs take a core. Waking a sleeper costs 5 to 50 microseconds.
+/// How long to spin before sleeping, unless [`Pool::set_spin`] says otherwise: longer than what lies between two phases,
+/// choosing a token included, and short beside the milliseconds for which other programs take a core. Waking a sleeper
+/// costs 5 to 50 microseconds.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// Spins between two looks at the clock: a microsecond or a few, depending on what a pause costs the processor.
@@ -335,6 +336,7 @@ fn work(shared: &Shared, index: usize) {
 mod tests {
     use super::Pool;
     use std::num::NonZero;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     #[test]
@@ -382,6 +384,30 @@ mod tests {
                     }
                 }
             });
+        }
+    }
+
+    #[test]
+    fn a_caller_that_panics_waits_for_those_inside() {
+        let mut pool = Pool::new(NonZero::new(2).expect("two")).expect("threads");
+        for _ in 0..20 {
+            let (entered, left) = (AtomicBool::new(false), AtomicBool::new(false));
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(&|thread| {
+                    if thread == 1 {
+                        entered.store(true, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                        left.store(true, Ordering::SeqCst);
+                        return;
+                    }
+                    while !entered.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    // A panic without a message.
+                    resume_unwind(Box::new(()));
+                });
+            }));
+            assert!(outcome.is_err() && left.load(Ordering::SeqCst));
         }
     }
 

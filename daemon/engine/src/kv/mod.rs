@@ -1,8 +1,8 @@
 //! The KV cache: pages of positions, shared out to sequences.
 //!
 //! A page holds [`PAGE`] positions of every layer and KV head: keys in the tiles and values in the rows that
-//! [`andon_kernels::op::attention`] describes, in f16 or in 8 bits ([`KvType`]). All pages are one allocation made at start, whose memory the
-//! system provides as pages are first written.
+//! [`andon_kernels::op::attention`] describes, in f16 or in 8 bits ([`KvType`]). All pages are one allocation made at
+//! start, whose memory the system provides as pages are first written.
 //!
 //! Sequences that begin with the same tokens may hold the same pages, and with [`Cache::new`]'s `remembers` a full page
 //! stays known after the last of them has gone, until its room is needed (the least recently used first). Since a
