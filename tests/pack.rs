@@ -356,6 +356,23 @@ fn packs_of_other_layouts_are_replaced() {
         assert!(cache.find(&key).expect("sound").is_some());
         assert_eq!(files(&dir), (vec![path.clone()], 0));
     }
+    // It gives way before any other, also where the model's packs are held.
+    let other = small(&folder.path().join("other.gguf"), 2);
+    let other_key = other.pack_key().expect("a key");
+    make(&cache, &other, &other_key).expect("a pack");
+    fs::rename(&path, &older).expect("renamed");
+    let bytes = fs::metadata(&older).expect("there").len();
+    let bounded = Cache::new(CacheOptions {
+        dir: dir.clone(),
+        bytes_max: 2 * bytes,
+        free_bytes_min: 0,
+    });
+    bounded.hold(&key);
+    make(&bounded, &model, &key).expect("a pack");
+    assert!(!older.exists());
+    assert!(cache.bytes(&other_key).is_some());
+    assert!(cache.remove(&other_key).expect("removed"));
+
     assert!(cache.remove(&key).expect("removed"));
     assert!(!cache.remove(&key).expect("nothing to remove"));
     assert_eq!(files(&dir), (Vec::new(), 0));
@@ -412,10 +429,48 @@ fn the_longest_unused_gives_way() {
     full.hold(&keys[0]);
     let error = make(&full, &models[1], &keys[1]).expect_err("no room on the disk");
     assert!(matches!(error, PackError::NoSpace { .. }), "{error}");
+    assert_eq!(there(&full), [0, 3], "nothing gave way in vain");
     let nowhere = self::cache(&folder.path().join("1.gguf/cache"));
     let error = make(&nowhere, &models[1], &keys[1]).expect_err("no folder");
     assert!(matches!(error, PackError::Io { .. }), "{error}");
     assert!(nowhere.find(&keys[1]).is_err());
+}
+
+#[test]
+fn what_others_have_in_the_folder_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("cache");
+    fs::create_dir(&dir).expect("a folder");
+    let others = [
+        "pack-0123456789abcdef.pack",
+        ".pack",
+        ".tmp",
+        ".notes.tmp",
+        ".0123456789abcdef0.tmp",
+    ];
+    for name in others {
+        fs::write(dir.join(name), [0; 1000]).expect("written");
+    }
+    let left = dir.join(".0123456789abcdef.tmp");
+    fs::write(&left, b"").expect("written");
+    let models = [1, 2].map(|seed| small(&folder.path().join(format!("{seed}.gguf")), seed));
+    let keys = models
+        .each_ref()
+        .map(|model| model.pack_key().expect("a key"));
+    let bytes = make(&cache(&dir), &models[0], &keys[0])
+        .expect("a pack")
+        .bytes();
+    assert!(!left.exists(), "it is one of ours");
+    let bounded = Cache::new(CacheOptions {
+        dir: dir.clone(),
+        bytes_max: bytes,
+        free_bytes_min: 0,
+    });
+    make(&bounded, &models[1], &keys[1]).expect("a pack");
+    assert_eq!(bounded.bytes(&keys[0]), None, "it gave way");
+    for name in others {
+        assert!(dir.join(name).exists(), "{name}");
+    }
 }
 
 #[test]

@@ -453,6 +453,7 @@ fn serve(shared: &Arc<Shared>) {
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let model = loaded.model;
     shared.model.get_or_init(|| Arc::clone(&model));
+    shared.look_after_pack();
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
             .name("prepare".to_owned())

@@ -45,6 +45,8 @@ impl Matrix {
         Matrix {
             row_count: rows.len(),
             range: start(rows.start)..start(rows.end),
+            // A pack has it by itself, if at all.
+            slot: None,
             ..*self
         }
     }

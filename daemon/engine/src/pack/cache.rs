@@ -7,7 +7,7 @@
 //!
 //! A pack is written beside its place, brought to the disk and renamed, so what has a name is whole. What has no name
 //! and no lock is left over from a program that was killed. Anybody may remove any of the files at any time: a pack in
-//! use lives on in its map. Several programs may use one folder.
+//! use lives on in its map. Several programs may use one folder; what has other names there is left alone.
 
 use super::header::Header;
 use super::{Key, Pack, PackError, Progress, write};
@@ -46,6 +46,29 @@ pub struct Cache {
     held: Mutex<HashSet<Key>>,
 }
 
+/// Digits of a key in a name, and of the number of a file that is being written.
+const KEY_DIGITS: usize = 64;
+const NUMBER_DIGITS: usize = 16;
+
+/// Whether a name begins with so many hexadecimal digits and then this.
+fn begins(name: &str, digits: usize, then: &str) -> bool {
+    name.split_at_checked(digits).is_some_and(|(number, rest)| {
+        number.bytes().all(|byte| byte.is_ascii_hexdigit()) && rest.starts_with(then)
+    })
+}
+
+/// Whether a file of this name is a pack, of whatever layout.
+fn is_pack(name: &str) -> bool {
+    begins(name, KEY_DIGITS, "-") && name.ends_with(ENDING)
+}
+
+/// Whether a file of this name was being written.
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix('.').is_some_and(|name| {
+        begins(name, NUMBER_DIGITS, TEMPORARY) && name.len() == NUMBER_DIGITS + TEMPORARY.len()
+    })
+}
+
 /// A pack in the folder.
 struct Entry {
     path: PathBuf,
@@ -73,7 +96,7 @@ impl Cache {
     }
 
     fn clear_away(&self) {
-        for path in self.names(|name| name.starts_with('.') && name.ends_with(TEMPORARY)) {
+        for path in self.names(is_temporary) {
             // Whoever is writing it holds its lock.
             let left = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
             if left && fs::remove_file(&path).is_ok() {
@@ -194,7 +217,7 @@ impl Cache {
     /// Files that are packs of a model.
     fn of(&self, key: &Key) -> Vec<PathBuf> {
         let start = format!("{key}-");
-        self.names(|name| name.starts_with(&start) && name.ends_with(ENDING))
+        self.names(|name| is_pack(name) && name.starts_with(&start))
     }
 
     /// Removes packs, the longest unused first, until there is room for one of `bytes` bytes.
@@ -214,27 +237,35 @@ impl Cache {
         };
         let mut entries = self.entries();
         // What is replaced goes once its successor is there.
-        entries.retain(|entry| !is_of(entry, key));
+        let path = self.path(key);
+        entries.retain(|entry| entry.path != path);
         let bytes_of = |sum: u64, entry: &Entry| sum.saturating_add(entry.bytes);
         let mut taken = entries.iter().fold(0, bytes_of);
         {
             let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            entries.retain(|entry| !held.iter().any(|key| is_of(entry, key)));
+            entries.retain(|entry| !held.iter().any(|held| held != key && is_of(entry, held)));
         }
-        // What comes last goes first.
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        // What comes last goes first: before all others the same model's of other layouts, which are of no use.
+        entries.sort_by_key(|entry| (is_of(entry, key), std::cmp::Reverse(entry.used)));
         loop {
-            let free = andon_os::free_bytes(dir)
-                .map_err(PackError::io(dir, "ask for the room of"))?
-                .saturating_sub(*free_bytes_min);
-            if free >= bytes && taken.saturating_add(bytes) <= *bytes_max {
+            let on_disk =
+                andon_os::free_bytes(dir).map_err(PackError::io(dir, "ask for the room of"))?;
+            let free = |removed: u64| {
+                let on_disk = on_disk
+                    .saturating_add(removed)
+                    .saturating_sub(*free_bytes_min);
+                on_disk.min(bytes_max.saturating_sub(taken.saturating_sub(removed)))
+            };
+            if free(0) >= bytes {
                 return Ok(());
             }
-            let Some(oldest) = entries.pop() else {
+            // Nothing gives way to what would find no room all the same.
+            let most = free(entries.iter().fold(0, bytes_of));
+            let Some(oldest) = entries.pop().filter(|_| most >= bytes) else {
                 return Err(PackError::NoSpace {
                     path: dir.clone(),
                     bytes,
-                    free: free.min(bytes_max.saturating_sub(taken)),
+                    free: most,
                 });
             };
             match fs::remove_file(&oldest.path) {
@@ -250,7 +281,7 @@ impl Cache {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let packs = self.names(|name| name.ends_with(ENDING));
+        let packs = self.names(is_pack);
         let entries = packs.into_iter().filter_map(|path| {
             let metadata = fs::symlink_metadata(&path).ok()?;
             Some(Entry {

@@ -15,7 +15,9 @@
 //! layout, short or damaged, the model goes on without it. Opening one reads its header; a matrix is compared with its
 //! checksums before it is used for the first time.
 //!
-//! Invariant: nothing that was computed from bytes that differ from those that were written leaves the engine.
+//! Invariant: nothing leaves the engine that was computed from bytes which, when their matrix was first used, differed
+//! from those that were written, or from a file that had become shorter. Like a model's file, a pack is replaced by
+//! renaming, never edited in place.
 
 mod cache;
 mod error;
