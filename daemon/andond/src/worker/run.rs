@@ -94,7 +94,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         let began = Instant::now();
         let mut decoded = 0;
         // What an alarm interrupts is begun again after its prompt has been read. Each interrupts one pass at most,
-        // also where it finds no place.
+        // also where it finds no place, and many do not keep a prompt from being read.
         let result = generator.step_unless(
             &mut |id, event| deliver(shared, &mut running, tokenizer, id, event, &mut decoded),
             &|| shared.alarm_ready.load(Ordering::Relaxed),

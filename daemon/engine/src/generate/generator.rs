@@ -55,6 +55,8 @@ pub struct Generator<F: Forward = Executor> {
     chosen: Vec<(usize, Result<Chosen, SampleError>)>,
     /// The memory of a pass's chunks, empty between passes.
     chunks: Vec<Chunk<'static, F::Sequence>>,
+    /// Whether a pass over a prompt that is not urgent was given up, and none was made since.
+    given_up: bool,
 }
 
 impl<F: Forward> Generator<F> {
@@ -78,6 +80,7 @@ impl<F: Forward> Generator<F> {
             wanting: Vec::new(),
             chunks: Vec::new(),
             chosen: Vec::new(),
+            given_up: false,
         }
     }
 
@@ -188,7 +191,8 @@ impl<F: Forward> Generator<F> {
     }
 
     /// [`Generator::step`], whose pass is given up if `interrupted` says so while it reads a prompt that is not urgent:
-    /// nothing has then changed, and the next step begins where this one did. It is asked before every layer.
+    /// nothing has then changed, and the next step begins where this one did. It is asked before every layer, but not in
+    /// the first such pass after one that was given up: whoever interrupts all the time leaves half of the time to others.
     ///
     /// # Errors
     ///
@@ -284,7 +288,8 @@ impl<F: Forward> Generator<F> {
         }
         let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
         let mut wanting = self.wanting.iter();
-        let interrupted = || patient && interrupted();
+        let may_stop = patient && !self.given_up;
+        let interrupted = || may_stop && interrupted();
         let result = self.forward.pass(&mut chunks, &interrupted, &mut |logits| {
             if let Some((index, active)) = wanting
                 .next()
@@ -298,6 +303,9 @@ impl<F: Forward> Generator<F> {
             }
         });
         self.chunks = emptied(chunks);
+        if patient {
+            self.given_up = result == Err(PassError::Interrupted);
+        }
         result
     }
 
