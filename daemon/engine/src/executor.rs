@@ -302,6 +302,12 @@ impl Executor {
         self.cache.tokens_free()
     }
 
+    /// Bytes of KV cache that one token takes.
+    #[must_use]
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.cache.geometry().token_bytes()
+    }
+
     /// Largest number of tokens of a sequence: the model's context, or less if the KV cache is smaller.
     #[must_use]
     pub fn context_tokens_max(&self) -> usize {

@@ -82,7 +82,7 @@ pub struct ModelInfo {
     pub bytes_per_token: usize,
     /// Products of a weight and an activation that decoding one token takes; 0 for encoders.
     pub multiply_adds_per_token: usize,
-    /// Those of them that make its logits, which a prompt needs for its last token only.
+    /// Those of them that a prompt needs for its last token only: the logits, and the last layer after its attention.
     pub output_multiply_adds: usize,
     /// Bytes of KV cache that one token takes in f16.
     pub kv_bytes_per_token: usize,
@@ -164,6 +164,10 @@ pub enum LoadError {
         source: TemplateError,
     },
 }
+
+/// Matrices at the end of a decoder that only tokens with logits go through: attention's output, gate, up, down, and the
+/// vocabulary's.
+const OUTPUT_MATRICES: usize = 5;
 
 /// See [`Model::heap_bytes_max`]: what a file of a few bytes may take.
 const HEAP_BYTES_BASE: usize = 64 << 20;
@@ -254,7 +258,9 @@ impl Model {
             file_bytes: files.bytes(),
             bytes_per_token: matrices.iter().map(|matrix| matrix.range.len()).sum(),
             multiply_adds_per_token: products.map_or(0, |all| all.iter().map(elements).sum()),
-            output_multiply_adds: products.and_then(<[_]>::last).map_or(0, elements),
+            output_multiply_adds: products.map_or(0, |all| {
+                all.iter().rev().take(OUTPUT_MATRICES).map(elements).sum()
+            }),
             kv_bytes_per_token: sizes.kv_bytes_per_token,
             pooling: match &graph {
                 Graph::Decoder(_) => None,

@@ -280,6 +280,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let rows = measure(&mut executor, arguments)?;
     let info = ModelInfo {
         bytes_per_token: model.bytes_per_token(),
+        kv_bytes_per_token: executor.kv_bytes_per_token(),
         ..model.info().clone()
     };
     let report = Report {

@@ -17,9 +17,8 @@ use super::definition::Definition;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often a folder is looked at, and for how long it must stay the same.
+/// How often a folder is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// Starts per round, of which the medians count; one before them warms the page cache.
 const STARTS: usize = 5;
@@ -222,28 +221,16 @@ fn first_event(socket: &Path, body: &str) -> Result<()> {
     bail!("andond did not answer with a stream: {}", answer.trim())
 }
 
-/// Waits until something is in the folder and has stopped growing.
+/// Waits until a pack is in the folder: it gets its name once it is whole.
 fn wait_for_pack(folder: &Path) -> Result<()> {
-    let look = || -> Vec<(PathBuf, u64)> {
-        let mut found: Vec<(PathBuf, u64)> = fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok)
-            .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())))
-            .collect();
-        found.sort();
-        found
-    };
+    let is_pack = |path: PathBuf| path.extension().is_some_and(|ending| ending == "pack");
     let began = Instant::now();
-    let (mut seen, mut since) = (look(), Instant::now());
     while began.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK);
-        let now = look();
-        if now != seen {
-            (seen, since) = (now, Instant::now());
-        } else if !seen.is_empty() && since.elapsed() >= SETTLED {
+        let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        if entries.any(|entry| is_pack(entry.path())) {
             return Ok(());
         }
+        std::thread::sleep(LOOK);
     }
     bail!("andond made no pack in {} s", PATIENCE.as_secs())
 }

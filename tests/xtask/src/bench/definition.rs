@@ -58,6 +58,8 @@ pub(crate) struct Definition {
     /// Whether weights are used as the file has them.
     #[serde(default)]
     pub(crate) raw: bool,
+    /// How keys and values are kept.
+    pub(crate) kv: Option<String>,
     /// Processes that keep a processor busy each.
     #[serde(default)]
     pub(crate) hogs: usize,
@@ -208,6 +210,8 @@ mod tests {
         for definition in &definitions {
             assert!(definition.rival.is_none() || definition.kind == Kind::Speed);
             assert_eq!(definition.hogs > 0, definition.kind == Kind::Hogs);
+            // llama.cpp would do other work.
+            assert!(definition.rival.is_none() || definition.kv.is_none());
         }
     }
 }

@@ -239,7 +239,10 @@ fn measure(
         for (name, values) in &figures {
             println!("    {name}: {}", record::short(values));
         }
-        variants.retain(|variant| is_hopeful(variant, &figures));
+        // A busy moment must not cost the rival its best setting.
+        if mark.is_empty() {
+            variants.retain(|variant| is_hopeful(variant, &figures));
+        }
         rounds.push(Round { read, figures });
         let counted = rounds.iter().filter(|round| round.read >= QUIET * *best);
         if counted.count() >= options.rounds {
@@ -327,6 +330,7 @@ fn summary(definition: &Definition, counted: &[&Round], tried: usize, notes: &[S
         "prompt": definition.prompt,
         "gen": definition.generate,
         "depth": definition.depth,
+        "kv": definition.kv,
         "rounds": counted.len(),
         "rounds_tried": tried,
         "read_gb_s": reads.iter().copied().map(record::round).collect::<Vec<_>>(),

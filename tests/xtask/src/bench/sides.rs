@@ -69,6 +69,9 @@ fn model_arguments(command: &mut Command, definition: &Definition, model: &Path)
     if let Some(isa) = &definition.isa {
         command.args(["--isa", isa]);
     }
+    if let Some(kv) = &definition.kv {
+        command.args(["--kv", kv]);
+    }
     if definition.raw {
         command.arg("--raw");
     }
