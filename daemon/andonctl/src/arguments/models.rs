@@ -150,6 +150,8 @@ pub(crate) enum ModelCommand {
     /// Models are packed when they are added; this is for one whose pack was removed, or could not be made.
     Pack(ModelNamed),
     /// Remove the packed weights of one; it is then served from its own file.
+    ///
+    /// The model that andond serves is packed again after its next start, unless the configuration has `pack = "never"`.
     Unpack(ModelNamed),
 }
 
