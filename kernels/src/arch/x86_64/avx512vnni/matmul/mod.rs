@@ -12,7 +12,7 @@ mod k_quants;
 mod legacy;
 mod tables;
 
-use super::super::{PREFETCH_BYTES_MIN, avx2, blocked_kernel, column_span};
+use super::super::{PREFETCH_BYTES_MIN, avx2, avxvnni, blocked_kernel, column_span};
 use crate::Format;
 use crate::activation::{Columns, GROUP, Group};
 use crate::block::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
@@ -41,16 +41,16 @@ pub(crate) const fn kernel(format: Format) -> Kernel {
         Format::F32 | Format::F16 | Format::BF16 => {
             avx2::matmul::kernel::<avx2::packed::Evex>(format)
         }
-        Format::Q4_0 => single::<Q4_0>,
-        Format::Q4_1 => single::<Q4_1>,
-        Format::Q5_0 => single::<Q5_0>,
-        Format::Q5_1 => single::<Q5_1>,
-        Format::Q8_0 => single::<Q8_0>,
+        Format::Q4_0 => single_or_panel::<Q4_0>,
+        Format::Q4_1 => single_or_panel::<Q4_1>,
+        Format::Q5_0 => single_or_panel::<Q5_0>,
+        Format::Q5_1 => single_or_panel::<Q5_1>,
+        Format::Q8_0 => single_or_panel::<Q8_0>,
         Format::Q2K => halved::<Q2K>,
         Format::Q3K => halved::<Q3K>,
-        Format::Q4K => grouped::<Q4K>,
-        Format::Q5K => grouped::<Q5K>,
-        Format::Q6K => halved::<Q6K>,
+        Format::Q4K => grouped_or_panel::<Q4K>,
+        Format::Q5K => grouped_or_panel::<Q5K>,
+        Format::Q6K => halved_or_panel::<Q6K>,
         Format::IQ4NL => single::<IQ4NL>,
         Format::IQ4XS => grouped::<IQ4XS>,
         Format::MXFP4 => single::<MXFP4>,
@@ -74,6 +74,32 @@ macro_rules! kernel {
 kernel!(single, Single, single_block);
 kernel!(grouped, Grouped, grouped_block);
 kernel!(halved, Halved, halved_block);
+
+/// Columns up to which the kernels here are faster than the panels of [`avxvnni`].
+const FEW: usize = 8;
+
+/// Defines `$name`, which leaves many columns to the panels.
+macro_rules! or_panel {
+    ($name:ident, $family:ident, $few:ident) => {
+        /// See [`Kernel`].
+        ///
+        /// # Safety
+        /// See [`Kernel`].
+        unsafe fn $name<F: $family>(product: Product<'_>) {
+            let kernel = if product.columns.count > FEW {
+                const { avxvnni::matmul::evex(F::FORMAT) }
+            } else {
+                $few::<F>
+            };
+            // SAFETY: the caller owes what any kernel of the format asks for; the panels use instructions of this set.
+            unsafe { kernel(product) }
+        }
+    };
+}
+
+or_panel!(single_or_panel, Single, single);
+or_panel!(grouped_or_panel, Grouped, grouped);
+or_panel!(halved_or_panel, Halved, halved);
 
 /// Stores the accumulators of rows `first..` (as many as exist) of columns `column..`.
 ///
