@@ -49,4 +49,4 @@ pub use status::{
 };
 
 /// Version of the protocol that this crate speaks. A change of any frame's bytes raises it.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;

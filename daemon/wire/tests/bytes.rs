@@ -67,7 +67,7 @@ fn whole_frames() {
     });
     assert_eq!(
         hello.encode(&mut buffer).unwrap(),
-        b"\x0a\0\0\0\x00\x02\x03c 1\xcc\x0c\x7c\x57"
+        b"\x0a\0\0\0\x00\x03\x03c 1\x7c\x25\x1c\x6a"
     );
     assert_eq!(
         ClientFrame::Status.encode(&mut buffer).unwrap(),
@@ -82,7 +82,7 @@ fn client_frames() {
             version: PROTOCOL_VERSION,
             software: "andonctl 0.1.0",
         }),
-        &[b"\x00", b"\x02", b"\x0eandonctl 0.1.0"],
+        &[b"\x00", b"\x03", b"\x0eandonctl 0.1.0"],
     );
     client(
         &ClientFrame::Ask(Ask::new(id("17"), Input::Prompt("Hello"))),
@@ -358,7 +358,7 @@ fn server_frames() {
         }),
         &[
             b"\x00",
-            b"\x02",
+            b"\x03",
             b"\x0candond 0.1.0",
             b"\x03gw1",
             b"\x80\x80\x24",
