@@ -50,6 +50,7 @@ pub(super) fn print(definition: &Definition, result: &Value) {
             name.ends_with("-ms") || name.starts_with("cost-") || name.starts_with("resident");
         let verdict = match found {
             None => "not measured".to_owned(),
+            Some(found) if result["rounds"] == 0 => format!("{found} while busy, not judged"),
             Some(found) if (found >= *bar) != most || found == *bar => format!("{found}, reached"),
             Some(found) => format!("{found}, MISSED"),
         };
