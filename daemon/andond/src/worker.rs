@@ -128,6 +128,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// Whether an alarm has become ready since the engine's thread last looked: a pass over another prompt then ends.
     alarm_ready: AtomicBool,
+    /// Whether the machine is being measured, beside which nothing else is to run.
+    measuring: AtomicBool,
     /// Where the policy's clock begins.
     epoch: Instant,
     /// When the running jobs last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
@@ -289,6 +291,7 @@ impl WorkerHandle {
             board: Mutex::new(Board::new()),
             changed: Condvar::new(),
             alarm_ready: AtomicBool::new(false),
+            measuring: AtomicBool::new(false),
             epoch: Instant::now(),
             advanced_ms: AtomicU64::new(0),
             seeds: RandomState::new(),

@@ -3,6 +3,7 @@
 //! It waits while the model is packed, so that a pack which turns out to be damaged, and is left by the engine, is made
 //! anew.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use andon_engine::Model;
@@ -66,14 +67,15 @@ fn needed(shared: &Shared, model: &Model) -> bool {
     }
 }
 
-/// Waits until there are no requests. False when the daemon stops.
+/// Waits until there are no requests and the machine is not being measured. False when the daemon stops.
 fn goes_on(shared: &Shared) -> bool {
     let mut board = shared.board();
     loop {
         if is_over(board.phase) {
             return false;
         }
-        if board.running == 0 && board.waiting() == 0 {
+        let measuring = shared.measuring.load(Ordering::Relaxed);
+        if board.running == 0 && board.waiting() == 0 && !measuring {
             return true;
         }
         board = shared.wait(board, Some(LOOK_AGAIN));

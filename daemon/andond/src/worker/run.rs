@@ -89,6 +89,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
     let mut running = Jobs::default();
     let mut speed = SpeedMeter::default();
     let mut calibration = Calibrating::default();
+    shared.measuring.store(true, Ordering::Relaxed);
     while start_next(shared, &mut generator, &mut running, &mut calibration) {
         cancel_some(shared, &mut generator, &mut running);
         let began = Instant::now();
@@ -161,6 +162,9 @@ fn start_next<F: Forward>(
         if board.rendering.is_none() && board.waiting() == 0 && !calibration.is_over() {
             drop(board);
             calibration.step(shared, generator);
+            shared
+                .measuring
+                .store(!calibration.is_over(), Ordering::Relaxed);
             board = shared.board();
             continue;
         }
