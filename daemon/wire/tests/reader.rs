@@ -193,16 +193,24 @@ fn bytes_after_the_value_are_refused() {
     );
 }
 
+/// [`PROTOCOL_VERSION`] as it is written, in one byte.
+const OWN_VERSION: u8 = PROTOCOL_VERSION as u8;
+
 #[test]
 fn another_version_is_told_whatever_follows_it() {
+    let next = PROTOCOL_VERSION + 1;
     // The variant in as many bytes as it may take, too.
     for (variant, tail, version) in [
-        (&b"\0"[..], &[][..], 3),
+        (&b"\0"[..], &[][..], next),
         (b"\0", b"\xff\xff\xff", 300),
-        (b"\x80\0", b"", 3),
+        (b"\x80\0", b"", next),
     ] {
         let mut value = variant.to_vec();
-        value.extend_from_slice(if version == 3 { &[3] } else { &[0xac, 0x02] });
+        if version == next {
+            value.push(OWN_VERSION + 1);
+        } else {
+            value.extend_from_slice(&[0xac, 0x02]);
+        }
         value.extend_from_slice(tail);
         let frame = seal(&value);
         let payload = &frame[HEADER_BYTES..];
@@ -225,13 +233,13 @@ fn values_outside_their_limits_are_refused() {
         // A version that runs on.
         (&[0, 0xff, 0xff, 0xff, 0xff], Malformed::Number),
         // A program's name that is no UTF-8.
-        (&[0, 2, 1, 0xff], Malformed::Text),
+        (&[0, OWN_VERSION, 1, 0xff], Malformed::Text),
         // A cancel whose id is empty.
         (&[2, 0], Malformed::Value),
         // A cancel whose id holds a wildcard.
         (&[2, 2, b'a', b'#'], Malformed::Value),
         // A text said to be longer than the frame.
-        (&[0, 2, 0xff, 0x7f, b'a'], Malformed::Ended),
+        (&[0, OWN_VERSION, 0xff, 0x7f, b'a'], Malformed::Ended),
     ] {
         let frame = seal(value);
         assert_eq!(

@@ -125,7 +125,7 @@ fn nonsense_in_place_of_an_answer() {
             |peer, _| seal(peer, &[7, 1, b'a', 0, 0]),
             "follow the frame's value",
         ),
-        (|peer, _| seal(peer, &[0, 3]), "version 3"),
+        (|peer, _| seal(peer, &[0, 99]), "version 99"),
         (|peer, _| seal(peer, &[1, 0, 0]), "outside its limits"),
         // A gap.
         (
