@@ -437,6 +437,50 @@ fn the_longest_unused_gives_way() {
 }
 
 #[test]
+fn what_is_being_written_takes_room_and_what_is_left_over_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("cache");
+    let models = [1, 2].map(|seed| small(&folder.path().join(format!("{seed}.gguf")), seed));
+    let keys = models
+        .each_ref()
+        .map(|model| model.pack_key().expect("a key"));
+    let bytes = make(&cache(&dir), &models[0], &keys[0])
+        .expect("a pack")
+        .bytes();
+    assert!(cache(&dir).remove(&keys[0]).expect("removed"));
+    let bounded = |bytes_max| {
+        Cache::new(CacheOptions {
+            dir: dir.clone(),
+            bytes_max,
+            free_bytes_min: 0,
+        })
+    };
+    // Left over since the caches were opened: as large as both packs may be.
+    let (narrow, wide) = (bounded(2 * bytes - 1), bounded(2 * bytes));
+    let left = dir.join(".0123456789abcdef.tmp");
+    let file = File::create_new(&left).expect("made");
+    file.set_len(2 * bytes).expect("set");
+    drop(file);
+    for (beside, fits) in [(&narrow, false), (&wide, true)] {
+        let mut second = None;
+        let mut in_the_middle = |_, _| {
+            second.get_or_insert_with(|| make(beside, &models[1], &keys[1]));
+            true
+        };
+        let first = narrow.make(&models[0], &keys[0], 1, &mut in_the_middle);
+        first.expect("a pack");
+        assert!(!left.exists(), "it belonged to nobody");
+        match second.expect("it was tried") {
+            Ok(_) => assert!(fits, "two that are larger than both may be"),
+            Err(PackError::NoSpace { .. }) => assert!(!fits, "there is room for both"),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(files(&dir), (files(&dir).0, 0));
+    }
+    assert_eq!(files(&dir).0.len(), 2);
+}
+
+#[test]
 fn what_others_have_in_the_folder_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path().join("cache");

@@ -5,9 +5,10 @@
 
 use super::Calibration;
 use crate::Executor;
+use crate::temporary::Temporary;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// A number for each change of what is measured or how it is written.
@@ -96,21 +97,21 @@ pub fn read(folder: &Path, key: &Key) -> Option<Calibration> {
     (stored.key == key.0 && stored.calibration.is_plausible()).then_some(stored.calibration)
 }
 
-/// Keeps `calibration` under `key`; a reader sees the old file or the new one, never a part.
+/// Keeps `calibration` under `key`; a reader sees the old file or the new one, never a part. What a killed program left
+/// is cleared away with half-written packs ([`crate::pack::Cache`]), which lie in the same folder.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write(folder: &Path, key: &Key, calibration: &Calibration) -> io::Result<()> {
-    let path = key.path(folder);
-    let half = path.with_extension("half");
     let stored = Stored {
         key: key.0.clone(),
         calibration: *calibration,
     };
     let text = serde_json::to_string(&stored).map_err(io::Error::other)?;
     fs::create_dir_all(folder)?;
-    fs::write(&half, text)?;
-    fs::rename(&half, &path)
+    let mut file = Temporary::new(folder)?;
+    file.file().write_all(text.as_bytes())?;
+    file.keep(&key.path(folder))
 }
 
 #[cfg(test)]
@@ -138,6 +139,8 @@ mod tests {
         write(folder.path(), &key, &calibration()).expect("written");
         assert_eq!(read(folder.path(), &key), Some(calibration()));
         assert_eq!(read(folder.path(), &other), None);
+        let files = fs::read_dir(folder.path()).expect("a folder").count();
+        assert_eq!(files, 1, "nothing else is left");
         // A file of another key under this one's name.
         fs::copy(key.path(folder.path()), other.path(folder.path())).expect("copied");
         assert_eq!(read(folder.path(), &other), None);

@@ -12,18 +12,16 @@
 use super::header::Header;
 use super::{Key, Pack, PackError, Progress, write};
 use crate::model::Model;
+use crate::temporary::{self, Temporary};
 use andon_kernels::pack;
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
-use std::hash::{BuildHasher as _, RandomState};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 const ENDING: &str = ".pack";
-const TEMPORARY: &str = ".tmp";
 /// Most entries of the folder that are looked at; what else lies there was put by hand.
 const ENTRIES_MAX: usize = 1 << 14;
 
@@ -32,7 +30,7 @@ const ENTRIES_MAX: usize = 1 << 14;
 pub struct CacheOptions {
     /// The folder; it is made when the first pack is.
     pub dir: PathBuf,
-    /// Most bytes of all packs together.
+    /// Most bytes of all packs together, those included that are being written.
     pub bytes_max: u64,
     /// Room on the disk that no pack may take.
     pub free_bytes_min: u64,
@@ -46,30 +44,19 @@ pub struct Cache {
     held: Mutex<HashSet<Key>>,
 }
 
-/// Digits of a key in a name, and of the number of a file that is being written.
+/// Digits of a key in a name.
 const KEY_DIGITS: usize = 64;
-const NUMBER_DIGITS: usize = 16;
-
-/// Whether a name begins with so many hexadecimal digits and then this.
-fn begins(name: &str, digits: usize, then: &str) -> bool {
-    name.split_at_checked(digits).is_some_and(|(number, rest)| {
-        number.bytes().all(|byte| byte.is_ascii_hexdigit()) && rest.starts_with(then)
-    })
-}
 
 /// Whether a file of this name is a pack, of whatever layout.
 fn is_pack(name: &str) -> bool {
-    begins(name, KEY_DIGITS, "-") && name.ends_with(ENDING)
+    let parts = name.split_at_checked(KEY_DIGITS);
+    let is_key = parts.is_some_and(|(key, rest)| {
+        key.bytes().all(|byte| byte.is_ascii_hexdigit()) && rest.starts_with('-')
+    });
+    is_key && name.ends_with(ENDING)
 }
 
-/// Whether a file of this name was being written.
-fn is_temporary(name: &str) -> bool {
-    name.strip_prefix('.').is_some_and(|name| {
-        begins(name, NUMBER_DIGITS, TEMPORARY) && name.len() == NUMBER_DIGITS + TEMPORARY.len()
-    })
-}
-
-/// A pack in the folder.
+/// A file in the folder.
 struct Entry {
     path: PathBuf,
     bytes: u64,
@@ -96,13 +83,7 @@ impl Cache {
     }
 
     fn clear_away(&self) {
-        for path in self.names(is_temporary) {
-            // Whoever is writing it holds its lock.
-            let left = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
-            if left && fs::remove_file(&path).is_ok() {
-                tracing::info!("removed {}, which was left half written", path.display());
-            }
-        }
+        temporary::clear_away(self.names(temporary::is_temporary));
     }
 
     /// Files of the folder by their names.
@@ -173,22 +154,27 @@ impl Cache {
         let mut header =
             Header::of(key.clone(), model.matrices().iter()).ok_or(PackError::Nothing)?;
         fs::create_dir_all(dir).map_err(PackError::io(dir, "make"))?;
-        self.make_room(header.file_bytes, key)?;
-        let mut temporary = Temporary::new(dir)?;
+        self.clear_away();
+        // It has its size before room is made for it, so that others who make room meanwhile count it.
+        let mut temporary = Temporary::new(dir).map_err(PackError::io(dir, "write into"))?;
+        let place = temporary.path().to_owned();
+        temporary
+            .file()
+            .set_len(header.file_bytes)
+            .map_err(PackError::io(&place, "write"))?;
+        self.make_room(header.file_bytes, key, &place)?;
         write::write(
             &mut header,
             model.matrices(),
             model.files().maps(),
-            (&mut temporary.file, &temporary.path),
+            (temporary.file(), &place),
             threads,
             progress,
         )?;
         let path = self.path(key);
-        fs::rename(&temporary.path, &path).map_err(PackError::io(&path, "name"))?;
-        temporary.named = true;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(PackError::io(dir, "write"))?;
+        temporary
+            .keep(&path)
+            .map_err(PackError::io(&path, "write"))?;
         // Those of other layouts are of no use any more.
         for other in self.of(key) {
             if other != path {
@@ -220,8 +206,9 @@ impl Cache {
         self.names(|name| is_pack(name) && name.starts_with(&start))
     }
 
-    /// Removes packs, the longest unused first, until there is room for one of `bytes` bytes.
-    fn make_room(&self, bytes: u64, key: &Key) -> Result<(), PackError> {
+    /// Removes packs, the longest unused first, until there is room for one of `bytes` bytes, which is to be written at
+    /// `place`.
+    fn make_room(&self, bytes: u64, key: &Key, place: &Path) -> Result<(), PackError> {
         let CacheOptions {
             dir,
             bytes_max,
@@ -235,12 +222,15 @@ impl Cache {
             let name = entry.path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| name.starts_with(&format!("{key}-")))
         };
-        let mut entries = self.entries();
+        let mut entries = self.entries(is_pack);
         // What is replaced goes once its successor is there.
         let path = self.path(key);
         entries.retain(|entry| entry.path != path);
         let bytes_of = |sum: u64, entry: &Entry| sum.saturating_add(entry.bytes);
-        let mut taken = entries.iter().fold(0, bytes_of);
+        // What others are writing takes room, and does not give way.
+        let mut written = self.entries(temporary::is_temporary);
+        written.retain(|entry| entry.path != place);
+        let mut taken = entries.iter().chain(&written).fold(0, bytes_of);
         {
             let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
             entries.retain(|entry| !held.iter().any(|held| held != key && is_of(entry, held)));
@@ -280,9 +270,9 @@ impl Cache {
         }
     }
 
-    fn entries(&self) -> Vec<Entry> {
-        let packs = self.names(is_pack);
-        let entries = packs.into_iter().filter_map(|path| {
+    fn entries(&self, wanted: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let files = self.names(wanted);
+        let entries = files.into_iter().filter_map(|path| {
             let metadata = fs::symlink_metadata(&path).ok()?;
             Some(Entry {
                 bytes: metadata.len(),
@@ -291,53 +281,5 @@ impl Cache {
             })
         });
         entries.collect()
-    }
-}
-
-/// A file that has no name of its own yet. It is removed unless it gets one.
-struct Temporary {
-    path: PathBuf,
-    file: File,
-    named: bool,
-}
-
-impl Temporary {
-    fn new(dir: &Path) -> Result<Temporary, PackError> {
-        // A name that nobody else has, also not in another container; if somebody has it all the same, it fails.
-        let number = RandomState::new().hash_one(std::process::id());
-        let path = dir.join(format!(".{number:016x}{TEMPORARY}"));
-        let io = || PackError::io(&path, "make");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o640)
-            .open(&path)
-            .map_err(io())?;
-        let temporary = Temporary {
-            path: path.clone(),
-            file,
-            named: false,
-        };
-        match temporary.file.try_lock() {
-            Ok(()) => {}
-            // Where there are no locks, nobody takes it for left over by having one.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(error) => return Err(io()(error.into())),
-        }
-        // Somebody who clears away may have been between the two.
-        let links = temporary.file.metadata().map_err(io())?.nlink();
-        if links == 0 {
-            return Err(io()(io::ErrorKind::NotFound.into()));
-        }
-        Ok(temporary)
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.named {
-            drop(fs::remove_file(&self.path));
-        }
     }
 }

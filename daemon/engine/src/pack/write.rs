@@ -19,7 +19,7 @@ const PIECE_BYTES: usize = 4 << 20;
 /// Bytes written and bytes in all are told to this; packing ends when it answers with false. It may wait.
 pub type Progress<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 
-/// Writes the pack that `header` describes, of `matrices` in the maps of the model's files, into an empty file, on so
+/// Writes the pack that `header` describes, of `matrices` in the maps of the model's files, into a file of zeros, on so
 /// many threads.
 pub(super) fn write(
     header: &mut Header,
@@ -94,8 +94,7 @@ pub(super) fn write(
         return Err(PackError::ModelChanged);
     }
     file.seek(SeekFrom::Start(0)).map_err(io())?;
-    file.write_all(&header.bytes()).map_err(io())?;
-    file.sync_all().map_err(io())
+    file.write_all(&header.bytes()).map_err(io())
 }
 
 /// Packs some rows, which begin at a multiple of [`pack::ROWS`]: what comes out is the same part of the whole.
