@@ -532,11 +532,15 @@ impl Shared {
         }
     }
 
-    /// Wakes the thread that packs if the engine left a damaged pack since this was last asked.
+    /// Notes whether the model is packed, and wakes the thread that packs if the engine left a damaged pack since this
+    /// was last asked.
     fn look_after_pack(&self) {
         let packed = self.model.get().is_some_and(|model| model.pack().is_some());
-        if self.packed.swap(packed, Ordering::Relaxed) && !packed {
-            self.wake();
+        if self.packed.swap(packed, Ordering::Relaxed) != packed {
+            self.telemetry.packed.set(i64::from(packed));
+            if !packed {
+                self.wake();
+            }
         }
     }
 

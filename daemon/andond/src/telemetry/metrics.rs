@@ -98,6 +98,8 @@ pub struct Telemetry {
     pub prefix_hits: Counter,
     /// Tokens of answers.
     pub completion_tokens: Counter,
+    /// Whether the served model's weights are read from a pack.
+    pub packed: Gauge,
     /// Requests waiting.
     pub waiting: Gauge,
     /// Requests being answered.
@@ -185,6 +187,7 @@ impl Telemetry {
             cached_tokens: Counter::default(),
             prefix_hits: Counter::default(),
             completion_tokens: Counter::default(),
+            packed: Gauge::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
             first_token_seconds: Histogram::new(edges),
@@ -228,6 +231,11 @@ impl Telemetry {
             "completion_tokens",
             "Tokens of answers",
             telemetry.completion_tokens.clone(),
+        );
+        registry.register(
+            "packed",
+            "Whether the served model's weights are read from a pack",
+            telemetry.packed.clone(),
         );
         registry.register("waiting", "Requests waiting", telemetry.waiting.clone());
         registry.register(

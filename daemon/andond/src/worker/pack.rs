@@ -33,7 +33,10 @@ pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key) {
             model.attach_pack(pack).map(|()| bytes)
         });
         match attached {
-            Ok(bytes) => tracing::info!(bytes, "the model's weights are packed and used so"),
+            Ok(bytes) => {
+                shared.look_after_pack();
+                tracing::info!(bytes, "the model's weights are packed and used so");
+            }
             Err(PackError::Stopped | PackError::Nothing) => return,
             Err(error) => {
                 tracing::warn!(%error, "the weights are read from the model's own file, which is slower");
