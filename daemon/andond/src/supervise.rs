@@ -117,7 +117,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let telemetry = Arc::new(Telemetry::new());
     let active = config.model.is_kept().then(|| config.model.name());
     let packs = Packs::new(&config.cache);
-    let registry = Registry::new(config.models.clone(), active, packs);
+    let registry = Registry::new(config.models.clone(), active, Some(packs));
     // After the sockets: nobody else can be adding models for this daemon now.
     registry.start();
     let worker = WorkerHandle::start(

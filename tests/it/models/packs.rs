@@ -36,6 +36,13 @@ fn starts(daemon: &Daemon) -> [usize; 2] {
     ["packed=true", "packed=false"].map(|text| log.matches(text).count())
 }
 
+/// What the daemon's metrics say of the served model.
+fn metric(daemon: &Daemon) -> String {
+    let text = daemon.http().get("/metrics").unwrap().text();
+    let line = text.lines().find(|line| line.starts_with("andon_packed "));
+    line.expect("the metric").to_owned()
+}
+
 #[test]
 fn what_is_added_is_packed_and_served_so() {
     let mut daemon = Daemon::builder().kept("helper").start().unwrap();
@@ -59,6 +66,8 @@ fn what_is_added_is_packed_and_served_so() {
         .unwrap();
     assert_eq!(good(&andonctl(&plain, &ASK)), answer);
     assert_eq!(starts(&plain), [0, 1]);
+    assert_eq!(metric(&plain), "andon_packed 0");
+    assert_eq!(metric(&daemon), "andon_packed 1");
     assert!(packs(&plain.folder().join("cache")).is_empty());
 
     daemon.restart().unwrap();
@@ -73,6 +82,7 @@ fn what_is_added_is_packed_and_served_so() {
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     assert_eq!(starts(&daemon), [2, 1]);
     eventually("it is packed", || packs(&dir).contains(pack));
+    eventually("its pack is used", || metric(&daemon) == "andon_packed 1");
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
 
     // A damaged one is found when it is read, and made anew.
@@ -112,6 +122,41 @@ fn what_is_added_is_packed_and_served_so() {
     assert_eq!(packs(&dir), std::slice::from_ref(pack));
     let unknown = andonctl(&daemon, &["model", "pack", "third"]);
     bad(&unknown, 1, "no model third");
+}
+
+#[test]
+fn where_nothing_is_packed_any_more_packs_go_with_their_models() {
+    let mut daemon = Daemon::builder().start().unwrap();
+    let dir = daemon.folder().join("cache");
+    for (name, seed) in [("first", 1), ("second", 2)] {
+        let model = TinyModel {
+            weights: TensorType::Q8_0,
+            seed,
+            ..TinyModel::default()
+        };
+        file(&daemon, "m.gguf", &model.bytes());
+        good(&andonctl(
+            &daemon,
+            &["model", "add", "m.gguf", "--name", name],
+        ));
+    }
+    assert_eq!(packs(&dir).len(), 2);
+    let left = dir.join(".0123456789abcdef.tmp");
+    fs::write(&left, "half").unwrap();
+    let config = daemon.folder().join("andond.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[cache]", "[cache]\npack = 'never'")).unwrap();
+    daemon.restart().unwrap();
+    assert!(!left.exists(), "nobody writes it any more");
+    bad(
+        &andonctl(&daemon, &["model", "pack", "first"]),
+        1,
+        "nothing is packed here",
+    );
+    good(&andonctl(&daemon, &["model", "unpack", "first"]));
+    assert_eq!(packs(&dir).len(), 1);
+    good(&andonctl(&daemon, &["model", "rm", "second"]));
+    assert!(packs(&dir).is_empty());
 }
 
 #[test]

@@ -29,24 +29,21 @@ pub struct Packed {
 #[derive(Debug)]
 pub struct Packs {
     cache: Cache,
-    paths_too: bool,
+    when: PackWhen,
 }
 
 impl Packs {
-    /// The configured cache; `None` if nothing is to be packed.
-    pub fn new(config: &CacheConfig) -> Option<Packs> {
-        if config.pack == PackWhen::Never {
-            return None;
-        }
+    /// The configured cache. Where nothing is to be packed it is there all the same, for what was packed before.
+    pub fn new(config: &CacheConfig) -> Packs {
         let options = CacheOptions {
             dir: config.dir.clone(),
             bytes_max: config.bytes_max,
             free_bytes_min: config.free_bytes_min,
         };
-        Some(Packs {
+        Packs {
             cache: Cache::new(options),
-            paths_too: config.pack == PackWhen::Idle,
-        })
+            when: config.pack,
+        }
     }
 
     /// The folder of packs.
@@ -57,7 +54,7 @@ impl Packs {
     /// The key of a model that is served: of one that is kept the one it is known by, of one that is served by its path
     /// one of its own, if such models are packed.
     pub fn key(&self, known: Option<&Key>, model: &Model) -> Option<Key> {
-        if known.is_some() || !self.paths_too {
+        if known.is_some() || self.when != PackWhen::Idle {
             return known.cloned();
         }
         model
@@ -94,7 +91,9 @@ fn rejected(error: &PackError) -> RegistryError {
 impl Registry {
     /// The cache of packs; `None` if nothing is to be packed.
     pub fn packs(&self) -> Option<&Packs> {
-        self.packs.as_ref()
+        self.packs
+            .as_ref()
+            .filter(|packs| packs.when != PackWhen::Never)
     }
 
     fn packs_or_refuse(&self) -> Result<&Packs, RegistryError> {
@@ -155,14 +154,16 @@ impl Registry {
         made.map(drop).map_err(|error| rejected(&error))
     }
 
-    /// Removes the pack of a model that is kept; false if there was none.
+    /// Removes the pack of a model that is kept, also where nothing is packed any more; false if there was none.
     ///
     /// # Errors
     /// If there is no such model, or its pack cannot be removed.
     pub fn unpack(self: &Arc<Self>, name: &str) -> Result<bool, RegistryError> {
-        let packs = self.packs_or_refuse()?;
         let _claim = self.claim(name)?;
         let key = key(&self.find(name)?.manifest);
+        let Some(packs) = &self.packs else {
+            return Ok(false);
+        };
         packs.cache.remove(&key).map_err(|error| rejected(&error))
     }
 
@@ -183,7 +184,7 @@ impl Registry {
 
     /// Removes the pack of a model that was removed, unless another has the same weights.
     pub(super) fn forget_pack(&self, manifest: &Manifest) {
-        let Some(packs) = self.packs() else { return };
+        let Some(packs) = &self.packs else { return };
         let gone = key(manifest);
         let shared = self
             .list()
