@@ -13,6 +13,8 @@ mod gguf;
 mod http;
 #[path = "targets/mqtt.rs"]
 mod mqtt;
+#[path = "targets/pack.rs"]
+mod pack;
 #[path = "targets/template.rs"]
 mod template;
 #[path = "targets/tokenizer.rs"]
@@ -38,8 +40,9 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     ("gguf", gguf::run, gguf_seeds),
+    ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
     ("template", template::run, template_seeds),
     ("wire", wire::run, wire_seeds),
@@ -91,6 +94,27 @@ fn gguf_seeds() -> Seeds {
         .map(|file| file.bytes().to_vec())
         .chain(changed)
         .collect()
+}
+
+/// The sound header in every way that the target takes it, one that lies in each number in turn, damaged data.
+fn pack_seeds() -> Seeds {
+    let header = pack::header();
+    let mut seeds: Seeds = (0..4)
+        .map(|flags| [&[flags], &*header, &[0, 16]].concat())
+        .collect();
+    for at in (0..header.len()).step_by(4) {
+        for value in [0, 1, u32::MAX] {
+            let mut header = header.clone();
+            header[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+            seeds.push([&[pack::SIGN], &*header].concat());
+        }
+    }
+    for change in [[0, 0, 1], [255, 15, 128], [0, 128, 255]] {
+        for flags in [0, pack::SIGN, pack::CUT] {
+            seeds.push([&[flags], &*header, &change, &[255, 255]].concat());
+        }
+    }
+    seeds
 }
 
 fn tokenizer_seeds() -> Seeds {

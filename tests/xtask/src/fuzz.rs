@@ -15,8 +15,9 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 7] = [
+const TARGETS: [&str; 8] = [
     "gguf",
+    "pack",
     "tokenizer",
     "template",
     "wire",
