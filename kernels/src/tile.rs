@@ -52,7 +52,7 @@ impl Share {
 
 /// The numbers below some count on their way to threads.
 #[derive(Debug)]
-pub struct Shares<'a> {
+struct Shares<'a> {
     shares: &'a [Share],
 }
 
@@ -62,7 +62,7 @@ impl<'a> Shares<'a> {
     /// # Panics
     /// If there is no share, or `count` is not below 2^32.
     #[must_use]
-    pub fn deal(shares: &'a mut [Share], count: usize) -> Shares<'a> {
+    fn deal(shares: &'a mut [Share], count: usize) -> Shares<'a> {
         let threads = shares.len() as u64;
         let count = u64::from(u32::try_from(count).expect("tiles can be counted"));
         assert!(threads > 0, "somebody takes the tiles");
@@ -80,7 +80,7 @@ impl<'a> Shares<'a> {
     /// # Panics
     /// If there is no share for the thread.
     #[inline]
-    pub fn take(&self, thread: usize) -> Option<usize> {
+    fn take(&self, thread: usize) -> Option<usize> {
         let own = &self.shares[thread];
         let first = own.take(|range| (range.start..range.start + 1, range.start + 1..range.end));
         match first {
