@@ -1,5 +1,5 @@
 //! Decoding takes no memory: what it needs was taken when the executor was made, and a sequence takes what it needs
-//! with its pages.
+//! with its pages. From packed weights and from raw ones.
 //!
 //! A program without a harness, whose own thread would take memory beside it: the allocator counts what every thread
 //! of the process does.
@@ -8,10 +8,12 @@
 
 use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::kv::PAGE;
+use andon_engine::pack::{Cache, CacheOptions};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
 use andon_os::heap::{self, Counting};
-use andon_tests::tiny_model::TinyModel;
+use andon_tests::tiny_model::{TensorType, TinyModel};
+use std::path::Path;
 use std::sync::Arc;
 
 #[global_allocator]
@@ -28,17 +30,36 @@ fn executor(model: &Arc<Model>) -> Executor {
     Executor::new(Arc::clone(model), &options).expect("a valid executor")
 }
 
-fn main() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.gguf");
-    TinyModel::default().write(&path).expect("writable");
-    let model = Arc::new(Model::load(&path).expect("a sound model"));
-    // Positions between two beginnings of pages, past the second so that there is a whole one before.
-    let (first, last) = (PAGE + 2, 2 * PAGE - 1);
+/// Positions between two beginnings of pages, past the second so that there is a whole one before.
+const FIRST: usize = PAGE + 2;
+const LAST: usize = 2 * PAGE - 1;
 
-    let mut executor = executor(&model);
+/// A model in a folder; packed if it is to be.
+fn model(folder: &Path, packed: bool) -> Arc<Model> {
+    let path = folder.join("model.gguf");
+    let tiny = TinyModel {
+        weights: TensorType::Q8_0,
+        ..TinyModel::default()
+    };
+    tiny.write(&path).expect("writable");
+    let model = Model::load(&path).expect("a sound model");
+    if packed {
+        let key = model.pack_key().expect("a key");
+        let cache = Cache::new(CacheOptions {
+            dir: folder.to_owned(),
+            bytes_max: u64::MAX,
+            free_bytes_min: 0,
+        });
+        let pack = cache.make(&model, &key, 1, &mut |_, _| true);
+        model.attach_pack(pack.expect("a pack")).expect("its own");
+    }
+    Arc::new(model)
+}
+
+/// Decodes two sequences side by side.
+fn decode(executor: &mut Executor) {
     let mut sequences = [executor.sequence(), executor.sequence()];
-    for position in 0..last {
+    for position in 0..LAST {
         let before = heap::calls();
         let mut chunks = sequences.each_mut().map(|sequence| Chunk {
             sequence,
@@ -49,11 +70,18 @@ fn main() {
         assert_eq!(logits.row_count(), 2);
         let calls = heap::calls() - before;
         assert!(
-            position < first || calls == 0,
+            position < FIRST || calls == 0,
             "position {position}: {calls} calls"
         );
     }
-    drop(sequences);
+}
+
+fn main() {
+    let folder = tempfile::tempdir().expect("a folder");
+    decode(&mut executor(&model(folder.path(), false)));
+    let mut executor = executor(&model(folder.path(), true));
+    decode(&mut executor);
+    assert!(executor.model().pack().is_some(), "the pack was used");
 
     // Choosing tokens and making text of them, in the three ways that a token is chosen.
     let mut generator = Generator::new(executor, GeneratorOptions::default());
@@ -72,7 +100,7 @@ fn main() {
         generator.start(request).expect("there is room");
         let mut bytes = 0;
         let mut quiet_steps = 0;
-        for step in 0..last {
+        for step in 0..LAST {
             let before = heap::calls();
             let stepped = generator.step(&mut |_, event| {
                 if let Event::Text { text, .. } = event {
@@ -80,11 +108,11 @@ fn main() {
                 }
             });
             stepped.expect("a step");
-            quiet_steps += usize::from(step >= first && heap::calls() == before);
+            quiet_steps += usize::from(step >= FIRST && heap::calls() == before);
         }
         assert!(bytes > 0, "text came out");
         // Buffers of what a caller sees grow with their contents, twice as large each time.
-        let steps = last - first;
+        let steps = LAST - FIRST;
         assert!(
             steps - quiet_steps <= 2,
             "{quiet_steps} of {steps} steps took no memory"

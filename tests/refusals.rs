@@ -100,6 +100,14 @@ fn what_no_graph_does_is_refused_by_its_key() {
             "`llama.attention.head_count_kv` that differs from layer to layer is not supported",
         ),
         (
+            ("block_count", Key::Count(0)),
+            "llama.block_count is 0: between 1 and 1024",
+        ),
+        (
+            ("block_count", Key::Count(1 << 20)),
+            "llama.block_count is 1048576: between 1 and 1024",
+        ),
+        (
             ("feed_forward_length", Key::Counts(&[])),
             "llama.feed_forward_length is 0",
         ),
