@@ -228,10 +228,15 @@ fn measure(
     let mut rounds: Vec<Round> = Vec::new();
     let mut before = sides::read_gb_s(&lab, definition.threads)?;
     for number in 1..=options.rounds * TRIES {
-        let mut figures = sides::andon(programs, definition, model)?;
-        for variant in &variants {
-            let measured = variant.measure(definition, model)?;
-            figures.insert(variant.name(), measured);
+        let mut figures = BTreeMap::new();
+        for turn in turns(number, variants.len()) {
+            match turn {
+                Turn::Andon => figures.extend(sides::andon(programs, definition, model)?),
+                Turn::Rival(index) => {
+                    let measured = variants[index].measure(definition, model)?;
+                    figures.insert(variants[index].name(), measured);
+                }
+            }
         }
         let after = sides::read_gb_s(&lab, definition.threads)?;
         let read = before.min(after);
@@ -257,6 +262,25 @@ fn measure(
         }
     }
     Ok((rounds, notes))
+}
+
+/// Who measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Andon,
+    /// The rival with a setting, by its index.
+    Rival(usize),
+}
+
+/// The order within a round: it turns round from one to the next, so that what wears off or warms up in a round, a
+/// processor's clock or what the machine's other guests do, is nobody's advantage.
+fn turns(round: usize, rivals: usize) -> Vec<Turn> {
+    let rivals = (0..rivals).map(Turn::Rival);
+    let mut turns: Vec<Turn> = std::iter::once(Turn::Andon).chain(rivals).collect();
+    if round.is_multiple_of(2) {
+        turns.reverse();
+    }
+    turns
 }
 
 /// Whether a setting of the rival was near its best in anything.
@@ -362,9 +386,19 @@ fn median(values: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Round, definition, median, sides, summary};
+    use super::{Round, Turn, definition, median, sides, summary, turns};
     use serde_json::json;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn the_first_of_a_round_is_the_last_of_the_next() {
+        let first = [Turn::Andon, Turn::Rival(0), Turn::Rival(1)];
+        let next = [Turn::Rival(1), Turn::Rival(0), Turn::Andon];
+        assert_eq!(turns(1, 2), first);
+        assert_eq!(turns(2, 2), next);
+        assert_eq!(turns(3, 2), first);
+        assert_eq!(turns(2, 0), [Turn::Andon]);
+    }
 
     #[test]
     fn medians_and_ratios_are_of_the_rounds_given() {
