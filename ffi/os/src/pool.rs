@@ -6,11 +6,17 @@
 //! finds no more work it closes the phase: it waits for the workers that entered, not for those that other programs
 //! kept from running, so a busy machine does not stall it.
 //!
+//! On a busy machine the system may put two of the threads on one processor and leave them there, since it counts how
+//! many run on each and not who waits for whom. A thread that finds another beside it yields instead of spinning:
+//! what it waits for cannot happen until the other runs.
+//!
 //! Invariant: [`Pool::run`] returns only after every thread that entered the closure has left it, and none enters
 //! later; that is what lets the closure borrow from the caller's stack.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread, ThreadId};
 use std::time::{Duration, Instant};
@@ -93,6 +99,8 @@ struct Shared {
     end: Alone<End>,
     /// Whether each worker sleeps or is about to.
     sleeping: Box<[AtomicBool]>,
+    /// The processor on which each thread, the caller first, began its last phase, or [`NOWHERE`].
+    processors: Box<[Alone<AtomicI32>]>,
     /// How long to spin before sleeping, in nanoseconds.
     spin_ns: AtomicU32,
     /// The thread that called last, to be woken.
@@ -136,6 +144,9 @@ impl Pool {
                 caller_sleeping: AtomicBool::new(false),
             }),
             sleeping: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            processors: (0..=count)
+                .map(|_| Alone(AtomicI32::new(NOWHERE)))
+                .collect(),
             spin_ns: AtomicU32::new(nanoseconds(SPIN)),
             caller: Mutex::new(None),
         });
@@ -190,6 +201,7 @@ impl Pool {
             self.caller = Some(current.id());
             *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
         }
+        shared.comes(0);
         let closing = CloseOnDrop { shared };
         let job: &&Phase<'_> = &phase;
         let Start {
@@ -224,7 +236,7 @@ impl Drop for CloseOnDrop<'_> {
             left,
             caller_sleeping,
         } = &shared.end.0;
-        wait(&shared.spin_ns, caller_sleeping, || {
+        shared.wait(0, caller_sleeping, || {
             left.load(Ordering::SeqCst) == entered
         });
     }
@@ -250,27 +262,66 @@ fn nanoseconds(time: Duration) -> u32 {
     u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
 }
 
-/// Spins for a bounded time, then sleeps, until `done`; `sleeping` tells the other side to unpark this thread.
-fn wait(spin_ns: &AtomicU32, sleeping: &AtomicBool, done: impl Fn() -> bool) {
-    let mut began = None;
-    loop {
-        for _ in 0..SPINS_PER_LOOK {
-            if done() {
-                return;
+impl Shared {
+    /// Notes where `thread`, which calls this, begins a phase.
+    fn comes(&self, thread: usize) {
+        let (now, place) = (processor(), &self.processors[thread].0);
+        // Others read it all the time, so it is written only when it changes.
+        if place.load(Ordering::Relaxed) != now {
+            place.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `thread`, which calls this, is on a processor on which another is that does not sleep, as far as is
+    /// known. No other can go on there before this one lets it.
+    fn is_crowded(&self, thread: usize) -> bool {
+        let here = processor();
+        here != NOWHERE
+            && self
+                .processors
+                .iter()
+                .enumerate()
+                .any(|(other, place)| other != thread && place.0.load(Ordering::Relaxed) == here)
+    }
+
+    /// Spins for a bounded time, then sleeps, until `done`; `sleeping` tells the other side to unpark this thread.
+    fn wait(&self, thread: usize, sleeping: &AtomicBool, done: impl Fn() -> bool) {
+        let mut began = None;
+        loop {
+            for _ in 0..SPINS_PER_LOOK {
+                if done() {
+                    return;
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
+            if self.is_crowded(thread) {
+                thread::yield_now();
+                if done() {
+                    return;
+                }
+            }
+            let now = Instant::now();
+            let spin = Duration::from_nanos(self.spin_ns.load(Ordering::Relaxed).into());
+            if now.saturating_duration_since(*began.get_or_insert(now)) >= spin {
+                break;
+            }
         }
-        let now = Instant::now();
-        let spin = Duration::from_nanos(spin_ns.load(Ordering::Relaxed).into());
-        if now.saturating_duration_since(*began.get_or_insert(now)) >= spin {
-            break;
+        self.processors[thread].0.store(NOWHERE, Ordering::Relaxed);
+        sleeping.store(true, Ordering::SeqCst);
+        while !done() {
+            thread::park();
         }
+        sleeping.store(false, Ordering::Relaxed);
     }
-    sleeping.store(true, Ordering::SeqCst);
-    while !done() {
-        thread::park();
-    }
-    sleeping.store(false, Ordering::Relaxed);
+}
+
+/// In place of a processor: of a thread that sleeps, or when the system does not tell.
+const NOWHERE: i32 = -1;
+
+/// The processor that the calling thread runs on.
+fn processor() -> i32 {
+    // SAFETY: the call takes nothing and touches no memory of ours.
+    unsafe { libc::sched_getcpu() }
 }
 
 /// Aborts when dropped during a panic.
@@ -295,7 +346,7 @@ fn work(shared: &Shared, index: usize) {
     shared.end.0.left.fetch_add(1, Ordering::SeqCst);
     let mut seen = 0;
     loop {
-        wait(&shared.spin_ns, &shared.sleeping[index], || {
+        shared.wait(index + 1, &shared.sleeping[index], || {
             state().phase() != seen
         });
         let current = state();
@@ -316,6 +367,7 @@ fn work(shared: &Shared, index: usize) {
             continue;
         }
         seen = current.phase();
+        shared.comes(index + 1);
         let guard = AbortOnPanic;
         // SAFETY: `run` stored a pointer to a `&Phase` on its stack before it opened the phase, and does not return
         // before everyone who entered it, as this worker just did, has left.
@@ -334,9 +386,10 @@ fn work(shared: &Shared, index: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::Pool;
+    use super::{Pool, processor};
     use std::num::NonZero;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     #[test]
@@ -409,6 +462,36 @@ mod tests {
             }));
             assert!(outcome.is_err() && left.load(Ordering::SeqCst));
         }
+    }
+
+    #[test]
+    fn threads_on_one_processor_are_noticed_and_get_their_work_done() {
+        let inside = std::thread::spawn(|| {
+            // Workers inherit where they may run.
+            let here = processor();
+            // SAFETY: a set of processors is numbers, for which zeros stand for none, and the number is within it.
+            let outcome = unsafe {
+                let mut set: libc::cpu_set_t = std::mem::zeroed();
+                libc::CPU_SET(usize::try_from(here).expect("a processor"), &mut set);
+                libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+            };
+            assert_eq!(outcome, 0, "the thread stays where it is");
+            let mut pool = Pool::new(NonZero::new(3).expect("three")).expect("threads");
+            assert!(!pool.shared.is_crowded(0), "nobody began a phase");
+            let shared = Arc::clone(&pool.shared);
+            for _ in 0..100 {
+                let came = AtomicUsize::new(0);
+                pool.run(&|thread| {
+                    came.fetch_add(1, Ordering::SeqCst);
+                    // Nobody is through before the last has come.
+                    while came.load(Ordering::SeqCst) < 3 {
+                        std::thread::yield_now();
+                    }
+                    assert!(shared.is_crowded(thread));
+                });
+            }
+        });
+        inside.join().expect("no panic");
     }
 
     #[test]
