@@ -1,6 +1,8 @@
-//! Whatever was asked before, runs beside, is cancelled or gives way: answers are those of a cache without memory.
+//! Whatever was asked before, runs beside, is guessed, cancelled or gives way: answers are those of a cache without memory,
+//! one token at a time.
 //!
-//! A seeded schedule of requests that share beginnings, in a KV cache far too small for all of them.
+//! A seeded schedule of requests that share beginnings, in a KV cache far too small for all of them. Some get guesses from
+//! a corpus of answers that were changed here and there, so that some are right and some are not.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +11,7 @@ use andon_engine::generate::{
 };
 use andon_engine::kv::PAGE;
 use andon_engine::sample::SamplingOptions;
+use andon_engine::speculate::{Corpus, PassCosts, Sources};
 use andon_engine::{Executor, ExecutorOptions, Model};
 use andon_tests::tiny_model::TinyModel;
 use std::collections::HashMap;
@@ -77,6 +80,8 @@ struct Answer {
     said: Vec<(u32, u32)>,
     end: Option<FinishReason>,
     cached: usize,
+    guessed: usize,
+    accepted: usize,
 }
 
 fn step(generator: &mut Generator, answers: &mut HashMap<GenerationId, Answer>) {
@@ -92,6 +97,8 @@ fn step(generator: &mut Generator, answers: &mut HashMap<GenerationId, Answer>) 
             Event::Finished { reason, usage, .. } => {
                 answer.end = Some(reason);
                 answer.cached = usage.cached_tokens;
+                answer.guessed = usage.guessed_tokens;
+                answer.accepted = usage.accepted_tokens;
             }
         }
     });
@@ -112,6 +119,25 @@ fn alone(model: &Arc<Model>, request: &GenerationRequest, count: NonZero<u32>) -
         .collect()
 }
 
+/// Adds the answers of a request to the corpus, with some tokens changed.
+fn teach(
+    corpus: &Corpus,
+    model: &Arc<Model>,
+    request: &GenerationRequest,
+    count: NonZero<u32>,
+    random: &mut Random,
+) {
+    for answer in alone(model, request, count) {
+        let mut tokens: Vec<u32> = answer.said.iter().map(|&(id, _)| id).collect();
+        for token in &mut tokens {
+            if random.below(10) == 0 {
+                *token = random.below(model.info().vocabulary_count) as u32;
+            }
+        }
+        corpus.add(&request.prompt, &tokens);
+    }
+}
+
 #[test]
 fn a_busy_cache_with_memory_changes_no_answer() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -121,6 +147,9 @@ fn a_busy_cache_with_memory_changes_no_answer() {
     let vocabulary = model.info().vocabulary_count;
     let mut random = Random(0x5EED);
     let mut generator = generator(&model, true);
+    // So that guesses are tried that never would be.
+    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+    let corpus = Arc::new(Corpus::new(1 << 16));
     let mut answers = HashMap::new();
     let mut asked = Vec::new();
     let mut cancelled = Vec::new();
@@ -129,7 +158,16 @@ fn a_busy_cache_with_memory_changes_no_answer() {
         if asked.len() < REQUESTS {
             let (request, count) = next.take().unwrap_or_else(|| {
                 let count = NonZero::new(1 + random.below(3) as u32).expect("at least one");
-                (request(&mut random, vocabulary), count)
+                let mut request = request(&mut random, vocabulary);
+                if random.below(3) > 0 {
+                    teach(&corpus, &model, &request, count, &mut random);
+                    request.sources = Sources {
+                        own: random.below(2) == 0,
+                        corpus: Some(Arc::clone(&corpus)),
+                        learns: random.below(2) == 0,
+                    };
+                }
+                (request, count)
             });
             match generator.start_group(request.clone(), count) {
                 Ok(ids) => asked.push((request, count, ids.collect::<Vec<_>>())),
@@ -152,10 +190,13 @@ fn a_busy_cache_with_memory_changes_no_answer() {
     }
     assert_eq!(generator.executor().kv_tokens_free(), PAGES * PAGE);
     let mut hits = 0;
+    let (mut guessed, mut accepted) = (0, 0);
     for (request, count, ids) in &asked {
         for (id, expected) in ids.iter().zip(alone(&model, request, *count)) {
             let answer = &answers[id];
             hits += usize::from(answer.cached > 0);
+            guessed += answer.guessed;
+            accepted += answer.accepted;
             assert!(answer.cached < request.prompt.len());
             if cancelled.contains(id) {
                 assert_eq!(answer.end, Some(FinishReason::Cancelled));
@@ -166,6 +207,8 @@ fn a_busy_cache_with_memory_changes_no_answer() {
         }
     }
     assert!(hits > REQUESTS / 4, "too few hits to mean much: {hits}");
+    let enough = accepted > 1000 && guessed - accepted > 1000;
+    assert!(enough, "{accepted} of {guessed} guesses right");
     assert!(
         cancelled.len() > 2,
         "too few cancelled: {}",

@@ -149,6 +149,29 @@ pub enum LogitsFor {
     Last,
     /// Every one.
     All,
+    /// The last so many, which are guesses that may be taken back, and the one before them. Pages that guesses fill are
+    /// remembered only once they are kept.
+    Guesses(usize),
+}
+
+impl LogitsFor {
+    /// How many tokens at the end may be taken back.
+    fn guesses(self) -> usize {
+        match self {
+            LogitsFor::Guesses(count) => count,
+            LogitsFor::None | LogitsFor::Last | LogitsFor::All => 0,
+        }
+    }
+
+    /// How many of a chunk's `count` tokens have logits: the last ones.
+    fn rows(self, count: usize) -> usize {
+        match self {
+            LogitsFor::None => 0,
+            LogitsFor::Last => count.min(1),
+            LogitsFor::All => count,
+            LogitsFor::Guesses(guesses) => count.min(guesses.saturating_add(1)),
+        }
+    }
 }
 
 /// Consecutive tokens of one sequence, appended to it.
@@ -407,7 +430,7 @@ impl Executor {
         let vocabulary = model.info().vocabulary_count;
         let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
         for chunk in chunks {
-            chunk.sequence.append(chunk.tokens);
+            chunk.sequence.append(chunk.tokens, chunk.logits.guesses());
         }
         Ok(Logits { values, vocabulary })
     }
@@ -471,9 +494,9 @@ impl Executor {
             let first_page = batch.pages.len();
             batch.pages.extend_from_slice(chunk.sequence.pages());
             let range = (first_page, batch.pages.len());
+            let without_logits = chunk.tokens.len() - chunk.logits.rows(chunk.tokens.len());
             for (index, &token) in chunk.tokens.iter().enumerate() {
-                let last = index + 1 == chunk.tokens.len();
-                if chunk.logits == LogitsFor::All || (chunk.logits == LogitsFor::Last && last) {
+                if index >= without_logits {
                     batch.outputs.push(batch.tokens.len());
                 }
                 batch.tokens.push(token);

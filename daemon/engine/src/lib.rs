@@ -15,6 +15,7 @@ mod model;
 pub mod models;
 pub mod pack;
 pub mod sample;
+pub mod speculate;
 mod temporary;
 pub mod tokenizer;
 mod verify;

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use andon_engine::generate::{
     Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
@@ -15,8 +16,10 @@ use andon_engine::generate::{
 };
 use andon_engine::gguf::Gguf;
 use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
+use andon_engine::speculate::{Corpus, PassCosts, Sources};
 use andon_engine::tokenizer::Tokenizer;
 use andon_engine::{Chunk, LogitsFor};
+use proptest::prelude::*;
 use support::Writer;
 
 const A: u32 = 0;
@@ -130,6 +133,13 @@ impl Forward for Scripted {
             pages_free: Rc::clone(&self.pages_free),
         })
     }
+    fn keep(&mut self, sequence: &mut Pages, tokens: usize) {
+        sequence.tokens.truncate(tokens);
+        let held = sequence.tokens.len().div_ceil(PAGE);
+        self.pages_free
+            .set(self.pages_free.get() + sequence.held - held);
+        sequence.held = held;
+    }
     fn pass(
         &mut self,
         parts: &mut [Chunk<'_, Pages>],
@@ -153,9 +163,17 @@ impl Forward for Scripted {
         for part in parts {
             assert!(!part.tokens.is_empty());
             part.sequence.held = after(part);
-            part.sequence.tokens.extend_from_slice(part.tokens);
-            if part.logits != LogitsFor::None {
-                row(&(self.script)(&part.sequence.tokens));
+            let rows = match part.logits {
+                LogitsFor::None => 0,
+                LogitsFor::Guesses(count) => count + 1,
+                LogitsFor::Last => 1,
+                LogitsFor::All => part.tokens.len(),
+            };
+            for (index, &token) in part.tokens.iter().enumerate() {
+                part.sequence.tokens.push(token);
+                if index + rows >= part.tokens.len() {
+                    row(&(self.script)(&part.sequence.tokens));
+                }
             }
         }
         Ok(())
@@ -307,6 +325,7 @@ fn text_comes_in_whole_characters_and_stops_at_the_limit() {
         prompt_tokens: 1,
         cached_tokens: 0,
         completion_tokens: 7,
+        ..Usage::default()
     };
     assert_eq!(answer.end, Some((FinishReason::Length, usage)));
     assert_eq!(answer.prompt_tokens, Some(1));
@@ -733,4 +752,139 @@ fn a_bias_forces_a_token_and_must_name_known_ones() {
             vocabulary_count
         })
     );
+}
+
+/// What does not depend on guesses: text, tokens, log probabilities and the end.
+fn said(answer: &Answer) -> (&str, &[u32], Vec<u32>, &FinishReason, [usize; 2]) {
+    let (reason, usage) = answer.end.as_ref().expect("an end");
+    (
+        &answer.text,
+        &answer.ids,
+        answer.logprobs.iter().map(|bits| bits.to_bits()).collect(),
+        reason,
+        [usage.prompt_tokens, usage.completion_tokens],
+    )
+}
+
+/// A generator that tries whatever is guessed.
+fn eager(script: Script) -> Generator<Scripted> {
+    let mut generator = scripted(script, 64);
+    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+    generator
+}
+
+#[test]
+fn right_guesses_save_passes_and_are_counted() {
+    let asked = request(&[A], 40);
+    let mut generator = eager(cycle);
+    let sources = Sources {
+        own: true,
+        ..Sources::default()
+    };
+    let id = generator.start(GenerationRequest {
+        sources,
+        ..asked.clone()
+    });
+    let answers = finish(&mut generator);
+    let answer = &answers[&id.expect("a start")];
+    let plain = alone(cycle, asked);
+    assert_eq!(said(answer), said(&plain));
+    let (_, usage) = answer.end.as_ref().expect("an end");
+    // The text repeats itself from the seventh token on, and no guess is wrong.
+    assert!(usage.accepted_tokens >= 20, "{usage:?}");
+    assert_eq!(usage.accepted_tokens, usage.guessed_tokens);
+    let passes = generator.executor().passes.get();
+    assert_eq!(passes, 40 - usage.accepted_tokens);
+    assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+}
+
+#[test]
+fn guesses_take_no_page_that_another_needs() {
+    // Room for both to the end, and not one page more.
+    let sources = Sources {
+        own: true,
+        ..Sources::default()
+    };
+    let asked = GenerationRequest {
+        sources,
+        ..request(&[A], 31)
+    };
+    let mut generator = scripted(cycle, 16);
+    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+    let ids = [(); 2].map(|()| generator.start(asked.clone()).expect("a start"));
+    let answers = finish(&mut generator);
+    for id in ids {
+        assert_eq!(reason(&answers[&id]), &FinishReason::Length);
+        assert_eq!(answers[&id].ids.len(), 31);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Guesses that are right, wrong, or right up to somewhere, with every option that looks back at the text.
+    #[test]
+    fn guesses_change_nothing(
+        prompt in prop::collection::vec(0_u32..5, 1..12),
+        tokens_max in 0_usize..60,
+        seed in 0_u64..100,
+        temperature in prop::sample::select(vec![0.0_f32, 0.7, 1.5]),
+        penalties in prop::sample::select(vec![(1.0_f32, 0.0_f32), (1.3, 0.0), (1.0, 0.6), (1.2, -0.4)]),
+        top_k in 0_u32..4,
+        stop in prop::sample::select(vec![vec![], vec!["ca"], vec!["é", "bbb"]]),
+        logprobs in prop::option::of(0_u8..3),
+        ignore_end in any::<bool>(),
+        script in prop::sample::select(vec![chaotic as Script, cycle, short]),
+        own in any::<bool>(),
+        wrong in prop::collection::vec((0_usize..60, 0_u32..6), 0..6),
+        noise in prop::collection::vec(0_u32..6, 0..40),
+        neighbours in 0_u32..3,
+    ) {
+        let (repeat_penalty, frequency_penalty) = penalties;
+        let asked = GenerationRequest {
+            sampling: SamplingOptions {
+                temperature,
+                top_k,
+                seed,
+                repeat_penalty,
+                frequency_penalty,
+                ..SamplingOptions::default()
+            },
+            stop: stop.into_iter().map(str::to_owned).collect(),
+            logprobs,
+            ignore_end,
+            ..request(&prompt, tokens_max)
+        };
+        let count = NonZero::new(1 + neighbours).expect("at least one");
+        let mut plain = scripted(script, 64);
+        let expected_ids: Vec<_> = plain.start_group(asked.clone(), count).expect("a start").collect();
+        let expected = finish(&mut plain);
+        let corpus = Arc::new(Corpus::new(500));
+        corpus.add(&prompt, &noise);
+        for answer in expected.values() {
+            let mut tokens = answer.ids.clone();
+            for &(at, token) in &wrong {
+                if let Some(place) = tokens.get_mut(at) {
+                    *place = token;
+                }
+            }
+            corpus.add(&prompt, &tokens);
+        }
+        let mut generator = eager(script);
+        let sources = Sources { own, corpus: Some(corpus), learns: false };
+        let ids: Vec<_> = generator
+            .start_group(GenerationRequest { sources, ..asked }, count)
+            .expect("a start")
+            .collect();
+        let answers = finish(&mut generator);
+        for (id, expected_id) in ids.iter().zip(&expected_ids) {
+            prop_assert_eq!(said(&answers[id]), said(&expected[expected_id]));
+        }
+        prop_assert!(generator.executor().passes.get() <= plain.executor().passes.get());
+        prop_assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+    }
 }

@@ -11,6 +11,7 @@ mod limits;
 mod packed;
 mod ppl;
 mod random;
+mod speculate;
 mod synth;
 mod tokenize;
 mod verify;
@@ -55,6 +56,8 @@ enum Command {
     Embed(embed::Arguments),
     /// Continue a text.
     Generate(generate::Arguments),
+    /// Measure what guessing tokens ahead gains, with the answers compared.
+    Speculate(speculate::Arguments),
     /// Look at every weight for scales and values that are infinite or not a number.
     Verify(verify::Arguments),
 }
@@ -152,6 +155,7 @@ fn main() -> ExitCode {
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Speculate(arguments) => speculate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     match result {

@@ -7,6 +7,7 @@ use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
+use andon_engine::speculate::Sources;
 use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special, TemplateError};
 use serde_json::{Map, Value};
 
@@ -250,6 +251,7 @@ fn prepare(
             ignore_end: request.ignore_end,
             // Whoever starts it knows its priority.
             urgent: false,
+            sources: Sources::default(),
         },
         choices,
     })

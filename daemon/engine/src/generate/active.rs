@@ -7,6 +7,7 @@ use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usa
 use super::output::Output;
 use super::request::GenerationRequest;
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
+use crate::speculate::{Acceptance, Corpus, Guesser};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// Where the caller's events go.
@@ -15,7 +16,7 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(GenerationId, Event<'_>);
 /// A token and what was asked to be known about it.
 #[derive(Debug)]
 pub(super) struct Chosen {
-    id: u32,
+    pub(super) id: u32,
     logprob: Option<TokenLogprob>,
 }
 
@@ -25,7 +26,15 @@ pub(super) struct Active {
     /// Another generation of the same prompt, whose reading of it serves this one too.
     pub(super) follows: Option<GenerationId>,
     prompt: Arc<[u32]>,
+    /// Tokens chosen, and behind them, during a pass, those guessed.
     generated: Vec<u32>,
+    /// How many were chosen.
+    settled: usize,
+    guesser: Option<Box<Guesser>>,
+    /// Where the answer goes when it is complete, for later ones to be guessed from.
+    learns: Option<Arc<Corpus>>,
+    guessed: usize,
+    accepted: usize,
     /// Tokens of the prompt that are in the KV sequence.
     read: usize,
     /// Tokens of the prompt that were there from the start.
@@ -75,16 +84,26 @@ impl Active {
         let prompt: Arc<[u32]> = request.prompt.into();
         let bias = Arc::new(request.bias);
         let started = Instant::now();
+        let tokens_max = request.tokens_max.map_or(room, |tokens| tokens.min(room));
         (0..count)
             .map(|choice| Self {
                 id: GenerationId(first + u64::from(choice)),
                 follows: (choice > 0).then_some(GenerationId(first)),
                 output: Output::new(decoder.clone(), &request.stop),
+                guesser: Guesser::new(&request.sources, &prompt, tokens_max).map(Box::new),
+                learns: request
+                    .sources
+                    .corpus
+                    .clone()
+                    .filter(|_| request.sources.learns),
                 prompt: Arc::clone(&prompt),
                 generated: Vec::new(),
+                settled: 0,
+                guessed: 0,
+                accepted: 0,
                 read: cached,
                 cached,
-                tokens_max: request.tokens_max.map_or(room, |tokens| tokens.min(room)),
+                tokens_max,
                 limited: request.tokens_max.is_some(),
                 sampling: SamplingOptions {
                     choice: request.sampling.choice.wrapping_add(choice),
@@ -117,7 +136,7 @@ impl Active {
             self.prompt.len() / page_tokens
         } else {
             // All but the last token chosen, which the next pass appends.
-            let tokens = self.read + self.generated.len().saturating_sub(1);
+            let tokens = self.read + self.settled.saturating_sub(1);
             tokens.div_ceil(page_tokens)
         };
         self.kv_tokens_promised()
@@ -161,7 +180,7 @@ impl Active {
         self.read < self.prompt.len() && self.follows.is_none()
     }
 
-    /// Tokens for the next pass: a piece of the prompt of at most `chunk_tokens`, or the last one chosen.
+    /// Tokens for the next pass: a piece of the prompt of at most `chunk_tokens`, or the last one chosen and the guesses.
     pub(super) fn next_tokens(&self, chunk_tokens: usize) -> &[u32] {
         if self.reads_prompt() {
             let end = self
@@ -170,8 +189,48 @@ impl Active {
                 .min(self.prompt.len());
             &self.prompt[self.read..end]
         } else {
-            &self.generated[self.generated.len().saturating_sub(1)..]
+            &self.generated[self.settled.saturating_sub(1)..]
         }
+    }
+
+    /// Looks for guesses; returns how many there are, at most as many as can become part of the answer.
+    pub(super) fn propose(&mut self, all: &Acceptance) -> usize {
+        // The pass gives one token more than there are guesses.
+        let most = self.tokens_max.saturating_sub(self.settled + 1);
+        match &mut self.guesser {
+            Some(guesser) if !self.cancelled => guesser.propose(all, most),
+            _ => 0,
+        }
+    }
+
+    /// Probability that guess `guess` is right if all before it are.
+    pub(super) fn probability(&self, all: &Acceptance, guess: usize) -> f32 {
+        let guesser = self.guesser.as_ref();
+        guesser.map_or(0.0, |guesser| guesser.probability(all, guess))
+    }
+
+    /// Puts the first `count` guesses behind what was chosen.
+    pub(super) fn try_guesses(&mut self, count: usize) {
+        if let Some(guesser) = &self.guesser {
+            let guesses = guesser.guesses();
+            self.generated
+                .extend_from_slice(&guesses[..count.min(guesses.len())]);
+        }
+    }
+
+    /// The guesses that are being tried.
+    pub(super) fn tried(&self) -> &[u32] {
+        &self.generated[self.settled..]
+    }
+
+    /// Takes the guesses out again.
+    pub(super) fn drop_guesses(&mut self) {
+        self.generated.truncate(self.settled);
+    }
+
+    /// Tokens that stay in the KV sequence: all but the last one chosen, which the next pass appends.
+    pub(super) fn kept(&self) -> usize {
+        self.prompt.len() + self.settled.saturating_sub(1)
     }
 
     /// Whether a pass over the next `count` tokens is followed by choosing a token.
@@ -179,17 +238,19 @@ impl Active {
         self.read + count >= self.prompt.len() && self.tokens_max > 0
     }
 
-    /// Chooses the token after a pass; changes nothing here.
+    /// Chooses the token after the first `right` guesses, which were right; changes nothing here.
     pub(super) fn choose(
         &self,
+        right: usize,
         logits: &[f32],
         sampler: &mut Sampler,
     ) -> Result<Chosen, SampleError> {
+        let generated = &self.generated[..self.settled + right];
         let history = History {
             prompt: &self.prompt,
-            generated: &self.generated,
+            generated,
         };
-        let position = self.prompt.len() + self.generated.len();
+        let position = self.prompt.len() + generated.len();
         let id = sampler.sample(logits, &self.sampling, &self.bias, history, position as u64)?;
         let logprob = match self.logprobs {
             Some(top) => {
@@ -245,25 +306,56 @@ impl Active {
         (self.tokens_max == 0).then_some(FinishReason::Length)
     }
 
-    /// Takes the token chosen after a pass and delivers what text it settles. Says why the
-    /// generation is over, if it is.
+    /// Takes the tokens chosen after a pass, of which all but the last were guessed, and delivers what text they settle.
+    /// Says why the generation is over, if it is: tokens after that are not taken.
     pub(super) fn accept(
         &mut self,
-        chosen: Chosen,
+        chosen: impl Iterator<Item = Result<Chosen, SampleError>>,
         tokenizer: &Tokenizer,
         now: Instant,
+        all: &mut Acceptance,
         sink: Sink<'_>,
     ) -> Option<FinishReason> {
         self.clock.first_token.get_or_insert(now);
+        let (first, tried) = (self.settled, self.tried().len());
+        self.drop_guesses();
+        let mut over = None;
+        for chosen in chosen {
+            over = match chosen {
+                Ok(chosen) => self.take(chosen, tokenizer),
+                Err(error) => Some(FinishReason::Failed(error.to_string())),
+            };
+            if over.is_some() {
+                break;
+            }
+        }
+        if let Some(guesser) = &mut self.guesser {
+            let taken = &self.generated[first..];
+            let guesses = guesser.guesses().iter().take(tried);
+            self.guessed += tried;
+            self.accepted += guesses
+                .zip(taken)
+                .take_while(|(guess, token)| guess == token)
+                .count();
+            guesser.chosen(all, taken);
+        }
+        if over.is_none() {
+            self.deliver(false, sink);
+        }
+        over
+    }
+
+    /// Takes one token. Says why the generation is over, if it is.
+    fn take(&mut self, chosen: Chosen, tokenizer: &Tokenizer) -> Option<FinishReason> {
         self.generated.push(chosen.id);
+        self.settled += 1;
         if !self.ignore_end && tokenizer.is_end_of_generation(chosen.id) {
             return Some(FinishReason::Stop);
         }
         if self.output.push(tokenizer, chosen.id, chosen.logprob) {
             return Some(FinishReason::Stop);
         }
-        self.deliver(false, sink);
-        (self.generated.len() >= self.tokens_max).then_some(FinishReason::Length)
+        (self.settled >= self.tokens_max).then_some(FinishReason::Length)
     }
 
     /// Delivers what is left and reports the end.
@@ -276,10 +368,17 @@ impl Active {
             }
             self.deliver(true, sink);
         }
+        if let Some(corpus) = &self.learns
+            && matches!(reason, FinishReason::Stop | FinishReason::Length)
+        {
+            corpus.add(&self.prompt, &self.generated);
+        }
         let usage = Usage {
             prompt_tokens: self.prompt.len(),
             cached_tokens: self.cached,
-            completion_tokens: self.generated.len(),
+            completion_tokens: self.settled,
+            guessed_tokens: self.guessed,
+            accepted_tokens: self.accepted,
         };
         sink(
             self.id,

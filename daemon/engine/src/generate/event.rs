@@ -77,8 +77,12 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Those of them that needed no computing.
     pub cached_tokens: usize,
-    /// Tokens chosen, including an end-of-generation token and those of a stop string: each cost a step.
+    /// Tokens chosen, including an end-of-generation token and those of a stop string.
     pub completion_tokens: usize,
+    /// Guesses that were tried, see [`crate::speculate`].
+    pub guessed_tokens: usize,
+    /// Those of them that were right: tokens that cost no step of their own.
+    pub accepted_tokens: usize,
 }
 
 /// Where a generation's time went, in nanoseconds; 0 for a part it did not reach.
@@ -90,6 +94,6 @@ pub struct Timings {
     pub prefill_ns: u64,
     /// From the start to the first token.
     pub first_token_ns: u64,
-    /// From the first token to the end: `completion_tokens - 1` steps.
+    /// From the first token to the end: `completion_tokens - 1` steps, less what guesses saved.
     pub decode_ns: u64,
 }

@@ -47,6 +47,8 @@ pub trait Forward {
     /// A second sequence of the same tokens, which shares the full pages; it takes a page if another is begun, and is
     /// `None` if there is none.
     fn fork(&mut self, sequence: &Self::Sequence) -> Option<Self::Sequence>;
+    /// Cuts a sequence to its first `tokens` tokens, which stay.
+    fn keep(&mut self, sequence: &mut Self::Sequence, tokens: usize);
     /// Makes one pass over all chunks and calls `row` for each row of logits, in order. May give up if `interrupted`.
     ///
     /// # Errors
@@ -99,6 +101,10 @@ impl Forward for Executor {
 
     fn fork(&mut self, sequence: &Sequence) -> Option<Sequence> {
         Self::fork(self, sequence)
+    }
+
+    fn keep(&mut self, sequence: &mut Sequence, tokens: usize) {
+        sequence.keep(tokens);
     }
 
     fn pass(

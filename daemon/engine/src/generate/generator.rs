@@ -8,8 +8,10 @@ use thiserror::Error;
 use super::active::{Active, Chosen, Sink};
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
+use super::guessing::Guessing;
 use super::request::{GenerationRequest, StartError};
 use crate::sample::{SampleError, Sampler};
+use crate::speculate::PassCosts;
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
 /// Bounds of a [`Generator`].
@@ -48,11 +50,13 @@ pub struct Generator<F: Forward = Executor> {
     sequences: Vec<Option<F::Sequence>>,
     next_id: u64,
     sampler: Sampler,
-    /// Of the step under way: index and token count of each part of the pass, and the tokens chosen after it.
+    /// Of the step under way: index and token count of each part of the pass, and the tokens chosen after it, those of
+    /// one generation in order.
     parts: Vec<(usize, usize)>,
-    /// Indexes of those whose logits the pass gives, in its order.
-    wanting: Vec<usize>,
+    /// Indexes of those whose logits the pass gives, in its order, and how many rows.
+    wanting: Vec<(usize, usize)>,
     chosen: Vec<(usize, Result<Chosen, SampleError>)>,
+    guessing: Guessing,
     /// The memory of a pass's chunks, empty between passes.
     chunks: Vec<Chunk<'static, F::Sequence>>,
     /// Whether a pass over a prompt that is not urgent was given up, and none was made since.
@@ -80,8 +84,14 @@ impl<F: Forward> Generator<F> {
             wanting: Vec::new(),
             chunks: Vec::new(),
             chosen: Vec::new(),
+            guessing: Guessing::default(),
             given_up: false,
         }
+    }
+
+    /// Sets what passes are expected to cost, by which it is decided how many guesses are tried.
+    pub fn set_costs(&mut self, costs: PassCosts) {
+        self.guessing.costs = costs;
     }
 
     /// The executor, for what it can tell about itself.
@@ -206,7 +216,12 @@ impl<F: Forward> Generator<F> {
             self.end(index, FinishReason::Cancelled, sink);
         }
         while !self.active.is_empty() {
-            match self.pass(interrupted) {
+            let mut result = self.pass(true, interrupted);
+            if result == Err(PassError::KvFull) {
+                // Guesses take no room from anyone.
+                result = self.pass(false, interrupted);
+            }
+            match result {
                 Ok(()) => {
                     self.report(sink);
                     break;
@@ -237,8 +252,9 @@ impl<F: Forward> Generator<F> {
             .unwrap_or(last)
     }
 
-    /// One forward pass; what was chosen after it is left in `chosen`, and no generation has changed yet.
-    fn pass(&mut self, interrupted: &dyn Fn() -> bool) -> Result<(), PassError> {
+    /// One forward pass, with guesses if `guess`; what was chosen after it is left in `chosen`, and no generation has
+    /// changed yet but for the guesses that were tried.
+    fn pass(&mut self, guess: bool, interrupted: &dyn Fn() -> bool) -> Result<(), PassError> {
         self.parts.clear();
         self.wanting.clear();
         self.chosen.clear();
@@ -262,6 +278,13 @@ impl<F: Forward> Generator<F> {
             self.look_again(reader);
         }
         let patient = reader.is_some_and(|reader| !self.active[reader].urgent);
+        let reading = reader.map_or(0, |reader| {
+            self.active[reader].next_tokens(chunk_tokens).len()
+        });
+        if guess {
+            let room = self.forward.batch_tokens_max();
+            self.guessing.guess(&mut self.active, reading, room);
+        }
         let mut chunks = emptied(std::mem::take(&mut self.chunks));
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {
             let Some(sequence) = sequence else {
@@ -271,38 +294,62 @@ impl<F: Forward> Generator<F> {
                 continue;
             }
             let tokens = active.next_tokens(chunk_tokens);
-            let logits = !active.reads_prompt() || active.wants_logits(tokens.len());
-            if logits {
-                self.wanting.push(index);
+            let logits = if !active.reads_prompt() {
+                LogitsFor::Guesses(active.tried().len())
+            } else if active.wants_logits(tokens.len()) {
+                LogitsFor::Last
+            } else {
+                LogitsFor::None
+            };
+            match logits {
+                LogitsFor::Guesses(count) => self.wanting.push((index, count + 1)),
+                LogitsFor::Last => self.wanting.push((index, 1)),
+                LogitsFor::None | LogitsFor::All => {}
             }
             self.parts.push((index, tokens.len()));
             chunks.push(Chunk {
                 sequence,
                 tokens,
-                logits: if logits {
-                    LogitsFor::Last
-                } else {
-                    LogitsFor::None
-                },
+                logits,
             });
         }
+        let columns: usize = self.parts.iter().map(|&(_, count)| count).sum();
         let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
         let mut wanting = self.wanting.iter();
+        let (mut current, mut row, mut rows, mut wrong) = (0, 0, 0, false);
         let may_stop = patient && !self.given_up;
         let interrupted = || may_stop && interrupted();
+        let began = Instant::now();
         let result = self.forward.pass(&mut chunks, &interrupted, &mut |logits| {
-            if let Some((index, active)) = wanting
-                .next()
-                .and_then(|&index| Some((index, actives.get(index)?)))
-            {
-                chosen.push((index, active.choose(logits, sampler)));
-                // What comes after the prompt is chosen by each that waited for it.
-                for (index, follower) in followers(actives, active.id) {
-                    chosen.push((index, follower.choose(logits, sampler)));
-                }
+            if row == rows {
+                let Some(&(index, count)) = wanting.next() else {
+                    return;
+                };
+                (current, row, rows, wrong) = (index, 0, count, false);
+            }
+            let right = row;
+            row += 1;
+            let Some(active) = actives.get(current).filter(|_| !wrong) else {
+                return;
+            };
+            let token = active.choose(right, logits, sampler);
+            // After a guess that was wrong, the logits are those of another text.
+            let guess = active.tried().get(right);
+            wrong =
+                guess.is_some_and(|&guess| !token.as_ref().is_ok_and(|token| token.id == guess));
+            chosen.push((current, token));
+            // What comes after the prompt is chosen by each that waited for it.
+            for (index, follower) in followers(actives, active.id) {
+                chosen.push((index, follower.choose(0, logits, sampler)));
             }
         });
+        if result.is_ok() && reading == 0 {
+            self.guessing.costs.saw(columns, began.elapsed());
+        }
         self.chunks = emptied(chunks);
+        if result.is_err() {
+            self.active.iter_mut().for_each(Active::drop_guesses);
+        }
         if patient {
             self.given_up = result == Err(PassError::Interrupted);
         }
@@ -336,19 +383,30 @@ impl<F: Forward> Generator<F> {
                 }
             }
         }
-        for (index, chosen) in self.chosen.drain(..) {
-            let Some(active) = self.active.get_mut(index) else {
-                continue;
-            };
-            if over.iter().any(|&(ended, _)| ended == index) {
-                continue;
+        let mut chosen = self.chosen.drain(..).peekable();
+        while let Some(&(index, _)) = chosen.peek() {
+            let mut of_this = std::iter::from_fn(|| {
+                let next = chosen.next_if(|&(other, _)| other == index)?;
+                Some(next.1)
+            });
+            let ended = over.iter().any(|&(ended, _)| ended == index);
+            if let Some(active) = self.active.get_mut(index).filter(|_| !ended) {
+                let reason = active.accept(
+                    &mut of_this,
+                    self.forward.tokenizer(),
+                    now,
+                    &mut self.guessing.acceptance,
+                    sink,
+                );
+                match (reason, &mut self.sequences[index]) {
+                    (Some(reason), _) => over.push((index, reason)),
+                    (None, Some(sequence)) => self.forward.keep(sequence, active.kept()),
+                    (None, None) => {}
+                }
             }
-            let reason = match chosen {
-                Ok(chosen) => active.accept(chosen, self.forward.tokenizer(), now, sink),
-                Err(error) => Some(FinishReason::Failed(error.to_string())),
-            };
-            over.extend(reason.map(|reason| (index, reason)));
+            of_this.for_each(drop);
         }
+        drop(chosen);
         // From the last, so that the indexes of the others stay what they are.
         over.sort_unstable_by_key(|&(index, _)| core::cmp::Reverse(index));
         for (index, reason) in over {

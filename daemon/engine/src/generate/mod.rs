@@ -1,10 +1,12 @@
 //! Several answers at once over one model.
 //!
 //! A [`Generator`] owns an executor and is driven by [`Generator::step`]: one pass over the weights
-//! that gives every answer under way its next token and reads one piece of one prompt. What comes
+//! that gives every answer under way its next tokens and reads one piece of one prompt. What comes
 //! out goes to the caller's sink as [`Event`]s. It is synchronous and has no thread of its own; it
 //! has not heard of deadlines or clients; prompts are read in the order of their start, but for those that are
 //! [`GenerationRequest::urgent`].
+//!
+//! A generation's pass may try guesses of its next tokens ([`crate::speculate`]); then a step gives it several.
 //!
 //! Invariant: what a generation puts out depends on its request alone, byte for byte, whatever else
 //! runs beside it. The executor's logits do not depend on the batch, and draws are keyed by seed
@@ -14,6 +16,7 @@ mod active;
 mod event;
 mod forward;
 mod generator;
+mod guessing;
 mod output;
 mod request;
 mod stop;

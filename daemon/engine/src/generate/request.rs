@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::sample::{LOGPROBS_TOP_MAX, LogitBias, SamplingError, SamplingOptions};
+use crate::speculate::Sources;
 
 /// Most stop strings of one generation.
 pub const STOP_COUNT_MAX: usize = 16;
@@ -29,6 +30,8 @@ pub struct GenerationRequest {
     pub ignore_end: bool,
     /// Its prompt is read before those of others that are not.
     pub urgent: bool,
+    /// Where guesses may come from; they change its speed, nothing else.
+    pub sources: Sources,
 }
 
 /// Why a generation does not start.

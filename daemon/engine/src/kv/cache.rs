@@ -374,7 +374,7 @@ mod tests {
             PAGE,
             "a refused reservation takes nothing"
         );
-        first.append(&[7; PAGE + 1]);
+        first.append(&[7; PAGE + 1], 0);
         first.truncate(PAGE);
         assert_eq!(cache.tokens_free(), 2 * PAGE);
         drop(first);
@@ -506,7 +506,7 @@ mod tests {
                 cache.store(&table(), page, layer, position % PAGE, &keys, &keys);
             }
         }
-        sequence.append(tokens);
+        sequence.append(tokens, 0);
     }
 
     #[test]

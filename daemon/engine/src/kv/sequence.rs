@@ -235,13 +235,25 @@ impl Sequence {
         Some(copy)
     }
 
-    /// Appends tokens that were written to reserved pages. Pages that are now full become known, if the cache
-    /// remembers; where it knows a page of the same tokens already, that one is held instead.
-    pub(crate) fn append(&mut self, tokens: &[u32]) {
+    /// Cuts to the first `tokens` tokens, none of which will be taken back: what [`Sequence::append`] left for that to be
+    /// settled is done.
+    pub(crate) fn keep(&mut self, tokens: usize) {
+        self.truncate(tokens);
+        self.remember(self.tokens.len());
+    }
+
+    /// Appends tokens that were written to reserved pages; the last `guessed` of them may be taken back.
+    pub(crate) fn append(&mut self, tokens: &[u32], guessed: usize) {
         self.tokens.extend_from_slice(tokens);
         debug_assert!(self.tokens.len().div_ceil(PAGE) <= self.pages.len());
-        let full = self.tokens.len() / PAGE;
-        if self.remembered == full {
+        self.remember(self.tokens.len().saturating_sub(guessed));
+    }
+
+    /// Pages that the first `tokens` tokens fill become known, if the cache remembers; where it knows a page of the same
+    /// tokens already, that one is held instead.
+    fn remember(&mut self, tokens: usize) {
+        let full = tokens / PAGE;
+        if self.remembered >= full {
             return;
         }
         let mut ledger = self.owner.lock();
@@ -252,6 +264,7 @@ impl Sequence {
             .tokens
             .chunks_exact(PAGE)
             .enumerate()
+            .take(full)
             .skip(self.remembered)
         {
             let above = index.checked_sub(1).map(|above| self.pages[above]);

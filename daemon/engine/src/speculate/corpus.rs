@@ -1,0 +1,125 @@
+//! Earlier answers, as a source of guesses for the next ones.
+//!
+//! Invariant: a corpus holds at most as many tokens as it was made for; the oldest answers give way. It belongs to
+//! whoever's answers are in it: nobody else's generation is to be given it.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::lookup::Lookup;
+
+/// Tokens before an answer that are kept with it, so that the beginning of the next one finds it.
+pub const CORPUS_LEAD_TOKENS: usize = 8;
+
+/// Answers in order of age, bounded by their tokens.
+#[derive(Debug)]
+pub struct Corpus {
+    tokens_max: usize,
+    texts: Mutex<Texts>,
+}
+
+#[derive(Debug, Default)]
+struct Texts {
+    lookup: Lookup,
+    /// Tokens of each text that is kept, the oldest first; the lookup begins with texts that are not.
+    lengths: VecDeque<usize>,
+    kept: usize,
+}
+
+impl Corpus {
+    /// An empty one for `tokens_max` tokens.
+    #[must_use]
+    pub fn new(tokens_max: usize) -> Corpus {
+        Corpus {
+            tokens_max,
+            texts: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Texts> {
+        // Every change leaves the texts whole.
+        self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an answer that came after `prompt`. One that is longer than the whole corpus may be is left out.
+    pub fn add(&self, prompt: &[u32], answer: &[u32]) {
+        let lead = &prompt[prompt.len().saturating_sub(CORPUS_LEAD_TOKENS)..];
+        let length = lead.len() + answer.len() + 1;
+        if answer.is_empty() || length > self.tokens_max {
+            return;
+        }
+        let mut texts = self.lock();
+        texts.lookup.extend(lead);
+        texts.lookup.extend(answer);
+        texts.lookup.separate();
+        texts.lengths.push_back(length);
+        texts.kept += length;
+        while texts.kept > self.tokens_max {
+            let Some(oldest) = texts.lengths.pop_front() else {
+                break;
+            };
+            texts.kept -= oldest;
+        }
+        // What gave way goes when it is as much as what is left: each token is moved once, on average.
+        if texts.lookup.len() > 2 * self.tokens_max {
+            let start = texts.lookup.len() - texts.kept;
+            let mut lookup = Lookup::with_capacity(2 * self.tokens_max);
+            lookup.extend(&texts.lookup.tokens()[start..]);
+            texts.lookup = lookup;
+        }
+    }
+
+    /// Tokens of the answers kept.
+    #[must_use]
+    pub fn token_count(&self) -> usize {
+        self.lock().kept
+    }
+
+    /// Looks for the end of `text`; appends at most `most` tokens that came after it to `output`, and returns over how many
+    /// tokens it agreed, 0 if it was not found.
+    pub fn find(&self, text: &[u32], most: usize, output: &mut Vec<u32>) -> usize {
+        let texts = self.lock();
+        let gone = texts.lookup.len() - texts.kept;
+        let Some(found) = texts.lookup.find(text, gone) else {
+            return 0;
+        };
+        output.extend(texts.lookup.continuation(found).take(most));
+        found.length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Corpus;
+
+    #[test]
+    fn answers_are_found_by_their_lead_and_their_text() {
+        let corpus = Corpus::new(1000);
+        corpus.add(&[1, 2, 3], &[10, 11, 12, 13]);
+        corpus.add(&[1, 2, 3], &[10, 20, 21]);
+        let find = |text: &[u32]| {
+            let mut output = Vec::new();
+            (corpus.find(text, 2, &mut output), output)
+        };
+        assert_eq!(find(&[1, 2, 3]), (3, vec![10, 20]), "the latest");
+        assert_eq!(find(&[5, 11, 12]), (2, vec![13]));
+        assert_eq!(find(&[12, 13]), (0, vec![]), "nothing follows");
+        assert_eq!(find(&[21, 1]), (0, vec![]), "texts are apart");
+    }
+
+    #[test]
+    fn the_oldest_give_way_and_memory_stays_bounded() {
+        let corpus = Corpus::new(100);
+        for answer in 0..1000_u32 {
+            let tokens: Vec<u32> = (answer..answer + 10).collect();
+            corpus.add(&[], &tokens);
+            assert!(corpus.token_count() <= 100);
+            assert!(corpus.lock().lookup.len() <= 211);
+        }
+        let mut output = Vec::new();
+        assert_eq!(corpus.find(&[3, 4], 9, &mut output), 0);
+        assert_eq!(corpus.find(&[1000, 1001], 9, &mut output), 2);
+        corpus.add(&[], &[7; 200]);
+        assert_eq!(corpus.find(&[7, 7], 9, &mut output), 0, "too long");
+    }
+}

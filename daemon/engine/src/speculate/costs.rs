@@ -1,0 +1,131 @@
+//! What a pass over several tokens costs beside one over a single token.
+//!
+//! It begins with what the machine's calibration says of the weights' products, and follows the passes that are made: what
+//! they take beside the products differs from model to model.
+
+use std::time::Duration;
+
+use crate::calibrate::Calibration;
+
+/// Columns up to which costs are known one by one; beyond, they grow as they do before.
+pub const COLUMNS_MAX: usize = 32;
+
+/// Columns that the calibration measures.
+const MEASURED: usize = crate::calibrate::COLUMNS_MAX;
+
+/// Weight of a new pass in the mean of its kind.
+const NEW: f32 = 0.1;
+
+/// How much longer than expected a pass counts at most: a process that was put aside says nothing about its work.
+const OUTLIER: f32 = 1.5;
+
+/// Passes of a kind that what was expected counts for.
+const PRIOR_PASSES: f32 = 4.0;
+
+/// Costs of passes by their number of tokens.
+#[derive(Clone, Debug)]
+pub struct PassCosts {
+    /// Relative to one column.
+    expected: [f32; COLUMNS_MAX],
+    /// Mean time of the passes seen, in seconds, and how many they were.
+    seen: [(f32, f32); COLUMNS_MAX],
+}
+
+impl Default for PassCosts {
+    fn default() -> PassCosts {
+        // Careful: a machine with little arithmetic for its memory.
+        PassCosts::of_columns(&[1.0, 1.15, 1.3, 1.45, 1.65, 1.85, 2.05, 2.25])
+    }
+}
+
+impl PassCosts {
+    /// Costs relative to one column, for 1 to 8 columns.
+    #[must_use]
+    pub fn of_columns(measured: &[f32; MEASURED]) -> PassCosts {
+        let mut expected = [1.0_f32; COLUMNS_MAX];
+        // A pass over more tokens costs no less; what says so is noise.
+        let mut most = 1.0_f32;
+        for (expected, &measured) in expected.iter_mut().zip(measured) {
+            most = most.max(measured);
+            *expected = most;
+        }
+        let each = (most - expected[MEASURED / 2 - 1]) / (MEASURED / 2) as f32;
+        for column in MEASURED..COLUMNS_MAX {
+            expected[column] = expected[column - 1] + each;
+        }
+        PassCosts {
+            expected,
+            seen: [(0.0, 0.0); COLUMNS_MAX],
+        }
+    }
+
+    /// Costs as a machine's calibration has them.
+    #[must_use]
+    pub fn of_calibration(calibration: &Calibration) -> PassCosts {
+        PassCosts::of_columns(&calibration.column_cost)
+    }
+
+    /// Notes that a pass over `columns` tokens, none of them of a prompt, took `took`.
+    pub fn saw(&mut self, columns: usize, took: Duration) {
+        let Some(index) = columns.checked_sub(1).filter(|&index| index < COLUMNS_MAX) else {
+            return;
+        };
+        let took = took.as_secs_f32();
+        let (mean, count) = &mut self.seen[index];
+        if *count == 0.0 {
+            (*mean, *count) = (took, 1.0);
+        } else {
+            let took = took.min(*mean * OUTLIER);
+            *count += 1.0;
+            *mean += (took - *mean) * NEW.max(1.0 / *count);
+        }
+    }
+
+    /// Cost of a pass over `columns` tokens, relative to one over a single token.
+    #[must_use]
+    pub fn of(&self, columns: usize) -> f32 {
+        let index = columns.clamp(1, COLUMNS_MAX) - 1;
+        let beyond = columns.saturating_sub(COLUMNS_MAX) as f32;
+        let each = self.expected[COLUMNS_MAX - 1] - self.expected[COLUMNS_MAX - 2];
+        let expected = self.expected[index] + beyond * each;
+        let ((one, ones), (mean, count)) = (self.seen[0], self.seen[index]);
+        if index == 0 || ones == 0.0 || count == 0.0 || one <= 0.0 {
+            return expected;
+        }
+        let weight = count.min(ones) / (count.min(ones) + PRIOR_PASSES);
+        expected + (mean / one - self.expected[index]) * weight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{COLUMNS_MAX, PassCosts};
+    use std::time::Duration;
+
+    #[test]
+    fn costs_grow_with_the_columns() {
+        let costs = PassCosts::of_columns(&[1.0, 1.1, 0.9, 1.2, 1.4, 1.3, 1.6, 1.8]);
+        for columns in 1..4 * COLUMNS_MAX {
+            assert!(costs.of(columns + 1) >= costs.of(columns), "{columns}");
+        }
+        assert_eq!(costs.of(1), 1.0);
+        assert_eq!(costs.of(3), 1.1);
+        assert!((costs.of(16) - (1.8 + 8.0 * 0.15)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn what_passes_take_corrects_what_was_expected() {
+        let mut costs = PassCosts::default();
+        let expected = costs.of(4);
+        for _ in 0..100 {
+            costs.saw(1, Duration::from_millis(10));
+            costs.saw(4, Duration::from_millis(20));
+        }
+        assert!(costs.of(4) > expected && (costs.of(4) - 2.0).abs() < 0.05);
+        // One that was put aside for a while changes little.
+        costs.saw(4, Duration::from_secs(9));
+        assert!((costs.of(4) - 2.0).abs() < 0.2, "{}", costs.of(4));
+        costs.saw(0, Duration::from_secs(1));
+        costs.saw(COLUMNS_MAX + 1, Duration::from_secs(1));
+    }
+}

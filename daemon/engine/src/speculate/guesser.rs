@@ -1,0 +1,158 @@
+//! The guesses for one answer.
+
+use std::sync::Arc;
+
+use super::acceptance::{Acceptance, Source};
+use super::{Corpus, DRAFT_MAX, Lookup, Sources};
+
+/// Guesses by which sources are compared.
+const COMPARED: usize = 8;
+
+/// What one source proposes.
+#[derive(Debug, Default)]
+struct Draft {
+    tokens: Vec<u32>,
+    /// Over how many tokens what they followed agreed with the end of the text.
+    length: usize,
+}
+
+/// Knows the text so far and proposes how it goes on.
+#[derive(Debug)]
+pub(crate) struct Guesser {
+    /// The prompt and the answer.
+    text: Lookup,
+    own: bool,
+    corpus: Option<Arc<Corpus>>,
+    /// By source.
+    drafts: [Draft; Source::ALL.len()],
+    best: Source,
+    seen: Acceptance,
+}
+
+impl Guesser {
+    /// For an answer to `prompt` of at most `tokens_max` tokens; `None` if there are no sources.
+    pub(crate) fn new(sources: &Sources, prompt: &[u32], tokens_max: usize) -> Option<Guesser> {
+        if sources.is_empty() {
+            return None;
+        }
+        let mut text = Lookup::with_capacity(prompt.len().saturating_add(tokens_max));
+        text.extend(prompt);
+        Some(Guesser {
+            text,
+            own: sources.own,
+            corpus: sources.corpus.clone(),
+            drafts: Source::ALL.map(|_| Draft {
+                tokens: Vec::with_capacity(DRAFT_MAX),
+                length: 0,
+            }),
+            best: Source::Own,
+            seen: Acceptance::default(),
+        })
+    }
+
+    /// Looks for guesses; returns how many the best source has, at most `most`.
+    pub(crate) fn propose(&mut self, all: &Acceptance, most: usize) -> usize {
+        let most = most.min(DRAFT_MAX);
+        for draft in &mut self.drafts {
+            draft.tokens.clear();
+        }
+        let [own, corpus] = &mut self.drafts;
+        if self.own
+            && let Some(found) = self.text.find_own()
+        {
+            own.length = found.length;
+            own.tokens.extend(self.text.continuation(found).take(most));
+        }
+        if let Some(earlier) = &self.corpus {
+            corpus.length = earlier.find(self.text.tokens(), most, &mut corpus.tokens);
+        }
+        let expected = |source: Source| -> f32 {
+            let mut all_right = 1.0;
+            let compared = self.drafts[source as usize].tokens.len().min(COMPARED);
+            (0..compared)
+                .map(|guess| {
+                    all_right *= self.probability_of(all, source, guess);
+                    all_right
+                })
+                .sum()
+        };
+        let better = expected(Source::Corpus) > expected(Source::Own);
+        self.best = if better { Source::Corpus } else { Source::Own };
+        self.drafts[self.best as usize].tokens.len()
+    }
+
+    /// Probability that guess `guess` of the best source is right if all before it are.
+    pub(crate) fn probability(&self, all: &Acceptance, guess: usize) -> f32 {
+        self.probability_of(all, self.best, guess)
+    }
+
+    fn probability_of(&self, all: &Acceptance, source: Source, guess: usize) -> f32 {
+        // Where guesses were right, the agreement has become longer.
+        let length = self.drafts[source as usize].length + guess;
+        all.probability(&self.seen, source, length)
+    }
+
+    /// The guesses of the best source.
+    pub(crate) fn guesses(&self) -> &[u32] {
+        &self.drafts[self.best as usize].tokens
+    }
+
+    /// Takes the tokens that were chosen since [`Guesser::propose`], and counts which guesses were right, tried or not.
+    pub(crate) fn chosen(&mut self, all: &mut Acceptance, tokens: &[u32]) {
+        for source in Source::ALL {
+            let draft = &self.drafts[source as usize];
+            for (index, (guess, token)) in draft.tokens.iter().zip(tokens).enumerate() {
+                let right = guess == token;
+                all.count(source, draft.length + index, right);
+                self.seen.count(source, draft.length + index, right);
+                if !right {
+                    break;
+                }
+            }
+        }
+        for draft in &mut self.drafts {
+            draft.tokens.clear();
+        }
+        self.text.extend(tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Acceptance, Corpus, Sources};
+    use super::Guesser;
+    use std::sync::Arc;
+
+    #[test]
+    fn nothing_is_made_without_sources() {
+        assert!(Guesser::new(&Sources::default(), &[1, 2, 3], 9).is_none());
+    }
+
+    #[test]
+    fn the_better_source_is_taken_and_both_are_judged() {
+        let corpus = Arc::new(Corpus::new(100));
+        corpus.add(&[], &[8, 1, 2, 3, 4, 5]);
+        let sources = Sources {
+            own: true,
+            corpus: Some(corpus),
+            learns: false,
+        };
+        let mut all = Acceptance::default();
+        let mut guesser = Guesser::new(&sources, &[1, 2, 9, 9, 8, 1, 2], 9).unwrap();
+        assert_eq!(guesser.propose(&all, 2), 2);
+        assert_eq!(
+            guesser.guesses(),
+            [3, 4],
+            "three tokens agree there, two here"
+        );
+        let before = guesser.probability(&all, 0);
+        guesser.chosen(&mut all, &[3, 7]);
+        assert!(guesser.guesses().is_empty());
+        assert_eq!(guesser.propose(&all, 9), 0, "nothing has an end like this");
+        // The first guess was right, the second, after one more token of agreement, was not.
+        guesser.chosen(&mut all, &[8, 1, 2]);
+        assert!(guesser.propose(&all, 9) > 0);
+        assert!(guesser.probability(&all, 0) > before);
+        assert!(guesser.probability(&all, 1) < 0.5);
+    }
+}

@@ -1,0 +1,52 @@
+//! More than one token per pass: tokens guessed cheaply, verified together.
+//!
+//! A pass over a few tokens costs little more than one over a single token, because what it waits for is the weights. So
+//! tokens that are likely to come are put into the pass behind the last one chosen; the model then says at each of them
+//! what it would have chosen, and those that were guessed right are accepted. Guesses come from sources: text that was
+//! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]). How many are tried
+//! is decided step by step from what passes cost on this machine ([`costs`]) and how often guesses of the kind came true
+//! ([`acceptance`]); where they do not pay, none are ([`plan`]).
+//!
+//! Invariant: guesses change when tokens are computed, never which. The logits of a token do not depend on what else is
+//! in the pass, the draw is keyed by its position, and a token is accepted only if it is the one that would have been
+//! chosen; so an answer is the same, byte for byte, with any guesses or none.
+
+mod acceptance;
+mod corpus;
+mod costs;
+mod guesser;
+mod lookup;
+mod plan;
+
+pub use acceptance::Source;
+pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
+pub use costs::{COLUMNS_MAX, PassCosts};
+pub use lookup::{Found, Lookup};
+
+pub(crate) use acceptance::Acceptance;
+pub(crate) use guesser::Guesser;
+pub(crate) use plan::{Planner, Proposal};
+
+use std::sync::Arc;
+
+/// Where the guesses for an answer may come from; by default there are none.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The prompt and the answer itself.
+    pub own: bool,
+    /// Earlier answers.
+    pub corpus: Option<Arc<Corpus>>,
+    /// Whether the answer becomes one of them, once it is complete.
+    pub learns: bool,
+}
+
+impl Sources {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.own && self.corpus.is_none()
+    }
+}
+
+/// Most tokens guessed in one pass for one answer.
+pub const DRAFT_MAX: usize = 23;

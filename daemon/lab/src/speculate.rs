@@ -1,0 +1,440 @@
+//! Measures what guessing tokens ahead gains: every prompt is answered with and without, in turn, and the answers must be
+//! the same.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use andon_engine::calibrate::{Calibrator, Progress};
+use andon_engine::generate::{
+    Event, FinishReason, GenerationRequest, Generator, GeneratorOptions, Timings, Usage,
+};
+use andon_engine::sample::SamplingOptions;
+use andon_engine::speculate::{Corpus, PassCosts, Sources};
+use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
+use andon_engine::{Executor, Model};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use serde_json::json;
+
+/// Answers that repeat this many tokens as often as [`REPEATS_MAX`] are left out: a loop is easy to guess, and worth nothing.
+const REPEATED_TOKENS: usize = 8;
+const REPEATS_MAX: usize = 3;
+
+/// Tokens of a class's earlier answers that are looked through.
+const CORPUS_TOKENS: usize = 1 << 16;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    run: crate::Run,
+    /// JSON lines, each with a `prompt` (or `turns`, of which the first is taken), and a `task` or `category` by which
+    /// results are grouped.
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    /// Where guesses come from: `own`, the prompt and the answer so far; `corpus`, earlier answers of the same group.
+    #[arg(
+        long,
+        value_name = "SOURCE",
+        value_delimiter = ',',
+        default_value = "own"
+    )]
+    sources: Vec<SourceName>,
+    /// Most prompts that are answered, spread over the file.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Most tokens of an answer.
+    #[arg(long = "gen", default_value_t = 128)]
+    generate: usize,
+    /// Longest prompt that is answered, in tokens.
+    #[arg(long, default_value_t = 2048)]
+    prompt_tokens_max: usize,
+    /// Times that each prompt is answered with and without; the fastest of each counts.
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
+    /// 0 takes the most probable token each time.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SourceName {
+    Own,
+    Corpus,
+}
+
+/// A line of the file; other fields are of no interest here.
+#[derive(Debug, Deserialize)]
+struct Record {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    prompt: Option<String>,
+    #[serde(default)]
+    turns: Vec<String>,
+    #[serde(alias = "category")]
+    task: Option<String>,
+}
+
+struct Prompt {
+    id: String,
+    group: String,
+    tokens: Vec<u32>,
+}
+
+/// One answer.
+struct Answer {
+    ids: Vec<u32>,
+    text: String,
+    usage: Usage,
+    timings: Timings,
+}
+
+/// What was measured of one prompt, or added up over several.
+#[derive(Debug, Clone, Copy, Default)]
+struct Measured {
+    prompts: usize,
+    looped: usize,
+    tokens: usize,
+    guessed: usize,
+    accepted: usize,
+    plain_ns: u64,
+    guessing_ns: u64,
+    /// Sum of the prompts' speed-ups, and the least of them.
+    speedups: f64,
+    worst: f64,
+}
+
+impl Measured {
+    fn add(&mut self, other: &Measured) {
+        self.worst = match (self.prompts, other.prompts) {
+            (0, _) => other.worst,
+            (_, 0) => self.worst,
+            _ => self.worst.min(other.worst),
+        };
+        self.prompts += other.prompts;
+        self.looped += other.looped;
+        self.tokens += other.tokens;
+        self.guessed += other.guessed;
+        self.accepted += other.accepted;
+        self.plain_ns += other.plain_ns;
+        self.guessing_ns += other.guessing_ns;
+        self.speedups += other.speedups;
+    }
+
+    fn share(part: usize, whole: usize) -> f64 {
+        if whole == 0 {
+            0.0
+        } else {
+            part as f64 / whole as f64
+        }
+    }
+
+    /// Tokens that a pass gave.
+    fn tokens_per_pass(&self) -> f64 {
+        Measured::share(self.tokens, self.tokens - self.accepted)
+    }
+
+    fn acceptance(&self) -> f64 {
+        Measured::share(self.accepted, self.guessed)
+    }
+
+    /// Mean of the prompts' speed-ups.
+    fn speedup(&self) -> f64 {
+        if self.prompts == 0 {
+            1.0
+        } else {
+            self.speedups / self.prompts as f64
+        }
+    }
+
+    /// Speed-up of all of them together.
+    fn total_speedup(&self) -> f64 {
+        if self.guessing_ns == 0 {
+            1.0
+        } else {
+            self.plain_ns as f64 / self.guessing_ns as f64
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let round = |value: f64| (value * 1000.0).round() / 1000.0;
+        json!({
+            "prompts": self.prompts,
+            "left_out_loops": self.looped,
+            "tokens": self.tokens,
+            "tokens_per_pass": round(self.tokens_per_pass()),
+            "acceptance": round(self.acceptance()),
+            "speedup_mean": round(self.speedup()),
+            "speedup_total": round(self.total_speedup()),
+            "speedup_worst": round(self.worst),
+            "decode_tok_s_plain": round(self.tokens as f64 * 1e9 / self.plain_ns.max(1) as f64),
+        })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.rounds > 0, "--rounds must be at least 1");
+    let model = arguments.run.load()?;
+    let prompts = prompts(arguments, &model)?;
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max();
+    let longest = longest.context("the file has no prompt that is short enough")?;
+    let mut executor = arguments
+        .run
+        .executor(&model, longest + arguments.generate)?;
+    let costs = calibrated(&mut executor);
+    let options = GeneratorOptions {
+        parallel_max: 1,
+        prefill_chunk_tokens: executor.batch_tokens_max(),
+    };
+    let mut generator = Generator::new(executor, options);
+    generator.set_costs(costs);
+    let mut groups: BTreeMap<&str, Measured> = BTreeMap::new();
+    let mut corpora: BTreeMap<&str, Arc<Corpus>> = BTreeMap::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let corpus = corpora
+            .entry(&prompt.group)
+            .or_insert_with(|| Arc::new(Corpus::new(CORPUS_TOKENS)));
+        let sources = Sources {
+            own: arguments.sources.contains(&SourceName::Own),
+            corpus: arguments
+                .sources
+                .contains(&SourceName::Corpus)
+                .then(|| Arc::clone(corpus)),
+            // An answer is no source for itself: it is added after all its rounds.
+            learns: false,
+        };
+        let (measured, answer) = measure(arguments, &mut generator, prompt, &sources, index)?;
+        corpus.add(&prompt.tokens, &answer.ids);
+        groups.entry(&prompt.group).or_default().add(&measured);
+        if !arguments.json {
+            eprint!("\r{} of {} prompts", index + 1, prompts.len());
+        }
+    }
+    report(arguments, &groups)
+}
+
+/// What passes cost on this machine; what is taken for granted if it cannot be measured.
+fn calibrated(executor: &mut Executor) -> PassCosts {
+    let mut calibrator = Calibrator::default();
+    loop {
+        match calibrator.step(executor) {
+            Progress::More => {}
+            Progress::Done(calibration) => {
+                executor.adapt(&calibration);
+                return PassCosts::of_calibration(&calibration);
+            }
+            Progress::Failed => return PassCosts::default(),
+        }
+    }
+}
+
+/// The prompts of the file, as the model's chat template has them.
+fn prompts(arguments: &Arguments, model: &Model) -> Result<Vec<Prompt>> {
+    let text = crate::read_text(&arguments.prompts)?;
+    let mut prompts = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let place = || format!("{}:{}", arguments.prompts.display(), number + 1);
+        let record: Record = serde_json::from_str(line).with_context(place)?;
+        let text = record.prompt.or_else(|| record.turns.into_iter().next());
+        let text = text.with_context(|| format!("{}: neither `prompt` nor `turns`", place()))?;
+        let tokens = tokens_of(model, &text)?;
+        if tokens.len() <= arguments.prompt_tokens_max {
+            prompts.push(Prompt {
+                id: record.id.unwrap_or_else(|| (number + 1).to_string()),
+                group: record.task.unwrap_or_else(|| "all".to_owned()),
+                tokens,
+            });
+        }
+    }
+    if let Some(limit) = arguments.limit.filter(|&limit| limit < prompts.len()) {
+        let count = prompts.len();
+        let mut index = 0;
+        prompts.retain(|_| {
+            index += 1;
+            // Every `count / limit`th, without rounding away.
+            index * limit / count > (index - 1) * limit / count
+        });
+    }
+    Ok(prompts)
+}
+
+fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
+    let tokenizer = model.tokenizer();
+    let Some(template) = model.chat_template() else {
+        return Ok(tokenizer.encode_prompt(text, Special::Parse));
+    };
+    let message = ChatMessage::new("user", text);
+    let input = ChatInput {
+        messages: &[message],
+        add_generation_prompt: true,
+        ..ChatInput::default()
+    };
+    Ok(tokenizer.encode(&template.render(&input)?, Special::Parse))
+}
+
+/// Answers a prompt in turn with guesses and without.
+fn measure(
+    arguments: &Arguments,
+    generator: &mut Generator,
+    prompt: &Prompt,
+    sources: &Sources,
+    index: usize,
+) -> Result<(Measured, Answer)> {
+    let mut best: [Option<Answer>; 2] = [None, None];
+    for round in 0..arguments.rounds {
+        for turn in 0..2 {
+            // Neither is always the first.
+            let guessing = (turn + round + index) % 2;
+            let sources = if guessing == 1 {
+                sources.clone()
+            } else {
+                Sources::default()
+            };
+            let answer = answer(arguments, generator, prompt, sources)?;
+            let best = &mut best[guessing];
+            if best
+                .as_ref()
+                .is_none_or(|best| answer.timings.decode_ns < best.timings.decode_ns)
+            {
+                *best = Some(answer);
+            }
+        }
+    }
+    let [Some(plain), Some(guessing)] = best else {
+        bail!("no round was made");
+    };
+    ensure!(
+        plain.ids == guessing.ids && plain.text == guessing.text,
+        "the answer to {} is another one with guesses: please report this",
+        prompt.id
+    );
+    let mut measured = Measured::default();
+    // The first token comes with the prompt.
+    let tokens = plain.usage.completion_tokens.saturating_sub(1);
+    if is_loop(&plain.ids) {
+        measured.looped = 1;
+    } else if tokens > 0 && plain.timings.decode_ns > 0 && guessing.timings.decode_ns > 0 {
+        let speedup = plain.timings.decode_ns as f64 / guessing.timings.decode_ns as f64;
+        measured = Measured {
+            prompts: 1,
+            looped: 0,
+            tokens,
+            guessed: guessing.usage.guessed_tokens,
+            accepted: guessing.usage.accepted_tokens,
+            plain_ns: plain.timings.decode_ns,
+            guessing_ns: guessing.timings.decode_ns,
+            speedups: speedup,
+            worst: speedup,
+        };
+    }
+    Ok((measured, guessing))
+}
+
+/// Whether some tokens come again and again.
+fn is_loop(ids: &[u32]) -> bool {
+    let mut counts: BTreeMap<&[u32], usize> = BTreeMap::new();
+    ids.windows(REPEATED_TOKENS).any(|window| {
+        let count = counts.entry(window).or_default();
+        *count += 1;
+        *count >= REPEATS_MAX
+    })
+}
+
+fn answer(
+    arguments: &Arguments,
+    generator: &mut Generator,
+    prompt: &Prompt,
+    sources: Sources,
+) -> Result<Answer> {
+    generator.start(GenerationRequest {
+        prompt: prompt.tokens.clone(),
+        tokens_max: Some(arguments.generate),
+        sampling: SamplingOptions {
+            temperature: arguments.temperature,
+            seed: arguments.seed,
+            ..SamplingOptions::default()
+        },
+        sources,
+        ..GenerationRequest::default()
+    })?;
+    let (mut ids, mut answer, mut end) = (Vec::new(), String::new(), None);
+    while generator.active() > 0 {
+        generator.step(&mut |_, event| match event {
+            Event::PromptDone { .. } => {}
+            Event::Text { text, ids: new, .. } => {
+                answer.push_str(text);
+                ids.extend_from_slice(new);
+            }
+            Event::Finished {
+                reason,
+                usage,
+                timings,
+            } => end = Some((reason, usage, timings)),
+        })?;
+    }
+    let (reason, usage, timings) = end.context("the generation did not end")?;
+    if let FinishReason::Failed(message) = reason {
+        bail!("{}: the generation failed: {message}", prompt.id);
+    }
+    Ok(Answer {
+        ids,
+        text: answer,
+        usage,
+        timings,
+    })
+}
+
+fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()> {
+    let mut all = Measured::default();
+    for measured in groups.values() {
+        all.add(measured);
+    }
+    let mut stdout = std::io::stdout().lock();
+    if arguments.json {
+        let groups: serde_json::Map<String, serde_json::Value> = groups
+            .iter()
+            .map(|(name, measured)| ((*name).to_owned(), measured.json()))
+            .collect();
+        writeln!(
+            stdout,
+            "{}",
+            json!({ "model": arguments.run.model, "all": all.json(), "groups": groups })
+        )?;
+        return Ok(());
+    }
+    eprintln!();
+    writeln!(
+        stdout,
+        "{:<24} {:>7} {:>5} {:>7} {:>9} {:>8} {:>8} {:>7} {:>7}",
+        "group", "prompts", "loops", "tokens", "tok/pass", "accepted", "speed-up", "total", "worst"
+    )?;
+    let named = groups.iter().map(|(name, measured)| (*name, measured));
+    for (name, measured) in named.chain([("all", &all)]) {
+        writeln!(
+            stdout,
+            "{:<24} {:>7} {:>5} {:>7} {:>9.2} {:>7.1}% {:>7.2}x {:>6.2}x {:>6.2}x",
+            name,
+            measured.prompts,
+            measured.looped,
+            measured.tokens,
+            measured.tokens_per_pass(),
+            measured.acceptance() * 100.0,
+            measured.speedup(),
+            measured.total_speedup(),
+            measured.worst,
+        )?;
+    }
+    Ok(())
+}
