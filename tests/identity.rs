@@ -430,6 +430,49 @@ fn sequences_of_several_chunks() {
     }
 }
 
+/// Little enough for an emulated processor: a layer of a few formats, packed and not, in every instruction set there is.
+#[test]
+fn instruction_sets_agree_on_a_few_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    for weights in [
+        TensorType::F16,
+        TensorType::Q4_0,
+        TensorType::Q8_0,
+        TensorType::Q4K,
+        TensorType::Q6K,
+    ] {
+        let model = TinyModel {
+            embedding: 256,
+            feed_forward: 256,
+            layer_count: 1,
+            weights,
+            ..TinyModel::default()
+        };
+        model.write(&path).expect("writable");
+        let model = Arc::new(Model::load(&path).expect("a sound model"));
+        let sequence = tokens(&model, 10, 0);
+        for kv_type in KvType::ALL {
+            let expected = run(
+                &mut executor(&model, Isa::best(), 1, kv_type),
+                &sequence,
+                10,
+            );
+            for isa in supported() {
+                let mut executor = executor(&model, isa, 2, kv_type);
+                for chunk in [1, 10] {
+                    let actual = run(&mut executor, &sequence, chunk);
+                    let context = format!("{} {} by {chunk}", weights.name(), isa.name());
+                    assert_same(&actual, &expected, &context);
+                }
+            }
+            if kv_type == KvType::F16 {
+                check_packed(&path, &sequence, &expected, 10);
+            }
+        }
+    }
+}
+
 #[test]
 fn tiny_models_of_every_format() {
     let folder = tempfile::tempdir().expect("a folder");

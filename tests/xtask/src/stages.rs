@@ -32,7 +32,7 @@ pub(crate) enum Stage {
     Units,
     /// Licences, sources and banned crates.
     Deny,
-    /// The crates below the daemon built for aarch64 and tested on emulated processors.
+    /// The workspace built for aarch64; the crates below the daemon, and the daemon itself, tested on emulated processors.
     Aarch64,
 }
 
