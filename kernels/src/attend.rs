@@ -14,17 +14,6 @@ use core::ops::Range;
 /// Parts of an 8-bit query.
 const PARTS: usize = 2;
 
-/// Makes the scores of rows from those of their parts, which are in rows twice as many.
-fn add_parts(scores: &mut [f32], rows: usize, positions: Range<usize>) {
-    for row in 0..rows {
-        for position in positions.clone() {
-            // The row written is one whose parts have been read.
-            let first = PARTS * row * CHUNK + position;
-            scores[row * CHUNK + position] = scores[first] + scores[first + CHUNK];
-        }
-    }
-}
-
 /// How a layer attends.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -181,7 +170,7 @@ impl Table {
             first += tiles * TILE;
         }
         if block.quantized.is_some() {
-            add_parts(weights, rows, start - here.start..end - here.start);
+            self.add_parts(weights, rows, start - here.start..end - here.start);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let seen = seen_of(row / group);

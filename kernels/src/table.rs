@@ -374,6 +374,13 @@ impl Table {
         unsafe { kernel(weights, values, positions, head_dim, output) }
     }
 
+    /// Adds up the scores of the two parts of 8-bit queries: see [`op::attention`], step 1.
+    #[inline]
+    pub(crate) fn add_parts(&self, scores: &mut [f32], rows: usize, positions: Range<usize>) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.attention.add_parts)(scores, rows, positions) }
+    }
+
     /// See [`op::attention`], step 2.
     #[inline]
     pub(crate) fn weigh(&self, scores: &mut [f32], first: usize, end: usize) -> [f32; 2] {

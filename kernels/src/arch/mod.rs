@@ -19,6 +19,19 @@ macro_rules! portable_attention {
             crate::op::attention::weigh(scores, first, end)
         }
 
+        /// [`crate::op::attention::add_parts`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn add_parts(
+            scores: &mut [f32],
+            rows: usize,
+            positions: core::ops::Range<usize>,
+        ) {
+            crate::op::attention::add_parts(scores, rows, positions);
+        }
+
         /// [`crate::op::attention::merge`].
         ///
         /// # Safety

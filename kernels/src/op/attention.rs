@@ -26,6 +26,7 @@
 
 use super::exp::exp;
 use super::{LANES, sum_lanes};
+use core::ops::Range;
 
 /// Positions of a page.
 pub const PAGE: usize = 64;
@@ -215,6 +216,8 @@ pub(crate) struct Kernels {
     pub(crate) quantized_weighted_sum: QuantizedWeightedSum,
     /// [`weigh`]; the instruction set must be supported.
     pub(crate) weigh: unsafe fn(&mut [f32], usize, usize) -> [f32; 2],
+    /// [`add_parts`]; the instruction set must be supported.
+    pub(crate) add_parts: unsafe fn(&mut [f32], usize, Range<usize>),
     /// [`merge`]; the instruction set must be supported.
     pub(crate) merge: Merge,
     /// [`super::quantize_heads::quantize_head`]; the instruction set must be supported.
@@ -228,6 +231,27 @@ pub(crate) struct Kernels {
 type Merge = unsafe fn(&mut [f32; 2], &mut [f32], [f32; 2], &[f32]);
 
 type QuantizeQuery = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]);
+
+/// Makes the scores of rows at `positions` from those of their two parts, which are in rows twice as many.
+#[inline(always)]
+pub(crate) fn add_parts(scores: &mut [f32], rows: usize, positions: Range<usize>) {
+    for row in 0..rows {
+        let (before, parts) = scores.split_at_mut(2 * row * CHUNK);
+        let (first, second) = parts.split_at_mut(CHUNK);
+        let (first, second) = (&mut first[positions.clone()], &second[positions.clone()]);
+        if row == 0 {
+            for (score, part) in first.iter_mut().zip(second) {
+                *score += part;
+            }
+        } else {
+            // The row written is one whose parts have been read.
+            let scores = &mut before[row * CHUNK..][positions.clone()];
+            for ((score, first), second) in scores.iter_mut().zip(first).zip(second) {
+                *score = *first + second;
+            }
+        }
+    }
+}
 
 /// Attention with linear biases: takes `slope * |position - p|` from the score of each position `p`, counted from
 /// `first`; the product and the difference are rounded.

@@ -13,6 +13,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
     weighted_sum,
     quantized_weighted_sum,
     weigh: attention::weigh,
+    add_parts: attention::add_parts,
     merge: attention::merge,
     quantize_head: quantize_heads::quantize_head,
     quantize_key: quantize_heads::quantize_key,

@@ -25,6 +25,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
     weighted_sum,
     quantized_weighted_sum,
     weigh,
+    add_parts,
     merge,
     quantize_head,
     quantize_key,
