@@ -1,7 +1,8 @@
 //! The memory of the pages and where things lie in it.
 
-use super::PAGE;
+use super::memory::{Memory, zeros};
 use super::sequence::{Copy, Pages, Sequence};
+use super::{PAGE, SPAN};
 use andon_kernels::Table;
 use andon_kernels::op::attention::{
     Keys, TILE, Values, key_groups, key_index, key_level_index, key_levels, key_scale_index,
@@ -83,19 +84,18 @@ impl Geometry {
         (page.levels + page.halves * size_of::<u16>()) / PAGE
     }
 
-    /// Where the keys, or the values, of a head in a layer begin in a page, and what they take.
+    /// Where the keys, or the values, of a head in a layer would begin in a page that lay by itself, and what they take.
     fn head(&self, layer: usize, values: bool, head: usize) -> (Part, Part) {
         let [of_keys, of_values] = self.position();
         let mine = if values { of_values } else { of_keys };
-        let start = |keys: usize, values_of: usize, mine: usize| {
-            let layers = layer * self.head_count * (keys + values_of);
-            let keys = if values { self.head_count * keys } else { 0 };
-            (layers + keys + head * mine) * PAGE
+        let before = layer * self.head_count + head;
+        let start = |keys: usize, values_of: usize| {
+            (before * (keys + values_of) + if values { keys } else { 0 }) * PAGE
         };
         (
             Part::new(
-                start(of_keys.levels, of_values.levels, mine.levels),
-                start(of_keys.halves, of_values.halves, mine.halves),
+                start(of_keys.levels, of_values.levels),
+                start(of_keys.halves, of_values.halves),
             ),
             Part::new(mine.levels * PAGE, mine.halves * PAGE),
         )
@@ -119,10 +119,10 @@ impl Part {
 #[derive(Debug)]
 pub struct Cache {
     geometry: Geometry,
-    /// 8-bit levels, page by page.
-    levels: Vec<i8>,
-    /// f16 elements, or the levels' scales, page by page.
-    halves: Vec<u16>,
+    /// 8-bit levels, span by span.
+    levels: Memory<i8>,
+    /// f16 elements, or the levels' scales, span by span.
+    halves: Memory<u16>,
     /// One token's keys or values in the form they are kept in.
     row: Row,
     page_count: usize,
@@ -146,26 +146,15 @@ fn range(
 ) -> (Range<usize>, Range<usize>) {
     let each = geometry.page();
     let (start, length) = geometry.head(layer, values, head);
-    let levels = page as usize * each.levels + start.levels;
-    let halves = page as usize * each.halves + start.halves;
+    let (span, place) = (page as usize / SPAN, page as usize % SPAN);
+    let at =
+        |each: usize, start: usize, length: usize| (span * each + start) * SPAN + place * length;
+    let levels = at(each.levels, start.levels, length.levels);
+    let halves = at(each.halves, start.halves, length.halves);
     (
         levels..levels + length.levels,
         halves..halves + length.halves,
     )
-}
-
-/// `count` zeros; `None` if there is not enough memory.
-fn zeros<T: Clone + Default>(count: usize) -> Option<Vec<T>> {
-    if count > isize::MAX as usize / size_of::<T>() {
-        return None;
-    }
-    // `vec!` aborts where there is not enough memory, so ask first, in a way that may fail; the black box keeps the
-    // compiler from leaving out what nobody uses.
-    let mut probe = Vec::<T>::new();
-    probe.try_reserve_exact(count).ok()?;
-    drop(std::hint::black_box(probe));
-    // Zeroed memory comes untouched from the system: it is resident only once written.
-    Some(vec![T::default(); count])
 }
 
 impl Cache {
@@ -177,13 +166,14 @@ impl Cache {
     pub fn new(geometry: Geometry, tokens: usize, remembers: bool) -> Option<Cache> {
         let page_count = tokens.div_ceil(PAGE);
         let page = geometry.page();
-        let levels = page_count.checked_mul(page.levels)?;
-        let halves = page_count.checked_mul(page.halves)?;
+        let room = page_count.checked_next_multiple_of(SPAN)?;
+        let levels = room.checked_mul(page.levels)?;
+        let halves = room.checked_mul(page.halves)?;
         let pages = u32::try_from(page_count).ok()?;
         let heads = geometry.head_count;
         Some(Cache {
-            levels: zeros(levels)?,
-            halves: zeros(halves)?,
+            levels: Memory::zeros(levels)?,
+            halves: Memory::zeros(halves)?,
             row: Row {
                 levels: zeros(heads * key_levels(geometry.head_dim))?,
                 halves: zeros(heads * geometry.head_dim.max(key_groups(geometry.head_dim)))?,
@@ -227,11 +217,17 @@ impl Cache {
 
     fn copy(&mut self, copy: Option<Copy>) {
         if let Some(Copy { from, to }) = copy {
-            let page = self.geometry.page();
-            let (from, to) = (from as usize, to as usize);
-            let of = |each: usize| from * each..(from + 1) * each;
-            self.levels.copy_within(of(page.levels), to * page.levels);
-            self.halves.copy_within(of(page.halves), to * page.halves);
+            let geometry = self.geometry;
+            for layer in 0..geometry.layer_count {
+                for values in [false, true] {
+                    for head in 0..geometry.head_count {
+                        let place = |page| range(&geometry, page, layer, values, head);
+                        let ((levels, halves), (to_levels, to_halves)) = (place(from), place(to));
+                        self.levels.copy_within(levels, to_levels.start);
+                        self.halves.copy_within(halves, to_halves.start);
+                    }
+                }
+            }
         }
     }
 

@@ -1,13 +1,14 @@
 //! One sequence's positions in the cache, and the pages that no sequence needs.
 
 use super::PAGE;
+use super::free::Free;
 use super::prefix::Prefixes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Who holds which page.
 #[derive(Debug)]
 struct Ledger {
-    free: Vec<u32>,
+    free: Free,
     /// Sequences that hold each page.
     holders: Vec<u32>,
     prefixes: Prefixes,
@@ -19,22 +20,28 @@ struct Ledger {
 
 impl Ledger {
     fn available(&self) -> usize {
-        self.free.len() + self.prefixes.idle_count()
+        self.free.count() + self.prefixes.idle_count()
     }
 
-    /// Appends `count` pages that nobody else holds to `pages`; false, and nothing taken, if there are too few.
-    fn take(&mut self, count: usize, pages: &mut Vec<u32>) -> bool {
+    /// Sees to it that `count` pages are free; false if there are too few.
+    fn make_room(&mut self, count: usize) -> bool {
         if self.available() < count {
             return false;
         }
-        for _ in 0..count {
-            let Some(page) = self.free.pop().or_else(|| self.prefixes.evict()) else {
+        while self.free.count() < count {
+            let Some(page) = self.prefixes.evict() else {
                 return false;
             };
-            self.holders[page as usize] = 1;
-            pages.push(page);
+            self.free.put(page);
         }
         true
+    }
+
+    /// A free page, to be the one after `pages`.
+    fn take(&mut self, pages: &[u32]) -> Option<u32> {
+        let page = self.free.take(pages.last().copied(), pages.len())?;
+        self.holders[page as usize] = 1;
+        Some(page)
     }
 
     fn hold(&mut self, page: u32) {
@@ -52,7 +59,7 @@ impl Ledger {
             let holders = &mut self.holders[page as usize];
             *holders -= 1;
             if *holders == 0 && !self.prefixes.rest(page, self.clock) {
-                self.free.push(page);
+                self.free.put(page);
             }
         }
     }
@@ -74,8 +81,7 @@ impl Pages {
     pub(super) fn new(count: u32, remembers: bool) -> Arc<Pages> {
         Arc::new(Pages {
             ledger: Mutex::new(Ledger {
-                // Taken from the end: low pages first, so that little memory is touched twice as often.
-                free: (0..count).rev().collect(),
+                free: Free::new(count),
                 holders: vec![0; count as usize],
                 prefixes: Prefixes::new(count),
                 remembers,
@@ -151,16 +157,17 @@ impl Sequence {
         let mut fork = Sequence::new(Arc::clone(&self.owner));
         let mut ledger = self.owner.lock();
         let full = self.tokens.len() / PAGE;
-        let mut own = Vec::new();
-        if !self.tokens.len().is_multiple_of(PAGE) && !ledger.take(1, &mut own) {
+        let is_begun = !self.tokens.len().is_multiple_of(PAGE);
+        if is_begun && !ledger.make_room(1) {
             return None;
         }
         for &page in &self.pages[..full] {
             ledger.hold(page);
             fork.pages.push(page);
         }
+        let own = is_begun.then(|| ledger.take(&fork.pages)).flatten();
         drop(ledger);
-        let copy = own.first().map(|&to| Copy {
+        let copy = own.map(|to| Copy {
             from: self.pages[full],
             to,
         });
@@ -220,15 +227,20 @@ impl Sequence {
         let mut ledger = self.owner.lock();
         let shared = self.shared_tail(&ledger);
         let missing = tokens.div_ceil(PAGE).saturating_sub(self.pages.len());
-        if !ledger.take(missing + usize::from(shared.is_some()), &mut self.pages) {
+        if !ledger.make_room(missing + usize::from(shared.is_some())) {
             return None;
         }
         let copy = shared.and_then(|from| {
-            let to = self.pages.pop()?;
-            self.pages[self.tokens.len() / PAGE] = to;
+            let index = self.tokens.len() / PAGE;
+            let to = ledger.take(&self.pages[..index])?;
+            self.pages[index] = to;
             ledger.release(std::iter::once(from));
             Some(Copy { from, to })
         });
+        for _ in 0..missing {
+            let page = ledger.take(&self.pages)?;
+            self.pages.push(page);
+        }
         // Memory for tokens is taken with their pages, so that appending takes none.
         self.tokens
             .reserve(self.pages.len() * PAGE - self.tokens.len());

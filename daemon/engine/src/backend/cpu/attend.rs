@@ -3,7 +3,9 @@
 //! Consecutive tokens of a sequence make a block, whose query heads of one KV head are computed together: what is read
 //! and converted of the cache serves all of them. A block's part of one KV head is a unit of work; where there are few
 //! units, each chunk of positions is an item of its own, whose partial result goes to a slot, and whoever finishes the
-//! last chunk of a unit merges them. Which way it goes changes no byte: [`andon_kernels::op::attention`].
+//! last chunk of a unit merges them. Items of one chunk follow each other, and a thread takes several: in the cache they
+//! do, too, and a stream that goes on is read much faster than one that begins. Which way it goes changes no byte:
+//! [`andon_kernels::op::attention`].
 
 use super::Cpu;
 use super::pass::{Batch, Pass};
@@ -23,6 +25,10 @@ const BLOCK_ROWS: usize = 16;
 
 /// Units for each thread from which on they are shared out whole: with fewer, threads would wait for the last.
 const UNITS_EACH: usize = 8;
+
+/// Times that a thread takes items of a layer, about: few, so that what it reads is in long stretches, but enough that
+/// threads are through at about the same time.
+const TAKES_EACH: usize = 16;
 
 /// Tokens at the end of the longest sequence whose partial results slots hold.
 const SLOT_TOKENS: usize = 2;
@@ -88,30 +94,56 @@ pub(crate) struct Scratch {
     weights: Vec<f32>,
     total: Rows,
     next: Rows,
+    /// One for each KV head.
+    queries: Vec<Levels>,
+}
+
+/// A block's 8-bit queries of the heads of a KV head.
+#[derive(Debug)]
+struct Levels {
     levels: Vec<i8>,
     scales: Vec<f32>,
     offsets: Vec<i32>,
 }
 
+impl Levels {
+    fn new(rows: usize, head_dim: usize) -> Levels {
+        Levels {
+            levels: vec![0; 2 * rows * key_levels(head_dim)],
+            scales: vec![0.0; 2 * rows * key_groups(head_dim)],
+            offsets: vec![0; 2 * rows * key_groups(head_dim)],
+        }
+    }
+
+    /// Makes them of the block's.
+    fn quantize(&mut self, table: &Table, block: &Block<'_>) {
+        let output = QuantizedQueriesMut {
+            levels: &mut self.levels,
+            scales: &mut self.scales,
+            offsets: &mut self.offsets,
+        };
+        table.quantize_queries(&block.queries, output);
+    }
+}
+
 impl Scratch {
     /// Bytes that [`Scratch::new`] takes.
-    pub(crate) fn bytes(group: usize, head_dim: usize) -> Option<usize> {
-        // Weights; twice the rows with their sums; levels, a scale and an offset for every group of them; what has two
-        // parts twice.
-        let floats = (2 * CHUNK).checked_add(head_dim.checked_mul(4)?)?;
+    pub(crate) fn bytes(group: usize, head_dim: usize, kv_heads: usize) -> Option<usize> {
+        // Weights; twice the rows with their sums; for each KV head levels, a scale and an offset for every group of them;
+        // what has two parts twice.
+        let rows = kv_heads.checked_add(3)?;
+        let floats = (2 * CHUNK).checked_add(head_dim.checked_mul(rows)?)?;
         floats.checked_mul(BLOCK_ROWS.max(group))?.checked_mul(4)
     }
 
     /// Scratch for blocks of [`block_tokens`] tokens.
-    pub(crate) fn new(group: usize, head_dim: usize) -> Scratch {
+    pub(crate) fn new(group: usize, head_dim: usize, kv_heads: usize) -> Scratch {
         let rows = BLOCK_ROWS.max(group);
         Scratch {
             weights: vec![0.0; 2 * rows * CHUNK],
             total: Rows::new(rows, head_dim),
             next: Rows::new(rows, head_dim),
-            levels: vec![0; 2 * rows * key_levels(head_dim)],
-            scales: vec![0.0; 2 * rows * key_groups(head_dim)],
-            offsets: vec![0; 2 * rows * key_groups(head_dim)],
+            queries: (0..kv_heads).map(|_| Levels::new(rows, head_dim)).collect(),
         }
     }
 
@@ -126,8 +158,9 @@ impl Scratch {
         finish: impl FnMut(usize, &[f32]),
     ) {
         let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
-        if quantized {
-            self.quantize(table, block);
+        let quantized = quantized.then_some(0);
+        if let Some(index) = quantized {
+            self.queries[index].quantize(table, block);
         }
         for (index, chunk) in attention.chunks(block).enumerate() {
             self.attend_chunk(table, attention, block, quantized, chunk, page);
@@ -141,31 +174,24 @@ impl Scratch {
         self.finish(rows, head_dim, finish);
     }
 
-    /// Makes 8-bit queries of the block's.
-    fn quantize(&mut self, table: &Table, block: &Block<'_>) {
-        let output = QuantizedQueriesMut {
-            levels: &mut self.levels,
-            scales: &mut self.scales,
-            offsets: &mut self.offsets,
-        };
-        table.quantize_queries(&block.queries, output);
-    }
-
-    /// The partial result of one chunk, into `next`; if `quantized`, with the 8-bit queries made before.
+    /// The partial result of one chunk, into `next`; with the 8-bit queries of number `quantized`, if there is one.
     fn attend_chunk<'k>(
         &mut self,
         table: &Table,
         attention: &Attention<'_>,
         block: &Block<'_>,
-        quantized: bool,
+        quantized: Option<usize>,
         chunk: usize,
         page: impl Fn(usize) -> (Keys<'k>, Values<'k>),
     ) {
         let (rows, head_dim) = (block.queries.rows(), block.queries.head_dim);
-        let quantized = quantized.then_some(QuantizedQueries {
-            levels: &self.levels,
-            scales: &self.scales,
-            offsets: &self.offsets,
+        let quantized = quantized.map(|index| {
+            let queries = &self.queries[index];
+            QuantizedQueries {
+                levels: &queries.levels,
+                scales: &queries.scales,
+                offsets: &queries.offsets,
+            }
         });
         let block = Block {
             quantized,
@@ -215,7 +241,8 @@ impl WorkspaceSizes {
 
     /// Bytes of the largest parts; `None` if they cannot be counted.
     pub(crate) fn bytes(&self) -> Option<usize> {
-        let scratch = Scratch::bytes(self.group(), self.head_dim)?.checked_mul(self.threads)?;
+        let scratch = Scratch::bytes(self.group(), self.head_dim, self.kv_head_count)?
+            .checked_mul(self.threads)?;
         let row_bytes = self
             .head_dim
             .checked_add(2)?
@@ -236,7 +263,7 @@ impl Workspace {
         Workspace {
             group,
             threads: (0..sizes.threads)
-                .map(|_| Mutex::new(Scratch::new(group, sizes.head_dim)))
+                .map(|_| Mutex::new(Scratch::new(group, sizes.head_dim, sizes.kv_head_count)))
                 .collect(),
             blocks: Vec::with_capacity(sizes.tokens_max),
             remaining: (0..units).map(|_| AtomicUsize::new(0)).collect(),
@@ -345,8 +372,8 @@ impl Units<'_> {
         piece[row % self.group * self.head_dim..][..self.head_dim].copy_from_slice(result);
     }
 
-    /// Computes one chunk of a unit, whose 8-bit queries are made where there are any, into slots, which begin with the unit's, `[chunk][token]`; then, if it was the last
-    /// that `remaining` counts, finishes the unit.
+    /// Computes one chunk of a unit, whose 8-bit queries are those of its KV head where there are any, into slots, which
+    /// begin with the unit's, `[chunk][token]`; then, if it was the last that `remaining` counts, finishes the unit.
     fn run_chunk(
         &self,
         unit: usize,
@@ -363,7 +390,7 @@ impl Units<'_> {
             self.table,
             &self.attention,
             &block,
-            self.cache.is_quantized(),
+            self.cache.is_quantized().then_some(head),
             chunks.start + index,
             |page| self.cache.head(pages[page], self.layer, head),
         );
@@ -399,6 +426,55 @@ impl Units<'_> {
             scratch.finish(group, head_dim, |row, result| {
                 self.write(first + token, head, row, result, &mut piece);
             });
+        }
+    }
+
+    /// Computes the items that `take` gives, `each` at a time, from the start of a range of those left. Items are
+    /// `[block][chunk][KV head]`.
+    fn run_items(
+        &self,
+        take: impl Fn() -> Range<usize>,
+        each: usize,
+        scratch: &mut Scratch,
+        remaining: &[AtomicUsize],
+        slots: &[Mutex<Rows>],
+    ) {
+        let (mut index, mut quantized) = (0, None);
+        let (mut items_before, mut slots_before) = (0, 0);
+        loop {
+            let left = take();
+            if left.is_empty() {
+                return;
+            }
+            for item in left.take(each) {
+                // Items come in ascending order, so a thread goes over the blocks once.
+                let (chunks, tokens) = loop {
+                    let chunks = self.chunks(index).len();
+                    let tokens = self.blocks[index].1;
+                    if item - items_before < chunks * self.kv_heads {
+                        break (chunks, tokens);
+                    }
+                    items_before += chunks * self.kv_heads;
+                    slots_before += chunks * self.kv_heads * tokens;
+                    index += 1;
+                };
+                let unit = |head: usize| head * self.blocks.len() + index;
+                if self.cache.is_quantized() && quantized != Some(index) {
+                    for (head, queries) in
+                        scratch.queries.iter_mut().enumerate().take(self.kv_heads)
+                    {
+                        queries.quantize(self.table, &self.block(unit(head)).0);
+                    }
+                    quantized = Some(index);
+                }
+                let (chunk, head) = (
+                    (item - items_before) / self.kv_heads,
+                    (item - items_before) % self.kv_heads,
+                );
+                let slots = &slots[slots_before + head * chunks * tokens..];
+                let unit = unit(head);
+                self.run_chunk(unit, chunk, scratch, &remaining[unit], slots);
+            }
         }
     }
 }
@@ -464,43 +540,21 @@ impl Pass<'_> {
         let remaining = &*remaining;
         let split = items > unit_count && slots_needed <= slots.len();
         let next = AtomicUsize::new(0);
+        let each = (items / (TAKES_EACH * pool.threads())).clamp(1, kv_heads.max(1));
         pool.run(&|thread| {
             // Each thread has its own scratch; the lock is never contended.
             let mut scratch = threads[thread]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             // Relaxed: the counter only shares out work; the pool's barrier orders the data.
-            let item = || next.fetch_add(1, Ordering::Relaxed);
-            if !split {
-                // The last tokens have the most to attend to, and the longest work goes first.
-                while let Some(left) = unit_count.checked_sub(item() + 1) {
-                    units.run(left, &mut scratch);
-                }
+            let take = |count: usize| next.fetch_add(count, Ordering::Relaxed);
+            if split {
+                units.run_items(|| take(each)..items, each, &mut scratch, remaining, slots);
                 return;
             }
-            let (mut unit, mut quantized) = (0, None);
-            let (mut items_before, mut slots_before) = (0, 0);
-            loop {
-                let item = item();
-                // Items come in ascending order, so a thread goes over the units once.
-                let index = loop {
-                    if unit == unit_count {
-                        return;
-                    }
-                    let chunks = units.chunks(unit).len();
-                    if item - items_before < chunks {
-                        break item - items_before;
-                    }
-                    items_before += chunks;
-                    slots_before += chunks * blocks[unit % blocks.len()].1;
-                    unit += 1;
-                };
-                if units.cache.is_quantized() && quantized != Some(unit) {
-                    scratch.quantize(table, &units.block(unit).0);
-                    quantized = Some(unit);
-                }
-                let slots = &slots[slots_before..];
-                units.run_chunk(unit, index, &mut scratch, &remaining[unit], slots);
+            // The last tokens have the most to attend to, and the longest work goes first.
+            while let Some(left) = unit_count.checked_sub(take(1) + 1) {
+                units.run(left, &mut scratch);
             }
         });
     }

@@ -58,7 +58,7 @@ impl EncodeSizes {
     pub(crate) fn bytes(&self, threads: usize) -> Option<usize> {
         let elements = self.tokens_max.checked_mul(self.embedding)?;
         let stored = elements.checked_mul(2 * size_of::<u16>() + size_of::<f32>())?;
-        let scratch = Scratch::bytes(1, self.head_dim)?.checked_mul(threads)?;
+        let scratch = Scratch::bytes(1, self.head_dim, 1)?.checked_mul(threads)?;
         let bytes = stored.checked_add(scratch)?;
         (bytes <= isize::MAX as usize).then_some(bytes)
     }
@@ -132,7 +132,7 @@ impl Encode {
         } = sizes;
         let piece = PIECE_TOKENS.min(sizes.tokens_max);
         let scratch = (0..pool.threads())
-            .map(|_| Mutex::new(Scratch::new(1, sizes.head_dim)))
+            .map(|_| Mutex::new(Scratch::new(1, sizes.head_dim, 1)))
             .collect();
         Encode {
             table,
