@@ -3,6 +3,8 @@
 //! Invariant: column `c` occupies elements `c * k .. (c + 1) * k` of every per-element buffer, and its groups
 //! `c * k / GROUP ..` of every per-group buffer; `k` is a multiple of [`GROUP`] wherever quantized weights are used.
 
+use core::ops::Range;
+
 /// Elements that share one activation scale.
 pub const GROUP: usize = 32;
 
@@ -74,7 +76,31 @@ impl QuantizedMut<'_> {
     }
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
+    /// The columns with indices `range` alone.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[must_use]
+    pub fn range(&self, range: Range<usize>) -> Columns<'a> {
+        assert!(range.start <= range.end && range.end <= self.count);
+        // Either form may be missing: whoever reads it checks that it is there.
+        let part = |each: usize| each * range.start..each * range.end;
+        Columns {
+            k: self.k,
+            count: range.len(),
+            values: self.values.get(part(self.k)).unwrap_or_default(),
+            quantized: Quantized {
+                levels: self.quantized.levels.get(part(self.k)).unwrap_or_default(),
+                groups: self
+                    .quantized
+                    .groups
+                    .get(part(self.k / GROUP))
+                    .unwrap_or_default(),
+            },
+        }
+    }
+
     /// Panics unless the buffers that weights of a quantized (`true`) or unquantized (`false`) format read are whole.
     #[inline]
     pub(crate) fn assert_readable(&self, quantized: bool) {

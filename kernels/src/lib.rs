@@ -31,4 +31,4 @@ pub use cpu::Isa;
 pub use format::Format;
 pub use pieces::Pieces;
 pub use table::Table;
-pub use tile::{GatedTile, GatedTiles, Share, Tile, Tiles, TilesOf};
+pub use tile::{ColumnsMut, GatedTile, GatedTiles, Share, Tile, Tiles, TilesOf};

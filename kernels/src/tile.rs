@@ -218,104 +218,124 @@ impl<'a, const N: usize> Tiles<'a, N> {
     }
 }
 
-/// Two matrices that are computed row by row together and the quantized columns that become of both, cut into tiles.
+/// What becomes of two matrices that are computed row by row together, cut into tiles: neither is kept.
 #[derive(Debug)]
 pub struct GatedTiles<'a> {
     shares: Shares<'a>,
     tile_rows: usize,
-    gate: Output<'a, f32>,
-    up: Output<'a, f32>,
-    quantized: Option<(Output<'a, i8>, Output<'a, Group>)>,
+    row_count: usize,
+    output: GatedOutput<'a>,
 }
 
-/// A tile of each matrix of a [`GatedTiles`], of the same rows.
+#[derive(Debug)]
+enum GatedOutput<'a> {
+    Values(Output<'a, f32>),
+    Levels(Output<'a, i8>, Output<'a, Group>),
+}
+
+/// A tile of a [`GatedTiles`].
 #[derive(Debug)]
 pub struct GatedTile<'a> {
-    /// Of the first matrix.
-    pub gate: Tile<'a>,
-    /// Of the second.
-    pub up: Tile<'a>,
-    quantized: Option<(Tile<'a, i8>, Tile<'a, Group>)>,
+    rows: Range<usize>,
+    output: GatedTileOutput<'a>,
+}
+
+#[derive(Debug)]
+enum GatedTileOutput<'a> {
+    Values(Tile<'a>),
+    Levels(Tile<'a, i8>, Tile<'a, Group>),
+}
+
+/// Columns, or a part of one, in the form that the next matrix takes.
+#[derive(Debug)]
+pub enum ColumnsMut<'a> {
+    /// In f32.
+    Values(&'a mut [f32]),
+    /// In 8 bits.
+    Quantized(QuantizedMut<'a>),
 }
 
 impl<'a> GatedTiles<'a> {
-    /// Cuts `gate` and `up` into tiles of `tile_rows` rows (the last may have fewer), `quantized`, if it is there, into
-    /// the same, and deals them out to threads, one for each of `shares`.
+    /// Cuts `output` into tiles of `tile_rows` rows (the last may have fewer) and deals them out to threads, one for each
+    /// of `shares`.
     ///
     /// # Panics
-    /// If a matrix has not exactly as many elements as its rows and columns say, or tiles have no rows, or there are
-    /// quantized columns and rows or tiles are not whole groups.
+    /// If the output has not exactly as many elements as its rows and columns say, or tiles have no rows, or the output is
+    /// quantized and rows or tiles are not whole groups.
     #[must_use]
     pub fn new(
         shares: &'a mut [Share],
-        [gate, up]: [&'a mut [f32]; 2],
-        quantized: Option<QuantizedMut<'a>>,
+        output: ColumnsMut<'a>,
         row_count: usize,
         column_count: usize,
         tile_rows: usize,
     ) -> GatedTiles<'a> {
         assert!(tile_rows > 0, "tiles have rows");
-        let quantized = quantized.map(|quantized| {
-            assert!(
-                row_count.is_multiple_of(GROUP) && tile_rows.is_multiple_of(GROUP),
-                "tiles are whole groups"
-            );
-            (
-                Output::new(quantized.levels, row_count, column_count),
-                Output::new(quantized.groups, row_count / GROUP, column_count),
-            )
-        });
+        let output = match output {
+            ColumnsMut::Values(values) => {
+                GatedOutput::Values(Output::new(values, row_count, column_count))
+            }
+            ColumnsMut::Quantized(quantized) => {
+                assert!(
+                    row_count.is_multiple_of(GROUP) && tile_rows.is_multiple_of(GROUP),
+                    "tiles are whole groups"
+                );
+                GatedOutput::Levels(
+                    Output::new(quantized.levels, row_count, column_count),
+                    Output::new(quantized.groups, row_count / GROUP, column_count),
+                )
+            }
+        };
         GatedTiles {
             shares: Shares::deal(shares, row_count.div_ceil(tile_rows)),
             tile_rows,
-            gate: Output::new(gate, row_count, column_count),
-            up: Output::new(up, row_count, column_count),
-            quantized,
+            row_count,
+            output,
         }
     }
 
-    /// The next tiles for `thread`; see [`Shares::take`].
+    /// The next tile for `thread`; see [`Shares::take`].
     #[inline]
     pub fn next(&self, thread: usize) -> Option<GatedTile<'_>> {
         let start = self.shares.take(thread)? * self.tile_rows;
-        let end = self.gate.rows.min(start + self.tile_rows);
+        let end = self.row_count.min(start + self.tile_rows);
         // SAFETY: the number is below the count of tiles, which ends with the last rows of the matrices, and it is
-        // handed out once. Where there are quantized columns, tiles are whole groups.
-        unsafe {
-            Some(GatedTile {
-                gate: self.gate.tile(start..end),
-                up: self.up.tile(start..end),
-                quantized: self.quantized.as_ref().map(|(levels, groups)| {
-                    let groups = groups.tile(start / GROUP..end / GROUP);
-                    (levels.tile(start..end), groups)
-                }),
-            })
-        }
+        // handed out once. Tiles of levels are whole groups.
+        let output = unsafe {
+            match &self.output {
+                GatedOutput::Values(values) => GatedTileOutput::Values(values.tile(start..end)),
+                GatedOutput::Levels(levels, groups) => GatedTileOutput::Levels(
+                    levels.tile(start..end),
+                    groups.tile(start / GROUP..end / GROUP),
+                ),
+            }
+        };
+        let rows = start..end;
+        Some(GatedTile { rows, output })
     }
 }
 
 impl GatedTile<'_> {
-    /// The rows of both tiles in column `column`, and their place among the quantized columns.
+    /// The rows of the matrices that become this tile.
+    #[inline]
+    #[must_use]
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// This tile's rows of column `column`.
     ///
     /// # Panics
     /// If there is no such column.
     #[inline]
-    pub fn column_mut(
-        &mut self,
-        column: usize,
-    ) -> (&mut [f32], &mut [f32], Option<QuantizedMut<'_>>) {
-        let quantized = self
-            .quantized
-            .as_mut()
-            .map(|(levels, groups)| QuantizedMut {
+    pub fn column_mut(&mut self, column: usize) -> ColumnsMut<'_> {
+        match &mut self.output {
+            GatedTileOutput::Values(values) => ColumnsMut::Values(values.column_mut(column)),
+            GatedTileOutput::Levels(levels, groups) => ColumnsMut::Quantized(QuantizedMut {
                 levels: levels.column_mut(column),
                 groups: groups.column_mut(column),
-            });
-        (
-            self.gate.column_mut(column),
-            self.up.column_mut(column),
-            quantized,
-        )
+            }),
+        }
     }
 }
 
@@ -326,16 +346,25 @@ impl<T> Tile<'_, T> {
     /// If `output` has not exactly `row_count * column_count` elements.
     #[must_use]
     pub fn whole(output: &mut [T], row_count: usize, column_count: usize) -> Tile<'_, T> {
+        Tile::part(output, 0..row_count, column_count)
+    }
+
+    /// A tile of one thread that holds `rows` of a matrix in an output of their own: `column_count` columns of them.
+    ///
+    /// # Panics
+    /// If `output` has not exactly that many elements.
+    #[must_use]
+    pub fn part(output: &mut [T], rows: Range<usize>, column_count: usize) -> Tile<'_, T> {
         assert_eq!(
             Some(output.len()),
-            row_count.checked_mul(column_count),
+            rows.len().checked_mul(column_count),
             "the tile covers the output"
         );
         Tile {
-            base: output.as_mut_ptr(),
-            stride: row_count,
+            base: output.as_mut_ptr().wrapping_sub(rows.start),
+            stride: rows.len(),
             column_count,
-            rows: 0..row_count,
+            rows,
             borrow: PhantomData,
         }
     }
@@ -365,11 +394,13 @@ impl<T> Tile<'_, T> {
             "column {column} of {}",
             self.column_count
         );
-        // SAFETY: the constructors checked that the matrix has `stride` elements in each of `column_count` columns,
-        // `rows` lies within `stride`, and this tile alone holds these rows (`Output::tile`).
+        // SAFETY: the constructors checked that there are `stride` elements in each of `column_count` columns, of which
+        // `rows` are these, counted from `base`, and this tile alone holds them (`Output::tile`). Where it is a part,
+        // `base` itself may lie before the buffer.
         unsafe {
             core::slice::from_raw_parts_mut(
-                self.base.add(column * self.stride + self.rows.start),
+                self.base
+                    .wrapping_add(column * self.stride + self.rows.start),
                 self.rows.len(),
             )
         }
@@ -385,7 +416,7 @@ impl<T> Tile<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{GatedTiles, Share, Shares, Tiles, TilesOf};
+    use super::{ColumnsMut, GatedTiles, Range, Share, Shares, Tile, Tiles, TilesOf};
     use crate::activation::{GROUP, Group, QuantizedMut};
     use core::sync::atomic::{AtomicUsize, Ordering};
     use std::vec::Vec;
@@ -457,10 +488,6 @@ mod tests {
     #[test]
     fn gated_tiles_have_the_same_rows_and_groups() {
         let (rows, columns) = (5 * GROUP, 3);
-        let (mut gate, mut up) = (
-            std::vec![0.0; rows * columns],
-            std::vec![0.0; rows * columns],
-        );
         let mut levels = std::vec![0; rows * columns];
         let mut groups = std::vec![Group::default(); rows * columns / GROUP];
         let quantized = QuantizedMut {
@@ -468,25 +495,19 @@ mod tests {
             groups: &mut groups,
         };
         let mut shares = shares(2);
-        let tiles = GatedTiles::new(
-            &mut shares,
-            [&mut gate, &mut up],
-            Some(quantized),
-            rows,
-            columns,
-            2 * GROUP,
-        );
+        let output = ColumnsMut::Quantized(quantized);
+        let tiles = GatedTiles::new(&mut shares, output, rows, columns, 2 * GROUP);
         std::thread::scope(|scope| {
             for thread in 0..2 {
                 let tiles = &tiles;
                 scope.spawn(move || {
                     while let Some(mut tile) = tiles.next(thread) {
-                        let start = tile.gate.rows().start;
+                        let Range { start, end } = tile.rows();
                         for column in 0..columns {
-                            let (gate, up, quantized) = tile.column_mut(column);
-                            let quantized = quantized.expect("it is there");
-                            gate.fill(1.0);
-                            up.fill(2.0);
+                            let ColumnsMut::Quantized(quantized) = tile.column_mut(column) else {
+                                panic!("the output is quantized");
+                            };
+                            assert_eq!(quantized.levels.len(), end - start);
                             quantized.levels.fill(3);
                             for (index, group) in quantized.groups.iter_mut().enumerate() {
                                 group.negated_sum += (column * rows + start + index * GROUP) as i32;
@@ -496,10 +517,40 @@ mod tests {
                 });
             }
         });
-        assert!(gate.iter().all(|&value| value == 1.0) && up.iter().all(|&value| value == 2.0));
         assert!(levels.iter().all(|&level| level == 3));
         for (index, group) in groups.iter().enumerate() {
             assert_eq!(group.negated_sum as usize, index * GROUP);
         }
+    }
+
+    #[test]
+    fn gated_tiles_of_values_have_every_row_once() {
+        let (rows, columns) = (7, 2);
+        let mut values = std::vec![0.0; rows * columns];
+        let mut shares = shares(1);
+        let output = ColumnsMut::Values(&mut values);
+        let tiles = GatedTiles::new(&mut shares, output, rows, columns, 4);
+        while let Some(mut tile) = tiles.next(0) {
+            for column in 0..columns {
+                let ColumnsMut::Values(values) = tile.column_mut(column) else {
+                    panic!("the output is in f32");
+                };
+                for value in values {
+                    *value += 1.0;
+                }
+            }
+        }
+        assert!(values.iter().all(|&value| value == 1.0));
+    }
+
+    #[test]
+    fn a_part_is_an_output_of_its_own() {
+        let mut output: Vec<usize> = (0..6).collect();
+        let mut tile = Tile::part(&mut output, 32..35, 2);
+        assert_eq!((tile.rows(), tile.column_count()), (32..35, 2));
+        assert_eq!(tile.column_mut(0), [0, 1, 2]);
+        assert_eq!(tile.column_mut(1), [3, 4, 5]);
+        let (base, stride) = tile.raw();
+        assert_eq!((base, stride), (output.as_mut_ptr(), 3));
     }
 }

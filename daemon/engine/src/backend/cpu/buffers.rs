@@ -1,6 +1,7 @@
 //! The activations of one batch.
 
 use super::attend::{Workspace, WorkspaceSizes};
+use super::threads::SCRATCH_ELEMENTS;
 use andon_kernels::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
 
 /// The largest sizes that buffers must hold.
@@ -39,13 +40,14 @@ pub(crate) struct Buffers {
     pub(crate) value: Vec<f32>,
     /// What attention makes of the values.
     pub(crate) attended: Vec<f32>,
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
+    /// Input of the last matrix of a feed-forward part, where that is not quantized.
+    pub(crate) gated: Vec<f32>,
     /// Output of a matrix that goes to the residual stream.
     pub(crate) projected: Vec<f32>,
     /// 8-bit form of whichever buffer enters the next matrices.
     pub(crate) levels: Levels,
-    /// 8-bit form of what enters the last matrix of a feed-forward part: it is written while `levels` are read.
+    /// 8-bit form of what enters the last matrix of a feed-forward part, where that is quantized: it is written while
+    /// `levels` are read.
     pub(crate) activated: Levels,
     /// `[rotation][token][pair]` of cosine and sine.
     pub(crate) ropes: Vec<Vec<[f32; 2]>>,
@@ -81,7 +83,7 @@ impl Sizes {
             self.embedding.checked_mul(3)?,
             self.query.checked_mul(2)?,
             self.key_value.checked_mul(2)?,
-            self.feed_forward.checked_mul(2)?,
+            self.feed_forward,
             self.rope_pairs
                 .checked_mul(2)?
                 .checked_mul(self.rope_count)?,
@@ -89,6 +91,7 @@ impl Sizes {
             groups(self.feed_forward)?,
         ])?;
         let floats = floats.checked_mul(self.tokens_max)?;
+        let floats = floats.checked_add(threads.checked_mul(SCRATCH_ELEMENTS)?)?;
         let attention = self.workspace(threads).bytes()?;
         floats.checked_mul(size_of::<f32>())?.checked_add(attention)
     }
@@ -117,8 +120,7 @@ impl Buffers {
             key: vec![0.0; tokens * sizes.key_value],
             value: vec![0.0; tokens * sizes.key_value],
             attended: vec![0.0; tokens * sizes.query],
-            gate: vec![0.0; tokens * sizes.feed_forward],
-            up: vec![0.0; tokens * sizes.feed_forward],
+            gated: vec![0.0; tokens * sizes.feed_forward],
             projected: vec![0.0; tokens * sizes.embedding],
             levels: Levels::new(tokens, sizes.embedding.max(sizes.query)),
             activated: Levels::new(tokens, sizes.feed_forward),

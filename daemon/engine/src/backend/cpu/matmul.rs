@@ -1,9 +1,10 @@
 //! Matrices on all threads.
 
-use super::threads::Threads;
+use super::threads::{SCRATCH_ELEMENTS, Threads};
 use crate::weights::{Matrix, Place, Weights};
-use andon_kernels::activation::{Columns, GROUP, QuantizedMut};
-use andon_kernels::{GatedTiles, Table, Tile, Tiles, TilesOf};
+use andon_kernels::activation::{Columns, GROUP};
+use andon_kernels::{ColumnsMut, GatedTiles, Table, Tile, Tiles, TilesOf};
+use std::sync::PoisonError;
 
 /// Weight bytes of a tile: what many columns pass over stays in L1, and what is read once takes a few microseconds at
 /// most, which threads may wait for each other; less than the least would be felt in the taking.
@@ -22,6 +23,12 @@ const TILE_ROWS: usize = 16;
 /// Columns up to which a tile's weights are read once: kernels pass over its rows a single time.
 const ONE_PASS_COLUMNS_MAX: usize = 8;
 
+/// Columns that kernels compute together at most, or a multiple: parts of a product of so many cost nothing.
+const PASS_COLUMNS: usize = 16;
+
+/// Rows of a tile of two matrices at most, so that scratch has room for [`PASS_COLUMNS`] of each.
+const GATED_ROWS_MAX: usize = SCRATCH_ELEMENTS / 2 / PASS_COLUMNS;
+
 /// A matrix of the model's weights times columns, into `output` (`[column][row]`).
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
@@ -31,10 +38,8 @@ pub(super) struct Product<'a> {
 /// Two matrices of as many rows, multiplied with the same columns row by row together.
 pub(super) struct Gated<'a> {
     pub(super) matrices: [&'a Matrix; 2],
-    /// Outputs, `[column][row]`.
-    pub(super) outputs: [&'a mut [f32]; 2],
-    /// Quantized columns that become of both.
-    pub(super) quantized: Option<QuantizedMut<'a>>,
+    /// What becomes of both, a column of as many rows for each.
+    pub(super) output: ColumnsMut<'a>,
 }
 
 /// Rows of a tile of `matrix`, one of several in a phase that have `phase_bytes` together, in whole multiples of
@@ -97,38 +102,56 @@ pub(super) fn multiply<const N: usize>(
     });
 }
 
-/// Multiplies two matrices with the same columns in one phase. Whoever has computed a tile of both finishes it, column
-/// by column, with `finish`, which is given the first row, the two results and their place among the quantized columns.
+/// Multiplies two matrices with the same columns in one phase. Whoever has computed a tile of both makes of it, column by
+/// column, what becomes of both, with `finish`, which is given the first row and the two results. Neither is kept: a few
+/// columns at a time fit a near cache, and all of them would go to memory and back.
 pub(super) fn multiply_gated(
     table: &Table,
     threads: &mut Threads,
     weights: Weights<'_>,
     columns: Columns<'_>,
     gated: Gated<'_>,
-    finish: impl Fn(usize, &mut [f32], &mut [f32], Option<QuantizedMut<'_>>) + Sync,
+    finish: impl Fn(usize, &mut [f32], &mut [f32], ColumnsMut<'_>) + Sync,
 ) {
     let [gate, up] = gated.matrices;
     let bytes = gate.range.len() + up.range.len();
     let [gate_place, up_place] = weights.places(gated.matrices, &mut threads.pool);
     // A tile is of both.
     let rows = tile_rows(gate, bytes, 2 * threads.threads(), columns.count, GROUP);
-    let elements = gate.row_count * columns.count;
+    let rows = rows.min(GATED_ROWS_MAX);
     let tiles = GatedTiles::new(
         &mut threads.shares,
-        gated.outputs.map(|output| &mut output[..elements]),
-        gated.quantized,
+        gated.output,
         gate.row_count,
         columns.count,
         rows,
     );
+    let scratch = &threads.scratch;
     threads.pool.run(&|thread| {
+        // Each thread has its own; the lock is never contended.
+        let mut scratch = scratch[thread]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (gates, ups) = scratch.split_at_mut(SCRATCH_ELEMENTS / 2);
         while let Some(mut tile) = tiles.next(thread) {
-            compute(table, gate, gate_place, columns, &mut tile.gate);
-            compute(table, up, up_place, columns, &mut tile.up);
-            let first = tile.gate.rows().start;
-            for column in 0..columns.count {
-                let (gate, up, quantized) = tile.column_mut(column);
-                finish(first, gate, up, quantized);
+            let rows = tile.rows();
+            let each = SCRATCH_ELEMENTS / 2 / rows.len() / PASS_COLUMNS * PASS_COLUMNS;
+            for first in (0..columns.count).step_by(each) {
+                let columns = columns.range(first..columns.count.min(first + each));
+                let elements = rows.len() * columns.count;
+                let (gates, ups) = (&mut gates[..elements], &mut ups[..elements]);
+                for (matrix, place, output) in
+                    [(gate, gate_place, &mut *gates), (up, up_place, &mut *ups)]
+                {
+                    let mut tile = Tile::part(output, rows.clone(), columns.count);
+                    compute(table, matrix, place, columns, &mut tile);
+                }
+                let results = gates
+                    .chunks_exact_mut(rows.len())
+                    .zip(ups.chunks_exact_mut(rows.len()));
+                for (column, (gate, up)) in results.enumerate() {
+                    finish(rows.start, gate, up, tile.column_mut(first + column));
+                }
             }
         }
     });

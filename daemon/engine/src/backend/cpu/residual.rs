@@ -4,7 +4,7 @@ use super::Cpu;
 use super::matmul::{Gated, Product, multiply, multiply_gated};
 use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
 use crate::weights::{Linear, RmsNorm};
-use andon_kernels::activation::QuantizedMut;
+use andon_kernels::ColumnsMut;
 
 /// What is done to the output of a part, after its bias, before it is added to the residual stream.
 #[derive(Clone, Copy, Debug)]
@@ -78,18 +78,17 @@ impl Pass<'_> {
             .levels
             .columns(&buffers.normed, gate.matrix.row_elements, count);
         let k = down.matrix.row_elements;
-        let quantized = down.matrix.format.is_quantized();
         let gated = Gated {
             matrices: [&gate.matrix, &up.matrix],
-            outputs: [&mut buffers.gate, &mut buffers.up],
-            quantized: quantized.then(|| buffers.activated.first(k, count)),
+            output: if down.matrix.format.is_quantized() {
+                ColumnsMut::Quantized(buffers.activated.first(k, count))
+            } else {
+                ColumnsMut::Values(&mut buffers.gated[..k * count])
+            },
         };
         let (gate_bias, up_bias) = (gate.bias.as_deref(), up.bias.as_deref());
         let shared_table = &*table;
-        let finish = |first: usize,
-                      gate: &mut [f32],
-                      up: &mut [f32],
-                      quantized: Option<QuantizedMut<'_>>| {
+        let finish = |first: usize, gate: &mut [f32], up: &mut [f32], output: ColumnsMut<'_>| {
             for (values, bias) in [(&mut *gate, gate_bias), (&mut *up, up_bias)] {
                 if let Some(bias) = bias {
                     add_to(values, &bias[first..]);
@@ -99,12 +98,13 @@ impl Pass<'_> {
                 Activation::Silu => shared_table.swiglu(gate, up),
                 Activation::GeluTanh => shared_table.geglu_tanh(gate, up),
             }
-            if let Some(mut quantized) = quantized {
-                shared_table.quantize(gate, &mut quantized);
+            match output {
+                ColumnsMut::Values(values) => values.copy_from_slice(gate),
+                ColumnsMut::Quantized(mut levels) => shared_table.quantize(gate, &mut levels),
             }
         };
         multiply_gated(table, pool, self.weights, columns, gated, finish);
-        let columns = buffers.activated.columns(&buffers.gate, k, count);
+        let columns = buffers.activated.columns(&buffers.gated, k, count);
         multiply(
             table,
             pool,

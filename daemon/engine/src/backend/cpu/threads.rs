@@ -11,7 +11,12 @@ pub(crate) struct Threads {
     pub(crate) pool: Pool,
     /// One for each thread.
     pub(crate) shares: Box<[Share]>,
+    /// One for each thread, of [`SCRATCH_ELEMENTS`], for what is used up within a phase.
+    pub(crate) scratch: Box<[Mutex<Box<[f32]>>]>,
 }
+
+/// Elements of a thread's scratch: they fit L2 beside activations and weights.
+pub(crate) const SCRATCH_ELEMENTS: usize = 1 << 14;
 
 impl Threads {
     /// `count` threads, the caller's included.
@@ -22,6 +27,9 @@ impl Threads {
         let pool = Pool::new(count)?;
         Ok(Threads {
             shares: (0..pool.threads()).map(|_| Share::default()).collect(),
+            scratch: (0..pool.threads())
+                .map(|_| Mutex::new(vec![0.0; SCRATCH_ELEMENTS].into()))
+                .collect(),
             pool,
         })
     }

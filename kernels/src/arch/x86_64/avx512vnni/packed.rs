@@ -14,8 +14,8 @@ use core::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
     _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
     _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512,
-    _mm512_madd_epi16, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_slli_epi32,
+    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srai_epi32,
     _mm512_srli_epi16, _mm512_storeu_ps, _mm512_ternarylogic_epi32,
 };
 
@@ -391,10 +391,13 @@ unsafe fn dot_half<F: Packed, const HALF: usize>(
 ) -> __m512i {
     let [low, high] = x.negated_half_sums.map(|sum| i32::from(sum as u16));
     let pair = _mm512_set1_epi32(low | high << 16);
-    // One of the pair's halves times the offset, the other times zero.
-    let offset = _mm512_set1_epi32((F::OFFSET << (16 * HALF)) as i32);
     let first = HALF * STEPS / 2;
-    let mut product = _mm512_madd_epi16(pair, offset);
+    // Shifts, since multiplications would wait for the same ports as the products.
+    let mut product = times_offset::<F>(_mm512_srai_epi32::<16>(if HALF == 0 {
+        _mm512_slli_epi32::<16>(pair)
+    } else {
+        pair
+    }));
     // SAFETY: the caller owes the column.
     unsafe {
         product = _mm512_dpbusd_epi32(product, levels[first], at.step(index, first));
@@ -412,6 +415,7 @@ fn times_offset<F: Packed>(sums: __m512i) -> __m512i {
     match F::OFFSET {
         8 => _mm512_slli_epi32::<3>(sums),
         16 => _mm512_slli_epi32::<4>(sums),
+        32 => _mm512_slli_epi32::<5>(sums),
         128 => _mm512_slli_epi32::<7>(sums),
         _ => unreachable!("no format has this offset"),
     }
