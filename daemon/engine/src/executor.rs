@@ -223,6 +223,8 @@ pub struct Executor {
     cpu: Cpu,
     cache: Cache,
     batch: Batch,
+    /// The tokens of the batch that are to have logits.
+    kept: Batch,
 }
 
 impl Executor {
@@ -285,6 +287,7 @@ impl Executor {
             cpu,
             cache,
             batch: Batch::default(),
+            kept: Batch::default(),
         })
     }
 
@@ -407,7 +410,7 @@ impl Executor {
                 cache: &mut self.cache,
                 weights: model.weights(pack.as_deref()),
                 batch: &self.batch,
-                only_outputs: false,
+                kept: self.batch.has_others().then_some(&self.kept),
                 interrupted,
             };
             let done = decoder.forward(&mut pass);
@@ -503,6 +506,9 @@ impl Executor {
                 batch.positions.push(chunk.sequence.len() + index);
                 batch.page_ranges.push(range);
             }
+        }
+        if self.batch.has_others() {
+            self.kept.keep_outputs_of(&self.batch);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The attention part of a layer.
 
 use super::design::{Design, LayerDesign, QueryKeyNorm};
-use crate::backend::cpu::{Attend, Heads, Pass, Residual, RmsNorm};
+use crate::backend::cpu::{Attend, Heads, Parts, Pass, Residual, RmsNorm};
 use crate::weights::{Linear, Matrix, Source, WeightsError};
 
 /// `h += after(output · attend(rotate(norm(query · before(h))), rotate(norm(key · before(h))), value · before(h)))`,
@@ -83,22 +83,43 @@ impl Attention {
 
     /// Attends to the keys and values of a batch, which it puts into the cache.
     pub(crate) fn attend(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
-        let head_dim = design.shape.head_dim;
+        self.prepare(pass, design, Parts::All);
+        pass.remember(index);
+        self.attend_queries(pass, design, index);
+    }
+
+    /// Puts the keys and values of a batch into the cache.
+    pub(crate) fn remember(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+        self.prepare(pass, design, Parts::Remembered);
+        pass.remember(index);
+    }
+
+    /// Attends to keys and values that are in the cache, those of the batch among them.
+    pub(crate) fn attend_to_remembered(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+        self.prepare(pass, design, Parts::Queries);
+        self.attend_queries(pass, design, index);
+    }
+
+    /// Computes queries, keys and values of a batch, as far as they are wanted.
+    fn prepare(&self, pass: &mut Pass<'_>, design: &Design, parts: Parts) {
         let inputs = [&self.query, &self.key, &self.value];
         pass.norm(self.before.as_ref(), &inputs);
-        pass.query_key_value(&self.query, &self.key, &self.value);
-        pass.finish_heads(&Heads {
-            head_dim,
+        pass.project(inputs, parts);
+        let heads = Heads {
+            head_dim: design.shape.head_dim,
             biases: inputs.map(|linear| linear.bias.as_deref()),
             query_norm: self.query_norm.as_ref(),
             key_norm: self.key_norm.as_ref(),
             rope: self.layer.rope.map(|rope| (rope, &design.ropes[rope])),
             temperature: design.temperature,
-        });
-        pass.remember(index);
+        };
+        pass.finish_heads(&heads, parts);
+    }
+
+    fn attend_queries(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
         pass.attend(&Attend {
             layer: index,
-            head_dim,
+            head_dim: design.shape.head_dim,
             scale: design.attention_scale,
             cap: design.attention_cap,
             window: self.layer.window,

@@ -81,10 +81,16 @@ impl Architecture for Decoder {
             if pass.is_interrupted() {
                 return ControlFlow::Break(());
             }
-            attention.attend(pass, design, index);
-            // The keys and values of the last layer are all that is wanted of tokens without logits.
-            if index + 1 == self.layers.len() && !pass.keep_outputs() {
-                break;
+            let last = index + 1 == self.layers.len();
+            if last && pass.has_others() {
+                attention.remember(pass, design, index);
+                if !pass.keep_outputs() {
+                    break;
+                }
+                pass.prepare_ropes(&design.ropes);
+                attention.attend_to_remembered(pass, design, index);
+            } else {
+                attention.attend(pass, design, index);
             }
             attention.add(pass, design);
             feed_forward.run(pass, design);

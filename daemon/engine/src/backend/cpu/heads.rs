@@ -24,6 +24,17 @@ pub struct Heads<'a> {
     pub temperature: Option<Temperature>,
 }
 
+/// Which parts of tokens a step is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// Queries, keys and values.
+    All,
+    /// Keys and values: all that is wanted, in the last layer, of tokens without logits.
+    Remembered,
+    /// Queries.
+    Queries,
+}
+
 /// Queries at position `p` are multiplied by `1 + scale ln(1 + floor(p / every))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
@@ -41,7 +52,7 @@ impl Temperature {
 
 impl Pass<'_> {
     /// Queries, keys and values of the normalized input, as their matrices give them.
-    pub fn query_key_value(&mut self, query: &Linear, key: &Linear, value: &Linear) {
+    pub fn project(&mut self, [query, key, value]: [&Linear; 3], parts: Parts) {
         let count = self.token_count();
         let Cpu {
             table,
@@ -51,25 +62,28 @@ impl Pass<'_> {
         let columns = buffers
             .levels
             .columns(&buffers.normed, query.matrix.row_elements, count);
-        let products = [
-            Product {
-                matrix: &query.matrix,
-                output: &mut buffers.query,
-            },
-            Product {
-                matrix: &key.matrix,
-                output: &mut buffers.key,
-            },
-            Product {
-                matrix: &value.matrix,
-                output: &mut buffers.value,
-            },
-        ];
-        multiply(table, pool, self.weights, columns, products);
+        let query = Product {
+            matrix: &query.matrix,
+            output: &mut buffers.query,
+        };
+        let key = Product {
+            matrix: &key.matrix,
+            output: &mut buffers.key,
+        };
+        let value = Product {
+            matrix: &value.matrix,
+            output: &mut buffers.value,
+        };
+        let weights = self.weights;
+        match parts {
+            Parts::All => multiply(table, pool, weights, columns, [query, key, value]),
+            Parts::Remembered => multiply(table, pool, weights, columns, [key, value]),
+            Parts::Queries => multiply(table, pool, weights, columns, [query]),
+        }
     }
 
     /// Adds biases, normalizes and rotates.
-    pub fn finish_heads(&mut self, heads: &Heads<'_>) {
+    pub fn finish_heads(&mut self, heads: &Heads<'_>, parts: Parts) {
         let count = self.token_count();
         let Cpu {
             table,
@@ -83,7 +97,8 @@ impl Pass<'_> {
             (&buffers.ropes[index], pairs, rope.pairing)
         });
         let [query_bias, key_bias, value_bias] = heads.biases;
-        let each = piece_tokens(count);
+        let (remembered, queries_too) = (parts != Parts::Queries, parts != Parts::Remembered);
+        let each = piece_tokens(pool, count);
         // Attention has not written its results yet: their place holds what is normalized.
         let items = buffers.query[..count * queries]
             .chunks_mut(each * queries)
@@ -103,29 +118,33 @@ impl Pass<'_> {
                     .zip(scratch.chunks_exact_mut(queries));
                 for (index, (((query, key), value), scratch)) in tokens.enumerate() {
                     let token = piece * each + index;
-                    add_to(query, query_bias.unwrap_or_default());
-                    add_to(key, key_bias.unwrap_or_default());
-                    add_to(value, value_bias.unwrap_or_default());
-                    for (values, norm) in
-                        [(&mut *query, heads.query_norm), (&mut *key, heads.key_norm)]
-                    {
-                        let Some(norm) = norm else { continue };
-                        for values in values.chunks_exact_mut(norm.weight.len()) {
-                            let scratch = &mut scratch[..values.len()];
-                            scratch.copy_from_slice(values);
-                            table.rms_norm(scratch, &norm.weight, norm.epsilon, values);
-                        }
+                    if remembered {
+                        add_to(value, value_bias.unwrap_or_default());
                     }
-                    if let Some((rows, pairs, pairing)) = rotations {
+                    for (values, bias, norm, wanted) in [
+                        (&mut *query, query_bias, heads.query_norm, queries_too),
+                        (&mut *key, key_bias, heads.key_norm, remembered),
+                    ] {
+                        if !wanted {
+                            continue;
+                        }
+                        add_to(values, bias.unwrap_or_default());
+                        if let Some(norm) = norm {
+                            for values in values.chunks_exact_mut(norm.weight.len()) {
+                                let scratch = &mut scratch[..values.len()];
+                                scratch.copy_from_slice(values);
+                                table.rms_norm(scratch, &norm.weight, norm.epsilon, values);
+                            }
+                        }
+                        let Some((rows, pairs, pairing)) = rotations else {
+                            continue;
+                        };
                         let row = &rows[token * pairs..(token + 1) * pairs];
-                        for head in query
-                            .chunks_exact_mut(heads.head_dim)
-                            .chain(key.chunks_exact_mut(heads.head_dim))
-                        {
+                        for head in values.chunks_exact_mut(heads.head_dim) {
                             table.rotate(head, row, pairing);
                         }
                     }
-                    if let Some(temperature) = heads.temperature {
+                    if let Some(temperature) = heads.temperature.filter(|_| queries_too) {
                         multiply_by(query, temperature.at(positions[token]));
                     }
                 }

@@ -18,7 +18,7 @@ mod threads;
 pub use crate::weights::RmsNorm;
 pub use attend::Attend;
 pub use buffers::Sizes;
-pub use heads::{Heads, Temperature};
+pub use heads::{Heads, Parts, Temperature};
 pub use pass::{Batch, Output, Pass};
 pub(crate) use probe::Probe;
 pub use residual::{Activation, Residual};

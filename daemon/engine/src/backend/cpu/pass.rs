@@ -1,6 +1,6 @@
 //! One batch on its way through a model: the steps that architectures are put together from.
 
-use super::buffers::{Buffers, Sizes};
+use super::buffers::Buffers;
 use super::matmul::{Product, multiply};
 use super::{Cpu, Threads, share};
 use crate::kv::Cache;
@@ -9,9 +9,9 @@ use crate::weights::{Linear, Matrix, RmsNorm, Weights};
 use andon_kernels::block;
 
 /// Tokens below which elementwise steps run on the calling thread: sharing them out costs more than they do.
-const SHARED_TOKENS_MIN: usize = 8;
+const SHARED_TOKENS_MIN: usize = 4;
 
-/// Tokens that a thread takes at a time in elementwise steps.
+/// Tokens that a thread takes at a time in elementwise steps, at most.
 const PIECE_TOKENS: usize = 8;
 
 /// Logits that a thread takes at a time.
@@ -42,6 +42,23 @@ impl Batch {
         self.outputs.clear();
     }
 
+    /// Whether there are tokens that are to have no logits.
+    pub(crate) fn has_others(&self) -> bool {
+        self.outputs.len() < self.tokens.len()
+    }
+
+    /// Becomes the tokens of `batch` that are to have logits.
+    pub(crate) fn keep_outputs_of(&mut self, batch: &Batch) {
+        self.clear();
+        self.pages.extend_from_slice(&batch.pages);
+        for (place, &token) in batch.outputs.iter().enumerate() {
+            self.tokens.push(batch.tokens[token]);
+            self.positions.push(batch.positions[token]);
+            self.page_ranges.push(batch.page_ranges[token]);
+            self.outputs.push(place);
+        }
+    }
+
     /// Pages of the sequence of token `token`.
     pub(crate) fn pages_of(&self, token: usize) -> &[u32] {
         let (start, end) = self.page_ranges[token];
@@ -55,8 +72,8 @@ pub struct Pass<'a> {
     pub(crate) cache: &'a mut Cache,
     pub(crate) weights: Weights<'a>,
     pub(crate) batch: &'a Batch,
-    /// Whether the buffers hold the batch's outputs only, see [`Pass::keep_outputs`].
-    pub(crate) only_outputs: bool,
+    /// The tokens of it that are to have logits, where others are not; see [`Pass::keep_outputs`].
+    pub(crate) kept: Option<&'a Batch>,
     /// Whether the caller wants the pass to be given up.
     pub(crate) interrupted: &'a dyn Fn() -> bool,
 }
@@ -66,7 +83,7 @@ impl std::fmt::Debug for Pass<'_> {
         formatter
             .debug_struct("Pass")
             .field("batch", &self.batch)
-            .field("only_outputs", &self.only_outputs)
+            .field("kept", &self.kept)
             .finish_non_exhaustive()
     }
 }
@@ -85,11 +102,11 @@ pub struct Output<'a> {
 }
 
 /// Tokens of a piece: all of them where the calling thread does the work.
-pub(super) fn piece_tokens(token_count: usize) -> usize {
+pub(super) fn piece_tokens(pool: &Threads, token_count: usize) -> usize {
     if token_count < SHARED_TOKENS_MIN {
         token_count
     } else {
-        PIECE_TOKENS
+        token_count.div_ceil(pool.threads()).min(PIECE_TOKENS)
     }
 }
 
@@ -112,11 +129,7 @@ pub(super) fn run<I>(
 impl Pass<'_> {
     /// Tokens that the buffers hold.
     pub(super) fn token_count(&self) -> usize {
-        if self.only_outputs {
-            self.batch.outputs.len()
-        } else {
-            self.batch.tokens.len()
-        }
+        self.batch.tokens.len()
     }
 
     /// Whether the caller wants the pass to be given up. Its sequences then stay as they were: what is in the cache
@@ -126,23 +139,26 @@ impl Pass<'_> {
         (self.interrupted)()
     }
 
-    /// Goes on with the tokens that are to have logits and forgets the others, between attention and what is done to
-    /// its result. False if there are none to go on with.
+    /// Whether there are tokens whose logits nobody wants.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Goes on with the tokens that are to have logits and forgets the others and the rotations, between two steps that
+    /// leave nothing but the residual stream and the cache. False if there are none to go on with.
     pub fn keep_outputs(&mut self) -> bool {
-        let buffers = &mut self.cpu.buffers;
-        let Sizes {
-            embedding, query, ..
-        } = buffers.sizes;
+        let Some(kept) = self.kept.take() else {
+            return true;
+        };
+        let Buffers { sizes, hidden, .. } = &mut self.cpu.buffers;
         // Outputs ascend, so none is overwritten before it was moved.
         for (place, &token) in self.batch.outputs.iter().enumerate() {
-            let move_row = |rows: &mut [f32], width: usize| {
-                rows.copy_within(token * width..(token + 1) * width, place * width);
-            };
-            move_row(&mut buffers.hidden, embedding);
-            move_row(&mut buffers.attended, query);
+            let (from, width) = (token * sizes.embedding, sizes.embedding);
+            hidden.copy_within(from..from + width, place * width);
         }
-        self.only_outputs = true;
-        !self.batch.outputs.is_empty()
+        self.batch = kept;
+        !kept.tokens.is_empty()
     }
 
     /// Sets the residual stream to the rows of `matrix` that the tokens name, each element times `scale`.
@@ -161,7 +177,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Computes the rotations of the batch's positions by each of `ropes`, for [`Pass::finish_heads`] in every layer.
+    /// Computes the rotations of the batch's positions by each of `ropes`, for [`Pass::finish_heads`] in the layers to come.
     pub fn prepare_ropes(&mut self, ropes: &[Rope]) {
         let Buffers {
             ropes: tables,
@@ -193,7 +209,7 @@ impl Pass<'_> {
         let quantized = matrices
             .iter()
             .any(|linear| linear.matrix.format.is_quantized());
-        let each = piece_tokens(count);
+        let each = piece_tokens(pool, count);
         let items = buffers.hidden[..count * k]
             .chunks(each * k)
             .zip(buffers.normed[..count * k].chunks_mut(each * k));

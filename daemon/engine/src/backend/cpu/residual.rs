@@ -37,7 +37,7 @@ impl Pass<'_> {
         } = &mut *self.cpu;
         if matrix.format.is_quantized() {
             let table = &*table;
-            let each = piece_tokens(count);
+            let each = piece_tokens(pool, count);
             let items = buffers.attended[..count * k]
                 .chunks(each * k)
                 .zip(buffers.levels.pieces(k, each));
@@ -127,7 +127,7 @@ impl Pass<'_> {
         } = &mut *self.cpu;
         let table = &*table;
         let k = buffers.sizes.embedding;
-        let each = piece_tokens(count);
+        let each = piece_tokens(pool, count);
         // The input of the matrices is used up: its place takes what is normalized.
         let items = buffers.hidden[..count * k]
             .chunks_mut(each * k)
