@@ -12,6 +12,6 @@ mod pool;
 mod priority;
 
 pub use disk::free_bytes;
-pub use map::{Identity, Mapping};
+pub use map::{Identity, Mapping, forget_cached};
 pub use pool::{Pool, available_threads};
 pub use priority::give_way;

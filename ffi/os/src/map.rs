@@ -4,6 +4,7 @@ use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
@@ -148,6 +149,14 @@ impl Mapping {
         file.metadata()
             .is_ok_and(|metadata| metadata.len() < self.map.len() as u64)
     }
+}
+
+/// Lets the system forget what it holds in memory of a file that is on the disk. Of a file that was written piece by
+/// piece, that is small pages; read anew from end to end, it comes in large ones, where the file system has them, and maps
+/// of it cost few translations of addresses. Advice only.
+pub fn forget_cached(file: &File) {
+    // SAFETY: the descriptor is open, and the advice changes no data.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 impl Deref for Mapping {

@@ -175,6 +175,10 @@ impl Cache {
         temporary
             .keep(&path)
             .map_err(PackError::io(&path, "write"))?;
+        // It is read for as long as its model is served, and faster in large pages.
+        if let Ok(file) = File::open(&path) {
+            andon_os::forget_cached(&file);
+        }
         // Those of other layouts are of no use any more.
         for other in self.of(key) {
             if other != path {
