@@ -4,6 +4,7 @@
 use crate::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
 use crate::block::decode_row;
 use crate::op::rope::Pairing;
+use crate::op::softmax::BLOCK;
 use crate::{Format, Isa, Table, Tile, pack};
 use std::vec;
 use std::vec::Vec;
@@ -464,6 +465,13 @@ fn elementwise_steps_have_the_scalar_bits_on_every_instruction_set() {
             let mut capped = x.clone();
             table.soft_cap(&mut capped, 15.0);
             results.push(capped);
+            let largest = table.largest_finite(&x).expect("finite");
+            let (mut weights, mut sums) = (vec![0.0; length], vec![0; length.div_ceil(BLOCK)]);
+            table.weights(&x, largest, 0.9, &mut weights);
+            table.sum_weights(&x, largest, 0.9, &mut sums);
+            // Halves of the sums, so that each is exact.
+            let halves = |&sum: &u64| [sum >> 24, sum & 0xff_ffff].map(|half| half as f32);
+            results.extend([weights, sums.iter().flat_map(halves).collect()]);
             for pairing in [Pairing::Adjacent, Pairing::Halves] {
                 let mut head = x.clone();
                 table.rotate(&mut head, &rotations, pairing);

@@ -39,6 +39,9 @@ pub struct Table {
     geglu_erf: unsafe fn(&mut [f32], &[f32]),
     geglu_tanh: unsafe fn(&mut [f32], &[f32]),
     soft_cap: unsafe fn(&mut [f32], f32),
+    largest_finite: unsafe fn(&[f32]) -> Option<f32>,
+    sum_weights: unsafe fn(&[f32], f32, f32, &mut [u64]),
+    weights: unsafe fn(&[f32], f32, f32, &mut [f32]),
     rotate: unsafe fn(&mut [f32], &[[f32; 2]], Pairing),
     to_half: unsafe fn(&[f32], &mut [u16]),
     sum_words: unsafe fn(&[u8]) -> u64,
@@ -58,6 +61,9 @@ const SCALAR: Table = Table {
     geglu_erf: op::gelu_erf::geglu_erf,
     geglu_tanh: op::glu::geglu_tanh,
     soft_cap: op::tanh::soft_cap,
+    largest_finite: op::softmax::largest_finite,
+    sum_weights: op::softmax::sum_weights,
+    weights: op::softmax::weights,
     rotate: op::rope::rotate,
     to_half: scalar::half::to_half,
     sum_words: op::stream::sum_words,
@@ -78,6 +84,9 @@ const AVX2: Table = Table {
     geglu_erf: avx2::elementwise::geglu_erf,
     geglu_tanh: avx2::elementwise::geglu_tanh,
     soft_cap: avx2::elementwise::soft_cap,
+    largest_finite: avx2::elementwise::largest_finite,
+    sum_weights: avx2::elementwise::sum_weights,
+    weights: avx2::elementwise::weights,
     rotate: avx2::elementwise::rotate,
     to_half: avx2::half::to_half,
     sum_words: avx2::elementwise::sum_words,
@@ -113,6 +122,9 @@ const AVX512_VNNI: Table = Table {
     geglu_erf: avx512vnni::elementwise::geglu_erf,
     geglu_tanh: avx512vnni::elementwise::geglu_tanh,
     soft_cap: avx512vnni::elementwise::soft_cap,
+    largest_finite: avx512vnni::elementwise::largest_finite,
+    sum_weights: avx512vnni::elementwise::sum_weights,
+    weights: avx512vnni::elementwise::weights,
     sum_words: avx512vnni::stream::sum_words,
     multiply_adds: avx512vnni::peak::multiply_adds,
     ..AVX2
@@ -513,6 +525,34 @@ impl Table {
     pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
         // SAFETY: the instruction set is supported.
         unsafe { (self.soft_cap)(x, cap) }
+    }
+
+    /// The largest logit; `None` if there is none or any is not finite.
+    #[inline]
+    #[must_use]
+    pub fn largest_finite(&self, logits: &[f32]) -> Option<f32> {
+        // SAFETY: the instruction set is supported.
+        unsafe { (self.largest_finite)(logits) }
+    }
+
+    /// Rounded weights of tokens, added up in blocks of [`op::softmax::BLOCK`], see [`op::softmax`].
+    ///
+    /// # Panics
+    /// If there is not one sum for each block.
+    #[inline]
+    pub fn sum_weights(&self, logits: &[f32], largest: f32, scale: f32, sums: &mut [u64]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.sum_weights)(logits, largest, scale, sums) }
+    }
+
+    /// Weights of tokens before they are rounded, see [`op::softmax::weight`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn weights(&self, logits: &[f32], largest: f32, scale: f32, weights: &mut [f32]) {
+        // SAFETY: the instruction set is supported; the body checks the lengths.
+        unsafe { (self.weights)(logits, largest, scale, weights) }
     }
 
     /// Rotates a head by a table of `[cos, sin]`, see [`op::rope`].

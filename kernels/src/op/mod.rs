@@ -16,6 +16,7 @@ pub(crate) mod peak;
 pub mod quantize;
 pub mod quantize_heads;
 pub mod rope;
+pub mod softmax;
 pub mod stream;
 pub mod tanh;
 

@@ -5,7 +5,8 @@ use thiserror::Error;
 use super::logprob::{self, TokenLogprobs};
 use super::penalty::{self, Counts};
 use super::select::{self, Candidate};
-use super::{LogitBias, SamplingOptions, draw, typical, weight};
+use super::weight::{self, Row, Weigher};
+use super::{LogitBias, SamplingOptions, draw, typical};
 
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,9 @@ pub enum SampleError {
 /// carried from one call to the next.
 #[derive(Debug, Default)]
 pub struct Sampler {
+    weigher: Weigher,
     penalised: Vec<f32>,
+    sums: Vec<u64>,
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
     counts: Counts,
@@ -78,28 +81,31 @@ impl Sampler {
         } else {
             logits
         };
-        let max = max_finite(logits)?;
-        let best = first_equal(logits, max);
+        let max = self.largest(logits)?;
         if options.is_greedy() || options.top_k == 1 {
-            return Ok(best);
+            return Ok(first_equal(logits, max));
         }
         let draw = |total| draw::below(total, options.seed, options.choice, position);
+        let row = Row::new(logits, max, options.temperature);
         let top_k = usize::try_from(options.top_k).unwrap_or(usize::MAX);
         let chosen = if (1..logits.len()).contains(&top_k) {
             select::top(&mut self.candidates, logits, top_k);
             for candidate in &mut self.candidates {
-                candidate.weight =
-                    weight::quantize(weight::of(candidate.logit, max, options.temperature));
+                candidate.weight = row.weight(candidate.logit);
             }
-            self.choose_among_candidates(options, max, draw)
+            choose_among(&mut self.candidates, options, max, draw)
         } else if options.typical_p < 1.0 {
-            weight::fill(&mut self.weights, logits, max, options.temperature);
+            self.weigher.fill(row, &mut self.weights);
             gather(&mut self.candidates, logits, &self.weights, 1);
-            self.choose_among_candidates(options, max, draw)
+            choose_among(&mut self.candidates, options, max, draw)
+        } else if options.top_p >= 1.0 && options.min_p <= 0.0 {
+            // All tokens stay in, so none has to be ranked: they are drawn in the order of their numbers.
+            let total = self.weigher.sum(row, &mut self.sums);
+            row.at_mass(&self.sums, draw(total) + 1)
         } else {
-            weight::fill(&mut self.weights, logits, max, options.temperature);
+            let total = self.weigher.sum(row, &mut self.sums);
+            self.weigher.fill(row, &mut self.weights);
             let weights = &self.weights;
-            let total = weight::total(weights);
             let above = above_min_p(
                 options,
                 total,
@@ -119,30 +125,18 @@ impl Sampler {
             )
         };
         // The masses asked for never exceed the total, so a token is always found.
-        Ok(chosen.unwrap_or(best))
+        Ok(chosen.unwrap_or_else(|| first_equal(logits, max)))
     }
 
-    /// Draws from the candidates, which have their weights, by what `options` keep of them.
-    fn choose_among_candidates(
-        &mut self,
-        options: &SamplingOptions,
-        max: f32,
-        draw: impl Fn(u64) -> u64,
-    ) -> Option<u32> {
-        let candidates = &mut self.candidates;
-        let total_of = |candidates: &[Candidate]| -> u64 {
-            candidates.iter().map(|candidate| candidate.weight).sum()
-        };
-        if options.typical_p < 1.0 {
-            let total = total_of(candidates);
-            let (temperature, typical_p) = (options.temperature, options.typical_p);
-            typical::keep(candidates, max, temperature, typical_p, total);
-        }
-        let total = total_of(candidates);
-        let weights = || candidates.iter().map(|candidate| candidate.weight);
-        let heaviest = weights().max().unwrap_or(weight::ONE);
-        let above = above_min_p(options, total, heaviest, weights());
-        choose(candidates, options, total, above, draw, |_, _| ())
+    fn largest(&self, logits: &[f32]) -> Result<f32, SampleError> {
+        self.weigher.largest_finite(logits).ok_or_else(|| {
+            (0_u32..)
+                .zip(logits)
+                .find(|(_, logit)| !logit.is_finite())
+                .map_or(SampleError::Empty, |(token, &value)| {
+                    SampleError::NonFinite { token, value }
+                })
+        })
     }
 
     /// Log probabilities of `token` and of the `top` most probable tokens (at most
@@ -157,9 +151,31 @@ impl Sampler {
         token: u32,
         top: u8,
     ) -> Result<TokenLogprobs, SampleError> {
-        let max = max_finite(logits)?;
+        let max = self.largest(logits)?;
         Ok(logprob::of(logits, max, token, top, &mut self.candidates))
     }
+}
+
+/// Draws from the candidates, which have their weights, by what `options` keep of them.
+fn choose_among(
+    candidates: &mut Vec<Candidate>,
+    options: &SamplingOptions,
+    max: f32,
+    draw: impl Fn(u64) -> u64,
+) -> Option<u32> {
+    let total_of = |candidates: &[Candidate]| -> u64 {
+        candidates.iter().map(|candidate| candidate.weight).sum()
+    };
+    if options.typical_p < 1.0 {
+        let total = total_of(candidates);
+        let (temperature, typical_p) = (options.temperature, options.typical_p);
+        typical::keep(candidates, max, temperature, typical_p, total);
+    }
+    let total = total_of(candidates);
+    let weights = || candidates.iter().map(|candidate| candidate.weight);
+    let heaviest = weights().max().unwrap_or(weight::ONE);
+    let above = above_min_p(options, total, heaviest, weights());
+    choose(candidates, options, total, above, draw, |_, _| ())
 }
 
 /// Draws from the tokens that top-p and min-p keep. Each keeps the heaviest down to some token, so
@@ -212,31 +228,39 @@ fn lightest(total: u64, mass: u64, count: usize) -> u64 {
     (total.saturating_sub(mass) / count.max(1) as u64).max(1)
 }
 
+/// Tokens that are looked at together where few of them are looked for.
+const TOGETHER: usize = 16;
+
 /// Collects every token that weighs at least `least`.
 fn gather(candidates: &mut Vec<Candidate>, logits: &[f32], weights: &[f32], least: u64) {
     candidates.clear();
-    for ((id, &logit), &weight) in (0_u32..).zip(logits).zip(weights) {
-        let weight = weight::quantize(weight);
-        if weight >= least {
-            candidates.push(Candidate { logit, id, weight });
+    // Most are lighter, and so by far that a comparison before rounding says so.
+    let bar = least.saturating_sub(1) as f32 / (1_u32 << 20) as f32 * (1.0 - f32::EPSILON);
+    let pieces = logits.chunks(TOGETHER).zip(weights.chunks(TOGETHER));
+    for (piece, (logits, weights)) in pieces.enumerate() {
+        if !weights
+            .iter()
+            .fold(false, |any, &weight| any | (weight >= bar))
+        {
+            continue;
+        }
+        // A vocabulary's numbers fit 32 bits.
+        let first = (piece * TOGETHER) as u32;
+        for ((id, &logit), &weight) in (first..).zip(logits).zip(weights) {
+            let weight = weight::quantize(weight);
+            if weight >= least {
+                candidates.push(Candidate { logit, id, weight });
+            }
         }
     }
 }
 
-fn max_finite(logits: &[f32]) -> Result<f32, SampleError> {
-    weight::max_finite(logits).ok_or_else(|| {
-        (0_u32..)
-            .zip(logits)
-            .find(|(_, logit)| !logit.is_finite())
-            .map_or(SampleError::Empty, |(token, &value)| {
-                SampleError::NonFinite { token, value }
-            })
-    })
-}
-
 fn first_equal(logits: &[f32], max: f32) -> u32 {
-    (0_u32..)
-        .zip(logits)
-        .find(|&(_, &logit)| logit == max)
-        .map_or(0, |(id, _)| id)
+    let is_in = |piece: &[f32]| piece.iter().fold(false, |any, &logit| any | (logit == max));
+    let piece = logits.chunks(TOGETHER).position(is_in).unwrap_or(0);
+    let first = piece * TOGETHER;
+    let rest = logits.iter().skip(first);
+    // A vocabulary's numbers fit 32 bits.
+    let at = rest.into_iter().position(|&logit| logit == max);
+    at.map_or(0, |at| (first + at) as u32)
 }

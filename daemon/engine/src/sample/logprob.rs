@@ -4,7 +4,7 @@
 //! they say what the model believed and not how the caller chose to sample.
 
 use super::select::{self, Candidate};
-use super::weight;
+use andon_kernels::op::exp::exp;
 
 /// Most alternatives that can be asked for with each token; the OpenAI API's own limit.
 pub const LOGPROBS_TOP_MAX: u8 = 20;
@@ -35,11 +35,11 @@ fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
     let (rows, rest) = logits.as_chunks::<LANES>();
     for row in rows {
         for lane in 0..LANES {
-            sums[lane] += f64::from(weight::exp(row[lane] - max));
+            sums[lane] += f64::from(exp(row[lane] - max));
         }
     }
     for (sum, &logit) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(weight::exp(logit - max));
+        *sum += f64::from(exp(logit - max));
     }
     libm::log(sums.iter().sum())
 }
@@ -80,7 +80,7 @@ mod tests {
         let logits: Vec<f32> = (0..1003_u16)
             .map(|i| f32::from(i.wrapping_mul(7919) % 1009) / 40.0 - 12.0)
             .collect();
-        let max = weight::max_finite(&logits).unwrap();
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let exact = |id: usize| {
             let sum: f64 = logits
                 .iter()

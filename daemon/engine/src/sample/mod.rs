@@ -21,7 +21,8 @@
 //! token to the next; [`Sampler`] only keeps buffers so that the steady state allocates nothing.
 //!
 //! Nothing here sorts the vocabulary: top-k is a selection, and top-p and the draw look for the
-//! token at a given cumulative probability by halving.
+//! token at a given cumulative probability by halving. Where all tokens stay in, the draw goes by their numbers
+//! instead, and needs the weights of blocks of them only.
 
 mod bias;
 mod chain;

@@ -1,91 +1,96 @@
-//! Softmax in fixed point.
+//! Softmax in fixed point, see [`andon_kernels::op::softmax`].
 //!
-//! A token's weight is `exp((logit - max) / temperature)` scaled to an integer out of [`ONE`]. Sums
-//! of integers are exact, so cumulative probabilities do not depend on the order of adding: the
-//! token found at a given one is the same however the search went. Tokens less probable than the
-//! best one by a factor of 2^40 weigh nothing and are never drawn; a vocabulary of a million of
-//! them would have held less than a millionth of the probability.
+//! Sums of integers are exact, so cumulative probabilities do not depend on the order of adding: the token found at a
+//! given one is the same however the search went, on every machine. Tokens that are rounded to no weight are never
+//! drawn; a vocabulary of a million of them would have held less than a millionth of the probability.
 
-/// Weight of the most probable token.
-pub(super) const ONE: u64 = 1 << 40;
+use andon_kernels::Table;
+use andon_kernels::op::softmax::{self, BLOCK};
 
-const LANES: usize = 16;
+pub(super) use andon_kernels::op::softmax::{ONE, round as quantize};
 
-/// Largest logit and whether all are finite. `None` for no logits or if any is not finite.
-pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
-    let mut max = [f32::NEG_INFINITY; LANES];
-    // 0 x is zero for a finite x and not a number otherwise; a sum keeps that.
-    let mut finite = [0.0_f32; LANES];
-    let (rows, rest) = logits.as_chunks::<LANES>();
-    for row in rows {
-        for lane in 0..LANES {
-            max[lane] = if row[lane] > max[lane] {
-                row[lane]
-            } else {
-                max[lane]
-            };
-            finite[lane] += row[lane] * 0.0;
+/// What weights are computed with: the machine's best kernels, all of which give the same bytes.
+#[derive(Debug)]
+pub(super) struct Weigher {
+    table: Table,
+}
+
+impl Default for Weigher {
+    fn default() -> Weigher {
+        let table = Table::runnable().last();
+        Weigher {
+            table: table.expect("every machine runs scalar kernels"),
         }
     }
-    let max =
-        max.iter().chain(rest).fold(
-            f32::NEG_INFINITY,
-            |best, &logit| if logit > best { logit } else { best },
-        );
-    let finite =
-        finite.iter().all(|&zero| zero == 0.0) && rest.iter().all(|logit| logit.is_finite());
-    (finite && max > f32::NEG_INFINITY).then_some(max)
 }
 
-/// `e^x` for `x <= 0`, to within 2 ulp; below -87 the result of -87.
-///
-/// Plain multiplications and additions, each rounded on its own, so every machine gives the same
-/// bits and the loops around it vectorise. Reduction by Cody and Waite; the polynomial is the one
-/// of the Cephes library's `expf`.
-#[inline]
-pub(super) fn exp(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 × 2^23: adding it rounds to an integer
-    let x = if x > -87.0 { x } else { -87.0 };
-    let shifted = x * core::f32::consts::LOG2_E + SHIFT;
-    let n = shifted - SHIFT;
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
-        p = p * r + coefficient;
+/// Logits with what makes weights of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row<'a> {
+    pub(super) logits: &'a [f32],
+    pub(super) largest: f32,
+    scale: f32,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(logits: &'a [f32], largest: f32, temperature: f32) -> Row<'a> {
+        Row {
+            logits,
+            largest,
+            scale: softmax::scale(temperature),
+        }
     }
-    let p = p * r * r + r + 1.0;
-    // The integer sits in the low bits of `shifted`; moved to the exponent it is 2^n.
-    f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000)) * p
+
+    /// The weight of a token with this logit.
+    #[inline]
+    pub(super) fn weight(&self, logit: f32) -> u64 {
+        quantize(softmax::weight(logit, self.largest, self.scale))
+    }
+
+    /// The token at which the cumulative weight, by number, reaches `mass`, given the weights of blocks.
+    pub(super) fn at_mass(&self, sums: &[u64], mass: u64) -> Option<u32> {
+        let mut before = 0_u64;
+        let reaches = |weight: u64| {
+            before += weight;
+            before >= mass
+        };
+        let block = sums.iter().copied().position(reaches)?;
+        let first = block * BLOCK;
+        before -= sums[block];
+        let logits = self.logits.iter().skip(first).take(BLOCK);
+        let reaches = |&logit: &f32| {
+            before += self.weight(logit);
+            before >= mass
+        };
+        // A vocabulary's numbers fit 32 bits.
+        logits
+            .into_iter()
+            .position(reaches)
+            .map(|at| (first + at) as u32)
+    }
 }
 
-/// Fixed-point weight of a probability relative to the best token's.
-#[inline]
-pub(super) fn quantize(weight: f32) -> u64 {
-    // ONE is a power of two, so the product is exact; the conversion truncates.
-    (weight * ONE as f32) as u64
-}
+impl Weigher {
+    /// Largest logit; `None` for no logits or if any is not finite.
+    pub(super) fn largest_finite(&self, logits: &[f32]) -> Option<f32> {
+        self.table.largest_finite(logits)
+    }
 
-/// Writes `exp((logit - max) / temperature)` of every logit to `weights`.
-pub(super) fn fill(weights: &mut Vec<f32>, logits: &[f32], max: f32, temperature: f32) {
-    weights.clear();
-    weights.extend(logits.iter().map(|&logit| of(logit, max, temperature)));
-}
+    /// The weights of blocks of tokens, and the total.
+    pub(super) fn sum(&self, row: Row<'_>, sums: &mut Vec<u64>) -> u64 {
+        sums.clear();
+        sums.resize(row.logits.len().div_ceil(BLOCK), 0);
+        self.table
+            .sum_weights(row.logits, row.largest, row.scale, sums);
+        sums.iter().sum()
+    }
 
-/// `exp((logit - max) / temperature)`.
-#[inline]
-pub(super) fn of(logit: f32, max: f32, temperature: f32) -> f32 {
-    exp((logit - max) / temperature)
-}
-
-/// Sum over `weights` in fixed point.
-pub(super) fn total(weights: &[f32]) -> u64 {
-    weights.iter().map(|&weight| quantize(weight)).sum()
+    /// The weight of each token, not rounded yet; see [`quantize`].
+    pub(super) fn fill(&self, row: Row<'_>, weights: &mut Vec<f32>) {
+        weights.resize(row.logits.len(), 0.0);
+        self.table
+            .weights(row.logits, row.largest, row.scale, weights);
+    }
 }
 
 #[cfg(test)]
@@ -93,45 +98,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_close_everywhere() {
-        let mut worst = 0.0_f64;
-        for step in 0..870_000_u32 {
-            let x = step as f32 * -1e-4;
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 2.4e-7, "{worst:e}");
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-87.0), exp(-1000.0));
-        assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
-        assert_eq!(quantize(exp(f32::NEG_INFINITY)), 0);
-    }
-
-    #[test]
-    fn non_finite_logits_are_seen_wherever_they_are() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for length in [1, 15, 16, 17, 40] {
-                for at in 0..length {
-                    let mut logits = vec![1.0; length];
-                    assert_eq!(max_finite(&logits), Some(1.0));
-                    logits[at] = bad;
-                    assert_eq!(max_finite(&logits), None);
-                }
-            }
-        }
-        assert_eq!(max_finite(&[]), None);
-        assert_eq!(max_finite(&[f32::MIN, f32::MAX]), Some(f32::MAX));
-    }
-
-    #[test]
     fn weights_survive_extreme_spreads() {
-        let mut weights = Vec::new();
-        fill(
-            &mut weights,
-            &[f32::MAX, f32::MIN, f32::MAX],
-            f32::MAX,
-            f32::MIN_POSITIVE,
-        );
-        assert_eq!(total(&weights), 2 * ONE);
+        let logits = [f32::MAX, f32::MIN, f32::MAX];
+        let weigher = Weigher::default();
+        let row = Row::new(&logits, f32::MAX, f32::MIN_POSITIVE);
+        let mut sums = Vec::new();
+        assert_eq!(weigher.sum(row, &mut sums), 2 * ONE);
+        let masses = [1, ONE, ONE + 1, 2 * ONE, 2 * ONE + 1];
+        let found = masses.map(|mass| row.at_mass(&sums, mass));
+        assert_eq!(found, [Some(0), Some(0), Some(2), Some(2), None]);
+    }
+
+    #[test]
+    fn a_mass_is_found_where_walking_finds_it() {
+        let logits: Vec<f32> = (0..3 * BLOCK + 7)
+            .map(|id| (id * 61 % 97) as f32 / -9.0)
+            .collect();
+        let weigher = Weigher::default();
+        let row = Row::new(&logits, 0.0, 0.8);
+        let mut sums = Vec::new();
+        let total = weigher.sum(row, &mut sums);
+        let mut before = 0;
+        for (id, &logit) in (0..).zip(&logits) {
+            let weight = row.weight(logit);
+            if weight > 0 {
+                assert_eq!(row.at_mass(&sums, before + 1), Some(id));
+                assert_eq!(row.at_mass(&sums, before + weight), Some(id));
+            }
+            before += weight;
+        }
+        assert_eq!(before, total);
     }
 }

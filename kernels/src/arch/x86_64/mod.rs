@@ -129,6 +129,43 @@ macro_rules! units {
         pub(crate) unsafe fn soft_cap(x: &mut [f32], cap: f32) {
             $crate::op::tanh::soft_cap(x, cap);
         }
+
+        /// [`crate::op::softmax::largest_finite`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn largest_finite(logits: &[f32]) -> Option<f32> {
+            $crate::op::softmax::largest_finite(logits)
+        }
+
+        /// [`crate::op::softmax::sum_weights`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn sum_weights(
+            logits: &[f32],
+            largest: f32,
+            scale: f32,
+            sums: &mut [u64],
+        ) {
+            $crate::op::softmax::sum_weights(logits, largest, scale, sums);
+        }
+
+        /// [`crate::op::softmax::weights`].
+        ///
+        /// # Safety
+        /// The instruction set must be supported.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn weights(
+            logits: &[f32],
+            largest: f32,
+            scale: f32,
+            weights: &mut [f32],
+        ) {
+            $crate::op::softmax::weights(logits, largest, scale, weights);
+        }
     };
 }
 use units;
