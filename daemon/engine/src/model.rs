@@ -281,6 +281,8 @@ impl Model {
             let path = path.to_owned();
             return Err(LoadError::Changed { path });
         }
+        // Metadata and vocabulary were read for good; weights come in when they are used.
+        files.maps().iter().for_each(Mapping::release);
         Ok(Model {
             files,
             info,

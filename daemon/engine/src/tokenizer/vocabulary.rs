@@ -321,7 +321,7 @@ impl Vocabulary {
     /// is waiting for memory, so it is done step by step for all of them, with the accesses of a step
     /// under way together; the first bytes bring near the rest, with which they will be compared.
     pub(super) fn likely(&self, hashes: &[u64]) -> Vec<(u32, Option<u8>)> {
-        let slots: Vec<u64> = hashes
+        let slots: Vec<u32> = hashes
             .iter()
             .map(|&hash| self.index.first_slot(hash))
             .collect();
