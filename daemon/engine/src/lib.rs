@@ -9,6 +9,7 @@ mod executor;
 mod files;
 pub mod generate;
 pub mod gguf;
+pub mod grammar;
 pub mod kv;
 pub mod layer;
 mod model;

@@ -2,6 +2,7 @@
 
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
+use crate::grammar::{self, GrammarError};
 use crate::kv::KvType;
 use crate::models::{self, Architecture, Encoder, Pooling};
 use crate::pack::{Key, Pack, PackError};
@@ -11,7 +12,7 @@ use crate::tokenizer::{
 use crate::weights::{Matrix, Weights, WeightsError};
 use andon_os::Mapping;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// A loaded model. Its weights stay in the file's map; it is shared by reference.
 #[derive(Debug)]
@@ -19,7 +20,9 @@ pub struct Model {
     files: Files,
     info: ModelInfo,
     graph: Graph,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// What constrained answers need of the vocabulary, made when the first is asked for.
+    vocabulary: OnceLock<Result<Arc<grammar::Vocabulary>, GrammarError>>,
     chat_template: Option<ChatTemplate>,
     /// Those that columns are multiplied with, by their slots.
     matrices: Vec<Matrix>,
@@ -287,7 +290,8 @@ impl Model {
             files,
             info,
             graph,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
+            vocabulary: OnceLock::new(),
             chat_template,
             matrices,
             pack: RwLock::default(),
@@ -314,6 +318,17 @@ impl Model {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The vocabulary as constrained answers need it. The first call makes it, which takes a while for a large one.
+    ///
+    /// # Errors
+    /// [`GrammarError`] if no answer can be constrained with this vocabulary.
+    pub fn grammar_vocabulary(&self) -> Result<&Arc<grammar::Vocabulary>, GrammarError> {
+        let vocabulary = self
+            .vocabulary
+            .get_or_init(|| grammar::Vocabulary::new(&self.tokenizer).map(Arc::new));
+        vocabulary.as_ref().map_err(Clone::clone)
     }
 
     /// How conversations become prompts; `None` for models that make no text.

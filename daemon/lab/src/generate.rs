@@ -1,12 +1,16 @@
 //! Continues a text, by the same loop that the daemon runs.
 
 use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::grammar::{Constraint, Grammar};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -39,12 +43,42 @@ pub(crate) struct Arguments {
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Hold the answer to the JSON Schema in this file.
+    #[arg(long, group = "constraint")]
+    json_schema: Option<PathBuf>,
+    /// Hold the answer to the GBNF grammar in this file.
+    #[arg(long, group = "constraint")]
+    gbnf: Option<PathBuf>,
+    /// Hold the answer to this regular expression.
+    #[arg(long, group = "constraint")]
+    regex: Option<String>,
+    /// Take tokens that are forced one by one.
+    #[arg(long, requires = "constraint")]
+    one_by_one: bool,
     /// Print the token ids, too.
     #[arg(long)]
     ids: bool,
     /// Print one line of JSON.
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    /// What the answer is held to.
+    fn constraint(&self) -> Result<Option<Constraint>> {
+        let read = |path: &PathBuf| {
+            let context = || format!("`{}` cannot be read", path.display());
+            std::fs::read_to_string(path).with_context(context)
+        };
+        Ok(if let Some(path) = &self.json_schema {
+            let schema = serde_json::from_str(&read(path)?).context("the schema is not JSON")?;
+            Some(Constraint::JsonSchema(schema))
+        } else if let Some(path) = &self.gbnf {
+            Some(Constraint::Gbnf(read(path)?))
+        } else {
+            self.regex.clone().map(Constraint::Regex)
+        })
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -64,6 +98,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         tokenizer.encode(&template.render(&input)?, Special::Parse)
     } else {
         tokenizer.encode_prompt(&arguments.prompt_text, Special::Parse)
+    };
+    let (grammar, compiled) = match arguments.constraint()? {
+        None => (None, None),
+        Some(constraint) => {
+            let start = Instant::now();
+            let vocabulary = model.grammar_vocabulary()?;
+            let known = Instant::now();
+            let grammar = Grammar::compile(vocabulary, &constraint, arguments.generate)?;
+            let report = json!({
+                "vocabulary_ms": (known - start).as_secs_f64() * 1e3,
+                "vocabulary_bytes": vocabulary.bytes(),
+                "compile_ms": known.elapsed().as_secs_f64() * 1e3,
+            });
+            (Some(Arc::new(grammar)), Some(report))
+        }
     };
     let executor = arguments
         .run
@@ -85,6 +134,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             ..SamplingOptions::default()
         },
         ignore_end: arguments.ignore_end,
+        constraint: grammar,
+        one_by_one: arguments.one_by_one,
         ..GenerationRequest::default()
     })?;
     let mut stdout = std::io::stdout().lock();
@@ -139,6 +190,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "prefill_tok_s": prefill,
             "decode_tok_s": decode,
         });
+        if let Some(compiled) = compiled {
+            report["constraint"] = compiled;
+        }
         if arguments.ids {
             report["prompt_ids"] = json!(prompt);
             report["ids"] = json!(ids);

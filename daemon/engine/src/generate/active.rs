@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
+
+use super::constrained::{Constrained, Masker};
 use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 use super::output::Output;
-use super::request::GenerationRequest;
+use super::request::{GenerationRequest, StartError};
+use crate::grammar::StateError;
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
 use crate::speculate::{Acceptance, Corpus, Guesser};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
@@ -20,6 +24,15 @@ pub(super) struct Chosen {
     logprob: Option<TokenLogprob>,
 }
 
+/// Why none could be chosen.
+#[derive(Debug, Error)]
+pub(super) enum ChooseError {
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    Constraint(#[from] StateError),
+}
+
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) id: GenerationId,
@@ -28,8 +41,13 @@ pub(super) struct Active {
     prompt: Arc<[u32]>,
     /// Tokens chosen, and behind them, during a pass, those guessed.
     generated: Vec<u32>,
-    /// How many were chosen.
+    /// How many were chosen, or forced.
     settled: usize,
+    /// How many of those are in the KV sequence: all but the last one chosen and what was forced behind it.
+    fed: usize,
+    constrained: Option<Constrained>,
+    /// The memory of what is forced behind a token.
+    forced: Vec<u32>,
     guesser: Option<Box<Guesser>>,
     /// Where the answer goes when it is complete, for later ones to be guessed from.
     learns: Option<Arc<Corpus>>,
@@ -78,15 +96,22 @@ impl Active {
         context: usize,
         cached: usize,
         tokenizer: &Tokenizer,
-    ) -> Vec<Self> {
+    ) -> Result<Vec<Self>, StartError> {
         let decoder = StreamDecoder::after(tokenizer, &request.prompt, true);
         let room = context.saturating_sub(request.prompt.len());
         let prompt: Arc<[u32]> = request.prompt.into();
         let bias = Arc::new(request.bias);
         let started = Instant::now();
         let tokens_max = request.tokens_max.map_or(room, |tokens| tokens.min(room));
-        (0..count)
-            .map(|choice| Self {
+        let one_by_one = request.one_by_one || request.logprobs.is_some();
+        let drops_space = decoder.drops_space(tokenizer);
+        let constrained = || {
+            let grammar = request.constraint.as_deref();
+            let new = |grammar| Constrained::new(grammar, drops_space, tokens_max, one_by_one);
+            grammar.map(new).transpose()
+        };
+        let active = |choice| -> Result<Self, StartError> {
+            Ok(Self {
                 id: GenerationId(first + u64::from(choice)),
                 follows: (choice > 0).then_some(GenerationId(first)),
                 output: Output::new(decoder.clone(), &request.stop),
@@ -99,6 +124,9 @@ impl Active {
                 prompt: Arc::clone(&prompt),
                 generated: Vec::new(),
                 settled: 0,
+                fed: 0,
+                constrained: constrained()?,
+                forced: Vec::new(),
                 guessed: 0,
                 accepted: 0,
                 read: cached,
@@ -121,7 +149,8 @@ impl Active {
                     first_token: None,
                 },
             })
-            .collect()
+        };
+        (0..count).map(active).collect()
     }
 
     /// KV tokens promised at the start: the prompt, and the answer if it was limited.
@@ -135,8 +164,7 @@ impl Active {
             // The full pages of the prompt are due to the one it follows.
             self.prompt.len() / page_tokens
         } else {
-            // All but the last token chosen, which the next pass appends.
-            let tokens = self.read + self.settled.saturating_sub(1);
+            let tokens = self.read + self.fed;
             tokens.div_ceil(page_tokens)
         };
         self.kv_tokens_promised()
@@ -180,7 +208,13 @@ impl Active {
         self.read < self.prompt.len() && self.follows.is_none()
     }
 
-    /// Tokens for the next pass: a piece of the prompt of at most `chunk_tokens`, or the last one chosen and the guesses.
+    /// Tokens of the answer that are not in the KV sequence, guesses aside.
+    pub(super) fn unfed(&self) -> usize {
+        self.settled.saturating_sub(self.fed)
+    }
+
+    /// Tokens for the next pass: a piece of the prompt of at most `chunk_tokens`; or the last one chosen, what was forced
+    /// behind it and the guesses, without the latter if the former alone are more than `chunk_tokens`.
     pub(super) fn next_tokens(&self, chunk_tokens: usize) -> &[u32] {
         if self.reads_prompt() {
             let end = self
@@ -189,7 +223,12 @@ impl Active {
                 .min(self.prompt.len());
             &self.prompt[self.read..end]
         } else {
-            &self.generated[self.settled.saturating_sub(1)..]
+            let unfed = &self.generated[self.fed..];
+            if chunk_tokens < self.unfed() {
+                &unfed[..chunk_tokens]
+            } else {
+                unfed
+            }
         }
     }
 
@@ -228,14 +267,30 @@ impl Active {
         self.generated.truncate(self.settled);
     }
 
-    /// Tokens that stay in the KV sequence: all but the last one chosen, which the next pass appends.
+    /// Tokens that stay in the KV sequence: all but the last one chosen and those behind it, which the next pass appends.
     pub(super) fn kept(&self) -> usize {
-        self.prompt.len() + self.settled.saturating_sub(1)
+        self.prompt.len() + self.fed
+    }
+
+    /// Notes that a pass appended `count` tokens of the answer, or guesses behind all of them.
+    pub(super) fn feed(&mut self, count: usize) {
+        self.fed = self.fed.saturating_add(count).min(self.settled);
+    }
+
+    /// Lets `masker` begin with what the choice after the next pass needs.
+    pub(super) fn prepare(&self, masker: &mut Masker) {
+        if let Some(constrained) = &self.constrained {
+            masker.prepare(constrained);
+        }
     }
 
     /// Whether a pass over the next `count` tokens is followed by choosing a token.
     pub(super) fn wants_logits(&self, count: usize) -> bool {
-        self.read + count >= self.prompt.len() && self.tokens_max > 0
+        if self.reads_prompt() {
+            self.read + count >= self.prompt.len() && self.tokens_max > 0
+        } else {
+            count >= self.unfed()
+        }
     }
 
     /// Chooses the token after the first `right` guesses, which were right; changes nothing here.
@@ -244,14 +299,24 @@ impl Active {
         right: usize,
         logits: &[f32],
         sampler: &mut Sampler,
-    ) -> Result<Chosen, SampleError> {
+    ) -> Result<Chosen, ChooseError> {
         let generated = &self.generated[..self.settled + right];
         let history = History {
             prompt: &self.prompt,
             generated,
         };
         let position = self.prompt.len() + generated.len();
-        let id = sampler.sample(logits, &self.sampling, &self.bias, history, position as u64)?;
+        let mut sample = |allowed: Option<&[u32]>| {
+            let (sampling, bias) = (&self.sampling, &self.bias);
+            sampler.sample_among(logits, sampling, bias, history, position as u64, allowed)
+        };
+        let id = match &self.constrained {
+            None => sample(None)?,
+            Some(constrained) => {
+                let sample = |allowed: &[u32]| sample(Some(allowed)).map_err(ChooseError::from);
+                constrained.choose(&self.tried()[..right], sample)?
+            }
+        };
         let logprob = match self.logprobs {
             Some(top) => {
                 let known = sampler.logprobs(logits, id, top)?;
@@ -310,7 +375,7 @@ impl Active {
     /// Says why the generation is over, if it is: tokens after that are not taken.
     pub(super) fn accept(
         &mut self,
-        chosen: impl Iterator<Item = Result<Chosen, SampleError>>,
+        chosen: impl Iterator<Item = Result<Chosen, ChooseError>>,
         tokenizer: &Tokenizer,
         now: Instant,
         all: &mut Acceptance,
@@ -320,23 +385,31 @@ impl Active {
         let (first, tried) = (self.settled, self.tried().len());
         self.drop_guesses();
         let mut over = None;
-        for chosen in chosen {
+        for (index, chosen) in chosen.enumerate() {
+            // What was forced behind the one before is there already.
+            if first + index < self.settled {
+                continue;
+            }
             over = match chosen {
-                Ok(chosen) => self.take(chosen, tokenizer),
+                Ok(chosen) => self.follow(chosen, tokenizer),
                 Err(error) => Some(FinishReason::Failed(error.to_string())),
             };
             if over.is_some() {
                 break;
             }
         }
+        self.fed = first;
         if let Some(guesser) = &mut self.guesser {
             let taken = &self.generated[first..];
             let guesses = guesser.guesses().iter().take(tried);
-            self.guessed += tried;
-            self.accepted += guesses
+            let right = guesses
                 .zip(taken)
                 .take_while(|(guess, token)| guess == token)
                 .count();
+            self.guessed += tried;
+            self.accepted += right;
+            // These were in the pass.
+            self.fed += right;
             guesser.chosen(all, taken);
         }
         if over.is_none() {
@@ -345,11 +418,38 @@ impl Active {
         over
     }
 
+    /// Takes a token that was chosen, and what its constraint forces behind it. Says why the generation is over, if it is.
+    fn follow(&mut self, chosen: Chosen, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        let Some(constrained) = &self.constrained else {
+            return self.take(chosen, tokenizer);
+        };
+        let mut forced = core::mem::take(&mut self.forced);
+        forced.clear();
+        if let Err(error) = constrained.accept(chosen.id, &mut forced) {
+            return Some(FinishReason::Failed(error.to_string()));
+        }
+        let finished = constrained.is_finished();
+        let mut over = self.take(chosen, tokenizer);
+        let mut left = forced.iter();
+        while over.is_none()
+            && let Some(&id) = left.next()
+        {
+            over = self.take(Chosen { id, logprob: None }, tokenizer);
+        }
+        // Complete also where the limit of tokens is just reached.
+        if left.len() == 0 && finished {
+            over = Some(FinishReason::Stop);
+        }
+        self.forced = forced;
+        over
+    }
+
     /// Takes one token. Says why the generation is over, if it is.
     fn take(&mut self, chosen: Chosen, tokenizer: &Tokenizer) -> Option<FinishReason> {
         self.generated.push(chosen.id);
         self.settled += 1;
-        if !self.ignore_end && tokenizer.is_end_of_generation(chosen.id) {
+        let ends = !self.ignore_end || self.constrained.is_some();
+        if ends && tokenizer.is_end_of_generation(chosen.id) {
             return Some(FinishReason::Stop);
         }
         if self.output.push(tokenizer, chosen.id, chosen.logprob) {

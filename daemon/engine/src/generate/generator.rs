@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use super::active::{Active, Chosen, Sink};
+use super::active::{Active, ChooseError, Chosen, Sink};
+use super::constrained::Masker;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
 use super::request::{GenerationRequest, StartError};
-use crate::sample::{SampleError, Sampler};
+use crate::sample::Sampler;
 use crate::speculate::PassCosts;
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
@@ -55,7 +56,8 @@ pub struct Generator<F: Forward = Executor> {
     parts: Vec<(usize, usize)>,
     /// Indexes of those whose logits the pass gives, in its order, and how many rows.
     wanting: Vec<(usize, usize)>,
-    chosen: Vec<(usize, Result<Chosen, SampleError>)>,
+    chosen: Vec<(usize, Result<Chosen, ChooseError>)>,
+    masker: Masker,
     guessing: Guessing,
     /// The memory of a pass's chunks, empty between passes.
     chunks: Vec<Chunk<'static, F::Sequence>>,
@@ -84,6 +86,7 @@ impl<F: Forward> Generator<F> {
             wanting: Vec::new(),
             chunks: Vec::new(),
             chosen: Vec::new(),
+            masker: Masker::default(),
             guessing: Guessing::default(),
             given_up: false,
         }
@@ -140,7 +143,7 @@ impl<F: Forward> Generator<F> {
         let (sequence, cached) = self.forward.sequence(&request.prompt);
         let first = self.next_id;
         let tokenizer = self.forward.tokenizer();
-        let group = Active::group(first, count.get(), request, context, cached, tokenizer);
+        let group = Active::group(first, count.get(), request, context, cached, tokenizer)?;
         self.admit(&group)?;
         self.next_id += u64::from(count.get());
         self.sequences.push(Some(sequence));
@@ -259,19 +262,27 @@ impl<F: Forward> Generator<F> {
         self.wanting.clear();
         self.chosen.clear();
         let now = Instant::now();
-        let deciding = self
-            .active
-            .iter()
-            .filter(|active| !active.reads_prompt() && !active.waits())
-            .count();
-        // Others decode beside a prompt, so at least one place of the batch is left for it.
-        let chunk_tokens = self.prefill_chunk_tokens.min(
-            self.forward
-                .batch_tokens_max()
-                .saturating_sub(deciding)
-                .max(1),
-        );
         let reader = self.reader();
+        let batch = self.forward.batch_tokens_max();
+        let deciding = || {
+            let answering = |active: &&Active| !active.reads_prompt() && !active.waits();
+            self.active.iter().filter(answering)
+        };
+        // Each has a place of the batch, a prompt that is read too; then come tokens that were forced.
+        let places = deciding().count();
+        let room = batch.saturating_sub(places + usize::from(reader.is_some()));
+        let forced: usize = deciding()
+            .map(|active| active.unfed().saturating_sub(1))
+            .sum();
+        let all_fit = forced <= room;
+        let mut spare = forced.min(room);
+        let columns = places + spare;
+        let chunk_tokens = self
+            .prefill_chunk_tokens
+            .min(batch.saturating_sub(columns).max(1));
+        for active in &self.active {
+            active.prepare(&mut self.masker);
+        }
         if let Some(reader) = reader
             && self.active[reader].pass_begins(now)
         {
@@ -281,9 +292,9 @@ impl<F: Forward> Generator<F> {
         let reading = reader.map_or(0, |reader| {
             self.active[reader].next_tokens(chunk_tokens).len()
         });
-        if guess {
-            let room = self.forward.batch_tokens_max();
-            self.guessing.guess(&mut self.active, reading, room);
+        if guess && all_fit {
+            let others = reading + forced;
+            self.guessing.guess(&mut self.active, others, batch);
         }
         let mut chunks = emptied(std::mem::take(&mut self.chunks));
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {
@@ -293,14 +304,18 @@ impl<F: Forward> Generator<F> {
             if active.reads_prompt() && reader != Some(index) {
                 continue;
             }
-            let tokens = active.next_tokens(chunk_tokens);
-            let logits = if !active.reads_prompt() {
-                LogitsFor::Guesses(active.tried().len())
-            } else if active.wants_logits(tokens.len()) {
+            let reads = active.reads_prompt();
+            let tokens = active.next_tokens(if reads { chunk_tokens } else { 1 + spare });
+            let logits = if !active.wants_logits(tokens.len()) {
+                LogitsFor::None
+            } else if reads {
                 LogitsFor::Last
             } else {
-                LogitsFor::None
+                LogitsFor::Guesses(active.tried().len())
             };
+            if !reads {
+                spare = spare.saturating_sub(active.unfed().saturating_sub(1));
+            }
             match logits {
                 LogitsFor::Guesses(count) => self.wanting.push((index, count + 1)),
                 LogitsFor::Last => self.wanting.push((index, 1)),
@@ -372,7 +387,9 @@ impl<F: Forward> Generator<F> {
             let Some(active) = self.active.get_mut(index) else {
                 continue;
             };
-            if active.reads_prompt() {
+            if !active.reads_prompt() {
+                active.feed(count);
+            } else {
                 over.extend(
                     active
                         .prompt_read(count, now, sink)

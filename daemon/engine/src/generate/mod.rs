@@ -2,9 +2,12 @@
 //!
 //! A [`Generator`] owns an executor and is driven by [`Generator::step`]: one pass over the weights
 //! that gives every answer under way its next tokens and reads one piece of one prompt. What comes
-//! out goes to the caller's sink as [`Event`]s. It is synchronous and has no thread of its own; it
+//! out goes to the caller's sink as [`Event`]s. It is synchronous; it
 //! has not heard of deadlines or clients; prompts are read in the order of their start, but for those that are
 //! [`GenerationRequest::urgent`].
+//!
+//! Answers under a constraint ([`crate::grammar`]) have a thread that finds out what may come next while the pass runs.
+//! What is forced there is appended in the next pass, several tokens at once.
 //!
 //! A generation's pass may try guesses of its next tokens ([`crate::speculate`]); then a step gives it several.
 //!
@@ -13,6 +16,7 @@
 //! and position.
 
 mod active;
+mod constrained;
 mod event;
 mod forward;
 mod generator;

@@ -1,7 +1,10 @@
 //! What a generation is asked for, and why it may not start.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
+use crate::grammar::{Grammar, StateError};
 use crate::sample::{LOGPROBS_TOP_MAX, LogitBias, SamplingError, SamplingOptions};
 use crate::speculate::Sources;
 
@@ -26,8 +29,13 @@ pub struct GenerationRequest {
     /// `Some(n)` asks for the log probability of each token and of the `n` most probable ones, at
     /// most [`LOGPROBS_TOP_MAX`].
     pub logprobs: Option<u8>,
-    /// Goes on past end-of-generation tokens.
+    /// Goes on past end-of-generation tokens, but not past the end of what `constraint` allows.
     pub ignore_end: bool,
+    /// What the answer is held to. It ends as soon as nothing may follow.
+    pub constraint: Option<Arc<Grammar>>,
+    /// Takes tokens that the constraint forces one by one, which gives the same answer more slowly. With `logprobs` they
+    /// are anyway.
+    pub one_by_one: bool,
     /// Its prompt is read before those of others that are not.
     pub urgent: bool,
     /// Where guesses may come from; they change its speed, nothing else.
@@ -52,6 +60,9 @@ pub enum StartError {
         /// Tokens not promised to others.
         tokens_free: usize,
     },
+    /// No answer can begin as its constraint demands.
+    #[error(transparent)]
+    Constraint(#[from] StateError),
     /// The prompt has no tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,

@@ -42,10 +42,55 @@ pub enum SampleError {
 pub struct Sampler {
     weigher: Weigher,
     penalised: Vec<f32>,
+    kept: Kept,
     sums: Vec<u64>,
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
     counts: Counts,
+}
+
+/// The logits of tokens that are allowed, with their ids.
+#[derive(Debug, Default)]
+struct Kept {
+    logits: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+impl Kept {
+    fn fill(&mut self, logits: &[f32], allowed: &[u32]) {
+        self.logits.clear();
+        self.ids.clear();
+        for (first, (&word, logits)) in (0_u32..)
+            .step_by(32)
+            .zip(allowed.iter().zip(logits.chunks(32)))
+        {
+            if word == u32::MAX && logits.len() == 32 {
+                self.logits.extend_from_slice(logits);
+                self.ids.extend(first..first + 32);
+                continue;
+            }
+            let mut bits = word;
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                if let Some(&logit) = logits.get(bit as usize) {
+                    self.logits.push(logit);
+                    self.ids.push(first + bit);
+                }
+            }
+        }
+    }
+
+    /// An error of the chain, by the token's id.
+    fn blame(&self, error: SampleError) -> SampleError {
+        match error {
+            SampleError::NonFinite { token, value } => SampleError::NonFinite {
+                token: self.ids.get(token as usize).copied().unwrap_or(token),
+                value,
+            },
+            other => other,
+        }
+    }
 }
 
 impl Sampler {
@@ -72,15 +117,62 @@ impl Sampler {
         history: History<'_>,
         position: u64,
     ) -> Result<u32, SampleError> {
-        let logits = if options.has_penalties() || !bias.is_empty() {
-            self.penalised.clear();
-            self.penalised.extend_from_slice(logits);
-            bias.apply(&mut self.penalised);
-            penalty::apply(&mut self.penalised, options, history, &mut self.counts);
-            &self.penalised
-        } else {
-            logits
+        self.sample_among(logits, options, bias, history, position, None)
+    }
+
+    /// [`Sampler::sample`] among the tokens of `allowed` only, the lowest bit of its first word being token 0: as if the
+    /// others were not in the vocabulary. Tokens without a bit are not allowed; `None` allows all.
+    ///
+    /// # Errors
+    ///
+    /// [`SampleError`] as there, and if none is allowed.
+    pub fn sample_among(
+        &mut self,
+        logits: &[f32],
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+        position: u64,
+        allowed: Option<&[u32]>,
+    ) -> Result<u32, SampleError> {
+        let changed = options.has_penalties() || !bias.is_empty();
+        // Taken out for the time, because the chain has the other buffers.
+        let mut row = core::mem::take(&mut self.penalised);
+        if changed {
+            row.clear();
+            row.extend_from_slice(logits);
+            bias.apply(&mut row);
+            penalty::apply(&mut row, options, history, &mut self.counts);
+        }
+        let whole = if changed { &row[..] } else { logits };
+        let chosen = match allowed {
+            None => self.choose_from(whole, options, position),
+            Some(allowed) => {
+                let mut kept = core::mem::take(&mut self.kept);
+                kept.fill(whole, allowed);
+                // What is kept is in the order of the tokens, so equals are ranked as they are.
+                let chosen = match kept.ids.as_slice() {
+                    &[only] if kept.logits[0].is_finite() => Ok(only),
+                    ids => self
+                        .choose_from(&kept.logits, options, position)
+                        .map(|index| ids.get(index as usize).copied().unwrap_or_default())
+                        .map_err(|error| kept.blame(error)),
+                };
+                self.kept = kept;
+                chosen
+            }
         };
+        self.penalised = row;
+        chosen
+    }
+
+    /// The chain from step 3 on. Tokens are named by their places in `logits`.
+    fn choose_from(
+        &mut self,
+        logits: &[f32],
+        options: &SamplingOptions,
+        position: u64,
+    ) -> Result<u32, SampleError> {
         let max = self.largest(logits)?;
         if options.is_greedy() || options.top_k == 1 {
             return Ok(first_equal(logits, max));

@@ -3,7 +3,8 @@
 //! The chain, in this order; each part narrows or reshapes what the one before left:
 //!
 //! 1. the caller's bias is added to the logits ([`bias`]);
-//! 2. penalties on the logits: repetition, then presence and frequency ([`penalty`]);
+//! 2. penalties on the logits: repetition, then presence and frequency ([`penalty`]); of an answer under a constraint only
+//!    the tokens that may come next go on from here ([`Sampler::sample_among`]);
 //! 3. `temperature == 0`: the largest logit wins, the lowest id among equals; the chain ends here;
 //! 4. top-k: the `k` largest logits;
 //! 5. temperature and softmax over what top-k left, in fixed point ([`weight`]);

@@ -76,6 +76,10 @@ impl EndTokens {
         Self(ids.into_boxed_slice())
     }
 
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.0
+    }
+
     pub(super) fn contains(&self, id: u32) -> bool {
         self.0.binary_search(&id).is_ok()
     }

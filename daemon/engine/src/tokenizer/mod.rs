@@ -271,6 +271,13 @@ impl Tokenizer {
         tokens
     }
 
+    /// The tokens of a text that goes on behind another: no space is put before it.
+    pub(crate) fn encode_on(&self, text: &str) -> Vec<u32> {
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
+        self.encode_into(text, Special::Plain, false, &mut tokens);
+        tokens
+    }
+
     /// The tokens of a prompt: those of the text, and at start and end those that the file asks for. One
     /// that a template has already written there is not repeated.
     pub fn encode_prompt(&self, text: &str, special: Special) -> Vec<u32> {
@@ -358,6 +365,11 @@ impl Tokenizer {
         self.ends.contains(id)
     }
 
+    /// The tokens that end an answer, in ascending order.
+    pub(crate) fn ends_of_generation(&self) -> &[u32] {
+        self.ends.ids()
+    }
+
     /// The bytes a token stands for: of control and user-defined tokens their text. Empty for an id
     /// outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
@@ -367,6 +379,14 @@ impl Tokenizer {
     /// Whether a token is a control token, which is not meant to be shown.
     pub fn is_control(&self, id: u32) -> bool {
         self.vocabulary.kind(id) == Some(Kind::Control)
+    }
+
+    /// Whether a token stands for text: it is neither structure of a prompt nor the sign for what has no token.
+    pub(crate) fn is_text(&self, id: u32) -> bool {
+        !matches!(
+            self.vocabulary.kind(id),
+            None | Some(Kind::Control | Kind::Unknown)
+        )
     }
 
     /// Whether a token is searched for in texts rather than made from them.

@@ -39,6 +39,11 @@ impl StreamDecoder {
         }
     }
 
+    /// Whether a space at the start of the next token is left out of the text.
+    pub(crate) fn drops_space(&self, tokenizer: &Tokenizer) -> bool {
+        self.first && tokenizer.reads_space
+    }
+
     /// Takes a token and returns the characters it completes, possibly none.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> &str {
         if self.skip_control && tokenizer.is_control(id) {

@@ -378,3 +378,54 @@ proptest! {
         prop_assert!(kept);
     }
 }
+
+proptest! {
+    #[test]
+    fn what_is_not_allowed_might_as_well_not_be_there(
+        logits in prop::collection::vec(-8.0_f32..8.0, 1..150),
+        masks in prop::collection::vec(any::<u32>(), 5),
+        full in 0usize..5,
+        options in (0.0_f32..2.0, 0_u32..20, 0.3_f32..1.0, 0.0_f32..0.3),
+        position in any::<u64>(),
+    ) {
+        let mut masks = masks;
+        masks[full] = u32::MAX;
+        let options = SamplingOptions {
+            temperature: options.0,
+            top_k: options.1,
+            top_p: options.2,
+            min_p: options.3,
+            presence_penalty: 0.5,
+            ..SamplingOptions::default()
+        };
+        let allowed: Vec<u32> = (0..logits.len() as u32)
+            .filter(|id| masks[*id as usize / 32] >> (id % 32) & 1 == 1)
+            .collect();
+        let history = History { prompt: &[], generated: &allowed[..allowed.len() / 2] };
+        let mut sampler = Sampler::new();
+        let bias = LogitBias::default();
+        let among = sampler.sample_among(&logits, &options, &bias, history, position, Some(&masks));
+        if allowed.is_empty() {
+            prop_assert_eq!(among, Err(SampleError::Empty));
+        } else {
+            let kept: Vec<f32> = allowed.iter().map(|&id| logits[id as usize]).collect();
+            // The tokens so far, by their places among those that are kept.
+            let before: Vec<u32> = (0..allowed.len() as u32 / 2).collect();
+            let history = History { prompt: &[], generated: &before };
+            let index = sampler.sample(&kept, &options, &bias, history, position).unwrap();
+            prop_assert_eq!(among, Ok(allowed[index as usize]));
+        }
+    }
+
+    #[test]
+    fn a_bad_logit_is_named_by_its_token(id in 0_u32..70, others in any::<u64>()) {
+        let mut logits = vec![0.0; 70];
+        logits[id as usize] = f32::NAN;
+        let mut masks = [others as u32, (others >> 32) as u32, 0];
+        masks[id as usize / 32] |= 1 << (id % 32);
+        let result = Sampler::new().sample_among(
+            &logits, &SamplingOptions::default(), &LogitBias::default(), History::default(), 0, Some(&masks));
+        let is_named = matches!(result, Err(SampleError::NonFinite { token, .. }) if token == id);
+        prop_assert!(is_named, "{result:?}");
+    }
+}

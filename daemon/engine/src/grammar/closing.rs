@@ -1,0 +1,201 @@
+//! Closing answers of JSON before their limit of tokens cuts them.
+//!
+//! While there is room an answer says what the model wants. Before each token that could use up the room which closing
+//! needs, the way to the end behind it is tried out: its length in tokens is known then, not reckoned. A token behind
+//! which there is no such way within the limit is not taken; instead the answer closes on the way that there is before it,
+//! step by step. What a closing answer chooses is the shortest at hand: no more items, properties or characters
+//! than it must have.
+//!
+//! The way is found by choosing the likely best token each time ([`Closers`]), so there are schemas with patterns for which
+//! none is found; their answers may be cut.
+
+use llguidance::Matcher;
+use llguidance::toktrie::{SimpleVob, TokTrie};
+
+/// Room beyond what closing is reckoned to need, in tokens: more than a listed value or a word of a pattern takes.
+const MARGIN_TOKENS: usize = 32;
+
+/// Bytes that lead to the end where a value, a separator or a bracket is due, the best first.
+const OUTSIDE: &[u8] = b"}],:0123456789\"-ntf[{";
+/// The same within a string.
+const INSIDE: &[u8] = b"\"0123456789aeinorst-";
+
+/// Where a byte of JSON stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Context {
+    inside: bool,
+    escaped: bool,
+}
+
+impl Context {
+    /// The context behind some bytes.
+    pub(super) fn after(mut self, bytes: &[u8]) -> Self {
+        for &byte in bytes {
+            self = match (self.inside, self.escaped, byte) {
+                (true, true, _) => Self {
+                    escaped: false,
+                    ..self
+                },
+                (true, false, b'\\') => Self {
+                    escaped: true,
+                    ..self
+                },
+                (_, false, b'"') => Self {
+                    inside: !self.inside,
+                    ..self
+                },
+                _ => self,
+            };
+        }
+        self
+    }
+}
+
+/// What closing an answer may need at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reserve {
+    /// Tokens for each object or array that is open; all of them together, if none can be in itself.
+    pub(super) tokens: usize,
+    /// Whether values may nest without end.
+    pub(super) nests: bool,
+    /// Whether there may be names that the schema does not list, and values of any kind.
+    pub(super) open: bool,
+}
+
+/// The closing of one answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closing {
+    reserve: Reserve,
+    limit: usize,
+    /// At least what closing needs where the answer stands.
+    need: usize,
+}
+
+impl Closing {
+    pub(super) fn new(reserve: Reserve, limit: usize) -> Self {
+        Self {
+            reserve,
+            limit,
+            need: reserve.tokens,
+        }
+    }
+
+    /// The tokens there is room for behind the first `position`.
+    pub(super) fn room(&self, position: usize) -> usize {
+        self.limit.saturating_sub(position)
+    }
+
+    /// Whether the way to the end must be tried before a token with these bytes is taken.
+    pub(super) fn is_near(&mut self, position: usize, bytes: &[u8]) -> bool {
+        // Only these begin something that must be ended.
+        let begins = bytes.iter().filter(|byte| b"{[,\"".contains(byte)).count();
+        let more = begins.saturating_mul(self.reserve.tokens);
+        if self.reserve.nests {
+            self.need = self.need.saturating_add(more);
+        } else if begins > 0 {
+            self.need = self.reserve.tokens;
+        }
+        self.need.saturating_add(MARGIN_TOKENS) >= self.room(position)
+    }
+
+    /// Takes note of what closing needs.
+    pub(super) fn needs(&mut self, tokens: usize) {
+        self.need = tokens;
+    }
+}
+
+/// Tokens of single bytes, by which answers close.
+#[derive(Debug)]
+pub(super) struct Closers {
+    outside: Box<[u32]>,
+    inside: Box<[u32]>,
+}
+
+impl Closers {
+    pub(super) fn new(trie: &TokTrie) -> Self {
+        let of = |bytes: &[u8]| {
+            let ids = bytes.iter().filter_map(|&byte| trie.token_id(&[byte]));
+            ids.collect()
+        };
+        Self {
+            outside: of(OUTSIDE),
+            inside: of(INSIDE),
+        }
+    }
+
+    fn choose(&self, context: Context, mask: &SimpleVob) -> Option<u32> {
+        let likely = match context.inside {
+            true => &self.inside,
+            false => &self.outside,
+        };
+        let closer = likely.iter().copied().find(|&id| mask.is_allowed(id));
+        closer.or_else(|| {
+            let first = mask.first_bit_set()?;
+            u32::try_from(first).ok()
+        })
+    }
+
+    /// The tokens that close an answer, if they are found and at most `most`. `matcher` is used up by it.
+    pub(super) fn way(
+        &self,
+        mut matcher: Matcher,
+        trie: &TokTrie,
+        mut context: Context,
+        most: usize,
+    ) -> Option<Vec<u32>> {
+        let mut way = Vec::new();
+        while !matcher.is_stopped() {
+            let mut next = matcher.compute_ff_tokens();
+            if next.is_empty() {
+                let mask = matcher.compute_mask().ok()?;
+                let ends = trie.eos_tokens();
+                match ends.iter().find(|&&end| mask.is_allowed(end)) {
+                    Some(&end) => {
+                        way.push(end);
+                        break;
+                    }
+                    None => next.push(self.choose(context, &mask)?),
+                }
+            }
+            if way.len() + next.len() > most {
+                return None;
+            }
+            for &id in &next {
+                context = context.after(trie.token(id));
+            }
+            matcher.consume_tokens(&next).ok()?;
+            way.extend(next);
+        }
+        (!matcher.is_error() && way.len() <= most).then_some(way)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_and_escapes_tell_where_a_string_ends() {
+        let inside = |text: &str| Context::default().after(text.as_bytes()).inside;
+        assert!(!inside("{") && inside("{\"") && inside("{\"a\\\"b") && !inside("{\"a\\\"b\""));
+        assert!(!inside("\"\\\\\"") && inside("\"\\\\\\\""));
+    }
+
+    #[test]
+    fn the_reserve_grows_with_what_is_open() {
+        let reserve = |nests| Reserve {
+            tokens: 30,
+            nests,
+            open: false,
+        };
+        let mut closing = Closing::new(reserve(false), 200);
+        assert!(!closing.is_near(137, b"[[[["));
+        assert!(closing.is_near(138, b"a"));
+        closing.needs(5);
+        assert!(!closing.is_near(138, b"a") && closing.is_near(138, b"\""));
+        let mut closing = Closing::new(reserve(true), 200);
+        assert!(!closing.is_near(50, b"a") && closing.is_near(50, b"{[[["));
+        closing.needs(3);
+        assert!(!closing.is_near(50, b"{"));
+    }
+}

@@ -1,0 +1,179 @@
+//! From what a caller asks for to a grammar that answers can be held to.
+
+use std::sync::Arc;
+
+use llguidance::Matcher;
+use llguidance::api::TopLevelGrammar;
+use serde_json::Value;
+
+use super::closing::Reserve;
+use super::error::GrammarError;
+use super::state::State;
+use super::vocabulary::Vocabulary;
+use super::{gbnf, limits, schema};
+
+/// What an answer is held to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// JSON that a schema describes, without white space between its tokens, its properties in the schema's order.
+    JsonSchema(Value),
+    /// Any JSON object.
+    JsonObject,
+    /// Text that an expression describes from its start to its end, in the syntax of Rust's `regex`, without assertions.
+    Regex(String),
+    /// A grammar in the dialect of Lark that `llguidance` reads, without its `%` directives for schemas and options.
+    Lark(String),
+    /// A grammar in llama.cpp's GBNF.
+    Gbnf(String),
+}
+
+impl Constraint {
+    /// Checks all that does not depend on a vocabulary, as [`Grammar::compile`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, tokens_max: usize) -> Result<(), GrammarError> {
+        self.source(tokens_max).map(drop)
+    }
+
+    /// What the compiler is given, and what closing an answer of JSON may need.
+    fn source(
+        &self,
+        tokens_max: usize,
+    ) -> Result<(TopLevelGrammar, Option<Reserve>), GrammarError> {
+        let json = |value: &Value| {
+            let (value, reserve) = schema::prepare(value, tokens_max)?;
+            Ok((TopLevelGrammar::from_json_schema(value), Some(reserve)))
+        };
+        match self {
+            Self::JsonSchema(value) => json(value),
+            Self::JsonObject => json(&serde_json::json!({ "type": "object" })),
+            Self::Regex(expression) => {
+                check_source("the regular expression has bytes:", expression)?;
+                Ok((TopLevelGrammar::from_regex(expression), None))
+            }
+            Self::Lark(grammar) => {
+                check_source("the grammar has bytes:", grammar)?;
+                check_directives(grammar)?;
+                Ok((TopLevelGrammar::from_lark(grammar.clone()), None))
+            }
+            Self::Gbnf(grammar) => {
+                check_source("the grammar has bytes:", grammar)?;
+                Ok((TopLevelGrammar::from_lark(gbnf::to_lark(grammar)?), None))
+            }
+        }
+    }
+
+    /// What it is, for messages.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "the schema",
+            Self::JsonObject => "a JSON object",
+            Self::Regex(_) => "the regular expression",
+            Self::Lark(_) | Self::Gbnf(_) => "the grammar",
+        }
+    }
+}
+
+/// A constraint that was compiled for one vocabulary. Any number of answers can follow it at once.
+pub struct Grammar {
+    vocabulary: Arc<Vocabulary>,
+    matcher: Matcher,
+    reserve: Option<Reserve>,
+    tokens_max: usize,
+}
+
+impl core::fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Grammar").finish_non_exhaustive()
+    }
+}
+
+impl Grammar {
+    /// Compiles a constraint for answers of at most `tokens_max` tokens, from which strings and arrays whose schema has no
+    /// bound get one ([`super::schema`]).
+    ///
+    /// # Errors
+    /// [`GrammarError`] that says what is wrong with it and where.
+    pub fn compile(
+        vocabulary: &Arc<Vocabulary>,
+        constraint: &Constraint,
+        tokens_max: usize,
+    ) -> Result<Self, GrammarError> {
+        let what = constraint.name();
+        let (source, reserve) = constraint.source(tokens_max)?;
+        let parser = vocabulary
+            .factory()
+            .create_parser(source)
+            .map_err(|error| GrammarError::of(what, &error))?;
+        let grammar = Self {
+            vocabulary: Arc::clone(vocabulary),
+            matcher: Matcher::new(Ok(parser)),
+            reserve,
+            tokens_max,
+        };
+        // What cannot begin would fail at the first token, and what is over at once says nothing.
+        let mut state = grammar.state();
+        state
+            .begin(false, tokens_max)
+            .and_then(|()| state.prepare())
+            .map_err(|error| GrammarError::of(what, &error.0))?;
+        Ok(grammar)
+    }
+
+    /// The limit of tokens that it was compiled for.
+    #[must_use]
+    pub fn tokens_max(&self) -> usize {
+        self.tokens_max
+    }
+
+    /// The state of an answer that has not begun.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::new(
+            self.matcher.deep_clone(),
+            Arc::clone(self.vocabulary.tokens()),
+            self.reserve,
+        )
+    }
+}
+
+/// Bounds what a parser by recursion is given.
+fn check_source(what: &'static str, source: &str) -> Result<(), GrammarError> {
+    let max = limits::SOURCE_BYTES_MAX;
+    if source.len() > max {
+        let count = source.len();
+        return Err(GrammarError::TooLarge { what, count, max });
+    }
+    // Brackets in strings and classes count too, so this is strict; what is refused for it can be written shorter.
+    let mut depth = 0usize;
+    for byte in source.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > limits::NESTING_MAX {
+            return Err(GrammarError::TooLarge {
+                what: "brackets nest in levels:",
+                count: depth,
+                max: limits::NESTING_MAX,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what would go round the checks of schemas.
+fn check_directives(grammar: &str) -> Result<(), GrammarError> {
+    match ["%json", "%llguidance"]
+        .into_iter()
+        .find(|directive| grammar.contains(directive))
+    {
+        Some(directive) => Err(GrammarError::Invalid {
+            what: "the grammar",
+            problem: format!("`{directive}` is not supported"),
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,28 @@
+//! Answers of a given shape: JSON of a schema, a regular expression, a grammar.
+//!
+//! A [`Constraint`] is checked and compiled once ([`Grammar`]), for the [`Vocabulary`] of a model; each answer has a
+//! [`State`] that says which tokens may come next and which must. `llguidance` does the parsing; ours is what it is given:
+//!
+//! - [`schema`]: which schemas are taken, and the bounds they get;
+//! - [`gbnf`]: grammars of llama.cpp, written anew for it;
+//! - [`closing`]: how an answer of JSON ends within its limit of tokens;
+//! - [`tidy`]: no object has a name twice;
+//! - [`vocabulary`]: the bytes of the tokens, and our tokenizer for what is forced.
+//!
+//! Invariant: fail closed. What is not enforced is refused by its name before the first token, and no text comes out that
+//! the constraint does not allow; only the limit of tokens can cut an answer short, and it says so.
+
+mod closing;
+mod constraint;
+mod error;
+mod gbnf;
+pub mod limits;
+pub mod schema;
+mod state;
+mod tidy;
+mod vocabulary;
+
+pub use constraint::{Constraint, Grammar};
+pub use error::{GrammarError, StateError};
+pub use state::{Allowed, State};
+pub use vocabulary::Vocabulary;

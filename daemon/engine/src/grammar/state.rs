@@ -1,0 +1,372 @@
+//! Where one answer stands in its grammar.
+//!
+//! Where the grammar leaves one way on, the state goes it at once: the bytes are cut into tokens by the model's own
+//! tokenizer, and those are [`State::forced`]. They are what the answer has there whether they are appended together or
+//! taken one by one, so both ways give the same answer.
+//!
+//! Invariant: `taken` is what the parser has been given, all of which fits the grammar; its first `position` tokens are
+//! those of the answer, and the others are forced.
+
+use std::sync::Arc;
+
+use llguidance::Matcher;
+use llguidance::toktrie::{SimpleVob, TokenizerEnv};
+
+use super::closing::{Closing, Context, Reserve};
+use super::error::{StateError, message};
+use super::vocabulary::Tokens;
+use super::{limits, tidy};
+
+/// The state of one answer. See the module.
+pub struct State {
+    matcher: Matcher,
+    tokens: Arc<Tokens>,
+    taken: Vec<u32>,
+    /// For each of `taken`, whether the grammar left no other.
+    forced: Vec<bool>,
+    position: usize,
+    mask: Option<SimpleVob>,
+    /// A space at the start of the answer's first token is not part of its text.
+    drops_space: bool,
+    /// For each of `taken`, where JSON stands behind it.
+    contexts: Vec<Context>,
+    /// What closing may need, if the answer is JSON.
+    reserve: Option<Reserve>,
+    closing: Option<Closing>,
+}
+
+/// What may come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed<'a> {
+    /// This token.
+    One(u32),
+    /// Those whose bits are set, the lowest first; tokens without a bit may not.
+    Any(&'a [u32]),
+}
+
+impl core::fmt::Debug for State {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("State")
+            .field("position", &self.position)
+            .field("forced", &self.forced())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    pub(super) fn new(matcher: Matcher, tokens: Arc<Tokens>, reserve: Option<Reserve>) -> Self {
+        Self {
+            matcher,
+            tokens,
+            taken: Vec::new(),
+            forced: Vec::new(),
+            position: 0,
+            mask: None,
+            drops_space: false,
+            contexts: Vec::new(),
+            reserve,
+            closing: None,
+        }
+    }
+
+    /// A state of its own that stands where this one does.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            matcher: self.matcher.deep_clone(),
+            tokens: Arc::clone(&self.tokens),
+            taken: self.taken.clone(),
+            forced: self.forced.clone(),
+            position: self.position,
+            mask: self.mask.clone(),
+            drops_space: self.drops_space,
+            contexts: self.contexts.clone(),
+            reserve: self.reserve,
+            closing: self.closing,
+        }
+    }
+
+    /// Begins an answer of at most `tokens_max` tokens. `drops_space` says that a space at the start of its first token
+    /// will not be part of its text.
+    ///
+    /// # Errors
+    /// [`StateError`] if no answer can begin like that.
+    pub fn begin(&mut self, drops_space: bool, tokens_max: usize) -> Result<(), StateError> {
+        self.drops_space = drops_space;
+        self.closing = self
+            .reserve
+            .map(|reserve| Closing::new(reserve, tokens_max));
+        self.force()
+    }
+
+    /// The tokens that come next whatever the model says, in order; empty if it has a choice, or all is said.
+    #[must_use]
+    pub fn forced(&self) -> &[u32] {
+        self.taken.get(self.position..).unwrap_or_default()
+    }
+
+    /// Whether the answer is complete and nothing may follow.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.position == self.taken.len() && self.is_done()
+    }
+
+    fn is_done(&self) -> bool {
+        self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()
+    }
+
+    /// Why the matcher has stopped, if it has, and not because all is said.
+    fn check(&self) -> Result<(), StateError> {
+        if !self.matcher.is_stopped() || self.is_done() {
+            return Ok(());
+        }
+        let error = self.matcher.get_error();
+        let error = error.unwrap_or_else(|| self.matcher.stop_reason().to_string());
+        Err(StateError(message(&error)))
+    }
+
+    /// Whether the answer is complete as it is, though more may follow.
+    pub fn is_accepting(&mut self) -> bool {
+        self.position == self.taken.len()
+            && (self.is_finished() || self.matcher.is_accepting().unwrap_or(false))
+    }
+
+    /// Whether [`State::prepare`] has something to do.
+    pub(crate) fn is_to_be_prepared(&self) -> bool {
+        self.position == self.taken.len() && self.mask.is_none() && !self.matcher.is_stopped()
+    }
+
+    /// Computes what may come next, if that was not done. [`State::allowed`] does so too; this is for another thread.
+    ///
+    /// # Errors
+    /// [`StateError`] if it takes more work than a token may, or nothing may come.
+    pub fn prepare(&mut self) -> Result<(), StateError> {
+        if self.position < self.taken.len() || self.mask.is_some() {
+            return Ok(());
+        }
+        self.check()?;
+        if self.is_done() {
+            return Err(StateError("the answer is complete".to_owned()));
+        }
+        let mut mask = self
+            .matcher
+            .compute_mask()
+            .map_err(|error| StateError(message(&error)))?;
+        if self.taken.is_empty() && self.drops_space {
+            self.tokens
+                .spaced()
+                .iter()
+                .for_each(|&id| mask.disallow_token(id));
+        }
+        if mask.is_zero() {
+            return Err(StateError("no token may come next".to_owned()));
+        }
+        self.mask = Some(mask);
+        Ok(())
+    }
+
+    /// What may come next.
+    ///
+    /// # Errors
+    /// As for [`State::prepare`].
+    pub fn allowed(&mut self) -> Result<Allowed<'_>, StateError> {
+        if let Some(&id) = self.taken.get(self.position) {
+            return Ok(Allowed::One(id));
+        }
+        self.prepare()?;
+        Ok(Allowed::Any(
+            self.mask.as_ref().map_or(&[], SimpleVob::as_slice),
+        ))
+    }
+
+    /// What becomes of the choice of `id`, which is allowed. Mostly it stands. Where no way would lead to the end of the
+    /// answer behind it within the limit, it becomes the first token of the way before it ([`super::closing`]). Where it
+    /// would give an object a name that it has, or a number too many digits, it is `None`: the token is not allowed any
+    /// more, and another is to be chosen.
+    ///
+    /// # Errors
+    /// As for [`State::accept`].
+    pub fn settle(&mut self, id: u32) -> Result<Option<u32>, StateError> {
+        let tokens = Arc::clone(&self.tokens);
+        let trie = tokens.tok_trie();
+        let Some(mut closing) = self.closing else {
+            return Ok(Some(id));
+        };
+        if self.position < self.taken.len() || trie.eos_tokens().contains(&id) {
+            return Ok(Some(id));
+        }
+        let bytes = trie.token(id);
+        let near = closing.is_near(self.position, bytes);
+        let open = self.reserve.is_some_and(|reserve| reserve.open);
+        // Another name needs one that is not there yet.
+        let goes_on = open && bytes.contains(&b',');
+        self.closing = Some(closing);
+        if !near && !open {
+            return Ok(Some(id));
+        }
+        let (before, room) = (self.taken.len(), closing.room(self.position));
+        let mask = self.mask.take();
+        self.take(&[id], false)?;
+        self.force()?;
+        let used = self.taken.len() - before;
+        let fits = !open || tidy::is_tidy(&self.text(&[]));
+        let way = room
+            .checked_sub(used)
+            .filter(|_| fits && (near || goes_on))
+            .and_then(|room| self.way(room));
+        self.matcher
+            .rollback(used)
+            .map_err(|error| StateError(message(&error)))?;
+        self.keep(before);
+        self.mask = mask;
+        if let Some(way) = way {
+            closing.needs(used.saturating_sub(1) + way.len());
+            self.closing = Some(closing);
+            return Ok(Some(id));
+        }
+        if !fits || goes_on && !near {
+            let mask = self.mask.as_mut();
+            let mask = mask.filter(|mask| mask.is_allowed(id));
+            let mask = mask.ok_or_else(|| StateError(format!("token {id} may not come next")))?;
+            mask.disallow_token(id);
+            if mask.is_zero() {
+                return Err(StateError("no name is left for an object".to_owned()));
+            }
+            return Ok(None);
+        }
+        if !near {
+            return Ok(Some(id));
+        }
+        // Where no way is found, it will be cut.
+        let way = self.way(room);
+        Ok(Some(way.and_then(|way| way.first().copied()).unwrap_or(id)))
+    }
+
+    /// The way to the end, if one is found.
+    fn way(&self, most: usize) -> Option<Vec<u32>> {
+        let context = self.contexts.last().copied().unwrap_or_default();
+        let trie = self.tokens.tok_trie();
+        let closers = self.tokens.closers();
+        let way = closers.way(self.matcher.clone(), trie, context, most)?;
+        let open = self.reserve.is_some_and(|reserve| reserve.open);
+        (!open || tidy::is_tidy(&self.text(&way))).then_some(way)
+    }
+
+    /// The text so far, and that of these tokens.
+    fn text(&self, ids: &[u32]) -> Vec<u8> {
+        let trie = self.tokens.tok_trie();
+        let all = self.taken.iter().chain(ids);
+        all.filter(|&&id| !trie.is_special_token(id))
+            .flat_map(|&id| trie.token(id))
+            .copied()
+            .collect()
+    }
+
+    /// Forgets all but the first `count` of those taken.
+    fn keep(&mut self, count: usize) {
+        self.taken.truncate(count);
+        self.forced.truncate(count);
+        self.contexts.truncate(count);
+        self.mask = None;
+    }
+
+    /// Takes the next token of the answer.
+    ///
+    /// # Errors
+    /// [`StateError`] if it is not allowed, with nothing changed, or if following it takes more work than a token may.
+    pub fn accept(&mut self, id: u32) -> Result<(), StateError> {
+        let allowed = match self.allowed()? {
+            Allowed::One(only) => id == only,
+            Allowed::Any(words) => is_set(words, id),
+        };
+        if !allowed {
+            return Err(StateError(format!("token {id} may not come next")));
+        }
+        if self.position == self.taken.len() {
+            self.take(&[id], false)?;
+            self.position += 1;
+            return self.force();
+        }
+        self.position += 1;
+        Ok(())
+    }
+
+    /// Takes back the last `count` tokens of the answer.
+    ///
+    /// # Errors
+    /// [`StateError`] if it has fewer.
+    pub fn rollback(&mut self, count: usize) -> Result<(), StateError> {
+        let position = self
+            .position
+            .checked_sub(count)
+            .ok_or_else(|| StateError(format!("{count} tokens cannot be taken back")))?;
+        // What was forced behind the new position still is.
+        let kept = (position..self.taken.len())
+            .find(|&index| !self.forced[index])
+            .unwrap_or(self.taken.len());
+        if kept < self.taken.len() {
+            self.matcher
+                .rollback(self.taken.len() - kept)
+                .map_err(|error| StateError(message(&error)))?;
+            self.keep(kept);
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    /// How many of `tokens`, from the first on, may come next one after the other. The state stays where it is.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state could not be brought back.
+    pub fn valid_prefix(&mut self, tokens: &[u32]) -> Result<usize, StateError> {
+        let mut count = 0;
+        for &id in tokens {
+            if self.is_finished() || self.accept(id).is_err() {
+                break;
+            }
+            count += 1;
+        }
+        self.rollback(count)?;
+        Ok(count)
+    }
+
+    /// Goes on as long as the grammar leaves one way.
+    fn force(&mut self) -> Result<(), StateError> {
+        let start = self.taken.len();
+        while self.taken.len() - start < limits::FORCED_TOKENS_MAX && !self.matcher.is_stopped() {
+            let mut run = self.matcher.compute_ff_tokens();
+            run.truncate(limits::FORCED_TOKENS_MAX);
+            let Some(first) = run.first() else {
+                break;
+            };
+            if self.taken.is_empty() && self.drops_space && self.tokens.spaced().contains(first) {
+                let reason = "the answer would begin with a space, which this model cannot say";
+                return Err(StateError(reason.to_owned()));
+            }
+            self.take(&run, true)?;
+        }
+        self.check()
+    }
+
+    fn take(&mut self, ids: &[u32], forced: bool) -> Result<(), StateError> {
+        self.mask = None;
+        self.matcher
+            .consume_tokens(ids)
+            .map_err(|error| StateError(message(&error)))?;
+        let mut context = self.contexts.last().copied().unwrap_or_default();
+        for &id in ids {
+            context = context.after(self.tokens.tok_trie().token(id));
+            self.contexts.push(context);
+        }
+        self.taken.extend_from_slice(ids);
+        self.forced.resize(self.taken.len(), forced);
+        Ok(())
+    }
+}
+
+/// Whether the bit of a token is set.
+fn is_set(words: &[u32], id: u32) -> bool {
+    words
+        .get(id as usize / 32)
+        .is_some_and(|word| word >> (id % 32) & 1 == 1)
+}
