@@ -440,7 +440,8 @@ class Errors(Case):
             ("presence_penalty", 99.0),
             ("top_logprobs", 2),
             ("messages", []),
-            ("response_format", {"type": "json_object"}),
+            ("response_format", {"type": "xml"}),
+            ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}),
         ]:
             with self.subTest(name):
                 error = self.refused(openai.BadRequestError, **{name: value})

@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use andon_engine::grammar::Constraint;
 use andon_wire::limits;
 
 use crate::config::limits::LimitsConfig;
@@ -204,6 +205,15 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+/// What an answer is held to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerFormat {
+    /// What its text must be.
+    pub constraint: Constraint,
+    /// The field that says so.
+    pub param: &'static str,
+}
+
 /// A request, complete and owned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
@@ -228,6 +238,8 @@ pub struct Request {
     pub tools: Vec<serde_json::Value>,
     /// Variables for the model's chat template.
     pub template_variables: serde_json::Map<String, serde_json::Value>,
+    /// The shape of the answer; `None` is the task's, else any text.
+    pub format: Option<AnswerFormat>,
     /// Goes on where the model would end its answer.
     pub ignore_end: bool,
     /// Most tokens of the answer; `None` is the task's or the daemon's default.
@@ -265,6 +277,7 @@ impl Request {
             choices: 1,
             tools: Vec::new(),
             template_variables: serde_json::Map::new(),
+            format: None,
             ignore_end: false,
             tokens_max: None,
             stop: Vec::new(),

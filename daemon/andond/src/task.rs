@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use crate::config::Problems;
 use crate::config::task::TaskConfig;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Egress, Message, Priority, Sampling};
+use crate::request::{AnswerFormat, Egress, Message, Priority, Sampling};
 
 /// Most template instructions of one rendering.
 const RENDER_STEPS_MAX: u64 = 200_000;
@@ -65,6 +65,7 @@ pub struct Task {
     deadline: Option<Duration>,
     egress: Option<Egress>,
     tokens_max: Option<usize>,
+    format: Option<AnswerFormat>,
     temperature: Option<f32>,
     input_bytes_max: usize,
 }
@@ -89,6 +90,8 @@ impl Task {
             deadline: config.deadline_ms.map(Duration::from_millis),
             egress: config.egress,
             tokens_max: config.tokens_max,
+            // What does not parse is a problem of the configuration, and was reported as one.
+            format: config.format().ok().flatten(),
             temperature: config.temperature,
             input_bytes_max: config.input_bytes_max,
         })
@@ -225,6 +228,8 @@ pub struct Resolved {
     pub sampling: Sampling,
     /// The task's token limit, overridden by the request's.
     pub tokens_max: Option<usize>,
+    /// The task's shape of answers, overridden by the request's.
+    pub format: Option<AnswerFormat>,
     /// The task's stop strings, beside the request's.
     pub stop: Vec<String>,
     /// The task's class, overridden by the request's.
@@ -302,6 +307,7 @@ impl Tasks {
                 ..Sampling::default()
             },
             tokens_max: task.tokens_max,
+            format: task.format.clone(),
             stop: Vec::new(),
             priority: task.priority,
             deadline: task.deadline,

@@ -11,6 +11,7 @@ mod admit;
 mod board;
 mod calibrate;
 mod embed;
+mod grammars;
 mod job;
 mod load;
 mod pack;

@@ -1,10 +1,11 @@
 //! `[task.<name>]`: a question asked so often that only its fields are sent.
 
+use andon_engine::grammar::Constraint;
 use serde::Deserialize;
 
 use super::Problems;
 use super::gateway::is_name;
-use crate::request::{Egress, Priority};
+use crate::request::{AnswerFormat, Egress, Priority};
 use crate::task::Task;
 
 /// Longest instructions or system text, in bytes.
@@ -54,6 +55,22 @@ impl Default for TaskConfig {
 }
 
 impl TaskConfig {
+    /// What answers are held to.
+    ///
+    /// # Errors
+    /// What is wrong with the schema, and where in it.
+    pub(crate) fn format(&self) -> Result<Option<AnswerFormat>, String> {
+        let Some(text) = &self.schema else {
+            return Ok(None);
+        };
+        let schema = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
+        let constraint = Constraint::JsonSchema(schema);
+        // Which bounds a schema gets changes nothing about whether it is taken.
+        constraint.check(1024).map_err(|error| error.to_string())?;
+        let param = "task";
+        Ok(Some(AnswerFormat { constraint, param }))
+    }
+
     /// `served` is the name of the model that is served.
     pub(crate) fn check(&self, name: &str, served: &str, problems: &mut Problems) {
         let key = |field: &str| format!("task.{name}.{field}");
@@ -82,13 +99,9 @@ impl TaskConfig {
                 problems.add(key(field), error.to_string(), "mend the template");
             }
         }
-        // An unenforced schema would be a promise that no answer keeps.
-        problems.require(
-            self.schema.is_none(),
-            &key("schema"),
-            "cannot be enforced: this version does not constrain decoding to a schema",
-            "leave it out and ask for the shape in the instructions",
-        );
+        if let Err(error) = self.format() {
+            problems.add(key("schema"), error, "mend the schema");
+        }
         if let Some(model) = &self.model
             && model != served
         {
@@ -140,7 +153,7 @@ mod tests {
         let config = TaskConfig {
             instructions: "{{ code ".to_owned(),
             system: Some("{% if %}".to_owned()),
-            schema: Some("{}".to_owned()),
+            schema: Some(r#"{"not": {}}"#.to_owned()),
             model: Some("huge".to_owned()),
             deadline_ms: Some(0),
             temperature: Some(9.0),

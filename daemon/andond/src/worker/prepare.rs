@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use super::Shared;
 use super::board::{Board, Job, Phase, Prepared, Queued};
 use super::embed::EmbeddingRequest;
+use super::grammars::Grammars;
 use super::job::JobEvent;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{
@@ -27,6 +28,7 @@ use crate::task::Resolved;
 
 /// Renders requests until the daemon stops.
 pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
+    let mut grammars = Grammars::default();
     loop {
         let Some(queued) = next(shared) else {
             return;
@@ -36,7 +38,13 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
             put_embeddings(shared, queued.job, queued.order, prepared);
             continue;
         }
-        let prepared = prepare(shared, model, context_tokens_max, queued.payload);
+        let prepared = prepare(
+            shared,
+            model,
+            context_tokens_max,
+            &mut grammars,
+            queued.payload,
+        );
         let mut board = shared.board();
         board.rendering = None;
         match (prepared, board.phase) {
@@ -167,6 +175,7 @@ fn prepare(
     shared: &Shared,
     model: &Model,
     context_tokens_max: usize,
+    grammars: &mut Grammars,
     request: Request,
 ) -> Result<Prepared, Fault> {
     let limits = &shared.config.limits;
@@ -238,6 +247,8 @@ fn prepare(
     check_room(shared, prompt.len(), tokens_max, choices)?;
     let sampling = sampling(shared, &request.sampling, &task);
     let bias = bias(model, request.logit_bias)?;
+    let format = request.format.or(task.format);
+    let constraint = format.map(|format| grammars.get(model, format, tokens_max));
     let mut stop = request.stop;
     stop.extend(task.stop);
     Ok(Prepared {
@@ -249,6 +260,8 @@ fn prepare(
             stop,
             logprobs: request.logprobs,
             ignore_end: request.ignore_end,
+            constraint: constraint.transpose()?,
+            one_by_one: false,
             // Whoever starts it knows its priority.
             urgent: false,
             sources: Sources::default(),

@@ -1,10 +1,10 @@
 //! A body of `/v1/chat/completions`.
 
-use serde_json::Value;
-
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::{Parsed, common, message, refuse_store, refuse_unsupported, template_variables, tools};
+use super::{
+    Parsed, common, format, message, refuse_store, refuse_unsupported, template_variables, tools,
+};
 use crate::request::{Input, LOGPROBS_MAX, Origin, Request};
 
 /// Parses a body of `/v1/chat/completions`.
@@ -13,15 +13,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
     let tools = tools::take(&mut fields)?;
-    let response_format = fields.take("response_format");
-    if let Some(format) = response_format
-        && format.get("type").and_then(Value::as_str) != Some("text")
-    {
-        return Err(ApiError::unsupported(
-            "response_format",
-            "response_format: only {\"type\": \"text\"} is supported",
-        ));
-    }
+    let format = format(fields.take("response_format"), "response_format", true)?;
     fields.refuse_unless(
         "modalities",
         |value| *value == serde_json::json!(["text"]),
@@ -41,6 +33,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.logprobs = logprobs;
     request.tools = tools;
+    request.format = format;
     request.template_variables = template_variables(&mut fields)?;
     let include_usage = common(&mut fields, &mut request)?;
     fields.finish("")?;

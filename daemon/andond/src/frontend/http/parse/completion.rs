@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::error::ApiError;
 use super::super::fields::{Fields, token_ids};
-use super::{Parsed, common, refuse_store, refuse_unsupported};
+use super::{Parsed, common, format, refuse_store, refuse_unsupported};
 use crate::request::{Gap, Input, Origin, Request};
 
 /// Most alternatives a token in the older completions endpoint.
@@ -46,6 +46,7 @@ pub(in super::super) fn completion(
     let mut common_request = Request::new(id, client, Origin::Http, Input::Tokens(Vec::new()));
     common_request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     common_request.logprobs = logprobs.and_then(|count| u8::try_from(count).ok());
+    common_request.format = format(fields.take("response_format"), "response_format", true)?;
     let include_usage = common(&mut fields, &mut common_request)?;
     fields.finish("")?;
     if best_of.is_some_and(|best_of| best_of != common_request.choices) {

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completion;
+mod format;
 pub(super) mod message;
 #[cfg(test)]
 mod tests;
@@ -9,6 +10,7 @@ pub(super) mod tools;
 
 pub(super) use chat::chat;
 pub(super) use completion::completion;
+pub(super) use format::format;
 
 use std::time::{Duration, Instant};
 

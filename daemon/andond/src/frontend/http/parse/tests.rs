@@ -68,7 +68,7 @@ fn what_is_not_supported_is_named() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     assert_eq!(param_of(hello(json!({"tools": tool}))), "tools");
     assert_eq!(
-        param_of(hello(json!({"response_format": {"type": "json_object"}}))),
+        param_of(hello(json!({"response_format": {"type": "xml"}}))),
         "response_format"
     );
     assert_eq!(

@@ -4,8 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::super::parse::{common, is_empty_or_none, refuse_unsupported, template_variables};
-use crate::request::{Input, Message, Origin, Request};
+use super::super::parse::{
+    common, format, is_empty_or_none, refuse_unsupported, template_variables,
+};
+use crate::request::{AnswerFormat, Input, Message, Origin, Request};
 
 /// Most entries of `metadata`, and longest key and value, as OpenAI has them.
 const METADATA_MAX: usize = 16;
@@ -50,6 +52,7 @@ pub(super) fn body(body: &[u8], id: &str, client: &str) -> Result<Asked, ApiErro
     let mut request = Request::new(id, client, Origin::Http, Input::Messages(Vec::new()));
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.template_variables = template_variables(&mut fields)?;
+    request.format = text_format(&mut fields)?;
     common(&mut fields, &mut request)?;
     fields.finish("")?;
     if request.choices != 1 {
@@ -105,21 +108,21 @@ fn refuse_more(fields: &mut Fields) -> Result<(), ApiError> {
         },
         "is not supported; say what the model's template knows in chat_template_kwargs",
     )?;
+    Ok(())
+}
+
+/// `text`: the shape of the answer.
+fn text_format(fields: &mut Fields) -> Result<Option<AnswerFormat>, ApiError> {
     let Some(text) = fields.take("text") else {
-        return Ok(());
+        return Ok(None);
     };
     let Value::Object(text) = text else {
         return Err(ApiError::invalid("text", "text must be an object"));
     };
     let mut text = Fields::of(text);
-    let plain = |format: &Value| format.get("type").is_some_and(|kind| kind == "text");
-    if text.take("format").is_some_and(|format| !plain(&format)) {
-        return Err(ApiError::unsupported(
-            "text.format",
-            "text.format: only {\"type\": \"text\"} is supported",
-        ));
-    }
-    text.finish("text.")
+    let format = format(text.take("format"), "text.format", false)?;
+    text.finish("text.")?;
+    Ok(format)
 }
 
 fn metadata(fields: &mut Fields) -> Result<Value, ApiError> {
@@ -288,11 +291,7 @@ mod tests {
             ),
             ("max_output_tokens", json!(0), "max_output_tokens"),
             ("tools", json!([{"type": "web_search"}]), "tools"),
-            (
-                "text",
-                json!({"format": {"type": "json_object"}}),
-                "text.format",
-            ),
+            ("text", json!({"format": {"type": "xml"}}), "text.format"),
             ("text", json!({"verbosity": "low"}), "text.verbosity"),
             ("truncation", json!("auto"), "truncation"),
             ("reasoning", json!({"effort": "high"}), "reasoning"),
