@@ -1,5 +1,5 @@
 //! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
-//! and how they rank, and giving back memory that only the start needed.
+//! and how they rank, room on a disk, and an allocator that counts.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
