@@ -332,7 +332,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, Geometry, Keys, KvType, PAGE, Values};
+    use super::{Cache, Geometry, Keys, KvType, PAGE, SPAN, Values};
     use andon_kernels::op::attention::{key_index, key_level_index, key_scale_index};
     use andon_kernels::{Isa, Table};
 
@@ -559,6 +559,41 @@ mod tests {
         );
         assert!(cache.reserve(&mut new, 2 * PAGE));
         assert_eq!(cache.sequence_of(&prompt(1)).len(), PAGE);
+    }
+
+    #[test]
+    fn sequences_get_neighbours_also_in_a_cache_that_is_full() {
+        let mut cache = Cache::new(GEOMETRY, 64 * PAGE, true).expect("small");
+        let (mut neighbours, mut pairs) = (0, 0);
+        for round in 0..60_u32 {
+            // Two that grow in turn, of different lengths.
+            let mut sequences = [cache.sequence(), cache.sequence()];
+            for page in 0..9 {
+                for (choice, sequence) in (0..).zip(&mut sequences) {
+                    if page < 5 + (round + choice) % 5 {
+                        let token = 2 * round + choice;
+                        let length = sequence.len() + PAGE;
+                        assert!(cache.reserve(sequence, length));
+                        sequence.append(&[token; PAGE], 0);
+                    }
+                }
+            }
+            if round < 20 {
+                continue;
+            }
+            assert!(
+                cache.pages.free() <= 64 / 8 + SPAN,
+                "the rest is remembered"
+            );
+            for sequence in &sequences {
+                for span in sequence.pages().chunks(SPAN) {
+                    pairs += span.len() - 1;
+                    let is_next = |pair: &&[u32]| pair[0] + 1 == pair[1];
+                    neighbours += span.windows(2).filter(is_next).count();
+                }
+            }
+        }
+        assert!(2 * neighbours > pairs, "{neighbours} of {pairs}");
     }
 
     #[test]

@@ -32,6 +32,11 @@ impl Free {
         self.count
     }
 
+    /// Whether all pages of some span are free.
+    pub(super) fn has_whole_span(&self) -> bool {
+        self.spans.contains(&WHOLE)
+    }
+
     /// Puts a page back.
     pub(super) fn put(&mut self, page: u32) {
         let page = page as usize;
@@ -40,27 +45,32 @@ impl Free {
     }
 
     /// Takes a page to be the one numbered `index` of a sequence, after `previous`: the next one in memory if the two
-    /// may share a span, otherwise one with room for those that follow. Low pages go first, so that little memory is
-    /// touched.
+    /// may share a span; else one of a span with room for those that follow; where there is none, the next one all the
+    /// same, or the first of as many as there are. Low pages go first, so that little memory is touched.
     pub(super) fn take(&mut self, previous: Option<u32>, index: usize) -> Option<u32> {
         let place = index % SPAN;
         let next = previous
-            .filter(|_| place > 0)
             .map(|previous| previous as usize + 1)
-            .filter(|&next| next % SPAN == place && self.is_free(next));
-        let page = match next {
-            Some(next) => next,
-            None => match self.spans.iter().position(|&mask| mask == WHOLE) {
-                Some(span) => span * SPAN + place,
-                None => {
-                    let span = self.spans.iter().position(|&mask| mask != 0)?;
-                    span * SPAN + self.spans[span].trailing_zeros() as usize
-                }
-            },
-        };
+            .filter(|&next| !next.is_multiple_of(SPAN) && self.is_free(next));
+        let page = next
+            .filter(|&next| next % SPAN == place)
+            .or_else(|| {
+                let span = self.spans.iter().position(|&mask| mask == WHOLE)?;
+                Some(span * SPAN + place)
+            })
+            .or(next)
+            .or_else(|| self.longest_run())?;
         self.spans[page / SPAN] &= !(1 << (page % SPAN));
         self.count -= 1;
         u32::try_from(page).ok()
+    }
+
+    /// The first page of the longest run of free ones in a span.
+    fn longest_run(&self) -> Option<usize> {
+        let runs = self.spans.iter().map(|&mask| run(mask)).enumerate();
+        // The last of equals is taken.
+        let (span, (length, start)) = runs.rev().max_by_key(|&(_, (length, _))| length)?;
+        (length > 0).then_some(span * SPAN + start)
     }
 
     fn is_free(&self, page: usize) -> bool {
@@ -69,9 +79,22 @@ impl Free {
     }
 }
 
+/// Length and first place of the longest run of bits in a mask.
+fn run(mask: u8) -> (usize, usize) {
+    let (mut starts, mut length) = (mask, 0);
+    let mut longer = mask;
+    while longer != 0 {
+        starts = longer;
+        length += 1;
+        // Places from which one more is free.
+        longer &= mask >> length;
+    }
+    (length, starts.trailing_zeros() as usize)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Free, SPAN};
+    use super::{Free, SPAN, WHOLE, run};
 
     fn take(free: &mut Free, pages: &mut Vec<u32>) -> Option<u32> {
         let page = free.take(pages.last().copied(), pages.len())?;
@@ -109,6 +132,32 @@ mod tests {
         assert_eq!(free.count(), 1);
         assert_eq!(free.take(Some(1), 2), Some(5));
         assert_eq!(free.take(None, 0), None);
+    }
+
+    #[test]
+    fn what_is_left_of_spans_is_given_in_runs() {
+        let mut free = Free::new(2 * SPAN as u32);
+        for _ in 0..2 * SPAN {
+            free.take(None, 0).expect("a page");
+        }
+        for page in [0, 2, 5, 6] {
+            free.put(page);
+        }
+        let mut pages = Vec::new();
+        while take(&mut free, &mut pages).is_some() {}
+        assert_eq!(pages, [5, 6, 0, 2]);
+    }
+
+    #[test]
+    fn runs_are_found_in_every_mask() {
+        for mask in 0..=WHOLE {
+            let is_free = |place: usize| mask >> place & 1 == 1;
+            let from = |start: usize| (start..SPAN).take_while(|&place| is_free(place)).count();
+            let longest = (0..SPAN).map(from).max().expect("a place");
+            let (length, start) = run(mask);
+            assert_eq!(length, longest, "{mask:b}");
+            assert!(mask == 0 || from(start) == longest, "{mask:b}");
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@
 //! long (Zen 4).
 //!
 //! Sequences that begin with the same tokens may hold the same pages, and with [`Cache::new`]'s `remembers` a full page
-//! stays known after the last of them has gone, until its room is needed (the least recently used first). Since a
-//! page's content follows from the tokens alone, who reads a remembered page reads the bytes that computing would give.
+//! stays known after the last of them has gone, until its room is needed, for itself or so that others get
+//! neighbours (the least recently used first). Since a page's content follows from the tokens alone, who reads a
+//! remembered page reads the bytes that computing would give.
 //!
 //! Invariant: a page that more than one [`Sequence`] holds, or that is remembered, is never written; a page that no
 //! sequence holds can be had by any. A dropped sequence lets go of its pages.

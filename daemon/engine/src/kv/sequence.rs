@@ -1,9 +1,12 @@
 //! One sequence's positions in the cache, and the pages that no sequence needs.
 
-use super::PAGE;
 use super::free::Free;
 use super::prefix::Prefixes;
+use super::{PAGE, SPAN};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Of how many spans the pages of one are free at most that could be remembered, so that sequences get neighbours.
+const SPARE_OF: usize = 8;
 
 /// Who holds which page.
 #[derive(Debug)]
@@ -24,17 +27,25 @@ impl Ledger {
     }
 
     /// Sees to it that `count` pages are free; false if there are too few.
+    ///
+    /// If remembered pages gave way one at a time, a cache that has filled up once would have no neighbours to give; so
+    /// where no span is free, more of them do.
     fn make_room(&mut self, count: usize) -> bool {
         if self.available() < count {
             return false;
         }
-        while self.free.count() < count {
+        let wanted = if count == 0 || self.free.has_whole_span() {
+            count
+        } else {
+            count + self.holders.len() / SPAN / SPARE_OF * SPAN
+        };
+        while self.free.count() < wanted {
             let Some(page) = self.prefixes.evict() else {
-                return false;
+                break;
             };
             self.free.put(page);
         }
-        true
+        self.free.count() >= count
     }
 
     /// A free page, to be the one after `pages`.
@@ -93,6 +104,12 @@ impl Pages {
     /// Pages that a sequence could take: those free and those kept only in case they are wanted again.
     pub(super) fn available(&self) -> usize {
         self.lock().available()
+    }
+
+    /// Pages that nobody holds and that hold nothing worth remembering.
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.lock().free.count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
