@@ -215,3 +215,46 @@ fn a_busy_cache_with_memory_changes_no_answer() {
         cancelled.len()
     );
 }
+
+#[test]
+fn what_guesses_filled_is_found_by_what_follows_the_answer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    TinyModel::default().write(&path).expect("writable");
+    let model = Arc::new(Model::load(&path).expect("a sound model"));
+    // The answer without its last token fills the page.
+    let asked = GenerationRequest {
+        prompt: (1..=PAGE as u32 - 9).collect(),
+        tokens_max: Some(10),
+        ignore_end: true,
+        logprobs: Some(0),
+        ..GenerationRequest::default()
+    };
+    let expected = alone(&model, &asked, NonZero::<u32>::MIN).remove(0);
+    let answer: Vec<u32> = expected.said.iter().map(|&(id, _)| id).collect();
+    let corpus = Arc::new(Corpus::new(100));
+    corpus.add(&asked.prompt, &answer);
+    for guesses in [false, true] {
+        let mut generator = generator(&model, true);
+        generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+        let mut answers = HashMap::new();
+        let mut ask = |request: GenerationRequest| {
+            let id = generator.start(request).expect("room for one");
+            while generator.active() > 0 {
+                step(&mut generator, &mut answers);
+            }
+            answers.remove(&id).expect("an answer")
+        };
+        let mut first = asked.clone();
+        first.sources.corpus = guesses.then(|| Arc::clone(&corpus));
+        let first = ask(first);
+        assert_eq!(first.said, expected.said);
+        assert_eq!(first.accepted > 0, guesses);
+        let prompt = [&asked.prompt[..], &answer, &[1]].concat();
+        let next = ask(GenerationRequest {
+            prompt,
+            ..asked.clone()
+        });
+        assert_eq!(next.cached, PAGE);
+    }
+}

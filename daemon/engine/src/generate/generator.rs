@@ -415,11 +415,11 @@ impl<F: Forward> Generator<F> {
                     &mut self.guessing.acceptance,
                     sink,
                 );
-                match (reason, &mut self.sequences[index]) {
-                    (Some(reason), _) => over.push((index, reason)),
-                    (None, Some(sequence)) => self.forward.keep(sequence, active.kept()),
-                    (None, None) => {}
+                // Also of one that is over: what follows its answer finds the pages that guesses filled.
+                if let Some(sequence) = &mut self.sequences[index] {
+                    self.forward.keep(sequence, active.kept());
                 }
+                over.extend(reason.map(|reason| (index, reason)));
             }
             of_this.for_each(drop);
         }
