@@ -767,8 +767,8 @@ fn said(answer: &Answer) -> (&str, &[u32], Vec<u32>, &FinishReason, [usize; 2]) 
 }
 
 /// A generator that tries whatever is guessed.
-fn eager(script: Script) -> Generator<Scripted> {
-    let mut generator = scripted(script, 64);
+fn eager(script: Script, pages: usize) -> Generator<Scripted> {
+    let mut generator = scripted(script, pages);
     generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
     generator
 }
@@ -776,7 +776,7 @@ fn eager(script: Script) -> Generator<Scripted> {
 #[test]
 fn right_guesses_save_passes_and_are_counted() {
     let asked = request(&[A], 40);
-    let mut generator = eager(cycle);
+    let mut generator = eager(cycle, 64);
     let sources = Sources {
         own: true,
         ..Sources::default()
@@ -800,23 +800,43 @@ fn right_guesses_save_passes_and_are_counted() {
 
 #[test]
 fn guesses_take_no_page_that_another_needs() {
-    // Room for both to the end, and not one page more.
     let sources = Sources {
         own: true,
         ..Sources::default()
     };
-    let asked = GenerationRequest {
+    let limited = GenerationRequest {
         sources,
         ..request(&[A], 31)
     };
-    let mut generator = scripted(cycle, 16);
-    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
-    let ids = [(); 2].map(|()| generator.start(asked.clone()).expect("a start"));
+    let unlimited = GenerationRequest {
+        tokens_max: None,
+        ..limited.clone()
+    };
+    // Room for both to the end, and not one page more.
+    let mut generator = eager(cycle, 16);
+    let ids = [(); 2].map(|()| generator.start(limited.clone()).expect("a start"));
     let answers = finish(&mut generator);
     for id in ids {
         assert_eq!(reason(&answers[&id]), &FinishReason::Length);
         assert_eq!(answers[&id].ids.len(), 31);
     }
+    // Too little room for an answer without a limit: it comes as far as it does without guesses.
+    let mut plain = scripted(cycle, 5);
+    let plain_id = plain.start(GenerationRequest {
+        sources: Sources::default(),
+        ..unlimited.clone()
+    });
+    let expected = finish(&mut plain);
+    let mut generator = eager(cycle, 5);
+    let id = generator.start(unlimited).expect("a start");
+    let answers = finish(&mut generator);
+    assert_eq!(
+        said(&answers[&id]),
+        said(&expected[&plain_id.expect("a start")])
+    );
+    assert_eq!(answers[&id].ids.len(), 5 * PAGE);
+    let (_, usage) = answers[&id].end.as_ref().expect("an end");
+    assert!(usage.accepted_tokens > 0, "guesses were tried");
 }
 
 proptest! {
@@ -874,7 +894,7 @@ proptest! {
             }
             corpus.add(&prompt, &tokens);
         }
-        let mut generator = eager(script);
+        let mut generator = eager(script, 64);
         let sources = Sources { own, corpus: Some(corpus), learns: false };
         let ids: Vec<_> = generator
             .start_group(GenerationRequest { sources, ..asked }, count)
