@@ -37,11 +37,14 @@ const POWER: [f32; 5] = [
     0.001_326_472_7,
 ];
 
-/// What differences of logits are multiplied with to be exponents of two at a temperature.
+/// What differences of logits are multiplied with to be exponents of two at a temperature; 0 for one that is negative or
+/// not a number, at which all tokens weigh the same.
 #[must_use]
 pub fn scale(temperature: f32) -> f32 {
-    // Finite, so that the largest logit itself has the exponent 0.
-    (core::f32::consts::LOG2_E / temperature).min(f32::MAX)
+    // Finite, so that the largest logit itself has the exponent 0, and not negative, so that no exponent is positive.
+    (core::f32::consts::LOG2_E / temperature)
+        .max(0.0)
+        .min(f32::MAX)
 }
 
 /// The largest logit; `None` if there is none or any is not finite.
@@ -171,6 +174,9 @@ mod tests {
             0
         );
         assert_eq!(round(weight(f32::MAX, f32::MAX, scale(1e-45))), ONE);
+        for temperature in [-1.0, f32::NEG_INFINITY, f32::NAN] {
+            assert_eq!(round(weight(-3.0, 3.0, scale(temperature))), ONE);
+        }
     }
 
     #[test]

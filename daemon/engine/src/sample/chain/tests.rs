@@ -258,6 +258,33 @@ fn penalties_act_before_the_choice() {
 }
 
 #[test]
+fn options_that_mean_nothing_still_give_a_token() {
+    let logits = bumpy(300);
+    for value in [-2.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
+        for (top_k, top_p, min_p, typical_p) in [
+            (0, 1.0, 0.0, 1.0),
+            (0, 0.9, 0.0, 1.0),
+            (0, value, 0.0, 1.0),
+            (0, 1.0, value, 1.0),
+            (0, 1.0, 0.0, value),
+            (20, 0.9, 0.1, 0.8),
+        ] {
+            for temperature in [0.7, value] {
+                let options = SamplingOptions {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    typical_p,
+                    ..SamplingOptions::default()
+                };
+                assert!(sample(&logits, options, 3) < 300, "{options:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bad_logits_are_errors() {
     let none = LogitBias::default();
     let mut sampler = Sampler::new();
