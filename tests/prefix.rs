@@ -165,6 +165,7 @@ fn a_busy_cache_with_memory_changes_no_answer() {
                         own: random.below(2) == 0,
                         corpus: Some(Arc::clone(&corpus)),
                         learns: random.below(2) == 0,
+                        ..Sources::default()
                     };
                 }
                 (request, count)

@@ -16,9 +16,9 @@ use andon_engine::generate::{
 };
 use andon_engine::gguf::Gguf;
 use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
-use andon_engine::speculate::{Corpus, PassCosts, Sources};
+use andon_engine::speculate::{Corpus, Drafter, PassCosts, Sources, Wanted};
 use andon_engine::tokenizer::Tokenizer;
-use andon_engine::{Chunk, LogitsFor};
+use andon_engine::{Chunk, Executor, LogitsFor};
 use proptest::prelude::*;
 use support::Writer;
 
@@ -839,6 +839,35 @@ fn guesses_take_no_page_that_another_needs() {
     assert!(usage.accepted_tokens > 0, "guesses were tried");
 }
 
+/// A drafter that says what comes to its mind, tokens that do not exist and more than it was asked for included.
+#[derive(Debug)]
+struct Whimsical {
+    said: Vec<u32>,
+    /// What it lacks of every text.
+    unread: usize,
+}
+
+impl Drafter for Whimsical {
+    fn missing(&self, _: u64, text: &[u32]) -> Option<usize> {
+        (text.len() % 7 != 0).then_some(self.unread)
+    }
+    fn read(&mut self, _: Option<&mut Executor>, _: u64, _: &[u32]) -> usize {
+        self.unread = self.unread.saturating_sub(10);
+        self.said.len().min(10)
+    }
+    fn draft(&mut self, _: Option<&mut Executor>, wanted: &mut [Wanted<'_>]) -> usize {
+        for wanted in wanted.iter_mut() {
+            let skipped = wanted.text.len() % self.said.len().max(1);
+            let said = self.said.iter().skip(skipped);
+            let unknown = VOCABULARY as u32 + 3;
+            let said = said.map(|&token| if token == END { unknown } else { token });
+            wanted.guesses.extend(said);
+        }
+        self.said.len()
+    }
+    fn forget(&mut self, _: u64) {}
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1000,
@@ -863,6 +892,7 @@ proptest! {
         wrong in prop::collection::vec((0_usize..60, 0_u32..6), 0..6),
         noise in prop::collection::vec(0_u32..6, 0..40),
         neighbours in 0_u32..3,
+        drafter in 0_usize..4,
     ) {
         let (repeat_penalty, frequency_penalty) = penalties;
         let asked = GenerationRequest {
@@ -895,7 +925,11 @@ proptest! {
             corpus.add(&prompt, &tokens);
         }
         let mut generator = eager(script, 64);
-        let sources = Sources { own, corpus: Some(corpus), learns: false };
+        if drafter > 0 {
+            let said = noise.clone();
+            generator.set_drafter(Box::new(Whimsical { said, unread: drafter * 40 - 40 }), 0.0);
+        }
+        let sources = Sources { own, corpus: Some(corpus), learns: false, model: drafter > 0 };
         let ids: Vec<_> = generator
             .start_group(GenerationRequest { sources, ..asked }, count)
             .expect("a start")

@@ -1,10 +1,13 @@
 //! Measures what guessing tokens ahead gains: every prompt is answered with and without, in turn, and the answers must be
 //! the same.
 
+mod simulated;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use andon_engine::calibrate::{Calibrator, Progress};
 use andon_engine::generate::{
@@ -18,6 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::json;
+use simulated::Simulated;
 
 /// Answers that repeat this many tokens as often as [`REPEATS_MAX`] are left out: a loop is easy to guess, and worth nothing.
 const REPEATED_TOKENS: usize = 8;
@@ -34,14 +38,17 @@ pub(crate) struct Arguments {
     /// results are grouped.
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
-    /// Where guesses come from: `own`, the prompt and the answer so far; `corpus`, earlier answers of the same group.
-    #[arg(
-        long,
-        value_name = "SOURCE",
-        value_delimiter = ',',
-        default_value = "own"
-    )]
+    /// Where guesses come from: `own`, the prompt and the answer so far; `corpus`, earlier answers of the same group;
+    /// `model`, what `--simulate` stands for [default: own, or model with `--simulate`].
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
     sources: Vec<SourceName>,
+    /// Have a draft model simulated whose guesses are right with this probability. Answers then go on past their end, and
+    /// none is left out as a loop unless its text is guessed from, too: it need not make sense.
+    #[arg(long, value_name = "PROBABILITY", value_parser = share)]
+    simulate: Option<f64>,
+    /// What a guess of it costs, relative to a pass over one token: so long is waited.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.06, value_parser = share, requires = "simulate")]
+    simulate_cost: f64,
     /// Most prompts that are answered, spread over the file.
     #[arg(long)]
     limit: Option<usize>,
@@ -69,6 +76,32 @@ pub(crate) struct Arguments {
 enum SourceName {
     Own,
     Corpus,
+    Model,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number between 0 and 1".to_owned()),
+    }
+}
+
+impl Arguments {
+    fn guesses_from(&self, source: SourceName) -> bool {
+        if self.sources.is_empty() {
+            let default = match self.simulate {
+                Some(_) => SourceName::Model,
+                None => SourceName::Own,
+            };
+            return source == default;
+        }
+        self.sources.contains(&source)
+    }
+
+    /// Whether answers that repeat themselves are easier to guess than others.
+    fn leaves_out_loops(&self) -> bool {
+        self.guesses_from(SourceName::Own) || self.guesses_from(SourceName::Corpus)
+    }
 }
 
 /// A line of the file; other fields are of no interest here.
@@ -183,6 +216,10 @@ impl Measured {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds must be at least 1");
+    ensure!(
+        arguments.simulate.is_some() || !arguments.guesses_from(SourceName::Model),
+        "the source `model` needs --simulate"
+    );
     let model = arguments.run.load()?;
     let prompts = prompts(arguments, &model)?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max();
@@ -197,6 +234,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut generator = Generator::new(executor, options);
     generator.set_costs(costs);
+    let simulated = arguments
+        .simulate
+        .map(|right| Simulated::new(right, arguments.simulate_cost));
+    if let Some(simulated) = &simulated {
+        generator.set_drafter(Box::new(simulated.clone()), arguments.simulate_cost as f32);
+    }
     let mut groups: BTreeMap<&str, Measured> = BTreeMap::new();
     let mut corpora: BTreeMap<&str, Arc<Corpus>> = BTreeMap::new();
     for (index, prompt) in prompts.iter().enumerate() {
@@ -204,15 +247,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .entry(&prompt.group)
             .or_insert_with(|| Arc::new(Corpus::new(CORPUS_TOKENS)));
         let sources = Sources {
-            own: arguments.sources.contains(&SourceName::Own),
+            own: arguments.guesses_from(SourceName::Own),
             corpus: arguments
-                .sources
-                .contains(&SourceName::Corpus)
+                .guesses_from(SourceName::Corpus)
                 .then(|| Arc::clone(corpus)),
+            model: arguments.guesses_from(SourceName::Model),
             // An answer is no source for itself: it is added after all its rounds.
             learns: false,
         };
-        let (measured, answer) = measure(arguments, &mut generator, prompt, &sources, index)?;
+        let generator = &mut generator;
+        let simulated = simulated.as_ref();
+        let (measured, answer) = measure(arguments, generator, simulated, prompt, &sources, index)?;
         corpus.add(&prompt.tokens, &answer.ids);
         groups.entry(&prompt.group).or_default().add(&measured);
         if !arguments.json {
@@ -288,11 +333,22 @@ fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
 fn measure(
     arguments: &Arguments,
     generator: &mut Generator,
+    simulated: Option<&Simulated>,
     prompt: &Prompt,
     sources: &Sources,
     index: usize,
 ) -> Result<(Measured, Answer)> {
     let mut best: [Option<Answer>; 2] = [None, None];
+    let know = |plain: &Answer| {
+        if let Some(simulated) = simulated {
+            let passes = plain.usage.completion_tokens.saturating_sub(1).max(1) as u64;
+            let pass = Duration::from_nanos(plain.timings.decode_ns / passes);
+            simulated.know(&plain.ids, pass, index as u64);
+        }
+    };
+    if simulated.is_some() {
+        know(&answer(arguments, generator, prompt, Sources::default())?);
+    }
     for round in 0..arguments.rounds {
         for turn in 0..2 {
             // Neither is always the first.
@@ -303,6 +359,9 @@ fn measure(
                 Sources::default()
             };
             let answer = answer(arguments, generator, prompt, sources)?;
+            if guessing == 0 {
+                know(&answer);
+            }
             let best = &mut best[guessing];
             if best
                 .as_ref()
@@ -323,7 +382,7 @@ fn measure(
     let mut measured = Measured::default();
     // The first token comes with the prompt.
     let tokens = plain.usage.completion_tokens.saturating_sub(1);
-    if is_loop(&plain.ids) {
+    if arguments.leaves_out_loops() && is_loop(&plain.ids) {
         measured.looped = 1;
     } else if tokens > 0 && plain.timings.decode_ns > 0 && guessing.timings.decode_ns > 0 {
         let speedup = plain.timings.decode_ns as f64 / guessing.timings.decode_ns as f64;
@@ -366,6 +425,7 @@ fn answer(
             seed: arguments.seed,
             ..SamplingOptions::default()
         },
+        ignore_end: arguments.simulate.is_some(),
         sources,
         ..GenerationRequest::default()
     })?;
@@ -410,7 +470,15 @@ fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()
         writeln!(
             stdout,
             "{}",
-            json!({ "model": arguments.run.model, "all": all.json(), "groups": groups })
+            json!({
+                "model": arguments.run.model,
+                "simulated": arguments.simulate.map(|right| json!({
+                    "right": right,
+                    "cost": arguments.simulate_cost,
+                })),
+                "all": all.json(),
+                "groups": groups,
+            })
         )?;
         return Ok(());
     }

@@ -11,7 +11,7 @@ use super::output::Output;
 use super::request::{GenerationRequest, StartError};
 use crate::grammar::StateError;
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
-use crate::speculate::{Acceptance, Corpus, Guesser};
+use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Wanted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// Where the caller's events go.
@@ -232,10 +232,14 @@ impl Active {
         }
     }
 
-    /// Looks for guesses; returns how many there are, at most as many as can become part of the answer.
+    /// Guesses that can become part of the answer: the pass gives one token more than there are.
+    fn guesses_max(&self) -> usize {
+        self.tokens_max.saturating_sub(self.settled + 1)
+    }
+
+    /// Looks for guesses that cost nothing; returns how many there are.
     pub(super) fn propose(&mut self, all: &Acceptance) -> usize {
-        // The pass gives one token more than there are guesses.
-        let most = self.tokens_max.saturating_sub(self.settled + 1);
+        let most = self.guesses_max();
         match &mut self.guesser {
             Some(guesser) if !self.cancelled => guesser.propose(all, most),
             _ => 0,
@@ -246,6 +250,58 @@ impl Active {
     pub(super) fn probability(&self, all: &Acceptance, guess: usize) -> f32 {
         let guesser = self.guesser.as_ref();
         guesser.map_or(0.0, |guesser| guesser.probability(all, guess))
+    }
+
+    /// Tokens that a drafter may guess; `None` if it is not to.
+    pub(super) fn drafts_max(&self) -> Option<usize> {
+        let asks = self
+            .guesser
+            .as_ref()
+            .is_some_and(|guesser| guesser.asks_model());
+        let most = self.guesses_max().min(DRAFT_MAX);
+        (asks && !self.cancelled && most > 0).then_some(most)
+    }
+
+    /// The prompt and the answer, as guesses are made from them.
+    pub(super) fn text(&self) -> &[u32] {
+        self.guesser.as_ref().map_or(&[], |guesser| guesser.text())
+    }
+
+    /// Probability that a drafter's guess `guess` is right if all before it are.
+    pub(super) fn draft_probability(&self, all: &Acceptance, guess: usize) -> f32 {
+        let guesser = self.guesser.as_ref();
+        guesser.map_or(0.0, |guesser| guesser.model_probability(all, guess))
+    }
+
+    /// What a drafter is to be asked for `count` guesses.
+    pub(super) fn wanted(&mut self, count: usize) -> Option<Wanted<'_>> {
+        let (text, guesses) = self.guesser.as_mut()?.model_draft();
+        Some(Wanted {
+            id: self.id.0,
+            text,
+            prompt_tokens: self.prompt.len(),
+            sampling: &self.sampling,
+            bias: &self.bias,
+            count,
+            guesses,
+        })
+    }
+
+    /// Settles on the best guesses, a drafter's included; returns how many there are.
+    pub(super) fn take_best(&mut self, all: &Acceptance) -> usize {
+        self.guesser
+            .as_mut()
+            .map_or(0, |guesser| guesser.take_best(all))
+    }
+
+    /// Tokens that the answer may still get.
+    pub(super) fn tokens_left(&self) -> usize {
+        self.tokens_max.saturating_sub(self.settled)
+    }
+
+    /// Tokens of the answer so far.
+    pub(super) fn answered(&self) -> usize {
+        self.settled
     }
 
     /// Puts the first `count` guesses behind what was chosen.

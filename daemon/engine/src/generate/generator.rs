@@ -7,12 +7,13 @@ use thiserror::Error;
 
 use super::active::{Active, ChooseError, Chosen, Sink};
 use super::constrained::Masker;
+use super::drafting::Drafting;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
 use super::request::{GenerationRequest, StartError};
 use crate::sample::Sampler;
-use crate::speculate::PassCosts;
+use crate::speculate::{Drafter, PassCosts};
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
 /// Bounds of a [`Generator`].
@@ -95,6 +96,14 @@ impl<F: Forward> Generator<F> {
     /// Sets what passes are expected to cost, by which it is decided how many guesses are tried.
     pub fn set_costs(&mut self, costs: PassCosts) {
         self.guessing.costs = costs;
+    }
+
+    /// Sets what makes guesses for requests that ask for it ([`crate::speculate::Sources::model`]), and what its going
+    /// through its weights is expected to cost, relative to a pass over one token.
+    pub fn set_drafter(&mut self, drafter: Box<dyn Drafter>, cost: f32) {
+        self.guessing.costs.expect_drafts(cost);
+        let vocabulary_count = self.forward.vocabulary_count();
+        self.guessing.drafting = Some(Drafting::new(drafter, vocabulary_count));
     }
 
     /// The executor, for what it can tell about itself.
@@ -294,7 +303,9 @@ impl<F: Forward> Generator<F> {
         });
         if guess && all_fit {
             let others = reading + forced;
-            self.guessing.guess(&mut self.active, others, batch);
+            let executor = self.forward.executor_mut();
+            self.guessing
+                .guess(&mut self.active, others, batch, executor);
         }
         let mut chunks = emptied(std::mem::take(&mut self.chunks));
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {
@@ -471,6 +482,7 @@ impl<F: Forward> Generator<F> {
         }
         let sequence = self.sequences.remove(index);
         let ended = self.active.remove(index);
+        self.guessing.forget(ended.id);
         let mut waiting = followers(&self.active, ended.id).map(|(index, _)| index);
         if let Some(next) = waiting.next() {
             let others: Vec<usize> = waiting.collect();

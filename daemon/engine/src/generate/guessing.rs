@@ -1,6 +1,9 @@
 //! Guesses for the generations of a pass.
 
 use super::active::Active;
+use super::drafting::Drafting;
+use super::event::GenerationId;
+use crate::Executor;
 use crate::speculate::{Acceptance, COLUMNS_MAX, PassCosts, Planner, Proposal};
 
 /// What passes cost, how many guesses came true, and what is proposed for the next pass.
@@ -8,6 +11,7 @@ use crate::speculate::{Acceptance, COLUMNS_MAX, PassCosts, Planner, Proposal};
 pub(super) struct Guessing {
     pub(super) costs: PassCosts,
     pub(super) acceptance: Acceptance,
+    pub(super) drafting: Option<Drafting>,
     planner: Planner,
     /// One by one, what generations propose, and their indexes.
     proposals: Vec<Proposal>,
@@ -17,7 +21,13 @@ pub(super) struct Guessing {
 impl Guessing {
     /// Puts guesses behind the tokens that a pass is made for, which also reads `reading` tokens of a prompt and takes at
     /// most `room` tokens in all.
-    pub(super) fn guess(&mut self, active: &mut [Active], reading: usize, room: usize) {
+    pub(super) fn guess(
+        &mut self,
+        active: &mut [Active],
+        reading: usize,
+        room: usize,
+        executor: Option<&mut Executor>,
+    ) {
         self.proposals.clear();
         self.proposing.clear();
         for (index, active) in active.iter_mut().enumerate() {
@@ -27,10 +37,31 @@ impl Guessing {
                 self.proposals.push(Proposal::of(left));
             }
         }
-        let deciding = self.proposals.len();
-        let columns = reading + deciding;
+        let columns = reading + self.proposals.len();
         // Beyond what costs are known for, guesses would be a prompt of their own.
         let room = room.saturating_sub(columns).min(COLUMNS_MAX - 1);
+        self.plan(active, columns, room);
+        if let Some(drafting) = &mut self.drafting {
+            let made = drafting.draft(
+                &mut self.costs,
+                &self.acceptance,
+                (columns, room),
+                (&mut *active, &self.proposing, &self.proposals),
+                executor,
+            );
+            if made {
+                for (&index, proposal) in self.proposing.iter().zip(&mut self.proposals) {
+                    *proposal = Proposal::of(active[index].take_best(&self.acceptance));
+                }
+                self.plan(active, columns, room);
+            }
+        }
+        for (&index, proposal) in self.proposing.iter().zip(&self.proposals) {
+            active[index].try_guesses(proposal.taken);
+        }
+    }
+
+    fn plan(&mut self, active: &[Active], columns: usize, room: usize) {
         let (acceptance, proposing) = (&self.acceptance, &self.proposing);
         let probability = |proposal: usize, guess: usize| {
             let index: usize = proposing[proposal];
@@ -39,13 +70,17 @@ impl Guessing {
         self.planner.plan(
             &self.costs,
             columns,
-            deciding,
+            proposing.len(),
             room,
             &mut self.proposals,
             probability,
         );
-        for (&index, proposal) in self.proposing.iter().zip(&self.proposals) {
-            active[index].try_guesses(proposal.taken);
+    }
+
+    /// There will be no more of this generation.
+    pub(super) fn forget(&mut self, id: GenerationId) {
+        if let Some(drafting) = &mut self.drafting {
+            drafting.forget(id);
         }
     }
 }

@@ -17,6 +17,7 @@
 
 mod active;
 mod constrained;
+mod drafting;
 mod event;
 mod forward;
 mod generator;

@@ -10,11 +10,13 @@ pub enum Source {
     Own,
     /// Earlier answers.
     Corpus,
+    /// A small model.
+    Model,
 }
 
 impl Source {
     /// Every source.
-    pub const ALL: [Source; 2] = [Source::Own, Source::Corpus];
+    pub const ALL: [Source; 3] = [Source::Own, Source::Corpus, Source::Model];
 
     /// Name used in metrics and reports.
     #[must_use]
@@ -22,6 +24,7 @@ impl Source {
         match self {
             Source::Own => "own",
             Source::Corpus => "corpus",
+            Source::Model => "model",
         }
     }
 }
@@ -37,6 +40,9 @@ const KINDS: [(usize, f32); 7] = [
     (14, 0.80),
     (22, 0.88),
 ];
+
+/// As much for a model's guesses, which are known by how many others are before them instead.
+const MODEL_RIGHT: f32 = 0.65;
 
 /// Guesses that what is taken for granted at the start counts for.
 const PRIOR_WEIGHT: f32 = 6.0;
@@ -76,7 +82,7 @@ pub(crate) struct Acceptance {
 }
 
 impl Acceptance {
-    /// Counts a guess that followed `length` agreeing tokens.
+    /// Counts a guess that followed `length` agreeing tokens; of a model's, guesses.
     pub(crate) fn count(&mut self, source: Source, length: usize, right: bool) {
         self.tallies[source as usize][kind(length)].count(right);
     }
@@ -84,7 +90,11 @@ impl Acceptance {
     /// Probability that such a guess comes true, by these tallies alone.
     fn general(&self, source: Source, kind: usize) -> f32 {
         let tally = self.tallies[source as usize][kind];
-        (tally.right + KINDS[kind].1 * PRIOR_WEIGHT) / (tally.all + PRIOR_WEIGHT)
+        let assumed = match source {
+            Source::Own | Source::Corpus => KINDS[kind].1,
+            Source::Model => MODEL_RIGHT,
+        };
+        (tally.right + assumed * PRIOR_WEIGHT) / (tally.all + PRIOR_WEIGHT)
     }
 
     /// Probability that a guess after `length` agreeing tokens comes true in the answer that `own` is of, where these are

@@ -22,6 +22,20 @@ const OUTLIER: f32 = 1.5;
 /// Passes of a kind that what was expected counts for.
 const PRIOR_PASSES: f32 = 4.0;
 
+/// Tokens that are taken to be read in the time of guessing one, before anything is known.
+const READ_TOKENS: f32 = 8.0;
+
+/// Takes a value to a mean and the number of values.
+fn note((mean, count): &mut (f32, f32), value: f32) {
+    if *count == 0.0 {
+        (*mean, *count) = (value, 1.0);
+    } else {
+        let value = value.min(*mean * OUTLIER);
+        *count += 1.0;
+        *mean += (value - *mean) * NEW.max(1.0 / *count);
+    }
+}
+
 /// Costs of passes by their number of tokens.
 #[derive(Clone, Debug)]
 pub struct PassCosts {
@@ -29,6 +43,11 @@ pub struct PassCosts {
     expected: [f32; COLUMNS_MAX],
     /// Mean time of the passes seen, in seconds, and how many they were.
     seen: [(f32, f32); COLUMNS_MAX],
+    /// Of a drafter, relative to one column: for one guess each of the answers that it guesses for.
+    draft_expected: f32,
+    /// Mean time of that, and of reading a token, in seconds, and of how many.
+    drafted: (f32, f32),
+    read: (f32, f32),
 }
 
 impl Default for PassCosts {
@@ -56,6 +75,9 @@ impl PassCosts {
         PassCosts {
             expected,
             seen: [(0.0, 0.0); COLUMNS_MAX],
+            draft_expected: 0.1,
+            drafted: (0.0, 0.0),
+            read: (0.0, 0.0),
         }
     }
 
@@ -70,14 +92,60 @@ impl PassCosts {
         let Some(index) = columns.checked_sub(1).filter(|&index| index < COLUMNS_MAX) else {
             return;
         };
-        let took = took.as_secs_f32();
-        let (mean, count) = &mut self.seen[index];
-        if *count == 0.0 {
-            (*mean, *count) = (took, 1.0);
-        } else {
-            let took = took.min(*mean * OUTLIER);
-            *count += 1.0;
-            *mean += (took - *mean) * NEW.max(1.0 / *count);
+        note(&mut self.seen[index], took.as_secs_f32());
+    }
+
+    /// Sets what a drafter's going through its weights is expected to cost, relative to a pass over a single token.
+    pub fn expect_drafts(&mut self, cost: f32) {
+        self.draft_expected = cost.max(0.0);
+        self.drafted = (0.0, 0.0);
+        self.read = (0.0, 0.0);
+    }
+
+    /// Notes that a drafter went `passes` times through its weights in `took`.
+    pub(crate) fn drafted(&mut self, passes: usize, took: Duration) {
+        if passes > 0 {
+            note(&mut self.drafted, took.as_secs_f32() / passes as f32);
+        }
+    }
+
+    /// Notes that a drafter read `tokens` in `took`.
+    pub(crate) fn drafter_read(&mut self, tokens: usize, took: Duration) {
+        if tokens > 0 {
+            note(&mut self.read, took.as_secs_f32() / tokens as f32);
+        }
+    }
+
+    /// Seconds of a pass over a single token, as far as passes have shown.
+    fn single(&self) -> Option<f32> {
+        let (one, ones) = self.seen[0];
+        if ones > 0.0 {
+            return (one > 0.0).then_some(one);
+        }
+        let known = self.seen.iter().zip(&self.expected);
+        let (sum, count) = known.fold((0.0, 0.0), |(sum, all), (&(mean, count), expected)| {
+            (sum + count * mean / expected, all + count)
+        });
+        (sum > 0.0).then(|| sum / count)
+    }
+
+    /// Cost of a drafter's going through its weights once, relative to a pass over a single token.
+    pub(crate) fn of_draft(&self) -> f32 {
+        self.relative(self.drafted, self.draft_expected)
+    }
+
+    /// Cost of a drafter's reading a token, relative to a pass over a single token.
+    pub(crate) fn of_read(&self) -> f32 {
+        self.relative(self.read, self.of_draft() / READ_TOKENS)
+    }
+
+    fn relative(&self, (mean, count): (f32, f32), expected: f32) -> f32 {
+        match self.single() {
+            Some(single) if count > 0.0 => {
+                let weight = count / (count + PRIOR_PASSES);
+                expected + (mean / single - expected) * weight
+            }
+            _ => expected,
         }
     }
 

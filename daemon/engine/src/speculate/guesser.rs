@@ -23,6 +23,7 @@ pub(crate) struct Guesser {
     text: Lookup,
     own: bool,
     corpus: Option<Arc<Corpus>>,
+    model: bool,
     /// By source.
     drafts: [Draft; Source::ALL.len()],
     best: Source,
@@ -41,6 +42,7 @@ impl Guesser {
             text,
             own: sources.own,
             corpus: sources.corpus.clone(),
+            model: sources.model,
             drafts: Source::ALL.map(|_| Draft {
                 tokens: Vec::with_capacity(DRAFT_MAX),
                 length: 0,
@@ -50,13 +52,35 @@ impl Guesser {
         })
     }
 
-    /// Looks for guesses; returns how many the best source has, at most `most`.
+    /// The prompt and the answer so far.
+    pub(crate) fn text(&self) -> &[u32] {
+        self.text.tokens()
+    }
+
+    /// Whether a model may guess.
+    pub(crate) fn asks_model(&self) -> bool {
+        self.model
+    }
+
+    /// The text, and where a model's guesses go.
+    pub(crate) fn model_draft(&mut self) -> (&[u32], &mut Vec<u32>) {
+        let draft = &mut self.drafts[Source::Model as usize];
+        draft.tokens.clear();
+        (self.text.tokens(), &mut draft.tokens)
+    }
+
+    /// Probability that a model's guess `guess` is right if all before it are.
+    pub(crate) fn model_probability(&self, all: &Acceptance, guess: usize) -> f32 {
+        self.probability_of(all, Source::Model, guess)
+    }
+
+    /// Looks for guesses that cost nothing; returns how many the best source has, at most `most`.
     pub(crate) fn propose(&mut self, all: &Acceptance, most: usize) -> usize {
         let most = most.min(DRAFT_MAX);
         for draft in &mut self.drafts {
             draft.tokens.clear();
         }
-        let [own, corpus] = &mut self.drafts;
+        let [own, corpus, _] = &mut self.drafts;
         if self.own
             && let Some(found) = self.text.find_own()
         {
@@ -66,6 +90,11 @@ impl Guesser {
         if let Some(earlier) = &self.corpus {
             corpus.length = earlier.find(self.text.tokens(), most, &mut corpus.tokens);
         }
+        self.take_best(all)
+    }
+
+    /// Settles on the best source, a model's guesses included if some were made; returns how many it has.
+    pub(crate) fn take_best(&mut self, all: &Acceptance) -> usize {
         let expected = |source: Source| -> f32 {
             let mut all_right = 1.0;
             let compared = self.drafts[source as usize].tokens.len().min(COMPARED);
@@ -76,8 +105,14 @@ impl Guesser {
                 })
                 .sum()
         };
-        let better = expected(Source::Corpus) > expected(Source::Own);
-        self.best = if better { Source::Corpus } else { Source::Own };
+        let mut best = (Source::Own, expected(Source::Own));
+        for source in [Source::Corpus, Source::Model] {
+            let expected = expected(source);
+            if expected > best.1 {
+                best = (source, expected);
+            }
+        }
+        self.best = best.0;
         self.drafts[self.best as usize].tokens.len()
     }
 
@@ -135,7 +170,7 @@ mod tests {
         let sources = Sources {
             own: true,
             corpus: Some(corpus),
-            learns: false,
+            ..Sources::default()
         };
         let mut all = Acceptance::default();
         let mut guesser = Guesser::new(&sources, &[1, 2, 9, 9, 8, 1, 2], 9).unwrap();

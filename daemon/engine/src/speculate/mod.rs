@@ -3,9 +3,10 @@
 //! A pass over a few tokens costs little more than one over a single token, because what it waits for is the weights. So
 //! tokens that are likely to come are put into the pass behind the last one chosen; the model then says at each of them
 //! what it would have chosen, and those that were guessed right are accepted. Guesses come from sources: text that was
-//! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]). How many are tried
-//! is decided step by step from what passes cost on this machine ([`costs`]) and how often guesses of the kind came true
-//! ([`acceptance`]); where they do not pay, none are ([`plan`]).
+//! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]); or something that
+//! makes them at a price ([`drafter`]). How many are made and tried is decided step by step from what passes cost on this
+//! machine ([`costs`]) and how often guesses of the kind came true ([`acceptance`]); where they do not pay, none are
+//! ([`plan`]).
 //!
 //! Invariant: guesses change when tokens are computed, never which. The logits of a token do not depend on what else is
 //! in the pass, the draw is keyed by its position, and a token is accepted only if it is the one that would have been
@@ -14,6 +15,7 @@
 mod acceptance;
 mod corpus;
 mod costs;
+mod drafter;
 mod guesser;
 mod lookup;
 mod plan;
@@ -21,11 +23,12 @@ mod plan;
 pub use acceptance::Source;
 pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
 pub use costs::{COLUMNS_MAX, PassCosts};
+pub use drafter::{Drafter, NEAR_TOKENS, Wanted};
 pub use lookup::{Found, Lookup};
 
 pub(crate) use acceptance::Acceptance;
 pub(crate) use guesser::Guesser;
-pub(crate) use plan::{Planner, Proposal};
+pub(crate) use plan::{GAIN_MIN, Planner, Proposal};
 
 use std::sync::Arc;
 
@@ -36,6 +39,8 @@ pub struct Sources {
     pub own: bool,
     /// Earlier answers.
     pub corpus: Option<Arc<Corpus>>,
+    /// The generator's drafter, if it has one: see [`crate::generate::Generator::set_drafter`].
+    pub model: bool,
     /// Whether the answer becomes one of them, once it is complete.
     pub learns: bool,
 }
@@ -44,7 +49,7 @@ impl Sources {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.own && self.corpus.is_none()
+        !self.own && self.corpus.is_none() && !self.model
     }
 }
 

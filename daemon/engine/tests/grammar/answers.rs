@@ -194,6 +194,7 @@ fn answers_fit_their_schema_and_forcing_changes_only_the_passes() {
                     own: true,
                     corpus: Some(Arc::clone(&corpus)),
                     learns: true,
+                    ..Sources::default()
                 },
                 ..base.clone()
             };
