@@ -42,9 +42,12 @@ const POWER: [f32; 5] = [
 #[must_use]
 pub fn scale(temperature: f32) -> f32 {
     // Finite, so that the largest logit itself has the exponent 0, and not negative, so that no exponent is positive.
-    (core::f32::consts::LOG2_E / temperature)
-        .max(0.0)
-        .min(f32::MAX)
+    let scale = core::f32::consts::LOG2_E / temperature;
+    if scale > 0.0 {
+        scale.min(f32::MAX)
+    } else {
+        0.0
+    }
 }
 
 /// The largest logit; `None` if there is none or any is not finite.
