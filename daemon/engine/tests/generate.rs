@@ -849,7 +849,7 @@ struct Whimsical {
 
 impl Drafter for Whimsical {
     fn missing(&self, _: u64, text: &[u32]) -> Option<usize> {
-        (text.len() % 7 != 0).then_some(self.unread)
+        (!text.len().is_multiple_of(7)).then_some(self.unread)
     }
     fn read(&mut self, _: Option<&mut Executor>, _: u64, _: &[u32]) -> usize {
         self.unread = self.unread.saturating_sub(10);
