@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::among::{self, Kept};
 use super::logprob::{self, TokenLogprobs};
 use super::penalty::{self, Counts};
 use super::select::{self, Candidate};
@@ -47,50 +48,6 @@ pub struct Sampler {
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
     counts: Counts,
-}
-
-/// The logits of tokens that are allowed, with their ids.
-#[derive(Debug, Default)]
-struct Kept {
-    logits: Vec<f32>,
-    ids: Vec<u32>,
-}
-
-impl Kept {
-    fn fill(&mut self, logits: &[f32], allowed: &[u32]) {
-        self.logits.clear();
-        self.ids.clear();
-        for (first, (&word, logits)) in (0_u32..)
-            .step_by(32)
-            .zip(allowed.iter().zip(logits.chunks(32)))
-        {
-            if word == u32::MAX && logits.len() == 32 {
-                self.logits.extend_from_slice(logits);
-                self.ids.extend(first..first + 32);
-                continue;
-            }
-            let mut bits = word;
-            while bits != 0 {
-                let bit = bits.trailing_zeros();
-                bits &= bits - 1;
-                if let Some(&logit) = logits.get(bit as usize) {
-                    self.logits.push(logit);
-                    self.ids.push(first + bit);
-                }
-            }
-        }
-    }
-
-    /// An error of the chain, by the token's id.
-    fn blame(&self, error: SampleError) -> SampleError {
-        match error {
-            SampleError::NonFinite { token, value } => SampleError::NonFinite {
-                token: self.ids.get(token as usize).copied().unwrap_or(token),
-                value,
-            },
-            other => other,
-        }
-    }
 }
 
 impl Sampler {
@@ -147,6 +104,7 @@ impl Sampler {
         let whole = if changed { &row[..] } else { logits };
         let chosen = match allowed {
             None => self.choose_from(whole, options, position),
+            Some(allowed) if takes_largest(options) => among::first_largest(whole, allowed),
             Some(allowed) => {
                 let mut kept = core::mem::take(&mut self.kept);
                 kept.fill(whole, allowed);
@@ -174,7 +132,7 @@ impl Sampler {
         position: u64,
     ) -> Result<u32, SampleError> {
         let max = self.largest(logits)?;
-        if options.is_greedy() || options.top_k == 1 {
+        if takes_largest(options) {
             return Ok(first_equal(logits, max));
         }
         let draw = |total| draw::below(total, options.seed, options.choice, position);
@@ -246,6 +204,11 @@ impl Sampler {
         let max = self.largest(logits)?;
         Ok(logprob::of(logits, max, token, top, &mut self.candidates))
     }
+}
+
+/// Whether the chain ends at step 3, or would with what step 4 leaves.
+fn takes_largest(options: &SamplingOptions) -> bool {
+    options.is_greedy() || options.top_k == 1
 }
 
 /// Draws from the candidates, which have their weights, by what `options` keep of them.

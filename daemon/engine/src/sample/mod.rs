@@ -4,7 +4,7 @@
 //!
 //! 1. the caller's bias is added to the logits ([`bias`]);
 //! 2. penalties on the logits: repetition, then presence and frequency ([`penalty`]); of an answer under a constraint only
-//!    the tokens that may come next go on from here ([`Sampler::sample_among`]);
+//!    the tokens that may come next go on from here ([`among`]);
 //! 3. `temperature == 0`: the largest logit wins, the lowest id among equals; the chain ends here;
 //! 4. top-k: the `k` largest logits;
 //! 5. temperature and softmax over what top-k left, in fixed point ([`weight`]);
@@ -25,6 +25,7 @@
 //! token at a given cumulative probability by halving. Where all tokens stay in, the draw goes by their numbers
 //! instead, and needs the weights of blocks of them only.
 
+mod among;
 mod bias;
 mod chain;
 mod draw;
