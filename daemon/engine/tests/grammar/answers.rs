@@ -113,7 +113,7 @@ fn grammar(schema: &Value) -> Arc<Grammar> {
     Arc::new(grammar.expect("it compiles"))
 }
 
-fn request(grammar: &Arc<Grammar>, seed: u64, temperature: f32) -> GenerationRequest {
+pub(crate) fn request(grammar: &Arc<Grammar>, seed: u64, temperature: f32) -> GenerationRequest {
     GenerationRequest {
         prompt: vec![vocabulary::END + 1, 65, 66],
         tokens_max: Some(400),
@@ -129,10 +129,10 @@ fn request(grammar: &Arc<Grammar>, seed: u64, temperature: f32) -> GenerationReq
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Answer {
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) text: String,
     ids: Vec<u32>,
-    end: Option<FinishReason>,
+    pub(crate) end: Option<FinishReason>,
 }
 
 type Answers = BTreeMap<GenerationId, Answer>;
@@ -165,7 +165,7 @@ fn generator(batch: usize) -> Generator<Chaos> {
 }
 
 /// The answers to a request with `count` choices, and the passes they took.
-fn run(batch: usize, request: GenerationRequest, count: u32) -> (Vec<Answer>, usize) {
+pub(crate) fn run(batch: usize, request: GenerationRequest, count: u32) -> (Vec<Answer>, usize) {
     let mut generator = generator(batch);
     let count = NonZero::new(count).expect("at least one");
     generator

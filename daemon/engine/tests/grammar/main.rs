@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+mod factory;
 mod refusals;
 mod state;
 mod suite;
