@@ -221,6 +221,8 @@ const ACTIVATION_BYTES_MIN: usize = 512 << 20;
 pub struct Executor {
     model: Arc<Model>,
     cpu: Cpu,
+    /// Threads that its buffers do for.
+    threads_max: usize,
     cache: Cache,
     batch: Batch,
     /// The tokens of the batch that are to have logits.
@@ -238,6 +240,49 @@ impl Executor {
     /// # Errors
     /// If an option is out of range, or the machine lacks the instruction set, or the threads cannot be had.
     pub fn new(model: Arc<Model>, options: &ExecutorOptions) -> Result<Executor, ExecutorError> {
+        Executor::made(model, options, None)
+    }
+
+    /// An executor that computes with the threads of `other`, in turn with it, by [`Executor::with_threads_of`]. It has none
+    /// of its own but the caller's; `options.threads` and `options.isa` are those of `other`.
+    ///
+    /// # Errors
+    /// As for [`Executor::new`].
+    pub fn beside(
+        other: &Executor,
+        model: Arc<Model>,
+        options: &ExecutorOptions,
+    ) -> Result<Executor, ExecutorError> {
+        let options = ExecutorOptions {
+            threads: Some(other.threads()),
+            isa: Some(other.isa()),
+            ..options.clone()
+        };
+        Executor::made(model, &options, Some(NonZero::<usize>::MIN))
+    }
+
+    /// Runs `work`, which computes with the threads of `other`, whose own work stands still meanwhile. Results are the same
+    /// bytes with any threads.
+    pub fn with_threads_of<T>(
+        &mut self,
+        other: &mut Executor,
+        work: impl FnOnce(&mut Executor) -> T,
+    ) -> T {
+        if other.threads() > self.threads_max {
+            return work(self);
+        }
+        std::mem::swap(&mut self.cpu.pool, &mut other.cpu.pool);
+        let result = work(self);
+        std::mem::swap(&mut self.cpu.pool, &mut other.cpu.pool);
+        result
+    }
+
+    /// `own` is the number of its own threads, where it works with others'.
+    fn made(
+        model: Arc<Model>,
+        options: &ExecutorOptions,
+        own: Option<NonZero<usize>>,
+    ) -> Result<Executor, ExecutorError> {
         let bounded = |option, value: usize, max: usize| match NonZero::new(value) {
             Some(nonzero) if value <= max => Ok(nonzero),
             _ => Err(ExecutorError::Option { option, value, max }),
@@ -280,11 +325,13 @@ impl Executor {
             let tokens = tokens_max;
             return Err(ExecutorError::Activations { tokens, bytes, max });
         }
-        let cpu = Cpu::new(options.isa, threads, &sizes)?;
+        let own = own.unwrap_or(threads);
+        let cpu = Cpu::for_threads(options.isa, own, threads.get(), &sizes)?;
         model.will_need();
         Ok(Executor {
             model,
             cpu,
+            threads_max: threads.get(),
             cache,
             batch: Batch::default(),
             kept: Batch::default(),
@@ -332,6 +379,16 @@ impl Executor {
     #[must_use]
     pub fn kv_bytes_per_token(&self) -> usize {
         self.cache.geometry().token_bytes()
+    }
+
+    /// Bytes of activations, apart from logits, and of the KV cache when it is full.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let activations = self.cpu.buffers.sizes.bytes(self.threads_max);
+        let cache = self
+            .kv_tokens_max()
+            .saturating_mul(self.kv_bytes_per_token());
+        activations.unwrap_or(usize::MAX).saturating_add(cache)
     }
 
     /// Largest number of tokens of a sequence: the model's context, or less if the KV cache is smaller.

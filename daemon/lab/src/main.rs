@@ -108,19 +108,24 @@ fn parse_kv(name: &str) -> Result<KvType, String> {
 impl Run {
     /// The model, with its weights packed unless `--raw` says otherwise. That takes its time once for every file.
     fn load(&self) -> Result<Arc<Model>> {
+        self.load_from(&self.model)
+    }
+
+    /// Another model in place of it, with the same options.
+    fn load_from(&self, path: &Path) -> Result<Arc<Model>> {
         let options = LoadOptions::default()
             .with_pre_tokenizer(self.pre_tokenizer.clone())
             .with_chat_template(self.chat_template.clone());
-        let model = Model::load_with(&self.model, &options)?;
+        let model = Model::load_with(path, &options)?;
         for warning in &model.info().warnings {
-            eprintln!("andon-lab: {}: {warning}", self.model.display());
+            eprintln!("andon-lab: {}: {warning}", path.display());
         }
         if !self.raw
             && let Err(error) = packed::attach(&model, self.pack_dir.as_deref(), self.threads)
         {
             eprintln!(
                 "andon-lab: {}: the weights are not packed: {error:#}",
-                self.model.display()
+                path.display()
             );
         }
         Ok(Arc::new(model))

@@ -5,7 +5,7 @@ mod simulated;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use andon_engine::generate::{
     Event, FinishReason, GenerationRequest, Generator, GeneratorOptions, Timings, Usage,
 };
 use andon_engine::sample::SamplingOptions;
-use andon_engine::speculate::{Corpus, PassCosts, Sources};
+use andon_engine::speculate::{Corpus, DraftModel, PassCosts, Sources};
 use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
-use andon_engine::{Executor, Model};
+use andon_engine::{Executor, ExecutorOptions, Model};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -39,9 +39,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
     /// Where guesses come from: `own`, the prompt and the answer so far; `corpus`, earlier answers of the same group;
-    /// `model`, what `--simulate` stands for [default: own, or model with `--simulate`].
+    /// `model`, the one that `--draft` or `--simulate` stands for [default: own, or model with one of these].
     #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
     sources: Vec<SourceName>,
+    /// GGUF file of a small model of the same vocabulary, to guess from.
+    #[arg(long, value_name = "FILE", conflicts_with = "simulate")]
+    draft: Option<PathBuf>,
     /// Have a draft model simulated whose guesses are right with this probability. Answers then go on past their end, and
     /// none is left out as a loop unless its text is guessed from, too: it need not make sense.
     #[arg(long, value_name = "PROBABILITY", value_parser = share)]
@@ -89,9 +92,11 @@ fn share(text: &str) -> Result<f64, String> {
 impl Arguments {
     fn guesses_from(&self, source: SourceName) -> bool {
         if self.sources.is_empty() {
-            let default = match self.simulate {
-                Some(_) => SourceName::Model,
-                None => SourceName::Own,
+            let drafts = self.simulate.is_some() || self.draft.is_some();
+            let default = if drafts {
+                SourceName::Model
+            } else {
+                SourceName::Own
             };
             return source == default;
         }
@@ -217,8 +222,10 @@ impl Measured {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds must be at least 1");
     ensure!(
-        arguments.simulate.is_some() || !arguments.guesses_from(SourceName::Model),
-        "the source `model` needs --simulate"
+        arguments.simulate.is_some()
+            || arguments.draft.is_some()
+            || !arguments.guesses_from(SourceName::Model),
+        "the source `model` needs --draft or --simulate"
     );
     let model = arguments.run.load()?;
     let prompts = prompts(arguments, &model)?;
@@ -228,12 +235,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .run
         .executor(&model, longest + arguments.generate)?;
     let costs = calibrated(&mut executor);
+    let draft = arguments
+        .draft
+        .as_deref()
+        .map(|path| draft(arguments, path, &executor))
+        .transpose()?;
     let options = GeneratorOptions {
         parallel_max: 1,
         prefill_chunk_tokens: executor.batch_tokens_max(),
     };
     let mut generator = Generator::new(executor, options);
     generator.set_costs(costs);
+    if let Some(draft) = draft {
+        let cost = draft.expected_cost(&model);
+        generator.set_drafter(Box::new(draft), cost);
+    }
     let simulated = arguments
         .simulate
         .map(|right| Simulated::new(right, arguments.simulate_cost));
@@ -265,6 +281,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     report(arguments, &groups)
+}
+
+/// The draft model, with a KV cache like that of `executor`.
+fn draft(arguments: &Arguments, path: &Path, executor: &Executor) -> Result<DraftModel> {
+    let model = arguments.run.load_from(path)?;
+    let options = ExecutorOptions {
+        kv_tokens_max: executor.kv_tokens_max(),
+        kv_type: arguments.run.kv,
+        ..ExecutorOptions::default()
+    };
+    let draft = DraftModel::new(model, executor, &options);
+    draft.with_context(|| format!("`{}` is no draft for this model", path.display()))
 }
 
 /// What passes cost on this machine; what is taken for granted if it cannot be measured.
@@ -472,6 +500,7 @@ fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()
             "{}",
             json!({
                 "model": arguments.run.model,
+                "draft": arguments.draft,
                 "simulated": arguments.simulate.map(|right| json!({
                     "right": right,
                     "cost": arguments.simulate_cost,

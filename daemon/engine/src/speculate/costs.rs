@@ -182,6 +182,31 @@ mod tests {
     }
 
     #[test]
+    fn a_drafter_costs_what_it_was_seen_to_take() {
+        let mut costs = PassCosts::default();
+        costs.expect_drafts(0.5);
+        assert_eq!(costs.of_draft(), 0.5);
+        costs.drafted(4, Duration::from_millis(4));
+        assert_eq!(costs.of_draft(), 0.5, "beside nothing");
+        for _ in 0..100 {
+            // One column is never seen here.
+            let two = 10.0 * costs.of(2);
+            costs.saw(2, Duration::from_secs_f32(two / 1000.0));
+            costs.drafted(4, Duration::from_millis(4));
+            costs.drafter_read(10, Duration::from_millis(2));
+        }
+        assert!(
+            (costs.of_draft() - 0.1).abs() < 0.03,
+            "{}",
+            costs.of_draft()
+        );
+        assert!((costs.of_read() - 0.02).abs() < 0.01, "{}", costs.of_read());
+        costs.drafted(0, Duration::from_secs(1));
+        costs.drafter_read(0, Duration::from_secs(1));
+        assert!((costs.of_draft() - 0.1).abs() < 0.03);
+    }
+
+    #[test]
     fn what_passes_take_corrects_what_was_expected() {
         let mut costs = PassCosts::default();
         let expected = costs.of(4);

@@ -4,7 +4,7 @@
 //! tokens that are likely to come are put into the pass behind the last one chosen; the model then says at each of them
 //! what it would have chosen, and those that were guessed right are accepted. Guesses come from sources: text that was
 //! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]); or something that
-//! makes them at a price ([`drafter`]). How many are made and tried is decided step by step from what passes cost on this
+//! makes them at a price ([`drafter`]), a small model ([`model`]). How many are made and tried is decided step by step from what passes cost on this
 //! machine ([`costs`]) and how often guesses of the kind came true ([`acceptance`]); where they do not pay, none are
 //! ([`plan`]).
 //!
@@ -18,6 +18,7 @@ mod costs;
 mod drafter;
 mod guesser;
 mod lookup;
+mod model;
 mod plan;
 
 pub use acceptance::Source;
@@ -25,6 +26,7 @@ pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
 pub use costs::{COLUMNS_MAX, PassCosts};
 pub use drafter::{Drafter, NEAR_TOKENS, Wanted};
 pub use lookup::{Found, Lookup};
+pub use model::{DraftError, DraftModel};
 
 pub(crate) use acceptance::Acceptance;
 pub(crate) use guesser::Guesser;

@@ -78,6 +78,19 @@ impl Cpu {
     /// # Errors
     /// If the instruction set is not there, or the threads cannot be had.
     pub fn new(isa: Option<Isa>, threads: NonZero<usize>, sizes: &Sizes) -> Result<Cpu, CpuError> {
+        Cpu::for_threads(isa, threads, threads.get(), sizes)
+    }
+
+    /// A backend with `threads` threads, whose buffers do for `lent` if it is given those of another.
+    ///
+    /// # Errors
+    /// As for [`Cpu::new`].
+    pub(crate) fn for_threads(
+        isa: Option<Isa>,
+        threads: NonZero<usize>,
+        lent: usize,
+        sizes: &Sizes,
+    ) -> Result<Cpu, CpuError> {
         let isa = isa.unwrap_or_else(Isa::best);
         let table = Table::new(isa).ok_or_else(|| CpuError::unsupported(isa))?;
         let pool = Threads::new(threads).map_err(|source| CpuError::Threads {
@@ -86,7 +99,7 @@ impl Cpu {
         })?;
         Ok(Cpu {
             table,
-            buffers: Buffers::new(sizes, pool.threads()),
+            buffers: Buffers::new(sizes, pool.threads().max(lent)),
             pool,
         })
     }

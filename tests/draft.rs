@@ -1,0 +1,249 @@
+//! Whatever a draft model guesses, answers are those of the model alone, and nothing is left behind in either KV cache.
+
+#![forbid(unsafe_code)]
+
+use andon_engine::generate::{
+    Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions,
+};
+use andon_engine::kv::PAGE;
+use andon_engine::sample::SamplingOptions;
+use andon_engine::speculate::{DraftError, DraftModel, Drafter, PassCosts, Sources, Wanted};
+use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_tests::tiny_model::TinyModel;
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// The model, and one of the same vocabulary with other weights.
+fn models(folder: &Path) -> [Arc<Model>; 2] {
+    [1, 2].map(|seed| {
+        let path = folder.join(format!("{seed}.gguf"));
+        let tiny = TinyModel {
+            seed,
+            ..TinyModel::default()
+        };
+        tiny.write(&path).expect("writable");
+        Arc::new(Model::load(&path).expect("a sound model"))
+    })
+}
+
+fn options(pages: usize) -> ExecutorOptions {
+    ExecutorOptions {
+        threads: Some(2),
+        batch_tokens_max: 64,
+        kv_tokens_max: pages * PAGE,
+        ..ExecutorOptions::default()
+    }
+}
+
+/// How much more work the draft says that it did, so that its guesses seem to cost nothing.
+const FAST: usize = 1000;
+
+/// A draft whose KV cache can be looked at while a generator has it.
+#[derive(Clone, Debug)]
+struct Seen(Arc<Mutex<DraftModel>>);
+
+impl Seen {
+    fn free(&self) -> usize {
+        self.0.lock().expect("sound").executor().kv_tokens_free()
+    }
+}
+
+impl Drafter for Seen {
+    fn missing(&self, id: u64, text: &[u32]) -> Option<usize> {
+        self.0.lock().expect("sound").missing(id, text)
+    }
+    fn read(&mut self, beside: Option<&mut Executor>, id: u64, text: &[u32]) -> usize {
+        FAST * self.0.lock().expect("sound").read(beside, id, text)
+    }
+    fn draft(&mut self, beside: Option<&mut Executor>, wanted: &mut [Wanted<'_>]) -> usize {
+        FAST * self.0.lock().expect("sound").draft(beside, wanted)
+    }
+    fn forget(&mut self, id: u64) {
+        self.0.lock().expect("sound").forget(id);
+    }
+}
+
+/// A generator with a draft of `pages`, which it takes to cost next to nothing.
+fn generator(model: &Arc<Model>, draft: Option<(&Arc<Model>, usize)>) -> (Generator, Option<Seen>) {
+    let executor = Executor::new(Arc::clone(model), &options(64)).expect("a valid executor");
+    let draft = draft.map(|(draft, pages)| {
+        let options = ExecutorOptions {
+            prefix_cache: true,
+            ..options(pages)
+        };
+        let draft = DraftModel::new(Arc::clone(draft), &executor, &options).expect("a draft");
+        assert!(draft.bytes() > 0);
+        Seen(Arc::new(Mutex::new(draft)))
+    });
+    let options = GeneratorOptions {
+        parallel_max: 6,
+        prefill_chunk_tokens: 50,
+    };
+    let mut generator = Generator::new(executor, options);
+    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+    if let Some(draft) = &draft {
+        generator.set_drafter(Box::new(draft.clone()), 0.0);
+    }
+    (generator, draft)
+}
+
+fn request(number: usize, vocabulary: usize) -> GenerationRequest {
+    let token = |at: usize| ((at * 7919 + number % 3 * 104_729 + 3) % vocabulary) as u32;
+    GenerationRequest {
+        prompt: (0..10 + number * 37).map(token).collect(),
+        tokens_max: Some(20 + number * 7),
+        sampling: SamplingOptions {
+            temperature: [0.0, 15.0][number % 2],
+            seed: number as u64,
+            repeat_penalty: [1.0, 1.1][number / 2 % 2],
+            ..SamplingOptions::default()
+        },
+        logprobs: (number % 3 == 0).then_some(0),
+        ignore_end: true,
+        sources: Sources {
+            model: true,
+            ..Sources::default()
+        },
+        ..GenerationRequest::default()
+    }
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    ids: Vec<u32>,
+    logprobs: Vec<u32>,
+    end: Option<FinishReason>,
+}
+
+/// Runs requests side by side, and cancels the second after some steps if `cancels`. Returns the answers, and how many
+/// tokens were guessed and accepted.
+fn run(generator: &mut Generator, cancels: bool) -> (Vec<Answer>, usize, usize) {
+    let vocabulary = generator.executor().model().info().vocabulary_count;
+    let mut ids: Vec<GenerationId> = Vec::new();
+    for number in 0..4 {
+        let count = NonZero::new(if number == 3 { 3 } else { 1 }).expect("at least one");
+        let started = generator.start_group(request(number, vocabulary), count);
+        ids.extend(started.expect("a start"));
+    }
+    let mut answers: BTreeMap<GenerationId, Answer> = BTreeMap::new();
+    let (mut guessed, mut accepted) = (0, 0);
+    for round in 0.. {
+        if generator.active() == 0 {
+            break;
+        }
+        if cancels && round == 3 {
+            assert!(generator.cancel(ids[1]));
+        }
+        let stepped = generator.step(&mut |id, event| {
+            let answer = answers.entry(id).or_default();
+            match event {
+                Event::PromptDone { .. } => {}
+                Event::Text { ids, tokens, .. } => {
+                    answer.ids.extend_from_slice(ids);
+                    let bits = tokens.iter().map(|token| token.logprob.to_bits());
+                    answer.logprobs.extend(bits);
+                }
+                Event::Finished { reason, usage, .. } => {
+                    answer.end = Some(reason);
+                    guessed += usage.guessed_tokens;
+                    accepted += usage.accepted_tokens;
+                }
+            }
+        });
+        stepped.expect("a step");
+    }
+    let answers = ids.iter().map(|id| answers.remove(id).expect("an answer"));
+    (answers.collect(), guessed, accepted)
+}
+
+#[test]
+fn a_draft_changes_no_answer_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [model, other] = models(folder.path());
+    let (expected, none, _) = run(&mut generator(&model, None).0, false);
+    assert_eq!(none, 0);
+    // The last has no room for all of the prompts.
+    for (draft, pages) in [(&model, 64), (&other, 64), (&model, 4)] {
+        for cancels in [false, true] {
+            let (mut generator, seen) = generator(&model, Some((draft, pages)));
+            let free = seen.as_ref().map(Seen::free);
+            let (answers, guessed, accepted) = run(&mut generator, cancels);
+            for (index, (answer, expected)) in answers.iter().zip(&expected).enumerate() {
+                if cancels && answer.end == Some(FinishReason::Cancelled) {
+                    assert_eq!(index, 1);
+                    assert_eq!(answer.ids, expected.ids[..answer.ids.len()]);
+                } else {
+                    assert_eq!(answer, expected);
+                }
+            }
+            assert!(guessed > 10, "{guessed} guesses");
+            if Arc::ptr_eq(draft, &model) {
+                assert_eq!(accepted, guessed, "a model foresees itself");
+            } else {
+                assert!(accepted < guessed);
+            }
+            assert_eq!(seen.as_ref().map(Seen::free), free);
+            assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+        }
+    }
+}
+
+/// The tiny model's file with the bytes behind each occurrence of `place` replaced.
+fn changed(place: &[u8], skipped: usize, new: &[u8]) -> Vec<u8> {
+    let mut bytes = TinyModel::default().bytes();
+    let found = |bytes: &[u8], from: usize| {
+        let mut windows = bytes[from..].windows(place.len());
+        windows.position(|window| window == place)
+    };
+    let mut from = 0;
+    while let Some(at) = found(&bytes, from) {
+        let at = from + at + skipped;
+        bytes[at..at + new.len()].copy_from_slice(new);
+        from = at + new.len();
+    }
+    bytes
+}
+
+#[test]
+fn a_draft_of_another_vocabulary_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [model, _] = models(folder.path());
+    let executor = Executor::new(Arc::clone(&model), &options(8)).expect("a valid executor");
+    let refused = |bytes: Vec<u8>| {
+        let path = folder.path().join("other.gguf");
+        std::fs::write(&path, bytes).expect("writable");
+        let draft = Arc::new(Model::load(&path).expect("a sound model"));
+        DraftModel::new(draft, &executor, &options(8)).err()
+    };
+    let key = b"tokenizer.ggml.eos_token_id";
+    // Behind the key comes the type of its value.
+    let end = refused(changed(key, key.len() + 4, &[1, 0, 0, 0]));
+    assert!(
+        matches!(end, Some(DraftError::Special { name: "end", target, draft: Some(1) }) if target == model.tokenizer().eos()),
+        "{end:?}"
+    );
+    let token = refused(changed(b"<|im_start|>", 0, b"<|im_stArt|>"));
+    assert!(
+        matches!(&token, Some(DraftError::Token { id: 1, target, draft }) if target == "<|im_start|>" && draft == "<|im_stArt|>"),
+        "{token:?}"
+    );
+    let more = TinyModel {
+        fills_gaps: true,
+        ..TinyModel::default()
+    };
+    assert!(
+        refused(more.bytes()).is_none(),
+        "what is behind all others is no difference"
+    );
+    let small = ExecutorOptions {
+        batch_tokens_max: 8,
+        ..options(8)
+    };
+    let small = DraftModel::new(model, &executor, &small).err();
+    assert!(
+        matches!(small, Some(DraftError::Batch { tokens: 8 })),
+        "{small:?}"
+    );
+}
