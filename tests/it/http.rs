@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
@@ -541,4 +542,83 @@ fn the_prefix_cache_changes_nothing_but_the_tokens_computed() {
     let metrics = off.http().get("/metrics").unwrap().text();
     assert!(metrics.contains("andon_prefix_hits_total 0"), "{metrics}");
     assert!(metrics.contains("andon_cached_tokens_total 0"), "{metrics}");
+}
+
+#[test]
+fn guesses_change_nothing_but_the_passes() {
+    let details = |reply: &Value, what: &str| -> u64 {
+        let details = &reply["usage"]["completion_tokens_details"];
+        let tokens = &details[format!("{what}_prediction_tokens")];
+        tokens.as_u64().unwrap_or_else(|| panic!("{reply}"))
+    };
+    let ask = |daemon: &Daemon| -> Vec<Value> {
+        let mut replies: Vec<Value> = Vec::new();
+        for temperature in [0.0, 0.9] {
+            let mut body = question();
+            body["max_tokens"] = json!(48);
+            body["temperature"] = json!(temperature);
+            body["seed"] = json!(7);
+            body["logprobs"] = json!(true);
+            let wrong = json!("Quite another text, which is not the answer.");
+            for prediction in [None, Some(wrong), Some(Value::Null)] {
+                if let Some(mut text) = prediction {
+                    if text.is_null() {
+                        text =
+                            replies[replies.len() - 1]["choices"][0]["message"]["content"].clone();
+                    }
+                    body["prediction"] = json!({"type": "content", "content": text});
+                }
+                let reply = daemon.http().post("/v1/chat/completions", &body).unwrap();
+                assert_eq!(reply.status, 200, "{}", reply.text());
+                replies.push(reply.json().unwrap());
+            }
+        }
+        replies
+    };
+    let on = Daemon::builder().start().unwrap();
+    let with = ask(&on);
+    let off = Daemon::builder()
+        .config("[speculation]\nenabled = false\n")
+        .start()
+        .unwrap();
+    let without = ask(&off);
+    let with_all = &with;
+    for (index, (with, without)) in with.iter().zip(&without).enumerate() {
+        // All of one temperature are the same, too.
+        assert_eq!(with["choices"], without["choices"], "{index}");
+        let first = &with_all[index / 3 * 3];
+        assert_eq!(with["choices"], first["choices"]);
+        assert_eq!(details(without, "accepted"), 0);
+        assert_eq!(details(without, "rejected"), 0);
+        let tokens = with["usage"]["completion_tokens"].as_u64().unwrap();
+        assert!(details(with, "accepted") < tokens);
+    }
+    let sum = |name: &str| -> u64 {
+        let metrics = on.http().get("/metrics").unwrap().text();
+        let samples = metrics.lines().filter(|line| line.starts_with(name));
+        let values = samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+        values.sum()
+    };
+    let accepted: u64 = with.iter().map(|reply| details(reply, "accepted")).sum();
+    let rejected: u64 = with.iter().map(|reply| details(reply, "rejected")).sum();
+    // The last pass is counted after its answer is on its way.
+    let counted = || {
+        sum("andon_accepted_tokens_total{") == accepted
+            && sum("andon_guessed_tokens_total{") == accepted + rejected
+    };
+    let looked = (0..500).any(|_| {
+        counted() || {
+            thread::sleep(Duration::from_millis(10));
+            false
+        }
+    });
+    assert!(
+        looked,
+        "{accepted} and {rejected} are not what the metrics say"
+    );
+    let metrics = off.http().get("/metrics").unwrap().text();
+    assert!(
+        !metrics.contains("andon_guessed_tokens_total{"),
+        "{metrics}"
+    );
 }

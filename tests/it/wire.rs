@@ -468,3 +468,46 @@ fn a_stop_refuses_what_waits_and_finishes_what_runs() {
     );
     assert!(daemon.wait(READ_TIMEOUT).unwrap().success());
 }
+
+#[test]
+fn earlier_answers_to_a_task_outlive_a_restart_and_change_no_answer() {
+    let mut daemon = Daemon::builder()
+        .config("[task.explain]\ninstructions = \"Explain {{ code }}.\"\n")
+        .start()
+        .unwrap();
+    let ask = |daemon: &Daemon| {
+        let mut client = Client::new(daemon);
+        client.ask("1", 24, |ask| {
+            ask.input = Input::Task {
+                name: TaskName::new("explain").unwrap(),
+                input_json: "{\"code\": \"E42\"}",
+            };
+        });
+        let (text, end) = client.answer("1");
+        assert!(matches!(end, Got::Done(..)), "{end:?}");
+        text
+    };
+    let first = ask(&daemon);
+    assert_eq!(ask(&daemon), first, "guessed from the first");
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    let counted = "andon_task_completion_tokens_total{task=\"explain\"}";
+    assert!(metrics.contains(counted), "{metrics}");
+    daemon.terminate().unwrap();
+    daemon.wait(READ_TIMEOUT).unwrap();
+    let folder = daemon.folder().join("cache/corpora");
+    let files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    daemon.restart().unwrap();
+    assert_eq!(ask(&daemon), first);
+    let said = "a file of earlier answers is not used";
+    assert!(!daemon.log().contains(said));
+    daemon.kill().unwrap();
+    let bytes = std::fs::read(&files[0]).unwrap();
+    std::fs::write(&files[0], &bytes[..bytes.len() / 2]).unwrap();
+    daemon.restart().unwrap();
+    assert_eq!(ask(&daemon), first);
+    assert!(daemon.log().contains(said), "{}", daemon.log());
+}

@@ -240,6 +240,8 @@ pub struct Request {
     pub template_variables: serde_json::Map<String, serde_json::Value>,
     /// The shape of the answer; `None` is the task's, else any text.
     pub format: Option<AnswerFormat>,
+    /// What the client takes the answer to be, to guess from; the answer is the same with any or none.
+    pub prediction: Option<String>,
     /// Goes on where the model would end its answer.
     pub ignore_end: bool,
     /// Most tokens of the answer; `None` is the task's or the daemon's default.
@@ -278,6 +280,7 @@ impl Request {
             tools: Vec::new(),
             template_variables: serde_json::Map::new(),
             format: None,
+            prediction: None,
             ignore_end: false,
             tokens_max: None,
             stop: Vec::new(),
@@ -335,6 +338,8 @@ impl Request {
         }
         let tools = self.tools.iter().map(|tool| tool.to_string().len());
         check_text("tools", tools.fold(0, usize::saturating_add), limits)?;
+        let prediction = self.prediction.as_ref();
+        check_text("prediction", prediction.map_or(0, String::len), limits)?;
         if self.template_variables.len() > TEMPLATE_VARIABLES_MAX {
             let message = format!("at most {TEMPLATE_VARIABLES_MAX} variables are taken");
             return Err(Fault::invalid("chat_template_kwargs", message));
@@ -600,12 +605,16 @@ mod tests {
             assert_eq!(param(&embeddings(inputs, None)), "input");
         }
         type Break = fn(&mut Request);
-        let breaks: [(&str, Break); 19] = [
+        let breaks: [(&str, Break); 20] = [
             ("tools", |r| {
                 r.tools = vec![serde_json::json!({}); TOOLS_MAX + 1];
             }),
             ("tools", |r| {
                 r.tools = vec![serde_json::json!(vec![0; VALUES_MAX])];
+            }),
+            ("prediction", |r| {
+                let bytes = LimitsConfig::default().body_bytes_max + 1;
+                r.prediction = Some("x".repeat(bytes));
             }),
             ("chat_template_kwargs", |r| {
                 let many = serde_json::json!(vec![0; VALUES_MAX]);

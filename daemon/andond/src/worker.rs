@@ -10,6 +10,7 @@
 mod admit;
 mod board;
 mod calibrate;
+mod corpora;
 mod embed;
 mod grammars;
 mod job;
@@ -29,6 +30,7 @@ use andon_engine::Model;
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
+use self::corpora::Corpora;
 use self::load::{Engine, LoadFailure};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -458,12 +460,14 @@ fn serve(shared: &Arc<Shared>) {
     let model = loaded.model;
     shared.model.get_or_init(|| Arc::clone(&model));
     shared.look_after_pack();
+    let tasks = !served.tasks.is_empty();
+    let corpora = Corpora::new(&shared.config, tasks, &model, loaded.key.as_ref());
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
             .name("prepare".to_owned())
             .spawn_scoped(scope, || {
                 let _guard = AbortOnPanic;
-                prepare::run(shared, &model, context_tokens_max);
+                prepare::run(shared, &model, &corpora, context_tokens_max);
             });
         if let Err(error) = prepare {
             shared.board().phase = Phase::Failed;
@@ -473,6 +477,12 @@ fn serve(shared: &Arc<Shared>) {
         }
         if let Some((packs, key)) = shared.registry.packs().zip(loaded.key.as_ref()) {
             shared.pack(scope, packs, key, &model);
+        }
+        let writing = std::thread::Builder::new()
+            .name("corpora".to_owned())
+            .spawn_scoped(scope, || corpora::run(shared, &corpora));
+        if let Err(error) = writing {
+            tracing::warn!(%error, "earlier answers are written only when the daemon stops");
         }
         {
             let mut board = shared.board();
@@ -486,6 +496,7 @@ fn serve(shared: &Arc<Shared>) {
             Engine::Embedder(embedder) => embed::run(shared, *embedder),
         }
     });
+    corpora.write();
 }
 
 /// What is to be served. Where that is a model which is not kept here yet, waits until it is added: on a new

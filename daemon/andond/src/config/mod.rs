@@ -16,6 +16,7 @@ pub mod models;
 pub mod mqtt;
 mod problem;
 mod read;
+pub mod speculation;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,8 @@ pub struct Config {
     pub cache: cache::CacheConfig,
     /// `[engine]`
     pub engine: engine::EngineConfig,
+    /// `[speculation]`
+    pub speculation: speculation::SpeculationConfig,
     /// `[http]`
     pub http: http::HttpConfig,
     /// `[wire]`
@@ -98,6 +101,7 @@ impl Config {
         self.models.check(problems);
         self.cache.check(problems);
         self.engine.check(problems);
+        self.speculation.check(problems);
         self.http.check(problems);
         self.wire.check(problems);
         self.mqtt.check(problems);

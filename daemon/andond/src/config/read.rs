@@ -78,6 +78,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "models" => config.models = reader.section(&name, table),
             "cache" => config.cache = reader.section(&name, table),
             "engine" => config.engine = reader.section(&name, table),
+            "speculation" => config.speculation = reader.section(&name, table),
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
@@ -100,8 +101,18 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 11] = [
-    "gateway", "model", "models", "cache", "engine", "http", "wire", "mqtt", "task", "limits",
+const SECTIONS: [&str; 12] = [
+    "gateway",
+    "model",
+    "models",
+    "cache",
+    "engine",
+    "speculation",
+    "http",
+    "wire",
+    "mqtt",
+    "task",
+    "limits",
     "log",
 ];
 
@@ -215,13 +226,20 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 10] {
-    use super::{engine, gateway, http, limits, log, model, models, mqtt, task, wire};
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 12] {
+    use super::{
+        cache, engine, gateway, http, limits, log, model, models, mqtt, speculation, task, wire,
+    };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
         ("model", known_keys::<model::ModelConfig>()),
         ("models", known_keys::<models::ModelsConfig>()),
+        ("cache", known_keys::<cache::CacheConfig>()),
         ("engine", known_keys::<engine::EngineConfig>()),
+        (
+            "speculation",
+            known_keys::<speculation::SpeculationConfig>(),
+        ),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),
         ("mqtt", known_keys::<mqtt::MqttConfig>()),

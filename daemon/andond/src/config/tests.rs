@@ -2,6 +2,7 @@
 
 use andon_engine::tokenizer::TemplateChoice;
 
+use super::speculation::CorpusScope;
 use super::{Config, Problems, read};
 
 /// The annotated default, as it is installed.
@@ -125,6 +126,31 @@ fn a_chat_template_is_a_name_or_a_path() {
         said.contains("chatty") && said.contains("chatml, llama3"),
         "{said}"
     );
+}
+
+#[test]
+fn guesses_come_from_ones_own_answers_unless_said_otherwise() {
+    let text = "[model]\npath = \"/m.gguf\"\n[speculation]\ncorpus = \"task\"\n";
+    let read = |text: &str| Config::parse(text).expect("in order").speculation;
+    assert_eq!(read(text).corpus, CorpusScope::Task);
+    let plain = read(&text.replace("corpus = \"task\"", ""));
+    assert!(plain.enabled && plain.lookup && plain.corpus_keep);
+    assert_eq!(plain.corpus, CorpusScope::Client);
+    for (key, value) in [
+        ("corpus", "\"all\""),
+        ("corpus-tokens-max", "255"),
+        ("corpus-tokens-max", "1048577"),
+        ("corpora-max", "0"),
+        ("corpora-max", "1025"),
+    ] {
+        let problems = problems(&text.replace("corpus = \"task\"", &format!("{key} = {value}")));
+        assert_eq!(problems.len(), 1, "{key} = {value}");
+        let said = problems.to_string();
+        assert!(
+            said.contains(&format!("line 4: speculation.{key}")),
+            "{said}"
+        );
+    }
 }
 
 #[test]

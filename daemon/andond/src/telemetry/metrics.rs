@@ -1,12 +1,15 @@
 //! Counters and their Prometheus text.
 //!
-//! Labels come from closed sets of the daemon's own words, never from a client: their number is bounded.
+//! Labels come from closed sets of the daemon's own words and from the configuration, never from a client: their number is
+//! bounded.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use andon_engine::calibrate::Calibration;
+use andon_engine::speculate::GuessCount;
 use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -15,9 +18,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::config::TASKS_MAX;
 use crate::fault::FaultCode;
 use crate::request::Origin;
-use crate::worker::{Done, Finish};
+use crate::worker::{Done, Finish, Usage};
 
 /// The way in and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -40,6 +44,35 @@ pub struct OriginLabels {
 pub struct ColumnLabels {
     /// From 1 to 8.
     pub columns: u32,
+}
+
+/// Guesses of a kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GuessLabels {
+    /// [`andon_engine::speculate::Source::name`].
+    pub source: &'static str,
+    /// [`GuessCount::agreement`].
+    pub agreement: u32,
+}
+
+/// A configured task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TaskLabels {
+    /// Its name.
+    pub task: String,
+}
+
+/// Tokens guessed, by where the guesses came from and by task.
+#[derive(Debug, Default)]
+struct Guesses {
+    passes: Family<GuessLabels, Counter>,
+    guessed: Family<GuessLabels, Counter>,
+    accepted: Family<GuessLabels, Counter>,
+    task_completion: Family<TaskLabels, Counter>,
+    task_guessed: Family<TaskLabels, Counter>,
+    task_accepted: Family<TaskLabels, Counter>,
+    /// The tasks that have figures of their own, at most [`TASKS_MAX`].
+    tasks: Mutex<HashSet<String>>,
 }
 
 /// How the system gives out huge pages.
@@ -115,6 +148,7 @@ pub struct Telemetry {
     /// Connections to the broker made since the start.
     pub mqtt_connects: Counter,
     machine: Machine,
+    guesses: Guesses,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -165,6 +199,49 @@ impl Machine {
     }
 }
 
+impl Guesses {
+    fn register(&self, registry: &mut Registry) {
+        for (name, help, family) in [
+            (
+                "guess_passes",
+                "Passes that had guesses, once for each answer that had, by source and least agreement in tokens",
+                &self.passes,
+            ),
+            (
+                "guessed_tokens",
+                "Tokens guessed, by source and least agreement in tokens",
+                &self.guessed,
+            ),
+            (
+                "accepted_tokens",
+                "Tokens guessed that were right, by source and least agreement in tokens",
+                &self.accepted,
+            ),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        for (name, help, family) in [
+            (
+                "task_completion_tokens",
+                "Tokens of answers to each task",
+                &self.task_completion,
+            ),
+            (
+                "task_guessed_tokens",
+                "Tokens guessed for answers to each task",
+                &self.task_guessed,
+            ),
+            (
+                "task_accepted_tokens",
+                "Tokens guessed for answers to each task that were right",
+                &self.task_accepted,
+            ),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+    }
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
         Telemetry::new()
@@ -196,10 +273,12 @@ impl Telemetry {
             mqtt_connected: Gauge::default(),
             mqtt_connects: Counter::default(),
             machine: Machine::default(),
+            guesses: Guesses::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
         telemetry.machine.register(registry);
+        telemetry.guesses.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
@@ -330,6 +409,49 @@ impl Telemetry {
             self.totals
                 .prefill_speed
                 .store(speed.to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Counts what an answer to a task took.
+    pub fn answered_task(&self, task: &str, usage: &Usage) {
+        let guesses = &self.guesses;
+        {
+            let mut tasks = guesses.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            if !tasks.contains(task) {
+                if tasks.len() >= TASKS_MAX {
+                    return;
+                }
+                tasks.insert(task.to_owned());
+            }
+        }
+        let labels = TaskLabels {
+            task: task.to_owned(),
+        };
+        for (family, tokens) in [
+            (&guesses.task_completion, usage.completion_tokens),
+            (&guesses.task_guessed, usage.guessed_tokens),
+            (&guesses.task_accepted, usage.accepted_tokens),
+        ] {
+            family.get_or_create(&labels).inc_by(tokens as u64);
+        }
+    }
+
+    /// Sets what was guessed so far. Only one thread may.
+    pub fn guesses(&self, counts: impl Iterator<Item = GuessCount>) {
+        for count in counts.filter(|count| count.passes > 0) {
+            let labels = GuessLabels {
+                source: count.source.name(),
+                agreement: u32::try_from(count.agreement).unwrap_or(u32::MAX),
+            };
+            let guesses = &self.guesses;
+            for (family, now) in [
+                (&guesses.passes, count.passes),
+                (&guesses.guessed, count.guessed),
+                (&guesses.accepted, count.accepted),
+            ] {
+                let counter = family.get_or_create(&labels);
+                counter.inc_by(now.saturating_sub(counter.get()));
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use crate::request::{Origin, Request};
 /// takes up a user's places, or is taken for a user, by its name alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    local: bool,
+    pub(super) local: bool,
     pub(super) client: String,
     pub(super) id: String,
 }
@@ -64,6 +64,8 @@ pub(super) struct Prepared {
     pub(super) request: GenerationRequest,
     /// Answers to give.
     pub(super) choices: NonZero<u32>,
+    /// The task it answers.
+    pub(super) task: Option<Arc<str>>,
 }
 
 /// Where the daemon is in its life, as far as admission cares.

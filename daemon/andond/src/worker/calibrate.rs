@@ -5,6 +5,7 @@
 
 use andon_engine::calibrate::{Calibration, Calibrator, Progress, store};
 use andon_engine::generate::{Forward, Generator};
+use andon_engine::speculate::PassCosts;
 
 use super::Shared;
 
@@ -58,6 +59,7 @@ impl Calibrating {
         }
         if let Some(calibration) = found {
             executor.adapt(&calibration);
+            generator.set_costs(PassCosts::of_calibration(&calibration));
             note(shared, &calibration);
             *self = Calibrating::Over;
         }

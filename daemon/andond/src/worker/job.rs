@@ -83,6 +83,10 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Tokens of the answer.
     pub completion_tokens: usize,
+    /// Tokens that were guessed and tried.
+    pub guessed_tokens: usize,
+    /// Those of them that were right: so many of the answer's took no pass of their own.
+    pub accepted_tokens: usize,
 }
 
 /// Time spent, in microseconds.

@@ -7,7 +7,7 @@ use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
-use andon_engine::speculate::Sources;
+use andon_engine::speculate::{Corpus, Sources};
 use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special, TemplateError};
 use serde_json::{Map, Value};
 
@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::board::{Board, Job, Phase, Prepared, Queued};
+use super::board::{Board, Job, Key, Phase, Prepared, Queued};
+use super::corpora::Corpora;
 use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
 use super::job::JobEvent;
@@ -27,7 +28,7 @@ use crate::request::{
 use crate::task::Resolved;
 
 /// Renders requests until the daemon stops.
-pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
+pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tokens_max: usize) {
     let mut grammars = Grammars::default();
     loop {
         let Some(queued) = next(shared) else {
@@ -38,10 +39,13 @@ pub(super) fn run(shared: &Shared, model: &Model, context_tokens_max: usize) {
             put_embeddings(shared, queued.job, queued.order, prepared);
             continue;
         }
+        let key = &queued.job.key;
         let prepared = prepare(
             shared,
             model,
+            corpora,
             context_tokens_max,
+            key,
             &mut grammars,
             queued.payload,
         );
@@ -174,7 +178,9 @@ fn next(shared: &Shared) -> Option<Queued<Request>> {
 fn prepare(
     shared: &Shared,
     model: &Model,
+    corpora: &Corpora,
     context_tokens_max: usize,
+    client: &Key,
     grammars: &mut Grammars,
     request: Request,
 ) -> Result<Prepared, Fault> {
@@ -184,6 +190,10 @@ fn prepare(
         Input::Gap(gap) => gap.names[0],
         Input::Messages(_) => "messages",
         Input::Task { .. } | Input::Embeddings { .. } => "input",
+    };
+    let task_name: Option<Arc<str>> = match &request.input {
+        Input::Task { name, .. } => Some(name.as_str().into()),
+        _ => None,
     };
     let (prompt, task) = match request.input {
         Input::Prompt(prompt) => (
@@ -245,6 +255,11 @@ fn prepare(
         .min(room);
     let choices = NonZero::new(request.choices).unwrap_or(NonZero::<u32>::MIN);
     check_room(shared, prompt.len(), tokens_max, choices)?;
+    let sources = corpora.sources(client, task_name.as_deref());
+    let sources = match request.prediction {
+        Some(text) if corpora.enabled() => predicted(model, sources.own, &text, &prompt, room),
+        _ => sources,
+    };
     let sampling = sampling(shared, &request.sampling, &task);
     let bias = bias(model, request.logit_bias)?;
     let format = request.format.or(task.format);
@@ -264,10 +279,25 @@ fn prepare(
             one_by_one: false,
             // Whoever starts it knows its priority.
             urgent: false,
-            sources: Sources::default(),
+            sources,
         },
         choices,
+        task: task_name,
     })
+}
+
+/// What the client takes its answer to be as a source of guesses, and if `own` the text itself. No more of it is looked
+/// at than an answer has `room` for.
+fn predicted(model: &Model, own: bool, prediction: &str, prompt: &[u32], room: usize) -> Sources {
+    let mut tokens = model.tokenizer().encode(prediction, Special::Plain);
+    tokens.truncate(room);
+    let corpus = Corpus::new(Corpus::TOKENS_MAX);
+    corpus.add(prompt, &tokens);
+    Sources {
+        own,
+        corpus: Some(Arc::new(corpus)),
+        ..Sources::default()
+    }
 }
 
 /// The prompt to fill a gap.

@@ -25,6 +25,7 @@ struct Running {
     job: Arc<Job>,
     started: Instant,
     deadline_ms: Option<u64>,
+    task: Option<Arc<str>>,
     alarm: bool,
     /// Why it was cancelled, once it is.
     fault: Option<Fault>,
@@ -113,6 +114,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         if let Some(model) = shared.model.get().filter(|_| decoded > 0) {
             shared.telemetry.decode_pass(model.bytes_per_token(), took);
         }
+        shared.telemetry.guesses(generator.guess_counts());
     }
 }
 
@@ -210,7 +212,9 @@ fn start<F: Forward>(
     running: &mut Jobs,
     queued: Queued<Prepared>,
 ) -> bool {
-    let Prepared { request, choices } = &queued.payload;
+    let Prepared {
+        request, choices, ..
+    } = &queued.payload;
     let alarm = queued.order.priority == Priority::Alarm.into();
     let request = GenerationRequest {
         urgent: alarm,
@@ -223,6 +227,7 @@ fn start<F: Forward>(
                 job: queued.job,
                 started: Instant::now(),
                 deadline_ms: queued.order.deadline_ms,
+                task: queued.payload.task,
                 alarm,
                 fault: None,
                 choices: ids.map(|id| (id, None)).collect(),
@@ -362,6 +367,8 @@ fn ended(
     running.usage.prompt_tokens = usage.prompt_tokens;
     running.usage.cached_tokens = usage.cached_tokens;
     running.usage.completion_tokens += usage.completion_tokens;
+    running.usage.guessed_tokens += usage.guessed_tokens;
+    running.usage.accepted_tokens += usage.accepted_tokens;
     let all = &mut running.timings;
     all.queue_us = waited_us.saturating_add(timings.queue_ns / 1000);
     all.prefill_us = timings.prefill_ns / 1000;
@@ -414,6 +421,9 @@ fn conclude(shared: &Shared, running: Running) {
     if let JobEvent::Done(done) = &event {
         shared.board().took(running.started.elapsed());
         shared.telemetry.answered(done);
+        if let Some(task) = &running.task {
+            shared.telemetry.answered_task(task, &done.usage);
+        }
     }
     shared.finish(&running.job, event);
 }

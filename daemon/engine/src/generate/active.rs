@@ -457,16 +457,11 @@ impl Active {
         self.fed = first;
         if let Some(guesser) = &mut self.guesser {
             let taken = &self.generated[first..];
-            let guesses = guesser.guesses().iter().take(tried);
-            let right = guesses
-                .zip(taken)
-                .take_while(|(guess, token)| guess == token)
-                .count();
+            let right = guesser.chosen(all, taken, tried);
             self.guessed += tried;
             self.accepted += right;
             // These were in the pass.
             self.fed += right;
-            guesser.chosen(all, taken);
         }
         if over.is_none() {
             self.deliver(false, sink);

@@ -13,7 +13,7 @@ use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
 use super::request::{GenerationRequest, StartError};
 use crate::sample::Sampler;
-use crate::speculate::{Drafter, PassCosts};
+use crate::speculate::{Drafter, GuessCount, PassCosts};
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
 /// Bounds of a [`Generator`].
@@ -104,6 +104,11 @@ impl<F: Forward> Generator<F> {
         self.guessing.costs.expect_drafts(cost);
         let vocabulary_count = self.forward.vocabulary_count();
         self.guessing.drafting = Some(Drafting::new(drafter, vocabulary_count));
+    }
+
+    /// The guesses tried so far, by where they came from and how well they matched.
+    pub fn guess_counts(&self) -> impl Iterator<Item = GuessCount> + '_ {
+        self.guessing.acceptance.counts()
     }
 
     /// The executor, for what it can tell about itself.

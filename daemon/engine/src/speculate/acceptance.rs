@@ -75,16 +75,64 @@ impl Tally {
     }
 }
 
+/// Guesses of a kind that were put into passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuessCount {
+    /// Where they came from.
+    pub source: Source,
+    /// Over how many tokens, at least, the text agreed with what the first of them followed.
+    pub agreement: usize,
+    /// Passes that had such guesses, each counted once for every answer that had.
+    pub passes: u64,
+    /// Tokens guessed.
+    pub guessed: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tried {
+    passes: u64,
+    guessed: u64,
+    accepted: u64,
+}
+
 /// Tallies of guesses, of one answer or of all.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Acceptance {
     tallies: [[Tally; KINDS.len()]; Source::ALL.len()],
+    tried: [[Tried; KINDS.len()]; Source::ALL.len()],
 }
 
 impl Acceptance {
     /// Counts a guess that followed `length` agreeing tokens; of a model's, guesses.
     pub(crate) fn count(&mut self, source: Source, length: usize, right: bool) {
         self.tallies[source as usize][kind(length)].count(right);
+    }
+
+    /// Counts guesses that a pass had, the first of which followed `length` agreeing tokens.
+    pub(crate) fn tried(&mut self, source: Source, length: usize, guessed: usize, accepted: usize) {
+        let tried = &mut self.tried[source as usize][kind(length)];
+        tried.passes += 1;
+        tried.guessed += guessed as u64;
+        tried.accepted += accepted as u64;
+    }
+
+    /// What was tried so far, by kind.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = GuessCount> + '_ {
+        Source::ALL.into_iter().flat_map(|source| {
+            let tried = self.tried[source as usize].iter();
+            KINDS
+                .iter()
+                .zip(tried)
+                .map(move |(kind, tried)| GuessCount {
+                    source,
+                    agreement: kind.0,
+                    passes: tried.passes,
+                    guessed: tried.guessed,
+                    accepted: tried.accepted,
+                })
+        })
     }
 
     /// Probability that such a guess comes true, by these tallies alone.
@@ -118,6 +166,23 @@ mod tests {
         assert_eq!(kind(3), 1);
         assert_eq!(kind(8), 3);
         assert_eq!(kind(1000), KINDS.len() - 1);
+    }
+
+    #[test]
+    fn what_was_tried_is_counted_by_kind() {
+        let mut all = Acceptance::default();
+        all.tried(Source::Own, 4, 5, 2);
+        all.tried(Source::Own, 5, 3, 3);
+        all.tried(Source::Corpus, 100, 1, 0);
+        let counts: Vec<_> = all.counts().filter(|count| count.passes > 0).collect();
+        let figures = |at: usize| {
+            let count = &counts[at];
+            (count.agreement, count.passes, count.guessed, count.accepted)
+        };
+        assert_eq!(counts.len(), 2);
+        assert_eq!(figures(0), (4, 2, 8, 5));
+        assert_eq!(figures(1), (22, 1, 1, 0));
+        assert_eq!(counts[1].source, Source::Corpus);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::lookup::Lookup;
+use super::lookup::{Lookup, SEPARATOR};
 
 /// Tokens before an answer that are kept with it, so that the beginning of the next one finds it.
 pub const CORPUS_LEAD_TOKENS: usize = 8;
@@ -24,16 +24,44 @@ struct Texts {
     /// Tokens of each text that is kept, the oldest first; the lookup begins with texts that are not.
     lengths: VecDeque<usize>,
     kept: usize,
+    /// How many texts were ever added.
+    added: u64,
 }
 
 impl Corpus {
-    /// An empty one for `tokens_max` tokens.
+    /// Most tokens that one may be made for.
+    pub const TOKENS_MAX: usize = 1 << 20;
+
+    /// An empty one for `tokens_max` tokens; for no more than [`Corpus::TOKENS_MAX`].
     #[must_use]
     pub fn new(tokens_max: usize) -> Corpus {
         Corpus {
-            tokens_max,
+            tokens_max: tokens_max.min(Corpus::TOKENS_MAX),
             texts: Mutex::default(),
         }
+    }
+
+    /// One of the texts that [`Corpus::texts`] gave.
+    pub(super) fn of_texts(tokens_max: usize, texts: &[u32]) -> Corpus {
+        let corpus = Corpus::new(tokens_max);
+        for text in texts.split(|&token| token == SEPARATOR) {
+            corpus.add(&[], text);
+        }
+        corpus.lock().added = 0;
+        corpus
+    }
+
+    /// The tokens of all texts, each followed by a separator.
+    pub(super) fn texts(&self) -> Vec<u32> {
+        let texts = self.lock();
+        let start = texts.lookup.len() - texts.kept;
+        texts.lookup.tokens()[start..].to_vec()
+    }
+
+    /// How many answers were added since it was made or read.
+    #[must_use]
+    pub fn added(&self) -> u64 {
+        self.lock().added
     }
 
     fn lock(&self) -> MutexGuard<'_, Texts> {
@@ -54,6 +82,7 @@ impl Corpus {
         texts.lookup.separate();
         texts.lengths.push_back(length);
         texts.kept += length;
+        texts.added += 1;
         while texts.kept > self.tokens_max {
             let Some(oldest) = texts.lengths.pop_front() else {
                 break;

@@ -132,8 +132,15 @@ impl Guesser {
         &self.drafts[self.best as usize].tokens
     }
 
-    /// Takes the tokens that were chosen since [`Guesser::propose`], and counts which guesses were right, tried or not.
-    pub(crate) fn chosen(&mut self, all: &mut Acceptance, tokens: &[u32]) {
+    /// Takes the tokens that were chosen since [`Guesser::propose`], and counts which guesses were right, tried or not; the
+    /// first `tried` of the best source's were. Returns how many of these were right.
+    pub(crate) fn chosen(&mut self, all: &mut Acceptance, tokens: &[u32], tried: usize) -> usize {
+        let best = &self.drafts[self.best as usize];
+        let guesses = best.tokens.iter().take(tried).zip(tokens);
+        let accepted = guesses.take_while(|(guess, token)| guess == token).count();
+        if tried > 0 {
+            all.tried(self.best, best.length, tried, accepted);
+        }
         for source in Source::ALL {
             let draft = &self.drafts[source as usize];
             for (index, (guess, token)) in draft.tokens.iter().zip(tokens).enumerate() {
@@ -149,6 +156,7 @@ impl Guesser {
             draft.tokens.clear();
         }
         self.text.extend(tokens);
+        accepted
     }
 }
 
@@ -181,11 +189,11 @@ mod tests {
             "three tokens agree there, two here"
         );
         let before = guesser.probability(&all, 0);
-        guesser.chosen(&mut all, &[3, 7]);
+        assert_eq!(guesser.chosen(&mut all, &[3, 7], 2), 1);
         assert!(guesser.guesses().is_empty());
         assert_eq!(guesser.propose(&all, 9), 0, "nothing has an end like this");
         // The first guess was right, the second, after one more token of agreement, was not.
-        guesser.chosen(&mut all, &[8, 1, 2]);
+        assert_eq!(guesser.chosen(&mut all, &[8, 1, 2], 0), 0);
         assert!(guesser.propose(&all, 9) > 0);
         assert!(guesser.probability(&all, 0) > before);
         assert!(guesser.probability(&all, 1) < 0.5);

@@ -17,7 +17,7 @@ const CANDIDATES_MAX: usize = 48;
 const NONE: u32 = u32::MAX;
 
 /// Stands between texts: no token has this id.
-const SEPARATOR: u32 = u32::MAX;
+pub(super) const SEPARATOR: u32 = u32::MAX;
 
 /// An earlier occurrence of a text's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 //! A pass over a few tokens costs little more than one over a single token, because what it waits for is the weights. So
 //! tokens that are likely to come are put into the pass behind the last one chosen; the model then says at each of them
 //! what it would have chosen, and those that were guessed right are accepted. Guesses come from sources: text that was
-//! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]); or something that
-//! makes them at a price ([`drafter`]), a small model ([`model`]). How many are made and tried is decided step by step from what passes cost on this
-//! machine ([`costs`]) and how often guesses of the kind came true ([`acceptance`]); where they do not pay, none are
-//! ([`plan`]).
+//! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]), which are kept on
+//! the disk ([`store`]); or something that makes them at a price ([`drafter`]), a small model ([`model`]). How many are
+//! made and tried is decided step by step from what passes cost on this machine ([`costs`]) and how often guesses of the
+//! kind came true ([`acceptance`]); where they do not pay, none are ([`plan`]).
 //!
 //! Invariant: guesses change when tokens are computed, never which. The logits of a token do not depend on what else is
 //! in the pass, the draw is keyed by its position, and a token is accepted only if it is the one that would have been
@@ -20,8 +20,9 @@ mod guesser;
 mod lookup;
 mod model;
 mod plan;
+pub mod store;
 
-pub use acceptance::Source;
+pub use acceptance::{GuessCount, Source};
 pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
 pub use costs::{COLUMNS_MAX, PassCosts};
 pub use drafter::{Drafter, NEAR_TOKENS, Wanted};

@@ -88,6 +88,8 @@ fn together(a: &Done, b: &Done) -> Done {
     sum.usage.prompt_tokens += b.usage.prompt_tokens;
     sum.usage.cached_tokens += b.usage.cached_tokens;
     sum.usage.completion_tokens += b.usage.completion_tokens;
+    sum.usage.guessed_tokens += b.usage.guessed_tokens;
+    sum.usage.accepted_tokens += b.usage.accepted_tokens;
     sum.timings.queue_us = a.timings.queue_us.max(b.timings.queue_us);
     sum.timings.prefill_us = a.timings.prefill_us.max(b.timings.prefill_us);
     sum.timings.decode_us = a.timings.decode_us.max(b.timings.decode_us);

@@ -197,6 +197,8 @@ fn last(text: &str, model: &str, done: &Done) -> Value {
     let mut timings = timings(done);
     timings["prompt_n"] = json!(usage.prompt_tokens.saturating_sub(usage.cached_tokens));
     timings["predicted_n"] = json!(usage.completion_tokens);
+    timings["draft_n"] = json!(usage.guessed_tokens);
+    timings["draft_n_accepted"] = json!(usage.accepted_tokens);
     timings["predicted_ms"] = timings["decode_ms"].clone();
     json!({
         "index": 0,

@@ -262,6 +262,11 @@ fn usage(done: &Done) -> Value {
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        // Of all guesses, wherever they came from. Those that were wrong are no tokens of the answer.
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.guessed_tokens.saturating_sub(usage.accepted_tokens),
+        },
     })
 }
 
@@ -315,6 +320,8 @@ mod tests {
                 prompt_tokens: 10,
                 cached_tokens: 4,
                 completion_tokens: 5,
+                guessed_tokens: 3,
+                accepted_tokens: 2,
             },
             timings: Timings {
                 queue_us: 100,
@@ -368,6 +375,9 @@ mod tests {
         );
         assert_eq!(value["usage"]["total_tokens"], 15);
         assert_eq!(value["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+        let details = &value["usage"]["completion_tokens_details"];
+        assert_eq!(details["accepted_prediction_tokens"], 2);
+        assert_eq!(details["rejected_prediction_tokens"], 1);
         assert_eq!(value["timings"]["tokens_per_second"], 500.0);
         assert_eq!(value["timings"]["prompt_tokens_per_second"], 3000.0);
     }

@@ -239,6 +239,8 @@ impl ReplyTo {
                 "prompt_tokens": usage.prompt_tokens,
                 "cached_tokens": usage.cached_tokens,
                 "completion_tokens": usage.completion_tokens,
+                "guessed_tokens": usage.guessed_tokens,
+                "accepted_tokens": usage.accepted_tokens,
             },
             "timings": {
                 "queue_us": timings.queue_us,
@@ -413,6 +415,8 @@ mod tests {
                     prompt_tokens: 3,
                     cached_tokens: 1,
                     completion_tokens: 2,
+                    guessed_tokens: 1,
+                    accepted_tokens: 1,
                 },
                 timings: Timings::default(),
             },

@@ -1,5 +1,7 @@
 //! A body of `/v1/chat/completions`.
 
+use serde_json::Value;
+
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::{
@@ -28,12 +30,14 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     let messages = message::take(&mut fields)?;
     let logprobs = logprobs(&mut fields)?;
     let tokens_max = tokens_max(&mut fields)?;
+    let prediction = prediction(&mut fields)?;
 
     let mut request = Request::new(id, client, Origin::Http, Input::Messages(messages));
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.logprobs = logprobs;
     request.tools = tools;
     request.format = format;
+    request.prediction = prediction;
     request.template_variables = template_variables(&mut fields)?;
     let include_usage = common(&mut fields, &mut request)?;
     fields.finish("")?;
@@ -63,6 +67,37 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
                 )
             }),
     }
+}
+
+/// What the answer is taken to be: a text, or parts of one.
+fn prediction(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let name = "prediction";
+    let value = match fields.take(name) {
+        None => return Ok(None),
+        Some(Value::Object(value)) => value,
+        Some(_) => return Err(ApiError::invalid(name, "prediction must be an object")),
+    };
+    let mut value = Fields::of(value);
+    if value.string("type")?.as_deref() != Some("content") {
+        let message = "the type of a prediction must be content";
+        return Err(ApiError::invalid("prediction.type", message));
+    }
+    let text_of = |part: &Value| {
+        let kind = part.get("type")?.as_str()?;
+        let text = part.get("text")?.as_str()?;
+        (kind == "text").then(|| text.to_owned())
+    };
+    let text = match value.take("content") {
+        Some(Value::String(text)) => Some(text),
+        Some(Value::Array(parts)) => parts.iter().map(text_of).collect(),
+        _ => None,
+    };
+    let text = text.ok_or_else(|| {
+        let message = "the content of a prediction must be a text, or parts of the type text";
+        ApiError::invalid("prediction.content", message)
+    })?;
+    value.finish("prediction.")?;
+    Ok(Some(text))
 }
 
 fn tokens_max(fields: &mut Fields) -> Result<Option<u32>, ApiError> {

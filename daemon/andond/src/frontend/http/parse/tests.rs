@@ -30,7 +30,7 @@ fn everything_a_client_may_say_is_taken() {
         "stop": ["a", "b"], "stream": true, "stream_options": {"include_usage": true},
         "logprobs": true, "top_logprobs": 3, "n": 3, "user": "panel 4", "tools": [],
         "response_format": {"type": "text"}, "logit_bias": {"5": -100, "17": 2.5},
-        "typical_p": 0.9, "ignore_eos": true, "chat_template_kwargs": {"enable_thinking": false}, "priority": "alarm", "deadline_ms": 1000,
+        "typical_p": 0.9, "ignore_eos": true, "prediction": {"type": "content", "content": "It is"}, "chat_template_kwargs": {"enable_thinking": false}, "priority": "alarm", "deadline_ms": 1000,
     }))
     .expect("a valid request");
     assert!(parsed.include_usage);
@@ -41,6 +41,7 @@ fn everything_a_client_may_say_is_taken() {
     assert_eq!(request.logit_bias, [(5, -100.0), (17, 2.5)]);
     assert_eq!(request.choices, 3);
     assert!(request.ignore_end);
+    assert_eq!(request.prediction.as_deref(), Some("It is"));
     assert_eq!(request.template_variables["enable_thinking"], false);
     assert_eq!(request.sampling.presence_penalty, Some(-0.5));
     assert_eq!(request.sampling.seed, Some(u64::MAX));
@@ -204,6 +205,37 @@ fn wrong_types_are_named() {
     assert_eq!(param_of(chat_of(&json!({"messages": "hello"}))), "messages");
     assert_eq!(param_of(chat_of(&json!({"messages": [5]}))), "messages[0]");
     assert_eq!(param_of(chat_of(&json!({}))), "messages");
+}
+
+#[test]
+fn a_prediction_is_a_text_or_parts_of_one() {
+    let parts = json!([{"type": "text", "text": "It "}, {"type": "text", "text": "is"}]);
+    let parsed = hello(json!({"prediction": {"type": "content", "content": parts}}));
+    let request = &parsed.expect("a valid request").requests[0];
+    assert_eq!(request.prediction.as_deref(), Some("It is"));
+    for (value, param) in [
+        (json!("It is"), "prediction"),
+        (json!({"content": "It is"}), "prediction.type"),
+        (
+            json!({"type": "text", "content": "It is"}),
+            "prediction.type",
+        ),
+        (json!({"type": "content"}), "prediction.content"),
+        (
+            json!({"type": "content", "content": 5}),
+            "prediction.content",
+        ),
+        (
+            json!({"type": "content", "content": [{"type": "image", "text": ""}]}),
+            "prediction.content",
+        ),
+        (
+            json!({"type": "content", "content": "", "n": 1}),
+            "prediction.n",
+        ),
+    ] {
+        assert_eq!(param_of(hello(json!({ "prediction": value }))), param);
+    }
 }
 
 #[test]

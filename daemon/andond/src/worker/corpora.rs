@@ -1,0 +1,363 @@
+//! Earlier answers to tasks, from which later ones are guessed: whose they are, and their files.
+//!
+//! Invariant: a corpus is given only to requests of the task, and unless the configuration says otherwise of the client,
+//! whose answers are in it. There are at most as many as configured; the one that was not asked for longest goes, and
+//! with it what it learnt since it was last written. Nothing here keeps a request from being answered.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use andon_engine::Model;
+use andon_engine::pack;
+use andon_engine::speculate::store::{self, CorpusKey};
+use andon_engine::speculate::{Corpus, Sources};
+use sha2::{Digest as _, Sha256};
+
+use super::Shared;
+use super::board::{Key, Phase};
+use crate::config::Config;
+use crate::config::speculation::{CorpusScope, SpeculationConfig};
+
+/// How often what was learnt is written: a power cut loses no more.
+const WRITE_EVERY: Duration = Duration::from_secs(60);
+
+/// Where they are, in the folder of what can be made again.
+const FOLDER: &str = "corpora";
+
+/// The corpora of the served model.
+#[derive(Debug)]
+pub(super) struct Corpora {
+    config: SpeculationConfig,
+    vocabulary: usize,
+    /// Digest of what all keys begin with: the model.
+    model: Sha256,
+    /// `None` if nothing is kept on the disk.
+    folder: Option<PathBuf>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    corpora: HashMap<CorpusKey, Entry>,
+    /// Counts what is asked for.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    corpus: Arc<Corpus>,
+    /// When it was last asked for.
+    used: u64,
+    /// How many answers had been added when it was written.
+    written: u64,
+}
+
+impl Corpora {
+    /// Those of a model, all of them on the disk until they are asked for; there are none without `tasks`. `key` is that
+    /// of the model's pack, if it is known.
+    pub(super) fn new(
+        config: &Config,
+        tasks: bool,
+        model: &Model,
+        key: Option<&pack::Key>,
+    ) -> Corpora {
+        let mut speculation = config.speculation.clone();
+        speculation.enabled &= model.info().pooling.is_none();
+        if !tasks {
+            speculation.corpus = CorpusScope::Off;
+        }
+        let folder = config.cache.dir.join(FOLDER);
+        let vocabulary = model.info().vocabulary_count;
+        let name = || {
+            let key = key.cloned().or_else(|| model.pack_key().ok());
+            // Of a model without weights there is nothing to tell it by; the vocabulary is compared all the same.
+            key.map_or_else(|| config.model.name(), |key| key.to_string())
+        };
+        Corpora::with(speculation, &folder, name, vocabulary)
+    }
+
+    fn with(
+        config: SpeculationConfig,
+        folder: &Path,
+        name: impl FnOnce() -> String,
+        vocabulary: usize,
+    ) -> Corpora {
+        let learns = config.enabled && config.corpus != CorpusScope::Off;
+        let folder = (learns && config.corpus_keep).then_some(folder);
+        let folder = folder.filter(|folder| {
+            let prepared = store::prepare(folder);
+            if let Err(error) = &prepared {
+                let folder = folder.display();
+                tracing::warn!(%folder, %error, "earlier answers are not kept for the next start");
+            }
+            prepared.is_ok()
+        });
+        let mut digest = Sha256::new();
+        if folder.is_some() {
+            part(&mut digest, name().as_bytes());
+        }
+        Corpora {
+            config,
+            vocabulary,
+            model: digest,
+            folder: folder.map(Path::to_path_buf),
+            held: Mutex::default(),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Every critical section leaves it whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anything is guessed.
+    pub(super) fn enabled(&self) -> bool {
+        self.config.enabled
+    }
+
+    /// Where guesses for a request of `client` come from.
+    pub(super) fn sources(&self, client: &Key, task: Option<&str>) -> Sources {
+        if !self.config.enabled {
+            return Sources::default();
+        }
+        let corpus = task.and_then(|task| self.corpus(client, task));
+        Sources {
+            own: self.config.lookup,
+            learns: corpus.is_some(),
+            corpus,
+            ..Sources::default()
+        }
+    }
+
+    fn key(&self, client: &Key, task: &str) -> Option<CorpusKey> {
+        let mut digest = self.model.clone();
+        part(&mut digest, task.as_bytes());
+        match self.config.corpus {
+            CorpusScope::Off => return None,
+            CorpusScope::Client => {
+                part(&mut digest, &[u8::from(client.local)]);
+                part(&mut digest, client.client.as_bytes());
+            }
+            CorpusScope::Task => {}
+        }
+        Some(CorpusKey(digest.finalize().into()))
+    }
+
+    fn corpus(&self, client: &Key, task: &str) -> Option<Arc<Corpus>> {
+        let key = self.key(client, task)?;
+        let mut held = self.held();
+        held.clock += 1;
+        let used = held.clock;
+        if let Some(entry) = held.corpora.get_mut(&key) {
+            entry.used = used;
+            return Some(Arc::clone(&entry.corpus));
+        }
+        let corpus = Arc::new(self.read(&key));
+        while held.corpora.len() >= self.config.corpora_max {
+            let entries = held.corpora.iter();
+            let Some((&oldest, _)) = entries.min_by_key(|(_, entry)| entry.used) else {
+                break;
+            };
+            held.corpora.remove(&oldest);
+        }
+        let entry = Entry {
+            corpus: Arc::clone(&corpus),
+            used,
+            written: 0,
+        };
+        held.corpora.insert(key, entry);
+        Some(corpus)
+    }
+
+    /// What is on the disk, else an empty one.
+    fn read(&self, key: &CorpusKey) -> Corpus {
+        let most = self.config.corpus_tokens_max;
+        let Some(folder) = &self.folder else {
+            return Corpus::new(most);
+        };
+        store::read(folder, key, self.vocabulary, most).unwrap_or_else(|error| {
+            if error.kind() != ErrorKind::NotFound {
+                tracing::warn!(%error, "a file of earlier answers is not used");
+            }
+            Corpus::new(most)
+        })
+    }
+
+    /// Writes what was learnt since it was last written. Answers are read and added meanwhile.
+    pub(super) fn write(&self) {
+        let Some(folder) = &self.folder else { return };
+        let changed: Vec<(CorpusKey, Arc<Corpus>, u64)> = {
+            let held = self.held();
+            let entries = held.corpora.iter();
+            entries
+                .map(|(&key, entry)| (key, entry, entry.corpus.added()))
+                .filter(|(_, entry, added)| *added != entry.written)
+                .map(|(key, entry, added)| (key, Arc::clone(&entry.corpus), added))
+                .collect()
+        };
+        if changed.is_empty() {
+            return;
+        }
+        for (key, corpus, added) in changed {
+            if let Err(error) = store::write(folder, &key, self.vocabulary, &corpus) {
+                // The next time it is tried again.
+                tracing::warn!(%error, "earlier answers could not be written");
+                return;
+            }
+            if let Some(entry) = self.held().corpora.get_mut(&key) {
+                entry.written = added;
+            }
+        }
+        if let Err(error) = store::thin_out(folder, self.config.corpora_max) {
+            tracing::warn!(%error, "old files of earlier answers could not be removed");
+        }
+    }
+}
+
+/// Adds a part of a key, so that no two lists of parts look alike.
+fn part(digest: &mut Sha256, bytes: &[u8]) {
+    digest.update((bytes.len() as u64).to_le_bytes());
+    digest.update(bytes);
+}
+
+/// Writes from time to time what was learnt, until the daemon stops.
+pub(super) fn run(shared: &Shared, corpora: &Corpora) {
+    if corpora.folder.is_none() {
+        return;
+    }
+    if let Err(error) = andon_os::give_way() {
+        tracing::debug!(%error, "writing has the rank of an answer");
+    }
+    loop {
+        let until = Instant::now() + WRITE_EVERY;
+        let mut board = shared.board();
+        loop {
+            if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {
+                return;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            board = shared.wait(board, Some(left));
+        }
+        drop(board);
+        corpora.write();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Corpora, CorpusScope, Key, SpeculationConfig};
+    use crate::request::Origin;
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn corpora(folder: &Path, corpus: CorpusScope, model: &str) -> Corpora {
+        let config = SpeculationConfig {
+            corpus,
+            corpora_max: 2,
+            ..SpeculationConfig::default()
+        };
+        Corpora::with(config, folder, || model.to_owned(), 100)
+    }
+
+    fn client(origin: Origin, name: &str) -> Key {
+        Key::new(origin, name, "1")
+    }
+
+    fn learn(corpora: &Corpora, client: &Key, task: &str) {
+        let sources = corpora.sources(client, Some(task));
+        assert!(sources.learns);
+        sources.corpus.unwrap().add(&[1], &[2, 3, 4]);
+    }
+
+    fn knows(corpora: &Corpora, client: &Key, task: &str) -> bool {
+        let corpus = corpora.sources(client, Some(task)).corpus.unwrap();
+        corpus.find(&[2, 3], 9, &mut Vec::new()) > 0
+    }
+
+    #[test]
+    fn no_client_is_guessed_for_from_answers_to_another_unless_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = client(Origin::Mqtt, "a");
+        // A name over MQTT is no user of this machine.
+        let others = [client(Origin::Mqtt, "b"), client(Origin::Wire, "a")];
+        for (scope, shared) in [(CorpusScope::Client, false), (CorpusScope::Task, true)] {
+            let corpora = corpora(folder.path(), scope, "m");
+            learn(&corpora, &ours, "explain");
+            assert!(knows(&corpora, &ours, "explain"));
+            for other in &others {
+                assert_eq!(knows(&corpora, other, "explain"), shared, "{scope:?}");
+                assert!(!knows(&corpora, other, "other"), "{scope:?}");
+            }
+        }
+        let off = corpora(folder.path(), CorpusScope::Off, "m");
+        let sources = off.sources(&ours, Some("explain"));
+        assert!(sources.own && sources.corpus.is_none() && !sources.learns);
+    }
+
+    #[test]
+    fn without_a_task_nothing_is_learnt_and_disabled_nothing_is_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = client(Origin::Http, "a");
+        let mut corpora = corpora(folder.path(), CorpusScope::Task, "m");
+        let sources = corpora.sources(&client, None);
+        assert!(sources.own && sources.corpus.is_none() && !sources.learns);
+        corpora.config.enabled = false;
+        assert!(corpora.sources(&client, Some("explain")).is_empty());
+    }
+
+    #[test]
+    fn what_was_written_is_there_at_the_next_start_of_the_same_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("corpora");
+        let client = client(Origin::Mqtt, "a");
+        let start = |model| corpora(&folder, CorpusScope::Client, model);
+        let first = start("m");
+        learn(&first, &client, "explain");
+        first.write();
+        assert!(knows(&start("m"), &client, "explain"));
+        assert!(!knows(&start("another"), &client, "explain"));
+        // Nothing is written that was not learnt since.
+        let file = fs::read_dir(&folder)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        fs::remove_file(&file).unwrap();
+        first.write();
+        assert!(!file.exists());
+        learn(&first, &client, "explain");
+        first.write();
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.truncate(bytes.len() / 2);
+        fs::write(&file, &bytes).unwrap();
+        assert!(!knows(&start("m"), &client, "explain"), "it is damaged");
+    }
+
+    #[test]
+    fn the_one_that_was_not_asked_for_longest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
+        corpora.folder = None;
+        let clients = ["a", "b", "c"].map(|name| client(Origin::Mqtt, name));
+        let corpus = |at: usize| {
+            corpora
+                .sources(&clients[at], Some("explain"))
+                .corpus
+                .unwrap()
+        };
+        let (a, b) = (corpus(0), corpus(1));
+        assert!(Arc::ptr_eq(&a, &corpus(0)));
+        let c = corpus(2);
+        assert!(Arc::ptr_eq(&a, &corpus(0)) && Arc::ptr_eq(&c, &corpus(2)));
+        assert!(!Arc::ptr_eq(&b, &corpus(1)));
+        assert_eq!(corpora.held().corpora.len(), 2);
+    }
+}
