@@ -100,7 +100,7 @@ fn request(number: usize, vocabulary: usize) -> GenerationRequest {
             repeat_penalty: [1.0, 1.1][number / 2 % 2],
             ..SamplingOptions::default()
         },
-        logprobs: (number % 3 == 0).then_some(0),
+        logprobs: number.is_multiple_of(3).then_some(0),
         ignore_end: true,
         sources: Sources {
             model: true,
