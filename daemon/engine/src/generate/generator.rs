@@ -93,9 +93,10 @@ impl<F: Forward> Generator<F> {
         }
     }
 
-    /// Sets what passes are expected to cost, by which it is decided how many guesses are tried.
+    /// Sets what passes are expected to cost, by which it is decided how many guesses are tried. What is known of the
+    /// drafter's cost stays.
     pub fn set_costs(&mut self, costs: PassCosts) {
-        self.guessing.costs = costs;
+        self.guessing.costs = costs.with_drafter_of(&self.guessing.costs);
     }
 
     /// Sets what makes guesses for requests that ask for it ([`crate::speculate::Sources::model`]), and what its going

@@ -95,6 +95,17 @@ impl PassCosts {
         note(&mut self.seen[index], took.as_secs_f32());
     }
 
+    /// Takes over what is known of the drafter from `before`: it is the same drafter whatever passes are expected to cost.
+    #[must_use]
+    pub(crate) fn with_drafter_of(self, before: &PassCosts) -> PassCosts {
+        PassCosts {
+            draft_expected: before.draft_expected,
+            drafted: before.drafted,
+            read: before.read,
+            ..self
+        }
+    }
+
     /// Sets what a drafter's going through its weights is expected to cost, relative to a pass over a single token.
     pub fn expect_drafts(&mut self, cost: f32) {
         self.draft_expected = cost.max(0.0);
@@ -204,6 +215,14 @@ mod tests {
         costs.drafted(0, Duration::from_secs(1));
         costs.drafter_read(0, Duration::from_secs(1));
         assert!((costs.of_draft() - 0.1).abs() < 0.03);
+    }
+
+    #[test]
+    fn a_drafter_outlasts_new_costs_of_passes() {
+        let mut before = PassCosts::default();
+        before.expect_drafts(0.5);
+        let after = PassCosts::of_columns(&[1.0; 8]).with_drafter_of(&before);
+        assert_eq!((after.of_draft(), after.of(8)), (0.5, 1.0));
     }
 
     #[test]
