@@ -8,7 +8,7 @@ use andon_engine::generate::{
 use andon_engine::kv::PAGE;
 use andon_engine::sample::SamplingOptions;
 use andon_engine::speculate::{DraftError, DraftModel, Drafter, PassCosts, Sources, Wanted};
-use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_engine::{Chunk, Executor, ExecutorOptions, LoadOptions, LogitsFor, Model};
 use andon_tests::tiny_model::TinyModel;
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -188,6 +188,62 @@ fn a_draft_changes_no_answer_and_leaves_nothing_behind() {
             assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
         }
     }
+}
+
+/// Every printable character of ASCII, and what merges make of them.
+fn printable() -> Vec<u32> {
+    let byte = |byte: u8| 3 + u32::from(byte);
+    let bytes = (b' '..=b'~').map(byte);
+    bytes.chain(259..275).collect()
+}
+
+#[test]
+fn a_trimmed_draft_guesses_among_its_own_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [model, _] = models(folder.path());
+    let path = folder.path().join("trimmed.gguf");
+    let tokens = printable();
+    let tiny = TinyModel {
+        draft_tokens: Some(tokens.clone()),
+        ..TinyModel::default()
+    };
+    tiny.write(&path).expect("writable");
+    let options_of = LoadOptions::default().for_draft();
+    let draft = Arc::new(Model::load_with(&path, &options_of).expect("a sound draft"));
+    assert_eq!(draft.draft_tokens(), Some(&tokens[..]));
+    assert!(draft.bytes_per_token() < model.bytes_per_token());
+
+    // A row has what the whole model says of these tokens.
+    let mut whole = Executor::new(Arc::clone(&model), &options(8)).expect("a valid executor");
+    let mut trimmed = Executor::beside(&whole, Arc::clone(&draft), &options(8)).expect("a draft");
+    let rows = |executor: &mut Executor| -> Vec<Vec<u32>> {
+        let mut sequence = executor.sequence();
+        let chunk = Chunk {
+            sequence: &mut sequence,
+            tokens: &[40, 50, 60],
+            logits: LogitsFor::Guesses(1),
+        };
+        let logits = executor.forward(&mut [chunk]).expect("a pass");
+        let bits = |row: usize| logits.row(row).iter().map(|logit| logit.to_bits());
+        (0..logits.row_count())
+            .map(|row| bits(row).collect())
+            .collect()
+    };
+    let (whole, trimmed) = (rows(&mut whole), rows(&mut trimmed));
+    assert_eq!(trimmed.len(), 2);
+    for (whole, trimmed) in whole.iter().zip(&trimmed) {
+        let expected: Vec<u32> = tokens.iter().map(|&id| whole[id as usize]).collect();
+        assert_eq!(trimmed, &expected);
+    }
+
+    let (expected, ..) = run(&mut generator(&model, None).0, false);
+    let (mut generator, seen) = generator(&model, Some((&draft, 64)));
+    let free = seen.as_ref().map(Seen::free);
+    let (answers, guessed, accepted) = run(&mut generator, false);
+    assert_eq!(answers, expected);
+    // What is most likely is among its tokens, though what is drawn seldom is.
+    assert!(accepted >= 20, "{accepted} of {guessed} guesses were right");
+    assert_eq!(seen.as_ref().map(Seen::free), free);
 }
 
 /// The tiny model's file with the bytes behind each occurrence of `place` replaced.

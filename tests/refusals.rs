@@ -126,6 +126,41 @@ fn what_no_graph_does_is_refused_by_its_key() {
 }
 
 #[test]
+fn tokens_of_a_draft_are_refused_by_their_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("draft.gguf");
+    for (tokens, says) in [
+        (
+            vec![5, 9],
+            "is a draft with a trimmed vocabulary (2 tokens of 275)",
+        ),
+        (
+            vec![5, 275],
+            "andon.draft.token_ids[1] is 275: one of the 275 tokens",
+        ),
+        (
+            vec![5, 5],
+            "andon.draft.token_ids[1] is 5: more than 5 before it",
+        ),
+        (
+            vec![5, 9, 4],
+            "andon.draft.token_ids[2] is 4: more than 9 before it",
+        ),
+        (
+            (0..276).collect(),
+            "andon.draft.token_ids is a list of 276: between 1 and",
+        ),
+    ] {
+        let model = TinyModel {
+            draft_tokens: Some(tokens),
+            ..TinyModel::default()
+        };
+        let actual = refusal(&path, &model.bytes());
+        assert!(actual.contains(says), "{actual:?} does not say {says:?}");
+    }
+}
+
+#[test]
 fn an_unknown_scaling_is_refused_by_its_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");

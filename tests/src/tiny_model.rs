@@ -83,6 +83,8 @@ pub struct TinyModel {
     pub tied: bool,
     /// Whether the vocabulary has the tokens of filling in the middle, behind all others.
     pub fills_gaps: bool,
+    /// The tokens that the output matrix has rows for, ascending, if it is a draft's; see `andon.draft.token_ids`.
+    pub draft_tokens: Option<Vec<u32>>,
     /// What the weights are drawn from.
     pub seed: u64,
     /// Keys, without the name of the architecture before them, that say something else than all this makes the file say.
@@ -104,6 +106,7 @@ impl Default for TinyModel {
             weights: TensorType::Q4_0,
             tied: false,
             fills_gaps: false,
+            draft_tokens: None,
             seed: 1,
             keys: Vec::new(),
         }
@@ -182,6 +185,9 @@ impl TinyModel {
         meta.u32(&vocabulary_key, vocabulary.len() as u32);
         byte_level(&mut meta, &vocabulary);
         meta.str("tokenizer.chat_template", CHAT_TEMPLATE);
+        if let Some(tokens) = &self.draft_tokens {
+            meta.u32s("andon.draft.token_ids", tokens);
+        }
         meta
     }
 
@@ -199,7 +205,7 @@ impl TinyModel {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.weights,
             _ => TensorType::Q8_0,
         };
-        let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer)];
+        let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer, None)];
         architecture::layers(self, &mut draw, &mut tensors);
         let norm = draw.norm(self.embedding);
         tensors.push(Tensor::new(
@@ -209,22 +215,35 @@ impl TinyModel {
             &norm,
         ));
         if !self.tied {
-            tensors.push(self.vocabulary_matrix(&mut draw, "output.weight", outer));
+            let rows = self.draft_tokens.as_deref();
+            tensors.push(self.vocabulary_matrix(&mut draw, "output.weight", outer, rows));
         }
         tensors
     }
 
-    /// One row a token; rows of tokens that are not printable are next to zero.
-    fn vocabulary_matrix(&self, draw: &mut Draw, name: &str, kind: TensorType) -> Tensor {
+    /// One row a token, or those of `rows` of them; rows of tokens that are not printable are next to zero.
+    fn vocabulary_matrix(
+        &self,
+        draw: &mut Draw,
+        name: &str,
+        kind: TensorType,
+        rows: Option<&[u32]>,
+    ) -> Tensor {
         let vocabulary = self.vocabulary();
         let mut values = Vec::with_capacity(vocabulary.len() * self.embedding);
         for token in &vocabulary {
             let scale = if token.printable { 0.25 } else { 0.001 };
             values.extend((0..self.embedding).map(|_| draw.normal() * scale));
         }
+        if let Some(rows) = rows {
+            // Ids that no vocabulary has are some test's; what is said of them comes before the rows.
+            let index = |token: u32| token as usize % vocabulary.len() * self.embedding;
+            let row = |&token: &u32| &values[index(token)..][..self.embedding];
+            values = rows.iter().flat_map(row).copied().collect();
+        }
         Tensor::new(
             name.to_owned(),
-            &[self.embedding, vocabulary.len()],
+            &[self.embedding, values.len() / self.embedding],
             kind,
             &values,
         )
@@ -403,6 +422,14 @@ impl Metadata {
         let mut bytes = Vec::new();
         values.iter().for_each(|value| put_str(&mut bytes, value));
         self.list(key, 8, values.len(), &bytes);
+    }
+
+    fn u32s(&mut self, key: &str, values: &[u32]) {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.list(key, 4, values.len(), &bytes);
     }
 
     pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) {

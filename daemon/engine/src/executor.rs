@@ -185,21 +185,22 @@ pub struct Chunk<'a, S = Sequence> {
     pub logits: LogitsFor,
 }
 
-/// Logits of a batch: one row of the vocabulary's length per output, in the order of chunks and tokens.
+/// Logits of a batch: one row of the vocabulary's length per output, in the order of chunks and tokens. Where the model
+/// has [`Model::draft_tokens`], a row has one for each of these.
 ///
 /// Damaged weights can give a row that is not finite. That is for the row's reader to find, since the other rows of
 /// the batch are sound: [`crate::sample::Sampler`] refuses such a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Logits<'a> {
     values: &'a [f32],
-    vocabulary: usize,
+    row_length: usize,
 }
 
 impl<'a> Logits<'a> {
     /// Number of rows.
     #[must_use]
     pub fn row_count(&self) -> usize {
-        self.values.len() / self.vocabulary
+        self.values.len() / self.row_length
     }
 
     /// One row.
@@ -208,7 +209,7 @@ impl<'a> Logits<'a> {
     /// If there is no such row.
     #[must_use]
     pub fn row(&self, index: usize) -> &'a [f32] {
-        &self.values[index * self.vocabulary..(index + 1) * self.vocabulary]
+        &self.values[index * self.row_length..(index + 1) * self.row_length]
     }
 }
 
@@ -487,12 +488,15 @@ impl Executor {
             }
             return Err(error);
         }
-        let vocabulary = model.info().vocabulary_count;
-        let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * vocabulary];
+        let row_length = match decoder.draft_tokens() {
+            Some(tokens) => tokens.len(),
+            None => model.info().vocabulary_count,
+        };
+        let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * row_length];
         for chunk in chunks {
             chunk.sequence.append(chunk.tokens, chunk.logits.guesses());
         }
-        Ok(Logits { values, vocabulary })
+        Ok(Logits { values, row_length })
     }
 
     fn check(&self, chunks: &[Chunk<'_>]) -> Result<(), ForwardError> {

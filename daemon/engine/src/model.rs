@@ -46,6 +46,8 @@ pub struct LoadOptions {
     pub pre_tokenizer: Option<String>,
     /// The chat template, in place of the file's.
     pub chat_template: Option<TemplateChoice>,
+    /// Whether it is to guess for another model only, so that it may know how to say some of its tokens only.
+    pub draft: bool,
 }
 
 impl LoadOptions {
@@ -60,6 +62,13 @@ impl LoadOptions {
     #[must_use]
     pub fn with_chat_template(mut self, choice: Option<TemplateChoice>) -> Self {
         self.chat_template = choice;
+        self
+    }
+
+    /// These options for a model that is to guess for another.
+    #[must_use]
+    pub fn for_draft(mut self) -> Self {
+        self.draft = true;
         self
     }
 }
@@ -152,6 +161,19 @@ pub enum LoadError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// The file is a draft that cannot say all of its tokens.
+    #[error(
+        "`{}` is a draft with a trimmed vocabulary ({tokens} tokens of {of}): it guesses for another model and answers nothing itself",
+        path.display()
+    )]
+    TrimmedDraft {
+        /// The file.
+        path: PathBuf,
+        /// Tokens that it can guess.
+        tokens: usize,
+        /// Tokens of the vocabulary.
+        of: usize,
+    },
     /// The file became shorter while it was read, or its disk fails.
     #[error("`{}` became shorter while it was read, or cannot be read", path.display())]
     Changed {
@@ -226,6 +248,16 @@ impl Model {
                 path: owned(),
                 tokens,
                 rows,
+            });
+        }
+        if let Some(tokens) = graph.draft_tokens()
+            && !options.draft
+        {
+            let (tokens, of) = (tokens.len(), sizes.vocabulary);
+            return Err(LoadError::TrimmedDraft {
+                path: owned(),
+                tokens,
+                of,
             });
         }
         let chat = match &graph {
@@ -353,6 +385,12 @@ impl Model {
         }
     }
 
+    /// The tokens that it has logits for, ascending, if it is a draft that guesses some of its vocabulary only.
+    #[must_use]
+    pub fn draft_tokens(&self) -> Option<&[u32]> {
+        self.graph.draft_tokens()
+    }
+
     /// The file of the model that became shorter under its map or cannot be read any more, if one did. Then the
     /// model is of no use: [`crate::Executor::forward`] refuses it.
     #[must_use]
@@ -467,6 +505,13 @@ impl Graph {
             matrix.slot = Some(slot);
         }
         matrices.into_iter().map(|matrix| matrix.clone()).collect()
+    }
+
+    fn draft_tokens(&self) -> Option<&[u32]> {
+        match self {
+            Graph::Decoder(decoder) => decoder.draft_tokens(),
+            Graph::Encoder(..) => None,
+        }
     }
 
     fn sizes(&self) -> GraphSizes {

@@ -108,12 +108,16 @@ fn parse_kv(name: &str) -> Result<KvType, String> {
 impl Run {
     /// The model, with its weights packed unless `--raw` says otherwise. That takes its time once for every file.
     fn load(&self) -> Result<Arc<Model>> {
-        self.load_from(&self.model)
+        self.load_from(&self.model, LoadOptions::default())
     }
 
-    /// Another model in place of it, with the same options.
-    fn load_from(&self, path: &Path) -> Result<Arc<Model>> {
-        let options = LoadOptions::default()
+    /// Another model to guess for it, with the same options.
+    fn load_draft(&self, path: &Path) -> Result<Arc<Model>> {
+        self.load_from(path, LoadOptions::default().for_draft())
+    }
+
+    fn load_from(&self, path: &Path, options: LoadOptions) -> Result<Arc<Model>> {
+        let options = options
             .with_pre_tokenizer(self.pre_tokenizer.clone())
             .with_chat_template(self.chat_template.clone());
         let model = Model::load_with(path, &options)?;

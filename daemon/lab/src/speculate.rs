@@ -285,7 +285,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// The draft model, with a KV cache like that of `executor`.
 fn draft(arguments: &Arguments, path: &Path, executor: &Executor) -> Result<DraftModel> {
-    let model = arguments.run.load_from(path)?;
+    let model = arguments.run.load_draft(path)?;
     let options = ExecutorOptions {
         kv_tokens_max: executor.kv_tokens_max(),
         kv_type: arguments.run.kv,

@@ -29,13 +29,7 @@ impl Key {
             Key::Factor(value) => meta.f32(key, value),
             Key::Flag(value) => meta.bool(key, value),
             Key::Text(value) => meta.str(key, value),
-            Key::Counts(values) => {
-                let bytes: Vec<u8> = values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect();
-                meta.list(key, 4, values.len(), &bytes);
-            }
+            Key::Counts(values) => meta.u32s(key, values),
             Key::Flags(values) => {
                 let bytes: Vec<u8> = values.iter().map(|&value| u8::from(value)).collect();
                 meta.list(key, 7, values.len(), &bytes);

@@ -1,5 +1,6 @@
 //! The stack of a decoder: embedding, layers, output.
 
+use super::hyperparameters::draft_token_ids;
 use super::{Attention, Design, FeedForward};
 use crate::backend::cpu::{Output, Pass, RmsNorm};
 use crate::models::{Architecture, Shape};
@@ -14,6 +15,8 @@ pub(crate) struct Decoder {
     layers: Vec<(Attention, FeedForward)>,
     norm: RmsNorm,
     output: Linear,
+    /// The tokens that its rows are for, if they are not all.
+    draft_tokens: Option<Vec<u32>>,
 }
 
 impl Decoder {
@@ -40,7 +43,10 @@ impl Decoder {
             design.norm_epsilon,
         )?;
         // A file without an output matrix ties it to the embedding.
-        let output = if source.has("output.weight") {
+        let draft_tokens = draft_token_ids(source.gguf(), shape.vocabulary)?;
+        let output = if let Some(tokens) = &draft_tokens {
+            source.linear("output", tokens.len(), shape.embedding)?
+        } else if source.has("output.weight") {
             source.linear("output", shape.vocabulary, shape.embedding)?
         } else {
             Linear {
@@ -55,6 +61,7 @@ impl Decoder {
             layers,
             norm,
             output,
+            draft_tokens,
         })
     }
 }
@@ -62,6 +69,10 @@ impl Decoder {
 impl Architecture for Decoder {
     fn shape(&self) -> Shape {
         self.design.shape
+    }
+
+    fn draft_tokens(&self) -> Option<&[u32]> {
+        self.draft_tokens.as_deref()
     }
 
     fn matrices_mut(&mut self) -> Vec<&mut Matrix> {

@@ -33,6 +33,48 @@ pub(crate) fn hyperparameter(
     }
 }
 
+/// The key of a draft whose output has rows for some tokens only: their ids, ascending, one for each row.
+pub(crate) const DRAFT_TOKEN_IDS: &str = "andon.draft.token_ids";
+
+/// The tokens that a draft's output has rows for, out of `vocabulary`; `None` if it has one for each.
+///
+/// # Errors
+/// If they are no such tokens, or not in ascending order.
+pub(crate) fn draft_token_ids(
+    gguf: &Gguf<'_>,
+    vocabulary: usize,
+) -> Result<Option<Vec<u32>>, WeightsError> {
+    if gguf.get(DRAFT_TOKEN_IDS).is_none() {
+        return Ok(None);
+    }
+    let array = gguf.array(DRAFT_TOKEN_IDS)?;
+    if !(1..=vocabulary).contains(&array.len()) {
+        let expected = format!("between 1 and the {vocabulary} tokens of the vocabulary");
+        let value = format!("a list of {}", array.len());
+        return Err(hyperparameter(DRAFT_TOKEN_IDS, value, expected));
+    }
+    let Some(numbers) = array.numbers::<u32>() else {
+        let value = format!("{array:?}");
+        return Err(hyperparameter(DRAFT_TOKEN_IDS, value, "a list of u32"));
+    };
+    let mut ids = Vec::with_capacity(numbers.len());
+    for (index, id) in numbers.enumerate() {
+        let key = || format!("{DRAFT_TOKEN_IDS}[{index}]");
+        if id as usize >= vocabulary {
+            let expected = format!("one of the {vocabulary} tokens of the vocabulary");
+            return Err(hyperparameter(key(), id, expected));
+        }
+        if let Some(&before) = ids.last()
+            && id <= before
+        {
+            let expected = format!("more than {before} before it");
+            return Err(hyperparameter(key(), id, expected));
+        }
+        ids.push(id);
+    }
+    Ok(Some(ids))
+}
+
 /// The hyperparameters of a file, whose keys begin with the name of its architecture.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hyperparameters<'a, 'g> {

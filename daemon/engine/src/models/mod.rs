@@ -55,7 +55,7 @@ pub struct Shape {
     pub rope_pairs: usize,
     /// Rotations that layers choose from.
     pub rope_count: usize,
-    /// Tokens in the vocabulary, which is the number of logits.
+    /// Tokens in the vocabulary, which is the number of logits but for [`Architecture::draft_tokens`].
     pub vocabulary: usize,
     /// Positions that the model was made for.
     pub context: usize,
@@ -79,6 +79,11 @@ impl Shape {
 pub trait Architecture: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn shape(&self) -> Shape;
+
+    /// The tokens that there are logits for, ascending, if it is a draft that guesses some only.
+    fn draft_tokens(&self) -> Option<&[u32]> {
+        None
+    }
 
     /// The matrices that columns are multiplied with, in the order of their use. Not the embedding, of which rows are
     /// looked up; an output that is tied to it is a matrix of its own here, and the last.

@@ -94,6 +94,38 @@ struct Rounds {
     vocabulary_count: usize,
     /// The tokens of an answer with guesses behind them.
     answer: Vec<u32>,
+    trimmed: Option<Trimmed>,
+}
+
+/// What it takes to choose among the tokens of a draft that guesses some only.
+#[derive(Debug)]
+struct Trimmed {
+    /// A bit for each token that it has a logit for.
+    known: Vec<u32>,
+    /// A row of the whole vocabulary; only places of known tokens are ever looked at.
+    row: Vec<f32>,
+}
+
+impl Trimmed {
+    fn of(model: &Model) -> Option<Trimmed> {
+        let tokens = model.draft_tokens()?;
+        let vocabulary = model.info().vocabulary_count;
+        let mut known = vec![0; vocabulary.div_ceil(32)];
+        for &token in tokens {
+            known[token as usize / 32] |= 1 << (token % 32);
+        }
+        Some(Trimmed {
+            known,
+            row: vec![0.0; vocabulary],
+        })
+    }
+
+    /// Puts each of `logits` in the place of its token.
+    fn spread(&mut self, tokens: &[u32], logits: &[f32]) {
+        for (&token, &logit) in tokens.iter().zip(logits) {
+            self.row[token as usize] = logit;
+        }
+    }
 }
 
 impl DraftModel {
@@ -107,6 +139,7 @@ impl DraftModel {
         options: &ExecutorOptions,
     ) -> Result<DraftModel, DraftError> {
         check_vocabulary(target.model(), &model)?;
+        let trimmed = Trimmed::of(&model);
         let executor = Executor::beside(target, model, options)?;
         let tokens = executor.batch_tokens_max();
         if tokens < NEAR_TOKENS {
@@ -119,6 +152,7 @@ impl DraftModel {
                 sampler: Sampler::new(),
                 vocabulary_count: target.model().info().vocabulary_count,
                 answer: Vec::new(),
+                trimmed,
             },
         })
     }
@@ -262,6 +296,8 @@ impl Rounds {
         executor: &mut Executor,
         going: &mut Vec<(&mut Wanted<'_>, &mut Text)>,
     ) -> usize {
+        let model = Arc::clone(executor.model());
+        let tokens = model.draft_tokens().unwrap_or_default();
         let mut passes = 0;
         going.retain(|(wanted, _)| wanted.count > 0 && !wanted.text.is_empty());
         while !going.is_empty() {
@@ -297,7 +333,7 @@ impl Rounds {
                 known.tokens.extend_from_slice(read);
                 let logits = logits.row(row);
                 row += 1;
-                let Some(token) = self.choose(wanted, logits) else {
+                let Some(token) = self.choose(wanted, tokens, logits) else {
                     return false;
                 };
                 wanted.guesses.push(token);
@@ -308,8 +344,9 @@ impl Rounds {
     }
 
     /// What the draft would choose after a text and the guesses behind it, drawn as the model's token there will be: where
-    /// both find the same tokens likely, the same draw tends to choose the same one.
-    fn choose(&mut self, wanted: &Wanted<'_>, logits: &[f32]) -> Option<u32> {
+    /// both find the same tokens likely, the same draw tends to choose the same one. Of a trimmed draft, `logits` are those of
+    /// `tokens`.
+    fn choose(&mut self, wanted: &Wanted<'_>, tokens: &[u32], logits: &[f32]) -> Option<u32> {
         let (prompt, answer) = wanted.text.split_at(wanted.prompt_tokens);
         let generated = if wanted.guesses.is_empty() {
             answer
@@ -321,9 +358,17 @@ impl Rounds {
         };
         let history = History { prompt, generated };
         let position = (prompt.len() + generated.len()) as u64;
+        let (row, among) = match &mut self.trimmed {
+            Some(trimmed) => {
+                trimmed.spread(tokens, logits);
+                (&trimmed.row[..], Some(&trimmed.known[..]))
+            }
+            None => (logits, None),
+        };
+        let (sampling, bias) = (wanted.sampling, wanted.bias);
         let chosen = self
             .sampler
-            .sample(logits, wanted.sampling, wanted.bias, history, position);
+            .sample_among(row, sampling, bias, history, position, among);
         let known = |&token: &u32| (token as usize) < self.vocabulary_count;
         chosen.ok().filter(known)
     }
