@@ -9,4 +9,5 @@ mod lifecycle;
 mod models;
 mod mqtt;
 mod openai;
+mod speculation;
 mod wire;

@@ -246,6 +246,23 @@ class Chat(Case):
         self.assertLess(again.usage.prompt_tokens_details.cached_tokens, again.usage.prompt_tokens)
         self.assertEqual(first.choices[0], again.choices[0])
 
+    def test_prediction(self):
+        whole = self.chat(max_completion_tokens=64)
+        text = whole.choices[0].message.content
+        for content in (text, [{"type": "text", "text": text}]):
+            again = self.chat(max_completion_tokens=64, prediction={"type": "content", "content": content})
+            self.assertEqual(again.choices[0].message.content, text)
+            details = again.usage.completion_tokens_details
+            self.assertGreaterEqual(details.accepted_prediction_tokens, 0)
+            self.assertGreaterEqual(details.rejected_prediction_tokens, 0)
+            self.assertLess(details.accepted_prediction_tokens, again.usage.completion_tokens)
+            if KIND == "real":
+                self.assertGreater(details.accepted_prediction_tokens, 0)
+        wrong = self.chat(max_completion_tokens=64, prediction={"type": "content", "content": "Nothing of the kind."})
+        self.assertEqual(wrong.choices[0].message.content, text)
+        with self.assertRaises(openai.BadRequestError):
+            self.chat(prediction={"type": "content", "content": 7})
+
     def test_typical_and_fingerprint(self):
         answer = self.chat(temperature=1.0, extra_body={"typical_p": 0.5, "ignore_eos": True})
         self.assertTrue(answer.choices[0].message.content)

@@ -9,7 +9,7 @@ use crate::task::Tasks;
 
 /// Adds what stands in the way of serving this configuration on this machine.
 pub fn environment(config: &Config, problems: &mut Problems) {
-    let registry = Registry::new(config.models.clone(), None, None);
+    let registry = Registry::new(config.models.clone(), None, None, None);
     let served = (!config.model.is_kept() || config.model.name.is_some())
         .then(|| registry::served(config, &registry));
     let tasks = match &served {
@@ -55,6 +55,21 @@ pub fn environment(config: &Config, problems: &mut Problems) {
                 }
             }
         },
+    }
+    if config.speculation.draft_place().is_some() {
+        let loaded = registry::served_draft(config, &registry)
+            .map_err(|error| error.to_string())
+            .and_then(|draft| {
+                let model = andon_engine::Model::load_with(&draft.path, &draft.options);
+                model.map(drop).map_err(|error| error.to_string())
+            });
+        if let Err(error) = loaded {
+            problems.add(
+                "speculation.draft",
+                error,
+                "leave it out, or name a small model of the same vocabulary",
+            );
+        }
     }
     if let Err(error) = crate::worker::check_isa(config) {
         problems.add(

@@ -35,7 +35,7 @@ use crate::config::models::ModelsConfig;
 pub use add::{Added, Begun, Receipt};
 pub use admin::{Peer, may_change};
 pub use packs::{Packed, Packs};
-pub use serve::{Served, served};
+pub use serve::{Served, served, served_draft};
 pub use store::Stored;
 
 /// Name of the lock in the models' folder.
@@ -123,6 +123,8 @@ pub struct Registry {
     config: ModelsConfig,
     /// The name that the configuration has the daemon serve, if it is one of ours.
     active: Option<String>,
+    /// The name of the draft in use, if it is one of ours.
+    draft: Option<String>,
     packs: Option<Packs>,
     state: Mutex<State>,
     /// A model was registered.
@@ -144,16 +146,18 @@ struct State {
 }
 
 impl Registry {
-    /// A registry of the configured folder. `active` is the model in use, which is not removed; models are packed into
-    /// `packs`.
+    /// A registry of the configured folder. `active` is the model in use and `draft` what guesses for it, which are not
+    /// removed; models are packed into `packs`.
     pub fn new(
         config: ModelsConfig,
         active: Option<String>,
+        draft: Option<String>,
         packs: Option<Packs>,
     ) -> Arc<Registry> {
         Arc::new(Registry {
             config,
             active,
+            draft,
             packs,
             state: Mutex::default(),
             registered: Condvar::new(),
@@ -305,6 +309,11 @@ impl Registry {
         if self.is_active(name) {
             return Err(RegistryError::Conflict(format!(
                 "{name} is being served; name another in [model] first"
+            )));
+        }
+        if self.draft.as_deref() == Some(name) {
+            return Err(RegistryError::Conflict(format!(
+                "{name} guesses for the served model; name another draft in [speculation] first"
             )));
         }
         let folder = self.config.dir.join(name);

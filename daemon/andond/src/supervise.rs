@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, http::parse_mode};
+use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
 use crate::frontend::{self, Context};
 use crate::registry::{Packs, Registry};
 use crate::socket::{Socket, SocketError};
@@ -117,7 +117,11 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let telemetry = Arc::new(Telemetry::new());
     let active = config.model.is_kept().then(|| config.model.name());
     let packs = Packs::new(&config.cache);
-    let registry = Registry::new(config.models.clone(), active, Some(packs));
+    let draft = match config.speculation.draft_place() {
+        Some(DraftPlace::Kept(name)) => Some(name.to_owned()),
+        Some(DraftPlace::Path(_)) | None => None,
+    };
+    let registry = Registry::new(config.models.clone(), active, draft, Some(packs));
     // After the sockets: nobody else can be adding models for this daemon now.
     registry.start();
     let worker = WorkerHandle::start(

@@ -11,6 +11,7 @@ mod admit;
 mod board;
 mod calibrate;
 mod corpora;
+mod draft;
 mod embed;
 mod grammars;
 mod job;
@@ -39,6 +40,7 @@ use crate::request::{Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
+pub use draft::DraftFacts;
 pub use text::{apply_template, detokenize, tokenize};
 
 pub use job::{
@@ -100,6 +102,8 @@ pub struct Status {
     pub state: WorkerState,
     /// The model, once it is loaded.
     pub model: Option<Arc<ModelFacts>>,
+    /// What became of the draft that the configuration names, once that is known.
+    pub draft: Option<Arc<DraftFacts>>,
     /// Requests waiting.
     pub waiting: usize,
     /// Requests being answered.
@@ -123,6 +127,7 @@ pub(crate) struct Shared {
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
     facts: OnceLock<Arc<ModelFacts>>,
+    draft: OnceLock<Arc<DraftFacts>>,
     model: OnceLock<Arc<Model>>,
     /// Whether the model had a pack when that was last asked.
     packed: AtomicBool,
@@ -288,6 +293,7 @@ impl WorkerHandle {
             state,
             ended,
             facts: OnceLock::new(),
+            draft: OnceLock::new(),
             model: OnceLock::new(),
             packed: AtomicBool::new(false),
             operator_at_fault: OnceLock::new(),
@@ -353,6 +359,7 @@ impl WorkerHandle {
         Status {
             state: self.shared.state.borrow().clone(),
             model: self.shared.facts.get().cloned(),
+            draft: self.shared.draft.get().cloned(),
             waiting: board.waiting(),
             running: board.running,
         }
@@ -435,7 +442,7 @@ fn serve(shared: &Arc<Shared>) {
         Err(failure) => return shared.failed(failure),
     };
     let began = Instant::now();
-    let loaded = match load::load(&shared.config, &served, shared.registry.packs()) {
+    let loaded = match load::load(&shared.config, &served, &shared.registry) {
         Ok(loaded) => loaded,
         Err(failure) => return shared.failed(failure),
     };
@@ -457,11 +464,16 @@ fn serve(shared: &Arc<Shared>) {
         "model loaded and tried"
     );
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
+    let drafts = loaded.draft_model.is_some();
+    if let Some(draft) = loaded.draft {
+        shared.draft.get_or_init(|| Arc::new(draft));
+        shared.telemetry.draft(drafts);
+    }
     let model = loaded.model;
     shared.model.get_or_init(|| Arc::clone(&model));
     shared.look_after_pack();
     let tasks = !served.tasks.is_empty();
-    let corpora = Corpora::new(&shared.config, tasks, &model, loaded.key.as_ref());
+    let corpora = Corpora::new(&shared.config, (tasks, drafts), &model, loaded.key.as_ref());
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
             .name("prepare".to_owned())
@@ -475,8 +487,13 @@ fn serve(shared: &Arc<Shared>) {
             shared.state.send_replace(WorkerState::Failed(message));
             return;
         }
-        if let Some((packs, key)) = shared.registry.packs().zip(loaded.key.as_ref()) {
-            shared.pack(scope, packs, key, &model);
+        if let Some(packs) = shared.registry.packs() {
+            if let Some(key) = &loaded.key {
+                shared.pack(scope, packs, key, &model);
+            }
+            if let Some((draft, Some(key))) = &loaded.draft_model {
+                shared.pack(scope, packs, key, draft);
+            }
         }
         let writing = std::thread::Builder::new()
             .name("corpora".to_owned())

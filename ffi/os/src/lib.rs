@@ -1,5 +1,5 @@
 //! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
-//! and how they rank, room on a disk, and an allocator that counts.
+//! and how they rank, how much memory there is, room on a disk, and an allocator that counts.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
@@ -8,10 +8,12 @@ mod disk;
 mod fault;
 pub mod heap;
 mod map;
+mod memory;
 mod pool;
 mod priority;
 
 pub use disk::free_bytes;
 pub use map::{Identity, Mapping, forget_cached};
+pub use memory::memory_bytes;
 pub use pool::{Pool, available_threads};
 pub use priority::give_way;

@@ -1,6 +1,10 @@
 //! `[speculation]`: tokens that are guessed, so that a pass gives more than one.
 
+use std::path::Path;
+
 use andon_engine::speculate::Corpus;
+use andon_wire::limits::MODEL_BYTES_MAX;
+use andon_wire::manifest::is_model_name;
 use serde::Deserialize;
 
 use super::Problems;
@@ -33,6 +37,10 @@ pub struct SpeculationConfig {
     pub corpora_max: usize,
     /// Whether they are kept on the disk for the next start.
     pub corpus_keep: bool,
+    /// A small model that guesses: the path of its file, or the name of one that is kept.
+    pub draft: Option<String>,
+    /// Most memory that it may take: weights, activations and KV cache.
+    pub draft_bytes_max: usize,
 }
 
 impl Default for SpeculationConfig {
@@ -44,11 +52,42 @@ impl Default for SpeculationConfig {
             corpus_tokens_max: 32 * 1024,
             corpora_max: 64,
             corpus_keep: true,
+            draft: None,
+            draft_bytes_max: 1 << 30,
         }
     }
 }
 
+/// Where a draft is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DraftPlace<'a> {
+    /// A GGUF file.
+    Path(&'a Path),
+    /// A model that is kept.
+    Kept(&'a str),
+}
+
 impl SpeculationConfig {
+    /// Where the draft is, if anything is to be guessed and one is named.
+    pub fn draft_place(&self) -> Option<DraftPlace<'_>> {
+        let draft = self.draft.as_deref().filter(|_| self.enabled)?;
+        Some(if draft.starts_with('/') {
+            DraftPlace::Path(Path::new(draft))
+        } else {
+            DraftPlace::Kept(draft)
+        })
+    }
+
+    /// What the draft is called.
+    pub fn draft_name(&self) -> Option<String> {
+        Some(match self.draft_place()? {
+            DraftPlace::Kept(name) => name.to_owned(),
+            DraftPlace::Path(path) => path
+                .file_stem()
+                .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),
+        })
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         problems.within(
             "speculation.corpus-tokens-max",
@@ -56,5 +95,18 @@ impl SpeculationConfig {
             256..=Corpus::TOKENS_MAX,
         );
         problems.within("speculation.corpora-max", self.corpora_max, 1..=1024);
+        problems.require(
+            self.draft
+                .as_deref()
+                .is_none_or(|draft| draft.starts_with('/') || is_model_name(draft)),
+            "speculation.draft",
+            "is neither a path nor the name of a model that is kept",
+            "begin a path with /, or use a name of `andonctl model ls`",
+        );
+        problems.within(
+            "speculation.draft-bytes-max",
+            self.draft_bytes_max,
+            1 << 20..=usize::try_from(MODEL_BYTES_MAX).unwrap_or(usize::MAX),
+        );
     }
 }

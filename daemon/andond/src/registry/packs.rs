@@ -145,7 +145,7 @@ impl Registry {
             return Ok(());
         }
         let options = serve::load_options(&self.config.dir.join(name), &stored.manifest)?;
-        let model = Model::load_with(&stored.weights(), &options)
+        let model = Model::load_with(&stored.weights(), &options.for_draft())
             .map_err(|error| RegistryError::Rejected(error.to_string()))?;
         let made = packs.cache.make(&model, &key, THREADS, &mut |done, total| {
             progress(done, total);

@@ -10,6 +10,7 @@ use andon_wire::limits::TEXT_MEMBER_BYTES_MAX;
 use andon_wire::manifest::{Manifest, Role};
 
 use super::{Registry, RegistryError, packs, store};
+use crate::config::speculation::DraftPlace;
 use crate::config::task::TaskConfig;
 use crate::config::{Config, Problems};
 
@@ -66,6 +67,33 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         options,
         key: Some(packs::key(&stored.manifest)),
         tasks,
+    })
+}
+
+/// The draft that the configuration names.
+///
+/// # Errors
+/// [`RegistryError::Unknown`] when it names none, or a model that is not kept here.
+pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, RegistryError> {
+    let none = || RegistryError::Unknown(String::new());
+    let name = match config.speculation.draft_place().ok_or_else(none)? {
+        DraftPlace::Path(path) => {
+            return Ok(Served {
+                path: path.to_owned(),
+                options: LoadOptions::default().for_draft(),
+                key: None,
+                tasks: BTreeMap::new(),
+            });
+        }
+        DraftPlace::Kept(name) => name,
+    };
+    let stored = registry.find(name)?;
+    let folder = registry.config.dir.join(&stored.name);
+    Ok(Served {
+        path: stored.weights(),
+        options: load_options(&folder, &stored.manifest)?.for_draft(),
+        key: Some(packs::key(&stored.manifest)),
+        tasks: BTreeMap::new(),
     })
 }
 

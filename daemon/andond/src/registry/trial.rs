@@ -30,7 +30,8 @@ pub(super) fn run(
 ) -> Result<Arc<Model>, RegistryError> {
     progress(ModelStage::Checking, 0, 0);
     serve::tasks_in(folder, manifest)?;
-    let options = serve::load_options(folder, manifest)?;
+    // What is no model to be served may still guess for one.
+    let options = serve::load_options(folder, manifest)?.for_draft();
     let weights = manifest
         .weights()
         .next()
@@ -64,7 +65,7 @@ pub(super) fn run(
     };
     match Embedder::new(Arc::clone(&model), &options) {
         Ok(embedder) => embed(embedder, &prompt, progress)?,
-        Err(EmbedderError::NoEncoder { .. }) => decode(Arc::clone(&model), &prompt, progress)?,
+        Err(EmbedderError::NoEncoder { .. }) => decode(&model, &prompt, progress)?,
         Err(error) => return Err(rejected(&error)),
     }
     Ok(model)
@@ -94,7 +95,7 @@ fn embed(
 
 /// Has a decoder make the same tokens twice.
 fn decode(
-    model: Arc<Model>,
+    model: &Arc<Model>,
     prompt: &[u32],
     progress: &mut dyn FnMut(ModelStage, u64, u64),
 ) -> Result<(), RegistryError> {
@@ -105,7 +106,8 @@ fn decode(
         kv_tokens_max: 4 * (PROMPT_TOKENS_MAX + TOKENS),
         ..ExecutorOptions::default()
     };
-    let mut executor = Executor::new(model, &options).map_err(|error| rejected(&error))?;
+    let mut executor =
+        Executor::new(Arc::clone(model), &options).map_err(|error| rejected(&error))?;
     let mut runs = Vec::new();
     for run in 0..2u64 {
         let mut tokens = prompt.to_vec();
@@ -131,7 +133,7 @@ fn decode(
                 )));
             }
             made.push(checksum(row));
-            tokens = vec![greatest(row)];
+            tokens = vec![token_of(model, greatest(row))];
         }
         runs.push(made);
     }
@@ -144,6 +146,13 @@ fn same<T: PartialEq>(runs: &[T]) -> Result<(), RegistryError> {
     } else {
         Err(rejected(&"two runs of it gave two results"))
     }
+}
+
+/// The token of a place in a row of logits.
+fn token_of(model: &Model, place: u32) -> u32 {
+    let tokens = model.draft_tokens();
+    let token = tokens.and_then(|tokens| tokens.get(usize::try_from(place).ok()?));
+    token.copied().unwrap_or(place)
 }
 
 /// The index of the greatest value, of the first if there are several.

@@ -71,6 +71,9 @@ struct Guesses {
     task_completion: Family<TaskLabels, Counter>,
     task_guessed: Family<TaskLabels, Counter>,
     task_accepted: Family<TaskLabels, Counter>,
+    /// Whether a draft model guesses, and what one of its passes costs.
+    draft: Gauge,
+    draft_cost: Measure,
     /// The tasks that have figures of their own, at most [`TASKS_MAX`].
     tasks: Mutex<HashSet<String>>,
 }
@@ -201,6 +204,13 @@ impl Machine {
 
 impl Guesses {
     fn register(&self, registry: &mut Registry) {
+        registry.register("draft", "Whether a draft model guesses", self.draft.clone());
+        registry.register_with_unit(
+            "draft_cost",
+            "Time of a pass of the draft model, by that of the model over one token",
+            Unit::Ratios,
+            self.draft_cost.clone(),
+        );
         for (name, help, family) in [
             (
                 "guess_passes",
@@ -434,6 +444,16 @@ impl Telemetry {
         ] {
             family.get_or_create(&labels).inc_by(tokens as u64);
         }
+    }
+
+    /// Sets whether a draft model guesses.
+    pub fn draft(&self, guesses: bool) {
+        self.guesses.draft.set(i64::from(guesses));
+    }
+
+    /// Sets what a pass of the draft model costs, relative to one of the model over one token.
+    pub fn draft_cost(&self, cost: f32) {
+        self.guesses.draft_cost.set(f64::from(cost));
     }
 
     /// Sets what was guessed so far. Only one thread may.

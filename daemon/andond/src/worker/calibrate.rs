@@ -17,9 +17,14 @@ pub(super) enum Calibrating {
     Unknown,
     /// It is under way.
     Measuring(Box<Calibrator>, store::Key),
+    /// The draft model's passes are timed, so many times more.
+    Drafts(usize),
     /// There is nothing more to do.
     Over,
 }
+
+/// How often a draft model's passes are timed.
+const DRAFTS: usize = 6;
 
 impl Calibrating {
     /// Whether there is nothing more to do.
@@ -52,16 +57,28 @@ impl Calibrating {
                 }
                 Progress::Failed => {
                     tracing::warn!("the machine could not be measured");
-                    *self = Calibrating::Over;
+                    *self = Calibrating::Drafts(DRAFTS);
                 }
             },
+            Calibrating::Drafts(left) => {
+                let more = *left > 0 && generator.time_drafter();
+                *self = if more {
+                    Calibrating::Drafts(*left - 1)
+                } else {
+                    Calibrating::Over
+                };
+                if let Some(cost) = generator.draft_cost() {
+                    shared.telemetry.draft_cost(cost);
+                }
+                return;
+            }
             Calibrating::Over => return,
         }
         if let Some(calibration) = found {
             executor.adapt(&calibration);
             generator.set_costs(PassCosts::of_calibration(&calibration));
             note(shared, &calibration);
-            *self = Calibrating::Over;
+            *self = Calibrating::Drafts(DRAFTS);
         }
     }
 }

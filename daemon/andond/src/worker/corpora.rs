@@ -31,6 +31,8 @@ const FOLDER: &str = "corpora";
 #[derive(Debug)]
 pub(super) struct Corpora {
     config: SpeculationConfig,
+    /// Whether a draft model guesses.
+    drafts: bool,
     vocabulary: usize,
     /// Digest of what all keys begin with: the model.
     model: Sha256,
@@ -56,11 +58,11 @@ struct Entry {
 }
 
 impl Corpora {
-    /// Those of a model, all of them on the disk until they are asked for; there are none without `tasks`. `key` is that
-    /// of the model's pack, if it is known.
+    /// Those of a model, all of them on the disk until they are asked for; there are none without `tasks`. `drafts` says
+    /// whether a draft guesses too. `key` is that of the model's pack, if it is known.
     pub(super) fn new(
         config: &Config,
-        tasks: bool,
+        (tasks, drafts): (bool, bool),
         model: &Model,
         key: Option<&pack::Key>,
     ) -> Corpora {
@@ -76,7 +78,10 @@ impl Corpora {
             // Of a model without weights there is nothing to tell it by; the vocabulary is compared all the same.
             key.map_or_else(|| config.model.name(), |key| key.to_string())
         };
-        Corpora::with(speculation, &folder, name, vocabulary)
+        Corpora {
+            drafts,
+            ..Corpora::with(speculation, &folder, name, vocabulary)
+        }
     }
 
     fn with(
@@ -101,6 +106,7 @@ impl Corpora {
         }
         Corpora {
             config,
+            drafts: false,
             vocabulary,
             model: digest,
             folder: folder.map(Path::to_path_buf),
@@ -128,7 +134,7 @@ impl Corpora {
             own: self.config.lookup,
             learns: corpus.is_some(),
             corpus,
-            ..Sources::default()
+            model: self.drafts,
         }
     }
 

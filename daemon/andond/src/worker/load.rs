@@ -10,9 +10,10 @@ use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 
+use super::draft::{self, DraftFacts};
 use super::{ModelFacts, PLACES_FOR_ALARMS};
 use crate::config::Config;
-use crate::registry::{Packs, Served};
+use crate::registry::{Packs, Registry, Served};
 
 /// Most tokens of a prompt in one pass: what a prompt may delay others by.
 const PREFILL_CHUNK_TOKENS: usize = 128;
@@ -24,6 +25,10 @@ pub(super) struct Loaded {
     pub(super) facts: ModelFacts,
     /// The key of its pack, if it is to have one.
     pub(super) key: Option<Key>,
+    /// What became of the draft that the configuration names.
+    pub(super) draft: Option<DraftFacts>,
+    /// The draft that guesses, and the key of its pack.
+    pub(super) draft_model: Option<(Arc<Model>, Option<Key>)>,
 }
 
 /// What runs the model.
@@ -74,13 +79,15 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 pub(super) fn load(
     config: &Config,
     served: &Served,
-    packs: Option<&Packs>,
+    registry: &Registry,
 ) -> Result<Loaded, LoadFailure> {
     let path = &served.path;
     let model =
         Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
     let model = Arc::new(model);
-    let key = packs.and_then(|packs| find_pack(packs, served, &model));
+    let key = registry
+        .packs()
+        .and_then(|packs| find_pack(packs, served, &model));
     if model.info().pooling.is_some() {
         return load_embedder(config, path, model, key);
     }
@@ -118,16 +125,23 @@ pub(super) fn load(
         },
     );
     self_test(&model, &mut generator)?;
+    let (draft, loaded) = draft::load(config, registry, generator.executor()).unzip();
+    let draft_model = loaded.flatten().map(|loaded| {
+        generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
+        (loaded.model, loaded.key)
+    });
     Ok(Loaded {
         model,
         engine: Engine::Generator(Box::new(generator)),
         facts,
         key,
+        draft,
+        draft_model,
     })
 }
 
 /// Has the model use its pack if there is a sound one; the key of the pack, if it is to have one.
-fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option<Key> {
+pub(super) fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option<Key> {
     let key = packs.key(served.key.as_ref(), model)?;
     let cache = packs.cache();
     cache.hold(&key);
@@ -180,6 +194,13 @@ fn load_embedder(
         engine: Engine::Embedder(Box::new(embedder)),
         facts,
         key,
+        draft: config.speculation.draft_name().map(|name| DraftFacts {
+            name,
+            state: Err(
+                "the served model makes embeddings, for which nothing is guessed".to_owned(),
+            ),
+        }),
+        draft_model: None,
     })
 }
 

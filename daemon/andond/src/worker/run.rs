@@ -115,6 +115,9 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
             shared.telemetry.decode_pass(model.bytes_per_token(), took);
         }
         shared.telemetry.guesses(generator.guess_counts());
+        if let Some(cost) = generator.draft_cost() {
+            shared.telemetry.draft_cost(cost);
+        }
     }
 }
 

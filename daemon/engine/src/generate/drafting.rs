@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::active::Active;
 use super::event::GenerationId;
 use crate::Executor;
+use crate::sample::{LogitBias, SamplingOptions};
 use crate::speculate::{
     Acceptance, DRAFT_MAX, Drafter, GAIN_MIN, NEAR_TOKENS, PassCosts, Proposal, Wanted,
 };
@@ -69,6 +70,43 @@ impl Drafting {
 
     pub(super) fn forget(&mut self, id: GenerationId) {
         self.drafter.forget(id.0);
+    }
+
+    /// Sees what guesses behind `text` take. False if there are none.
+    pub(super) fn time(
+        &mut self,
+        costs: &mut PassCosts,
+        text: &[u32],
+        mut executor: Option<&mut Executor>,
+    ) -> bool {
+        // No generation gets as far as this number.
+        let id = u64::MAX;
+        if text.is_empty() || self.drafter.missing(id, text).is_none() {
+            return false;
+        }
+        let beginning = &text[..text.len().min(NEAR_TOKENS)];
+        let mut guesses = Vec::new();
+        let mut passes = 0;
+        // The first pass reads the text, and brings in weights that were not used yet.
+        for count in [1, TRIAL_TOKENS] {
+            guesses.clear();
+            let wanted = Wanted {
+                id,
+                text: beginning,
+                prompt_tokens: beginning.len(),
+                sampling: &SamplingOptions::default(),
+                bias: &LogitBias::default(),
+                count,
+                guesses: &mut guesses,
+            };
+            let began = Instant::now();
+            passes = self.drafter.draft(executor.as_deref_mut(), &mut [wanted]);
+            if count > 1 {
+                costs.drafted(passes, began.elapsed());
+            }
+        }
+        self.drafter.forget(id);
+        passes > 0
     }
 
     /// Makes guesses where they pay, for a pass over `columns` tokens that may take `room` guesses, where each of the

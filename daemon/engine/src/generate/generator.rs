@@ -14,6 +14,7 @@ use super::guessing::Guessing;
 use super::request::{GenerationRequest, StartError};
 use crate::sample::Sampler;
 use crate::speculate::{Drafter, GuessCount, PassCosts};
+use crate::tokenizer::Special;
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
 /// Bounds of a [`Generator`].
@@ -105,6 +106,30 @@ impl<F: Forward> Generator<F> {
         self.guessing.costs.expect_drafts(cost);
         let vocabulary_count = self.forward.vocabulary_count();
         self.guessing.drafting = Some(Drafting::new(drafter, vocabulary_count));
+    }
+
+    /// Has the drafter guess behind a text of its own, to see what that takes; between steps. False if there is no drafter,
+    /// or it guesses nothing.
+    pub fn time_drafter(&mut self) -> bool {
+        let mut text = self
+            .forward
+            .tokenizer()
+            .encode_prompt("Hello", Special::Plain);
+        if text.is_empty() {
+            // A vocabulary without these letters still has a first token.
+            text.push(0);
+        }
+        self.guessing
+            .time_drafter(&text, self.forward.executor_mut())
+    }
+
+    /// What a drafter's pass costs by now, relative to a pass over one token; `None` if there is no drafter.
+    pub fn draft_cost(&self) -> Option<f32> {
+        let guessing = &self.guessing;
+        guessing
+            .drafting
+            .as_ref()
+            .map(|_| guessing.costs.of_draft())
     }
 
     /// The guesses tried so far, by where they came from and how well they matched.

@@ -77,6 +77,14 @@ impl Guessing {
         );
     }
 
+    /// Sees what guesses behind `text` take. False if there are none.
+    pub(super) fn time_drafter(&mut self, text: &[u32], executor: Option<&mut Executor>) -> bool {
+        match &mut self.drafting {
+            Some(drafting) => drafting.time(&mut self.costs, text, executor),
+            None => false,
+        }
+    }
+
     /// There will be no more of this generation.
     pub(super) fn forget(&mut self, id: GenerationId) {
         if let Some(drafting) = &mut self.drafting {

@@ -58,6 +58,12 @@ pub(super) fn online(
             "context_tokens_max": model.context_tokens_max,
         });
     }
+    if let Some(draft) = &status.draft {
+        value["draft"] = match &draft.state {
+            Ok(bytes) => json!({ "name": draft.name, "used": true, "bytes": bytes }),
+            Err(why) => json!({ "name": draft.name, "used": false, "reason": why }),
+        };
+    }
     value
 }
 

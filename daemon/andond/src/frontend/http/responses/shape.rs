@@ -142,7 +142,12 @@ fn usage(done: &Done) -> Value {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {
+            "reasoning_tokens": 0,
+            // As chat completions have them.
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.guessed_tokens.saturating_sub(usage.accepted_tokens),
+        },
         "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
     })
 }

@@ -1,0 +1,132 @@
+//! The draft model beside the served one: found, loaded within its bounds, and what became of it.
+//!
+//! Invariant: nothing here keeps the model from being served. What stands in the way of a draft is said in the journal and
+//! in the status, and the model answers without.
+
+use std::sync::Arc;
+
+use andon_engine::kv::PAGE;
+use andon_engine::pack::Key;
+use andon_engine::speculate::DraftModel;
+use andon_engine::{Executor, ExecutorOptions, Model};
+
+use super::load::find_pack;
+use crate::config::Config;
+use crate::registry::{self, Registry, Served};
+
+/// Most tokens of one of its passes: a piece of a prompt, or what several answers lack.
+const BATCH_TOKENS_MAX: usize = 128;
+
+/// A KV cache of fewer tokens is of no use.
+const KV_TOKENS_MIN: usize = 256;
+
+/// What became of the draft that the configuration names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DraftFacts {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its weights, activations and KV cache; or why there are no guesses of it.
+    pub state: Result<u64, String>,
+}
+
+/// A draft that is ready to guess.
+pub(super) struct Loaded {
+    pub(super) draft: DraftModel,
+    /// Its passes, relative to one of the served model over one token, as far as their weights tell.
+    pub(super) expected_cost: f32,
+    pub(super) model: Arc<Model>,
+    /// The key of its pack, if it is to have one.
+    pub(super) key: Option<Key>,
+    bytes: u64,
+}
+
+/// Loads the draft that the configuration names, for what `target` runs; `None` if it names none.
+pub(super) fn load(
+    config: &Config,
+    registry: &Registry,
+    target: &Executor,
+) -> Option<(DraftFacts, Option<Loaded>)> {
+    let name = config.speculation.draft_name()?;
+    let loaded = registry::served_draft(config, registry)
+        .map_err(|error| error.to_string())
+        .and_then(|served| load_served(config, registry, &served, target));
+    let (state, loaded) = match loaded {
+        Ok(loaded) => {
+            tracing::info!(
+                draft = name,
+                bytes = loaded.bytes,
+                kv_tokens = loaded.draft.executor().kv_tokens_max(),
+                expected_cost = loaded.expected_cost,
+                packed = loaded.model.pack().is_some(),
+                "a draft model guesses"
+            );
+            (Ok(loaded.bytes), Some(loaded))
+        }
+        Err(why) => {
+            tracing::warn!(draft = name, why, "there are no guesses of the draft model");
+            (Err(why), None)
+        }
+    };
+    Some((DraftFacts { name, state }, loaded))
+}
+
+fn load_served(
+    config: &Config,
+    registry: &Registry,
+    served: &Served,
+    target: &Executor,
+) -> Result<Loaded, String> {
+    let model =
+        Model::load_with(&served.path, &served.options).map_err(|error| error.to_string())?;
+    let model = Arc::new(model);
+    let key = registry
+        .packs()
+        .and_then(|packs| find_pack(packs, served, &model));
+    let options = ExecutorOptions {
+        batch_tokens_max: BATCH_TOKENS_MAX.min(config.engine.batch_tokens_max),
+        kv_type: config.model.kv_type.into(),
+        prefix_cache: config.engine.prefix_cache,
+        ..ExecutorOptions::default()
+    };
+    let draft = |kv_tokens_max| {
+        let options = ExecutorOptions {
+            kv_tokens_max,
+            ..options.clone()
+        };
+        DraftModel::new(Arc::clone(&model), target, &options).map_err(|error| error.to_string())
+    };
+    let least = KV_TOKENS_MIN.min(config.model.kv_tokens_max);
+    let smallest = draft(least)?;
+    let fixed = model.info().file_bytes.saturating_add(smallest.bytes());
+    let room = room(config, target);
+    let Some(left) = room.checked_sub(fixed) else {
+        return Err(format!(
+            "it needs {fixed} bytes of memory, of which {room} are left for it"
+        ));
+    };
+    // Pages of the cache are taken when they are first used.
+    let more = left / smallest.executor().kv_bytes_per_token().max(1) / PAGE * PAGE;
+    let kv_tokens = least.saturating_add(more).min(config.model.kv_tokens_max);
+    drop(smallest);
+    let draft = draft(kv_tokens)?;
+    let bytes = model.info().file_bytes.saturating_add(draft.bytes());
+    Ok(Loaded {
+        expected_cost: draft.expected_cost(target.model()),
+        draft,
+        model,
+        key,
+        bytes: bytes as u64,
+    })
+}
+
+/// Bytes that a draft may take: as configured, and within what the served model leaves of the memory that there is.
+fn room(config: &Config, target: &Executor) -> usize {
+    let most = config.speculation.draft_bytes_max;
+    let taken = target
+        .model()
+        .info()
+        .file_bytes
+        .saturating_add(target.bytes());
+    let memory = andon_os::memory_bytes().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    memory.map_or(most, |memory| most.min(memory.saturating_sub(taken)))
+}

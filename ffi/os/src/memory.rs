@@ -1,0 +1,88 @@
+//! How much memory there is for this process.
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::path::{Component, Path, PathBuf};
+
+/// Where the system shows its control groups.
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// Groups within groups that are looked at; the system itself allows few.
+const DEPTH_MAX: usize = 64;
+
+/// Bytes of memory that this process may have, if it were alone: the machine's, or what its control group leaves it.
+/// `None` if the system does not say.
+#[must_use]
+pub fn memory_bytes() -> Option<u64> {
+    let machine = machine_bytes();
+    let group = fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| group_bytes(Path::new(GROUPS), &text));
+    match (machine, group) {
+        (Some(machine), Some(group)) => Some(machine.min(group)),
+        (machine, group) => machine.or(group),
+    }
+}
+
+fn machine_bytes() -> Option<u64> {
+    let mut facts = MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: there is room for the answer.
+    if unsafe { libc::sysinfo(facts.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so it wrote all of it.
+    let facts = unsafe { facts.assume_init() };
+    // The types of the fields differ between platforms.
+    #[allow(clippy::useless_conversion)]
+    let (units, bytes) = (u64::from(facts.totalram), u64::from(facts.mem_unit.max(1)));
+    Some(units.saturating_mul(bytes))
+}
+
+/// The least that a group of version 2 and those around it leave, where `text` says which group that is.
+fn group_bytes(root: &Path, text: &str) -> Option<u64> {
+    let group = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let names = Path::new(group).components();
+    // Groups outside of what this process may see are shown as a way up.
+    let names: Vec<Component<'_>> = names
+        .take_while(|name| matches!(name, Component::Normal(_)))
+        .take(DEPTH_MAX)
+        .collect();
+    (0..=names.len())
+        .filter_map(|depth| {
+            let mut folder: PathBuf = root.to_path_buf();
+            folder.extend(&names[..depth]);
+            let limit = fs::read_to_string(folder.join("memory.max")).ok()?;
+            limit.trim().parse().ok()
+        })
+        .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{group_bytes, memory_bytes};
+    use std::fs;
+
+    #[test]
+    fn the_machine_has_memory() {
+        assert!(memory_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn the_tightest_group_counts() {
+        let root = tempfile::tempdir().expect("a folder");
+        let limit = |folder: &str, text: &str| {
+            let folder = root.path().join(folder);
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::write(folder.join("memory.max"), text).expect("writable");
+        };
+        limit("a.slice", "5000\n");
+        limit("a.slice/b", "max\n");
+        limit("a.slice/b/c", "7000\n");
+        let of = |text: &str| group_bytes(root.path(), text);
+        assert_eq!(of("0::/a.slice/b/c\n"), Some(5000));
+        assert_eq!(of("1:cpu:/x\n0::/a.slice/b\n"), Some(5000));
+        assert_eq!(of("0::/\n"), None, "no limit at all");
+        assert_eq!(of("0::/../a.slice\n"), None, "outside");
+        assert_eq!(of("4:memory:/a.slice\n"), None, "version 1");
+    }
+}
