@@ -1,6 +1,7 @@
 //! Measures what guessing tokens ahead gains: every prompt is answered with and without, in turn, and the answers must be
 //! the same.
 
+mod prompts;
 mod simulated;
 
 use std::collections::BTreeMap;
@@ -15,11 +16,10 @@ use andon_engine::generate::{
 };
 use andon_engine::sample::SamplingOptions;
 use andon_engine::speculate::{Corpus, DraftModel, PassCosts, Sources};
-use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
-use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_engine::{Executor, ExecutorOptions};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
+use prompts::Prompt;
 use serde_json::json;
 use simulated::Simulated;
 
@@ -34,8 +34,9 @@ const CORPUS_TOKENS: usize = 1 << 16;
 pub(crate) struct Arguments {
     #[command(flatten)]
     run: crate::Run,
-    /// JSON lines, each with a `prompt` (or `turns`, of which the first is taken), and a `task` or `category` by which
-    /// results are grouped.
+    /// JSON lines, each with a `prompt` (or `turns`, of which the first is taken), a `task` or `category` by which
+    /// results are grouped, and perhaps a `json_schema` that the answer is held to; without guesses, it is then made one
+    /// token at a time.
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
     /// Where guesses come from: `own`, the prompt and the answer so far; `corpus`, earlier answers of the same group;
@@ -58,6 +59,18 @@ pub(crate) struct Arguments {
     /// Most tokens of an answer.
     #[arg(long = "gen", default_value_t = 128)]
     generate: usize,
+    /// Only prompts with a `json_schema`.
+    #[arg(long, conflicts_with = "unconstrained")]
+    constrained: bool,
+    /// Hold no answer to its prompt's `json_schema`.
+    #[arg(long)]
+    unconstrained: bool,
+    /// Only prompts of this task or category.
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Write each answer and what was measured of it to this file, as JSON lines.
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
     /// Longest prompt that is answered, in tokens.
     #[arg(long, default_value_t = 2048)]
     prompt_tokens_max: usize,
@@ -109,29 +122,11 @@ impl Arguments {
     }
 }
 
-/// A line of the file; other fields are of no interest here.
-#[derive(Debug, Deserialize)]
-struct Record {
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(default)]
-    prompt: Option<String>,
-    #[serde(default)]
-    turns: Vec<String>,
-    #[serde(alias = "category")]
-    task: Option<String>,
-}
-
-struct Prompt {
-    id: String,
-    group: String,
-    tokens: Vec<u32>,
-}
-
 /// One answer.
 struct Answer {
     ids: Vec<u32>,
     text: String,
+    finish: &'static str,
     usage: Usage,
     timings: Timings,
 }
@@ -141,6 +136,9 @@ struct Answer {
 struct Measured {
     prompts: usize,
     looped: usize,
+    /// Answers held to a schema, and those of them that the limit cut off.
+    constrained: usize,
+    cut: usize,
     tokens: usize,
     guessed: usize,
     accepted: usize,
@@ -160,6 +158,8 @@ impl Measured {
         };
         self.prompts += other.prompts;
         self.looped += other.looped;
+        self.constrained += other.constrained;
+        self.cut += other.cut;
         self.tokens += other.tokens;
         self.guessed += other.guessed;
         self.accepted += other.accepted;
@@ -208,6 +208,8 @@ impl Measured {
         json!({
             "prompts": self.prompts,
             "left_out_loops": self.looped,
+            "constrained": self.constrained,
+            "constrained_cut": self.cut,
             "tokens": self.tokens,
             "tokens_per_pass": round(self.tokens_per_pass()),
             "acceptance": round(self.acceptance()),
@@ -228,7 +230,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "the source `model` needs --draft or --simulate"
     );
     let model = arguments.run.load()?;
-    let prompts = prompts(arguments, &model)?;
+    let prompts = prompts::read(arguments, &model)?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max();
     let longest = longest.context("the file has no prompt that is short enough")?;
     let mut executor = arguments
@@ -256,6 +258,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(simulated) = &simulated {
         generator.set_drafter(Box::new(simulated.clone()), arguments.simulate_cost as f32);
     }
+    let mut answers = match &arguments.answers {
+        None => None,
+        Some(path) => {
+            let context = || format!("`{}` cannot be written", path.display());
+            Some(std::fs::File::create(path).with_context(context)?)
+        }
+    };
     let mut groups: BTreeMap<&str, Measured> = BTreeMap::new();
     let mut corpora: BTreeMap<&str, Arc<Corpus>> = BTreeMap::new();
     for (index, prompt) in prompts.iter().enumerate() {
@@ -275,6 +284,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let simulated = simulated.as_ref();
         let (measured, answer) = measure(arguments, generator, simulated, prompt, &sources, index)?;
         corpus.add(&prompt.tokens, &answer.ids);
+        if let Some(answers) = &mut answers {
+            let line = json!({
+                "id": prompt.id,
+                "group": prompt.group,
+                "text": answer.text,
+                "finish": answer.finish,
+                "measured": measured.json(),
+            });
+            writeln!(answers, "{line}")?;
+        }
         groups.entry(&prompt.group).or_default().add(&measured);
         if !arguments.json {
             eprint!("\r{} of {} prompts", index + 1, prompts.len());
@@ -310,53 +329,6 @@ fn calibrated(executor: &mut Executor) -> PassCosts {
     }
 }
 
-/// The prompts of the file, as the model's chat template has them.
-fn prompts(arguments: &Arguments, model: &Model) -> Result<Vec<Prompt>> {
-    let text = crate::read_text(&arguments.prompts)?;
-    let mut prompts = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}:{}", arguments.prompts.display(), number + 1);
-        let record: Record = serde_json::from_str(line).with_context(place)?;
-        let text = record.prompt.or_else(|| record.turns.into_iter().next());
-        let text = text.with_context(|| format!("{}: neither `prompt` nor `turns`", place()))?;
-        let tokens = tokens_of(model, &text)?;
-        if tokens.len() <= arguments.prompt_tokens_max {
-            prompts.push(Prompt {
-                id: record.id.unwrap_or_else(|| (number + 1).to_string()),
-                group: record.task.unwrap_or_else(|| "all".to_owned()),
-                tokens,
-            });
-        }
-    }
-    if let Some(limit) = arguments.limit.filter(|&limit| limit < prompts.len()) {
-        let count = prompts.len();
-        let mut index = 0;
-        prompts.retain(|_| {
-            index += 1;
-            // Every `count / limit`th, without rounding away.
-            index * limit / count > (index - 1) * limit / count
-        });
-    }
-    Ok(prompts)
-}
-
-fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
-    let tokenizer = model.tokenizer();
-    let Some(template) = model.chat_template() else {
-        return Ok(tokenizer.encode_prompt(text, Special::Parse));
-    };
-    let message = ChatMessage::new("user", text);
-    let input = ChatInput {
-        messages: &[message],
-        add_generation_prompt: true,
-        ..ChatInput::default()
-    };
-    Ok(tokenizer.encode(&template.render(&input)?, Special::Parse))
-}
-
 /// Answers a prompt in turn with guesses and without.
 fn measure(
     arguments: &Arguments,
@@ -375,17 +347,13 @@ fn measure(
         }
     };
     if simulated.is_some() {
-        know(&answer(arguments, generator, prompt, Sources::default())?);
+        know(&answer(arguments, generator, prompt, None)?);
     }
     for round in 0..arguments.rounds {
         for turn in 0..2 {
             // Neither is always the first.
             let guessing = (turn + round + index) % 2;
-            let sources = if guessing == 1 {
-                sources.clone()
-            } else {
-                Sources::default()
-            };
+            let sources = (guessing == 1).then_some(sources);
             let answer = answer(arguments, generator, prompt, sources)?;
             if guessing == 0 {
                 know(&answer);
@@ -407,7 +375,11 @@ fn measure(
         "the answer to {} is another one with guesses: please report this",
         prompt.id
     );
-    let mut measured = Measured::default();
+    let mut measured = Measured {
+        constrained: usize::from(prompt.grammar.is_some()),
+        cut: usize::from(prompt.grammar.is_some() && plain.finish != "stop"),
+        ..Measured::default()
+    };
     // The first token comes with the prompt.
     let tokens = plain.usage.completion_tokens.saturating_sub(1);
     if arguments.leaves_out_loops() && is_loop(&plain.ids) {
@@ -416,7 +388,6 @@ fn measure(
         let speedup = plain.timings.decode_ns as f64 / guessing.timings.decode_ns as f64;
         measured = Measured {
             prompts: 1,
-            looped: 0,
             tokens,
             guessed: guessing.usage.guessed_tokens,
             accepted: guessing.usage.accepted_tokens,
@@ -424,6 +395,7 @@ fn measure(
             guessing_ns: guessing.timings.decode_ns,
             speedups: speedup,
             worst: speedup,
+            ..measured
         };
     }
     Ok((measured, guessing))
@@ -439,11 +411,12 @@ fn is_loop(ids: &[u32]) -> bool {
     })
 }
 
+/// Answers a prompt; one token at a time if there are no sources of guesses.
 fn answer(
     arguments: &Arguments,
     generator: &mut Generator,
     prompt: &Prompt,
-    sources: Sources,
+    sources: Option<&Sources>,
 ) -> Result<Answer> {
     generator.start(GenerationRequest {
         prompt: prompt.tokens.clone(),
@@ -454,7 +427,9 @@ fn answer(
             ..SamplingOptions::default()
         },
         ignore_end: arguments.simulate.is_some(),
-        sources,
+        constraint: prompt.grammar.clone(),
+        one_by_one: sources.is_none(),
+        sources: sources.cloned().unwrap_or_default(),
         ..GenerationRequest::default()
     })?;
     let (mut ids, mut answer, mut end) = (Vec::new(), String::new(), None);
@@ -473,12 +448,18 @@ fn answer(
         })?;
     }
     let (reason, usage, timings) = end.context("the generation did not end")?;
-    if let FinishReason::Failed(message) = reason {
-        bail!("{}: the generation failed: {message}", prompt.id);
-    }
+    let finish = match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+        FinishReason::Failed(message) => {
+            bail!("{}: the generation failed: {message}", prompt.id)
+        }
+    };
     Ok(Answer {
         ids,
         text: answer,
+        finish,
         usage,
         timings,
     })
@@ -531,6 +512,13 @@ fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()
             measured.speedup(),
             measured.total_speedup(),
             measured.worst,
+        )?;
+    }
+    if all.constrained > 0 {
+        writeln!(
+            stdout,
+            "{} answers were held to a schema, {} of them cut off by --gen",
+            all.constrained, all.cut
         )?;
     }
     Ok(())
