@@ -790,9 +790,9 @@ fn right_guesses_save_passes_and_are_counted() {
     let plain = alone(cycle, asked);
     assert_eq!(said(answer), said(&plain));
     let (_, usage) = answer.end.as_ref().expect("an end");
-    // The text repeats itself from the seventh token on, and no guess is wrong.
+    // The text repeats itself from the seventh token on; before, one token comes back without those around it.
     assert!(usage.accepted_tokens >= 20, "{usage:?}");
-    assert_eq!(usage.accepted_tokens, usage.guessed_tokens);
+    assert!(usage.guessed_tokens - usage.accepted_tokens <= 1);
     let passes = generator.executor().passes.get();
     assert_eq!(passes, 40 - usage.accepted_tokens);
     assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);

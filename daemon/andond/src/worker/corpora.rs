@@ -284,7 +284,7 @@ mod tests {
 
     fn knows(corpora: &Corpora, client: &Key, task: &str) -> bool {
         let corpus = corpora.sources(client, Some(task)).corpus.unwrap();
-        corpus.find(&[2, 3], 9, &mut Vec::new()) > 0
+        !corpus.continuation(&[2, 3], 9).is_empty()
     }
 
     #[test]

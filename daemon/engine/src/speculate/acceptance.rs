@@ -3,6 +3,8 @@
 //! What a source proposes is compared with what was chosen even where it was not tried, which costs nothing; so a source
 //! that does not pay is known to do so without being paid for.
 
+use super::vote::{Consent, Grounds};
+
 /// Where guesses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -41,6 +43,12 @@ const KINDS: [(usize, f32); 7] = [
     (22, 0.88),
 ];
 
+/// What it is more, or less, by who spoke for a guess; from the same.
+const CONSENT: [f32; Consent::COUNT] = [0.0, 0.1, 0.2, -0.1, -0.25];
+
+/// Bounds of what is taken for granted.
+const ASSUMED: (f32, f32) = (0.05, 0.97);
+
 /// As much for a model's guesses, which are known by how many others are before them instead.
 const MODEL_RIGHT: f32 = 0.65;
 
@@ -48,7 +56,7 @@ const MODEL_RIGHT: f32 = 0.65;
 const PRIOR_WEIGHT: f32 = 6.0;
 
 /// Guesses that what is known of other answers counts for beside an answer's own.
-const OTHERS_WEIGHT: f32 = 5.0;
+const OTHERS_WEIGHT: f32 = 8.0;
 
 /// Guesses after which old ones count half.
 const MEMORY: f32 = 256.0;
@@ -100,14 +108,15 @@ struct Tried {
 /// Tallies of guesses, of one answer or of all.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Acceptance {
-    tallies: [[Tally; KINDS.len()]; Source::ALL.len()],
+    tallies: [[[Tally; Consent::COUNT]; KINDS.len()]; Source::ALL.len()],
     tried: [[Tried; KINDS.len()]; Source::ALL.len()],
 }
 
 impl Acceptance {
-    /// Counts a guess that followed `length` agreeing tokens; of a model's, guesses.
-    pub(crate) fn count(&mut self, source: Source, length: usize, right: bool) {
-        self.tallies[source as usize][kind(length)].count(right);
+    /// Counts a guess made on `grounds`.
+    pub(crate) fn count(&mut self, source: Source, grounds: Grounds, right: bool) {
+        self.tallies[source as usize][kind(grounds.agreement)][grounds.consent as usize]
+            .count(right);
     }
 
     /// Counts guesses that a pass had, the first of which followed `length` agreeing tokens.
@@ -135,29 +144,35 @@ impl Acceptance {
         })
     }
 
+    fn tally(&self, source: Source, grounds: Grounds) -> Tally {
+        self.tallies[source as usize][kind(grounds.agreement)][grounds.consent as usize]
+    }
+
     /// Probability that such a guess comes true, by these tallies alone.
-    fn general(&self, source: Source, kind: usize) -> f32 {
-        let tally = self.tallies[source as usize][kind];
+    fn general(&self, source: Source, grounds: Grounds) -> f32 {
+        let tally = self.tally(source, grounds);
         let assumed = match source {
-            Source::Own | Source::Corpus => KINDS[kind].1,
+            Source::Own | Source::Corpus => {
+                let assumed = KINDS[kind(grounds.agreement)].1 + CONSENT[grounds.consent as usize];
+                assumed.clamp(ASSUMED.0, ASSUMED.1)
+            }
             Source::Model => MODEL_RIGHT,
         };
         (tally.right + assumed * PRIOR_WEIGHT) / (tally.all + PRIOR_WEIGHT)
     }
 
-    /// Probability that a guess after `length` agreeing tokens comes true in the answer that `own` is of, where these are
-    /// the tallies of all.
-    pub(crate) fn probability(&self, own: &Acceptance, source: Source, length: usize) -> f32 {
-        let kind = kind(length);
-        let general = self.general(source, kind);
-        let tally = own.tallies[source as usize][kind];
+    /// Probability that a guess made on `grounds` comes true in the answer that `own` is of, where these are the tallies
+    /// of all.
+    pub(crate) fn probability(&self, own: &Acceptance, source: Source, grounds: Grounds) -> f32 {
+        let general = self.general(source, grounds);
+        let tally = own.tally(source, grounds);
         (tally.right + general * OTHERS_WEIGHT) / (tally.all + OTHERS_WEIGHT)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Acceptance, KINDS, Source, kind};
+    use super::{Acceptance, Consent, Grounds, KINDS, Source, kind};
 
     #[test]
     fn kinds_cover_every_length() {
@@ -188,18 +203,29 @@ mod tests {
     #[test]
     fn what_is_seen_outweighs_what_was_assumed() {
         let (mut all, mut own) = (Acceptance::default(), Acceptance::default());
-        let before = all.probability(&own, Source::Own, 4);
+        let alone = Grounds {
+            agreement: 4,
+            consent: Consent::Alone,
+        };
+        let many = Grounds {
+            consent: Consent::Many,
+            ..alone
+        };
+        let before = all.probability(&own, Source::Own, alone);
         assert!((before - 0.5).abs() < 1e-6);
+        let others = all.probability(&own, Source::Own, many);
+        assert!((others - 0.7).abs() < 1e-6);
         for _ in 0..1000 {
-            all.count(Source::Own, 4, false);
+            all.count(Source::Own, alone, false);
         }
-        let after = all.probability(&own, Source::Own, 4);
+        let after = all.probability(&own, Source::Own, alone);
         assert!(after < 0.05, "{after}");
-        assert_eq!(all.probability(&own, Source::Corpus, 4), before);
-        for _ in 0..20 {
-            own.count(Source::Own, 4, true);
+        assert_eq!(all.probability(&own, Source::Own, many), others);
+        assert_eq!(all.probability(&own, Source::Corpus, alone), before);
+        for _ in 0..30 {
+            own.count(Source::Own, alone, true);
         }
-        assert!(all.probability(&own, Source::Own, 4) > 0.75);
-        assert!((0.0..=1.0).contains(&all.probability(&own, Source::Own, 4)));
+        assert!(all.probability(&own, Source::Own, alone) > 0.75);
+        assert!((0.0..=1.0).contains(&all.probability(&own, Source::Own, alone)));
     }
 }

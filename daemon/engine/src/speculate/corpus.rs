@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::lookup::{Lookup, SEPARATOR};
+use super::vote::Draft;
 
 /// Tokens before an answer that are kept with it, so that the beginning of the next one finds it.
 pub const CORPUS_LEAD_TOKENS: usize = 8;
@@ -104,16 +105,21 @@ impl Corpus {
         self.lock().kept
     }
 
-    /// Looks for the end of `text`; appends at most `most` tokens that came after it to `output`, and returns over how many
-    /// tokens it agreed, 0 if it was not found.
-    pub fn find(&self, text: &[u32], most: usize, output: &mut Vec<u32>) -> usize {
+    /// At most `most` tokens that `text` may go on with, by what came after its end in earlier answers.
+    #[must_use]
+    pub fn continuation(&self, text: &[u32], most: usize) -> Vec<u32> {
+        let mut draft = Draft::new();
+        self.guess(text, most, &mut draft);
+        draft.tokens
+    }
+
+    /// Appends at most `most` tokens to `draft` by what came after the end of `text`.
+    pub(crate) fn guess(&self, text: &[u32], most: usize, draft: &mut Draft) {
         let texts = self.lock();
         let gone = texts.lookup.len() - texts.kept;
-        let Some(found) = texts.lookup.find(text, gone) else {
-            return 0;
-        };
-        output.extend(texts.lookup.continuation(found).take(most));
-        found.length
+        draft.vote(&texts.lookup, most, |found| {
+            texts.lookup.find(text, gone, found);
+        });
     }
 }
 
@@ -126,14 +132,16 @@ mod tests {
         let corpus = Corpus::new(1000);
         corpus.add(&[1, 2, 3], &[10, 11, 12, 13]);
         corpus.add(&[1, 2, 3], &[10, 20, 21]);
-        let find = |text: &[u32]| {
-            let mut output = Vec::new();
-            (corpus.find(text, 2, &mut output), output)
-        };
-        assert_eq!(find(&[1, 2, 3]), (3, vec![10, 20]), "the latest");
-        assert_eq!(find(&[5, 11, 12]), (2, vec![13]));
-        assert_eq!(find(&[12, 13]), (0, vec![]), "nothing follows");
-        assert_eq!(find(&[21, 1]), (0, vec![]), "texts are apart");
+        assert_eq!(corpus.continuation(&[1, 2, 3], 2), [10, 20], "the latest");
+        assert_eq!(corpus.continuation(&[5, 11, 12], 2), [13]);
+        assert!(
+            corpus.continuation(&[12, 13], 2).is_empty(),
+            "nothing follows"
+        );
+        assert!(
+            corpus.continuation(&[21, 4], 2).is_empty(),
+            "texts are apart"
+        );
     }
 
     #[test]
@@ -145,10 +153,9 @@ mod tests {
             assert!(corpus.token_count() <= 100);
             assert!(corpus.lock().lookup.len() <= 211);
         }
-        let mut output = Vec::new();
-        assert_eq!(corpus.find(&[3, 4], 9, &mut output), 0);
-        assert_eq!(corpus.find(&[1000, 1001], 9, &mut output), 2);
+        assert!(corpus.continuation(&[3, 4], 2).is_empty());
+        assert_eq!(corpus.continuation(&[1000, 1001], 2), [1002, 1003]);
         corpus.add(&[], &[7; 200]);
-        assert_eq!(corpus.find(&[7, 7], 9, &mut output), 0, "too long");
+        assert!(corpus.continuation(&[7, 7], 2).is_empty(), "too long");
     }
 }

@@ -3,18 +3,11 @@
 use std::sync::Arc;
 
 use super::acceptance::{Acceptance, Source};
+use super::vote::Draft;
 use super::{Corpus, DRAFT_MAX, Lookup, Sources};
 
 /// Guesses by which sources are compared.
 const COMPARED: usize = 8;
-
-/// What one source proposes.
-#[derive(Debug, Default)]
-struct Draft {
-    tokens: Vec<u32>,
-    /// Over how many tokens what they followed agreed with the end of the text.
-    length: usize,
-}
 
 /// Knows the text so far and proposes how it goes on.
 #[derive(Debug)]
@@ -43,10 +36,7 @@ impl Guesser {
             own: sources.own,
             corpus: sources.corpus.clone(),
             model: sources.model,
-            drafts: Source::ALL.map(|_| Draft {
-                tokens: Vec::with_capacity(DRAFT_MAX),
-                length: 0,
-            }),
+            drafts: Source::ALL.map(|_| Draft::new()),
             best: Source::Own,
             seen: Acceptance::default(),
         })
@@ -65,7 +55,7 @@ impl Guesser {
     /// The text, and where a model's guesses go.
     pub(crate) fn model_draft(&mut self) -> (&[u32], &mut Vec<u32>) {
         let draft = &mut self.drafts[Source::Model as usize];
-        draft.tokens.clear();
+        draft.clear();
         (self.text.tokens(), &mut draft.tokens)
     }
 
@@ -77,18 +67,13 @@ impl Guesser {
     /// Looks for guesses that cost nothing; returns how many the best source has, at most `most`.
     pub(crate) fn propose(&mut self, all: &Acceptance, most: usize) -> usize {
         let most = most.min(DRAFT_MAX);
-        for draft in &mut self.drafts {
-            draft.tokens.clear();
-        }
+        self.drafts.iter_mut().for_each(Draft::clear);
         let [own, corpus, _] = &mut self.drafts;
-        if self.own
-            && let Some(found) = self.text.find_own()
-        {
-            own.length = found.length;
-            own.tokens.extend(self.text.continuation(found).take(most));
+        if self.own {
+            own.vote(&self.text, most, |found| self.text.find_own(found));
         }
         if let Some(earlier) = &self.corpus {
-            corpus.length = earlier.find(self.text.tokens(), most, &mut corpus.tokens);
+            earlier.guess(self.text.tokens(), most, corpus);
         }
         self.take_best(all)
     }
@@ -122,9 +107,8 @@ impl Guesser {
     }
 
     fn probability_of(&self, all: &Acceptance, source: Source, guess: usize) -> f32 {
-        // Where guesses were right, the agreement has become longer.
-        let length = self.drafts[source as usize].length + guess;
-        all.probability(&self.seen, source, length)
+        let grounds = self.drafts[source as usize].grounds(guess);
+        all.probability(&self.seen, source, grounds)
     }
 
     /// The guesses of the best source.
@@ -139,22 +123,21 @@ impl Guesser {
         let guesses = best.tokens.iter().take(tried).zip(tokens);
         let accepted = guesses.take_while(|(guess, token)| guess == token).count();
         if tried > 0 {
-            all.tried(self.best, best.length, tried, accepted);
+            all.tried(self.best, best.grounds(0).agreement, tried, accepted);
         }
         for source in Source::ALL {
             let draft = &self.drafts[source as usize];
             for (index, (guess, token)) in draft.tokens.iter().zip(tokens).enumerate() {
                 let right = guess == token;
-                all.count(source, draft.length + index, right);
-                self.seen.count(source, draft.length + index, right);
+                let grounds = draft.grounds(index);
+                all.count(source, grounds, right);
+                self.seen.count(source, grounds, right);
                 if !right {
                     break;
                 }
             }
         }
-        for draft in &mut self.drafts {
-            draft.tokens.clear();
-        }
+        self.drafts.iter_mut().for_each(Draft::clear);
         self.text.extend(tokens);
         accepted
     }

@@ -1,17 +1,19 @@
 //! Finds where the end of a text has occurred before, as match finders of compressors do (LZ77): positions with the same
-//! last tokens are chained by a hash, the latest first, and of a bounded number of them the one that agrees over the most
-//! tokens wins.
+//! last tokens are chained by a hash, the latest first, and a bounded number of them is looked at.
 
 use std::ops::Range;
 
-/// Tokens that must agree at least.
-const MATCH_MIN: usize = 2;
-
 /// Agreement beyond which longer ones are no better.
-const MATCH_ENOUGH: usize = 32;
+pub(crate) const AGREEMENT_MAX: usize = 32;
 
-/// Earlier positions that are looked at.
-const CANDIDATES_MAX: usize = 48;
+/// Earlier positions with the same last two tokens that are looked at.
+const PAIRS_MAX: usize = 48;
+
+/// With fewer of those, this many with the same last token are looked at, too.
+const SINGLES_MAX: usize = 16;
+
+/// Most occurrences that a search finds.
+pub(crate) const OCCURRENCES_MAX: usize = PAIRS_MAX + SINGLES_MAX;
 
 /// Marks the end of a chain.
 const NONE: u32 = u32::MAX;
@@ -21,177 +23,203 @@ pub(super) const SEPARATOR: u32 = u32::MAX;
 
 /// An earlier occurrence of a text's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Occurrence {
     /// Where its continuation begins.
-    pub at: usize,
-    /// Over how many tokens it agrees; [`MATCH_ENOUGH`] stands for more.
-    pub length: usize,
+    pub(crate) at: usize,
+    /// Over how many tokens it agrees; [`AGREEMENT_MAX`] stands for more.
+    pub(crate) agreement: usize,
 }
 
-/// A text, or several, that can be looked through for the end of one.
+/// Positions by the tokens that end there.
 #[derive(Clone, Debug, Default)]
-pub struct Lookup {
-    tokens: Vec<u32>,
-    /// For each position, the one before it with the same hash; the hash is of the tokens that end there.
+struct Chains {
+    /// For each position, the one before it with the same hash.
     previous: Vec<u32>,
     /// Latest position of each hash. Its length is a power of two, or zero.
     latest: Vec<u32>,
 }
 
+impl Chains {
+    /// Puts the next position at the head of the chain of `key`, if that is something to be found by.
+    fn push(&mut self, key: Option<u64>) {
+        let named = u32::try_from(self.previous.len()).unwrap_or(NONE);
+        let slot = key
+            .filter(|_| !self.latest.is_empty() && named != NONE)
+            .map(|key| slot(key, self.latest.len()));
+        let head = slot.map(|slot| core::mem::replace(&mut self.latest[slot], named));
+        self.previous.push(head.unwrap_or(NONE));
+    }
+
+    /// The positions of `key`'s hash, the latest first.
+    fn positions(&self, key: Option<u64>) -> impl Iterator<Item = usize> + '_ {
+        let head = key
+            .filter(|_| !self.latest.is_empty())
+            .map_or(NONE, |key| self.latest[slot(key, self.latest.len())]);
+        let named = |position: u32| (position != NONE).then_some(position as usize);
+        std::iter::successors(named(head), move |&at| named(self.previous[at]))
+    }
+}
+
+/// Slot, among `slots`, of a key.
+fn slot(key: u64, slots: usize) -> usize {
+    // Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
+    let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 32) as usize & (slots - 1)
+}
+
+/// By what a text's end is found: its last two tokens, and its last one; nothing where a text ends.
+fn keys(text: &[u32]) -> (Option<u64>, Option<u64>) {
+    match *text {
+        [.., last] if last == SEPARATOR => (None, None),
+        [.., before, last] if before != SEPARATOR => (
+            Some((u64::from(before) << 32) | u64::from(last)),
+            Some(u64::from(last)),
+        ),
+        [.., last] => (None, Some(u64::from(last))),
+        [] => (None, None),
+    }
+}
+
+/// A text, or several, that can be looked through for the end of one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lookup {
+    tokens: Vec<u32>,
+    pairs: Chains,
+    singles: Chains,
+}
+
 impl Lookup {
     /// An empty one with room for `tokens` tokens.
-    #[must_use]
-    pub fn with_capacity(tokens: usize) -> Lookup {
+    pub(crate) fn with_capacity(tokens: usize) -> Lookup {
         let mut lookup = Lookup {
             tokens: Vec::with_capacity(tokens),
-            previous: Vec::with_capacity(tokens),
-            latest: Vec::new(),
+            ..Lookup::default()
         };
         lookup.grow(tokens);
         lookup
     }
 
     /// The tokens so far.
-    #[must_use]
-    pub fn tokens(&self) -> &[u32] {
+    pub(crate) fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
     /// Number of tokens, separators included.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
     /// Appends tokens; positions beyond `u32::MAX - 1` are not found.
-    pub fn extend(&mut self, tokens: &[u32]) {
+    pub(crate) fn extend(&mut self, tokens: &[u32]) {
         for &token in tokens {
             self.push(token);
         }
     }
 
     /// Ends a text: what comes after has nothing to do with what was before.
-    pub fn separate(&mut self) {
+    pub(crate) fn separate(&mut self) {
         self.push(SEPARATOR);
     }
 
-    /// Appends a token.
-    pub fn push(&mut self, token: u32) {
-        let position = self.tokens.len();
+    fn push(&mut self, token: u32) {
         self.tokens.push(token);
-        if self.latest.len() < self.tokens.len() {
+        if self.pairs.latest.len() < self.tokens.len() {
             self.grow(self.tokens.len() * 2);
-        }
-        self.previous.push(NONE);
-        self.link(position);
-    }
-
-    /// Puts a position at the head of its chain.
-    fn link(&mut self, position: usize) {
-        let slot = slot_of(&self.tokens[..=position], self.latest.len());
-        if let (Some(slot), Ok(named)) = (slot, u32::try_from(position)) {
-            self.previous[position] = self.latest[slot];
-            self.latest[slot] = named;
+        } else {
+            self.link(self.tokens.len());
         }
     }
 
-    /// Makes the table fit for `tokens` tokens and fills it again.
+    /// Chains the position at which the first `count` tokens end.
+    fn link(&mut self, count: usize) {
+        let (pair, single) = keys(&self.tokens[..count]);
+        self.pairs.push(pair);
+        self.singles.push(single);
+    }
+
+    /// Makes the tables fit for `tokens` tokens and fills them again.
     fn grow(&mut self, tokens: usize) {
         let slots = tokens.max(16).next_power_of_two();
-        self.latest.clear();
-        self.latest.resize(slots, NONE);
-        for position in 0..self.previous.len() {
-            self.previous[position] = NONE;
-            self.link(position);
+        for chains in [&mut self.pairs, &mut self.singles] {
+            chains.latest.clear();
+            chains.latest.resize(slots, NONE);
+            chains.previous.clear();
+            chains.previous.reserve(tokens);
+        }
+        for count in 1..=self.tokens.len() {
+            self.link(count);
         }
     }
 
-    /// Where the end of its own text has occurred before; the longest agreement, the latest of equals.
-    #[must_use]
-    pub fn find_own(&self) -> Option<Found> {
-        // The latest position of the chain is the end itself.
-        self.search(&self.tokens, 0..self.tokens.len().checked_sub(1)?)
+    /// Finds where the end of its own text has occurred before.
+    pub(crate) fn find_own(&self, found: &mut Vec<Occurrence>) {
+        // The latest position of a chain is the end itself.
+        self.search(&self.tokens, 0..self.len().saturating_sub(1), found);
     }
 
-    /// Where the end of `text` has occurred from position `start` on.
-    #[must_use]
-    pub fn find(&self, text: &[u32], start: usize) -> Option<Found> {
-        self.search(text, start..self.tokens.len())
+    /// Finds where the end of `text` has occurred from position `start` on.
+    pub(crate) fn find(&self, text: &[u32], start: usize, found: &mut Vec<Occurrence>) {
+        self.search(text, start..self.len(), found);
     }
 
-    /// The tokens that came after an occurrence, up to the end of that text.
-    pub fn continuation(&self, found: Found) -> impl Iterator<Item = u32> + '_ {
-        let tokens = self.tokens.get(found.at..).unwrap_or_default();
-        tokens
-            .iter()
-            .copied()
-            .take_while(|&token| token != SEPARATOR)
-    }
-
-    /// The best of `positions` where `text` may end.
-    fn search(&self, text: &[u32], positions: Range<usize>) -> Option<Found> {
-        let slot = slot_of(text, self.latest.len())?;
-        let mut best: Option<Found> = None;
-        let mut position = self.latest[slot];
-        for _ in 0..CANDIDATES_MAX {
-            // A chain goes back in the text.
-            if position == NONE || (position as usize) < positions.start {
-                break;
-            }
-            let at = position as usize;
-            position = self.previous[at];
-            if at >= positions.end {
-                continue;
-            }
-            let length = self.agreement(text, at);
-            // Nothing follows the end of a text.
-            let continues = self
-                .tokens
-                .get(at + 1)
-                .is_some_and(|&token| token != SEPARATOR);
-            if length >= MATCH_MIN && continues && best.is_none_or(|best| length > best.length) {
-                best = Some(Found { at: at + 1, length });
-                if length == MATCH_ENOUGH {
-                    break;
+    /// Sets `found` to those of `positions` where `text` may end and something follows, the latest first of those that
+    /// agree over two tokens and more, then of those that agree over one.
+    fn search(&self, text: &[u32], positions: Range<usize>, found: &mut Vec<Occurrence>) {
+        found.clear();
+        let (pair, single) = keys(text);
+        let tried = |chains: &'_ Chains,
+                     key,
+                     most: usize,
+                     fits: fn(usize) -> bool,
+                     found: &mut Vec<Occurrence>| {
+            let known = chains
+                .positions(key)
+                .take_while(|&at| at >= positions.start);
+            for at in known.filter(|&at| at < positions.end).take(most) {
+                let agreement = self.agreement(text, at);
+                let continues = self
+                    .tokens
+                    .get(at + 1)
+                    .is_some_and(|&next| next != SEPARATOR);
+                if fits(agreement) && continues {
+                    found.push(Occurrence {
+                        at: at + 1,
+                        agreement,
+                    });
                 }
             }
+        };
+        tried(
+            &self.pairs,
+            pair,
+            PAIRS_MAX,
+            |agreement| agreement >= 2,
+            found,
+        );
+        if found.len() < SINGLES_MAX {
+            tried(
+                &self.singles,
+                single,
+                SINGLES_MAX,
+                |agreement| agreement == 1,
+                found,
+            );
         }
-        best
     }
 
     /// Over how many tokens the text that ends at position `at` agrees with the end of `text`.
     fn agreement(&self, text: &[u32], at: usize) -> usize {
         let mine = self.tokens[..=at].iter().rev();
         mine.zip(text.iter().rev())
-            .take(MATCH_ENOUGH)
+            .take(AGREEMENT_MAX)
             .take_while(|(mine, its)| mine == its && **mine != SEPARATOR)
             .count()
     }
 }
 
-/// Slot, among `slots`, of a text by its last tokens; `None` if it is too short or ends a text.
-fn slot_of(text: &[u32], slots: usize) -> Option<usize> {
-    let &[.., before, last] = text else {
-        return None;
-    };
-    if slots == 0 || before == SEPARATOR || last == SEPARATOR {
-        return None;
-    }
-    // Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
-    let key = (u64::from(before) << 32) | u64::from(last);
-    let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    Some((hash >> 32) as usize & (slots - 1))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Found, Lookup, MATCH_ENOUGH};
+    use super::{AGREEMENT_MAX, Lookup, OCCURRENCES_MAX, Occurrence};
     use proptest::prelude::*;
 
     fn lookup(tokens: &[u32]) -> Lookup {
@@ -200,28 +228,28 @@ mod tests {
         lookup
     }
 
+    fn own(tokens: &[u32]) -> Vec<(usize, usize)> {
+        let mut found = Vec::new();
+        lookup(tokens).find_own(&mut found);
+        pairs(&found)
+    }
+
+    fn pairs(found: &[Occurrence]) -> Vec<(usize, usize)> {
+        found.iter().map(|one| (one.at, one.agreement)).collect()
+    }
+
     #[test]
-    fn the_longest_agreement_wins_and_the_latest_of_equals() {
-        let text = [9, 1, 2, 3, 7, 1, 2, 4, 8, 9, 1, 2, 5, 6, 1, 2];
-        // "1 2" three times before; only the end's neighbour 6 is nowhere, so the latest wins.
-        assert_eq!(lookup(&text).find_own(), Some(Found { at: 12, length: 2 }));
-        let text = [9, 1, 2, 3, 7, 1, 2, 4, 8, 9, 1, 2];
-        let found = lookup(&text).find_own().unwrap();
-        assert_eq!(found, Found { at: 3, length: 3 });
-        let lookup = lookup(&text);
-        assert!(lookup.continuation(found).eq([3, 7, 1, 2, 4, 8, 9, 1, 2]));
+    fn the_latest_come_first_and_single_tokens_last() {
+        let text = [9, 1, 2, 3, 7, 1, 2, 4, 2, 8, 9, 1, 2];
+        assert_eq!(own(&text), [(7, 2), (3, 3), (9, 1)]);
     }
 
     #[test]
     fn what_never_occurred_is_not_found() {
-        assert_eq!(lookup(&[]).find_own(), None);
-        assert_eq!(lookup(&[1]).find_own(), None);
-        assert_eq!(lookup(&[1, 2, 3, 4]).find_own(), None);
-        assert_eq!(
-            lookup(&[1, 2, 3, 2]).find_own(),
-            None,
-            "one token is too few"
-        );
+        assert!(own(&[]).is_empty());
+        assert!(own(&[1]).is_empty());
+        assert!(own(&[1, 2, 3, 4]).is_empty());
+        assert_eq!(own(&[1, 2, 3, 2]), [(2, 1)]);
     }
 
     #[test]
@@ -230,31 +258,40 @@ mod tests {
         corpus.separate();
         corpus.extend(&[4, 2, 3, 5]);
         corpus.separate();
-        let found = corpus.find(&[8, 2, 3], 0).unwrap();
-        assert_eq!(found, Found { at: 7, length: 2 });
-        assert!(corpus.continuation(found).eq([5]));
-        assert_eq!(corpus.find(&[1, 2, 3], 0), Some(Found { at: 7, length: 2 }));
-        assert_eq!(corpus.find(&[3, 5], 0), None, "nothing follows the end");
+        let find = |text: &[u32], start| {
+            let mut found = Vec::new();
+            corpus.find(text, start, &mut found);
+            pairs(&found)
+        };
+        assert_eq!(find(&[8, 2, 3], 0), [(7, 2)]);
+        assert_eq!(
+            find(&[1, 2, 3], 0),
+            [(7, 2)],
+            "nothing follows the first text"
+        );
+        assert_eq!(find(&[3, 5], 0), [], "nor the second");
+        assert_eq!(find(&[1, 2], 0), [(2, 2), (6, 1)]);
+        assert_eq!(find(&[1, 2], 3), [(6, 1)]);
     }
 
     #[test]
     fn agreement_is_bounded() {
-        let found = lookup(&[7; 100]).find_own().unwrap();
-        assert_eq!(found.length, MATCH_ENOUGH);
+        let found = own(&[7; 100]);
+        assert_eq!(found[0], (99, AGREEMENT_MAX));
+        assert!(found.len() <= OCCURRENCES_MAX);
     }
 
     proptest! {
         #[test]
         fn what_is_found_agrees(tokens in prop::collection::vec(0_u32..4, 0..200)) {
-            let lookup = lookup(&tokens);
-            if let Some(Found { at, length }) = lookup.find_own() {
-                prop_assert!(at < tokens.len());
-                prop_assert_eq!(&tokens[at - length..at], &tokens[tokens.len() - length..]);
-            } else {
-                // No pair of tokens before has the end's two.
-                let end = &tokens[tokens.len().saturating_sub(2)..];
-                let before = &tokens[..tokens.len().saturating_sub(1)];
-                prop_assert!(end.len() < 2 || !before.windows(2).any(|pair| pair == end));
+            let found = own(&tokens);
+            prop_assert!(found.len() <= OCCURRENCES_MAX);
+            for &(at, agreement) in &found {
+                prop_assert!(at < tokens.len() && agreement > 0);
+                prop_assert_eq!(&tokens[at - agreement..at], &tokens[tokens.len() - agreement..]);
+            }
+            if let ([before @ .., last], true) = (&*tokens, found.is_empty()) {
+                prop_assert!(!before.contains(last));
             }
         }
     }

@@ -21,16 +21,17 @@ mod lookup;
 mod model;
 mod plan;
 pub mod store;
+mod vote;
 
 pub use acceptance::{GuessCount, Source};
 pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
 pub use costs::{COLUMNS_MAX, PassCosts};
 pub use drafter::{Drafter, NEAR_TOKENS, Wanted};
-pub use lookup::{Found, Lookup};
 pub use model::{DraftError, DraftModel};
 
 pub(crate) use acceptance::Acceptance;
 pub(crate) use guesser::Guesser;
+pub(crate) use lookup::Lookup;
 pub(crate) use plan::{GAIN_MIN, Planner, Proposal};
 
 use std::sync::Arc;

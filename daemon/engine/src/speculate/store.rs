@@ -198,9 +198,7 @@ mod tests {
         write(&folder, &KEY, 50, &corpus()).expect("written");
         let again = read(&folder, &KEY, 50, 1000).expect("read");
         assert_eq!(again.texts(), corpus().texts());
-        let mut output = Vec::new();
-        assert_eq!(again.find(&[5, 11, 12], 9, &mut output), 2);
-        assert_eq!(output, [13]);
+        assert_eq!(again.continuation(&[5, 11, 12], 9), [13]);
         assert_eq!(kind(&KEY, 51), ErrorKind::InvalidData);
         let other = CorpusKey([8; 32]);
         assert_eq!(kind(&other, 50), ErrorKind::NotFound);
@@ -209,7 +207,7 @@ mod tests {
         // Of a shorter one, the latest answers are left.
         let short = read(&folder, &KEY, 50, 8).expect("read");
         assert_eq!(short.token_count(), 7);
-        assert_eq!(short.find(&[5, 11, 12], 9, &mut output), 0);
+        assert!(short.continuation(&[5, 11, 12], 9).is_empty());
     }
 
     #[test]
