@@ -27,6 +27,9 @@ use simulated::Simulated;
 const REPEATED_TOKENS: usize = 8;
 const REPEATS_MAX: usize = 3;
 
+/// Tokens of a pass up to which its cost is reported.
+const COSTS_SHOWN: usize = 12;
+
 /// Tokens of a class's earlier answers that are looked through.
 const CORPUS_TOKENS: usize = 1 << 16;
 
@@ -299,7 +302,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             eprint!("\r{} of {} prompts", index + 1, prompts.len());
         }
     }
-    report(arguments, &groups)
+    report(arguments, &groups, generator.costs())
 }
 
 /// The draft model, with a KV cache like that of `executor`.
@@ -465,7 +468,14 @@ fn answer(
     })
 }
 
-fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()> {
+fn report(
+    arguments: &Arguments,
+    groups: &BTreeMap<&str, Measured>,
+    costs: &PassCosts,
+) -> Result<()> {
+    let costs: Vec<f32> = (1..=COSTS_SHOWN)
+        .map(|columns| (costs.of(columns) * 100.0).round() / 100.0)
+        .collect();
     let mut all = Measured::default();
     for measured in groups.values() {
         all.add(measured);
@@ -486,6 +496,7 @@ fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()
                     "right": right,
                     "cost": arguments.simulate_cost,
                 })),
+                "pass_costs": costs,
                 "all": all.json(),
                 "groups": groups,
             })
@@ -514,6 +525,12 @@ fn report(arguments: &Arguments, groups: &BTreeMap<&str, Measured>) -> Result<()
             measured.worst,
         )?;
     }
+    let costs: Vec<String> = costs.iter().map(|cost| format!("{cost:.2}")).collect();
+    writeln!(
+        stdout,
+        "cost of a pass over 1 to {COSTS_SHOWN} tokens: {}",
+        costs.join(" ")
+    )?;
     if all.constrained > 0 {
         writeln!(
             stdout,

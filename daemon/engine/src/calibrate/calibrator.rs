@@ -38,7 +38,8 @@ pub struct Calibrator {
     step: usize,
     read_bytes_per_s: f64,
     multiply_adds_per_s: f64,
-    products: [Duration; COLUMNS_MAX],
+    /// Seconds a byte of weights.
+    products: [f64; COLUMNS_MAX],
     wake: Duration,
 }
 
@@ -48,7 +49,7 @@ impl Default for Calibrator {
             step: 0,
             read_bytes_per_s: 0.0,
             multiply_adds_per_s: 0.0,
-            products: [Duration::MAX; COLUMNS_MAX],
+            products: [f64::INFINITY; COLUMNS_MAX],
             wake: Duration::MAX,
         }
     }
@@ -79,9 +80,10 @@ impl Calibrator {
             // All numbers of columns in turn, so that a busy moment does not fall on one of them alone.
             let at = step - AFTER_ARITHMETIC;
             let (round, index) = (at / COLUMNS_MAX, at % COLUMNS_MAX);
-            let took = probe.products(index + 1);
-            if round > 0 {
-                self.products[index] = self.products[index].min(took);
+            let (bytes, took) = probe.products(index + 1, at);
+            if round > 0 && bytes > 0 {
+                let each = took.as_secs_f64() / bytes as f64;
+                self.products[index] = self.products[index].min(each);
             }
         } else if step < AFTER_WAKES {
             if let Some(took) = probe.wake() {
@@ -94,7 +96,7 @@ impl Calibrator {
     }
 
     fn result(&self) -> Progress {
-        let one = self.products[0].as_secs_f32();
+        let one = self.products[0];
         // A pool of one thread has nobody to wake.
         let wake = if self.wake == Duration::MAX {
             Duration::ZERO
@@ -104,7 +106,7 @@ impl Calibrator {
         let calibration = Calibration {
             read_bytes_per_s: self.read_bytes_per_s,
             multiply_adds_per_s: self.multiply_adds_per_s,
-            column_cost: self.products.map(|took| took.as_secs_f32() / one),
+            column_cost: self.products.map(|each| (each / one) as f32),
             wake_s: wake.as_secs_f32(),
             // Going to sleep costs about as much as being woken.
             spin_s: (2 * wake).clamp(SPIN_MIN, SPIN_MAX).as_secs_f32(),

@@ -12,7 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// A number for each change of what is measured or how it is written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 4096;

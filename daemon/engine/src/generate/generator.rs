@@ -100,6 +100,12 @@ impl<F: Forward> Generator<F> {
         self.guessing.costs = costs.with_drafter_of(&self.guessing.costs);
     }
 
+    /// What passes cost, as far as is known.
+    #[must_use]
+    pub fn costs(&self) -> &PassCosts {
+        &self.guessing.costs
+    }
+
     /// Sets what makes guesses for requests that ask for it ([`crate::speculate::Sources::model`]), and what its going
     /// through its weights is expected to cost, relative to a pass over one token.
     pub fn set_drafter(&mut self, drafter: Box<dyn Drafter>, cost: f32) {

@@ -6,7 +6,7 @@
 use super::PassCosts;
 
 /// Least gain for which guesses are tried; less is within what costs and probabilities are off by.
-pub(crate) const GAIN_MIN: f32 = 1.05;
+pub(crate) const GAIN_MIN: f32 = 1.08;
 
 /// Decides how many guesses are tried.
 #[derive(Debug, Default)]

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Bytes of weights that are read: twice the largest cache of the machines served.
 const SPAN_BYTES: usize = 64 << 20;
 
+/// Spans that are worked on in turn: more than caches hold, few enough that the first round brings all of them in.
+const SPANS: usize = 3;
+
 /// Bytes that a thread reads at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -65,24 +68,35 @@ impl<'a> Probe<'a> {
         Format::ALL.into_iter().max_by_key(|&format| bytes(format))
     }
 
-    /// Matrices of that format, no more than the span takes.
-    fn span(&self) -> Vec<&'a Matrix> {
+    /// Matrices of that format, no more than the span takes; those that come around at `turn`.
+    fn span(&self, turn: usize) -> Vec<&'a Matrix> {
         let format = self.format();
         let matrices = self.model.matrices().iter();
-        let own = matrices.filter(|matrix| Some(matrix.format) == format);
-        let mut bytes = 0;
-        own.take_while(|matrix| {
-            let room = bytes < SPAN_BYTES;
-            bytes += matrix.range.len();
-            room
-        })
-        .collect()
+        let own: Vec<_> = matrices
+            .filter(|matrix| Some(matrix.format) == format)
+            .collect();
+        let total: usize = own.iter().map(|matrix| matrix.range.len()).sum();
+        let start = (turn % SPANS * SPAN_BYTES).checked_rem(total).unwrap_or(0);
+        let (mut before, mut bytes) = (0, 0);
+        let first = own.iter().position(|matrix| {
+            before += matrix.range.len();
+            before > start
+        });
+        let (early, late) = own.split_at(first.unwrap_or(0));
+        let around = late.iter().chain(early).copied();
+        around
+            .take_while(|matrix| {
+                let room = bytes < SPAN_BYTES;
+                bytes += matrix.range.len();
+                room
+            })
+            .collect()
     }
 
     /// What the weights are, for the key of what was measured.
     pub(crate) fn weights_name(&self) -> String {
         let format = self.format().map_or("none", Format::name);
-        let elements = self.span().first().map_or(0, |matrix| matrix.row_elements);
+        let elements = self.span(0).first().map_or(0, |matrix| matrix.row_elements);
         let layout = if self.pack.is_some() { "packed" } else { "raw" };
         format!("{layout} {format} of {elements}")
     }
@@ -91,7 +105,7 @@ impl<'a> Probe<'a> {
     pub(crate) fn read(&mut self) -> (usize, Duration) {
         let mut left = SPAN_BYTES;
         let mut pieces = Vec::new();
-        for matrix in self.span() {
+        for matrix in self.span(0) {
             let weights = self.model.weights(self.pack.as_deref());
             let [place] = weights.places([matrix], &mut self.cpu.pool.pool);
             let (Place::Raw(bytes) | Place::Packed(bytes)) = place;
@@ -126,9 +140,10 @@ impl<'a> Probe<'a> {
         (each * ARITHMETIC_PIECES as u64, took)
     }
 
-    /// How long products of the span with so many columns take.
-    pub(crate) fn products(&mut self, count: usize) -> Duration {
-        let span = self.span();
+    /// How long products of the span of `turn` with so many columns take, and how many bytes of weights it has. The next
+    /// turn has other weights where there are any, so that none are in a cache that would not be during passes.
+    pub(crate) fn products(&mut self, count: usize, turn: usize) -> (usize, Duration) {
+        let span = self.span(turn);
         let widest = span
             .iter()
             .map(|matrix| matrix.row_elements)
@@ -143,7 +158,7 @@ impl<'a> Probe<'a> {
         let mut output = vec![0.0; count * longest];
         let weights = self.model.weights(self.pack.as_deref());
         let Cpu { table, pool, .. } = &mut *self.cpu;
-        best(|| {
+        let took = best(|| {
             for matrix in &span {
                 let columns = levels.columns(&values, matrix.row_elements, count);
                 let product = Product {
@@ -152,7 +167,9 @@ impl<'a> Probe<'a> {
                 };
                 multiply(table, pool, weights, columns, [product]);
             }
-        })
+        });
+        let bytes = span.iter().map(|matrix| matrix.range.len()).sum();
+        (bytes, took)
     }
 
     /// How long it takes until all workers that sleep have begun a phase; `None` without workers, or if one did not come.
