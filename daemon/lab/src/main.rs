@@ -4,6 +4,11 @@
 
 mod bench;
 mod calibrate;
+#[cfg(feature = "draft")]
+mod draft;
+#[cfg(not(feature = "draft"))]
+#[path = "draft_not_built.rs"]
+mod draft;
 mod embed;
 mod generate;
 mod kernels;
@@ -52,6 +57,8 @@ enum Command {
     Ppl(ppl::Arguments),
     /// Print the token ids of a text, special tokens neither added nor recognized.
     Tokenize(tokenize::Arguments),
+    /// Make a small draft model from a target: some of its layers, trained to say what it says.
+    Draft(draft::Arguments),
     /// Print the vector that an embedding model makes of a text.
     Embed(embed::Arguments),
     /// Continue a text.
@@ -162,6 +169,7 @@ fn main() -> ExitCode {
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Ppl(arguments) => ppl::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Draft(arguments) => draft::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Speculate(arguments) => speculate::run(&arguments),

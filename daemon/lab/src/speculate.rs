@@ -20,6 +20,8 @@ use andon_engine::{Executor, ExecutorOptions};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use prompts::Prompt;
+#[cfg(feature = "draft")]
+pub(crate) use prompts::tokens_of;
 use serde_json::json;
 use simulated::Simulated;
 
@@ -98,7 +100,8 @@ enum SourceName {
     Model,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+/// A number between 0 and 1.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("expected a number between 0 and 1".to_owned()),

@@ -5,17 +5,15 @@
 //! beyond the bytes is a pair of them. The same file on every machine.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek as _, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use andon_engine::gguf::{Value, Writer};
 use andon_kernels::Format;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::random::Random;
-
-/// Where tensors start: multiples of this.
-const ALIGNMENT: u64 = 32;
 
 /// Bytes of tokens: those of the end of text, of every byte, and of every pair of bytes.
 const VOCABULARY_MAX: usize = 1 + 256 + 256 * 256;
@@ -102,13 +100,42 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn bytes(&self) -> Result<u64> {
-        let row = self.format.bytes(self.columns).with_context(|| {
-            let format = self.format.name();
-            format!("rows of {} are not whole blocks of {format}", self.columns)
-        })?;
-        Ok(row as u64 * self.rows as u64)
+    /// Writes random elements, some rows at a time.
+    fn draw(&self, seed: u64, out: &mut dyn Write) -> io::Result<()> {
+        if self.rows == 1 {
+            return out.write_all(&1f32.to_le_bytes().repeat(self.columns));
+        }
+        // Small enough that the residual stream stays near its size.
+        let deviation = 0.7 / (self.columns as f32).sqrt();
+        let mut random = Random::new(seed);
+        let row_bytes = self.format.bytes(self.columns).unwrap_or_default();
+        let mut rows = vec![0; ROWS * row_bytes];
+        let mut left = self.rows;
+        while left > 0 {
+            let taken = left.min(ROWS);
+            let rows = &mut rows[..taken * row_bytes];
+            random
+                .weights(self.format, deviation, rows)
+                .map_err(io::Error::other)?;
+            out.write_all(rows)?;
+            left -= taken;
+        }
+        Ok(())
     }
+}
+
+/// A file of the smallest shape, for tests.
+#[cfg(test)]
+pub(crate) fn write_small(path: &Path, format: Format, vocabulary: usize) -> Result<()> {
+    let arguments = Arguments {
+        out: path.to_owned(),
+        shape: SHAPES[0],
+        format,
+        head: format,
+        vocabulary,
+        context: 512,
+    };
+    write(&arguments, path)
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -129,57 +156,32 @@ fn write(arguments: &Arguments, path: &Path) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     let tensors = tensors(arguments);
-    let metadata = metadata(arguments);
-    file.write_all(b"GGUF")?;
-    file.write_all(&3u32.to_le_bytes())?;
-    file.write_all(&(tensors.len() as u64).to_le_bytes())?;
-    file.write_all(&metadata.count.to_le_bytes())?;
-    file.write_all(&metadata.bytes)?;
-    let mut offset = 0u64;
+    let mut writer = metadata(arguments);
     for tensor in &tensors {
-        let mut info = Vec::new();
-        put_text(&mut info, &tensor.name);
         let dimensions: &[usize] = match tensor.rows {
             1 => &[tensor.columns],
             rows => &[tensor.columns, rows],
         };
-        info.extend((dimensions.len() as u32).to_le_bytes());
-        for &dimension in dimensions {
-            info.extend((dimension as u64).to_le_bytes());
-        }
-        info.extend(tensor.format.ggml_id().to_le_bytes());
-        info.extend(offset.to_le_bytes());
-        file.write_all(&info)?;
-        offset += tensor.bytes()?.next_multiple_of(ALIGNMENT);
+        let known = writer.tensor(&tensor.name, dimensions, tensor.format);
+        known.with_context(|| {
+            let format = tensor.format.name();
+            format!(
+                "rows of {} are not whole blocks of {format}",
+                tensor.columns
+            )
+        })?;
     }
-    pad(&mut file)?;
-    for (index, tensor) in tensors.iter().enumerate() {
-        let row_bytes = (tensor.bytes()? / tensor.rows as u64) as usize;
-        if tensor.rows == 1 {
-            file.write_all(&1f32.to_le_bytes().repeat(tensor.columns))?;
-        } else {
-            // Small enough that the residual stream stays near its size.
-            let deviation = 0.7 / (tensor.columns as f32).sqrt();
-            let mut random = Random::new(index as u64 + 1);
-            let mut rows = vec![0; ROWS * row_bytes];
-            let mut left = tensor.rows;
-            while left > 0 {
-                let taken = left.min(ROWS);
-                let rows = &mut rows[..taken * row_bytes];
-                random.weights(tensor.format, deviation, rows)?;
-                file.write_all(rows)?;
-                left -= taken;
-            }
-        }
-        pad(&mut file)?;
-    }
+    let mut seeds = 1..;
+    writer.write(&mut file, |name, out| {
+        let (Some(seed), Some(tensor)) = (
+            seeds.next(),
+            tensors.iter().find(|tensor| tensor.name == name),
+        ) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        tensor.draw(seed, out)
+    })?;
     Ok(file.flush()?)
-}
-
-fn pad(file: &mut BufWriter<File>) -> Result<()> {
-    let at = file.stream_position()?;
-    let missing = at.next_multiple_of(ALIGNMENT) - at;
-    Ok(file.write_all(&[0; ALIGNMENT as usize][..missing as usize])?)
 }
 
 fn tensors(arguments: &Arguments) -> Vec<Tensor> {
@@ -218,96 +220,55 @@ fn tensors(arguments: &Arguments) -> Vec<Tensor> {
     tensors
 }
 
-/// Key-value pairs as a file has them.
-#[derive(Default)]
-struct Metadata {
-    count: u64,
-    bytes: Vec<u8>,
-}
-
-impl Metadata {
-    fn put(&mut self, key: &str, kind: u32, value: &[u8]) {
-        self.count += 1;
-        put_text(&mut self.bytes, key);
-        self.bytes.extend(kind.to_le_bytes());
-        self.bytes.extend(value);
-    }
-
-    fn u32(&mut self, key: &str, value: usize) {
-        self.put(key, 4, &(value as u32).to_le_bytes());
-    }
-
-    fn f32(&mut self, key: &str, value: f32) {
-        self.put(key, 6, &value.to_le_bytes());
-    }
-
-    fn text(&mut self, key: &str, value: &str) {
-        let mut bytes = Vec::new();
-        put_text(&mut bytes, value);
-        self.put(key, 8, &bytes);
-    }
-
-    fn list(&mut self, key: &str, kind: u32, count: usize, elements: &[u8]) {
-        let mut bytes = kind.to_le_bytes().to_vec();
-        bytes.extend((count as u64).to_le_bytes());
-        bytes.extend(elements);
-        self.put(key, 9, &bytes);
-    }
-}
-
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u64).to_le_bytes());
-    bytes.extend(text.as_bytes());
-}
-
-fn metadata(arguments: &Arguments) -> Metadata {
+fn metadata(arguments: &Arguments) -> Writer {
     let shape = &arguments.shape;
-    let mut meta = Metadata::default();
-    meta.text("general.architecture", "llama");
-    let format = arguments.format.name();
-    meta.text("general.name", &format!("random {} {format}", shape.name));
-    meta.u32("general.alignment", ALIGNMENT as usize);
-    meta.u32("llama.block_count", shape.layers);
-    meta.u32("llama.context_length", arguments.context as usize);
-    meta.u32("llama.embedding_length", shape.embedding);
-    meta.u32("llama.feed_forward_length", shape.feed_forward);
-    meta.u32("llama.attention.head_count", shape.heads);
-    meta.u32("llama.attention.head_count_kv", shape.kv_heads);
-    meta.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    meta.u32("llama.rope.dimension_count", shape.head_dim);
-    meta.f32("llama.rope.freq_base", 10_000.0);
-    meta.u32("llama.vocab_size", arguments.vocabulary);
+    let mut meta = Writer::new();
+    meta.put("general.architecture", &Value::Str("llama"));
+    let name = format!("random {} {}", shape.name, arguments.format.name());
+    meta.put("general.name", &Value::Str(&name));
+    for (key, count) in [
+        ("block_count", shape.layers),
+        ("context_length", arguments.context as usize),
+        ("embedding_length", shape.embedding),
+        ("feed_forward_length", shape.feed_forward),
+        ("attention.head_count", shape.heads),
+        ("attention.head_count_kv", shape.kv_heads),
+        ("rope.dimension_count", shape.head_dim),
+        ("vocab_size", arguments.vocabulary),
+    ] {
+        meta.put(&format!("llama.{key}"), &Value::U32(count as u32));
+    }
+    meta.put("llama.attention.layer_norm_rms_epsilon", &Value::F32(1e-5));
+    meta.put("llama.rope.freq_base", &Value::F32(10_000.0));
     vocabulary(&mut meta, arguments.vocabulary);
     meta
 }
 
 /// The end of text, every byte, and as many pairs of bytes as there is room for.
-fn vocabulary(meta: &mut Metadata, count: usize) {
+fn vocabulary(meta: &mut Writer, count: usize) {
     let bytes: Vec<String> = byte_names().map(String::from).collect();
     let pairs = || {
         let firsts = bytes.iter();
         let all = firsts.flat_map(|first| bytes.iter().map(move |second| (first, second)));
         all.take(count - 257)
     };
-    let (mut tokens, mut merges) = (Vec::new(), Vec::new());
-    put_text(&mut tokens, "<|endoftext|>");
-    for byte in &bytes {
-        put_text(&mut tokens, byte);
-    }
-    for (first, second) in pairs() {
-        put_text(&mut tokens, &format!("{first}{second}"));
-        put_text(&mut merges, &format!("{first} {second}"));
-    }
+    let mut tokens = vec!["<|endoftext|>".to_owned()];
+    tokens.extend(bytes.iter().cloned());
+    tokens.extend(pairs().map(|(first, second)| format!("{first}{second}")));
+    let merges: Vec<String> = pairs()
+        .map(|(first, second)| format!("{first} {second}"))
+        .collect();
     // 3 is a control token, 1 a normal one.
-    let types = (0..count).map(|token| if token == 0 { 3u32 } else { 1 });
-    let types: Vec<u8> = types.flat_map(u32::to_le_bytes).collect();
-    meta.text("tokenizer.ggml.model", "gpt2");
-    meta.text("tokenizer.ggml.pre", "gpt-2");
-    meta.list("tokenizer.ggml.tokens", 8, count, &tokens);
-    meta.list("tokenizer.ggml.token_type", 5, count, &types);
-    meta.list("tokenizer.ggml.merges", 8, count - 257, &merges);
-    meta.u32("tokenizer.ggml.bos_token_id", 0);
-    meta.u32("tokenizer.ggml.eos_token_id", 0);
+    let types: Vec<u32> = (0..count)
+        .map(|token| if token == 0 { 3 } else { 1 })
+        .collect();
+    meta.put("tokenizer.ggml.model", &Value::Str("gpt2"));
+    meta.put("tokenizer.ggml.pre", &Value::Str("gpt-2"));
+    meta.put_texts("tokenizer.ggml.tokens", &tokens);
+    meta.put_list("tokenizer.ggml.token_type", &types);
+    meta.put_texts("tokenizer.ggml.merges", &merges);
+    meta.put("tokenizer.ggml.bos_token_id", &Value::U32(0));
+    meta.put("tokenizer.ggml.eos_token_id", &Value::U32(0));
 }
 
 /// The letters that byte-level BPE writes bytes as: themselves where they are printable, else letters from 256 on.

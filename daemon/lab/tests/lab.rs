@@ -275,3 +275,173 @@ fn failures_say_what_and_where() {
     }
     assert_eq!(lab(&["bench", path, "--isa", "mmx"]).status.code(), Some(2));
 }
+
+#[cfg(feature = "draft")]
+mod draft {
+    use super::{json, lab, stdout};
+    use std::path::Path;
+
+    fn text(path: &Path) -> &str {
+        path.to_str().expect("UTF-8")
+    }
+
+    fn error(arguments: &[&str]) -> String {
+        let output = lab(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_draft_is_made_and_a_run_goes_on_where_it_was() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let (target, prompts, draft) = (
+            path("target.gguf"),
+            path("prompts.jsonl"),
+            path("draft.gguf"),
+        );
+        stdout(&[
+            "synth",
+            text(&target),
+            "--shape",
+            "25m",
+            "--format",
+            "q8_0",
+            "--head",
+            "q8_0",
+            "--vocabulary",
+            "400",
+        ]);
+        let line = |index| {
+            format!(
+                "{{\"prompt\": \"say {index}\", \"template\": \"{}\"}}\n",
+                index % 5
+            )
+        };
+        std::fs::write(&prompts, (0..10).map(line).collect::<String>()).expect("written");
+        let arguments = [
+            "draft",
+            text(&target),
+            "--raw",
+            "--threads",
+            "1",
+            "--prompts",
+            text(&prompts),
+            "--output",
+            text(&draft),
+            "--layers",
+            "2",
+            "--neurons",
+            "256",
+            "--vocabulary",
+            "300",
+            "--gen",
+            "8",
+            "--samples",
+            "1",
+            "--sequences",
+            "2",
+            "--sequence-tokens",
+            "64",
+            "--steps",
+            "2",
+            "--format",
+            "q4_0",
+            "--json",
+        ];
+        let report = json(&arguments);
+        assert_eq!(report["layers"], serde_json::json!([0, 3]));
+        assert_eq!(
+            (&report["steps"], &report["worth"]["prompts"]),
+            (&2.into(), &2.into())
+        );
+        assert_eq!(report["worth"]["lengths"][2]["length"], 3);
+        let made = std::fs::read(&draft).expect("read");
+
+        // Nothing is left to do but to write it again.
+        std::fs::remove_file(&draft).expect("removed");
+        json(&arguments);
+        assert_eq!(std::fs::read(&draft).expect("read"), made);
+        let speculate = [
+            "speculate",
+            text(&target),
+            "--raw",
+            "--threads",
+            "1",
+            "--prompts",
+            text(&prompts),
+            "--draft",
+            text(&draft),
+            "--gen",
+            "8",
+            "--rounds",
+            "1",
+            "--json",
+        ];
+        assert_eq!(json(&speculate)["all"]["prompts"], 10);
+
+        // Other options are another draft, for which there must be another folder.
+        let other = [&arguments[..], &["--seed", "1"]].concat();
+        let error = error(&other);
+        assert!(error.contains("--work"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_before_anything_is_done() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let (target, prompts, draft) = (
+            path("target.gguf"),
+            path("prompts.jsonl"),
+            path("draft.gguf"),
+        );
+        stdout(&[
+            "synth",
+            text(&target),
+            "--shape",
+            "25m",
+            "--format",
+            "q8_0",
+            "--head",
+            "q8_0",
+            "--vocabulary",
+            "300",
+        ]);
+        let tried = |lines: &str, more: &[&str]| {
+            std::fs::write(&prompts, lines).expect("written");
+            let given = [
+                "draft",
+                text(&target),
+                "--raw",
+                "--prompts",
+                text(&prompts),
+                "--output",
+                text(&draft),
+            ];
+            error(&[&given[..], more].concat())
+        };
+        let good = "{\"prompt\": \"a\"}\n";
+        for (lines, more, expected) in [
+            (
+                "{\"prompt\": \"a\"}\n{\"prompt\": 3}\n",
+                &[][..],
+                "prompts.jsonl:2",
+            ),
+            ("{\"text\": \"a\"}\n", &[], "neither `prompt` nor `turns`"),
+            ("", &[], "no prompt to learn from"),
+            (good, &["--device", "cuda"], "cuda"),
+            (
+                good,
+                &["--hold-out", "0", "--layers", "9", "--gen", "4"],
+                "4 layers",
+            ),
+            (good, &["--sequences", "0"], "--sequences"),
+        ] {
+            let error = tried(lines, more);
+            assert!(error.contains(expected), "{error}");
+            assert!(!draft.exists());
+        }
+        std::fs::write(&target, b"GGUF").expect("written");
+        assert!(tried(good, &[]).contains("target.gguf"));
+    }
+}

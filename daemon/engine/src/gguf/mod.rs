@@ -1,4 +1,4 @@
-//! Reading GGUF files, versions 2 and 3, little-endian.
+//! Reading GGUF files, versions 2 and 3, little-endian; writing them, version 3, for tools.
 //!
 //! Everything is borrowed from the bytes of the file, usually a read-only map; nothing is copied but
 //! the directory. What this leaves out: the meaning of the metadata and of the tensors' contents.
@@ -15,6 +15,7 @@ mod read;
 mod split;
 mod tensor;
 mod value;
+mod write;
 
 use std::collections::HashMap;
 
@@ -22,6 +23,7 @@ pub use error::{GgufError, MetaError, SplitError};
 pub use split::{BadPart, PartName};
 pub use tensor::{Dims, TensorInfo};
 pub use value::{Array, Number, Numbers, Strs, Value, ValueType};
+pub use write::Writer;
 
 use header::Header;
 use metadata::Metadata;

@@ -186,9 +186,9 @@ fn read_string<'a>(reader: &mut Reader<'a>) -> Result<&'a str, GgufError> {
 /// An array of metadata values of one type, borrowed from the file and checked.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {
-    element_type: ValueType,
-    length: usize,
-    bytes: &'a [u8],
+    pub(super) element_type: ValueType,
+    pub(super) length: usize,
+    pub(super) bytes: &'a [u8],
 }
 
 impl<'a> Array<'a> {

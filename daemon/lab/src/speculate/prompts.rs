@@ -89,7 +89,8 @@ fn grammar(
     Ok(Arc::new(grammar))
 }
 
-fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
+/// A message to the model, as its chat template has it.
+pub(crate) fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
     let tokenizer = model.tokenizer();
     let Some(template) = model.chat_template() else {
         return Ok(tokenizer.encode_prompt(text, Special::Parse));
