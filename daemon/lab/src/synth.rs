@@ -125,7 +125,7 @@ impl Tensor {
 }
 
 /// A file of the smallest shape, for tests.
-#[cfg(test)]
+#[cfg(all(test, feature = "draft"))]
 pub(crate) fn write_small(path: &Path, format: Format, vocabulary: usize) -> Result<()> {
     let arguments = Arguments {
         out: path.to_owned(),

@@ -169,8 +169,15 @@ fn cargo(arguments: &[&str]) -> Command {
 
 /// Builds every program of the workspace, and the test programs.
 fn build() -> Result<Programs> {
-    // Of the whole workspace, so that the programs see the same features of their dependencies as the tests.
-    let mut cargo = cargo(&["test", "--no-run", "--workspace", "--lib"]);
+    // Of the whole workspace, so that the programs see the same features of their dependencies as the tests. Nobody trains
+    // on a gateway, and what that needs takes long to build.
+    let mut cargo = cargo(&[
+        "test",
+        "--no-run",
+        "--workspace",
+        "--no-default-features",
+        "--lib",
+    ]);
     cargo.args(["--test", "generate", "--test", "identity"]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     println!("  $ {}", shell::line(&cargo));
@@ -182,7 +189,12 @@ fn build() -> Result<Programs> {
     if !output.status.success() {
         bail!("`{}` ended with {}", shell::line(&cargo), output.status);
     }
-    shell::run(&mut self::cargo(&["build", "--workspace", "--bins"]))?;
+    shell::run(&mut self::cargo(&[
+        "build",
+        "--workspace",
+        "--no-default-features",
+        "--bins",
+    ]))?;
     programs(&String::from_utf8_lossy(&output.stdout)).map(Programs)
 }
 
