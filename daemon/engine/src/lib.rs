@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod calibrate;
+pub mod calls;
 pub mod embed;
 mod executor;
 mod files;

@@ -1,5 +1,6 @@
 //! A model file, mapped and understood: weights in place, tokenizer, chat template.
 
+use crate::calls::ToolStyle;
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
 use crate::grammar::{self, GrammarError};
@@ -24,6 +25,8 @@ pub struct Model {
     /// What constrained answers need of the vocabulary, made when the first is asked for.
     vocabulary: OnceLock<Result<Arc<grammar::Vocabulary>, GrammarError>>,
     chat_template: Option<ChatTemplate>,
+    /// What that does with tools, found out when it is first asked for.
+    tools: OnceLock<ToolStyle>,
     /// Those that columns are multiplied with, by their slots.
     matrices: Vec<Matrix>,
     pack: RwLock<Option<Arc<Pack>>>,
@@ -325,6 +328,7 @@ impl Model {
             tokenizer: Arc::new(tokenizer),
             vocabulary: OnceLock::new(),
             chat_template,
+            tools: OnceLock::new(),
             matrices,
             pack: RwLock::default(),
         })
@@ -367,6 +371,14 @@ impl Model {
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// What its chat template does with tools and calls; `None` for models that make no text.
+    #[must_use]
+    pub fn tool_style(&self) -> Option<&ToolStyle> {
+        let template = self.chat_template.as_ref()?;
+        let of = || ToolStyle::of(template, Some(&self.tokenizer));
+        Some(self.tools.get_or_init(of))
     }
 
     /// Its decoder; `None` if it is an encoder.

@@ -9,7 +9,7 @@ use super::constrained::{Constrained, Masker};
 use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 use super::output::Output;
 use super::request::{GenerationRequest, StartError};
-use crate::grammar::StateError;
+use crate::grammar::{Grammar, StateError};
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
 use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Wanted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
@@ -97,7 +97,9 @@ impl Active {
         cached: usize,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<Self>, StartError> {
-        let decoder = StreamDecoder::after(tokenizer, &request.prompt, true);
+        let calls = request.constraint.as_deref().and_then(Grammar::calls);
+        // Control tokens are a part of calls, and there are none in text that is held to have some.
+        let decoder = StreamDecoder::after(tokenizer, &request.prompt, calls.is_none());
         let room = context.saturating_sub(request.prompt.len());
         let prompt: Arc<[u32]> = request.prompt.into();
         let bias = Arc::new(request.bias);
@@ -114,7 +116,7 @@ impl Active {
             Ok(Self {
                 id: GenerationId(first + u64::from(choice)),
                 follows: (choice > 0).then_some(GenerationId(first)),
-                output: Output::new(decoder.clone(), &request.stop),
+                output: Output::new(decoder.clone(), &request.stop, calls),
                 guesser: Guesser::new(&request.sources, &prompt, tokens_max).map(Box::new),
                 learns: request
                     .sources

@@ -1,10 +1,11 @@
 //! The text of an answer between the tokens it is made of and the caller who reads it.
 //!
 //! Invariant: what has been delivered is a prefix of the decoded text in whole characters, and no
-//! part of a stop string that was found.
+//! part of a stop string that was found. Calls of tools are whole: stop strings end only the text before them.
 
 use super::event::TokenLogprob;
 use super::stop::{Scan, StopMatcher};
+use crate::calls::Opener;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// A piece that is ready for the caller.
@@ -14,10 +15,24 @@ pub(super) struct Piece<'a> {
     pub(super) tokens: &'a [TokenLogprob],
 }
 
+/// From where on stop strings end nothing.
+#[derive(Debug)]
+enum Calls {
+    /// There are no calls.
+    Never,
+    /// Behind the end of what this finds.
+    Behind(StopMatcher),
+    /// If the answer begins with this, of which so many bytes have come.
+    Start(String, usize),
+    /// From here on.
+    Here,
+}
+
 #[derive(Debug)]
 pub(super) struct Output {
     decoder: StreamDecoder,
     stops: StopMatcher,
+    calls: Calls,
     /// Decoded text that has not been delivered.
     text: String,
     /// Of `text`, the bytes that may be delivered.
@@ -29,11 +44,51 @@ pub(super) struct Output {
     ended: bool,
 }
 
+impl Calls {
+    /// What of the next piece is text before calls, and what they begin with.
+    fn text_before<'a>(&mut self, piece: &'a str) -> &'a str {
+        let end = match self {
+            Self::Never => return piece,
+            Self::Here => return "",
+            Self::Behind(opener) => match opener.scan(piece) {
+                Scan::Held(_) => return piece,
+                Scan::Found { end, .. } => end,
+            },
+            Self::Start(opener, come) => {
+                let due = &opener[*come..];
+                if piece.starts_with(due) {
+                    due.len()
+                } else if due.starts_with(piece) {
+                    *come += piece.len();
+                    return piece;
+                } else {
+                    *self = Self::Never;
+                    return piece;
+                }
+            }
+        };
+        *self = Self::Here;
+        piece.get(..end).unwrap_or(piece)
+    }
+}
+
 impl Output {
-    pub(super) fn new(decoder: StreamDecoder, stop: &[String]) -> Self {
+    /// `calls` is what calls of tools begin with, and whether the answer is nothing else.
+    pub(super) fn new(
+        decoder: StreamDecoder,
+        stop: &[String],
+        calls: Option<(&Opener, bool)>,
+    ) -> Self {
+        let calls = match calls {
+            None => Calls::Never,
+            Some((_, true)) => Calls::Here,
+            Some((Opener::Start(text), false)) => Calls::Start(text.clone(), 0),
+            Some((opener, false)) => Calls::Behind(StopMatcher::new(&[opener.text().to_owned()])),
+        };
         Self {
             decoder,
             stops: StopMatcher::new(stop),
+            calls,
             text: String::new(),
             free_bytes: 0,
             starts: Vec::new(),
@@ -57,7 +112,7 @@ impl Output {
         Self::absorb(
             &mut self.text,
             &mut self.free_bytes,
-            &mut self.stops,
+            (&mut self.stops, &mut self.calls),
             piece,
             &mut self.ended,
         );
@@ -71,7 +126,7 @@ impl Output {
             Self::absorb(
                 &mut self.text,
                 &mut self.free_bytes,
-                &mut self.stops,
+                (&mut self.stops, &mut self.calls),
                 piece,
                 &mut self.ended,
             );
@@ -83,13 +138,15 @@ impl Output {
     fn absorb(
         text: &mut String,
         free_bytes: &mut usize,
-        stops: &mut StopMatcher,
+        (stops, calls): (&mut StopMatcher, &mut Calls),
         piece: &str,
         ended: &mut bool,
     ) {
         let before = text.len();
         text.push_str(piece);
-        match stops.scan(piece) {
+        let said = calls.text_before(piece);
+        match stops.scan(said) {
+            Scan::Held(_) if matches!(calls, Calls::Here) => *free_bytes = text.len(),
             Scan::Held(held) => *free_bytes = text.len().saturating_sub(held),
             Scan::Found { end, bytes } => {
                 text.truncate((before + end).saturating_sub(bytes));
@@ -136,5 +193,28 @@ impl Output {
             self.starts
                 .partition_point(|&start| start < self.free_bytes)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(calls: &mut Calls, pieces: &[&str]) -> String {
+        pieces
+            .iter()
+            .map(|piece| calls.text_before(piece))
+            .collect()
+    }
+
+    #[test]
+    fn stop_strings_see_no_calls() {
+        let behind = || Calls::Behind(StopMatcher::new(&["<call>".to_owned()]));
+        assert_eq!(said(&mut behind(), &["a <ca", "ll", ">b", "c"]), "a <call>");
+        assert_eq!(said(&mut behind(), &["<call", "<call"]), "<call<call");
+        let start = || Calls::Start("{\"a\"".to_owned(), 0);
+        assert_eq!(said(&mut start(), &["{", "\"", "a\":1", "2"]), "{\"a\"");
+        assert_eq!(said(&mut start(), &["{", "\"b", "{\"a\""]), "{\"b{\"a\"");
+        assert_eq!(said(&mut Calls::Here, &["x"]), "");
     }
 }

@@ -6,8 +6,12 @@
 //! step by step. What a closing answer chooses is the shortest at hand: no more items, properties or characters
 //! than it must have.
 //!
+//! Where calls of tools stand behind text, only they are closed: text may end anywhere ([`Lead`]).
+//!
 //! The way is found by choosing the likely best token each time ([`Closers`]), so there are schemas with patterns for which
 //! none is found; their answers may be cut.
+
+use std::sync::{Arc, OnceLock};
 
 use llguidance::Matcher;
 use llguidance::toktrie::{SimpleVob, TokTrie};
@@ -20,17 +24,102 @@ const OUTSIDE: &[u8] = b"}],:0123456789\"-ntf[{";
 /// The same within a string.
 const INSIDE: &[u8] = b"\"0123456789aeinorst-";
 
-/// Where a byte of JSON stands.
+/// Where a byte of an answer stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Context {
     inside: bool,
     escaped: bool,
+    /// In text before JSON, the bytes of what leads over to it that were just said.
+    free: Option<usize>,
+    /// Bytes that the last character of that text still lacks.
+    rest: u8,
+}
+
+/// What leads from text to JSON.
+#[derive(Clone, Debug)]
+pub(super) struct Lead {
+    bytes: Arc<[u8]>,
+    /// It counts only where the answer begins with it.
+    anchored: bool,
+    /// What may follow text that does not end with a part of it: always the same, so it is found once.
+    mask: Arc<OnceLock<SimpleVob>>,
+}
+
+impl Lead {
+    pub(super) fn new(bytes: &[u8], anchored: bool) -> Self {
+        Self {
+            bytes: bytes.into(),
+            anchored,
+            mask: Arc::default(),
+        }
+    }
+
+    /// What may follow any text, if that is all there is where an answer stands that has begun.
+    pub(super) fn text_mask(&self, context: Context) -> Option<&OnceLock<SimpleVob>> {
+        let plain = if self.anchored { usize::MAX } else { 0 };
+        (context.free == Some(plain) && context.rest == 0).then_some(&*self.mask)
+    }
+
+    /// How much of it was said, with one byte more.
+    fn advance(&self, mut said: usize, byte: u8) -> usize {
+        // An anchored one that went wrong has no next byte.
+        while self.bytes.get(said) != Some(&byte) {
+            if self.anchored {
+                return usize::MAX;
+            }
+            let Some(shorter) = said.checked_sub(1) else {
+                return 0;
+            };
+            let ends = |length: &usize| self.bytes[..said].ends_with(&self.bytes[..*length]);
+            said = (0..=shorter).rev().find(ends).unwrap_or(0);
+        }
+        said + 1
+    }
+
+    /// What of a text stands behind it.
+    pub(super) fn behind<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+        if self.anchored {
+            return text;
+        }
+        let length = self.bytes.len();
+        let mut places = text.windows(length.max(1));
+        let place = places.position(|window| window == &*self.bytes);
+        place.map_or(&[], |at| &text[at + length..])
+    }
 }
 
 impl Context {
+    /// The context at the start of an answer.
+    pub(super) fn start(lead: Option<&Lead>) -> Self {
+        Self {
+            free: lead.map(|_| 0),
+            ..Self::default()
+        }
+    }
+
+    /// Whether what is said is no JSON yet.
+    pub(super) fn is_free(self) -> bool {
+        self.free.is_some()
+    }
+
     /// The context behind some bytes.
-    pub(super) fn after(mut self, bytes: &[u8]) -> Self {
+    pub(super) fn after(mut self, bytes: &[u8], lead: Option<&Lead>) -> Self {
         for &byte in bytes {
+            if let (Some(said), Some(lead)) = (self.free, lead) {
+                let said = lead.advance(said, byte);
+                self.free = Some(said);
+                self.rest = match byte {
+                    0xC0..=0xDF => 1,
+                    0xE0..=0xEF => 2,
+                    0xF0..=0xF7 => 3,
+                    0x80..=0xBF => self.rest.saturating_sub(1),
+                    _ => 0,
+                };
+                if said == lead.bytes.len() {
+                    self = Self::default().after(&lead.bytes, None);
+                }
+                continue;
+            }
             self = match (self.inside, self.escaped, byte) {
                 (true, true, _) => Self {
                     escaped: false,
@@ -140,7 +229,7 @@ impl Closers {
         &self,
         mut matcher: Matcher,
         trie: &TokTrie,
-        mut context: Context,
+        (mut context, lead): (Context, Option<&Lead>),
         most: usize,
     ) -> Option<Vec<u32>> {
         let mut way = Vec::new();
@@ -161,7 +250,7 @@ impl Closers {
                 return None;
             }
             for &id in &next {
-                context = context.after(trie.token(id));
+                context = context.after(trie.token(id), lead);
             }
             matcher.consume_tokens(&next).ok()?;
             way.extend(next);
@@ -176,9 +265,41 @@ mod tests {
 
     #[test]
     fn quotes_and_escapes_tell_where_a_string_ends() {
-        let inside = |text: &str| Context::default().after(text.as_bytes()).inside;
+        let inside = |text: &str| Context::default().after(text.as_bytes(), None).inside;
         assert!(!inside("{") && inside("{\"") && inside("{\"a\\\"b") && !inside("{\"a\\\"b\""));
         assert!(!inside("\"\\\\\"") && inside("\"\\\\\\\""));
+    }
+
+    #[test]
+    fn what_leads_to_json_is_found_across_tokens() {
+        let lead = Lead::new(b"<<x>", false);
+        let free = |text: &str| {
+            let halves = text.as_bytes().split_at(text.len() / 2);
+            let start = Context::start(Some(&lead));
+            let context = start
+                .after(halves.0, Some(&lead))
+                .after(halves.1, Some(&lead));
+            assert_eq!(context, start.after(text.as_bytes(), Some(&lead)), "{text}");
+            context.is_free()
+        };
+        assert!(free("") && free("a\"<<x") && free("<x>") && !free("<<<x>") && !free("a <<x>{"));
+        let inside = |text: &[u8]| Context::start(Some(&lead)).after(text, Some(&lead)).inside;
+        assert!(!inside(b"a\"b") && inside(b"a\"b<<x>{\"c") && !inside(b"<<x>{\"c\""));
+        assert_eq!(lead.behind(b"a<<x>b"), b"b");
+        assert!(lead.behind(b"<<x").is_empty());
+        let has_mask = |lead: &Lead, text: &[u8]| {
+            let context = Context::start(Some(lead)).after(text, Some(lead));
+            lead.text_mask(context).is_some()
+        };
+        assert!(has_mask(&lead, b"a") && has_mask(&lead, "<\u{20ac}".as_bytes()));
+        assert!(
+            !has_mask(&lead, b"a<") && !has_mask(&lead, b"a\xe2\x82") && !has_mask(&lead, b"<<x>a")
+        );
+        let lead = Lead::new(b"{\"a\"", true);
+        assert!(has_mask(&lead, b"a") && has_mask(&lead, b"{a") && !has_mask(&lead, b"{\""));
+        let context = |text: &[u8]| Context::start(Some(&lead)).after(text, Some(&lead));
+        assert!(!context(b"{\"a\": \"").is_free() && context(b"{\"a\": \"").inside);
+        assert!(context(b" {\"a\"").is_free() && context(b"{{\"a\"").is_free());
     }
 
     #[test]

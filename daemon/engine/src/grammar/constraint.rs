@@ -6,11 +6,13 @@ use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
 use serde_json::Value;
 
-use super::closing::Reserve;
+use super::calls::{self, Calls};
+use super::closing::{Lead, Reserve};
 use super::error::GrammarError;
 use super::state::State;
 use super::vocabulary::Vocabulary;
 use super::{gbnf, limits, schema};
+use crate::calls::Opener;
 
 /// What an answer is held to.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,18 @@ pub enum Constraint {
     Lark(String),
     /// A grammar in llama.cpp's GBNF.
     Gbnf(String),
+    /// Calls of tools, or text.
+    Calls(Calls),
+}
+
+/// What a constraint becomes.
+pub(super) struct Source {
+    /// What the compiler is given.
+    pub(super) grammar: TopLevelGrammar,
+    /// What closing an answer of JSON may need.
+    pub(super) reserve: Option<Reserve>,
+    /// What stands before the JSON of an answer that begins with text.
+    pub(super) lead: Option<Lead>,
 }
 
 impl Constraint {
@@ -36,31 +50,39 @@ impl Constraint {
         self.source(tokens_max).map(drop)
     }
 
-    /// What the compiler is given, and what closing an answer of JSON may need.
-    fn source(
-        &self,
-        tokens_max: usize,
-    ) -> Result<(TopLevelGrammar, Option<Reserve>), GrammarError> {
+    fn source(&self, tokens_max: usize) -> Result<Source, GrammarError> {
         let json = |value: &Value| {
-            let (value, reserve) = schema::prepare(value, tokens_max)?;
-            Ok((TopLevelGrammar::from_json_schema(value), Some(reserve)))
+            let (value, reserve) = schema::prepare(value, tokens_max, false)?;
+            Ok(Source {
+                grammar: TopLevelGrammar::from_json_schema(value),
+                reserve: Some(reserve),
+                lead: None,
+            })
+        };
+        let plain = |grammar| {
+            Ok(Source {
+                grammar,
+                reserve: None,
+                lead: None,
+            })
         };
         match self {
             Self::JsonSchema(value) => json(value),
             Self::JsonObject => json(&serde_json::json!({ "type": "object" })),
             Self::Regex(expression) => {
                 check_source("the regular expression has bytes:", expression)?;
-                Ok((TopLevelGrammar::from_regex(expression), None))
+                plain(TopLevelGrammar::from_regex(expression))
             }
             Self::Lark(grammar) => {
                 check_source("the grammar has bytes:", grammar)?;
                 check_directives(grammar)?;
-                Ok((TopLevelGrammar::from_lark(grammar.clone()), None))
+                plain(TopLevelGrammar::from_lark(grammar.clone()))
             }
             Self::Gbnf(grammar) => {
                 check_source("the grammar has bytes:", grammar)?;
-                Ok((TopLevelGrammar::from_lark(gbnf::to_lark(grammar)?), None))
+                plain(TopLevelGrammar::from_lark(gbnf::to_lark(grammar)?))
             }
+            Self::Calls(calls) => calls::source(calls, tokens_max),
         }
     }
 
@@ -71,6 +93,7 @@ impl Constraint {
             Self::JsonObject => "a JSON object",
             Self::Regex(_) => "the regular expression",
             Self::Lark(_) | Self::Gbnf(_) => "the grammar",
+            Self::Calls(_) => "calls of these tools",
         }
     }
 }
@@ -80,6 +103,8 @@ pub struct Grammar {
     vocabulary: Arc<Vocabulary>,
     matcher: Matcher,
     reserve: Option<Reserve>,
+    lead: Option<Lead>,
+    calls: Option<(Opener, bool)>,
     tokens_max: usize,
 }
 
@@ -101,15 +126,20 @@ impl Grammar {
         tokens_max: usize,
     ) -> Result<Self, GrammarError> {
         let what = constraint.name();
-        let (source, reserve) = constraint.source(tokens_max)?;
+        let source = constraint.source(tokens_max)?;
         let parser = vocabulary
             .factory()
-            .create_parser(source)
+            .create_parser(source.grammar)
             .map_err(|error| GrammarError::of(what, &error))?;
         let grammar = Self {
             vocabulary: Arc::clone(vocabulary),
             matcher: Matcher::new(Ok(parser)),
-            reserve,
+            reserve: source.reserve,
+            lead: source.lead,
+            calls: match constraint {
+                Constraint::Calls(calls) => Some((calls.format.opener().clone(), calls.required)),
+                _ => None,
+            },
             tokens_max,
         };
         // What cannot begin would fail at the first token, and what is over at once says nothing.
@@ -127,6 +157,12 @@ impl Grammar {
         self.tokens_max
     }
 
+    /// What calls of tools begin with, if answers may have some, and whether they have to.
+    pub(crate) fn calls(&self) -> Option<(&Opener, bool)> {
+        let (opener, required) = self.calls.as_ref()?;
+        Some((opener, *required))
+    }
+
     /// The state of an answer that has not begun.
     #[must_use]
     pub fn state(&self) -> State {
@@ -134,6 +170,7 @@ impl Grammar {
             self.matcher.deep_clone(),
             Arc::clone(self.vocabulary.tokens()),
             self.reserve,
+            self.lead.clone(),
         )
     }
 }

@@ -57,6 +57,14 @@ pub enum GrammarError {
         /// Which bound it would break.
         reason: String,
     },
+    /// What is wrong with one of several tools.
+    #[error("tool `{name}`: {error}")]
+    Tool {
+        /// The tool's name.
+        name: String,
+        /// What is wrong.
+        error: Box<GrammarError>,
+    },
     /// The vocabulary cannot be used with any constraint.
     #[error("answers of this model cannot be constrained: {reason}")]
     Vocabulary {

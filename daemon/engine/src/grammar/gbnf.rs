@@ -83,7 +83,8 @@ fn is_recursive(rules: &[Node], rule: usize, marks: &mut Vec<Mark>) -> bool {
     false
 }
 
-fn write_char(c: char, out: &mut String) {
+/// Writes a character as an expression has it.
+pub(super) fn write_char(c: char, out: &mut String) {
     let _ = write!(out, "\\x{{{:x}}}", u32::from(c));
 }
 

@@ -13,6 +13,12 @@ pub const NESTING_MAX: usize = 64;
 /// Largest magnitude of a number in a schema, and of one in an answer whose schema does not say: integers up to here are
 /// exact in 64-bit floating point, with a digit to spare.
 pub const NUMBER_MAX: f64 = 1e15;
+/// Tools that an answer may choose from, as OpenAI has it.
+pub const TOOLS_MAX: usize = 128;
+/// Bytes of the schemas of all tools, as the compiler reads them.
+pub const TOOLS_BYTES_MAX: usize = 256 * 1024;
+/// Calls in one answer: a model that cannot stop calling would go on to its limit of tokens.
+pub const CALLS_MAX: usize = 32;
 
 /// Symbols in the productions of a compiled grammar.
 pub(super) const GRAMMAR_SYMBOLS_MAX: usize = 100_000;

@@ -4,6 +4,7 @@
 //! [`State`] that says which tokens may come next and which must. `llguidance` does the parsing; ours is what it is given:
 //!
 //! - [`schema`]: which schemas are taken, and the bounds they get;
+//! - [`calls`]: calls of tools, in the format that a model writes them;
 //! - [`gbnf`]: grammars of llama.cpp, written anew for it;
 //! - [`closing`]: how an answer of JSON ends within its limit of tokens;
 //! - [`tidy`]: no object has a name twice;
@@ -12,6 +13,7 @@
 //! Invariant: fail closed. What is not enforced is refused by its name before the first token, and no text comes out that
 //! the constraint does not allow; only the limit of tokens can cut an answer short, and it says so.
 
+mod calls;
 mod closing;
 mod constraint;
 mod error;
@@ -22,6 +24,7 @@ mod state;
 mod tidy;
 mod vocabulary;
 
+pub use calls::{Calls, Tool};
 pub use constraint::{Constraint, Grammar};
 pub use error::{GrammarError, StateError};
 pub use state::{Allowed, State};

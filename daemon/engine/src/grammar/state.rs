@@ -7,12 +7,12 @@
 //! Invariant: `taken` is what the parser has been given, all of which fits the grammar; its first `position` tokens are
 //! those of the answer, and the others are forced.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llguidance::Matcher;
 use llguidance::toktrie::{SimpleVob, TokenizerEnv};
 
-use super::closing::{Closing, Context, Reserve};
+use super::closing::{Closing, Context, Lead, Reserve};
 use super::error::{StateError, message};
 use super::vocabulary::Tokens;
 use super::{limits, tidy};
@@ -30,6 +30,8 @@ pub struct State {
     drops_space: bool,
     /// For each of `taken`, where JSON stands behind it.
     contexts: Vec<Context>,
+    /// What leads to it, where text may come first.
+    lead: Option<Lead>,
     /// What closing may need, if the answer is JSON.
     reserve: Option<Reserve>,
     closing: Option<Closing>,
@@ -54,7 +56,12 @@ impl core::fmt::Debug for State {
 }
 
 impl State {
-    pub(super) fn new(matcher: Matcher, tokens: Arc<Tokens>, reserve: Option<Reserve>) -> Self {
+    pub(super) fn new(
+        matcher: Matcher,
+        tokens: Arc<Tokens>,
+        reserve: Option<Reserve>,
+        lead: Option<Lead>,
+    ) -> Self {
         Self {
             matcher,
             tokens,
@@ -64,6 +71,7 @@ impl State {
             mask: None,
             drops_space: false,
             contexts: Vec::new(),
+            lead,
             reserve,
             closing: None,
         }
@@ -81,6 +89,7 @@ impl State {
             mask: self.mask.clone(),
             drops_space: self.drops_space,
             contexts: self.contexts.clone(),
+            lead: self.lead.clone(),
             reserve: self.reserve,
             closing: self.closing,
         }
@@ -148,6 +157,13 @@ impl State {
         if self.is_done() {
             return Err(StateError("the answer is complete".to_owned()));
         }
+        let context = self.context();
+        let lead = self.lead.as_ref().filter(|_| !self.taken.is_empty());
+        let known = lead.and_then(|lead| lead.text_mask(context));
+        if let Some(mask) = known.and_then(OnceLock::get) {
+            self.mask = Some(mask.clone());
+            return Ok(());
+        }
         let mut mask = self
             .matcher
             .compute_mask()
@@ -160,6 +176,9 @@ impl State {
         }
         if mask.is_zero() {
             return Err(StateError("no token may come next".to_owned()));
+        }
+        if let Some(known) = known {
+            let _ = known.set(mask.clone());
         }
         self.mask = Some(mask);
         Ok(())
@@ -192,7 +211,9 @@ impl State {
         let Some(mut closing) = self.closing else {
             return Ok(Some(id));
         };
-        if self.position < self.taken.len() || trie.eos_tokens().contains(&id) {
+        let is_given = self.position < self.taken.len() || trie.eos_tokens().contains(&id);
+        // Text may end anywhere.
+        if is_given || self.context().is_free() {
             return Ok(Some(id));
         }
         let bytes = trie.token(id);
@@ -209,7 +230,7 @@ impl State {
         self.take(&[id], false)?;
         self.force()?;
         let used = self.taken.len() - before;
-        let fits = !open || tidy::is_tidy(&self.text(&[]));
+        let fits = !open || self.is_tidy(&self.text(&[]));
         let way = room
             .checked_sub(used)
             .filter(|_| fits && (near || goes_on))
@@ -244,22 +265,34 @@ impl State {
 
     /// The way to the end, if one is found.
     fn way(&self, most: usize) -> Option<Vec<u32>> {
-        let context = self.contexts.last().copied().unwrap_or_default();
+        let context = (self.context(), self.lead.as_ref());
         let trie = self.tokens.tok_trie();
         let closers = self.tokens.closers();
         let way = closers.way(self.matcher.clone(), trie, context, most)?;
         let open = self.reserve.is_some_and(|reserve| reserve.open);
-        (!open || tidy::is_tidy(&self.text(&way))).then_some(way)
+        (!open || self.is_tidy(&self.text(&way))).then_some(way)
     }
 
     /// The text so far, and that of these tokens.
     fn text(&self, ids: &[u32]) -> Vec<u8> {
         let trie = self.tokens.tok_trie();
         let all = self.taken.iter().chain(ids);
-        all.filter(|&&id| !trie.is_special_token(id))
+        all.filter(|&id| !trie.eos_tokens().contains(id))
             .flat_map(|&id| trie.token(id))
             .copied()
             .collect()
+    }
+
+    /// Whether a text has no object with a name twice, as far as it is JSON.
+    fn is_tidy(&self, text: &[u8]) -> bool {
+        let json = self.lead.as_ref().map_or(text, |lead| lead.behind(text));
+        tidy::is_tidy(json)
+    }
+
+    /// Where the answer stands.
+    fn context(&self) -> Context {
+        let last = self.contexts.last().copied();
+        last.unwrap_or_else(|| Context::start(self.lead.as_ref()))
     }
 
     /// Forgets all but the first `count` of those taken.
@@ -353,9 +386,10 @@ impl State {
         self.matcher
             .consume_tokens(ids)
             .map_err(|error| StateError(message(&error)))?;
-        let mut context = self.contexts.last().copied().unwrap_or_default();
+        let mut context = self.context();
         for &id in ids {
-            context = context.after(self.tokens.tok_trie().token(id));
+            let bytes = self.tokens.tok_trie().token(id);
+            context = context.after(bytes, self.lead.as_ref());
             self.contexts.push(context);
         }
         self.taken.extend_from_slice(ids);

@@ -271,6 +271,25 @@ impl Tokenizer {
         tokens
     }
 
+    /// A text cut at its control tokens, whose ids come with their texts; `None` if they swallow a part of it.
+    pub(crate) fn controls(&self, text: &str) -> Option<Vec<(Option<u32>, String)>> {
+        let mut parts: Vec<(Option<u32>, String)> = Vec::new();
+        self.special.split(text, Special::Parse, |part| {
+            let (id, text) = match part {
+                Part::Token(id) if self.is_control(id) => (Some(id), self.token_bytes(id)),
+                Part::Token(id) => (None, self.token_bytes(id)),
+                Part::Text(text) => (None, text.as_bytes()),
+            };
+            let text = String::from_utf8_lossy(text);
+            match parts.last_mut() {
+                Some((None, last)) if id.is_none() => last.push_str(&text),
+                _ => parts.push((id, text.into_owned())),
+            }
+        });
+        let whole: String = parts.iter().map(|(_, text)| text.as_str()).collect();
+        (whole == text).then_some(parts)
+    }
+
     /// The tokens of a text that goes on behind another: no space is put before it.
     pub(crate) fn encode_on(&self, text: &str) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 4 + 1);

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+mod calls;
 mod factory;
 mod refusals;
 mod state;

@@ -31,8 +31,12 @@ use walk::Walk;
 const ESCAPES: &str = "nrbtf\\\"";
 
 /// A schema as the compiler takes it, for answers of at most `tokens_max` tokens.
-/// And what closing an answer of it may need.
-pub(super) fn prepare(schema: &Value, tokens_max: usize) -> Result<(Value, Reserve), GrammarError> {
+/// And what closing an answer of it may need. `spaced` has a space behind commas and colons.
+pub(super) fn prepare(
+    schema: &Value,
+    tokens_max: usize,
+    spaced: bool,
+) -> Result<(Value, Reserve), GrammarError> {
     measure(schema)?;
     // What has no bound is counted first, arrays before the strings in them.
     let mut bounds = Bounds::counting(tokens_max);
@@ -57,9 +61,12 @@ pub(super) fn prepare(schema: &Value, tokens_max: usize) -> Result<(Value, Reser
         root.insert("$defs".to_owned(), Value::Object(named.collect()));
     }
     let mut root = Value::Object(root);
+    let separator = |sign: &str| format!("{sign}{}", if spaced { " " } else { "" });
     JsonCompileOptions {
         whitespace_flexible: false,
         json_allowed_escapes: Some(ESCAPES.to_owned()),
+        item_separator: separator(","),
+        key_separator: separator(":"),
         ..JsonCompileOptions::default()
     }
     .apply_to(&mut root);

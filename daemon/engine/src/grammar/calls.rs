@@ -1,0 +1,264 @@
+//! Answers that may call tools, as a grammar: text up to what calls begin with, then calls in the model's format, whose
+//! arguments are JSON of their tool's schema.
+//!
+//! Invariant: what [`crate::calls::CallReader`] takes for a call is one here, and text never says what calls begin with.
+
+use std::fmt::Write as _;
+
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Map, Value, json};
+
+use super::closing::{Lead, Reserve};
+use super::constraint::Source;
+use super::error::GrammarError;
+use super::{gbnf, limits, schema};
+use crate::calls::{CallFormat, ID_CHARACTERS, Opener, Piece, is_name};
+
+/// A tool that may be called.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// The schema of its arguments, an object; `None` for a tool without.
+    pub parameters: Option<Value>,
+}
+
+/// What an answer may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calls {
+    /// How calls are written.
+    pub format: CallFormat,
+    /// The tools, one at least.
+    pub tools: Vec<Tool>,
+    /// Whether it has to call one; else it may be text, or text and calls behind it.
+    pub required: bool,
+    /// Whether it may call several, where the format takes several.
+    pub several: bool,
+}
+
+pub(super) fn source(calls: &Calls, tokens_max: usize) -> Result<Source, GrammarError> {
+    let Calls { format, tools, .. } = calls;
+    check(tools)?;
+    let mut reserve = Reserve {
+        tokens: 0,
+        nests: false,
+        open: false,
+    };
+    let mut lark = String::new();
+    let mut bytes = 0usize;
+    for (index, tool) in tools.iter().enumerate() {
+        let of_tool = |error| GrammarError::Tool {
+            name: tool.name.clone(),
+            error: Box::new(error),
+        };
+        let parameters = object(tool.parameters.as_ref()).map_err(of_tool)?;
+        let (parameters, needs) =
+            schema::prepare(&parameters, tokens_max, format.is_spaced()).map_err(of_tool)?;
+        reserve.tokens = reserve
+            .tokens
+            .max(needs.tokens.saturating_add(tool.name.len()));
+        reserve.nests |= needs.nests;
+        reserve.open |= needs.open;
+        let parameters = parameters.to_string();
+        bytes = bytes.saturating_add(parameters.len());
+        if bytes > limits::TOOLS_BYTES_MAX {
+            return Err(GrammarError::TooLarge {
+                what: "the schemas of the tools have bytes:",
+                count: bytes,
+                max: limits::TOOLS_BYTES_MAX,
+            });
+        }
+        let _ = write!(lark, "c{index}: ");
+        let name = Piece::Text(tool.name.clone());
+        write_pieces(std::iter::once(&name).chain(format.between()), &mut lark);
+        let _ = writeln!(lark, "a{index}\na{index}: %json {parameters}");
+    }
+    lark.push_str("call: ");
+    let names: Vec<String> = (0..tools.len()).map(|index| format!("c{index}")).collect();
+    lark.push_str(&names.join(" | "));
+    lark.push_str("\ncalls: ");
+    write_pieces(format.begin().iter(), &mut lark);
+    lark.push_str("call ");
+    let next = format.next().filter(|_| calls.several);
+    if let Some(next) = next {
+        let _ = write!(lark, "(");
+        write_pieces(next.iter(), &mut lark);
+        let _ = write!(lark, "call){{0,{}}} ", limits::CALLS_MAX - 1);
+    }
+    write_pieces(format.end().iter(), &mut lark);
+    lark.push('\n');
+    write_start(format.opener(), calls.required, &mut lark);
+    for pieces in [format.begin(), format.between(), format.end()]
+        .into_iter()
+        .chain(next)
+    {
+        let lengths = pieces.iter().map(|piece| match piece {
+            Piece::Text(text) => text.len(),
+            Piece::Control { .. } => 1,
+            Piece::Id => ID_CHARACTERS,
+        });
+        reserve.tokens = reserve.tokens.saturating_add(lengths.sum());
+    }
+    Ok(Source {
+        grammar: TopLevelGrammar::from_lark(lark),
+        reserve: Some(reserve),
+        lead: (!calls.required).then(|| lead(format.opener())),
+    })
+}
+
+fn check(tools: &[Tool]) -> Result<(), GrammarError> {
+    let what = "the list of tools";
+    let invalid = |problem| Err(GrammarError::Invalid { what, problem });
+    if tools.is_empty() {
+        return invalid("it is empty".to_owned());
+    }
+    if tools.len() > limits::TOOLS_MAX {
+        return Err(GrammarError::TooLarge {
+            what: "the list of tools has:",
+            count: tools.len(),
+            max: limits::TOOLS_MAX,
+        });
+    }
+    for (index, tool) in tools.iter().enumerate() {
+        if !is_name(&tool.name) {
+            return invalid(format!("the name of tool {index} is not one"));
+        }
+        if tools[..index].iter().any(|other| other.name == tool.name) {
+            return invalid(format!("`{}` is in it twice", tool.name));
+        }
+    }
+    Ok(())
+}
+
+/// What leads to calls. Of a control token it is the text, which nothing else says.
+fn lead(opener: &Opener) -> Lead {
+    Lead::new(opener.text().as_bytes(), matches!(opener, Opener::Start(_)))
+}
+
+fn write_text(text: &str, out: &mut String) {
+    text.chars().for_each(|c| gbnf::write_char(c, out));
+}
+
+/// Writes pieces; texts that follow each other are one lexeme.
+fn write_pieces<'a>(pieces: impl Iterator<Item = &'a Piece>, out: &mut String) {
+    let mut open = false;
+    for piece in pieces {
+        if let Piece::Text(text) = piece {
+            if !open {
+                out.push('/');
+            }
+            open = true;
+            write_text(text, out);
+            continue;
+        }
+        if std::mem::take(&mut open) {
+            out.push_str("/ ");
+        }
+        let _ = match piece {
+            Piece::Control { id, .. } => write!(out, "<[{id}]> "),
+            _ => write!(out, "/[a-zA-Z0-9]{{{ID_CHARACTERS}}}/ "),
+        };
+    }
+    if open {
+        out.push_str("/ ");
+    }
+}
+
+fn write_start(opener: &Opener, required: bool, out: &mut String) {
+    let mut text = String::new();
+    write_text(opener.text(), &mut text);
+    let open = match opener {
+        Opener::Control { id, .. } => format!("<[{id}]>"),
+        Opener::Text(_) | Opener::Start(_) => format!("/{text}/"),
+    };
+    if required {
+        let _ = writeln!(out, "start: {open} calls");
+        return;
+    }
+    // What is text never says what calls begin with.
+    let never = match opener {
+        Opener::Start(_) => format!("/{text}(?s:.*)/"),
+        Opener::Text(_) | Opener::Control { .. } => format!("/(?s:.*){text}(?s:.*)/"),
+    };
+    let _ = writeln!(out, "TEXT: /(?s:.+)/ & ~{never}");
+    let _ = match opener {
+        Opener::Text(_) => writeln!(
+            out,
+            "said[lazy]: /(?s:.*){text}/\nstart: TEXT? | said calls"
+        ),
+        Opener::Start(_) => writeln!(out, "start: TEXT? | {open} calls"),
+        Opener::Control { .. } => writeln!(out, "start: TEXT? | TEXT? {open} calls"),
+    };
+}
+
+/// The schema of a tool's arguments: of an object, in which there is nothing that it does not list, where that is not
+/// said otherwise.
+fn object(parameters: Option<&Value>) -> Result<Value, GrammarError> {
+    let invalid = |problem: &str| {
+        Err(GrammarError::InvalidSchema {
+            pointer: String::new(),
+            problem: problem.to_owned(),
+        })
+    };
+    let none = || json!({"type": "object", "properties": {}, "additionalProperties": false});
+    let map = match parameters {
+        None | Some(Value::Null) => return Ok(none()),
+        Some(Value::Object(map)) if map.is_empty() => return Ok(none()),
+        Some(Value::Object(map)) => map,
+        Some(_) => return invalid("the parameters of a tool are the schema of an object"),
+    };
+    let mut map = map.clone();
+    match map.get("type") {
+        Some(kind) if kind == "object" => {}
+        None if !map.contains_key("$ref") => {
+            map.insert("type".to_owned(), "object".into());
+        }
+        _ => return invalid("the parameters of a tool have the type `object`"),
+    }
+    let mut schema = Value::Object(map);
+    close(&mut schema, 0);
+    Ok(schema)
+}
+
+/// Lets the objects that list their properties have no others: every instance then is one of the schema as it was, and
+/// models leave alone what nobody has asked for.
+fn close(schema: &mut Value, depth: usize) {
+    const OTHERS: [&str; 9] = [
+        "$ref",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "patternProperties",
+        "minProperties",
+        "propertyNames",
+    ];
+    let Value::Object(map) = schema else {
+        return;
+    };
+    // What is deeper is refused later.
+    if depth > limits::SCHEMA_DEPTH_MAX || OTHERS.iter().any(|name| map.contains_key(*name)) {
+        return;
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = map.get_mut(name) {
+            close(inner, depth + 1);
+        }
+    }
+    let required = map.get("required").and_then(Value::as_array).cloned();
+    let Some(Value::Object(properties)) = map.get_mut("properties") else {
+        return;
+    };
+    properties
+        .values_mut()
+        .for_each(|inner| close(inner, depth + 1));
+    let listed = |properties: &Map<String, Value>, name: &Value| {
+        name.as_str()
+            .is_none_or(|name| properties.contains_key(name))
+    };
+    let all = required.unwrap_or_default();
+    if all.iter().all(|name| listed(properties, name)) {
+        map.entry("additionalProperties").or_insert(false.into());
+    }
+}
