@@ -372,8 +372,8 @@ fn text_becomes_tokens_and_back() {
 const TOOL_TEMPLATE: &str = "\
 {% if tools %}<{{ tools[0].function.name }}>{% endif %}{% if documents %}({{ documents[0].text }}){% endif %}\
 {% if mood is defined %}~{{ mood }}~{% endif %}\
-{% for m in messages %}[{{ m.role }}]{{ m.content if m.content is not none else '-' }}\
-{% for call in m.tool_calls %}{{ call.function.name }}={{ WRITTEN }}{% endfor %}{% endfor %}";
+{% for m in messages %}[{{ m.role }}]{{ m.content }}\
+{% for call in m.tool_calls %}<call>{\"{{ call.function.name }}\": {{ WRITTEN }}}</call>{% endfor %}{% endfor %}";
 
 #[test]
 fn templates_see_tools_calls_and_variables() {
@@ -392,7 +392,11 @@ fn templates_see_tools_calls_and_variables() {
     });
     // Some templates write arguments as JSON, some take the text.
     for (place, written, shown) in [
-        ("tojson", "call.function.arguments.line", "3"),
+        (
+            "tojson",
+            "call.function.arguments | tojson(separators=(',', ':'))",
+            "{\"line\":3}",
+        ),
         ("text", "'' + call.function.arguments", "{\"line\": 3}"),
     ] {
         let path = folder.path().join(place);
@@ -404,26 +408,108 @@ fn templates_see_tools_calls_and_variables() {
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(
             reply.json().unwrap()["prompt"],
-            format!("<status>(jam)~calm~[user]Why?[assistant]-status={shown}[tool]stopped")
+            format!(
+                "<status>(jam)~calm~[user]Why?[assistant]<call>{{\"status\": {shown}}}</call>[tool]stopped"
+            )
         );
         let mut asked = body.clone();
         (asked["max_tokens"], asked["tool_choice"]) = (json!(2), json!("none"));
         let reply = http.post("/v1/chat/completions", &asked).unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());
-        asked["tool_choice"] = json!("auto");
-        let reply = http.post("/v1/chat/completions", &asked).unwrap();
-        assert_eq!(reply.status, 400, "{}", reply.text());
-        assert_eq!(reply.json().unwrap()["error"]["param"], "tool_choice");
+        for choice in ["auto", "required"] {
+            asked["tool_choice"] = json!(choice);
+            asked["max_tokens"] = json!(64);
+            asked["parallel_tool_calls"] = json!(false);
+            let reply = http.post("/v1/chat/completions", &asked).unwrap();
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            let choice = &reply.json().unwrap()["choices"][0];
+            if asked["tool_choice"] == "required" {
+                let call = &choice["message"]["tool_calls"][0];
+                assert_eq!(call["function"]["name"], "status", "{choice}");
+                assert_eq!(call["function"]["arguments"], "{}", "{choice}");
+                assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+                assert_eq!(choice["message"]["content"], Value::Null, "{choice}");
+            }
+        }
     }
-    // A template that tells of no tools cannot be given any.
+    // Where the template tells of none, what the system says does.
     let daemon = Daemon::builder().start().unwrap();
     let reply = daemon.http().post("/apply-template", &body).unwrap();
-    assert_eq!(
-        reply.json().unwrap()["error"]["param"],
-        "tools",
-        "{}",
-        reply.text()
+    let prompt = reply.json().unwrap()["prompt"].to_string();
+    assert!(
+        prompt.contains("<tool_call>") && prompt.contains("<tool_response>"),
+        "{prompt}"
     );
+}
+
+#[test]
+fn a_hundred_wrong_ways_to_ask_for_tools() {
+    let daemon = Daemon::builder().start().unwrap();
+    let http = daemon.http();
+    let tool = |name: &str, parameters: Value| json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+    let deep = (0..80).fold(
+        json!({}),
+        |inner, _| json!({ "type": "object", "properties": { "a": inner } }),
+    );
+    let wide: serde_json::Map<String, Value> = (0..2000)
+        .map(|index| (format!("p{index}"), json!({ "type": "null" })))
+        .collect();
+    let recursive =
+        json!({ "type": "object", "properties": { "a": { "$ref": "#" } }, "required": ["a"] });
+    for (tools, status, named) in [
+        (
+            json!([tool("t", json!({ "type": "string" }))]),
+            400,
+            "tool `t`",
+        ),
+        (
+            json!([tool(
+                "t",
+                json!({ "type": "object", "minProperties": 9, "maxProperties": 1 })
+            )]),
+            400,
+            "tool `t`",
+        ),
+        (json!([tool("t", deep)]), 400, "tool `t`"),
+        (
+            json!([tool("t", json!({ "type": "object", "properties": wide }))]),
+            400,
+            "tool `t`",
+        ),
+        (json!([tool("t", recursive)]), 400, "tool `t`"),
+        (
+            json!([tool(
+                "t",
+                json!({ "type": "object", "properties": { "a": { "pattern": "(" } } })
+            )]),
+            400,
+            "/properties/a",
+        ),
+        (json!(vec![tool("t", json!({})); 1000]), 400, "128"),
+        (json!([tool("", json!({}))]), 400, "tools[0].function.name"),
+        (
+            json!([tool(&"n".repeat(65), json!({}))]),
+            400,
+            "tools[0].function.name",
+        ),
+        (
+            json!([tool("t", json!({ "type": "object", "x-note": "y" }))]),
+            200,
+            "",
+        ),
+    ] {
+        for choice in ["auto", "required"] {
+            let asked = json!({
+                "messages": [{ "role": "user", "content": "hello" }], "max_tokens": 40,
+                "tools": tools, "tool_choice": choice, "parallel_tool_calls": false,
+            });
+            let reply = http.post("/v1/chat/completions", &asked).unwrap();
+            let text = reply.text();
+            assert_eq!(reply.status, status, "{text}");
+            assert!(text.contains(named), "{text}");
+        }
+    }
+    answer(&daemon);
 }
 
 #[test]

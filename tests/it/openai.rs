@@ -8,7 +8,7 @@ use andon_tests::source::repository_root;
 use andon_tests::tiny_encoder::TinyEncoder;
 
 /// A script, and how many cases it has at least.
-const CLIENT: (&str, u32) = ("openai_client.py", 42);
+const CLIENT: (&str, u32) = ("openai_client.py", 52);
 const EMBEDDINGS: (&str, u32) = ("openai_embeddings.py", 9);
 
 /// Runs the client's own test cases against a daemon; without the client the test says so and ends.

@@ -6,6 +6,7 @@ Run by tests/it/openai.rs, which starts the daemon and sets ANDON_SOCKET and AND
 
 import asyncio
 import concurrent.futures
+import json
 import os
 import unittest
 
@@ -15,6 +16,22 @@ import openai
 SOCKET = os.environ["ANDON_SOCKET"]
 KIND = os.environ["ANDON_MODEL_KIND"]
 URL = "http://andon/v1"
+TOOLS = [
+    {"type": "function", "function": {"name": "line_status", "description": "The state of a line.", "parameters": {
+        "type": "object",
+        "properties": {
+            "line": {"type": "integer", "minimum": 1, "maximum": 9},
+            "detail": {"type": "string", "enum": ["short", "long"]},
+        },
+        "required": ["line", "detail"],
+    }}},
+    {"type": "function", "function": {"name": "stop_line", "description": "Stops a line.", "parameters": {
+        "type": "object",
+        "properties": {"reason": {"type": "string", "maxLength": 40}},
+        "required": ["reason"],
+        "additionalProperties": False,
+    }}},
+]
 ASK = [{"role": "user", "content": "Why does a conveyor belt stop?"}]
 
 
@@ -406,9 +423,59 @@ class Responses(Case):
         with self.assertRaises(openai.NotFoundError):
             self.client.responses.retrieve(unkept.id)
 
+    FLAT = [{"type": "function", **tool["function"]} for tool in TOOLS]
+
+    def call(self, **options):
+        options = {
+            "tools": self.FLAT, "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 300, **options,
+        }
+        return self.respond(**options)
+
+    def test_function_calls(self):
+        response = self.call()
+        self.assertEqual(response.status, "completed")
+        self.assertEqual([item.type for item in response.output], ["function_call"])
+        self.assertEqual(response.tools[0].name, "line_status")
+        self.assertFalse(response.parallel_tool_calls)
+        call = response.output[0]
+        self.assertEqual(call.status, "completed")
+        self.assertIsInstance(json.loads(call.arguments), dict)
+        named = self.call(tool_choice={"type": "function", "name": "stop_line"}).output[0]
+        self.assertEqual(named.name, "stop_line")
+
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "Line 3 runs."}
+        more = {"tool_choice": "none", "max_output_tokens": 12}
+        gone_on = self.call(input=[result], previous_response_id=response.id, **more)
+        said = [{"role": "user", "content": "Why does a conveyor belt stop?"}, call, result]
+        self.assertEqual(self.call(input=said, **more).output_text, gone_on.output_text)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.call(input=[{**result, "call_id": "other"}], previous_response_id=response.id)
+        self.assertEqual(caught.exception.param, "input")
+
+    def test_streamed_function_calls(self):
+        whole = self.call().output[0]
+        kinds, arguments, last = [], "", None
+        for event in self.call(stream=True):
+            kinds.append(event.type)
+            if event.type == "response.function_call_arguments.delta":
+                arguments += event.delta
+            last = event
+        deltas = "response.function_call_arguments.delta"
+        self.assertEqual(
+            [kind for kind in kinds if kind != deltas],
+            [
+                "response.created",
+                "response.in_progress",
+                "response.output_item.added",
+                "response.function_call_arguments.done",
+                "response.output_item.done",
+                "response.completed",
+            ],
+        )
+        self.assertEqual((last.response.output[0].name, arguments), (whole.name, whole.arguments))
+
     def test_what_is_not_there_is_named(self):
         for name, value in [
-            ("tools", [{"type": "web_search"}]),
             ("reasoning", {"effort": "high"}),
             ("background", True),
             ("truncation", "auto"),
@@ -418,6 +485,117 @@ class Responses(Case):
             with self.subTest(name), self.assertRaises(openai.BadRequestError) as caught:
                 self.respond(**{name: value})
             self.assertEqual(caught.exception.param, name)
+
+
+class Tools(Case):
+    TOOLS = TOOLS
+
+    @staticmethod
+    def named(name):
+        return {"type": "function", "function": {"name": name}}
+
+    def ask(self, **options):
+        options = {"tools": self.TOOLS, "tool_choice": "required", "max_completion_tokens": 300, **options}
+        return self.chat(**options)
+
+    def check(self, call):
+        self.assertTrue(call.id)
+        self.assertEqual(call.type, "function")
+        arguments = json.loads(call.function.arguments)
+        if call.function.name == "line_status":
+            self.assertEqual(set(arguments), {"line", "detail"})
+            self.assertIn(arguments["line"], range(1, 10))
+            self.assertIn(arguments["detail"], ["short", "long"])
+        else:
+            self.assertEqual(call.function.name, "stop_line")
+            self.assertEqual(set(arguments), {"reason"})
+
+    def test_a_call_that_is_required(self):
+        for options in [{}, {"temperature": 0.9, "seed": 7}, {"stop": ['"', "{", "e"]}]:
+            with self.subTest(options):
+                choice = self.ask(parallel_tool_calls=False, **options).choices[0]
+                self.assertEqual(choice.finish_reason, "tool_calls")
+                self.assertIsNone(choice.message.content)
+                self.assertEqual(len(choice.message.tool_calls), 1)
+                self.check(choice.message.tool_calls[0])
+
+    def test_a_call_of_a_function_by_its_name(self):
+        for name in ["line_status", "stop_line"]:
+            message = self.ask(tool_choice=self.named(name), parallel_tool_calls=False).choices[0].message
+            self.assertEqual([call.function.name for call in message.tool_calls], [name])
+            self.check(message.tool_calls[0])
+
+    def test_several_calls_have_ids_of_their_own(self):
+        choices = self.ask(n=2, temperature=1.0, seed=3, max_completion_tokens=600).choices
+        calls = [call for choice in choices for call in choice.message.tool_calls]
+        self.assertEqual(len({call.id for call in calls}), len(calls))
+        for call in calls:
+            self.check(call)
+
+    def gathered(self, **options):
+        """What a stream says: its text, its calls by index, and why it ended."""
+        text, calls, finish = "", {}, None
+        for chunk in self.ask(stream=True, **options):
+            for choice in chunk.choices:
+                self.assertIsNone(finish, "a piece after the end")
+                text += choice.delta.content or ""
+                for piece in choice.delta.tool_calls or []:
+                    if piece.index not in calls:
+                        self.assertTrue(piece.id and piece.function.name)
+                        self.assertEqual(piece.type, "function")
+                        self.assertEqual(piece.index, len(calls))
+                        calls[piece.index] = [piece.function.name, ""]
+                    else:
+                        self.assertIsNone(piece.id)
+                    calls[piece.index][1] += piece.function.arguments
+                finish = choice.finish_reason
+        return text, list(calls.values()), finish
+
+    def test_streams_say_the_same(self):
+        for options in [
+            {},
+            {"tool_choice": self.named("stop_line")},
+            {"tool_choice": "auto", "temperature": 0.8, "seed": 5, "max_completion_tokens": 40},
+            {"tool_choice": "auto", "logprobs": True, "max_completion_tokens": 10},
+        ]:
+            with self.subTest(options):
+                choice = self.ask(**options).choices[0]
+                calls = [[call.function.name, call.function.arguments] for call in choice.message.tool_calls or []]
+                whole = (choice.message.content or "", calls, choice.finish_reason)
+                self.assertEqual(self.gathered(**options), whole)
+
+    def test_tokens_of_calls_have_probabilities(self):
+        choice = self.ask(logprobs=True, parallel_tool_calls=False).choices[0]
+        text = b"".join(bytes(token.bytes) for token in choice.logprobs.content).decode()
+        self.assertIn(choice.message.tool_calls[0].function.arguments, text)
+
+    def test_a_limit_that_cuts_says_so(self):
+        choice = self.ask(max_completion_tokens=6).choices[0]
+        self.assertEqual(choice.finish_reason, "length")
+
+    def test_results_go_on_a_conversation(self):
+        question = [{"role": "user", "content": "How is line 3?"}]
+        first = self.ask(messages=question, parallel_tool_calls=False).choices[0].message
+        call = first.tool_calls[0]
+        result = {"role": "tool", "tool_call_id": call.id, "content": "Line 3 runs."}
+        messages = [*question, first, result]
+        for choice in ["none", "auto"]:
+            answer = self.ask(messages=messages, tool_choice=choice, max_completion_tokens=12)
+            self.assertIn(answer.choices[0].finish_reason, ["stop", "length", "tool_calls"])
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.ask(messages=[*question, first, {**result, "tool_call_id": "other"}])
+        self.assertEqual(caught.exception.param, "messages[2].tool_call_id")
+
+    def test_the_helper_of_the_client_reads_them(self):
+        runner = self.client.chat.completions.stream(
+            model=self.model, messages=ASK, tools=self.TOOLS, tool_choice="required", temperature=0,
+            max_completion_tokens=300, parallel_tool_calls=False,
+        )
+        with runner as stream:
+            kinds = {event.type for event in stream}
+            final = stream.get_final_completion()
+        self.assertIn("tool_calls.function.arguments.done", kinds)
+        self.check(final.choices[0].message.tool_calls[0])
 
 
 class Errors(Case):
@@ -430,17 +608,24 @@ class Errors(Case):
         self.assertTrue(error.body.get("type"), error.body)
         return error
 
-    def test_tools_are_told_of_but_not_enforced(self):
-        tools = [{"type": "function", "function": {"name": "status", "parameters": {"type": "object"}}}]
+    def test_tools_that_cannot_be_called_are_named(self):
+        tool = TOOLS[0]
+        odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "object", "not": {}}}}
         for options, param in [
-            ({"tools": tools}, "tools"),
-            ({"tools": tools, "tool_choice": "auto"}, "tool_choice"),
-            ({"tools": tools, "tool_choice": "required"}, "tool_choice"),
-            # The template of neither model tells of tools.
-            ({"tools": tools, "tool_choice": "none"}, "tools"),
+            ({"tools": [tool, tool]}, "tools[1].function.name"),
+            ({"tools": [tool] * 129}, "tools"),
+            ({"tools": [odd]}, "tools"),
+            ({"tools": [tool], "tool_choice": "any"}, "tool_choice"),
+            ({"tools": [tool], "tool_choice": Tools.named("start_line")}, "tool_choice"),
+            ({"tool_choice": "required"}, "tool_choice"),
+            ({"tools": [tool], "response_format": {"type": "json_object"}}, "response_format"),
+            ({"functions": [tool["function"]]}, "functions"),
         ]:
-            with self.subTest(str(options)):
-                self.assertEqual(self.refused(openai.BadRequestError, **options).param, param)
+            with self.subTest(str(options)[:80]):
+                error = self.refused(openai.BadRequestError, **options)
+                self.assertEqual(error.param, param, error.message)
+                if options.get("tools") == [odd]:
+                    self.assertIn("odd", error.message)
 
     def test_a_model_that_fills_no_gaps(self):
         with self.assertRaises(openai.BadRequestError) as caught:

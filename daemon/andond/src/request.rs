@@ -29,7 +29,7 @@ pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_M
 /// Most variables for a chat template.
 pub const TEMPLATE_VARIABLES_MAX: usize = 32;
 /// Most tools that a prompt may tell of, and most calls of them in one message.
-pub const TOOLS_MAX: usize = 128;
+pub const TOOLS_MAX: usize = andon_engine::grammar::limits::TOOLS_MAX;
 /// Most values, the inner ones counted, in the tools and variables of a request and the calls of its messages: what
 /// waits keeps them as a tree, whose nodes are many times larger than their text can be.
 pub const VALUES_MAX: usize = 8192;
@@ -205,6 +205,29 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+/// Whether an answer may call tools.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Calling {
+    /// It calls none.
+    #[default]
+    Never,
+    /// It may.
+    Maybe,
+    /// It calls one at least, and says nothing else.
+    Must,
+}
+
+/// Which tools an answer may call.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ToolChoice {
+    /// Whether it may call any.
+    pub calling: Calling,
+    /// The names of those that it may call; `None` is all that the prompt tells of.
+    pub only: Option<Vec<String>>,
+    /// Whether it calls one at most.
+    pub single: bool,
+}
+
 /// What an answer is held to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnswerFormat {
@@ -236,6 +259,8 @@ pub struct Request {
     pub choices: u32,
     /// Tools that the prompt tells of, each as OpenAI describes it.
     pub tools: Vec<serde_json::Value>,
+    /// Which of them the answer may call.
+    pub tool_choice: ToolChoice,
     /// Variables for the model's chat template.
     pub template_variables: serde_json::Map<String, serde_json::Value>,
     /// The shape of the answer; `None` is the task's, else any text.
@@ -278,6 +303,7 @@ impl Request {
             logit_bias: Vec::new(),
             choices: 1,
             tools: Vec::new(),
+            tool_choice: ToolChoice::default(),
             template_variables: serde_json::Map::new(),
             format: None,
             prediction: None,

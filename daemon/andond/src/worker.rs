@@ -20,6 +20,7 @@ mod pack;
 mod prepare;
 mod run;
 mod text;
+mod tools;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,6 +4,7 @@
 //! constrained answer must not get an unconstrained one. A client that goes away cancels its request.
 
 mod answer;
+mod calls;
 mod embeddings;
 mod error;
 mod fields;

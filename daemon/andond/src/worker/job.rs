@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use andon_engine::calls::CallFormat;
 use tokio::sync::Notify;
 
 use super::Shared;
@@ -130,6 +131,8 @@ pub enum JobEvent {
     Accepted {
         /// Tokens of the prompt.
         prompt_tokens: usize,
+        /// How the answers write calls of tools, if they may have some.
+        calls: Option<CallFormat>,
     },
     /// The engine works on it.
     Started,

@@ -8,8 +8,7 @@ use andon_engine::generate::GenerationRequest;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
 use andon_engine::speculate::{Corpus, Sources};
-use andon_engine::tokenizer::{self, ChatInput, ChatMessage, Special, TemplateError};
-use serde_json::{Map, Value};
+use andon_engine::tokenizer::{self, Special};
 
 use andon_policy::queue::Waiting;
 use std::sync::Arc;
@@ -21,9 +20,10 @@ use super::corpora::Corpora;
 use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
 use super::job::JobEvent;
+use super::tools::{self, render};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{
-    EmbeddingInput, Gap, Input, Message, Priority, Request, Sampling, check_embedding_tokens,
+    Calling, EmbeddingInput, Gap, Input, Priority, Request, Sampling, check_embedding_tokens,
 };
 use crate::task::Resolved;
 
@@ -40,6 +40,7 @@ pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tok
             continue;
         }
         let key = &queued.job.key;
+        let calls = tools::may_call(&queued.payload);
         let prepared = prepare(
             shared,
             model,
@@ -55,6 +56,10 @@ pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tok
             (Ok(prepared), Phase::Serving) => {
                 queued.job.mailbox.post(JobEvent::Accepted {
                     prompt_tokens: prepared.request.prompt.len(),
+                    calls: calls
+                        .then(|| model.tool_style())
+                        .flatten()
+                        .map(|style| style.format().clone()),
                 });
                 if queued.order.priority == Priority::Alarm.into() {
                     // Under the board's lock, like the look at it.
@@ -95,6 +100,7 @@ fn put_embeddings(
         Ok(payload) if serving => {
             job.mailbox.post(JobEvent::Accepted {
                 prompt_tokens: payload.tokens(),
+                calls: None,
             });
             board.embeddings.push_back(Queued {
                 job,
@@ -211,7 +217,8 @@ fn prepare(
         }
         Input::Messages(messages) => {
             let variables = &request.template_variables;
-            let text = render(model, messages, &request.tools, variables)?;
+            let calls = request.tool_choice.calling != Calling::Never;
+            let text = render(model, messages, &request.tools, calls, variables)?;
             // A template writes the beginning-of-text token itself where the model wants one.
             (model.tokenizer().encode(&text, Special::Parse), None)
         }
@@ -224,7 +231,7 @@ fn prepare(
         Input::Task { name, input } => {
             let mut task: Resolved = shared.tasks()?.resolve(&name, &input)?;
             let messages = std::mem::take(&mut task.messages);
-            let text = render(model, messages, &[], &request.template_variables)?;
+            let text = render(model, messages, &[], false, &request.template_variables)?;
             (model.tokenizer().encode(&text, Special::Parse), Some(task))
         }
     };
@@ -262,7 +269,15 @@ fn prepare(
     };
     let sampling = sampling(shared, &request.sampling, &task);
     let bias = bias(model, request.logit_bias)?;
-    let format = request.format.or(task.format);
+    let calls = tools::constraint(model, &request.tools, &request.tool_choice)?;
+    let format = match (request.format.or(task.format), calls) {
+        (Some(format), Some(_)) => {
+            let message =
+                "an answer that may call tools has no format of its own; say tool_choice none";
+            return Err(Fault::invalid(format.param, message));
+        }
+        (format, calls) => calls.or(format),
+    };
     let constraint = format.map(|format| grammars.get(model, format, tokens_max));
     let mut stop = request.stop;
     stop.extend(task.stop);
@@ -354,84 +369,6 @@ fn bias(model: &Model, values: Vec<(u32, f32)>) -> Result<LogitBias, Fault> {
         return Err(Fault::invalid("logit_bias", message));
     }
     LogitBias::new(values).map_err(|error| Fault::invalid("logit_bias", error.to_string()))
-}
-
-/// The prompt of a conversation as the model's chat template writes it.
-pub(super) fn render(
-    model: &Model,
-    messages: Vec<Message>,
-    tools: &[Value],
-    variables: &Map<String, Value>,
-) -> Result<String, Fault> {
-    let unsupported = |message| Fault::new(FaultCode::Unsupported, message);
-    let template = model
-        .chat_template()
-        .ok_or_else(|| unsupported("the model makes no text of conversations"))?;
-    if !tools.is_empty() && !template.uses_tools() {
-        return Err(Fault {
-            param: Some("tools"),
-            ..unsupported("the model's chat template tells the model of no tools")
-        });
-    }
-    let messages: Vec<ChatMessage> = messages.into_iter().map(seen).collect();
-    let documents = variables.get("documents").and_then(Value::as_array);
-    let input = ChatInput {
-        messages: &messages,
-        add_generation_prompt: true,
-        tools,
-        documents: documents.map_or(&[], Vec::as_slice),
-        variables: Some(variables),
-    };
-    // Most templates write the arguments of calls as JSON themselves. The few that take the text fail on objects.
-    let rendered = match with_objects(&messages) {
-        None => template.render(&input),
-        Some(messages) => {
-            let messages = messages.as_slice();
-            match template.render(&ChatInput { messages, ..input }) {
-                Err(TemplateError::Render { .. }) => template.render(&input),
-                rendered => rendered,
-            }
-        }
-    };
-    rendered
-        .map_err(|error| Fault::invalid("messages", format!("the model's chat template: {error}")))
-}
-
-const TOOL_CALLS: &str = "tool_calls";
-
-/// A message as templates see it: with null where nothing but calls is said.
-fn seen(message: Message) -> ChatMessage {
-    let only_calls = message.content.is_empty() && message.extra.contains_key(TOOL_CALLS);
-    ChatMessage {
-        content: if only_calls {
-            Value::Null
-        } else {
-            message.content.into()
-        },
-        role: message.role,
-        extra: message.extra,
-    }
-}
-
-/// The same messages with the arguments of calls as objects, where their texts are such; `None` if nothing is called.
-fn with_objects(messages: &[ChatMessage]) -> Option<Vec<ChatMessage>> {
-    let calls = |message: &ChatMessage| message.extra.contains_key(TOOL_CALLS);
-    messages.iter().any(calls).then(|| {
-        let mut messages = messages.to_vec();
-        let calls = messages
-            .iter_mut()
-            .filter_map(|message| message.extra.get_mut(TOOL_CALLS)?.as_array_mut())
-            .flatten();
-        for call in calls {
-            if let Some(arguments) = call.pointer_mut("/function/arguments")
-                && let Some(text) = arguments.as_str()
-                && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
-            {
-                *arguments = Value::Object(object);
-            }
-        }
-        messages
-    })
 }
 
 /// The request's word, else the task's, else the configuration's.

@@ -9,7 +9,7 @@ use andon_engine::Model;
 use andon_engine::tokenizer::Special;
 use serde_json::{Map, Value};
 
-use super::{WorkerHandle, prepare};
+use super::{WorkerHandle, tools};
 use crate::fault::{Fault, FaultCode};
 use crate::request::Message;
 
@@ -67,7 +67,7 @@ pub fn detokenize(model: &Model, tokens: &[u32]) -> Result<String, Fault> {
     Ok(model.tokenizer().decode(tokens))
 }
 
-/// The prompt that the model's chat template makes of a conversation.
+/// The prompt that the model's chat template makes of a conversation, whose answer may call `tools` if there are any.
 ///
 /// # Errors
 /// If the model has no template, or it refuses the conversation.
@@ -77,5 +77,5 @@ pub fn apply_template(
     tools: &[Value],
     variables: &Map<String, Value>,
 ) -> Result<String, Fault> {
-    prepare::render(model, messages, tools, variables)
+    tools::render(model, messages, tools, !tools.is_empty(), variables)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use andon_engine::calls::{CallEvent, CallFormat, CallReader, ToolStyle};
 use andon_engine::generate::{FinishReason, GenerationRequest};
 use andon_engine::grammar::{Calls, Constraint, Grammar, GrammarError, Tool};
+use andon_engine::speculate::{Corpus, Sources};
 use andon_engine::tokenizer::ChatTemplate;
 use serde_json::{Value, json};
 
@@ -192,6 +193,7 @@ fn whole_answers_are_read_back_as_calls_that_are_valid() {
             [(true, true, 400), (true, false, 160), (false, true, 400)]
         {
             let grammar = Arc::new(compile(&calls(&format, required, several), tokens_max));
+            let corpus = Arc::new(Corpus::new(1 << 16));
             for seed in 0..12 {
                 let base = GenerationRequest {
                     tokens_max: Some(tokens_max),
@@ -203,12 +205,19 @@ fn whole_answers_are_read_back_as_calls_that_are_valid() {
                     one_by_one: true,
                     ..base.clone()
                 };
-                let (answers, _) = run(64, base, 1 + seed as u32 % 2);
-                assert_eq!(
-                    answers,
-                    run(64, slowly, 1 + seed as u32 % 2).0,
-                    "{name} {seed}"
-                );
+                let guessing = GenerationRequest {
+                    sources: Sources {
+                        own: true,
+                        corpus: Some(Arc::clone(&corpus)),
+                        learns: true,
+                        ..Sources::default()
+                    },
+                    ..base.clone()
+                };
+                let count = 1 + seed as u32 % 2;
+                let (answers, _) = run(64, base, count);
+                assert_eq!(answers, run(64, slowly, count).0, "{name} {seed}");
+                assert_eq!(answers, run(64, guessing, count).0, "{name} {seed}");
                 for answer in answers {
                     let (said, calls) = read(&format, &answer.text);
                     assert!(!required || !calls.is_empty(), "{name}: {}", answer.text);

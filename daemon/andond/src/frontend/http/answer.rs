@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 
+use andon_engine::calls::CallFormat;
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Response};
@@ -14,11 +15,12 @@ use bytes::Bytes;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt as _};
 use serde_json::Value;
 
+use super::calls::{Part, Reading, gather};
 use super::error::ApiError;
 use super::json_response;
 use super::shape::{Answer, Shape};
 use crate::fault::{Fault, FaultCode};
-use crate::worker::{Done, Finish, JobEvent, JobStream};
+use crate::worker::{Done, Finish, JobEvent, JobStream, TokenLogprob};
 
 pub(super) fn broken_off() -> Fault {
     // The mailbox always ends with a terminal event; this is what is left to say if it did not.
@@ -39,6 +41,8 @@ pub(super) struct Jobs {
     echo: Vec<String>,
     /// What the jobs that are over took together.
     spent: Option<Done>,
+    /// How their answers write calls, if they may have some.
+    format: Option<CallFormat>,
 }
 
 impl Jobs {
@@ -58,6 +62,7 @@ impl Jobs {
             choices,
             echo,
             spent: None,
+            format: None,
         }
     }
 
@@ -68,6 +73,13 @@ impl Jobs {
     fn index(&self, job: usize, choice: u32) -> usize {
         let choice = usize::try_from(choice).unwrap_or(usize::MAX);
         job.saturating_mul(self.choices).saturating_add(choice)
+    }
+
+    /// A reading of each answer.
+    fn readings(&self, id: &str) -> Vec<Reading> {
+        let count = self.echo.len().saturating_mul(self.choices);
+        let new = |index| Reading::new(self.format.as_ref(), id, index);
+        (0..count).map(new).collect()
     }
 
     /// Notes the end of a job. Says what all took, if it was the last.
@@ -97,6 +109,17 @@ fn together(a: &Done, b: &Done) -> Done {
     sum
 }
 
+impl Answer {
+    fn take(&mut self, parts: Vec<Part>) {
+        gather(parts, &mut self.text, &mut self.calls);
+    }
+
+    fn end(&mut self, reading: &mut Reading, finish: Finish) {
+        self.take(reading.finish());
+        self.finish = Some(reading.finish_name(finish));
+    }
+}
+
 /// Waits for the end and answers with one object.
 pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<Body>, ApiError> {
     let mut answers: Vec<Answer> = Vec::new();
@@ -104,27 +127,39 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
         jobs.echo.len().saturating_mul(jobs.choices),
         Answer::default,
     );
+    let mut readings = jobs.readings(shape.id());
     while let Some((job, event)) = jobs.next().await {
         match event {
+            JobEvent::Accepted { calls, .. } => {
+                if calls.is_some() {
+                    jobs.format = calls;
+                    readings = jobs.readings(shape.id());
+                }
+            }
             // No request for embeddings is answered here.
-            JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Vectors(_) => {}
+            JobEvent::Started | JobEvent::Vectors(_) => {}
             JobEvent::Chunk(chunk) => {
                 let index = jobs.index(job, chunk.choice);
-                if let Some(answer) = answers.get_mut(index) {
-                    answer.text.push_str(&chunk.text);
+                if let Some((answer, reading)) = answers.get_mut(index).zip(readings.get_mut(index))
+                {
+                    answer.take(reading.push(&chunk.text));
                     answer.tokens.extend(chunk.logprobs);
                 }
             }
             JobEvent::ChoiceDone { choice, finish } => {
                 let index = jobs.index(job, choice);
-                if let Some(answer) = answers.get_mut(index) {
-                    answer.finish = Some(finish);
+                if let Some((answer, reading)) = answers.get_mut(index).zip(readings.get_mut(index))
+                {
+                    answer.end(reading, finish);
                 }
             }
             JobEvent::Done(done) => {
                 let first = jobs.index(job, 0);
-                for answer in answers.iter_mut().skip(first).take(jobs.choices) {
-                    answer.finish.get_or_insert(done.finish);
+                let answers_of = answers.iter_mut().zip(&mut readings);
+                for (answer, reading) in answers_of.skip(first).take(jobs.choices) {
+                    if answer.finish.is_none() {
+                        answer.end(reading, done.finish);
+                    }
                 }
                 if let Some(spent) = jobs.done(&done) {
                     // Not before: a prompt that is refused was not multiplied.
@@ -146,7 +181,7 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
 pub(super) async fn streamed(mut jobs: Jobs, shape: Shape) -> Result<Response<Body>, ApiError> {
     loop {
         match jobs.next().await {
-            Some((_, JobEvent::Accepted { .. })) => {}
+            Some((_, JobEvent::Accepted { calls, .. })) => jobs.format = jobs.format.or(calls),
             Some((_, JobEvent::Failed(fault))) => return Err(fault.into()),
             Some((_, JobEvent::Started)) => break,
             Some(_) | None => return Err(broken_off().into()),
@@ -175,6 +210,7 @@ pub(super) fn event_stream(body: Body) -> Response<Body> {
 struct Frames {
     jobs: Jobs,
     shape: Shape,
+    readings: Vec<Reading>,
     ready: VecDeque<Bytes>,
     over: bool,
 }
@@ -193,6 +229,7 @@ impl Frames {
             }
         }
         Frames {
+            readings: jobs.readings(shape.id()),
             jobs,
             shape,
             ready,
@@ -213,15 +250,11 @@ impl Frames {
                 JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Vectors(_) => {}
                 JobEvent::Chunk(chunk) => {
                     let index = self.jobs.index(job, chunk.choice);
-                    return Some(frame(&self.shape.piece(
-                        index,
-                        &chunk.text,
-                        &chunk.logprobs,
-                    )));
+                    self.take(index, &chunk.text, &chunk.logprobs);
                 }
                 JobEvent::ChoiceDone { choice, finish } => {
                     let index = self.jobs.index(job, choice);
-                    return Some(frame(&self.shape.last(index, finish, None)));
+                    self.end(index, finish, None);
                 }
                 JobEvent::Done(done) => self.job_done(job, &done),
                 // The status is sent long since; clients look for an error object in the stream.
@@ -233,11 +266,49 @@ impl Frames {
         }
     }
 
+    /// A piece of an answer.
+    fn take(&mut self, index: usize, text: &str, tokens: &[TokenLogprob]) {
+        let Some(reading) = self.readings.get_mut(index) else {
+            return;
+        };
+        if !reading.reads_calls() {
+            let piece = self.shape.piece(index, text, tokens);
+            return self.ready.push_back(frame(&piece));
+        }
+        let parts = reading.push(text);
+        if !tokens.is_empty() {
+            let piece = self.shape.piece(index, "", tokens);
+            self.ready.push_back(frame(&piece));
+        }
+        self.put(index, parts);
+    }
+
+    fn put(&mut self, index: usize, parts: Vec<Part>) {
+        for part in parts {
+            let chunk = match &part {
+                Part::Text(text) => Some(self.shape.piece(index, text, &[])),
+                other => self.shape.call_piece(index, other),
+            };
+            self.ready.extend(chunk.as_ref().map(frame));
+        }
+    }
+
+    /// The end of an answer.
+    fn end(&mut self, index: usize, finish: Finish, done: Option<&Done>) {
+        let Some(reading) = self.readings.get_mut(index) else {
+            return;
+        };
+        let parts = reading.finish();
+        let finish = reading.finish_name(finish);
+        self.put(index, parts);
+        let last = self.shape.last(index, finish, done);
+        self.ready.push_back(frame(&last));
+    }
+
     fn job_done(&mut self, job: usize, done: &Done) {
         // Several answers have said one by one why they ended, unless the client ended them.
         if self.jobs.choices == 1 {
-            let last = self.shape.last(job, done.finish, Some(done));
-            self.ready.push_back(frame(&last));
+            self.end(job, done.finish, Some(done));
         } else if done.finish == Finish::Cancelled {
             self.over = true;
             return;

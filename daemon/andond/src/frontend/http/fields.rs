@@ -38,6 +38,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field that is left for another to take.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
     pub(super) fn bool(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
         match self.take(name) {
             None => Ok(None),

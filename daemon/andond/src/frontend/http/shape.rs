@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::worker::{Done, Finish, TokenLogprob};
+use super::calls::{Call, Part};
+use crate::worker::{Done, TokenLogprob};
 
 /// What stands for "impossible" where JSON has no infinity; OpenAI's choice.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -42,8 +43,9 @@ pub(super) struct Shape {
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) text: String,
+    pub(super) calls: Vec<Call>,
     pub(super) tokens: Vec<TokenLogprob>,
-    pub(super) finish: Option<Finish>,
+    pub(super) finish: Option<&'static str>,
 }
 
 impl Shape {
@@ -52,6 +54,11 @@ impl Shape {
             text_offsets: vec![0; frame.choices],
             frame,
         }
+    }
+
+    /// The id of the reply.
+    pub(super) fn id(&self) -> &str {
+        &self.frame.id
     }
 
     /// The whole reply.
@@ -65,15 +72,11 @@ impl Shape {
             .enumerate()
             .map(|(index, answer)| {
                 let logprobs = self.logprobs(index, &answer.tokens);
-                let finish = answer.finish.map(Finish::name);
+                let finish = answer.finish;
                 match self.frame.endpoint {
                     Endpoint::Chat => json!({
                         "index": index,
-                        "message": {
-                            "role": "assistant",
-                            "content": answer.text,
-                            "refusal": null,
-                        },
+                        "message": message(answer),
                         "logprobs": logprobs,
                         "finish_reason": finish,
                     }),
@@ -131,9 +134,30 @@ impl Shape {
         self.chunk_object(&json!([choice]))
     }
 
+    /// A piece of a call, if there is something to say of it.
+    pub(super) fn call_piece(&mut self, index: usize, part: &Part) -> Option<Value> {
+        let call = match part {
+            Part::Text(_) | Part::End { .. } => return None,
+            Part::Begin { place, id, name } => json!({
+                "index": place,
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": ""},
+            }),
+            Part::Arguments { place, text } => {
+                json!({"index": place, "function": {"arguments": text}})
+            }
+        };
+        Some(self.chunk_object(&json!([{
+            "index": index,
+            "delta": {"tool_calls": [call]},
+            "logprobs": null,
+            "finish_reason": null,
+        }])))
+    }
+
     /// The chunk that says why an answer ended; with `done`, also where the time went.
-    pub(super) fn last(&mut self, index: usize, finish: Finish, done: Option<&Done>) -> Value {
-        let finish = finish.name();
+    pub(super) fn last(&mut self, index: usize, finish: &str, done: Option<&Done>) -> Value {
         let choice = match self.frame.endpoint {
             Endpoint::Chat => {
                 json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": finish})
@@ -238,6 +262,26 @@ impl Shape {
     }
 }
 
+/// The message of an answer: without calls as it always was, with calls alone without a content.
+fn message(answer: &Answer) -> Value {
+    let mut message = json!({"role": "assistant", "content": answer.text, "refusal": null});
+    if answer.calls.is_empty() {
+        return message;
+    }
+    let calls = answer.calls.iter().map(|call| {
+        json!({
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        })
+    });
+    message["tool_calls"] = calls.collect();
+    if answer.text.is_empty() {
+        message["content"] = Value::Null;
+    }
+    message
+}
+
 fn chat_token(bytes: &[u8], logprob: f32) -> Value {
     json!({
         "token": String::from_utf8_lossy(bytes),
@@ -311,7 +355,7 @@ fn rate(tokens: usize, microseconds: u64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::{Timings, TopLogprob, Usage};
+    use crate::worker::{Finish, Timings, TopLogprob, Usage};
 
     fn done() -> Done {
         Done {
@@ -362,7 +406,8 @@ mod tests {
             &[Answer {
                 text: "hi".to_owned(),
                 tokens: vec![token(b"hi", -0.5)],
-                finish: Some(Finish::Stop),
+                finish: Some("stop"),
+                ..Answer::default()
             }],
             &done(),
         );
@@ -388,7 +433,7 @@ mod tests {
         let first = shape.first(0).expect("chat streams open with a role");
         assert_eq!(first["choices"][0]["delta"]["role"], "assistant");
         assert_eq!(first["usage"], Value::Null);
-        let last = shape.last(0, Finish::Stop, Some(&done()));
+        let last = shape.last(0, "stop", Some(&done()));
         assert_eq!(last["choices"][0]["delta"], json!({}));
         assert_eq!(last["choices"][0]["finish_reason"], "stop");
         let usage = shape.usage(&done()).expect("it was asked for");

@@ -14,7 +14,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     let mut fields = Fields::parse(body)?;
     refuse_store(&mut fields)?;
     refuse_unsupported(&mut fields)?;
-    let tools = tools::take(&mut fields)?;
+    let (tools, tool_choice) = tools::take(&mut fields)?;
     let format = format(fields.take("response_format"), "response_format", true)?;
     fields.refuse_unless(
         "modalities",
@@ -36,6 +36,7 @@ pub(in super::super) fn chat(body: &[u8], id: &str, client: &str) -> Result<Pars
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.logprobs = logprobs;
     request.tools = tools;
+    request.tool_choice = tool_choice;
     request.format = format;
     request.prediction = prediction;
     request.template_variables = template_variables(&mut fields)?;

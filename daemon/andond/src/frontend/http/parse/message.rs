@@ -1,5 +1,7 @@
 //! The messages of a conversation.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::super::error::ApiError;
@@ -11,13 +13,36 @@ use crate::request::Message;
 pub(in super::super) fn take(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     match fields.take("messages") {
         None => Err(ApiError::invalid("messages", "messages is missing")),
-        Some(Value::Array(messages)) => messages
-            .into_iter()
-            .enumerate()
-            .map(|(index, value)| message(index, value))
-            .collect(),
+        Some(Value::Array(messages)) => {
+            let messages = messages.into_iter().enumerate();
+            let messages: Vec<Message> = messages
+                .map(|(index, value)| message(index, value))
+                .collect::<Result<_, _>>()?;
+            check_results("messages", &messages)?;
+            Ok(messages)
+        }
         Some(_) => Err(ApiError::invalid("messages", "messages must be an array")),
     }
+}
+
+/// Every result is one of a call that was made before it.
+pub(in super::super) fn check_results(field: &str, messages: &[Message]) -> Result<(), ApiError> {
+    let mut made: HashSet<&str> = HashSet::new();
+    for (index, message) in messages.iter().enumerate() {
+        let calls = message.extra.get("tool_calls").and_then(Value::as_array);
+        let ids = calls
+            .into_iter()
+            .flatten()
+            .filter_map(|call| call.get("id"));
+        made.extend(ids.filter_map(Value::as_str));
+        let answered = message.extra.get("tool_call_id").and_then(Value::as_str);
+        if answered.is_some_and(|id| !made.contains(id)) {
+            let path = format!("{field}[{index}].tool_call_id");
+            let message = format!("{path} is not the id of a call made in a message before");
+            return Err(ApiError::invalid(path, message));
+        }
+    }
+    Ok(())
 }
 
 fn message(index: usize, value: Value) -> Result<Message, ApiError> {
@@ -93,6 +118,9 @@ fn extra(path: &str, role: &str, fields: &mut Fields) -> Result<Map<String, Valu
     }
     for (name, needed) in [("tool_call_id", true), ("name", false)] {
         match fields.take(name) {
+            Some(value) if needed && !tools::is_id(&value) => {
+                return Err(tools::wrong_id(format!("{path}.{name}")));
+            }
             Some(value @ Value::String(_)) => {
                 extra.insert(name.to_owned(), value);
             }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::request::{CHOICES_MAX, Input};
+use crate::request::{CHOICES_MAX, Calling, Input, ToolChoice};
 
 fn chat_of(value: &Value) -> Result<Parsed, ApiError> {
     chat(value.to_string().as_bytes(), "id", "client")
@@ -66,8 +66,6 @@ fn content_may_be_text_parts() {
 
 #[test]
 fn what_is_not_supported_is_named() {
-    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
-    assert_eq!(param_of(hello(json!({"tools": tool}))), "tools");
     assert_eq!(
         param_of(hello(json!({"response_format": {"type": "xml"}}))),
         "response_format"
@@ -93,20 +91,82 @@ fn what_is_not_supported_is_named() {
 }
 
 #[test]
-fn tools_are_told_of_where_none_is_to_be_called() {
-    let tool = json!({"type": "function", "function": {
-        "name": "line_status", "description": "State of a line", "parameters": {"type": "object"}, "strict": true,
-    }});
-    let parsed = hello(json!({"tools": [tool], "tool_choice": "none"})).expect("valid");
-    assert_eq!(parsed.requests[0].tools, std::slice::from_ref(&tool));
-    for choice in [
-        json!("auto"),
-        json!("required"),
-        json!({"type": "function", "function": {"name": "line_status"}}),
+fn tools_may_be_called_as_the_client_chooses() {
+    let of = |name: &str| {
+        json!({"type": "function", "function": {
+            "name": name, "description": "State of a line", "parameters": {"type": "object"}, "strict": true,
+        }})
+    };
+    let tools = json!([of("line_status"), of("stop_line")]);
+    let chosen = |body: Value| {
+        let mut body = body;
+        body["tools"] = tools.clone();
+        let parsed = hello(body).expect("valid");
+        assert_eq!(json!(parsed.requests[0].tools), tools);
+        parsed.requests[0].tool_choice.clone()
+    };
+    let choice = |calling, only: &[&str], single| ToolChoice {
+        calling,
+        only: (!only.is_empty()).then(|| only.iter().map(|&name| name.to_owned()).collect()),
+        single,
+    };
+    let named = json!({"type": "function", "function": {"name": "stop_line"}});
+    let allowed =
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}});
+    for (body, expected) in [
+        (json!({}), choice(Calling::Maybe, &[], false)),
+        (
+            json!({"tool_choice": "none"}),
+            choice(Calling::Never, &[], false),
+        ),
+        (
+            json!({"tool_choice": "auto", "parallel_tool_calls": false}),
+            choice(Calling::Maybe, &[], true),
+        ),
+        (
+            json!({"tool_choice": "required", "parallel_tool_calls": true}),
+            choice(Calling::Must, &[], false),
+        ),
+        (
+            json!({"tool_choice": named}),
+            choice(Calling::Must, &["stop_line"], true),
+        ),
+        (
+            json!({"tool_choice": allowed}),
+            choice(Calling::Must, &["stop_line"], false),
+        ),
     ] {
-        let body = json!({"tools": [tool], "tool_choice": choice});
+        assert_eq!(chosen(body.clone()), expected, "{body}");
+    }
+    for wrong in [
+        json!("any"),
+        json!(3),
+        json!({"type": "function"}),
+        json!({"type": "function", "function": {"name": "start_line"}}),
+        json!({"type": "custom", "custom": {"name": "stop_line"}}),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
+    ] {
+        let body = json!({"tools": tools, "tool_choice": wrong});
+        assert_eq!(param_of(hello(body)), "tool_choice");
+        let body = json!({"tool_choice": wrong});
         assert_eq!(param_of(hello(body)), "tool_choice");
     }
+    for none in [
+        json!({}),
+        json!({"tools": []}),
+        json!({"tool_choice": "auto"}),
+    ] {
+        let parsed = hello(none).expect("valid");
+        assert_eq!(parsed.requests[0].tool_choice, ToolChoice::default());
+    }
+    assert_eq!(
+        param_of(hello(json!({"tool_choice": "required"}))),
+        "tool_choice"
+    );
+    let twice = json!({"tools": [of("a"), of("b"), of("a")]});
+    assert_eq!(param_of(hello(twice)), "tools[2].function.name");
+    let body = json!({"tools": tools, "parallel_tool_calls": 1});
+    assert_eq!(param_of(hello(body)), "parallel_tool_calls");
     assert_eq!(
         param_of(hello(json!({"functions": [{"name": "f"}]}))),
         "functions"
@@ -162,6 +222,19 @@ fn calls_of_tools_are_part_of_what_was_said() {
         whole.remove(name);
         json!([call])
     };
+    for id in [json!(""), json!("x".repeat(257)), json!("a\nb"), json!(1)] {
+        let mut call = call.clone();
+        call["id"] = id.clone();
+        let whole = said(&json!([call]));
+        assert_eq!(param_of(chat_of(&whole)), "messages[1].tool_calls[0].id");
+        let mut whole = said(&json!([call]));
+        whole["messages"][1]["tool_calls"][0]["id"] = json!("c1");
+        whole["messages"][2]["tool_call_id"] = id;
+        assert_eq!(param_of(chat_of(&whole)), "messages[2].tool_call_id");
+    }
+    let mut other = said(&json!([call]));
+    other["messages"][2]["tool_call_id"] = json!("c2");
+    assert_eq!(param_of(chat_of(&other)), "messages[2].tool_call_id");
     for (calls, param) in [
         (json!([]), "messages[1].content"),
         (json!("x"), "messages[1].tool_calls"),

@@ -1,42 +1,115 @@
-//! Tools that a prompt tells of, and calls of them that were made.
-//!
-//! Until answers can be held to a form, a model is told of tools only where it is told not to call them
-//! (`tool_choice` is `none`): a client that waits for a call must not get something that may be none.
+//! Tools that a prompt tells of, which of them an answer may call, and calls of them that were made.
 
-use serde_json::{Value, json};
+use andon_engine::calls::{NAME_BYTES_MAX, is_name};
+use serde_json::{Map, Value, json};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::is_empty_or_none;
-use crate::request::TOOLS_MAX;
+use crate::request::{Calling, TOOLS_MAX, ToolChoice};
 
-/// Longest name of a tool, as OpenAI has it.
-const NAME_BYTES_MAX: usize = 64;
+/// Longest id of a call.
+const ID_BYTES_MAX: usize = 256;
 
-/// Takes the fields about tools; the tools that the prompt tells of.
-pub(in super::super) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+/// Takes the fields about tools: those that the prompt tells of, and which the answer may call.
+pub(in super::super) fn take(fields: &mut Fields) -> Result<(Vec<Value>, ToolChoice), ApiError> {
     for name in ["functions", "function_call"] {
         fields.refuse_unless(name, is_empty_or_none, "is not supported; see tools")?;
     }
-    fields.refuse_unless(
-        "parallel_tool_calls",
-        Value::is_boolean,
-        "must be true or false",
-    )?;
     let tools = described(fields)?;
-    let why = "only none is supported: calls of tools are not enforced";
-    match fields.take("tool_choice") {
-        None if tools.is_empty() => Ok(tools),
-        None => Err(ApiError::unsupported(
-            "tools",
-            format!("tools need tool_choice; {why}"),
-        )),
-        Some(choice) if is_empty_or_none(&choice) => Ok(tools),
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            format!("tool_choice: {why}"),
-        )),
+    let choice = choice(fields, &tools)?;
+    Ok((tools, choice))
+}
+
+/// Takes the fields `tool_choice` and `parallel_tool_calls`. Names in the former are those of `tools`.
+pub(in super::super) fn choice(
+    fields: &mut Fields,
+    tools: &[Value],
+) -> Result<ToolChoice, ApiError> {
+    let mut single = fields.bool("parallel_tool_calls")? == Some(false);
+    let (calling, only) = match fields.take("tool_choice") {
+        None if tools.is_empty() => (Calling::Never, None),
+        None => (Calling::Maybe, None),
+        Some(Value::String(mode)) => (mode_of(&mode)?, None),
+        Some(Value::Object(choice)) => {
+            // Who names a function wants it called, and small models would go on calling it.
+            single |= choice.get("type") == Some(&json!("function"));
+            let (calling, only) = chosen(&choice)?;
+            (calling, Some(only))
+        }
+        Some(_) => return Err(wrong_choice()),
+    };
+    if let Some(name) = only.iter().flatten().find(|name| {
+        let named = |tool: &Value| name_of(tool) == Some(name.as_str());
+        !tools.iter().any(named)
+    }) {
+        let name: String = name.chars().take(64).collect();
+        let message = format!("tool_choice: there is no tool {name:?}");
+        return Err(ApiError::invalid("tool_choice", message));
     }
+    match calling {
+        Calling::Must if tools.is_empty() => {
+            let message = "tool_choice: there are no tools to call";
+            Err(ApiError::invalid("tool_choice", message))
+        }
+        Calling::Maybe if tools.is_empty() => Ok(ToolChoice::default()),
+        calling => Ok(ToolChoice {
+            calling,
+            only,
+            single,
+        }),
+    }
+}
+
+fn wrong_choice() -> ApiError {
+    let message =
+        "tool_choice must be none, auto, required, a function by its name, or allowed tools";
+    ApiError::invalid("tool_choice", message)
+}
+
+fn mode_of(mode: &str) -> Result<Calling, ApiError> {
+    match mode {
+        "none" => Ok(Calling::Never),
+        "auto" => Ok(Calling::Maybe),
+        "required" => Ok(Calling::Must),
+        _ => Err(wrong_choice()),
+    }
+}
+
+/// The tools that an object chooses, in the form of chat completions or in that of responses.
+fn chosen(choice: &Map<String, Value>) -> Result<(Calling, Vec<String>), ApiError> {
+    let inner = |name: &str| match choice.get(name) {
+        Some(Value::Object(inner)) => inner,
+        _ => choice,
+    };
+    let name = |tool: &Value| {
+        let is_function = tool.get("type") == Some(&json!("function"));
+        let name = name_of(tool)
+            .or_else(|| tool.get("name")?.as_str())
+            .filter(|_| is_function);
+        name.map(str::to_owned).ok_or_else(wrong_choice)
+    };
+    match choice.get("type").and_then(Value::as_str) {
+        Some("function") => {
+            let whole = Value::Object(choice.clone());
+            Ok((Calling::Must, vec![name(&whole)?]))
+        }
+        Some("allowed_tools") => {
+            let allowed = inner("allowed_tools");
+            let mode = allowed.get("mode").and_then(Value::as_str);
+            let tools = allowed.get("tools").and_then(Value::as_array);
+            let tools = tools.filter(|tools| (1..=TOOLS_MAX).contains(&tools.len()));
+            let names = tools.ok_or_else(wrong_choice)?.iter().map(name);
+            let calling = mode_of(mode.unwrap_or("auto"))?;
+            Ok((calling, names.collect::<Result<_, _>>()?))
+        }
+        _ => Err(wrong_choice()),
+    }
+}
+
+/// The name of a tool.
+fn name_of(tool: &Value) -> Option<&str> {
+    tool.get("function")?.get("name")?.as_str()
 }
 
 /// Takes the field `tools`.
@@ -52,8 +125,40 @@ pub(in super::super) fn described(fields: &mut Fields) -> Result<Vec<Value>, Api
     }
     for (index, tool) in tools.iter().enumerate() {
         check(&format!("tools[{index}]"), tool)?;
+        let same = |other: &Value| name_of(other) == name_of(tool);
+        if tools[..index].iter().any(same) {
+            let path = format!("tools[{index}].function.name");
+            let message = format!("{path}: another tool has this name");
+            return Err(ApiError::invalid(path, message));
+        }
     }
     Ok(tools)
+}
+
+/// Takes the field `tools` of a response, whose functions have no object of their own.
+pub(in super::super) fn described_flat(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    let flat = match fields.take("tools") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(flat)) => flat,
+        Some(_) => return Err(ApiError::invalid("tools", "tools must be an array")),
+    };
+    if flat.len() > TOOLS_MAX {
+        let message = format!("{} tools, at most {TOOLS_MAX} are taken", flat.len());
+        return Err(ApiError::invalid("tools", message));
+    }
+    let nested = flat.into_iter().map(|tool| match tool {
+        Value::Object(mut function) => {
+            let kind = function.remove("type");
+            json!({"type": kind, "function": function})
+        }
+        other => other,
+    });
+    let map = Map::from_iter([("tools".to_owned(), nested.collect())]);
+    described(&mut Fields::of(map)).map_err(|error| ApiError {
+        param: error.param.map(|param| param.replace(".function", "")),
+        message: error.message.replace(".function", ""),
+        ..error
+    })
 }
 
 /// Checks a tool's description; it goes to the template as it is.
@@ -81,7 +186,7 @@ fn check(path: &str, tool: &Value) -> Result<(), ApiError> {
 }
 
 /// The calls of an assistant's message.
-pub(super) fn calls(path: &str, calls: Value) -> Result<Value, ApiError> {
+pub(in super::super) fn calls(path: &str, calls: Value) -> Result<Value, ApiError> {
     let Value::Array(calls) = calls else {
         return Err(ApiError::invalid(path, format!("{path} must be an array")));
     };
@@ -92,10 +197,8 @@ pub(super) fn calls(path: &str, calls: Value) -> Result<Value, ApiError> {
     for (index, call) in calls.iter().enumerate() {
         let path = format!("{path}[{index}]");
         let function = function(&path, call, &["id", "type", "function"])?;
-        if !call.get("id").is_some_and(Value::is_string) {
-            let path = format!("{path}.id");
-            let message = format!("{path} must be a string");
-            return Err(ApiError::invalid(path, message));
+        if !call.get("id").is_some_and(is_id) {
+            return Err(wrong_id(format!("{path}.id")));
         }
         let path = format!("{path}.function");
         if !function.get("arguments").is_some_and(Value::is_string) {
@@ -111,12 +214,23 @@ pub(super) fn calls(path: &str, calls: Value) -> Result<Value, ApiError> {
     Ok(Value::Array(calls))
 }
 
+/// Whether a value can be the id of a call.
+pub(in super::super) fn is_id(value: &Value) -> bool {
+    let id = value.as_str().unwrap_or_default();
+    (1..=ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+pub(in super::super) fn wrong_id(path: String) -> ApiError {
+    let message = format!("{path} must be a text of 1 to {ID_BYTES_MAX} bytes");
+    ApiError::invalid(path, message)
+}
+
 /// The function of a tool or a call, which has a name.
 fn function<'a>(
     path: &str,
     value: &'a Value,
     known: &[&str],
-) -> Result<&'a serde_json::Map<String, Value>, ApiError> {
+) -> Result<&'a Map<String, Value>, ApiError> {
     let Value::Object(whole) = value else {
         return Err(ApiError::invalid(path, format!("{path} must be an object")));
     };
@@ -133,16 +247,10 @@ fn function<'a>(
         let message = format!("{path} must be an object");
         return Err(ApiError::invalid(path, message));
     };
-    let named = |name: &str| {
-        (1..=NAME_BYTES_MAX).contains(&name.len())
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-    };
     if !function
         .get("name")
         .and_then(Value::as_str)
-        .is_some_and(named)
+        .is_some_and(is_name)
     {
         let path = format!("{path}.name");
         let message =

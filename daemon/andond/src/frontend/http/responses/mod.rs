@@ -1,7 +1,8 @@
 //! `/v1/responses`: the Responses API, as the official client uses it for text.
 //!
 //! A response that is stored can be read again, deleted, and gone on from by `previous_response_id`; see [`store`] for how
-//! long. What the API has beyond text (tools, reasoning, files, conversations) is refused by name.
+//! long. Calls of functions are items of their own. What the API has beyond these (other tools, reasoning, files,
+//! conversations) is refused by name.
 
 mod parse;
 mod shape;
@@ -19,8 +20,10 @@ use axum::http::Response;
 use serde_json::{Value, json};
 
 use self::parse::Asked;
-use self::shape::{Reply, Stage};
+use self::shape::{Answer, Reply, Stage};
+use super::calls::{Reading, gather};
 use super::error::ApiError;
+use super::parse::message;
 use super::serve::Client;
 use super::{HttpRequest, Service, answer, json_response, since_1970};
 use crate::fault::Fault;
@@ -34,9 +37,8 @@ struct Keep {
 }
 
 impl Keep {
-    fn keep(mut self, service: &Service, id: &str, object: Value, text: &str) {
-        self.conversation
-            .push(Message::new("assistant", text.to_owned()));
+    fn keep(mut self, service: &Service, id: &str, object: Value, answer: &Answer) {
+        self.conversation.push(answer.message());
         service
             .stored()
             .keep(id, &self.client, object, self.conversation);
@@ -83,6 +85,12 @@ pub(super) async fn create(
             .ok_or_else(|| not_stored(previous))?,
     };
     conversation.extend(input);
+    message::check_results("input", &conversation).map_err(|error| ApiError {
+        // Messages of earlier responses are counted, too: a place among them says nothing to the client.
+        param: Some("input".to_owned()),
+        message: "input: a function_call_output has the call_id of no call made before".to_owned(),
+        ..error
+    })?;
     let system = instructions.map(|content| Message::new("system", content));
     let messages = system.into_iter().chain(conversation.iter().cloned());
     request.input = Input::Messages(messages.collect());
@@ -115,20 +123,28 @@ async fn whole(
     reply: &Reply,
     keep: Option<Keep>,
 ) -> Result<Response<Body>, ApiError> {
-    let mut text = String::new();
+    let mut answer = Answer::default();
+    let mut reading = Reading::new(None, &reply.id, 0);
     while let Some(event) = job.next().await {
         match event {
-            JobEvent::Accepted { .. }
-            | JobEvent::Started
-            | JobEvent::ChoiceDone { .. }
-            | JobEvent::Vectors(_) => {}
-            JobEvent::Chunk(chunk) => text.push_str(&chunk.text),
+            JobEvent::Accepted { calls, .. } => {
+                reading = Reading::new(calls.as_ref(), &reply.id, 0);
+            }
+            JobEvent::Started | JobEvent::ChoiceDone { .. } | JobEvent::Vectors(_) => {}
+            JobEvent::Chunk(chunk) => {
+                gather(
+                    reading.push(&chunk.text),
+                    &mut answer.text,
+                    &mut answer.calls,
+                );
+            }
             JobEvent::Done(done) => {
-                let (text, done) = (&text, &done);
-                let object = reply.object(Stage::Over { text, done });
+                gather(reading.finish(), &mut answer.text, &mut answer.calls);
+                let (answer, done) = (&answer, &done);
+                let object = reply.object(Stage::Over { answer, done });
                 let response = json_response(&object);
                 if let Some(keep) = keep {
-                    keep.keep(service, &reply.id, object, text);
+                    keep.keep(service, &reply.id, object, answer);
                 }
                 return Ok(response);
             }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::super::parse::{
-    common, format, is_empty_or_none, refuse_unsupported, template_variables,
+    common, format, is_empty_or_none, refuse_unsupported, template_variables, tools,
 };
 use crate::request::{AnswerFormat, Input, Message, Origin, Request};
 
@@ -39,6 +39,12 @@ pub(super) fn body(body: &[u8], id: &str, client: &str) -> Result<Asked, ApiErro
     let user = fields.string("user")?;
     refuse_unsupported(&mut fields)?;
     refuse_more(&mut fields)?;
+    let repeated = ["tools", "tool_choice", "parallel_tool_calls"].map(|name| {
+        let value = fields.get(name).filter(|value| !value.is_null());
+        Some((name.to_owned(), value?.clone()))
+    });
+    let tools = tools::described_flat(&mut fields)?;
+    let tool_choice = tools::choice(&mut fields, &tools)?;
     let instructions = fields.string("instructions")?;
     let previous = fields.string("previous_response_id")?;
     let input = input(&mut fields)?;
@@ -53,12 +59,14 @@ pub(super) fn body(body: &[u8], id: &str, client: &str) -> Result<Asked, ApiErro
     request.tokens_max = tokens_max.map(|tokens| tokens as usize);
     request.template_variables = template_variables(&mut fields)?;
     request.format = text_format(&mut fields)?;
+    request.tools = tools;
+    request.tool_choice = tool_choice;
     common(&mut fields, &mut request)?;
     fields.finish("")?;
     if request.choices != 1 {
         return Err(ApiError::unsupported("n", "n: a response is one answer"));
     }
-    let mut said = Map::new();
+    let mut said: Map<String, Value> = repeated.into_iter().flatten().collect();
     said.insert("instructions".to_owned(), json!(instructions));
     said.insert("max_output_tokens".to_owned(), json!(tokens_max));
     said.insert("metadata".to_owned(), metadata);
@@ -77,17 +85,6 @@ pub(super) fn body(body: &[u8], id: &str, client: &str) -> Result<Asked, ApiErro
 
 /// Refuses what would change the answer and is not there; takes what says what holds anyway.
 fn refuse_more(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse_unless("tools", is_empty_or_none, "tools are not supported")?;
-    fields.refuse_unless(
-        "tool_choice",
-        |value| *value == "none" || *value == "auto",
-        "tools are not supported",
-    )?;
-    fields.refuse_unless(
-        "parallel_tool_calls",
-        Value::is_boolean,
-        "must be true or false",
-    )?;
     fields.refuse_unless("include", is_empty_or_none, "there is nothing to include")?;
     fields.refuse_unless(
         "background",
@@ -154,11 +151,13 @@ fn input(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
         Some(Value::Array(items)) if items.is_empty() => {
             Err(ApiError::invalid("input", "input is empty"))
         }
-        Some(Value::Array(items)) => items
-            .into_iter()
-            .enumerate()
-            .map(|(index, value)| item(&format!("input[{index}]"), value))
-            .collect(),
+        Some(Value::Array(items)) => {
+            let mut messages = Vec::with_capacity(items.len());
+            for (index, value) in items.into_iter().enumerate() {
+                item(&format!("input[{index}]"), value, &mut messages)?;
+            }
+            Ok(messages)
+        }
         Some(_) => Err(ApiError::invalid(
             "input",
             "input must be a string or an array of messages",
@@ -166,17 +165,22 @@ fn input(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     }
 }
 
-fn item(path: &str, value: Value) -> Result<Message, ApiError> {
+/// Takes an item; calls that were made together are one message.
+fn item(path: &str, value: Value, messages: &mut Vec<Message>) -> Result<(), ApiError> {
     let Value::Object(map) = value else {
         return Err(ApiError::invalid(path, format!("{path} must be an object")));
     };
     let mut fields = Fields::of(map);
-    if let Some(kind) = fields.take("type")
-        && kind != "message"
-    {
-        let path = format!("{path}.type");
-        let message = format!("{path}: only message is supported");
-        return Err(ApiError::unsupported(path, message));
+    let kind = fields.take("type").unwrap_or_else(|| json!("message"));
+    match kind.as_str() {
+        Some("message") => {}
+        Some("function_call") => return call(path, fields, messages),
+        Some("function_call_output") => return result(path, fields, messages),
+        _ => {
+            let path = format!("{path}.type");
+            let message = format!("{path} must be message, function_call or function_call_output");
+            return Err(ApiError::unsupported(path, message));
+        }
     }
     let role = match fields.take("role") {
         Some(Value::String(role)) => match role.as_str() {
@@ -194,13 +198,7 @@ fn item(path: &str, value: Value) -> Result<Message, ApiError> {
     }
     let content = match fields.take("content") {
         Some(Value::String(content)) => content,
-        Some(Value::Array(parts)) => {
-            let mut text = String::new();
-            for (index, part) in parts.iter().enumerate() {
-                text.push_str(part_text(&format!("{path}.content[{index}]"), part)?);
-            }
-            text
-        }
+        Some(Value::Array(parts)) => parts_text(&format!("{path}.content"), &parts)?,
         _ => {
             let path = format!("{path}.content");
             let message = format!("{path} must be a string or an array of text parts");
@@ -212,7 +210,71 @@ fn item(path: &str, value: Value) -> Result<Message, ApiError> {
         fields.label(name);
     }
     fields.finish(&format!("{path}."))?;
-    Ok(Message::new(role, content))
+    messages.push(Message::new(role, content));
+    Ok(())
+}
+
+/// An item that is a call of a tool.
+fn call(path: &str, mut fields: Fields, messages: &mut Vec<Message>) -> Result<(), ApiError> {
+    let call = json!([{
+        "id": fields.take("call_id"),
+        "type": "function",
+        "function": {"name": fields.take("name"), "arguments": fields.take("arguments")},
+    }]);
+    let named = |name: &str| {
+        name.replace("[0].function", "")
+            .replace("[0].id", ".call_id")
+    };
+    let call = tools::calls(path, call).map_err(|error| ApiError {
+        param: error.param.as_deref().map(named),
+        message: named(&error.message),
+        ..error
+    })?;
+    for name in ["id", "status"] {
+        fields.label(name);
+    }
+    fields.finish(&format!("{path}."))?;
+    if messages.last().is_none_or(|last| last.role != "assistant") {
+        messages.push(Message::new("assistant", String::new()));
+    }
+    if let Some(last) = messages.last_mut() {
+        let calls = last.extra.entry("tool_calls").or_insert_with(|| json!([]));
+        if let (Value::Array(calls), Value::Array(call)) = (calls, call) {
+            calls.extend(call);
+        }
+    }
+    Ok(())
+}
+
+/// An item that is the result of a call.
+fn result(path: &str, mut fields: Fields, messages: &mut Vec<Message>) -> Result<(), ApiError> {
+    let id = fields.take("call_id").filter(tools::is_id);
+    let id = id.ok_or_else(|| tools::wrong_id(format!("{path}.call_id")))?;
+    let output = match fields.take("output") {
+        Some(Value::String(output)) => output,
+        Some(Value::Array(parts)) => parts_text(&format!("{path}.output"), &parts)?,
+        _ => {
+            let path = format!("{path}.output");
+            let message = format!("{path} must be a string or an array of text parts");
+            return Err(ApiError::invalid(path, message));
+        }
+    };
+    for name in ["id", "status"] {
+        fields.label(name);
+    }
+    fields.finish(&format!("{path}."))?;
+    let mut message = Message::new("tool", output);
+    message.extra.insert("tool_call_id".to_owned(), id);
+    messages.push(message);
+    Ok(())
+}
+
+fn parts_text(path: &str, parts: &[Value]) -> Result<String, ApiError> {
+    let mut text = String::new();
+    for (index, part) in parts.iter().enumerate() {
+        text.push_str(part_text(&format!("{path}[{index}]"), part)?);
+    }
+    Ok(text)
 }
 
 fn part_text<'a>(path: &str, part: &'a Value) -> Result<&'a str, ApiError> {
@@ -230,6 +292,7 @@ fn part_text<'a>(path: &str, part: &'a Value) -> Result<&'a str, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Calling;
 
     fn of(extra: Value) -> Result<Asked, ApiError> {
         let mut whole = json!({"model": "m", "input": "hello"});
@@ -267,6 +330,33 @@ mod tests {
     }
 
     #[test]
+    fn calls_that_were_made_together_are_one_message() {
+        let call = |id: &str| json!({"type": "function_call", "id": "fc_1", "call_id": id, "name": "f", "arguments": "{}"});
+        let result =
+            |id: &str| json!({"type": "function_call_output", "call_id": id, "output": "x"});
+        let asked = of(json!({
+            "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true}],
+            "tool_choice": {"type": "function", "name": "f"}, "parallel_tool_calls": false,
+            "input": [{"role": "user", "content": "a"}, call("1"), call("2"), result("1"), result("2")],
+        }))
+        .expect("a valid body");
+        let roles: Vec<_> = asked
+            .input
+            .iter()
+            .map(|message| message.role.as_str())
+            .collect();
+        assert_eq!(roles, ["user", "assistant", "tool", "tool"]);
+        let calls = &asked.input[1].extra["tool_calls"];
+        assert_eq!(calls[1]["id"], "2");
+        assert_eq!(calls[1]["function"]["name"], "f");
+        assert_eq!(asked.request.tools[0]["function"]["strict"], true);
+        assert_eq!(asked.request.tool_choice.calling, Calling::Must);
+        assert!(asked.request.tool_choice.single);
+        assert_eq!(asked.said["parallel_tool_calls"], false);
+        assert_eq!(asked.said["tools"][0]["name"], "f");
+    }
+
+    #[test]
     fn what_is_wrong_or_not_there_is_named() {
         for (name, value, param) in [
             ("input", Value::Null, "input"),
@@ -281,16 +371,38 @@ mod tests {
             ("input", json!([{"role": "user"}]), "input[0].content"),
             (
                 "input",
-                json!([{"type": "function_call_output", "call_id": "1", "output": "x"}]),
-                "input[0].type",
+                json!([{"type": "function_call_output", "output": "x"}]),
+                "input[0].call_id",
             ),
+            (
+                "input",
+                json!([{"type": "function_call_output", "call_id": "1"}]),
+                "input[0].output",
+            ),
+            (
+                "input",
+                json!([{"type": "function_call", "call_id": "1", "name": "a b", "arguments": "{}"}]),
+                "input[0].name",
+            ),
+            (
+                "input",
+                json!([{"type": "function_call", "name": "f", "arguments": "{}"}]),
+                "input[0].call_id",
+            ),
+            ("input", json!([{"type": "reasoning"}]), "input[0].type"),
             (
                 "input",
                 json!([{"role": "user", "content": [{"type": "input_image"}]}]),
                 "input[0].content[0]",
             ),
             ("max_output_tokens", json!(0), "max_output_tokens"),
-            ("tools", json!([{"type": "web_search"}]), "tools"),
+            ("tools", json!([{"type": "web_search"}]), "tools[0].type"),
+            (
+                "tools",
+                json!([{"type": "function", "name": "f", "parameters": 1}]),
+                "tools[0].parameters",
+            ),
+            ("tool_choice", json!("required"), "tool_choice"),
             ("text", json!({"format": {"type": "xml"}}), "text.format"),
             ("text", json!({"verbosity": "low"}), "text.verbosity"),
             ("truncation", json!("auto"), "truncation"),

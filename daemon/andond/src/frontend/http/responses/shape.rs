@@ -2,8 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::super::calls::Call;
 use super::super::shape::timings;
 use crate::fault::Fault;
+use crate::request::Message;
 use crate::worker::{Done, Finish};
 
 /// Makes the objects of one response.
@@ -19,6 +21,50 @@ pub(super) struct Reply {
     pub(super) said: Map<String, Value>,
 }
 
+/// What was answered.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) calls: Vec<Call>,
+}
+
+impl Answer {
+    /// As a message of the conversation.
+    pub(super) fn message(&self) -> Message {
+        let mut message = Message::new("assistant", self.text.clone());
+        let calls = self.calls.iter().map(|call| {
+            json!({
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            })
+        });
+        if !self.calls.is_empty() {
+            message
+                .extra
+                .insert("tool_calls".to_owned(), calls.collect());
+        }
+        message
+    }
+}
+
+/// A call as an item of a response's output.
+pub(super) fn call_item(call: &Call, status: &str) -> Value {
+    json!({
+        "id": call_item_id(call),
+        "type": "function_call",
+        "status": status,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+    })
+}
+
+/// The id of the item of a call.
+pub(super) fn call_item_id(call: &Call) -> String {
+    call.id.replacen("call_", "fc_", 1)
+}
+
 /// How far a response is.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Stage<'a> {
@@ -27,14 +73,14 @@ pub(super) enum Stage<'a> {
     /// It is over.
     Over {
         /// The answer.
-        text: &'a str,
+        answer: &'a Answer,
         /// What it took.
         done: &'a Done,
     },
     /// It will not be completed.
     Failed {
         /// What there is of the answer.
-        text: &'a str,
+        answer: &'a Answer,
         /// Why.
         fault: &'a Fault,
     },
@@ -73,9 +119,9 @@ impl Reply {
                 Value::Null,
                 Value::Null,
             ),
-            Stage::Over { text, done } => (
+            Stage::Over { answer, done } => (
                 status(done.finish),
-                json!([self.item(text, Some(done.finish))]),
+                self.items(answer, done.finish),
                 Value::Null,
                 match done.finish {
                     Finish::Length => json!({"reason": "max_output_tokens"}),
@@ -83,9 +129,9 @@ impl Reply {
                 },
                 usage(done),
             ),
-            Stage::Failed { text, fault } => (
+            Stage::Failed { answer, fault } => (
                 "failed",
-                json!([self.item(text, Some(Finish::Length))]),
+                self.items(answer, Finish::Length),
                 json!({"code": "server_error", "message": fault.message}),
                 Value::Null,
                 Value::Null,
@@ -119,7 +165,26 @@ impl Reply {
         object
     }
 
-    /// The answer as an item of the response's output.
+    /// The answer as items of the response's output.
+    fn items(&self, answer: &Answer, finish: Finish) -> Value {
+        let mut items = Vec::with_capacity(answer.calls.len() + 1);
+        if answer.calls.is_empty() {
+            items.push(self.item(&answer.text, Some(finish)));
+        } else if !answer.text.is_empty() {
+            items.push(self.item(&answer.text, Some(Finish::Stop)));
+        }
+        items.extend(answer.calls.iter().map(|call| {
+            let status = if call.complete {
+                "completed"
+            } else {
+                "incomplete"
+            };
+            call_item(call, status)
+        }));
+        Value::Array(items)
+    }
+
+    /// The text of the answer as an item of the response's output.
     pub(super) fn item(&self, text: &str, finish: Option<Finish>) -> Value {
         let (status, content) = match finish {
             None => ("in_progress", json!([])),

@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 
 use super::super::Service;
 use super::super::answer::{broken_off, event_stream};
+use super::super::calls::{Call, Part, Reading, gather};
 use super::super::error::ApiError;
-use super::shape::{Stage, last_event, part};
+use super::shape::{Answer, Stage, call_item, call_item_id, last_event, part};
 use super::{Keep, Reply, named};
 use crate::fault::Fault;
-use crate::worker::{Done, JobEvent, JobStream};
+use crate::worker::{Done, Finish, JobEvent, JobStream};
 
 /// Waits until the engine begins, then streams. What fails before that still gets a status of its own.
 pub(super) async fn streamed(
@@ -25,9 +26,12 @@ pub(super) async fn streamed(
     reply: Reply,
     keep: Option<Keep>,
 ) -> Result<Response<Body>, ApiError> {
+    let mut reading = Reading::new(None, &reply.id, 0);
     loop {
         match job.next().await {
-            Some(JobEvent::Accepted { .. }) => {}
+            Some(JobEvent::Accepted { calls, .. }) => {
+                reading = Reading::new(calls.as_ref(), &reply.id, 0);
+            }
             Some(JobEvent::Failed(fault)) => return Err(named(fault).into()),
             Some(JobEvent::Started) => break,
             Some(_) | None => return Err(broken_off().into()),
@@ -38,7 +42,10 @@ pub(super) async fn streamed(
         job,
         reply,
         keep,
-        text: String::new(),
+        reading,
+        answer: Answer::default(),
+        open: Open::Nothing,
+        items: 0,
         number: 0,
         ready: VecDeque::new(),
     };
@@ -52,12 +59,24 @@ pub(super) async fn streamed(
     Ok(event_stream(Body::from_stream(body)))
 }
 
+/// The item that is being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    Nothing,
+    Text,
+    Call,
+}
+
 struct Events {
     service: Arc<Service>,
     job: JobStream,
     reply: Reply,
     keep: Option<Keep>,
-    text: String,
+    reading: Reading,
+    answer: Answer,
+    open: Open,
+    /// Items before the one that is open.
+    items: usize,
     number: u64,
     ready: VecDeque<Bytes>,
 }
@@ -77,7 +96,7 @@ impl Events {
     fn about_part(&self, name: &str, value: Value) -> Value {
         let mut event = json!({
             "item_id": self.reply.item_id,
-            "output_index": 0,
+            "output_index": self.items,
             "content_index": 0,
         });
         if let Value::Object(event) = &mut event {
@@ -90,7 +109,14 @@ impl Events {
         let begun = json!({"response": self.reply.object(Stage::Begun)});
         self.push("response.created", begun.clone());
         self.push("response.in_progress", begun);
-        let item = json!({"output_index": 0, "item": self.reply.item("", None)});
+        if !self.reading.reads_calls() {
+            self.open_text();
+        }
+    }
+
+    fn open_text(&mut self) {
+        self.open = Open::Text;
+        let item = json!({"output_index": self.items, "item": self.reply.item("", None)});
         self.push("response.output_item.added", item);
         let added = self.about_part("part", part(""));
         self.push("response.content_part.added", added);
@@ -107,10 +133,8 @@ impl Events {
                 | JobEvent::ChoiceDone { .. }
                 | JobEvent::Vectors(_) => {}
                 JobEvent::Chunk(chunk) => {
-                    self.text.push_str(&chunk.text);
-                    let mut delta = self.about_part("delta", json!(chunk.text));
-                    delta["logprobs"] = json!([]);
-                    self.push("response.output_text.delta", delta);
+                    let parts = self.reading.push(&chunk.text);
+                    self.take(parts);
                 }
                 JobEvent::Done(done) => self.end(&done),
                 JobEvent::Failed(fault) => self.fail(&fault),
@@ -118,28 +142,104 @@ impl Events {
         }
     }
 
+    fn take(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match &part {
+                Part::Text(text) => {
+                    if self.open == Open::Nothing {
+                        self.open_text();
+                    }
+                    let mut delta = self.about_part("delta", json!(text));
+                    delta["logprobs"] = json!([]);
+                    self.push("response.output_text.delta", delta);
+                }
+                Part::Begin { id, name, .. } => {
+                    self.close(Finish::Stop);
+                    self.open = Open::Call;
+                    let call = Call {
+                        id: id.clone(),
+                        name: name.clone(),
+                        ..Call::default()
+                    };
+                    let item = call_item(&call, "in_progress");
+                    let added = json!({"output_index": self.items, "item": item});
+                    self.push("response.output_item.added", added);
+                }
+                Part::Arguments { text, .. } => {
+                    if let Some(call) = self.answer.calls.last() {
+                        let delta = json!({
+                            "item_id": call_item_id(call),
+                            "output_index": self.items,
+                            "delta": text,
+                        });
+                        self.push("response.function_call_arguments.delta", delta);
+                    }
+                }
+                Part::End { .. } => {}
+            }
+            let is_end = matches!(part, Part::End { .. });
+            gather(vec![part], &mut self.answer.text, &mut self.answer.calls);
+            if is_end {
+                self.close(Finish::Stop);
+            }
+        }
+    }
+
+    /// Ends the item that is open.
+    fn close(&mut self, finish: Finish) {
+        let done = match std::mem::replace(&mut self.open, Open::Nothing) {
+            Open::Nothing => return,
+            Open::Text => {
+                let said = self.answer.text.clone();
+                let mut text = self.about_part("text", json!(said));
+                text["logprobs"] = json!([]);
+                self.push("response.output_text.done", text);
+                let whole = self.about_part("part", part(&said));
+                self.push("response.content_part.done", whole);
+                self.reply.item(&said, Some(finish))
+            }
+            Open::Call => {
+                let Some(call) = self.answer.calls.last().cloned() else {
+                    return;
+                };
+                let status = if call.complete {
+                    "completed"
+                } else {
+                    "incomplete"
+                };
+                let whole = json!({
+                    "item_id": call_item_id(&call),
+                    "output_index": self.items,
+                    "name": call.name,
+                    "arguments": call.arguments,
+                });
+                self.push("response.function_call_arguments.done", whole);
+                call_item(&call, status)
+            }
+        };
+        let item = json!({"output_index": self.items, "item": done});
+        self.push("response.output_item.done", item);
+        self.items += 1;
+    }
+
     fn end(&mut self, done: &Done) {
-        let mut text = self.about_part("text", json!(self.text));
-        text["logprobs"] = json!([]);
-        self.push("response.output_text.done", text);
-        let whole = self.about_part("part", part(&self.text));
-        self.push("response.content_part.done", whole);
-        let item = self.reply.item(&self.text, Some(done.finish));
-        self.push(
-            "response.output_item.done",
-            json!({"output_index": 0, "item": item}),
-        );
-        let text = &self.text;
-        let object = self.reply.object(Stage::Over { text, done });
+        let parts = self.reading.finish();
+        self.take(parts);
+        if self.open == Open::Nothing && self.items == 0 {
+            self.open_text();
+        }
+        self.close(done.finish);
+        let answer = &self.answer;
+        let object = self.reply.object(Stage::Over { answer, done });
         if let Some(keep) = self.keep.take() {
-            keep.keep(&self.service, &self.reply.id, object.clone(), text);
+            keep.keep(&self.service, &self.reply.id, object.clone(), answer);
         }
         self.push(last_event(done.finish), json!({"response": object}));
     }
 
     fn fail(&mut self, fault: &Fault) {
-        let text = &self.text;
-        let object = self.reply.object(Stage::Failed { text, fault });
+        let answer = &self.answer;
+        let object = self.reply.object(Stage::Failed { answer, fault });
         self.push("response.failed", json!({"response": object}));
     }
 }
