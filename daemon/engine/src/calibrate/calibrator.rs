@@ -10,8 +10,8 @@ const READS: usize = 4;
 /// Steps of multiply-adds.
 const ARITHMETIC: usize = 3;
 
-/// Steps for each number of columns; the first does not count.
-const PRODUCTS: usize = 3;
+/// Steps for each number of columns: the first, which does not count, and one on each of three spans of weights.
+const PRODUCTS: usize = 4;
 
 /// Steps that wake sleeping workers.
 const WAKES: usize = 5;

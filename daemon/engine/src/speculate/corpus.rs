@@ -78,25 +78,25 @@ impl Corpus {
             return;
         }
         let mut texts = self.lock();
-        texts.lookup.extend(lead);
-        texts.lookup.extend(answer);
-        texts.lookup.separate();
-        texts.lengths.push_back(length);
-        texts.kept += length;
-        texts.added += 1;
-        while texts.kept > self.tokens_max {
+        while texts.kept + length > self.tokens_max {
             let Some(oldest) = texts.lengths.pop_front() else {
                 break;
             };
             texts.kept -= oldest;
         }
         // What gave way goes when it is as much as what is left: each token is moved once, on average.
-        if texts.lookup.len() > 2 * self.tokens_max {
+        if texts.lookup.len() + length > 2 * self.tokens_max {
             let start = texts.lookup.len() - texts.kept;
             let mut lookup = Lookup::with_capacity(2 * self.tokens_max);
             lookup.extend(&texts.lookup.tokens()[start..]);
             texts.lookup = lookup;
         }
+        texts.lookup.extend(lead);
+        texts.lookup.extend(answer);
+        texts.lookup.separate();
+        texts.lengths.push_back(length);
+        texts.kept += length;
+        texts.added += 1;
     }
 
     /// Tokens of the answers kept.
@@ -151,7 +151,7 @@ mod tests {
             let tokens: Vec<u32> = (answer..answer + 10).collect();
             corpus.add(&[], &tokens);
             assert!(corpus.token_count() <= 100);
-            assert!(corpus.lock().lookup.len() <= 211);
+            assert!(corpus.lock().lookup.len() <= 200);
         }
         assert!(corpus.continuation(&[3, 4], 2).is_empty());
         assert_eq!(corpus.continuation(&[1000, 1001], 2), [1002, 1003]);
