@@ -5,6 +5,7 @@
 use andon_engine::generate::{
     Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions,
 };
+use andon_engine::grammar::{Constraint, Grammar};
 use andon_engine::kv::PAGE;
 use andon_engine::sample::SamplingOptions;
 use andon_engine::speculate::{DraftError, DraftModel, Drafter, PassCosts, Sources, Wanted};
@@ -47,6 +48,9 @@ struct Seen(Arc<Mutex<DraftModel>>);
 impl Seen {
     fn free(&self) -> usize {
         self.0.lock().expect("sound").executor().kv_tokens_free()
+    }
+    fn has_same_vocabulary(&self) -> bool {
+        self.0.lock().expect("sound").has_same_vocabulary()
     }
 }
 
@@ -121,10 +125,19 @@ struct Answer {
 /// tokens were guessed and accepted.
 fn run(generator: &mut Generator, cancels: bool) -> (Vec<Answer>, usize, usize) {
     let vocabulary = generator.executor().model().info().vocabulary_count;
+    run_requests(generator, cancels, |number| request(number, vocabulary))
+}
+
+/// The same for other requests.
+fn run_requests(
+    generator: &mut Generator,
+    cancels: bool,
+    request: impl Fn(usize) -> GenerationRequest,
+) -> (Vec<Answer>, usize, usize) {
     let mut ids: Vec<GenerationId> = Vec::new();
     for number in 0..4 {
         let count = NonZero::new(if number == 3 { 3 } else { 1 }).expect("at least one");
-        let started = generator.start_group(request(number, vocabulary), count);
+        let started = generator.start_group(request(number), count);
         ids.extend(started.expect("a start"));
     }
     let mut answers: BTreeMap<GenerationId, Answer> = BTreeMap::new();
@@ -190,6 +203,87 @@ fn a_draft_changes_no_answer_and_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn a_draft_guesses_what_an_answer_may_have() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [model, other] = models(folder.path());
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 12 },
+            "stops": { "type": "boolean" },
+            "codes": { "type": "array", "items": { "type": "integer", "maximum": 99 }, "maxItems": 4 },
+        },
+        "required": ["name", "stops", "codes"],
+        "additionalProperties": false,
+    });
+    let constraints = [
+        Constraint::JsonSchema(schema),
+        Constraint::Regex("([a-z]{2,4} ){3,9}".to_owned()),
+    ];
+    let vocabulary = model.grammar_vocabulary().expect("a vocabulary");
+    let grammars = constraints.map(|constraint| {
+        let grammar = Grammar::compile(vocabulary, &constraint, 80).expect("it compiles");
+        Arc::new(grammar)
+    });
+    let count = model.info().vocabulary_count;
+    let held = |number: usize| GenerationRequest {
+        constraint: Some(Arc::clone(&grammars[number % 2])),
+        tokens_max: Some(80),
+        ignore_end: false,
+        // Where it is asked for, what is forced is taken token by token.
+        logprobs: (number == 2).then_some(0),
+        ..request(number, count)
+    };
+    let (expected, ..) = run_requests(&mut generator(&model, None).0, false, held);
+    for draft in [&model, &other] {
+        let (mut generator, seen) = generator(&model, Some((draft, 64)));
+        let free = seen.as_ref().map(Seen::free);
+        let (answers, guessed, accepted) = run_requests(&mut generator, false, held);
+        assert_eq!(answers, expected);
+        assert!(guessed > 10, "{guessed} guesses");
+        if Arc::ptr_eq(draft, &model) {
+            // What a shape bars is not guessed either. Where it closes an answer in time, other tokens are taken.
+            assert!(
+                accepted * 10 >= guessed * 9,
+                "{accepted} of {guessed}: a model foresees itself"
+            );
+        }
+        assert_eq!(seen.as_ref().map(Seen::free), free);
+    }
+}
+
+#[test]
+fn a_draft_of_another_vocabulary_changes_no_answer_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [model, _] = models(folder.path());
+    let (expected, ..) = run(&mut generator(&model, None).0, false);
+    for merge_count in [1, 7] {
+        let path = folder.path().join("other.gguf");
+        let tiny = TinyModel {
+            merge_count,
+            ..TinyModel::default()
+        };
+        tiny.write(&path).expect("writable");
+        let draft = Arc::new(Model::load(&path).expect("a sound model"));
+        for (pages, cancels) in [(64, false), (64, true), (4, false)] {
+            let (mut generator, seen) = generator(&model, Some((&draft, pages)));
+            assert!(!seen.as_ref().is_some_and(Seen::has_same_vocabulary));
+            let free = seen.as_ref().map(Seen::free);
+            let (answers, guessed, _) = run(&mut generator, cancels);
+            for (answer, expected) in answers.iter().zip(&expected) {
+                if cancels && answer.end == Some(FinishReason::Cancelled) {
+                    assert_eq!(answer.ids, expected.ids[..answer.ids.len()]);
+                } else {
+                    assert_eq!(answer, expected);
+                }
+            }
+            assert!(guessed > 10, "{guessed} guesses");
+            assert_eq!(seen.as_ref().map(Seen::free), free);
+        }
+    }
+}
+
 /// Every printable character of ASCII, and what merges make of them.
 fn printable() -> Vec<u32> {
     let byte = |byte: u8| 3 + u32::from(byte);
@@ -246,9 +340,13 @@ fn a_trimmed_draft_guesses_among_its_own_tokens() {
     assert_eq!(seen.as_ref().map(Seen::free), free);
 }
 
-/// The tiny model's file with the bytes behind each occurrence of `place` replaced.
+/// The file of a trimmed draft with the bytes behind each occurrence of `place` replaced.
 fn changed(place: &[u8], skipped: usize, new: &[u8]) -> Vec<u8> {
-    let mut bytes = TinyModel::default().bytes();
+    let trimmed = TinyModel {
+        draft_tokens: Some(printable()),
+        ..TinyModel::default()
+    };
+    let mut bytes = trimmed.bytes();
     let found = |bytes: &[u8], from: usize| {
         let mut windows = bytes[from..].windows(place.len());
         windows.position(|window| window == place)
@@ -263,14 +361,15 @@ fn changed(place: &[u8], skipped: usize, new: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_draft_of_another_vocabulary_is_refused() {
+fn a_trimmed_draft_of_another_vocabulary_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let [model, _] = models(folder.path());
     let executor = Executor::new(Arc::clone(&model), &options(8)).expect("a valid executor");
     let refused = |bytes: Vec<u8>| {
         let path = folder.path().join("other.gguf");
         std::fs::write(&path, bytes).expect("writable");
-        let draft = Arc::new(Model::load(&path).expect("a sound model"));
+        let options_of = LoadOptions::default().for_draft();
+        let draft = Arc::new(Model::load_with(&path, &options_of).expect("a sound model"));
         DraftModel::new(draft, &executor, &options(8)).err()
     };
     let key = b"tokenizer.ggml.eos_token_id";

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use crate::tiny_model::{
-    ALIGNMENT, Draw, Metadata, Tensor, TensorType, byte_level, file, vocabulary,
+    ALIGNMENT, Draw, MERGES, Metadata, Tensor, TensorType, byte_level, file, vocabulary,
 };
 
 /// Which encoder.
@@ -151,7 +151,7 @@ impl TinyEncoder {
         }
         meta.u32("tokenizer.ggml.token_type_count", 2);
         if self.family == Family::ModernBert {
-            byte_level(&mut meta, &vocabulary());
+            byte_level(&mut meta, &vocabulary(MERGES.len()), MERGES.len());
         } else {
             word_piece(&mut meta);
         }
@@ -174,7 +174,7 @@ impl TinyEncoder {
         let jina = matches!(self.family, Family::JinaV2 | Family::JinaV2Code);
         let biases = self.family == Family::Bert || jina;
         let token_count = if modern {
-            vocabulary().len()
+            vocabulary(MERGES.len()).len()
         } else {
             pieces().len()
         };

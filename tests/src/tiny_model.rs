@@ -32,8 +32,8 @@ const GAP: [&str; 5] = [
     "<|file_sep|>",
 ];
 
-/// Pairs joined in this order; `Ġ` is the space of byte-level BPE.
-const MERGES: [(&str, &str); 16] = [
+/// Pairs joined in this order, as many of them as a vocabulary has; `Ġ` is the space of byte-level BPE.
+pub(crate) const MERGES: [(&str, &str); 16] = [
     ("Ġ", "t"),
     ("h", "e"),
     ("i", "n"),
@@ -83,6 +83,8 @@ pub struct TinyModel {
     pub tied: bool,
     /// Whether the vocabulary has the tokens of filling in the middle, behind all others.
     pub fills_gaps: bool,
+    /// How many of its merges the vocabulary has; with fewer than all, text becomes other tokens, and their ids are others, too.
+    pub merge_count: usize,
     /// The tokens that the output matrix has rows for, ascending, if it is a draft's; see `andon.draft.token_ids`.
     pub draft_tokens: Option<Vec<u32>>,
     /// What the weights are drawn from.
@@ -106,6 +108,7 @@ impl Default for TinyModel {
             weights: TensorType::Q4_0,
             tied: false,
             fills_gaps: false,
+            merge_count: MERGES.len(),
             draft_tokens: None,
             seed: 1,
             keys: Vec::new(),
@@ -183,7 +186,7 @@ impl TinyModel {
         let vocabulary = self.vocabulary();
         let vocabulary_key = format!("{}.vocab_size", self.architecture.name);
         meta.u32(&vocabulary_key, vocabulary.len() as u32);
-        byte_level(&mut meta, &vocabulary);
+        byte_level(&mut meta, &vocabulary, self.merge_count);
         meta.str("tokenizer.chat_template", CHAT_TEMPLATE);
         if let Some(tokens) = &self.draft_tokens {
             meta.u32s("andon.draft.token_ids", tokens);
@@ -192,7 +195,7 @@ impl TinyModel {
     }
 
     fn vocabulary(&self) -> Vec<Token> {
-        let mut tokens = vocabulary();
+        let mut tokens = vocabulary(self.merge_count);
         if self.fills_gaps {
             tokens.extend(GAP.iter().map(|text| Token::control(text)));
         }
@@ -293,8 +296,8 @@ impl Token {
     }
 }
 
-/// The keys of a byte-level vocabulary.
-pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
+/// The keys of a byte-level vocabulary with so many merges.
+pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token], merge_count: usize) {
     meta.str("tokenizer.ggml.model", "gpt2");
     meta.str("tokenizer.ggml.pre", "smollm");
     let texts: Vec<&str> = vocabulary.iter().map(|token| token.text.as_str()).collect();
@@ -305,7 +308,7 @@ pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
         .map(|token| if token.control { 3 } else { 1 })
         .collect();
     meta.i32s("tokenizer.ggml.token_type", &kinds);
-    let merges: Vec<String> = MERGES
+    let merges: Vec<String> = MERGES[..merge_count]
         .iter()
         .map(|(left, right)| format!("{left} {right}"))
         .collect();
@@ -320,20 +323,24 @@ pub(crate) fn byte_level(meta: &mut Metadata, vocabulary: &[Token]) {
     meta.bool("tokenizer.ggml.add_space_prefix", false);
 }
 
-/// Special tokens, then the 256 bytes, then what the merges make.
-pub(crate) fn vocabulary() -> Vec<Token> {
+/// Special tokens, the 256 bytes, and what so many merges make: behind the bytes if those are all.
+pub(crate) fn vocabulary(merge_count: usize) -> Vec<Token> {
     let special = SPECIAL.iter().map(|text| Token::control(text));
     let bytes = (0..=u8::MAX).map(|byte| Token {
         text: byte_character(byte).to_string(),
         printable: byte == b' ' || byte.is_ascii_graphic(),
         control: false,
     });
-    let merged = MERGES.iter().map(|(left, right)| Token {
+    let merged = MERGES[..merge_count].iter().map(|(left, right)| Token {
         text: format!("{left}{right}"),
         printable: true,
         control: false,
     });
-    special.chain(bytes).chain(merged).collect()
+    if merge_count < MERGES.len() {
+        special.chain(merged).chain(bytes).collect()
+    } else {
+        special.chain(bytes).chain(merged).collect()
+    }
 }
 
 /// The character that stands for a byte in byte-level BPE: itself if it is visible, else one moved up.

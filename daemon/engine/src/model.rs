@@ -356,6 +356,11 @@ impl Model {
         &self.tokenizer
     }
 
+    /// [`Model::tokenizer`], to keep.
+    pub(crate) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
     /// The vocabulary as constrained answers need it. The first call makes it, which takes a while for a large one.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use super::output::Output;
 use super::request::{GenerationRequest, StartError};
 use crate::grammar::{Grammar, StateError};
 use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
-use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Wanted};
+use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Limits, Wanted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// Where the caller's events go.
@@ -243,7 +243,14 @@ impl Active {
     pub(super) fn propose(&mut self, all: &Acceptance) -> usize {
         let most = self.guesses_max();
         match &mut self.guesser {
-            Some(guesser) if !self.cancelled => guesser.propose(all, most),
+            Some(guesser) if !self.cancelled => {
+                let constrained = self.constrained.as_ref();
+                let fits = |guesses: &[u32]| match constrained {
+                    Some(constrained) => constrained.fitting(guesses),
+                    None => guesses.len(),
+                };
+                guesser.propose(all, most, fits)
+            }
             _ => 0,
         }
     }
@@ -284,9 +291,24 @@ impl Active {
             prompt_tokens: self.prompt.len(),
             sampling: &self.sampling,
             bias: &self.bias,
+            limits: self
+                .constrained
+                .as_ref()
+                .map(|constrained| constrained as &dyn Limits),
             count,
             guesses,
         })
+    }
+
+    /// Takes in that a drafter has guessed: of its guesses those are left that may come.
+    pub(super) fn drafted(&mut self) {
+        let Some(constrained) = &self.constrained else {
+            return;
+        };
+        constrained.take_back();
+        if let Some(guesser) = &mut self.guesser {
+            guesser.cut_model_draft(|guesses| constrained.fitting(guesses));
+        }
     }
 
     /// Settles on the best guesses, a drafter's included; returns how many there are.

@@ -3,10 +3,11 @@
 //! What may come next follows from the tokens so far alone, so it can be found as soon as the last of them is known. A
 //! [`Masker`] has a state from then on until the logits are there; nobody else touches it meanwhile.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::grammar::{Allowed, Grammar, State, StateError};
+use crate::speculate::Limits;
 
 /// The state of one answer, here or with the [`Masker`].
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(super) struct Constrained {
     place: RefCell<Place>,
     /// Takes forced tokens one by one.
     one_by_one: bool,
+    /// Guesses that the state is ahead of the answer by.
+    ahead: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,7 @@ impl Constrained {
         Ok(Self {
             place: RefCell::new(Place::Here(state)),
             one_by_one,
+            ahead: Cell::new(0),
         })
     }
 
@@ -88,9 +92,45 @@ impl Constrained {
         })
     }
 
+    /// How many of `guesses` may come next one after the other.
+    pub(super) fn fitting(&self, guesses: &[u32]) -> usize {
+        self.with(|state| Ok(state.fitting(guesses))).unwrap_or(0)
+    }
+
+    /// Takes back the guesses that were made by [`Limits::guess`].
+    pub(super) fn take_back(&self) {
+        let ahead = self.ahead.replace(0);
+        if ahead > 0 {
+            // An error stays in the state, and whoever asks it next is told.
+            let _ = self.with(|state| state.rollback(ahead));
+        }
+    }
+
     /// Whether the answer is complete.
     pub(super) fn is_finished(&self) -> bool {
         self.with(|state| Ok(state.is_finished())).unwrap_or(false)
+    }
+}
+
+impl Limits for Constrained {
+    fn guess(&self, choose: &mut dyn FnMut(&[u32]) -> Option<u32>) -> Option<u32> {
+        let guess = self.with(|state| {
+            if state.is_finished() {
+                return Ok(None);
+            }
+            let guess = match state.allowed()? {
+                Allowed::One(id) => Some(id),
+                Allowed::Any(words) => choose(words),
+            };
+            if let Some(id) = guess {
+                state.accept(id)?;
+            }
+            Ok(guess)
+        });
+        let guess = guess.ok().flatten();
+        self.ahead
+            .set(self.ahead.get() + usize::from(guess.is_some()));
+        guess
     }
 }
 

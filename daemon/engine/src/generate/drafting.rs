@@ -96,6 +96,7 @@ impl Drafting {
                 prompt_tokens: beginning.len(),
                 sampling: &SamplingOptions::default(),
                 bias: &LogitBias::default(),
+                limits: None,
                 count,
                 guesses: &mut guesses,
             };
@@ -196,6 +197,8 @@ impl Drafting {
             let count = unknown.unwrap_or(wanted.count).min(wanted.count);
             wanted.guesses.truncate(count);
         }
+        drop(wanted);
+        active.iter_mut().for_each(Active::drafted);
         passes > 0
     }
 

@@ -326,9 +326,6 @@ impl<F: Forward> Generator<F> {
         let chunk_tokens = self
             .prefill_chunk_tokens
             .min(batch.saturating_sub(columns).max(1));
-        for active in &self.active {
-            active.prepare(&mut self.masker);
-        }
         if let Some(reader) = reader
             && self.active[reader].pass_begins(now)
         {
@@ -343,6 +340,10 @@ impl<F: Forward> Generator<F> {
             let executor = self.forward.executor_mut();
             self.guessing
                 .guess(&mut self.active, others, batch, executor);
+        }
+        // Guesses were held against what may come; from here on that is found out beside the pass.
+        for active in &self.active {
+            active.prepare(&mut self.masker);
         }
         let mut chunks = emptied(std::mem::take(&mut self.chunks));
         for (index, (active, sequence)) in self.active.iter().zip(&mut self.sequences).enumerate() {

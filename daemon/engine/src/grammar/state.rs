@@ -363,6 +363,25 @@ impl State {
         Ok(count)
     }
 
+    /// How many of `tokens`, from the first on, may come next one after the other, found without working out what else may:
+    /// [`State::valid_prefix`] may still find fewer. The state stays where it is.
+    pub(crate) fn fitting(&mut self, tokens: &[u32]) -> usize {
+        let forced = self.forced();
+        let same = forced
+            .iter()
+            .zip(tokens)
+            .take_while(|(forced, token)| forced == token)
+            .count();
+        let count = self.tokens.tok_trie().vocab_size();
+        let rest = tokens.get(same..).unwrap_or_default();
+        let known = rest.iter().take_while(|&&id| (id as usize) < count).count();
+        if same < forced.len() || known == 0 || self.matcher.is_stopped() {
+            return same;
+        }
+        let fitting = self.matcher.validate_tokens(&rest[..known]);
+        same + fitting.unwrap_or(0)
+    }
+
     /// Goes on as long as the grammar leaves one way.
     fn force(&mut self) -> Result<(), StateError> {
         let start = self.taken.len();

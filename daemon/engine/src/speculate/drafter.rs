@@ -11,6 +11,13 @@ use crate::sample::{LogitBias, SamplingOptions};
 /// Tokens that a drafter may lack of a text and still read together with guessing; more are read before.
 pub const NEAR_TOKENS: usize = super::DRAFT_MAX + 9;
 
+/// What holds an answer to a shape, for whoever guesses. It stands behind the guesses that were made through it.
+pub trait Limits: Debug {
+    /// Makes the next guess: the only token that may come, or what `choose` takes of those whose bits are set, the lowest of
+    /// the first word being token 0. `None` if nothing may come, or `choose` takes nothing: then there are no more.
+    fn guess(&self, choose: &mut dyn FnMut(&[u32]) -> Option<u32>) -> Option<u32>;
+}
+
 /// One answer for which guesses are wanted.
 #[derive(Debug)]
 pub struct Wanted<'a> {
@@ -24,6 +31,8 @@ pub struct Wanted<'a> {
     pub sampling: &'a SamplingOptions,
     /// What is added to logits.
     pub bias: &'a LogitBias,
+    /// What else holds them; guesses that it does not let come are of no use.
+    pub limits: Option<&'a dyn Limits>,
     /// Most guesses.
     pub count: usize,
     /// Where they go, in order; empty before.

@@ -59,13 +59,27 @@ impl Guesser {
         (self.text.tokens(), &mut draft.tokens)
     }
 
+    /// Leaves as many of a model's guesses as `fits` says.
+    pub(crate) fn cut_model_draft(&mut self, fits: impl Fn(&[u32]) -> usize) {
+        let tokens = &mut self.drafts[Source::Model as usize].tokens;
+        if !tokens.is_empty() {
+            tokens.truncate(fits(tokens));
+        }
+    }
+
     /// Probability that a model's guess `guess` is right if all before it are.
     pub(crate) fn model_probability(&self, all: &Acceptance, guess: usize) -> f32 {
         self.probability_of(all, Source::Model, guess)
     }
 
     /// Looks for guesses that cost nothing; returns how many the best source has, at most `most`.
-    pub(crate) fn propose(&mut self, all: &Acceptance, most: usize) -> usize {
+    /// `fits` says how many of some tokens may come next one after the other.
+    pub(crate) fn propose(
+        &mut self,
+        all: &Acceptance,
+        most: usize,
+        fits: impl Fn(&[u32]) -> usize,
+    ) -> usize {
         let most = most.min(DRAFT_MAX);
         self.drafts.iter_mut().for_each(Draft::clear);
         let [own, corpus, _] = &mut self.drafts;
@@ -74,6 +88,11 @@ impl Guesser {
         }
         if let Some(earlier) = &self.corpus {
             earlier.guess(self.text.tokens(), most, corpus);
+        }
+        for draft in [own, corpus] {
+            if !draft.tokens.is_empty() {
+                draft.tokens.truncate(fits(&draft.tokens));
+            }
         }
         self.take_best(all)
     }
@@ -165,7 +184,7 @@ mod tests {
         };
         let mut all = Acceptance::default();
         let mut guesser = Guesser::new(&sources, &[1, 2, 9, 9, 8, 1, 2], 9).unwrap();
-        assert_eq!(guesser.propose(&all, 2), 2);
+        assert_eq!(guesser.propose(&all, 2, <[u32]>::len), 2);
         assert_eq!(
             guesser.guesses(),
             [3, 4],
@@ -174,11 +193,30 @@ mod tests {
         let before = guesser.probability(&all, 0);
         assert_eq!(guesser.chosen(&mut all, &[3, 7], 2), 1);
         assert!(guesser.guesses().is_empty());
-        assert_eq!(guesser.propose(&all, 9), 0, "nothing has an end like this");
+        assert_eq!(
+            guesser.propose(&all, 9, <[u32]>::len),
+            0,
+            "nothing has an end like this"
+        );
         // The first guess was right, the second, after one more token of agreement, was not.
         assert_eq!(guesser.chosen(&mut all, &[8, 1, 2], 0), 0);
-        assert!(guesser.propose(&all, 9) > 0);
+        assert!(guesser.propose(&all, 9, <[u32]>::len) > 0);
         assert!(guesser.probability(&all, 0) > before);
         assert!(guesser.probability(&all, 1) < 0.5);
+    }
+
+    #[test]
+    fn guesses_end_where_nothing_of_the_kind_may_come() {
+        let sources = Sources {
+            own: true,
+            ..Sources::default()
+        };
+        let mut all = Acceptance::default();
+        let mut guesser = Guesser::new(&sources, &[1, 2, 3, 4, 5, 1, 2], 9).unwrap();
+        let even = |tokens: &[u32]| tokens.iter().take_while(|&token| *token < 5).count();
+        assert_eq!(guesser.propose(&all, 9, even), 2);
+        assert_eq!(guesser.guesses(), [3, 4]);
+        guesser.chosen(&mut all, &[3], 0);
+        assert_eq!(guesser.propose(&all, 9, |_| 0), 0);
     }
 }

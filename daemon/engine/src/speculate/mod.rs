@@ -21,12 +21,13 @@ mod lookup;
 mod model;
 mod plan;
 pub mod store;
+mod translate;
 mod vote;
 
 pub use acceptance::{GuessCount, Source};
 pub use corpus::{CORPUS_LEAD_TOKENS, Corpus};
 pub use costs::{COLUMNS_MAX, PassCosts};
-pub use drafter::{Drafter, NEAR_TOKENS, Wanted};
+pub use drafter::{Drafter, Limits, NEAR_TOKENS, Wanted};
 pub use model::{DraftError, DraftModel};
 
 pub(crate) use acceptance::Acceptance;

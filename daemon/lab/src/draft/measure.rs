@@ -155,6 +155,7 @@ fn guesses(
         prompt_tokens,
         sampling: &SamplingOptions::default(),
         bias: &LogitBias::default(),
+        limits: None,
         count,
         guesses: &mut guesses,
     };
