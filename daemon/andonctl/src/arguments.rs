@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Pack models for gateways without a network.
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Look after the earlier answers to tasks that the daemon guesses from.
+    #[command(subcommand)]
+    Corpus(CorpusCommand),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.
@@ -263,6 +266,33 @@ pub(crate) struct ModelsOptions {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CorpusCommand {
+    /// List whose earlier answers are kept, and to which tasks.
+    Ls(ModelsOptions),
+    /// Erase earlier answers, in memory and on the disk.
+    ///
+    /// Those to a task, or of a client, or to a task of a client, or all. Answers that are being made are not kept for
+    /// later ones then, either.
+    Erase(CorpusErase),
+}
+
+#[derive(Args, Debug)]
+#[group(id = "which", required = true, multiple = true)]
+pub(crate) struct CorpusErase {
+    /// Those to this task.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<TaskName>,
+
+    /// Those of this client: its name over MQTT, or uid-1000 for user 1000 of this machine.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: Option<String>,
+
+    /// All that are kept.
+    #[arg(long, conflicts_with_all = ["task", "client"])]
+    pub(crate) all: bool,
 }
 
 #[derive(Args, Debug)]

@@ -14,6 +14,7 @@ mod ask;
 mod bundle;
 mod chat;
 mod connection;
+mod corpus;
 mod digest;
 mod embed;
 mod failure;
@@ -55,6 +56,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Model(command) => model::run(socket, &command, output),
         Command::Pull(options) => pull::run(&options, output),
         Command::Bundle(command) => bundle::run(command, output),
+        Command::Corpus(command) => corpus::run(socket, &command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

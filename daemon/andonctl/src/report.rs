@@ -21,14 +21,15 @@ pub(crate) fn status(
 ) -> Result<(), Failure> {
     let mut connection = Connection::open(path)?;
     loop {
+        let draft = draft(&mut connection)?;
         connection.send(&ClientFrame::Status)?;
         match connection.receive()? {
-            ServerFrame::Status(status) if options.json => json(output, &status)?,
+            ServerFrame::Status(status) if options.json => json(output, &Shown { status, draft })?,
             ServerFrame::Status(status) => {
                 if options.watch.is_some() {
                     output.clear()?;
                 }
-                output.text(&describe(&status))?;
+                output.text(&describe(&status, draft.as_ref()))?;
             }
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for the status")),
@@ -37,6 +38,39 @@ pub(crate) fn status(
             return Ok(());
         };
         thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+/// The status, and the draft model.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    status: Status<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft: Option<Draft>,
+}
+
+/// The draft model that the daemon's configuration names.
+#[derive(Serialize)]
+struct Draft {
+    name: String,
+    used: bool,
+    bytes: u64,
+    reason: String,
+}
+
+/// The draft model, if the daemon's configuration names one.
+fn draft(connection: &mut Connection) -> Result<Option<Draft>, Failure> {
+    connection.send(&ClientFrame::Draft)?;
+    match connection.receive()? {
+        ServerFrame::Draft(draft) => Ok(draft.map(|draft| Draft {
+            name: draft.name.to_owned(),
+            used: draft.used,
+            bytes: draft.bytes,
+            reason: draft.reason.to_owned(),
+        })),
+        ServerFrame::Error(fault) => Err(Failure::from(&fault)),
+        _ => Err(unexpected("question for the draft")),
     }
 }
 
@@ -76,7 +110,7 @@ pub(crate) fn json(output: &mut Output, value: &impl Serialize) -> Result<(), Fa
     output.bytes(&line)
 }
 
-fn describe(status: &Status<'_>) -> String {
+fn describe(status: &Status<'_>, draft: Option<&Draft>) -> String {
     let Status {
         requests,
         tokens,
@@ -153,6 +187,14 @@ fn describe(status: &Status<'_>) -> String {
     for (name, value) in lines {
         // Writing to a String does not fail.
         let _ = writeln!(text, "  {name:<9} {value}");
+    }
+    if let Some(draft) = draft {
+        let value = if draft.used {
+            format!("{} guesses, {}", draft.name, size(draft.bytes))
+        } else {
+            format!("{} is not used: {}", draft.name, draft.reason)
+        };
+        let _ = writeln!(text, "  {:<9} {value}", "draft");
     }
     text
 }

@@ -41,6 +41,7 @@ use crate::request::{Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
+pub use corpora::CorpusFacts;
 pub use draft::DraftFacts;
 pub use text::{apply_template, detokenize, tokenize};
 
@@ -130,6 +131,7 @@ pub(crate) struct Shared {
     facts: OnceLock<Arc<ModelFacts>>,
     draft: OnceLock<Arc<DraftFacts>>,
     model: OnceLock<Arc<Model>>,
+    corpora: OnceLock<Arc<Corpora>>,
     /// Whether the model had a pack when that was last asked.
     packed: AtomicBool,
     operator_at_fault: OnceLock<bool>,
@@ -296,6 +298,7 @@ impl WorkerHandle {
             facts: OnceLock::new(),
             draft: OnceLock::new(),
             model: OnceLock::new(),
+            corpora: OnceLock::new(),
             packed: AtomicBool::new(false),
             operator_at_fault: OnceLock::new(),
             board: Mutex::new(Board::new()),
@@ -400,6 +403,21 @@ impl WorkerHandle {
         drop(self.shared.ended.subscribe().wait_for(|ended| *ended).await);
     }
 
+    /// Whose earlier answers are kept for guesses; `None` until the model is loaded. Reads the disk.
+    pub fn list_corpora(&self) -> Option<std::io::Result<Vec<CorpusFacts>>> {
+        Some(self.shared.corpora.get()?.list())
+    }
+
+    /// Erases earlier answers to a task, of clients of this name, or all, and says of how many there were any; `None` until
+    /// the model is loaded. Writes to the disk.
+    pub fn erase_corpora(
+        &self,
+        task: Option<&str>,
+        client: Option<&str>,
+    ) -> Option<std::io::Result<usize>> {
+        Some(self.shared.corpora.get()?.erase(task, client))
+    }
+
     /// Names of the tasks that can be asked, once the model is there that answers them.
     pub fn tasks(&self) -> Vec<String> {
         let tasks = self.shared.tasks.get();
@@ -475,12 +493,13 @@ fn serve(shared: &Arc<Shared>) {
     shared.look_after_pack();
     let tasks = !served.tasks.is_empty();
     let corpora = Corpora::new(&shared.config, (tasks, drafts), &model, loaded.key.as_ref());
+    let corpora = shared.corpora.get_or_init(|| Arc::new(corpora));
     std::thread::scope(|scope| {
         let prepare = std::thread::Builder::new()
             .name("prepare".to_owned())
             .spawn_scoped(scope, || {
                 let _guard = AbortOnPanic;
-                prepare::run(shared, &model, &corpora, context_tokens_max);
+                prepare::run(shared, &model, corpora, context_tokens_max);
             });
         if let Err(error) = prepare {
             shared.board().phase = Phase::Failed;
@@ -498,7 +517,7 @@ fn serve(shared: &Arc<Shared>) {
         }
         let writing = std::thread::Builder::new()
             .name("corpora".to_owned())
-            .spawn_scoped(scope, || corpora::run(shared, &corpora));
+            .spawn_scoped(scope, || corpora::run(shared, corpora));
         if let Err(error) = writing {
             tracing::warn!(%error, "earlier answers are written only when the daemon stops");
         }

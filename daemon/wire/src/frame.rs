@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
 use crate::embed::{Embed, VectorPiece};
+use crate::guess::{CorpusTask, DraftStatus, StoredCorpus};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
@@ -76,6 +77,10 @@ pub enum ClientFrame<'a> {
     /// Asks for the vector of a text; answered by [`ServerFrame::Accepted`], pieces of the vector and
     /// [`ServerFrame::Done`].
     Embed(Embed<'a>),
+    /// Does something with the earlier answers that guesses come from; [`crate::CorpusAction`] says how each is answered.
+    CorpusTask(CorpusTask<'a>),
+    /// Asks for the draft model; answered by [`ServerFrame::Draft`].
+    Draft,
 }
 
 /// What a server sends.
@@ -116,6 +121,10 @@ pub enum ServerFrame<'a> {
     Vector(VectorPiece<'a>),
     /// The packed weights of a model that is kept.
     StoredPack(StoredPack),
+    /// Whose earlier answers are kept.
+    StoredCorpus(StoredCorpus<'a>),
+    /// The draft model; none if the configuration names none, or the model is not loaded yet.
+    Draft(Option<DraftStatus<'a>>),
 }
 
 /// Why a frame could not be encoded.

@@ -18,6 +18,7 @@ pub mod topic;
 mod ask;
 mod embed;
 mod frame;
+mod guess;
 mod model;
 mod name;
 mod reader;
@@ -33,6 +34,7 @@ pub use frame::{
     CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,
     ServerFrame, checksum, payload_bytes, unseal,
 };
+pub use guess::{CorpusAction, CorpusTask, DraftStatus, StoredCorpus};
 pub use model::{
     AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
     ModelStage, ModelTask, ModelText, StoredModel, StoredPack,

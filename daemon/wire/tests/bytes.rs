@@ -8,12 +8,13 @@ use andon_wire::limits::{
 };
 use andon_wire::manifest::Digest;
 use andon_wire::{
-    Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, Done, Egress,
-    Embed, ErrorCode, Fault, Finish, HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded,
-    ModelData, ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask,
-    ModelText, Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus,
-    Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredModel,
-    StoredPack, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, CorpusAction,
+    CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish, HEADER_BYTES, Hello,
+    Input, Message, ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName,
+    ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
+    Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness, RequestCounters, RequestId, Role,
+    Sampling, ServerFrame, Speed, Status, StoredCorpus, StoredModel, StoredPack, TaskName, Timings,
+    TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -271,6 +272,64 @@ fn frames_about_models_that_are_kept() {
             bytes: 300,
         }),
         &[b"\x0f", b"\x011", b"\x01m", b"\xac\x02"],
+    );
+    for (action, bytes) in [
+        (CorpusAction::List, &b"\x00"[..]),
+        (
+            CorpusAction::Erase {
+                task: Some(TaskName::new("t").unwrap()),
+                client: None,
+            },
+            b"\x01\x01\x01t\x00",
+        ),
+        (
+            CorpusAction::Erase {
+                task: None,
+                client: Some("plc1"),
+            },
+            b"\x01\x00\x01\x04plc1",
+        ),
+    ] {
+        let task = CorpusTask {
+            id: id("1"),
+            action,
+        };
+        client(&ClientFrame::CorpusTask(task), &[b"\x09", b"\x011", bytes]);
+    }
+    client(&ClientFrame::Draft, &[b"\x0a"]);
+    server(
+        &ServerFrame::StoredCorpus(StoredCorpus {
+            id: id("1"),
+            task: "t",
+            client: "plc1",
+            local: false,
+            tokens: 300,
+        }),
+        &[
+            b"\x10",
+            b"\x011",
+            b"\x01t",
+            b"\x04plc1",
+            b"\x00",
+            b"\xac\x02",
+        ],
+    );
+    server(&ServerFrame::Draft(None), &[b"\x11", b"\x00"]);
+    server(
+        &ServerFrame::Draft(Some(DraftStatus {
+            name: "small",
+            used: true,
+            bytes: 300,
+            reason: "",
+        })),
+        &[
+            b"\x11",
+            b"\x01",
+            b"\x05small",
+            b"\x01",
+            b"\xac\x02",
+            b"\x00",
+        ],
     );
     server(
         &ServerFrame::ModelAdded(ModelAdded {

@@ -4,8 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Command;
 
 use andon_wire::{
-    Cancelled, ClientFrame, ModelEntry, ModelName, ModelStatus, Models, MqttLink, MqttStatus,
-    QueueStatus, Readiness, RequestCounters, ServerFrame, Speed, Status, TokenCounters,
+    Cancelled, ClientFrame, DraftStatus, ModelEntry, ModelName, ModelStatus, Models, MqttLink,
+    MqttStatus, QueueStatus, Readiness, RequestCounters, ServerFrame, Speed, Status, TokenCounters,
 };
 
 use crate::support::{Outcome, Peer, Server};
@@ -81,6 +81,12 @@ fn serve(peer: &mut Peer) {
         let reply = match peer.receive() {
             None => break,
             Some(ClientFrame::Status) => ServerFrame::Status(status()),
+            Some(ClientFrame::Draft) => ServerFrame::Draft(Some(DraftStatus {
+                name: "small",
+                used: false,
+                bytes: 0,
+                reason: "cannot open it",
+            })),
             Some(ClientFrame::Models) => ServerFrame::Models(models()),
             Some(ClientFrame::Cancel(cancel)) => {
                 let found = cancel.id.as_str() == "17";
@@ -109,6 +115,7 @@ andond 9.9.9 on gw1: ready, up 1 h 2 min
   tokens    1234 of prompts, 5678 of answers
   speed     prefill 812.5 tok/s, decode 98.2 tok/s of late
   mqtt      connected (MQTT 5), broker localhost:1883, 2 reconnects
+  draft     small is not used: cannot open it
 "
     );
 }
@@ -116,6 +123,8 @@ andond 9.9.9 on gw1: ready, up 1 h 2 min
 #[test]
 fn status_without_a_model_or_a_broker() {
     let server = Server::welcoming(|peer| {
+        assert_eq!(peer.receive(), Some(ClientFrame::Draft));
+        peer.send(&ServerFrame::Draft(None));
         peer.receive();
         peer.send(&ServerFrame::Status(Status {
             readiness: Readiness::Starting,
@@ -134,7 +143,7 @@ fn status_without_a_model_or_a_broker() {
         outcome.stdout.contains("model     none loaded\n"),
         "{outcome:?}"
     );
-    assert!(outcome.stdout.contains("mqtt      off\n"), "{outcome:?}");
+    assert!(outcome.stdout.ends_with("mqtt      off\n"), "{outcome:?}");
 }
 
 #[test]
@@ -159,6 +168,7 @@ fn status_for_programs() {
             "queue": {"waiting": 4, "waiting_max": 64, "active": 1, "active_max": 8},
             "speed": {"prefill_tokens_per_s": 812.5, "decode_tokens_per_s": 98.25},
             "mqtt": {"link": "connected5", "broker": "localhost:1883", "reconnects": 2},
+            "draft": {"name": "small", "used": false, "bytes": 0, "reason": "cannot open it"},
         })
     );
 }

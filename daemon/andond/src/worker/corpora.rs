@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use andon_engine::Model;
 use andon_engine::pack;
-use andon_engine::speculate::store::{self, CorpusKey};
+use andon_engine::speculate::store::{self, CorpusKey, Label};
 use andon_engine::speculate::{Corpus, Sources};
 use sha2::{Digest as _, Sha256};
 
@@ -39,6 +39,21 @@ pub(super) struct Corpora {
     /// `None` if nothing is kept on the disk.
     folder: Option<PathBuf>,
     held: Mutex<Held>,
+    /// Held by whoever writes or erases files, before anything else is.
+    files: Mutex<()>,
+}
+
+/// Whose answers are kept, and how much of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CorpusFacts {
+    /// The task.
+    pub task: String,
+    /// The client; empty if those of all clients are kept together.
+    pub client: String,
+    /// Whether the client is a user of this machine.
+    pub local: bool,
+    /// Tokens of the answers.
+    pub tokens: usize,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +66,8 @@ struct Held {
 #[derive(Debug)]
 struct Entry {
     corpus: Arc<Corpus>,
+    /// Whose answers it has.
+    label: Label,
     /// When it was last asked for.
     used: u64,
     /// How many answers had been added when it was written.
@@ -111,6 +128,7 @@ impl Corpora {
             model: digest,
             folder: folder.map(Path::to_path_buf),
             held: Mutex::default(),
+            files: Mutex::default(),
         }
     }
 
@@ -138,22 +156,28 @@ impl Corpora {
         }
     }
 
-    fn key(&self, client: &Key, task: &str) -> Option<CorpusKey> {
+    fn key(&self, client: &Key, task: &str) -> Option<(CorpusKey, Label)> {
         let mut digest = self.model.clone();
         part(&mut digest, task.as_bytes());
+        let mut label = Label {
+            task: task.to_owned(),
+            ..Label::default()
+        };
         match self.config.corpus {
             CorpusScope::Off => return None,
             CorpusScope::Client => {
                 part(&mut digest, &[u8::from(client.local)]);
                 part(&mut digest, client.client.as_bytes());
+                label.client.clone_from(&client.client);
+                label.local = client.local;
             }
             CorpusScope::Task => {}
         }
-        Some(CorpusKey(digest.finalize().into()))
+        Some((CorpusKey(digest.finalize().into()), label))
     }
 
     fn corpus(&self, client: &Key, task: &str) -> Option<Arc<Corpus>> {
-        let key = self.key(client, task)?;
+        let (key, label) = self.key(client, task)?;
         let mut held = self.held();
         held.clock += 1;
         let used = held.clock;
@@ -171,6 +195,7 @@ impl Corpora {
         }
         let entry = Entry {
             corpus: Arc::clone(&corpus),
+            label,
             used,
             written: 0,
         };
@@ -192,23 +217,90 @@ impl Corpora {
         })
     }
 
+    fn files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose answers are kept, in memory or on the disk, in order.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(super) fn list(&self) -> std::io::Result<Vec<CorpusFacts>> {
+        let facts = |label: &Label, tokens| CorpusFacts {
+            task: label.task.clone(),
+            client: label.client.clone(),
+            local: label.local,
+            tokens,
+        };
+        let listed = self.folder.as_deref().map_or(Ok(Vec::new()), store::list)?;
+        let held = self.held();
+        let on_disk = listed
+            .iter()
+            .filter(|listed| !held.corpora.contains_key(&listed.key))
+            .map(|listed| facts(&listed.label, listed.tokens));
+        let mut all: Vec<CorpusFacts> = held
+            .corpora
+            .values()
+            .map(|entry| facts(&entry.label, entry.corpus.token_count()))
+            .filter(|facts| facts.tokens > 0)
+            .chain(on_disk)
+            .collect();
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    /// Erases the answers to a task, or of clients of this name, or both; all that there are if neither is named, of other
+    /// models too. Returns of how many there were any. Answers that are under way are not learnt from any more.
+    ///
+    /// # Errors
+    /// If a file cannot be removed; others may have been.
+    pub(super) fn erase(&self, task: Option<&str>, client: Option<&str>) -> std::io::Result<usize> {
+        let is_meant = |label: &Label| {
+            task.is_none_or(|task| label.task == task)
+                && client.is_none_or(|client| label.client == client)
+        };
+        let _files = self.files();
+        let listed = self.folder.as_deref().map_or(Ok(Vec::new()), store::list)?;
+        let mut held = self.held();
+        let mut erased = 0;
+        held.corpora.retain(|key, entry| {
+            let stays = !is_meant(&entry.label);
+            let counted = listed.iter().any(|listed| listed.key == *key);
+            erased += usize::from(!stays && !counted && entry.corpus.token_count() > 0);
+            stays
+        });
+        let Some(folder) = &self.folder else {
+            return Ok(erased);
+        };
+        if task.is_none() && client.is_none() {
+            return Ok(erased + store::remove_all(folder)?);
+        }
+        for listed in listed.iter().filter(|listed| is_meant(&listed.label)) {
+            erased += usize::from(store::remove(folder, &listed.key)?);
+        }
+        Ok(erased)
+    }
+
     /// Writes what was learnt since it was last written. Answers are read and added meanwhile.
     pub(super) fn write(&self) {
         let Some(folder) = &self.folder else { return };
-        let changed: Vec<(CorpusKey, Arc<Corpus>, u64)> = {
+        let _files = self.files();
+        let changed: Vec<(CorpusKey, Label, Arc<Corpus>, u64)> = {
             let held = self.held();
             let entries = held.corpora.iter();
             entries
                 .map(|(&key, entry)| (key, entry, entry.corpus.added()))
                 .filter(|(_, entry, added)| *added != entry.written)
-                .map(|(key, entry, added)| (key, Arc::clone(&entry.corpus), added))
+                .map(|(key, entry, added)| {
+                    (key, entry.label.clone(), Arc::clone(&entry.corpus), added)
+                })
                 .collect()
         };
         if changed.is_empty() {
             return;
         }
-        for (key, corpus, added) in changed {
-            if let Err(error) = store::write(folder, &key, self.vocabulary, &corpus) {
+        for (key, label, corpus, added) in changed {
+            if let Err(error) = store::write(folder, &key, self.vocabulary, &label, &corpus) {
                 // The next time it is tried again.
                 tracing::warn!(%error, "earlier answers could not be written");
                 return;
@@ -345,6 +437,46 @@ mod tests {
         bytes.truncate(bytes.len() / 2);
         fs::write(&file, &bytes).unwrap();
         assert!(!knows(&start("m"), &client, "explain"), "it is damaged");
+    }
+
+    #[test]
+    fn what_is_erased_is_gone_from_memory_and_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("corpora");
+        let mut corpora = corpora(&folder, CorpusScope::Client, "m");
+        corpora.config.corpora_max = 9;
+        let clients = ["a", "b"].map(|name| client(Origin::Mqtt, name));
+        for client in &clients {
+            for task in ["explain", "triage"] {
+                learn(&corpora, client, task);
+            }
+        }
+        corpora.write();
+        learn(&corpora, &client(Origin::Wire, "c"), "explain");
+        let list = |corpora: &Corpora| -> Vec<(String, String)> {
+            let facts = corpora.list().unwrap().into_iter();
+            facts.map(|facts| (facts.task, facts.client)).collect()
+        };
+        assert_eq!(list(&corpora).len(), 5);
+        let running = corpora.sources(&clients[0], Some("explain")).corpus;
+        assert_eq!(corpora.erase(Some("explain"), Some("a")).unwrap(), 1);
+        // What was under way when it was erased does not bring it back.
+        running.unwrap().add(&[1], &[2, 3, 4]);
+        corpora.write();
+        assert!(!knows(&corpora, &clients[0], "explain"));
+        assert!(knows(&corpora, &clients[0], "triage"));
+        assert_eq!(corpora.erase(Some("explain"), None).unwrap(), 2);
+        corpora.write();
+        let left = ["a", "b"].map(|name| ("triage".to_owned(), name.to_owned()));
+        assert_eq!(list(&corpora), left);
+        assert_eq!(
+            list(&super::tests::corpora(&folder, CorpusScope::Client, "m")),
+            left
+        );
+        fs::write(folder.join("old.corpus"), "of another format").unwrap();
+        assert_eq!(corpora.erase(None, None).unwrap(), 3);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        assert!(list(&corpora).is_empty());
     }
 
     #[test]

@@ -294,6 +294,12 @@ impl Connection {
             ClientFrame::AddModel(ask) => self.models.add(&ask).await,
             ClientFrame::ModelData(data) => self.model_data(&data).await,
             ClientFrame::ModelTask(task) => self.models.task(task).await,
+            ClientFrame::CorpusTask(task) => self.models.corpora(&task).await,
+            ClientFrame::Draft => {
+                let draft = self.context.worker.status().draft;
+                let draft = draft.as_deref().map(convert::draft);
+                self.outgoing.send(&ServerFrame::Draft(draft)).await
+            }
         }
     }
 

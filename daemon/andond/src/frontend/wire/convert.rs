@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use andon_wire::{
-    Ask, AskError, Done as WireDone, Embed, ErrorCode, Finish as WireFinish, Input as WireInput,
-    ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin, QueueStatus, Readiness,
-    RequestId, Status as WireStatus,
+    Ask, AskError, Done as WireDone, DraftStatus, Embed, ErrorCode, Finish as WireFinish,
+    Input as WireInput, ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin,
+    QueueStatus, Readiness, RequestId, Status as WireStatus,
 };
 
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::request::{Egress, EmbeddingInput, Input, Message, Origin, Priority, Request, Sampling};
-use crate::worker::{Done, Finish, ModelFacts, WorkerState};
+use crate::worker::{Done, DraftFacts, Finish, ModelFacts, WorkerState};
 
 /// Name and version as the protocol shows them.
 pub(super) const SOFTWARE: &str = concat!("andond ", env!("CARGO_PKG_VERSION"));
@@ -209,6 +209,26 @@ impl StatusTexts {
                     .unwrap_or(u32::MAX),
             },
         }
+    }
+}
+
+/// The draft that the configuration names.
+pub(super) fn draft(facts: &DraftFacts) -> DraftStatus<'_> {
+    let cut = |text| andon_wire::shorten(text, andon_wire::limits::FAULT_MESSAGE_BYTES_MAX);
+    let name = cut(&facts.name);
+    match &facts.state {
+        Ok(bytes) => DraftStatus {
+            name,
+            used: true,
+            bytes: *bytes,
+            reason: "",
+        },
+        Err(why) => DraftStatus {
+            name,
+            used: false,
+            bytes: 0,
+            reason: cut(why),
+        },
     }
 }
 

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
-    AddModel, AddReady, ErrorCode, ModelAction, ModelAdded, ModelData, ModelDone, ModelName,
-    ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame, StoredModel,
-    StoredPack, shorten,
+    AddModel, AddReady, CorpusAction, CorpusTask, ErrorCode, ModelAction, ModelAdded, ModelData,
+    ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame,
+    StoredCorpus, StoredModel, StoredPack, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::connection::Outgoing;
 use crate::frontend::Context;
 use crate::registry::{Begun, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change};
+use crate::worker::{CorpusFacts, WorkerHandle};
 
 /// Pieces of a model between the connection and the disk: a megabyte.
 const PIECES_WAITING_MAX: usize = 4;
@@ -45,6 +46,7 @@ enum Event {
     Progress(ModelStage, u64, u64),
     Stored(Box<Stored>, bool),
     Packed(Packed),
+    Corpus(CorpusFacts),
     Text(String),
     Added {
         name: String,
@@ -160,6 +162,27 @@ impl ModelDesk {
                 send(events, Event::Done { count: 1 });
                 Ok(())
             }
+        })
+        .await
+    }
+
+    /// Does something with the earlier answers that guesses come from. What clients asked is nobody else's business.
+    pub(super) async fn corpora(&mut self, task: &CorpusTask<'_>) -> bool {
+        if !self.free(&task.id).await {
+            return true;
+        }
+        let (worker, peer) = (self.context.worker.clone(), self.peer);
+        let config = self.context.config.models.clone();
+        let erase = match &task.action {
+            CorpusAction::List => None,
+            CorpusAction::Erase { task, client } => Some((
+                task.as_ref().map(|task| task.as_str().to_owned()),
+                client.map(str::to_owned),
+            )),
+        };
+        self.run(task.id.clone(), move |events| {
+            may_change(&config, peer)?;
+            corpora(&worker, erase, events)
         })
         .await
     }
@@ -320,6 +343,41 @@ fn packs(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
     Ok(())
 }
 
+/// Lists the earlier answers, or erases those of a task and a client.
+fn corpora(
+    worker: &WorkerHandle,
+    erase: Option<(Option<String>, Option<String>)>,
+    events: &Events,
+) -> Result<(), RegistryError> {
+    let failed = |error: std::io::Error| {
+        RegistryError::Io("the folder of earlier answers".into(), "use", error)
+    };
+    let loading = || RegistryError::Busy("the model is not loaded yet".to_owned());
+    let count = match erase {
+        Some((task, client)) => {
+            let erased = worker.erase_corpora(task.as_deref(), client.as_deref());
+            let erased = erased.ok_or_else(loading)?.map_err(failed)?;
+            tracing::info!(?task, ?client, erased, "earlier answers erased");
+            erased
+        }
+        None => {
+            let listed = worker.list_corpora().ok_or_else(loading)?.map_err(failed)?;
+            let count = listed.len();
+            for facts in listed {
+                send(events, Event::Corpus(facts));
+            }
+            count
+        }
+    };
+    send(
+        events,
+        Event::Done {
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+        },
+    );
+    Ok(())
+}
+
 fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
     let mut model = registry.find(name)?;
     let mut text = std::mem::take(&mut model.text);
@@ -420,6 +478,13 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             id,
             name: ModelName::new(&packed.name).ok()?,
             bytes: packed.bytes,
+        }),
+        Event::Corpus(facts) => ServerFrame::StoredCorpus(StoredCorpus {
+            id,
+            task: shorten(&facts.task, LABEL_BYTES_MAX),
+            client: shorten(&facts.client, CHUNK_TEXT_BYTES_MAX),
+            local: facts.local,
+            tokens: u32::try_from(facts.tokens).unwrap_or(u32::MAX),
         }),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {
