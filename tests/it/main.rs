@@ -9,5 +9,6 @@ mod lifecycle;
 mod models;
 mod mqtt;
 mod openai;
+mod shape;
 mod speculation;
 mod wire;

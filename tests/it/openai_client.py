@@ -649,6 +649,24 @@ class Errors(Case):
                 error = self.refused(openai.BadRequestError, **{name: value})
                 self.assertEqual(error.param, name, error.message)
 
+    def test_answers_of_a_shape(self):
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}, "note": {"type": "string"}},
+                  "required": ["ok", "note"], "additionalProperties": False}
+        shape = {"type": "json_schema", "json_schema": {"name": "note", "strict": True, "schema": schema}}
+        for stream in (False, True):
+            answer = self.chat(max_completion_tokens=100, response_format=shape, temperature=1, seed=3, stream=stream)
+            if stream:
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+            else:
+                self.assertEqual(answer.choices[0].finish_reason, "stop")
+                text = answer.choices[0].message.content
+            value = json.loads(text)
+            self.assertEqual(list(value), ["ok", "note"])
+            self.assertIsInstance(value["ok"], bool)
+        text = {"format": {"type": "json_schema", "name": "note", "schema": schema}}
+        answer = self.client.responses.create(model=self.model, input="hello", max_output_tokens=100, text=text)
+        self.assertEqual(list(json.loads(answer.output_text)), ["ok", "note"])
+
     def test_wrong_types(self):
         for name, value in [("temperature", "hot"), ("messages", "hello"), ("stop", 3), ("stream", "yes"), ("seed", 1.5)]:
             with self.subTest(name):
