@@ -1,6 +1,6 @@
 //! `[task.<name>]`: a question asked so often that only its fields are sent.
 
-use andon_engine::grammar::Constraint;
+use andon_engine::grammar::{Constraint, parse_json};
 use serde::Deserialize;
 
 use super::Problems;
@@ -63,7 +63,8 @@ impl TaskConfig {
         let Some(text) = &self.schema else {
             return Ok(None);
         };
-        let schema = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
+        let schema =
+            parse_json(text.as_bytes()).map_err(|error| format!("is not JSON: {error}"))?;
         let constraint = Constraint::JsonSchema(schema);
         // Which bounds a schema gets changes nothing about whether it is taken.
         constraint.check(1024).map_err(|error| error.to_string())?;

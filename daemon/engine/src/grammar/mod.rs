@@ -5,6 +5,7 @@
 //!
 //! - [`schema`]: which schemas are taken, and the bounds they get;
 //! - [`calls`]: calls of tools, in the format that a model writes them;
+//! - [`json`]: texts of JSON in which an object has a name twice are refused;
 //! - [`gbnf`]: grammars of llama.cpp, written anew for it;
 //! - [`closing`]: how an answer of JSON ends within its limit of tokens;
 //! - [`tidy`]: no object has a name twice;
@@ -18,6 +19,7 @@ mod closing;
 mod constraint;
 mod error;
 mod gbnf;
+mod json;
 pub mod limits;
 pub mod schema;
 mod state;
@@ -27,5 +29,6 @@ mod vocabulary;
 pub use calls::{Calls, Tool};
 pub use constraint::{Constraint, Grammar};
 pub use error::{GrammarError, StateError};
+pub use json::parse_json;
 pub use state::{Allowed, State};
 pub use vocabulary::Vocabulary;

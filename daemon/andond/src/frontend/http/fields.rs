@@ -2,6 +2,7 @@
 //!
 //! Each known field is taken out with its type checked; [`Fields::finish`] refuses what is left.
 
+use andon_engine::grammar::parse_json;
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
@@ -14,9 +15,9 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Parses a body.
+    /// Parses a body, in which no object has a name twice.
     pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
-        match serde_json::from_slice(body) {
+        match parse_json(body) {
             Ok(Value::Object(map)) => Ok(Fields { map }),
             Ok(_) => Err(ApiError::bad_request("the body is not a JSON object")),
             Err(error) => Err(ApiError {
