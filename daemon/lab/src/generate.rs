@@ -1,7 +1,7 @@
 //! Continues a text, by the same loop that the daemon runs.
 
 use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
-use andon_engine::grammar::{Constraint, Grammar};
+use andon_engine::grammar::{Constraint, Grammar, parse_json};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
 use anyhow::{Context as _, Result, bail};
@@ -71,7 +71,7 @@ impl Arguments {
             std::fs::read_to_string(path).with_context(context)
         };
         Ok(if let Some(path) = &self.json_schema {
-            let schema = serde_json::from_str(&read(path)?).context("the schema is not JSON")?;
+            let schema = parse_json(read(path)?.as_bytes()).context("the schema is not JSON")?;
             Some(Constraint::JsonSchema(schema))
         } else if let Some(path) = &self.gbnf {
             Some(Constraint::Gbnf(read(path)?))
@@ -103,12 +103,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => (None, None),
         Some(constraint) => {
             let start = Instant::now();
+            let before = resident();
             let vocabulary = model.grammar_vocabulary()?;
             let known = Instant::now();
+            let grown = resident()
+                .zip(before)
+                .map(|(now, before)| now.saturating_sub(before));
             let grammar = Grammar::compile(vocabulary, &constraint, arguments.generate)?;
             let report = json!({
                 "vocabulary_ms": (known - start).as_secs_f64() * 1e3,
                 "vocabulary_bytes": vocabulary.bytes(),
+                "resident_bytes_more": grown,
                 "compile_ms": known.elapsed().as_secs_f64() * 1e3,
             });
             (Some(Arc::new(grammar)), Some(report))
@@ -134,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             ..SamplingOptions::default()
         },
         ignore_end: arguments.ignore_end,
-        constraint: grammar,
+        constraint: grammar.clone(),
         one_by_one: arguments.one_by_one,
         ..GenerationRequest::default()
     })?;
@@ -190,7 +195,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "prefill_tok_s": prefill,
             "decode_tok_s": decode,
         });
-        if let Some(compiled) = compiled {
+        if let Some((mut compiled, grammar)) = compiled.zip(grammar) {
+            let (masks, mean, worst) = masks(&grammar, arguments.generate, &ids)?;
+            compiled["masks"] = json!(masks);
+            compiled["mask_us"] = json!(mean);
+            compiled["mask_us_worst"] = json!(worst);
             report["constraint"] = compiled;
         }
         if arguments.ids {
@@ -210,4 +219,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The masks that an answer needs, each computed with nothing beside it: how many, and their microseconds, mean and worst.
+fn masks(grammar: &Grammar, tokens_max: usize, ids: &[u32]) -> Result<(usize, f64, f64)> {
+    let mut state = grammar.state();
+    state.begin(false, tokens_max)?;
+    let mut times = Vec::new();
+    for &id in ids {
+        if state.is_finished() {
+            break;
+        }
+        if state.forced().is_empty() {
+            let start = Instant::now();
+            state.prepare()?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        state.accept(id)?;
+    }
+    let sum: f64 = times.iter().sum();
+    let worst = times.iter().copied().fold(0.0, f64::max);
+    Ok((times.len(), sum / times.len().max(1) as f64, worst))
+}
+
+/// Memory of the process that is there now, pages of files left out.
+fn resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kilobytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
 }
