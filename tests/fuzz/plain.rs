@@ -9,6 +9,8 @@ mod config;
 mod draft;
 #[path = "targets/gguf.rs"]
 mod gguf;
+#[path = "targets/grammar.rs"]
+mod grammar;
 #[path = "targets/http.rs"]
 mod http;
 #[path = "targets/mqtt.rs"]
@@ -40,11 +42,12 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
     ("template", template::run, template_seeds),
+    ("grammar", grammar::run, grammar_seeds),
     ("wire", wire::run, wire_seeds),
     ("http", http::run, http_seeds),
     ("mqtt", mqtt::run, mqtt_seeds),
@@ -159,6 +162,56 @@ fn template_seeds() -> Seeds {
         .iter()
         .map(|source| format!("{source}\0user\0Hello\0assistant\0Hi\0user\0Bye").into_bytes())
         .collect()
+}
+
+fn grammar_seeds() -> Seeds {
+    let schemas = [
+        json!({ "type": "object", "properties": { "severity": { "enum": ["low", "high"] }, "reason": { "type": "string" },
+            "count": { "type": "integer", "minimum": -5, "maximum": 500 } }, "required": ["severity", "count"],
+            "additionalProperties": false }),
+        json!({ "$defs": { "n": { "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#/$defs/n" },
+            { "type": "null" }] } }, "required": ["next"] } }, "$ref": "#/$defs/n" }),
+        json!({ "type": "array", "items": { "type": "string", "pattern": "^[a-c]{2,4}-\\d+$", "maxLength": 9 },
+            "minItems": 2 }),
+        json!({ "type": ["number", "null"], "multipleOf": 0.25, "exclusiveMaximum": 17.5 }),
+        json!({ "type": "object", "patternProperties": { "^[ab]$": true }, "additionalProperties": { "type": "string",
+            "format": "date-time" } }),
+        json!({ "allOf": [{ "type": "string", "minLength": 2 }, { "pattern": "x" }], "oneOf": [{ "const": "ax" }] }),
+        json!({ "type": "array", "prefixItems": [{ "type": "boolean" }, { "const": [1, { "a": null }] }], "items": {} }),
+    ]
+    .map(|schema| schema.to_string());
+    let sources = [
+        (1, ""),
+        (2, r"[a-z]+ ?(yes|no){1,3}\d*"),
+        (2, r"\p{L}+(?i:abc)[^\x00-\x1f\u{1F600}]?|(a|b)*?c{2,}"),
+        (
+            3,
+            "start: word (\",\" word)*\nword: /[a-z]{1,8}/ | NUMBER\nNUMBER: \"-\"? /[0-9]+/\n",
+        ),
+        (
+            3,
+            "start: \"a\" b? | \"(\" start \")\"\nb: \"x\"~2..3 | TEXT\nTEXT[lazy]: /(.|\\n)*;/\n%ignore /[ ]+/\n",
+        ),
+        (3, "start: A\nA: /[a-c]+/ & ~(/.*ab.*/)\n"),
+        (
+            4,
+            "root ::= item (\",\" ws item){0,3}\nitem ::= [a-z]+ | \"\\x41\" digit{2}\ndigit ::= [0-9]\nws ::= [ \\t]*\n",
+        ),
+        (4, "root ::= \"(\" root? \")\" | [^\\]\\\\-] # a comment\n"),
+    ];
+    let schemas = schemas.iter().map(|schema| (0, schema.as_str()));
+    let answers: [&[u8]; 3] = [
+        &[],
+        &[7; 40],
+        &[0xfe, 1, 90, 33, 3, 200, 12, 66, 5, 17, 140],
+    ];
+    let mut seeds = Vec::new();
+    for (kind, source) in schemas.chain(sources) {
+        for (limit, answer) in [4, 40, 255].into_iter().zip(answers) {
+            seeds.push([&[kind, limit], source.as_bytes(), &[0xff], answer].concat());
+        }
+    }
+    seeds
 }
 
 fn wire_seeds() -> Seeds {

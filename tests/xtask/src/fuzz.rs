@@ -15,11 +15,12 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "gguf",
     "pack",
     "tokenizer",
     "template",
+    "grammar",
     "wire",
     "http",
     "mqtt",

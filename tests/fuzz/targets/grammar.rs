@@ -1,0 +1,174 @@
+//! What an answer is held to, and an answer: a byte for the kind of source, one for the limit of tokens, the source up to
+//! a byte that no text has, then the draws of its tokens.
+//!
+//! It is refused by what is wrong with it, or answers go on under it within their bounds: what it allows it takes, taking
+//! back changes nothing, and a complete answer to a schema is JSON. The library never panics, though it would catch that:
+//! the daemon ends where it panics.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::draft::Draft;
+use andon_engine::gguf::Gguf;
+use andon_engine::grammar::parse_json;
+use andon_engine::grammar::{Allowed, Constraint, Grammar, State, StateError, Vocabulary};
+use andon_engine::tokenizer::Tokenizer;
+use andon_os::heap;
+
+/// The states of an answer's lexer and the items of its parser have bounds, some 40 MB together; a grammar has them twice.
+const HEAP_BYTES_MAX: usize = 256 << 20;
+const KINDS: u8 = 5;
+/// Most tokens of an answer here.
+const STEPS_MAX: usize = 48;
+const BREAK: u8 = 0xff;
+
+pub(crate) fn run(data: &[u8]) {
+    let [kind, limit, rest @ ..] = data else {
+        return;
+    };
+    let end = rest.iter().position(|&byte| byte == BREAK);
+    let (source, draws) = rest.split_at(end.unwrap_or(rest.len()));
+    let Ok(source) = core::str::from_utf8(source) else {
+        return;
+    };
+    let constraint = match kind % KINDS {
+        0 => match parse_json(source.as_bytes()) {
+            Ok(schema) => Constraint::JsonSchema(schema),
+            Err(_) => return,
+        },
+        1 => Constraint::JsonObject,
+        2 => Constraint::Regex(source.to_owned()),
+        3 => Constraint::Lark(source.to_owned()),
+        _ => Constraint::Gbnf(source.to_owned()),
+    };
+    // Made outside of what is measured.
+    let vocabulary = vocabulary();
+    let tokens_max = 1 + usize::from(*limit) * 8;
+    heap::measure(HEAP_BYTES_MAX, source.len() as u64, || {
+        let checked = constraint.check(tokens_max);
+        match Grammar::compile(vocabulary, &constraint, tokens_max) {
+            Ok(grammar) => {
+                assert!(checked.is_ok());
+                let json = matches!(
+                    constraint,
+                    Constraint::JsonSchema(_) | Constraint::JsonObject
+                );
+                if let Err(error) = answer(&grammar, tokens_max, draws, json) {
+                    sound(&error.to_string());
+                }
+            }
+            Err(error) => sound(&error.to_string()),
+        }
+        if let Err(error) = checked {
+            sound(&error.to_string());
+        }
+    });
+}
+
+/// An error says something, and none of the library's panics.
+fn sound(error: &str) {
+    assert!(!error.is_empty() && !error.contains("panic:"), "{error}");
+}
+
+fn answer(
+    grammar: &Grammar,
+    tokens_max: usize,
+    draws: &[u8],
+    json: bool,
+) -> Result<(), StateError> {
+    let mut state = grammar.state();
+    state.begin(draws.len() % 2 == 1, tokens_max)?;
+    let (mut text, mut draws) = (Vec::new(), draws.iter().copied());
+    for _ in 0..STEPS_MAX {
+        if state.is_finished() {
+            break;
+        }
+        let draw = usize::from(draws.next().unwrap_or(0));
+        let Some(id) = choose(&mut state, draw)? else {
+            continue;
+        };
+        state.accept(id)?;
+        if draw.is_multiple_of(3) {
+            state.rollback(1)?;
+            state.accept(id)?;
+        }
+        text.extend_from_slice(word(id));
+    }
+    if state.is_finished() && json {
+        let read = serde_json::from_slice::<serde_json::Value>(&text);
+        assert!(read.is_ok(), "{}", String::from_utf8_lossy(&text));
+    }
+    Ok(())
+}
+
+fn choose(state: &mut State, draw: usize) -> Result<Option<u32>, StateError> {
+    let id = match state.allowed()? {
+        Allowed::One(id) => return Ok(Some(id)),
+        Allowed::Any(words) => {
+            let allowed: Vec<u32> = (0..words.len() as u32 * 32)
+                .filter(|id| words[*id as usize / 32] >> (id % 32) & 1 == 1)
+                .collect();
+            assert!(!allowed.is_empty());
+            allowed[draw % allowed.len()]
+        }
+    };
+    state.settle(id)
+}
+
+/// Tokens beside those of single bytes.
+const MERGED: [&str; 12] = [
+    "{\"", "\":", "\",", "\"}", "tr", "ue", "nu", "ll", "10", "00", "ab", "Ġa",
+];
+
+/// Every byte, some pairs, the end of an answer.
+fn vocabulary() -> &'static Arc<Vocabulary> {
+    static VOCABULARY: OnceLock<Arc<Vocabulary>> = OnceLock::new();
+    VOCABULARY.get_or_init(|| Arc::new(Vocabulary::new(tokenizer()).expect("a vocabulary")))
+}
+
+fn word(id: u32) -> &'static [u8] {
+    if id as usize >= 256 + MERGED.len() {
+        return &[];
+    }
+    tokenizer().token_bytes(id)
+}
+
+fn tokenizer() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    TOKENIZER.get_or_init(|| {
+        let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
+        tokens.extend(MERGED.map(str::to_owned));
+        let end = tokens.len() as u32;
+        tokens.push("<|end|>".to_owned());
+        let kinds: Vec<u8> = (0..=end)
+            .flat_map(|id| (if id == end { 3_i32 } else { 1 }).to_le_bytes())
+            .collect();
+        let merges: Vec<String> = MERGED
+            .iter()
+            .map(|word| {
+                let mut letters = word.chars();
+                let first = letters.next().expect("two letters");
+                format!("{first} {}", letters.as_str())
+            })
+            .collect();
+        let mut draft = Draft::default();
+        draft.bytes("tokenizer.ggml.model", b"gpt2");
+        draft.bytes("tokenizer.ggml.pre", b"gpt-2");
+        draft.texts("tokenizer.ggml.tokens", &tokens);
+        draft.array("tokenizer.ggml.token_type", 5, tokens.len(), &kinds);
+        draft.texts("tokenizer.ggml.merges", &merges);
+        draft.put("tokenizer.ggml.eos_token_id", 4, &end.to_le_bytes());
+        let file = draft.finish();
+        let gguf = Gguf::parse(&file).expect("a file");
+        Arc::new(Tokenizer::from_gguf(&gguf).expect("a sound vocabulary"))
+    })
+}
+
+/// The character that stands for a byte in vocabularies of this kind.
+fn letter(byte: u8) -> char {
+    let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if plain(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|&other| !plain(other)).count();
+    char::from_u32(256 + before as u32).expect("a character")
+}
