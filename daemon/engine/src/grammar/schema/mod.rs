@@ -13,6 +13,7 @@
 //! A schema that nothing finite satisfies is found by the size of its smallest instance ([`size`]).
 
 mod bounds;
+mod dates;
 mod keyword;
 mod size;
 mod walk;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Number, Value};
 
 use super::bounds::{Bounds, Unbounded};
+use super::dates;
 use super::keyword::{self, FORMATS, Keyword};
 use crate::grammar::error::GrammarError;
 use crate::grammar::limits;
@@ -122,6 +123,13 @@ impl<'a> Walk<'a> {
                 Keyword::Unsupported => return Err(unsupported(name, at, "")),
                 Keyword::Enforced => self.keyword(name, value, map, at, &mut out)?,
             }
+        }
+        let format = out.get("format").and_then(Value::as_str);
+        if let Some(pattern) = format.and_then(dates::pattern)
+            && !out.contains_key("pattern")
+        {
+            out.remove("format");
+            out.insert("pattern".to_owned(), pattern.into());
         }
         self.bound(&mut out);
         self.depth -= 1;
