@@ -190,7 +190,7 @@ fn grammar_seeds() -> Seeds {
         ),
         (
             3,
-            "start: \"a\" b? | \"(\" start \")\"\nb: \"x\"~2..3 | TEXT\nTEXT[lazy]: /(.|\\n)*;/\n%ignore /[ ]+/\n",
+            "start: \"a\" b? | \"(\" start \")\"\nb: \"x\"~2..3 | text\ntext[lazy]: /(.|\\n)*;/\n%ignore /[ ]+/\n",
         ),
         (3, "start: A\nA: /[a-c]+/ & ~(/.*ab.*/)\n"),
         (

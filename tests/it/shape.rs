@@ -140,9 +140,14 @@ fn what_cannot_be_enforced_is_refused_by_field_name_and_place() {
         let message = reply["error"]["message"].as_str().unwrap();
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
-    // A limit too small for any answer of the shape cuts it, and that is said.
-    let format = with(schema());
-    let mut fields = format.clone();
+    // A limit that no answer keeps is refused where that is certain, one that may cut an answer cuts it.
+    let mut fields = with(schema());
+    fields["max_tokens"] = json!(1);
+    let (status, reply) = ask(&daemon, "/v1/chat/completions", &fields);
+    assert_eq!(status, 400, "{reply}");
+    let message = reply["error"]["message"].as_str().unwrap();
+    assert!(message.contains("at most 1 tokens"), "{message}");
+    let mut fields = with(json!({ "type": "string", "minLength": 50, "maxLength": 60 }));
     fields["max_tokens"] = json!(3);
     let (_, reason) = said(&daemon, "/v1/chat/completions", &fields);
     assert_eq!(reason, "length");

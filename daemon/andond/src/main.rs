@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use andond::config::{self, Config, Problems};
 use andond::supervise::{self, Failure};
-use andond::{check, telemetry};
+use andond::{check, panics, telemetry};
 use clap::{Parser, Subcommand};
 
 /// The configuration or the model file is at fault (`EX_CONFIG`); systemd does not restart on it.
@@ -34,6 +34,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     let arguments = Arguments::parse();
     let read = Config::read_unchecked(&arguments.config);
     let (config, mut problems) = match read {

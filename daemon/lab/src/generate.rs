@@ -197,7 +197,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
         if let Some((mut compiled, grammar)) = compiled.zip(grammar) {
             let (masks, mean, worst) = masks(&grammar, arguments.generate, &ids)?;
-            compiled["masks"] = json!(masks);
+            let made = generator.constraint_counts();
+            compiled["choices"] = json!(made.choices);
+            compiled["masks_made"] = json!(made.masks);
+            compiled["masks_if_all"] = json!(masks);
             compiled["mask_us"] = json!(mean);
             compiled["mask_us_worst"] = json!(worst);
             report["constraint"] = compiled;
@@ -221,7 +224,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The masks that an answer needs, each computed with nothing beside it: how many, and their microseconds, mean and worst.
+/// The masks that an answer needs if each choice needs one, computed with nothing beside: how many, and their
+/// microseconds, mean and worst.
 fn masks(grammar: &Grammar, tokens_max: usize, ids: &[u32]) -> Result<(usize, f64, f64)> {
     let mut state = grammar.state();
     state.begin(false, tokens_max)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::constrained::{Constrained, Masker};
+use super::constrained::{Choose, Constrained, ConstraintCounts, Masker};
 use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 use super::output::Output;
 use super::request::{GenerationRequest, StartError};
@@ -70,6 +70,69 @@ pub(super) struct Active {
     clock: Clock,
 }
 
+/// A row of logits, and how a token is chosen by it.
+struct Choice<'a> {
+    logits: &'a [f32],
+    sampling: &'a SamplingOptions,
+    bias: &'a LogitBias,
+    history: History<'a>,
+    position: u64,
+    /// What was drawn among all tokens.
+    drawn: Option<u32>,
+    sampler: &'a mut Sampler,
+}
+
+/// Added to the position, makes the draw there another one.
+const ANOTHER_DRAW: u64 = 1 << 63;
+
+impl Choice<'_> {
+    fn sample(&mut self, allowed: Option<&[u32]>) -> Result<u32, SampleError> {
+        let another = allowed.is_some() && self.drawn.is_some();
+        self.sampler.sample_among(
+            self.logits,
+            self.sampling,
+            self.bias,
+            self.history,
+            self.position | if another { ANOTHER_DRAW } else { 0 },
+            allowed,
+        )
+    }
+}
+
+impl Choose for Choice<'_> {
+    type Error = ChooseError;
+
+    fn likely(&mut self, ids: &mut [u32]) -> usize {
+        if self.sampling.keeps_all() {
+            // A token drawn among all, and where that may not come another drawn among those that may, come as often as
+            // one drawn among those in the first place.
+            self.drawn = self.drawn.or_else(|| self.sample(None).ok());
+            return match (self.drawn, ids) {
+                (Some(drawn), [id, ..]) => {
+                    *id = drawn;
+                    1
+                }
+                _ => 0,
+            };
+        }
+        if !self.sampling.takes_largest() {
+            return 0;
+        }
+        let (sampler, count) = (&mut *self.sampler, ids.len());
+        let ranked = sampler.rank(self.logits, self.sampling, self.bias, self.history, count);
+        let mut found = 0;
+        for (id, ranked) in ids.iter_mut().zip(ranked) {
+            *id = ranked;
+            found += 1;
+        }
+        found
+    }
+
+    fn among(&mut self, allowed: &[u32]) -> Result<u32, ChooseError> {
+        Ok(self.sample(Some(allowed))?)
+    }
+}
+
 /// How a prompt was read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
@@ -109,7 +172,10 @@ impl Active {
         let drops_space = decoder.drops_space(tokenizer);
         let constrained = || {
             let grammar = request.constraint.as_deref();
-            let new = |grammar| Constrained::new(grammar, drops_space, tokens_max, one_by_one);
+            let sampling = &request.sampling;
+            let asks_all = !sampling.takes_largest() && !sampling.keeps_all();
+            let new =
+                |grammar| Constrained::new(grammar, drops_space, tokens_max, one_by_one, asks_all);
             grammar.map(new).transpose()
         };
         let active = |choice| -> Result<Self, StartError> {
@@ -386,16 +452,18 @@ impl Active {
             generated,
         };
         let position = self.prompt.len() + generated.len();
-        let mut sample = |allowed: Option<&[u32]>| {
-            let (sampling, bias) = (&self.sampling, &self.bias);
-            sampler.sample_among(logits, sampling, bias, history, position as u64, allowed)
+        let mut choice = Choice {
+            logits,
+            sampling: &self.sampling,
+            bias: &self.bias,
+            history,
+            position: position as u64,
+            drawn: None,
+            sampler,
         };
         let id = match &self.constrained {
-            None => sample(None)?,
-            Some(constrained) => {
-                let sample = |allowed: &[u32]| sample(Some(allowed)).map_err(ChooseError::from);
-                constrained.choose(&self.tried()[..right], sample)?
-            }
+            None => choice.sample(None)?,
+            Some(constrained) => constrained.choose(&self.tried()[..right], &mut choice)?,
         };
         let logprob = match self.logprobs {
             Some(top) => {
@@ -409,6 +477,12 @@ impl Active {
             None => None,
         };
         Ok(Chosen { id, logprob })
+    }
+
+    /// What its constraint took since this was last asked.
+    pub(super) fn constraint_counts(&self) -> ConstraintCounts {
+        let constrained = self.constrained.as_ref();
+        constrained.map_or_else(ConstraintCounts::default, Constrained::counts)
     }
 
     /// Notes that a pass over a piece of the prompt begins. Says whether it is the first.

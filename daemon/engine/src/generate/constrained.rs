@@ -5,9 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use crate::grammar::{Allowed, Grammar, State, StateError};
 use crate::speculate::Limits;
+
+/// Tokens that are looked at one by one before all that may come next are: together they are less work.
+const LIKELY: usize = 8;
 
 /// The state of one answer, here or with the [`Masker`].
 #[derive(Debug)]
@@ -17,6 +21,42 @@ pub(super) struct Constrained {
     one_by_one: bool,
     /// Guesses that the state is ahead of the answer by.
     ahead: Cell<usize>,
+    /// Whether the last choice had to know all that might come next, so that the next is likely to.
+    asks_all: Cell<bool>,
+    counts: Cell<ConstraintCounts>,
+}
+
+/// What constraints took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConstraintCounts {
+    /// Choices among tokens that constraints allow, those after guesses that were wrong included.
+    pub choices: u64,
+    /// Masks of all tokens that may come next. Most choices need none.
+    pub masks: u64,
+    /// The time to compute those, mostly beside passes.
+    pub masking: Duration,
+}
+
+impl ConstraintCounts {
+    pub(super) fn add(&mut self, other: ConstraintCounts) {
+        self.choices += other.choices;
+        self.masks += other.masks;
+        self.masking += other.masking;
+    }
+}
+
+/// How a token is chosen among those that may come next.
+pub(super) trait Choose {
+    /// Why none is.
+    type Error: From<StateError>;
+
+    /// Tokens that are the choice where they may come and none of those before may: puts them into `ids`, and says how
+    /// many there are, fewer than fit if there are no more. What is chosen where none of them may come follows from
+    /// [`Choose::among`]. Asked anew, it says the same.
+    fn likely(&mut self, ids: &mut [u32]) -> usize;
+
+    /// The choice among these: their bits are set, the lowest first.
+    fn among(&mut self, allowed: &[u32]) -> Result<u32, Self::Error>;
 }
 
 #[derive(Debug)]
@@ -32,6 +72,7 @@ impl Constrained {
         drops_space: bool,
         tokens_max: usize,
         one_by_one: bool,
+        asks_all: bool,
     ) -> Result<Self, StateError> {
         let mut state = Box::new(grammar.state());
         state.begin(drops_space, tokens_max)?;
@@ -39,6 +80,8 @@ impl Constrained {
             place: RefCell::new(Place::Here(state)),
             one_by_one,
             ahead: Cell::new(0),
+            asks_all: Cell::new(asks_all),
+            counts: Cell::default(),
         })
     }
 
@@ -58,29 +101,86 @@ impl Constrained {
         }
     }
 
-    /// Chooses the token behind `guesses`: the only one there is, or one of those that `choose` is told of.
-    pub(super) fn choose<E: From<StateError>>(
+    /// Chooses the token behind `guesses`: the only one there is, or one of those that `choose` is told of. What it is asked
+    /// next is mostly the token behind one guess more, so the state stays where it is.
+    pub(super) fn choose<C: Choose>(
         &self,
         guesses: &[u32],
-        mut choose: impl FnMut(&[u32]) -> Result<u32, E>,
-    ) -> Result<u32, E> {
+        choose: &mut C,
+    ) -> Result<u32, C::Error> {
         self.with(|state| {
-            let mut taken = 0;
-            let chosen = guesses.iter().try_for_each(|&guess| {
+            let mut ahead = self.ahead.get();
+            if guesses.get(..ahead) != Some(state.last(ahead)) {
+                state.rollback(ahead)?;
+                ahead = 0;
+            }
+            let accepted = guesses[ahead..].iter().try_for_each(|&guess| {
                 state.accept(guess)?;
-                taken += 1;
+                ahead += 1;
                 Ok(())
             });
+            self.ahead.set(ahead);
             // Where the guesses complete the answer, nothing is chosen behind them, and nobody asks for it.
-            let chosen = chosen.and_then(|()| choose_next(state, &mut choose));
-            state.rollback(taken)?;
-            chosen
+            accepted.and_then(|()| self.choose_next(state, choose))
         })?
+    }
+
+    /// Chooses among what may come next, again where the choice does not stand.
+    fn choose_next<C: Choose>(
+        &self,
+        state: &mut State,
+        choose: &mut C,
+    ) -> Result<Result<u32, C::Error>, StateError> {
+        if let Some(&only) = state.forced().first() {
+            return Ok(Ok(only));
+        }
+        let mut counts = self.counts.get();
+        counts.choices += 1;
+        self.counts.set(counts);
+        self.asks_all.set(false);
+        let mut tried = 0;
+        // One is mostly enough, and by far the least work.
+        for count in [1, LIKELY] {
+            let mut ids = [0; LIKELY];
+            let found = choose.likely(&mut ids[..count]);
+            for &id in ids[..found].iter().skip(tried) {
+                tried += 1;
+                let takes = match state.takes(id) {
+                    Some(takes) => takes,
+                    None => {
+                        self.asks_all.set(true);
+                        state.prepare()?;
+                        state.takes(id).unwrap_or(false)
+                    }
+                };
+                if takes && let Some(id) = state.settle(id)? {
+                    return Ok(Ok(id));
+                }
+            }
+            if found < count {
+                break;
+            }
+        }
+        self.asks_all.set(true);
+        loop {
+            let chosen = match state.allowed()? {
+                Allowed::One(id) => return Ok(Ok(id)),
+                Allowed::Any(words) => choose.among(words),
+            };
+            let id = match chosen {
+                Ok(id) => id,
+                Err(error) => return Ok(Err(error)),
+            };
+            if let Some(id) = state.settle(id)? {
+                return Ok(Ok(id));
+            }
+        }
     }
 
     /// Takes a token that was chosen; what is forced behind it is added to `forced`, unless that is taken one by one.
     pub(super) fn accept(&self, id: u32, forced: &mut Vec<u32>) -> Result<(), StateError> {
         self.with(|state| {
+            self.come_back(state)?;
             state.accept(id)?;
             if !self.one_by_one {
                 while let Some(&next) = state.forced().first() {
@@ -94,7 +194,11 @@ impl Constrained {
 
     /// How many of `guesses` may come next one after the other.
     pub(super) fn fitting(&self, guesses: &[u32]) -> usize {
-        self.with(|state| Ok(state.fitting(guesses))).unwrap_or(0)
+        self.with(|state| {
+            self.come_back(state)?;
+            Ok(state.fitting(guesses))
+        })
+        .unwrap_or(0)
     }
 
     /// Takes back the guesses that were made by [`Limits::guess`].
@@ -108,7 +212,28 @@ impl Constrained {
 
     /// Whether the answer is complete.
     pub(super) fn is_finished(&self) -> bool {
-        self.with(|state| Ok(state.is_finished())).unwrap_or(false)
+        self.with(|state| {
+            self.come_back(state)?;
+            Ok(state.is_finished())
+        })
+        .unwrap_or(false)
+    }
+
+    /// What it took since this was last asked.
+    pub(super) fn counts(&self) -> ConstraintCounts {
+        let mut counts = self.counts.take();
+        // One that is with the masker tells the next time.
+        if let Place::Here(state) = &mut *self.place.borrow_mut() {
+            let (masks, masking) = state.spent();
+            counts.masks += u64::from(masks);
+            counts.masking += masking;
+        }
+        counts
+    }
+
+    /// Takes back guesses.
+    fn come_back(&self, state: &mut State) -> Result<(), StateError> {
+        state.rollback(self.ahead.take())
     }
 }
 
@@ -134,26 +259,6 @@ impl Limits for Constrained {
     }
 }
 
-/// Chooses among what may come next, again where the choice does not stand.
-fn choose_next<E>(
-    state: &mut State,
-    choose: &mut impl FnMut(&[u32]) -> Result<u32, E>,
-) -> Result<Result<u32, E>, StateError> {
-    loop {
-        let chosen = match state.allowed()? {
-            Allowed::One(id) => return Ok(Ok(id)),
-            Allowed::Any(words) => choose(words),
-        };
-        let id = match chosen {
-            Ok(id) => id,
-            Err(error) => return Ok(Err(error)),
-        };
-        if let Some(id) = state.settle(id)? {
-            return Ok(Ok(id));
-        }
-    }
-}
-
 /// Computes masks on a thread of its own, which the first of them starts.
 #[derive(Debug, Default)]
 pub(super) struct Masker {
@@ -167,13 +272,13 @@ struct Job {
 }
 
 impl Masker {
-    /// Begins to find out what may come next, if that is not known.
+    /// Begins to find out what may come next, if that is not known and likely to be asked.
     pub(super) fn prepare(&mut self, constrained: &Constrained) {
         let mut place = constrained.place.borrow_mut();
         let Place::Here(state) = &*place else {
             return;
         };
-        if !state.is_to_be_prepared() {
+        if !constrained.asks_all.get() || !state.is_to_be_prepared() {
             return;
         }
         let Some(jobs) = self.jobs() else {

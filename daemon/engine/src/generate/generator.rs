@@ -6,7 +6,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::active::{Active, ChooseError, Chosen, Sink};
-use super::constrained::Masker;
+use super::constrained::{ConstraintCounts, Masker};
 use super::drafting::Drafting;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
@@ -60,6 +60,7 @@ pub struct Generator<F: Forward = Executor> {
     wanting: Vec<(usize, usize)>,
     chosen: Vec<(usize, Result<Chosen, ChooseError>)>,
     masker: Masker,
+    constraints: ConstraintCounts,
     guessing: Guessing,
     /// The memory of a pass's chunks, empty between passes.
     chunks: Vec<Chunk<'static, F::Sequence>>,
@@ -89,6 +90,7 @@ impl<F: Forward> Generator<F> {
             chunks: Vec::new(),
             chosen: Vec::new(),
             masker: Masker::default(),
+            constraints: ConstraintCounts::default(),
             guessing: Guessing::default(),
             given_up: false,
         }
@@ -141,6 +143,11 @@ impl<F: Forward> Generator<F> {
     /// The guesses tried so far, by where they came from and how well they matched.
     pub fn guess_counts(&self) -> impl Iterator<Item = GuessCount> + '_ {
         self.guessing.acceptance.counts()
+    }
+
+    /// What constraints took so far.
+    pub fn constraint_counts(&self) -> ConstraintCounts {
+        self.constraints
     }
 
     /// The executor, for what it can tell about itself.
@@ -464,6 +471,7 @@ impl<F: Forward> Generator<F> {
                     &mut self.guessing.acceptance,
                     sink,
                 );
+                self.constraints.add(active.constraint_counts());
                 // Also of one that is over: what follows its answer finds the pages that guesses filled.
                 if let Some(sequence) = &mut self.sequences[index] {
                     self.forward.keep(sequence, active.kept());

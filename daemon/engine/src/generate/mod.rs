@@ -26,6 +26,7 @@ mod output;
 mod request;
 mod stop;
 
+pub use constrained::ConstraintCounts;
 pub use event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usage};
 pub use forward::{Forward, PassError};
 pub use generator::{Generator, GeneratorOptions, StepError};

@@ -16,6 +16,8 @@ use std::sync::{Arc, OnceLock};
 use llguidance::Matcher;
 use llguidance::toktrie::{SimpleVob, TokTrie};
 
+use super::limits;
+
 /// Room beyond what closing is reckoned to need, in tokens: more than a listed value or a word of a pattern takes.
 const MARGIN_TOKENS: usize = 32;
 
@@ -212,16 +214,30 @@ impl Closers {
         }
     }
 
-    fn choose(&self, context: Context, mask: &SimpleVob) -> Option<u32> {
-        let likely = match context.inside {
+    fn likely(&self, context: Context) -> &[u32] {
+        match context.inside {
             true => &self.inside,
             false => &self.outside,
-        };
-        let closer = likely.iter().copied().find(|&id| mask.is_allowed(id));
-        closer.or_else(|| {
+        }
+    }
+
+    /// The end if it may come, else a token that leads to it.
+    fn choose(&self, context: Context, trie: &TokTrie, mask: &SimpleVob) -> Option<u32> {
+        let ends = trie.eos_tokens().iter();
+        let mut likely = ends.chain(self.likely(context)).copied();
+        likely.find(|&id| mask.is_allowed(id)).or_else(|| {
             let first = mask.first_bit_set()?;
             u32::try_from(first).ok()
         })
+    }
+
+    /// What [`Closers::choose`] chooses, without the mask of all tokens. `None` where that does not tell.
+    fn choose_one(&self, context: Context, trie: &TokTrie, matcher: &mut Matcher) -> Option<u32> {
+        if matcher.is_accepting().ok()? {
+            return trie.eos_tokens().first().copied();
+        }
+        let mut likely = self.likely(context).iter().copied();
+        likely.find(|&id| matcher.validate_tokens(&[id]).is_ok_and(|count| count == 1))
     }
 
     /// The tokens that close an answer, if they are found and at most `most`. `matcher` is used up by it.
@@ -232,19 +248,23 @@ impl Closers {
         (mut context, lead): (Context, Option<&Lead>),
         most: usize,
     ) -> Option<Vec<u32>> {
-        let mut way = Vec::new();
+        let (mut way, mut steps) = (Vec::new(), 0);
         while !matcher.is_stopped() {
             let mut next = matcher.compute_ff_tokens();
             if next.is_empty() {
-                let mask = matcher.compute_mask().ok()?;
-                let ends = trie.eos_tokens();
-                match ends.iter().find(|&&end| mask.is_allowed(end)) {
-                    Some(&end) => {
-                        way.push(end);
-                        break;
-                    }
-                    None => next.push(self.choose(context, &mask)?),
+                steps += 1;
+                // Only a mask renews what the library takes for its work.
+                let one = (steps % limits::UNMASKED_TOKENS_MAX != 0)
+                    .then(|| self.choose_one(context, trie, &mut matcher));
+                let id = match one.flatten() {
+                    Some(id) => id,
+                    None => self.choose(context, trie, &matcher.compute_mask().ok()?)?,
+                };
+                if trie.eos_tokens().contains(&id) {
+                    way.push(id);
+                    break;
                 }
+                next.push(id);
             }
             if way.len() + next.len() > most {
                 return None;

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::calls::{self, Calls};
 use super::closing::{Lead, Reserve};
-use super::error::GrammarError;
+use super::error::{GrammarError, StateError};
+use super::guard::guarded;
 use super::state::State;
 use super::vocabulary::Vocabulary;
 use super::{gbnf, limits, schema};
@@ -102,6 +103,8 @@ impl Constraint {
 pub struct Grammar {
     vocabulary: Arc<Vocabulary>,
     matcher: Matcher,
+    /// Whether `matcher` has what was found out for a first mask, and the bounds that masks set.
+    warm: bool,
     reserve: Option<Reserve>,
     lead: Option<Lead>,
     calls: Option<(Opener, bool)>,
@@ -127,13 +130,17 @@ impl Grammar {
     ) -> Result<Self, GrammarError> {
         let what = constraint.name();
         let source = constraint.source(tokens_max)?;
-        let parser = vocabulary
-            .factory()
-            .create_parser(source.grammar)
+        let parse = || {
+            let parser = vocabulary.factory().create_parser(source.grammar);
+            parser.map(|parser| Matcher::new(Ok(parser)))
+        };
+        let matcher = guarded(parse)
+            .map_err(|error| GrammarError::of(what, &error))?
             .map_err(|error| GrammarError::of(what, &error))?;
-        let grammar = Self {
+        let mut grammar = Self {
             vocabulary: Arc::clone(vocabulary),
-            matcher: Matcher::new(Ok(parser)),
+            matcher,
+            warm: false,
             reserve: source.reserve,
             lead: source.lead,
             calls: match constraint {
@@ -148,6 +155,19 @@ impl Grammar {
             .begin(false, tokens_max)
             .and_then(|()| state.prepare())
             .map_err(|error| GrammarError::of(what, &error.0))?;
+        let needed = state.forced().len();
+        // With a limit of none, nothing is to be said at all.
+        if tokens_max > 0 && needed > tokens_max {
+            return Err(GrammarError::LimitTooSmall {
+                needed,
+                limit: tokens_max,
+            });
+        }
+        // Much of the work for the first mask is the same in every answer.
+        if let Some(matcher) = state.warmed() {
+            grammar.matcher = matcher;
+            grammar.warm = true;
+        }
         Ok(grammar)
     }
 
@@ -167,12 +187,19 @@ impl Grammar {
     #[must_use]
     pub fn state(&self) -> State {
         State::new(
-            self.matcher.deep_clone(),
+            copy(&self.matcher),
             Arc::clone(self.vocabulary.tokens()),
             self.reserve,
             self.lead.clone(),
+            self.warm,
         )
     }
+}
+
+/// A matcher of its own; one that failed where that fails.
+pub(super) fn copy(matcher: &Matcher) -> Matcher {
+    guarded(|| matcher.deep_clone())
+        .unwrap_or_else(|error| Matcher::new(Err(StateError(error).into())))
 }
 
 /// Bounds what a parser by recursion is given.

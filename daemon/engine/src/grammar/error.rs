@@ -41,6 +41,14 @@ pub enum GrammarError {
         /// Why.
         reason: String,
     },
+    /// Every answer has more tokens than it may have.
+    #[error("no answer has at most {limit} tokens: each begins with the same {needed}")]
+    LimitTooSmall {
+        /// Tokens that every answer begins with.
+        needed: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The source does not parse.
     #[error("{what} is not valid: {problem}")]
     Invalid {

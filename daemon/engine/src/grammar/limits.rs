@@ -36,5 +36,7 @@ pub(super) const LEXER_STATES_MAX: usize = 20_000;
 pub(super) const TOKEN_BYTES_MAX: usize = 512;
 /// Nodes of the trie of a vocabulary, whose links have 22 bits.
 pub(super) const TRIE_NODES_MAX: usize = (1 << 22) - 1;
+/// Tokens that may be taken before a mask is computed again. The fuel above is for so many.
+pub(super) const UNMASKED_TOKENS_MAX: usize = 32;
 /// Tokens that may be forced in one run; a longer run goes on in the next.
 pub(super) const FORCED_TOKENS_MAX: usize = 256;

@@ -9,6 +9,7 @@
 //! - [`gbnf`]: grammars of llama.cpp, written anew for it;
 //! - [`closing`]: how an answer of JSON ends within its limit of tokens;
 //! - [`tidy`]: no object has a name twice;
+//! - [`guard`]: a panic in the library is an error here;
 //! - [`vocabulary`]: the bytes of the tokens, and our tokenizer for what is forced.
 //!
 //! Invariant: fail closed. What is not enforced is refused by its name before the first token, and no text comes out that
@@ -19,6 +20,7 @@ mod closing;
 mod constraint;
 mod error;
 mod gbnf;
+mod guard;
 mod json;
 pub mod limits;
 pub mod schema;
@@ -29,6 +31,7 @@ mod vocabulary;
 pub use calls::{Calls, Tool};
 pub use constraint::{Constraint, Grammar};
 pub use error::{GrammarError, StateError};
-pub use json::parse_json;
+pub use guard::{guarded, panics_are_errors};
+pub use json::{Unique, parse_json};
 pub use state::{Allowed, State};
 pub use vocabulary::Vocabulary;

@@ -8,11 +8,13 @@
 //! those of the answer, and the others are forced.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 use llguidance::toktrie::{SimpleVob, TokenizerEnv};
 
 use super::closing::{Closing, Context, Lead, Reserve};
+use super::constraint::copy;
 use super::error::{StateError, message};
 use super::vocabulary::Tokens;
 use super::{limits, tidy};
@@ -25,7 +27,14 @@ pub struct State {
     /// For each of `taken`, whether the grammar left no other.
     forced: Vec<bool>,
     position: usize,
+    /// What may come next; of tokens that were settled not to, see `barred`.
     mask: Option<SimpleVob>,
+    /// Tokens that may not come next though the grammar allows them ([`State::settle`]).
+    barred: Vec<u32>,
+    /// Tokens taken since a mask was computed.
+    unmasked: usize,
+    /// Masks computed, and the time that took, since that was last asked.
+    spent: (u32, Duration),
     /// A space at the start of the answer's first token is not part of its text.
     drops_space: bool,
     /// For each of `taken`, where JSON stands behind it.
@@ -56,11 +65,13 @@ impl core::fmt::Debug for State {
 }
 
 impl State {
+    /// `warm` says whether a mask was computed by `matcher` before.
     pub(super) fn new(
         matcher: Matcher,
         tokens: Arc<Tokens>,
         reserve: Option<Reserve>,
         lead: Option<Lead>,
+        warm: bool,
     ) -> Self {
         Self {
             matcher,
@@ -69,6 +80,9 @@ impl State {
             forced: Vec::new(),
             position: 0,
             mask: None,
+            barred: Vec::new(),
+            unmasked: if warm { 0 } else { limits::UNMASKED_TOKENS_MAX },
+            spent: (0, Duration::ZERO),
             drops_space: false,
             contexts: Vec::new(),
             lead,
@@ -77,16 +91,30 @@ impl State {
         }
     }
 
+    /// The matcher behind what is forced at the beginning, with all that was found out for the mask there, and then back
+    /// at the beginning. `None` if that fails.
+    pub(super) fn warmed(mut self) -> Option<Matcher> {
+        while let Some(&id) = self.forced().first() {
+            self.accept(id).ok()?;
+        }
+        self.prepare().ok()?;
+        self.matcher.rollback(self.taken.len()).ok()?;
+        Some(self.matcher)
+    }
+
     /// A state of its own that stands where this one does.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
-            matcher: self.matcher.deep_clone(),
+            matcher: copy(&self.matcher),
             tokens: Arc::clone(&self.tokens),
             taken: self.taken.clone(),
             forced: self.forced.clone(),
             position: self.position,
             mask: self.mask.clone(),
+            barred: self.barred.clone(),
+            unmasked: self.unmasked,
+            spent: (0, Duration::ZERO),
             drops_space: self.drops_space,
             contexts: self.contexts.clone(),
             lead: self.lead.clone(),
@@ -112,6 +140,16 @@ impl State {
     #[must_use]
     pub fn forced(&self) -> &[u32] {
         self.taken.get(self.position..).unwrap_or_default()
+    }
+
+    /// Masks computed since this was last asked, and the time that took.
+    pub(crate) fn spent(&mut self) -> (u32, Duration) {
+        core::mem::take(&mut self.spent)
+    }
+
+    /// The last `count` tokens of the answer, or all it has.
+    pub(crate) fn last(&self, count: usize) -> &[u32] {
+        &self.taken[self.position.saturating_sub(count)..self.position]
     }
 
     /// Whether the answer is complete and nothing may follow.
@@ -161,27 +199,68 @@ impl State {
         let lead = self.lead.as_ref().filter(|_| !self.taken.is_empty());
         let known = lead.and_then(|lead| lead.text_mask(context));
         if let Some(mask) = known.and_then(OnceLock::get) {
-            self.mask = Some(mask.clone());
+            let mut mask = mask.clone();
+            self.barred.iter().for_each(|&id| mask.disallow_token(id));
+            self.mask = Some(mask);
             return Ok(());
         }
-        let mut mask = self
-            .matcher
-            .compute_mask()
-            .map_err(|error| StateError(message(&error)))?;
+        let began = Instant::now();
+        let mask = self.matcher.compute_mask();
+        self.spent.0 += 1;
+        self.spent.1 += began.elapsed();
+        let mut mask = mask.map_err(|error| StateError(message(&error)))?;
+        self.unmasked = 0;
         if self.taken.is_empty() && self.drops_space {
             self.tokens
                 .spaced()
                 .iter()
                 .for_each(|&id| mask.disallow_token(id));
         }
+        self.barred.iter().for_each(|&id| mask.disallow_token(id));
         if mask.is_zero() {
             return Err(StateError("no token may come next".to_owned()));
         }
-        if let Some(known) = known {
+        if let Some(known) = known
+            && self.barred.is_empty()
+        {
             let _ = known.set(mask.clone());
         }
         self.mask = Some(mask);
         Ok(())
+    }
+
+    /// Whether `id` may come next, as [`State::allowed`] says, without finding out about all the others: for text that
+    /// is some hundred times less work. `None` where that does not tell.
+    pub fn takes(&mut self, id: u32) -> Option<bool> {
+        if let Some(&only) = self.taken.get(self.position) {
+            return Some(id == only);
+        }
+        if let Some(mask) = &self.mask {
+            return Some(is_set(mask.as_slice(), id));
+        }
+        if self.barred.contains(&id) {
+            return Some(false);
+        }
+        // The library lets the work of several tokens add up until a mask is computed.
+        let knows = !self.may_be_forced() && self.unmasked < limits::UNMASKED_TOKENS_MAX;
+        if !knows || self.matcher.is_stopped() {
+            return None;
+        }
+        let trie = self.tokens.tok_trie();
+        if usize::try_from(id).map_or(true, |id| id >= trie.vocab_size()) {
+            return Some(false);
+        }
+        if !self.tokens.is_text(id) {
+            let ends = trie.eos_tokens().contains(&id);
+            return (ends && self.matcher.is_accepting().ok()?).then_some(true);
+        }
+        if self.taken.is_empty() && self.drops_space && self.tokens.spaced().contains(&id) {
+            return Some(false);
+        }
+        match self.matcher.validate_tokens(&[id]) {
+            Ok(count) => Some(count == 1),
+            Err(_) => None,
+        }
     }
 
     /// What may come next.
@@ -226,7 +305,7 @@ impl State {
             return Ok(Some(id));
         }
         let (before, room) = (self.taken.len(), closing.room(self.position));
-        let mask = self.mask.take();
+        let (mask, barred) = (self.mask.take(), core::mem::take(&mut self.barred));
         self.take(&[id], false)?;
         self.force()?;
         let used = self.taken.len() - before;
@@ -239,19 +318,19 @@ impl State {
             .rollback(used)
             .map_err(|error| StateError(message(&error)))?;
         self.keep(before);
-        self.mask = mask;
+        (self.mask, self.barred) = (mask, barred);
         if let Some(way) = way {
             closing.needs(used.saturating_sub(1) + way.len());
             self.closing = Some(closing);
             return Ok(Some(id));
         }
         if !fits || goes_on && !near {
-            let mask = self.mask.as_mut();
-            let mask = mask.filter(|mask| mask.is_allowed(id));
-            let mask = mask.ok_or_else(|| StateError(format!("token {id} may not come next")))?;
-            mask.disallow_token(id);
-            if mask.is_zero() {
-                return Err(StateError("no name is left for an object".to_owned()));
+            self.barred.push(id);
+            if let Some(mask) = &mut self.mask {
+                mask.disallow_token(id);
+                if mask.is_zero() {
+                    return Err(StateError("no name is left for an object".to_owned()));
+                }
             }
             return Ok(None);
         }
@@ -301,6 +380,7 @@ impl State {
         self.forced.truncate(count);
         self.contexts.truncate(count);
         self.mask = None;
+        self.barred.clear();
     }
 
     /// Takes the next token of the answer.
@@ -308,9 +388,12 @@ impl State {
     /// # Errors
     /// [`StateError`] if it is not allowed, with nothing changed, or if following it takes more work than a token may.
     pub fn accept(&mut self, id: u32) -> Result<(), StateError> {
-        let allowed = match self.allowed()? {
-            Allowed::One(only) => id == only,
-            Allowed::Any(words) => is_set(words, id),
+        let allowed = match self.takes(id) {
+            Some(allowed) => allowed,
+            None => match self.allowed()? {
+                Allowed::One(only) => id == only,
+                Allowed::Any(words) => is_set(words, id),
+            },
         };
         if !allowed {
             return Err(StateError(format!("token {id} may not come next")));
@@ -382,6 +465,12 @@ impl State {
         same + fitting.unwrap_or(0)
     }
 
+    /// Whether a run of forced tokens was cut, so that the next may be forced too.
+    fn may_be_forced(&self) -> bool {
+        let run = self.forced.iter().rev().take_while(|&&forced| forced);
+        run.take(limits::FORCED_TOKENS_MAX).count() == limits::FORCED_TOKENS_MAX
+    }
+
     /// Goes on as long as the grammar leaves one way.
     fn force(&mut self) -> Result<(), StateError> {
         let start = self.taken.len();
@@ -402,6 +491,8 @@ impl State {
 
     fn take(&mut self, ids: &[u32], forced: bool) -> Result<(), StateError> {
         self.mask = None;
+        self.barred.clear();
+        self.unmasked += ids.len();
         self.matcher
             .consume_tokens(ids)
             .map_err(|error| StateError(message(&error)))?;
@@ -422,4 +513,46 @@ fn is_set(words: &[u32], id: u32) -> bool {
     words
         .get(id as usize / 32)
         .is_some_and(|word| word >> (id % 32) & 1 == 1)
+}
+
+#[cfg(test)]
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Constraint, Grammar, Vocabulary};
+    use super::support;
+    use crate::gguf::Gguf;
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn a_panic_of_the_parser_ends_one_answer() {
+        let mut writer = support::Writer::new();
+        writer
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "gpt-2")
+            .strs("tokenizer.ggml.tokens", &["a", "b", "<|end|>"])
+            .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
+            .strs::<&str>("tokenizer.ggml.merges", &[])
+            .u32("tokenizer.ggml.eos_token_id", 2);
+        let file = writer.finish();
+        let gguf = Gguf::parse(&file).expect("a file");
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
+        let vocabulary = Arc::new(Vocabulary::new(&tokenizer).expect("a vocabulary"));
+        let constraint = Constraint::Regex("[ab]+".to_owned());
+        let grammar = Grammar::compile(&vocabulary, &constraint, 8).expect("it compiles");
+        let mut state = grammar.state();
+        state.begin(false, 8).expect("it begins");
+        let mut fork = state.fork();
+        assert!(state.matcher.test_trigger_lexer_error().is_err());
+        let error = state.accept(0).expect_err("its parser is gone");
+        assert!(error.to_string().contains("synthetic error"), "{error}");
+        assert!(state.fork().prepare().is_err() && state.prepare().is_err());
+        // Others go on.
+        fork.accept(0).expect("it may come");
+        assert!(grammar.state().begin(false, 8).is_ok());
+    }
 }

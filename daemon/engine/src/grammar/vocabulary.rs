@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{
     InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv,
 };
@@ -13,8 +12,14 @@ use llguidance::{ParserFactory, api::ParserLimits};
 
 use super::closing::Closers;
 use super::error::GrammarError;
+use super::guard::guarded;
 use super::limits;
 use crate::tokenizer::Tokenizer;
+
+/// Text within strings of JSON, whose tokens are looked at together. Nearly all are no longer than this, and the shorter
+/// it is, the nearer to its end a string may be. More such slices take as much memory each as the whole vocabulary, three
+/// times over, and save next to nothing.
+const SLICE: &str = r#"[^"\\\x00-\x1F\x7F]{1,16}"#;
 
 /// What masks are computed with, made once for a model.
 pub struct Vocabulary {
@@ -60,7 +65,8 @@ impl Vocabulary {
         let &first = ends
             .first()
             .ok_or_else(|| refused("no token of it ends an answer"))?;
-        let trie = TokTrie::from(&TokRxInfo::new(count, first), &words).with_eos_tokens(ends);
+        let trie = || TokTrie::from(&TokRxInfo::new(count, first), &words).with_eos_tokens(ends);
+        let trie = guarded(trie).map_err(|_| refused("its tokens cannot be sorted"))?;
         let spaced = (0..count)
             .filter(|&id| tokenizer.is_text(id) && tokenizer.token_bytes(id).first() == Some(&b' '))
             .collect();
@@ -71,13 +77,15 @@ impl Vocabulary {
             spaced,
         });
         let environment: TokEnv = tokens.clone();
-        let slices = SlicedBiasComputer::json_slices();
+        let slices = [SLICE.to_owned()];
         let capabilities = InferenceCapabilities {
             ff_tokens: true,
             ..InferenceCapabilities::default()
         };
-        let mut factory = ParserFactory::new(&environment, capabilities, &slices)
-            .map_err(|_| refused("its tokens cannot be sorted"))?;
+        let mut factory = guarded(|| ParserFactory::new(&environment, capabilities, &slices).ok())
+            .ok()
+            .flatten()
+            .ok_or_else(|| refused("its tokens cannot be sorted"))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
             max_items_in_row: limits::ITEMS_IN_ROW_MAX,
@@ -129,6 +137,13 @@ impl Tokens {
     /// Tokens by which answers of JSON close.
     pub(super) fn closers(&self) -> &Closers {
         &self.closers
+    }
+
+    /// Whether a token is text: neither a control token, nor one that answers under a constraint never have.
+    pub(super) fn is_text(&self, id: u32) -> bool {
+        !self.trie.token(id).is_empty()
+            && !self.trie.is_special_token(id)
+            && !self.trie.eos_tokens().contains(&id)
     }
 
     fn spell(&self, tokens: &[u32], text: &[u8]) -> bool {

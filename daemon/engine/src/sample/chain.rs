@@ -92,36 +92,77 @@ impl Sampler {
         position: u64,
         allowed: Option<&[u32]>,
     ) -> Result<u32, SampleError> {
-        let changed = options.has_penalties() || !bias.is_empty();
+        self.with_changed(logits, options, bias, history, |sampler, whole| {
+            let Some(allowed) = allowed else {
+                return sampler.choose_from(whole, options, position);
+            };
+            if options.takes_largest() {
+                return among::first_largest(whole, allowed);
+            }
+            let mut kept = core::mem::take(&mut sampler.kept);
+            kept.fill(whole, allowed);
+            // What is kept is in the order of the tokens, so equals are ranked as they are.
+            let chosen = match kept.ids.as_slice() {
+                &[only] if kept.logits[0].is_finite() => Ok(only),
+                ids => sampler
+                    .choose_from(&kept.logits, options, position)
+                    .map(|index| ids.get(index as usize).copied().unwrap_or_default())
+                    .map_err(|error| kept.blame(error)),
+            };
+            sampler.kept = kept;
+            chosen
+        })
+    }
+
+    /// The `count` largest logits' tokens in the order in which step 3 would choose them if each before it were not
+    /// allowed. None if a logit is not finite: then it matters whether its token is allowed.
+    pub(crate) fn rank(
+        &mut self,
+        logits: &[f32],
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+        count: usize,
+    ) -> impl Iterator<Item = u32> {
+        self.with_changed(logits, options, bias, history, |sampler, whole| {
+            sampler.candidates.clear();
+            if let Ok(largest) = sampler.largest(whole) {
+                if count == 1 {
+                    sampler.candidates.push(Candidate {
+                        logit: largest,
+                        id: first_equal(whole, largest),
+                        weight: 0,
+                    });
+                } else {
+                    select::top(&mut sampler.candidates, whole, count);
+                    sampler.candidates.sort_unstable_by(select::by_logit);
+                }
+            }
+        });
+        self.candidates.iter().map(|candidate| candidate.id)
+    }
+
+    /// Does something with the logits behind step 2, or those at hand if it changes none.
+    fn with_changed<T>(
+        &mut self,
+        logits: &[f32],
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+        work: impl FnOnce(&mut Self, &[f32]) -> T,
+    ) -> T {
+        if !options.has_penalties() && bias.is_empty() {
+            return work(self, logits);
+        }
         // Taken out for the time, because the chain has the other buffers.
         let mut row = core::mem::take(&mut self.penalised);
-        if changed {
-            row.clear();
-            row.extend_from_slice(logits);
-            bias.apply(&mut row);
-            penalty::apply(&mut row, options, history, &mut self.counts);
-        }
-        let whole = if changed { &row[..] } else { logits };
-        let chosen = match allowed {
-            None => self.choose_from(whole, options, position),
-            Some(allowed) if takes_largest(options) => among::first_largest(whole, allowed),
-            Some(allowed) => {
-                let mut kept = core::mem::take(&mut self.kept);
-                kept.fill(whole, allowed);
-                // What is kept is in the order of the tokens, so equals are ranked as they are.
-                let chosen = match kept.ids.as_slice() {
-                    &[only] if kept.logits[0].is_finite() => Ok(only),
-                    ids => self
-                        .choose_from(&kept.logits, options, position)
-                        .map(|index| ids.get(index as usize).copied().unwrap_or_default())
-                        .map_err(|error| kept.blame(error)),
-                };
-                self.kept = kept;
-                chosen
-            }
-        };
+        row.clear();
+        row.extend_from_slice(logits);
+        bias.apply(&mut row);
+        penalty::apply(&mut row, options, history, &mut self.counts);
+        let done = work(self, &row);
         self.penalised = row;
-        chosen
+        done
     }
 
     /// The chain from step 3 on. Tokens are named by their places in `logits`.
@@ -132,7 +173,7 @@ impl Sampler {
         position: u64,
     ) -> Result<u32, SampleError> {
         let max = self.largest(logits)?;
-        if takes_largest(options) {
+        if options.takes_largest() {
             return Ok(first_equal(logits, max));
         }
         let draw = |total| draw::below(total, options.seed, options.choice, position);
@@ -204,11 +245,6 @@ impl Sampler {
         let max = self.largest(logits)?;
         Ok(logprob::of(logits, max, token, top, &mut self.candidates))
     }
-}
-
-/// Whether the chain ends at step 3, or would with what step 4 leaves.
-fn takes_largest(options: &SamplingOptions) -> bool {
-    options.is_greedy() || options.top_k == 1
 }
 
 /// Draws from the candidates, which have their weights, by what `options` keep of them.

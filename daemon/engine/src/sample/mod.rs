@@ -13,6 +13,10 @@
 //! 8. min-p: tokens at least `min_p` times as probable as the most probable one;
 //! 9. one draw, keyed by (seed, choice, position) ([`draw`]).
 //!
+//! Of an answer under a constraint whose options leave none out for being unlikely, a token is drawn among all at first,
+//! and stands if it may come next; else another is drawn among those that may. Each comes as often as one drawn among
+//! those in the first place, and mostly it need not be found out which those are.
+//!
 //! Top-p and min-p are both measured on the distribution that step 6 left, so their order does not matter.
 //!
 //! Everything here is a function of its arguments: logits, options, the tokens so far and the

@@ -138,6 +138,20 @@ impl SamplingOptions {
         self.temperature == 0.0
     }
 
+    /// Whether the largest logit is always taken, which is also the largest of any tokens that have it among them.
+    pub(crate) fn takes_largest(&self) -> bool {
+        self.is_greedy() || self.top_k == 1
+    }
+
+    /// Whether tokens are drawn and none is left out for being unlikely.
+    pub(crate) fn keeps_all(&self) -> bool {
+        !self.takes_largest()
+            && self.top_k == 0
+            && self.typical_p >= 1.0
+            && self.top_p >= 1.0
+            && self.min_p <= 0.0
+    }
+
     /// Whether any penalty changes the logits.
     pub(super) fn has_penalties(&self) -> bool {
         (self.repeat_penalty != 1.0 && self.repeat_last_n > 0)

@@ -413,3 +413,39 @@ fn no_object_has_a_name_twice() {
         assert_eq!(value.as_object().map(Map::len), Some(names), "{text}");
     }
 }
+
+#[test]
+fn tokens_are_drawn_as_often_as_among_those_that_may_come() {
+    let constraint = Constraint::Regex("[a-h]".to_owned());
+    let grammar = Grammar::compile(vocabulary::shared(), &constraint, 4).expect("it compiles");
+    let grammar = Arc::new(grammar);
+    let prompt = [vocabulary::END + 1, 65, 66];
+    let logits = logits(&prompt);
+    let letters = u32::from(b'a')..=u32::from(b'h');
+    let weight = |id: u32| f64::from(logits[id as usize]).exp();
+    let all: f64 = letters.clone().map(weight).sum();
+    let draws = 4000;
+    for top_k in [0, 1000] {
+        let mut counts = BTreeMap::<String, u32>::new();
+        let batch = 64;
+        let mut generator = Generator::new(Chaos { passes: 0, batch }, GeneratorOptions::default());
+        for seed in 0..draws {
+            let mut asked = request(&grammar, seed, 1.0);
+            asked.sampling.repeat_penalty = 1.0;
+            asked.sampling.top_k = top_k;
+            let id = generator.start(asked).expect("a start");
+            let answers = finish(&mut generator);
+            *counts.entry(answers[&id].text.clone()).or_default() += 1;
+        }
+        for id in letters.clone() {
+            let letter = char::from(id as u8).to_string();
+            let seen = f64::from(counts.get(&letter).copied().unwrap_or(0));
+            let expected = weight(id) / all * draws as f64;
+            // Four standard deviations.
+            assert!(
+                (seen - expected).abs() < 4.0 * expected.sqrt(),
+                "{letter} {seen} {expected}"
+            );
+        }
+    }
+}

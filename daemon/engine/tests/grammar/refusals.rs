@@ -177,3 +177,20 @@ fn sources_that_do_not_parse_are_refused() {
     let impossible = Constraint::Regex("a[^\\s\\S]".to_owned());
     assert!(Grammar::compile(vocabulary::shared(), &impossible, 16).is_err());
 }
+
+#[test]
+fn a_limit_that_no_answer_keeps_is_refused() {
+    let given = json!({"type": "object", "required": ["severity"], "additionalProperties": false,
+        "properties": {"severity": {"enum": ["low", "lost"]}}});
+    let with = |limit| {
+        let constraint = Constraint::JsonSchema(given.clone());
+        Grammar::compile(vocabulary::shared(), &constraint, limit).map(drop)
+    };
+    // `{"`, `severity`, `":"`, `lo` come first, whatever follows.
+    let error = with(2).expect_err("no answer has two tokens").to_string();
+    assert_eq!(
+        error,
+        "no answer has at most 2 tokens: each begins with the same 3"
+    );
+    assert_eq!((with(3), with(0)), (Ok(()), Ok(())));
+}

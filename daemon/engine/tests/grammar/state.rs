@@ -134,6 +134,75 @@ fn an_answer_may_end_where_its_text_is_whole() {
 }
 
 #[test]
+fn one_token_is_taken_exactly_where_all_that_may_come_have_it() {
+    let long = "abc ".repeat(400);
+    let constraints = [
+        named(),
+        Constraint::JsonObject,
+        Constraint::JsonSchema(json!({"type": "array", "maxItems": 9, "items": {"anyOf": [
+            {"type": "string", "maxLength": 5}, {"type": "number"}, {"type": "string", "format": "date"},
+            {"type": "object", "patternProperties": {"^[ab]+$": {"const": [null, "é", true]}}}]}})),
+        Constraint::Regex(format!(r"(severity|low|\w{{2,5}} ?)*({long})?\d+")),
+        Constraint::Gbnf("root ::= [a-z]{0,9} (\"{\" root? \"}\" | \"é\")*".to_owned()),
+        Constraint::Lark(
+            "start: A b? start?\nA: /[a-f]+/\nb[lazy]: /.*;/\n%ignore / /\n".to_owned(),
+        ),
+    ];
+    for constraint in constraints {
+        for seed in 0_u32..6 {
+            let grammar = compile(&constraint).expect("it compiles");
+            let mut state = grammar.state();
+            let start = state.begin(seed % 2 == 1, 40 + 40 * seed as usize);
+            start.expect("it begins");
+            let (mut draw, mut known) = (seed, 0);
+            for _ in 0..120 {
+                if state.is_finished() {
+                    break;
+                }
+                let ids = 0..vocabulary::COUNT as u32 + 40;
+                let takes: Vec<_> = ids.map(|id| state.takes(id)).collect();
+                let next = match state.allowed() {
+                    Ok(Allowed::One(only)) => {
+                        let only = (0..)
+                            .zip(&takes)
+                            .all(|(id, &takes)| takes == Some(id == only));
+                        assert!(only, "{constraint:?}");
+                        state.forced()[0]
+                    }
+                    Ok(Allowed::Any(words)) => {
+                        let has = |id: u32| {
+                            let word = words.get(id as usize / 32);
+                            word.is_some_and(|word| word >> (id % 32) & 1 == 1)
+                        };
+                        for (id, &takes) in (0..).zip(&takes) {
+                            assert_eq!(takes.unwrap_or(has(id)), has(id), "{constraint:?} {id}");
+                        }
+                        known += takes.iter().flatten().count();
+                        let may: Vec<u32> = (0..takes.len() as u32).filter(|&id| has(id)).collect();
+                        draw = draw.wrapping_mul(0x9E37_79B1).wrapping_add(77);
+                        let next = may[(draw >> 8) as usize % may.len()];
+                        match state.settle(next).expect("it goes on") {
+                            Some(next) => next,
+                            None => {
+                                assert_eq!(state.takes(next), Some(false));
+                                continue;
+                            }
+                        }
+                    }
+                    Err(error) => panic!("{constraint:?}: {error}"),
+                };
+                state.accept(next).expect("it is allowed");
+                if draw % 5 == 0 {
+                    state.rollback(1).expect("one was taken");
+                    state.accept(next).expect("it still is");
+                }
+            }
+            assert!(known > 500, "{constraint:?} {known}");
+        }
+    }
+}
+
+#[test]
 fn a_space_that_would_be_lost_does_not_begin_an_answer() {
     let grammar = compile(&Constraint::Regex(" ?low".to_owned())).expect("it compiles");
     let spaced = tokens(" lo")[0];
@@ -195,6 +264,31 @@ fn grammars_of_each_kind_reach_their_texts_alone() {
         }
         for text in wrong {
             assert!(!reached(&grammar, text), "{constraint:?} {text}");
+        }
+    }
+}
+
+#[test]
+fn only_days_that_there_are_can_be_said() {
+    for (format, behind) in [("date", ""), ("date-time", "T23:59:00.25+01:00")] {
+        let grammar = schema(&json!({"type": "string", "format": format})).expect("it compiles");
+        for (day, is) in [
+            ("2024-02-29", true),
+            ("2000-02-29", true),
+            ("0000-02-29", true),
+            ("2023-02-29", false),
+            ("1900-02-29", false),
+            ("2024-02-30", false),
+            ("2023-02-28", true),
+            ("2023-04-31", false),
+            ("2023-12-31", true),
+            ("2023-00-10", false),
+        ] {
+            assert_eq!(
+                reached(&grammar, &format!("\"{day}{behind}\"")),
+                is,
+                "{day}{behind}"
+            );
         }
     }
 }
