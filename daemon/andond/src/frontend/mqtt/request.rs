@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+use andon_engine::grammar::{Constraint, Unique, parse_json};
 use andon_wire::limits::{DEADLINE_MS_MAX, MODEL_NAME_BYTES_MAX};
 use andon_wire::topic::{self, Topics};
 use andon_wire::{ClientFrame, ClientName, RequestId, TaskName};
@@ -19,7 +20,7 @@ use super::message::{Incoming, Properties};
 use super::reply::{Format, ReplyTo};
 use crate::config::limits::LimitsConfig;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Egress, Input, Message, Origin, Priority, Request, Sampling};
+use crate::request::{AnswerFormat, Egress, Input, Message, Origin, Priority, Request, Sampling};
 
 /// Most User Properties that are looked at.
 const USER_PROPERTIES_MAX: usize = 64;
@@ -293,7 +294,9 @@ struct JsonRequest {
     id: Option<Id>,
     messages: Option<Vec<JsonMessage>>,
     prompt: Option<String>,
-    input: Option<Value>,
+    input: Option<Unique>,
+    schema: Option<Unique>,
+    regex: Option<String>,
     model: Option<String>,
     temperature: Option<f32>,
     top_p: Option<f32>,
@@ -318,6 +321,7 @@ struct Said {
     sampling: Sampling,
     tokens_max: Option<u32>,
     stop: Vec<String>,
+    format: Option<AnswerFormat>,
     priority: Option<Priority>,
     deadline_ms: Option<u64>,
     egress: Option<Egress>,
@@ -332,6 +336,7 @@ impl Said {
             sampling: Sampling::default(),
             tokens_max: None,
             stop: Vec::new(),
+            format: None,
             priority: None,
             deadline_ms: None,
             egress: None,
@@ -409,6 +414,7 @@ impl Said {
             .tokens_max
             .map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX));
         request.stop = self.stop;
+        request.format = self.format;
         request.priority = self.priority;
         request.deadline = deadline;
         request.egress = self.egress;
@@ -472,7 +478,7 @@ fn json(payload: &Bytes, place: &Place<'_>, id: &mut Option<RequestId>) -> Resul
                 .collect(),
         ),
         (None, Some(prompt), None) => Input::Prompt(prompt),
-        (None, None, Some(input)) => match &place.task {
+        (None, None, Some(Unique(input))) => match &place.task {
             Some(task) => Input::Task {
                 name: task.as_str().to_owned(),
                 input,
@@ -508,6 +514,20 @@ fn json(payload: &Bytes, place: &Place<'_>, id: &mut Option<RequestId>) -> Resul
             "a task is asked by its input, not by messages or a prompt",
         ));
     }
+    let format = match (parsed.schema, parsed.regex) {
+        (None, None) => None,
+        (Some(Unique(schema)), None) => Some(AnswerFormat {
+            constraint: Constraint::JsonSchema(schema),
+            param: "schema",
+        }),
+        (None, Some(regex)) => Some(AnswerFormat {
+            constraint: Constraint::Regex(regex),
+            param: "regex",
+        }),
+        (Some(_), Some(_)) => {
+            return Err(Refusal::new("regex", "schema and regex exclude each other"));
+        }
+    };
     if let Some(deadline) = parsed.deadline_ms
         && !(1..=DEADLINE_MS_MAX).contains(&deadline)
     {
@@ -536,6 +556,7 @@ fn json(payload: &Bytes, place: &Place<'_>, id: &mut Option<RequestId>) -> Resul
             Some(Stop::One(stop)) => vec![stop],
             Some(Stop::Many(stops)) => stops,
         },
+        format,
         priority: parsed.priority,
         deadline_ms: parsed.deadline_ms.map(u64::from),
         egress: parsed.egress,
@@ -594,7 +615,7 @@ fn postcard(
         ),
         andon_wire::Input::Prompt(prompt) => Input::Prompt(prompt.to_owned()),
         andon_wire::Input::Task { name, input_json } => {
-            let input = serde_json::from_str(input_json).map_err(|error| {
+            let input = parse_json(input_json.as_bytes()).map_err(|error| {
                 Refusal::new(
                     "input",
                     format!("the input is not JSON: {}", shortened(&error.to_string())),

@@ -90,6 +90,43 @@ fn a_payload_says_everything() {
 }
 
 #[test]
+fn an_answer_may_be_held_to_a_shape() {
+    let mut bench = Bench::new();
+    let (_, parsed) = bench.good(
+        r#"{"prompt":"hi","schema":{"type":"object","properties":{"b":true,"a":{"type":"null"}}}}"#,
+    );
+    let format = parsed.request.format.expect("a shape");
+    let Constraint::JsonSchema(schema) = &format.constraint else {
+        panic!("not a schema: {format:?}");
+    };
+    // Properties of the answer come in the order of the schema.
+    let names = schema["properties"].as_object().unwrap().keys();
+    assert!(names.eq(["b", "a"]));
+    assert_eq!(format.param, "schema");
+    let (_, parsed) = bench.good(r#"{"prompt":"hi","regex":"yes|no"}"#);
+    let format = parsed.request.format.expect("a shape");
+    assert_eq!(format.constraint, Constraint::Regex("yes|no".to_owned()));
+    for (payload, field) in [
+        (r#"{"prompt":"hi","regex":"a","schema":{}}"#, "regex"),
+        (r#"{"prompt":"hi","regex":7}"#, "regex"),
+        (
+            r#"{"prompt":"hi","schema":{"type":"object","type":"null"}}"#,
+            "schema",
+        ),
+    ] {
+        assert_eq!(bench.field(payload), field, "{payload}");
+    }
+    bench.task = Some(TaskName::new("rate").unwrap());
+    assert!(
+        bench
+            .field(r#"{"input":{"a":1,"a":2}}"#)
+            .starts_with("input")
+    );
+    let (_, parsed) = bench.good(r#"{"input":{"a":1},"schema":{"type":"null"}}"#);
+    assert!(parsed.request.format.is_some());
+}
+
+#[test]
 fn properties_say_the_same_and_the_payload_holds() {
     let mut bench = Bench::new();
     let user = [
