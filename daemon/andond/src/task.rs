@@ -286,6 +286,20 @@ impl Tasks {
             .map(|task| (task.priority, task.deadline))
     }
 
+    /// Whether answers to some task have a shape.
+    #[must_use]
+    pub fn have_formats(&self) -> bool {
+        self.tasks.values().any(|task| task.format.is_some())
+    }
+
+    /// Whether answers to a task have a shape.
+    #[must_use]
+    pub fn has_format(&self, name: &str) -> bool {
+        self.tasks
+            .get(name)
+            .is_some_and(|task| task.format.is_some())
+    }
+
     /// Renders a task's instructions over the input's fields.
     ///
     /// # Errors

@@ -34,6 +34,7 @@ use tokio::sync::watch;
 use self::board::{Board, Job, Key, Phase};
 use self::corpora::Corpora;
 use self::load::{Engine, LoadFailure};
+use self::prepare::Lane;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::registry::{self, Packs, Registry, RegistryError, Served};
@@ -495,17 +496,23 @@ fn serve(shared: &Arc<Shared>) {
     let corpora = Corpora::new(&shared.config, (tasks, drafts), &model, loaded.key.as_ref());
     let corpora = shared.corpora.get_or_init(|| Arc::new(corpora));
     std::thread::scope(|scope| {
-        let prepare = std::thread::Builder::new()
-            .name("prepare".to_owned())
-            .spawn_scoped(scope, || {
-                let _guard = AbortOnPanic;
-                prepare::run(shared, &model, corpora, context_tokens_max);
-            });
-        if let Err(error) = prepare {
-            shared.board().phase = Phase::Failed;
-            let message = format!("cannot start a thread: {error}");
-            shared.state.send_replace(WorkerState::Failed(message));
-            return;
+        for lane in Lane::ALL {
+            let prepare = std::thread::Builder::new()
+                .name(lane.name().to_owned())
+                .spawn_scoped(scope, {
+                    let model = &model;
+                    move || {
+                        let _guard = AbortOnPanic;
+                        prepare::run(shared, lane, model, corpora, context_tokens_max);
+                    }
+                });
+            if let Err(error) = prepare {
+                shared.board().phase = Phase::Failed;
+                shared.changed.notify_all();
+                let message = format!("cannot start a thread: {error}");
+                shared.state.send_replace(WorkerState::Failed(message));
+                return;
+            }
         }
         if let Some(packs) = shared.registry.packs() {
             if let Some(key) = &loaded.key {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use andon_engine::calibrate::Calibration;
+use andon_engine::generate::ConstraintCounts;
 use andon_engine::speculate::GuessCount;
 use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -76,6 +77,55 @@ struct Guesses {
     draft_cost: Measure,
     /// The tasks that have figures of their own, at most [`TASKS_MAX`].
     tasks: Mutex<HashSet<String>>,
+}
+
+/// What became of a constraint that came with a request or its task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConstraintLabels {
+    /// `compiled`, `known` or `refused`.
+    pub outcome: &'static str,
+}
+
+/// What holding answers to a shape takes.
+#[derive(Debug, Default)]
+struct Constraints {
+    outcomes: Family<ConstraintLabels, Counter>,
+    choices: Counter,
+    masks: Counter,
+    masking: Counter<f64, AtomicU64>,
+    vocabulary: Gauge,
+}
+
+impl Constraints {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "constraints",
+            "Shapes asked for, by what became of them: compiled, known from before, or refused",
+            self.outcomes.clone(),
+        );
+        registry.register(
+            "constrained_choices",
+            "Tokens chosen among those that an answer's shape allows",
+            self.choices.clone(),
+        );
+        registry.register(
+            "constraint_masks",
+            "Masks of all tokens that an answer's shape allows; most choices need none",
+            self.masks.clone(),
+        );
+        registry.register_with_unit(
+            "constraint_masking",
+            "Time to compute those masks, mostly beside passes",
+            Unit::Seconds,
+            self.masking.clone(),
+        );
+        registry.register_with_unit(
+            "constraint_vocabulary",
+            "Memory of the vocabulary as masks need it, made for the first answer with a shape",
+            Unit::Bytes,
+            self.vocabulary.clone(),
+        );
+    }
 }
 
 /// How the system gives out huge pages.
@@ -152,6 +202,7 @@ pub struct Telemetry {
     pub mqtt_connects: Counter,
     machine: Machine,
     guesses: Guesses,
+    constraints: Constraints,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -284,11 +335,13 @@ impl Telemetry {
             mqtt_connects: Counter::default(),
             machine: Machine::default(),
             guesses: Guesses::default(),
+            constraints: Constraints::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
         telemetry.machine.register(registry);
         telemetry.guesses.register(registry);
+        telemetry.constraints.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
@@ -473,6 +526,31 @@ impl Telemetry {
                 counter.inc_by(now.saturating_sub(counter.get()));
             }
         }
+    }
+
+    /// Counts a shape that was asked for, by what became of it.
+    pub fn constraint(&self, outcome: &'static str) {
+        let labels = ConstraintLabels { outcome };
+        self.constraints.outcomes.get_or_create(&labels).inc();
+    }
+
+    /// Notes the memory of the vocabulary as masks need it.
+    pub fn constraint_vocabulary(&self, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.constraints.vocabulary.set(bytes);
+    }
+
+    /// Sets what constraints took so far. Only one thread may.
+    pub fn constrained(&self, counts: ConstraintCounts) {
+        let constraints = &self.constraints;
+        for (counter, now) in [
+            (&constraints.choices, counts.choices),
+            (&constraints.masks, counts.masks),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+        let more = counts.masking.as_secs_f64() - constraints.masking.get();
+        constraints.masking.inc_by(more.max(0.0));
     }
 
     /// Counts a prompt that was read, and how much of it was in the prefix cache.

@@ -13,6 +13,7 @@ use andon_policy::queue::{self, Waiting};
 
 use super::embed::EmbeddingRequest;
 use super::job::Mailbox;
+use super::prepare::Lane;
 use crate::request::{Origin, Request};
 
 /// What an open request is known by.
@@ -83,8 +84,10 @@ pub(super) struct Board {
     pub(super) phase: Phase,
     /// Submitted, not yet rendered.
     pub(super) raw: VecDeque<Queued<Request>>,
-    /// One that is being rendered is in neither list.
-    pub(super) rendering: Option<Waiting>,
+    /// Those that are being rendered are in neither list; each [`super::prepare::Lane`] has one at most.
+    pub(super) rendering: [Option<Waiting>; Lane::COUNT],
+    /// Whether one of the threads that render gets ready, beside which nothing is to be measured.
+    pub(super) readying: bool,
     /// Rendered and tokenized.
     pub(super) ready: VecDeque<Queued<Prepared>>,
     /// Tokenized requests for embeddings.
@@ -101,7 +104,8 @@ impl Board {
         Board {
             phase: Phase::Loading,
             raw: VecDeque::new(),
-            rendering: None,
+            rendering: [const { None }; Lane::COUNT],
+            readying: false,
             ready: VecDeque::new(),
             embeddings: VecDeque::new(),
             running: 0,
@@ -115,19 +119,42 @@ impl Board {
         self.raw.len()
             + self.ready.len()
             + self.embeddings.len()
-            + usize::from(self.rendering.is_some())
+            + self.rendering.iter().flatten().count()
+    }
+
+    /// Whether nothing is being rendered, or got ready for that.
+    pub(super) fn renders_nothing(&self) -> bool {
+        !self.readying && self.rendering.iter().all(Option::is_none)
     }
 
     pub(super) fn orders(&self) -> impl Iterator<Item = &Waiting> {
         let raw = self.raw.iter().map(|queued| &queued.order);
         let ready = self.ready.iter().map(|queued| &queued.order);
         let embeddings = self.embeddings.iter().map(|queued| &queued.order);
-        raw.chain(ready).chain(embeddings).chain(&self.rendering)
+        raw.chain(ready)
+            .chain(embeddings)
+            .chain(self.rendering.iter().flatten())
     }
 
     /// The job that goes next among `list`, left where it is.
     pub(super) fn next_of<T>(list: &VecDeque<Queued<T>>, now_ms: u64) -> Option<usize> {
         queue::next(list.iter().map(|queued| &queued.order), now_ms)
+    }
+
+    /// Takes out the submitted job that goes next among those that `chosen` is for.
+    pub(super) fn take_raw(
+        &mut self,
+        now_ms: u64,
+        chosen: impl Fn(&Request) -> bool,
+    ) -> Option<Queued<Request>> {
+        let raw = self.raw.iter().enumerate();
+        let mine: Vec<_> = raw
+            .filter(|(_, queued)| chosen(&queued.payload))
+            .map(|(index, queued)| (index, &queued.order))
+            .collect();
+        let next = queue::next(mine.iter().map(|&(_, order)| order), now_ms)?;
+        let index = mine.get(next)?.0;
+        self.raw.remove(index)
     }
 
     /// Takes out every waiting job that is cancelled or expired.

@@ -201,7 +201,7 @@ fn start_next(shared: &Shared, running: &mut Vec<Running>) -> bool {
             return true;
         }
         shared.idle();
-        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.rendering.is_none() {
+        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing() {
             return false;
         }
         let wait = board

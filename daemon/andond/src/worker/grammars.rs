@@ -6,6 +6,7 @@ use std::sync::Arc;
 use andon_engine::Model;
 use andon_engine::grammar::{Constraint, Grammar};
 
+use super::Shared;
 use crate::fault::{Fault, FaultCode};
 use crate::request::AnswerFormat;
 
@@ -19,12 +20,20 @@ pub(super) struct Grammars {
 }
 
 impl Grammars {
+    /// Has the model's vocabulary made as masks need it, if it can be.
+    pub(super) fn ready(shared: &Shared, model: &Model) {
+        if let Ok(vocabulary) = model.grammar_vocabulary() {
+            shared.telemetry.constraint_vocabulary(vocabulary.bytes());
+        }
+    }
+
     /// What holds an answer of at most `tokens_max` tokens to its format.
     ///
     /// # Errors
     /// What is wrong with the format, in its field.
     pub(super) fn get(
         &mut self,
+        shared: &Shared,
         model: &Model,
         format: AnswerFormat,
         tokens_max: usize,
@@ -36,14 +45,25 @@ impl Grammars {
             .position(|(kept, grammar)| grammar.tokens_max() == tokens_max && *kept == constraint);
         let found = known.and_then(|index| self.kept.remove(index));
         let (constraint, grammar) = match found {
-            Some(found) => found,
+            Some(found) => {
+                shared.telemetry.constraint("known");
+                found
+            }
             None => {
-                let vocabulary = model.grammar_vocabulary().map_err(|error| Fault {
-                    param: Some(param),
-                    ..Fault::new(FaultCode::Unsupported, error.to_string())
+                let refused = |fault| {
+                    shared.telemetry.constraint("refused");
+                    fault
+                };
+                let vocabulary = model.grammar_vocabulary().map_err(|error| {
+                    refused(Fault {
+                        param: Some(param),
+                        ..Fault::new(FaultCode::Unsupported, error.to_string())
+                    })
                 })?;
+                shared.telemetry.constraint_vocabulary(vocabulary.bytes());
                 let grammar = Grammar::compile(vocabulary, &constraint, tokens_max)
-                    .map_err(|error| Fault::invalid(param, error.to_string()))?;
+                    .map_err(|error| refused(Fault::invalid(param, error.to_string())))?;
+                shared.telemetry.constraint("compiled");
                 (constraint, Arc::new(grammar))
             }
         };

@@ -1,5 +1,6 @@
-//! The thread that makes tokens of requests, so that neither a long prompt nor a template holds up
-//! decoding or the front ends.
+//! The threads that make tokens of requests, so that neither a long prompt nor a template holds up
+//! decoding or the front ends. Requests whose answers are to have a shape have one of their own: to make the first ready
+//! takes a second where a vocabulary is large, and a shape may take longer to compile than others want to wait.
 
 use std::num::NonZero;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::board::{Board, Job, Key, Phase, Prepared, Queued};
+use super::board::{Job, Key, Phase, Prepared, Queued};
 use super::corpora::Corpora;
 use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
@@ -25,18 +26,65 @@ use crate::fault::{Fault, FaultCode};
 use crate::request::{
     Calling, EmbeddingInput, Gap, Input, Priority, Request, Sampling, check_embedding_tokens,
 };
-use crate::task::Resolved;
+use crate::task::{Resolved, Tasks};
 
-/// Renders requests until the daemon stops.
-pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tokens_max: usize) {
+/// Which requests a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Those whose answers have no shape.
+    Plain,
+    /// The others.
+    Shaped,
+}
+
+impl Lane {
+    pub(super) const ALL: [Lane; 2] = [Lane::Plain, Lane::Shaped];
+    pub(super) const COUNT: usize = Lane::ALL.len();
+
+    /// The thread's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Lane::Plain => "prepare",
+            Lane::Shaped => "prepare-shaped",
+        }
+    }
+
+    fn of(request: &Request, tasks: Option<&Tasks>) -> Lane {
+        let shaped = match &request.input {
+            Input::Task { name, .. } => tasks.is_some_and(|tasks| tasks.has_format(name)),
+            _ => false,
+        };
+        if shaped || request.format.is_some() || !request.tools.is_empty() {
+            Lane::Shaped
+        } else {
+            Lane::Plain
+        }
+    }
+}
+
+/// Renders the requests of a lane until the daemon stops.
+pub(super) fn run(
+    shared: &Shared,
+    lane: Lane,
+    model: &Model,
+    corpora: &Corpora,
+    context_tokens_max: usize,
+) {
     let mut grammars = Grammars::default();
+    if lane == Lane::Shaped && shared.tasks.get().is_some_and(Tasks::have_formats) {
+        // Sure to be needed, and a second of work for a large vocabulary. The board is held for moments only.
+        shared.board().readying = true;
+        Grammars::ready(shared, model);
+        shared.board().readying = false;
+        shared.changed.notify_all();
+    }
     loop {
-        let Some(queued) = next(shared) else {
+        let Some(queued) = next(shared, lane) else {
             return;
         };
         if let Input::Embeddings { inputs, dimensions } = queued.payload.input {
             let prepared = embeddings(model, context_tokens_max, inputs, dimensions);
-            put_embeddings(shared, queued.job, queued.order, prepared);
+            put_embeddings(shared, lane, queued.job, queued.order, prepared);
             continue;
         }
         let key = &queued.job.key;
@@ -51,7 +99,7 @@ pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tok
             queued.payload,
         );
         let mut board = shared.board();
-        board.rendering = None;
+        board.rendering[lane as usize] = None;
         match (prepared, board.phase) {
             (Ok(prepared), Phase::Serving) => {
                 queued.job.mailbox.post(JobEvent::Accepted {
@@ -89,12 +137,13 @@ pub(super) fn run(shared: &Shared, model: &Model, corpora: &Corpora, context_tok
 /// Puts a request for embeddings where the engine's thread takes it, or fails it.
 fn put_embeddings(
     shared: &Shared,
+    lane: Lane,
     job: Arc<Job>,
     order: Waiting,
     prepared: Result<EmbeddingRequest, Fault>,
 ) {
     let mut board = shared.board();
-    board.rendering = None;
+    board.rendering[lane as usize] = None;
     let serving = board.phase == Phase::Serving;
     match prepared {
         Ok(payload) if serving => {
@@ -165,16 +214,16 @@ fn embeddings(
     })
 }
 
-fn next(shared: &Shared) -> Option<Queued<Request>> {
+fn next(shared: &Shared, lane: Lane) -> Option<Queued<Request>> {
     let mut board = shared.board();
     loop {
         if !matches!(board.phase, Phase::Loading | Phase::Serving) {
             return None;
         }
-        let next =
-            Board::next_of(&board.raw, shared.now_ms()).and_then(|index| board.raw.remove(index));
-        if let Some(queued) = next {
-            board.rendering = Some(queued.order);
+        let tasks = shared.tasks.get();
+        let mine = |request: &Request| Lane::of(request, tasks) == lane;
+        if let Some(queued) = board.take_raw(shared.now_ms(), mine) {
+            board.rendering[lane as usize] = Some(queued.order);
             return Some(queued);
         }
         board = shared.wait(board, None);
@@ -278,7 +327,7 @@ fn prepare(
         }
         (format, calls) => calls.or(format),
     };
-    let constraint = format.map(|format| grammars.get(model, format, tokens_max));
+    let constraint = format.map(|format| grammars.get(shared, model, format, tokens_max));
     let mut stop = request.stop;
     stop.extend(task.stop);
     Ok(Prepared {

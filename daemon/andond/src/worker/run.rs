@@ -118,6 +118,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         if let Some(cost) = generator.draft_cost() {
             shared.telemetry.draft_cost(cost);
         }
+        shared.telemetry.constrained(generator.constraint_counts());
     }
 }
 
@@ -161,10 +162,10 @@ fn start_next<F: Forward>(
             return true;
         }
         shared.idle();
-        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.rendering.is_none() {
+        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing() {
             return false;
         }
-        if board.rendering.is_none() && board.waiting() == 0 && !calibration.is_over() {
+        if board.renders_nothing() && board.waiting() == 0 && !calibration.is_over() {
             drop(board);
             calibration.step(shared, generator);
             shared
