@@ -93,7 +93,7 @@ pub(crate) struct Arguments {
     /// Tokens on which kept layers are made to do some of the work of those that are left out, before training.
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     refit_tokens: usize,
-    /// Steps of training.
+    /// Steps of training. A run with more goes on from what one with fewer came to.
     #[arg(long, default_value_t = 600)]
     steps: usize,
     /// Sequences of a step.
@@ -367,7 +367,6 @@ fn trained(
         "answers": XxHash3_64::oneshot(&postcard::to_stdvec(learnt)?),
         "sizes": format!("{sizes:?}"),
         "refit_tokens": arguments.refit_tokens,
-        "steps": options.steps,
         "sequences": options.lessons_per_step,
         "sequence_tokens": arguments.sequence_tokens,
         "rate": options.rate,

@@ -380,6 +380,16 @@ mod draft {
         ];
         assert_eq!(json(&speculate)["all"]["prompts"], 10);
 
+        // More steps go on from there.
+        let steps = arguments
+            .iter()
+            .position(|argument| *argument == "--steps")
+            .expect("given");
+        let mut more = arguments;
+        more[steps + 1] = "3";
+        assert_eq!(json(&more)["steps"], 3);
+        assert_ne!(std::fs::read(&draft).expect("read"), made);
+
         // Other options are another draft, for which there must be another folder.
         let other = [&arguments[..], &["--seed", "1"]].concat();
         let error = error(&other);
