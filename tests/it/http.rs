@@ -275,7 +275,7 @@ fn wrong_values_of_every_field_are_named() {
         ("/v1/responses", "input", json!([])),
         ("/v1/responses", "max_output_tokens", json!(0)),
         ("/v1/responses", "instructions", json!(1)),
-        ("/v1/responses", "tools", json!([{ "type": "function" }])),
+        ("/v1/responses", "tools", json!({ "type": "function" })),
         ("/v1/responses", "conversation", json!("conv_1")),
         ("/v1/responses", "logit_bias", json!({"4000000000": 1})),
         ("/tokenize", "content", json!(["x"])),
@@ -483,7 +483,7 @@ fn a_hundred_wrong_ways_to_ask_for_tools() {
                 json!({ "type": "object", "properties": { "a": { "pattern": "(" } } })
             )]),
             400,
-            "/properties/a",
+            "tool `t`",
         ),
         (json!(vec![tool("t", json!({})); 1000]), 400, "128"),
         (json!([tool("", json!({}))]), 400, "tools[0].function.name"),

@@ -6,6 +6,7 @@ use andon_tests::daemon::{Builder, Daemon};
 use andon_tests::programs;
 use andon_tests::source::repository_root;
 use andon_tests::tiny_encoder::TinyEncoder;
+use andon_tests::tiny_model::TinyModel;
 
 /// A script, and how many cases it has at least.
 const CLIENT: (&str, u32) = ("openai_client.py", 52);
@@ -40,7 +41,15 @@ fn run(kind: &str, (script, cases): (&str, u32), builder: Builder) {
 
 #[test]
 fn official_client_with_a_tiny_model() {
-    run("tiny", CLIENT, Daemon::builder());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    // A letter is a token here, and tools take some hundred to tell of.
+    let model = TinyModel {
+        context_tokens_max: 2048,
+        ..TinyModel::default()
+    };
+    model.write(&path).unwrap();
+    run("tiny", CLIENT, Daemon::builder().model(&path));
 }
 
 #[test]

@@ -124,7 +124,9 @@ impl ToolStyle {
         } else {
             let said = ChatMessage::new("assistant", SAID);
             let prompt = plain_turn(&style, &[user.clone(), said, result()]);
-            style.results = prompt.is_ok_and(|prompt| prompt.contains(RESULT));
+            // One that shows any role says nothing of tools by that.
+            style.results =
+                style.told != Told::System && prompt.is_ok_and(|prompt| prompt.contains(RESULT));
             if style.told != Told::System
                 && let Ok(prompt) = plain_turn(&style, &[user])
                 && let Some(format) = CallFormat::hinted(&prompt, tokenizer)

@@ -4,13 +4,15 @@
 //! Invariant: what [`crate::calls::CallReader`] takes for a call is one here, and text never says what calls begin with.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Map, Value, json};
 
 use super::closing::{Lead, Reserve};
-use super::constraint::Source;
+use super::constraint::{Constraint, Grammar, Source};
 use super::error::GrammarError;
+use super::vocabulary::Vocabulary;
 use super::{gbnf, limits, schema};
 use crate::calls::{CallFormat, ID_CHARACTERS, Opener, Piece, is_name};
 
@@ -103,6 +105,23 @@ pub(super) fn source(calls: &Calls, tokens_max: usize) -> Result<Source, Grammar
         grammar: TopLevelGrammar::from_lark(lark),
         reserve: Some(reserve),
         lead: (!calls.required).then(|| lead(format.opener())),
+    })
+}
+
+/// Which of the tools does not compile even alone, and why.
+pub(super) fn blamed(
+    calls: &Calls,
+    vocabulary: &Arc<Vocabulary>,
+    tokens_max: usize,
+) -> Option<GrammarError> {
+    calls.tools.iter().find_map(|tool| {
+        let parameters = object(tool.parameters.as_ref()).ok()?;
+        let alone = Constraint::JsonSchema(parameters);
+        let error = Grammar::compile(vocabulary, &alone, tokens_max).err()?;
+        Some(GrammarError::Tool {
+            name: tool.name.clone(),
+            error: Box::new(error),
+        })
     })
 }
 

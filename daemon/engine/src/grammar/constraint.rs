@@ -134,9 +134,14 @@ impl Grammar {
             let parser = vocabulary.factory().create_parser(source.grammar);
             parser.map(|parser| Matcher::new(Ok(parser)))
         };
+        // Of several tools one is to be named.
+        let of_tools = |error: GrammarError| match constraint {
+            Constraint::Calls(all) => calls::blamed(all, vocabulary, tokens_max).unwrap_or(error),
+            _ => error,
+        };
         let matcher = guarded(parse)
-            .map_err(|error| GrammarError::of(what, &error))?
-            .map_err(|error| GrammarError::of(what, &error))?;
+            .map_err(|error| of_tools(GrammarError::of(what, &error)))?
+            .map_err(|error| of_tools(GrammarError::of(what, &error)))?;
         let mut grammar = Self {
             vocabulary: Arc::clone(vocabulary),
             matcher,

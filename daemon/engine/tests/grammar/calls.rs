@@ -281,6 +281,7 @@ fn what_is_wrong_with_a_tool_names_it() {
         json!({"$ref": "#/$defs/x", "$defs": {"x": {}}}),
         json!("x"),
         json!({"type": "object", "required": ["a"], "properties": {"a": false}}),
+        json!({"type": "object", "minProperties": 9, "maxProperties": 1}),
     ] {
         let error = with(vec![tool("odd", parameters)]);
         assert!(
