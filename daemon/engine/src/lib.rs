@@ -23,6 +23,10 @@ pub mod tokenizer;
 mod verify;
 pub mod weights;
 
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 pub use andon_kernels::Isa;
 pub use executor::{
     Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor,

@@ -516,16 +516,12 @@ fn is_set(words: &[u32], id: u32) -> bool {
 }
 
 #[cfg(test)]
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
-#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::super::{Constraint, Grammar, Vocabulary};
-    use super::support;
     use crate::gguf::Gguf;
+    use crate::support;
     use crate::tokenizer::Tokenizer;
 
     #[test]

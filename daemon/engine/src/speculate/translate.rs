@@ -292,13 +292,10 @@ fn control_of(from: &Tokenizer, id: u32, to: &Tokenizer) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
-#[cfg(test)]
 mod tests {
-    use super::{Told, Translator, support};
+    use super::{Told, Translator};
     use crate::gguf::Gguf;
+    use crate::support;
     use crate::tokenizer::{Special, Tokenizer};
     use proptest::prelude::*;
     use std::sync::{Arc, LazyLock};
