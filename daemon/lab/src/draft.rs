@@ -18,11 +18,14 @@ mod target;
 mod tests;
 mod train;
 
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_engine::{ExecutorOptions, Files};
+use andon_engine::{ExecutorOptions, Files, Model};
 use andon_kernels::Format;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
@@ -92,7 +95,7 @@ pub(crate) struct Arguments {
     measure_on: Option<PathBuf>,
     /// Tokens on which kept layers are made to do some of the work of those that are left out, before training.
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
-    refit_tokens: usize,
+    refit_tokens: u32,
     /// Steps of training. A run with more goes on from what one with fewer came to.
     #[arg(long, default_value_t = 600)]
     steps: usize,
@@ -183,12 +186,67 @@ impl Arguments {
             1 << 16
         );
         ensure!(self.generate > 0, "--gen must be at least 1");
+        ensure!(
+            self.prompt_tokens_learnt() > 0,
+            "--sequence-tokens {} has no room for a prompt and an answer of --gen {}",
+            self.sequence_tokens,
+            self.generate
+        );
+        self.check_output()?;
         ensure!(self.vocabulary > 0, "--vocabulary must be at least 1");
         ensure!(
             self.rate > 0.0 && self.rate < 1.0,
             "--rate must be between 0 and 1"
         );
         Ok(())
+    }
+
+    /// The longest prompt that is learnt from: one that a sequence has room for, with an answer.
+    fn prompt_tokens_learnt(&self) -> usize {
+        let answer = self.generate.saturating_add(1);
+        self.prompt_tokens_max
+            .min(self.sequence_tokens.saturating_sub(answer))
+    }
+
+    /// Whether there is a place for the draft, and none that something of the input has.
+    fn check_output(&self) -> Result<()> {
+        let output = self.output.as_path();
+        let folder = match output.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        ensure!(
+            folder.is_dir(),
+            "--output: there is no folder `{}`",
+            folder.display()
+        );
+        let Ok(there) = output.canonicalize() else {
+            return Ok(());
+        };
+        ensure!(
+            there.is_file(),
+            "--output: `{}` is not a file",
+            output.display()
+        );
+        let files = Files::open(&self.run.model)?;
+        let prompts = [Some(&self.prompts), self.measure_on.as_ref()];
+        for input in files.paths().iter().chain(prompts.into_iter().flatten()) {
+            ensure!(
+                input.canonicalize().ok().as_ref() != Some(&there),
+                "--output is `{}`, from which the draft is made",
+                input.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn sizes(&self, target: &Shape) -> Sizes {
+        Sizes {
+            layers: self.layers.clone(),
+            kv_heads: self.kv_heads.unwrap_or(target.kv_heads),
+            neurons: self.neurons.unwrap_or(target.neurons),
+            tokens: self.vocabulary,
+        }
     }
 
     fn device(&self) -> Result<Device> {
@@ -226,9 +284,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         name.push(".work");
         PathBuf::from(name)
     });
+    // What the engine loads, it has checked.
+    let model = arguments.run.load()?;
     let files = Files::open(&arguments.run.model)?;
     let target = Target::open(&files, &arguments.run.model)?;
-    let (learnt, held_out) = answered(arguments, &target, &work)?;
+    let shape = arguments.sizes(&target.shape).of(&target.shape)?;
+    export::check(&shape, arguments.format)?;
+    check_memory(arguments, &target, &shape)?;
+    let _lock = lock(&work)?;
+    let (learnt, held_out) = answered(arguments, &model, &target, &work)?;
+    drop(model);
     let (plan, state) = trained(arguments, &target, &work, device, &learnt, &held_out)?;
     let shape = select::shape_of(&target.shape, &plan);
     export::export(
@@ -242,34 +307,48 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     report(arguments, &plan, &state, &held_out)
 }
 
+/// Makes the folder, for this process alone as long as the file is open.
+fn lock(work: &Path) -> Result<File> {
+    std::fs::create_dir_all(work).with_context(|| format!("cannot make `{}`", work.display()))?;
+    let path = work.join("lock");
+    let place = || format!("cannot lock `{}`", path.display());
+    let mut options = File::options();
+    // Whatever has the name already is left as it is.
+    let file = options.write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(place)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another run works in `{}`", work.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(place),
+    }
+}
+
 /// The answers to learn from, and those that are measured on.
 fn answered(
     arguments: &Arguments,
+    model: &Arc<Model>,
     target: &Target<'_>,
     work: &Path,
 ) -> Result<(Vec<Record>, Vec<Record>)> {
-    let model = arguments.run.load()?;
-    let longest = arguments.prompt_tokens_max.min(
-        model
-            .info()
-            .context_tokens_max
-            .saturating_sub(arguments.generate),
-    );
-    let prompts = answers::prompts(&arguments.prompts, &model, longest)?;
-    let (learnt, held_out, measured);
+    let context = model.info().context_tokens_max;
+    let longest = arguments
+        .prompt_tokens_max
+        .min(context.saturating_sub(arguments.generate));
+    let prompts = answers::prompts(&arguments.prompts, model, longest)?;
+    let (mut learnt, held_out, measured): (Numbered<'_>, _, _);
     match &arguments.measure_on {
         None => (learnt, held_out) = split(&prompts, arguments.hold_out, arguments.seed),
         Some(path) => {
-            measured = answers::prompts(path, &model, longest)?;
+            measured = answers::prompts(path, model, longest)?;
             learnt = (0..).zip(&prompts).collect();
             held_out = (0..).zip(&measured).collect();
         }
     }
+    learnt.retain(|(_, prompt)| prompt.tokens.len() <= arguments.prompt_tokens_learnt());
     ensure!(
         !learnt.is_empty(),
         "there is no prompt to learn from that is short enough"
     );
-    std::fs::create_dir_all(work).with_context(|| format!("cannot make `{}`", work.display()))?;
     let lines: Vec<&str> = held_out
         .iter()
         .map(|(_, prompt)| prompt.line.as_str())
@@ -277,10 +356,11 @@ fn answered(
     checkpoint::whole(&work.join("held-out.jsonl"), |path| {
         Ok(std::fs::write(path, lines.join("\n"))?)
     })?;
+    let judged = spread(&held_out, JUDGED_MAX);
     let mut results = Vec::new();
     for (name, prompts, samples) in [
         ("answers", &learnt, arguments.samples),
-        ("held-out", &held_out, 0),
+        ("judged", &judged, 0),
     ] {
         let tokens: Vec<&[u32]> = prompts
             .iter()
@@ -304,7 +384,7 @@ fn answered(
         };
         answers::complete(
             &arguments.run,
-            &model,
+            model,
             &mut log,
             &mut records,
             prompts,
@@ -312,21 +392,20 @@ fn answered(
         )?;
         results.push(records);
     }
-    let mut held_out = results.pop().unwrap_or_default();
-    let held_out_count = held_out.len();
-    held_out.truncate(JUDGED_MAX);
+    let judged = results.pop().unwrap_or_default();
     let learnt = results.pop().unwrap_or_default();
     eprintln!(
-        "{} answers of {} tokens to {} prompts to learn from, {} prompts of other templates to measure on",
+        "{} answers of {} tokens to {} prompts to learn from, {} prompts of {} of other templates to measure on",
         learnt
             .iter()
             .map(|record| record.answers.len())
             .sum::<usize>(),
         learnt.iter().map(Record::answer_tokens).sum::<usize>(),
         learnt.len(),
-        held_out_count,
+        judged.len(),
+        held_out.len(),
     );
-    Ok((learnt, held_out))
+    Ok((learnt, judged))
 }
 
 type Numbered<'a> = Vec<(u32, &'a Prompt)>;
@@ -347,6 +426,22 @@ fn split(prompts: &[Prompt], hold_out: f64, seed: u64) -> (Numbered<'_>, Numbere
         .partition(|(_, prompt)| !templates.contains(&prompt.template.as_str()))
 }
 
+/// So many of the prompts, in their order: of each template one, then of each another one, and so on.
+fn spread<'a>(prompts: &Numbered<'a>, count: usize) -> Numbered<'a> {
+    let mut of_template: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, usize)> = Vec::new();
+    for (place, (_, prompt)) in prompts.iter().enumerate() {
+        let turn = of_template.entry(&prompt.template).or_default();
+        turns.push((*turn, place));
+        *turn += 1;
+    }
+    turns.sort_unstable();
+    turns.truncate(count);
+    let mut places: Vec<usize> = turns.into_iter().map(|(_, place)| place).collect();
+    places.sort_unstable();
+    places.into_iter().map(|place| prompts[place]).collect()
+}
+
 /// Chooses what is kept, unless a run before this did, and trains it to the end.
 fn trained(
     arguments: &Arguments,
@@ -357,12 +452,7 @@ fn trained(
     held_out: &[Record],
 ) -> Result<(Plan, State)> {
     let options = arguments.training();
-    let sizes = Sizes {
-        layers: arguments.layers.clone(),
-        kv_heads: arguments.kv_heads.unwrap_or(target.shape.kv_heads),
-        neurons: arguments.neurons.unwrap_or(target.shape.neurons),
-        tokens: arguments.vocabulary,
-    };
+    let sizes = arguments.sizes(&target.shape);
     let purpose = json!({
         "answers": XxHash3_64::oneshot(&postcard::to_stdvec(learnt)?),
         "sizes": format!("{sizes:?}"),
@@ -392,7 +482,7 @@ fn trained(
                 .map(|lesson| &lesson.sequence)
                 .take_while(|sequence| {
                     tokens += sequence.tokens.len();
-                    tokens <= arguments.refit_tokens
+                    tokens <= arguments.refit_tokens as usize
                 });
             refit::refit(target, &plan, &few.collect::<Vec<_>>(), &mut weights)?;
             let state = State::new(weights);
@@ -401,21 +491,21 @@ fn trained(
         }
     };
     let shape = select::shape_of(&target.shape, &plan);
-    let memory = memory_bytes(arguments, &shape, &state);
-    if let Some(available) = available_bytes().filter(|&available| available < memory) {
-        bail!(
-            "training takes about {} MiB of memory, and {} are free; take fewer --layers, --sequences or \
-             --sequence-tokens",
-            memory >> 20,
-            available >> 20
+    eprintln!(
+        "layers {:?}, {} weights to learn",
+        plan.layers,
+        state.count()
+    );
+    let left_out: usize = learnt
+        .iter()
+        .map(|record| record.answers.len() - train::fitting(record, arguments.sequence_tokens))
+        .sum();
+    if left_out > 0 {
+        eprintln!(
+            "{left_out} answers are left out: with the others to their prompts they do not fit --sequence-tokens {}",
+            arguments.sequence_tokens
         );
     }
-    eprintln!(
-        "layers {:?}, {} weights to learn, about {} MiB of memory",
-        plan.layers,
-        state.count(),
-        memory >> 20
-    );
     let judged = lessons(&plan, held_out);
     let lessons = lessons(&plan, learnt);
     ensure!(
@@ -462,15 +552,68 @@ fn trained(
     Ok((plan, state))
 }
 
-/// What training takes at most: weights with their moments, copies and gradients, and what lies between the steps of the
-/// sequences that are computed at a time.
-fn memory_bytes(arguments: &Arguments, shape: &Shape, state: &State) -> usize {
+/// Refuses what there is too little memory for.
+fn check_memory(arguments: &Arguments, target: &Target<'_>, shape: &Shape) -> Result<()> {
+    let memory = memory_bytes(arguments, target, shape);
+    let limits = [
+        available_bytes(),
+        andon_os::memory_bytes().and_then(|bytes| usize::try_from(bytes).ok()),
+    ];
+    if let Some(least) = limits.into_iter().flatten().min()
+        && least < memory
+    {
+        bail!(
+            "a draft of these sizes takes about {} MiB of memory, and {} are free; take fewer --layers, --neurons, \
+             --sequences, --sequence-tokens or --refit-tokens",
+            memory >> 20,
+            least >> 20
+        );
+    }
+    eprintln!("training takes about {} MiB of memory", memory >> 20);
+    Ok(())
+}
+
+/// What is taken at most: by training or, before it, by making up for layers that are left out.
+fn memory_bytes(arguments: &Arguments, target: &Target<'_>, shape: &Shape) -> usize {
+    let vocabulary = arguments.vocabulary.min(target.vocabulary);
+    let weights = shape.layers * layer_weights(shape) + shape.width * vocabulary;
+    let training = training_bytes(arguments, shape, weights, vocabulary);
+    training.max(refit_bytes(arguments, &target.shape, shape, weights))
+}
+
+/// Elements of a layer's matrices.
+fn layer_weights(shape: &Shape) -> usize {
+    let heads = (shape.heads + shape.kv_heads) * 2 * shape.head_dim;
+    shape.width * (heads + 3 * shape.neurons)
+}
+
+/// Weights with their moments, copies and gradients, and what lies between the steps of the sequences that are computed
+/// at a time.
+fn training_bytes(
+    arguments: &Arguments,
+    shape: &Shape,
+    weights: usize,
+    vocabulary: usize,
+) -> usize {
     let threads = arguments.threads().min(arguments.sequences);
     let copies = 6 + arguments.sequences + 2 * threads;
     let heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
     let layer = 12 * shape.width + 5 * heads + 8 * shape.neurons;
-    let between = arguments.sequence_tokens * (shape.layers * layer + 4 * arguments.vocabulary);
-    4 * (state.count() * copies + threads * between)
+    let between = arguments.sequence_tokens * (shape.layers * layer + 4 * vocabulary);
+    // Scores of a group of heads and what they become, for a prompt or for an answer behind it.
+    let prompt = arguments.prompt_tokens_learnt();
+    let answer = arguments.generate + 1;
+    let scores = (prompt * prompt).max(answer * (prompt + answer));
+    let scores = 4 * shape.heads / shape.kv_heads * scores;
+    4 * (weights * copies + threads * (between + scores))
+}
+
+/// Weights, the streams and activations of all tokens, what is solved of a layer, and a layer of the target.
+fn refit_bytes(arguments: &Arguments, target: &Shape, shape: &Shape, weights: usize) -> usize {
+    let tokens = arguments.refit_tokens as usize * (3 * shape.width + shape.neurons);
+    // Squares in f32 and, to solve them, in f64; products likewise.
+    let solved = shape.neurons * (5 * shape.neurons + 5 * shape.width);
+    4 * (weights + tokens + solved + 2 * layer_weights(target))
 }
 
 fn available_bytes() -> Option<usize> {
@@ -503,7 +646,7 @@ fn report(arguments: &Arguments, plan: &Plan, state: &State, held_out: &[Record]
                 kv_type: arguments.run.kv,
                 ..ExecutorOptions::default()
             };
-            Some(measure::worth(&mut executor, draft, &options, held_out)?)
+            measure::worth(&mut executor, draft, &options, held_out)?
         }
     };
     let mut stdout = std::io::stdout().lock();
@@ -525,7 +668,13 @@ fn report(arguments: &Arguments, plan: &Plan, state: &State, held_out: &[Record]
         state.count(),
         plan.layers
     )?;
-    let Some(worth) = worth else { return Ok(()) };
+    let Some(worth) = worth else {
+        writeln!(
+            stdout,
+            "there are no answers that are long enough to measure on"
+        )?;
+        return Ok(());
+    };
     writeln!(
         stdout,
         "a guess costs {:.3} of a pass; on {} prompts that were kept back:",

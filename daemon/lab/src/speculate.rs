@@ -388,7 +388,7 @@ fn measure(
     };
     // The first token comes with the prompt.
     let tokens = plain.usage.completion_tokens.saturating_sub(1);
-    if arguments.leaves_out_loops() && is_loop(&plain.ids) {
+    if arguments.leaves_out_loops() && looped(&plain.ids).is_some() {
         measured.looped = 1;
     } else if tokens > 0 && plain.timings.decode_ns > 0 && guessing.timings.decode_ns > 0 {
         let speedup = plain.timings.decode_ns as f64 / guessing.timings.decode_ns as f64;
@@ -407,14 +407,15 @@ fn measure(
     Ok((measured, guessing))
 }
 
-/// Whether some tokens come again and again.
-fn is_loop(ids: &[u32]) -> bool {
+/// How many tokens there are until [`REPEATED_TOKENS`] have come [`REPEATS_MAX`] times, if they do.
+pub(crate) fn looped(ids: &[u32]) -> Option<usize> {
     let mut counts: BTreeMap<&[u32], usize> = BTreeMap::new();
-    ids.windows(REPEATED_TOKENS).any(|window| {
+    let start = ids.windows(REPEATED_TOKENS).position(|window| {
         let count = counts.entry(window).or_default();
         *count += 1;
         *count >= REPEATS_MAX
-    })
+    })?;
+    Some(start + REPEATED_TOKENS)
 }
 
 /// Answers a prompt; one token at a time if there are no sources of guesses.

@@ -419,15 +419,12 @@ mod draft {
         ]);
         let tried = |lines: &str, more: &[&str]| {
             std::fs::write(&prompts, lines).expect("written");
-            let given = [
-                "draft",
-                text(&target),
-                "--raw",
-                "--prompts",
-                text(&prompts),
-                "--output",
-                text(&draft),
-            ];
+            let mut given = vec!["draft", text(&target), "--raw", "--prompts", text(&prompts)];
+            for default in [["--output", text(&draft)], ["--layers", "2"]] {
+                if !more.contains(&default[0]) {
+                    given.extend(default);
+                }
+            }
             error(&[&given[..], more].concat())
         };
         let good = "{\"prompt\": \"a\"}\n";
@@ -446,6 +443,18 @@ mod draft {
                 "4 layers",
             ),
             (good, &["--sequences", "0"], "--sequences"),
+            (good, &["--sequence-tokens", "64"], "no room"),
+            (good, &["--neurons", "500"], "500, are not whole blocks"),
+            (good, &["--format", "q2_k"], "not written"),
+            (good, &["--refit-tokens", "4294967295"], "MiB of memory"),
+            (good, &["--output", text(&prompts)], "from which"),
+            (good, &["--output", text(&target)], "from which"),
+            (good, &["--output", text(folder.path())], "not a file"),
+            (
+                good,
+                &["--output", "no/such/folder/draft.gguf"],
+                "no folder",
+            ),
         ] {
             let error = tried(lines, more);
             assert!(error.contains(expected), "{error}");

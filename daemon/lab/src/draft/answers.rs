@@ -3,7 +3,7 @@
 //! Drafts are asked for what the target says, so that is what they see, not what somebody else wrote (sequence-level
 //! distillation: Kim and Rush, 2016; of drafts: Zhou and others, DistillSpec, 2024).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +21,6 @@ use super::dataset::{Answer, Log, Record, TOP};
 
 /// Answers that are written at a time: the weights are read once for all.
 const PARALLEL: usize = 16;
-
-/// A stretch of this many tokens that comes a third time ends what is learnt of an answer: a loop is nothing new.
-const REPEATED_TOKENS: usize = 8;
-const REPEATS_MAX: usize = 3;
 
 /// A line of the file of prompts.
 #[derive(Debug, Deserialize)]
@@ -86,7 +82,18 @@ pub(super) fn complete(
     prompts: &[(u32, &Prompt)],
     options: &Options,
 ) -> Result<()> {
-    let known: Vec<u32> = records.iter().map(|record| record.prompt_index).collect();
+    let asked: BTreeMap<u32, &[u32]> = prompts
+        .iter()
+        .map(|&(index, prompt)| (index, &prompt.tokens[..]))
+        .collect();
+    // The log's purpose has the prompts, but not where in their file they are.
+    ensure!(
+        records
+            .iter()
+            .all(|record| asked.get(&record.prompt_index) == Some(&&record.prompt[..])),
+        "the prompts that were answered before have other lines now; name another --work folder"
+    );
+    let known: BTreeSet<u32> = records.iter().map(|record| record.prompt_index).collect();
     let missing: Vec<_> = prompts
         .iter()
         .filter(|(index, _)| !known.contains(index))
@@ -239,16 +246,9 @@ fn end(answer: &mut Answer, model: &Model) {
     }
 }
 
-/// Cuts an answer off where it repeats itself too often.
+/// Cuts an answer off where it repeats itself too often: a loop is nothing new.
 fn shorten(answer: &mut Answer) {
-    let mut counts: BTreeMap<&[u32], usize> = BTreeMap::new();
-    let looped = answer.tokens.windows(REPEATED_TOKENS).position(|window| {
-        let count = counts.entry(window).or_default();
-        *count += 1;
-        *count >= REPEATS_MAX
-    });
-    if let Some(start) = looped {
-        let end = start + REPEATED_TOKENS;
+    if let Some(end) = crate::speculate::looped(&answer.tokens) {
         answer.tokens.truncate(end);
         answer.likely.truncate(end);
         answer.end = None;

@@ -1,13 +1,14 @@
 //! What the target answered, on the disk: a log to which one prompt's answers are added at a time.
 //!
-//! Invariant: a log that is opened has whole entries only. Whatever follows the last of them, because the program was
-//! killed or the disk was full, is cut off, and written again later.
+//! Invariant: a log that is opened has whole entries only. An entry that was written half, because the program was killed or
+//! the disk was full, is the last; it is cut off, and written again later. Nothing else is ever cut off: a file that does
+//! not begin as a log, or is damaged before its end, is refused and left as it is.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
@@ -87,9 +88,30 @@ impl Log {
             .with_context(place)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(place)?;
-        let (mut records, mut at, mut first) = (Vec::new(), 0, true);
-        while let Some(entry) = entry(&bytes[at..]) {
-            if first {
+        let (mut records, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            let entry = match entry(&bytes[at..]) {
+                Found::Whole(entry) => entry,
+                _ if at == 0 => bail!(
+                    "{} is no log of answers; name another --work folder",
+                    place()
+                ),
+                Found::Damaged => bail!(
+                    "{} is damaged at byte {at} of {}, behind {} prompts; remove it, or cut it off there",
+                    place(),
+                    bytes.len(),
+                    records.len()
+                ),
+                Found::Half => {
+                    eprintln!(
+                        "{}: the last {} bytes, an entry that was written half, are cut off",
+                        place(),
+                        bytes.len() - at
+                    );
+                    break;
+                }
+            };
+            if at == 0 {
                 ensure!(
                     entry == purpose.as_bytes(),
                     "{} was made from another target, other prompts or with other options; remove it, or name another \
@@ -101,16 +123,17 @@ impl Log {
                 record.check(vocabulary).with_context(place)?;
                 records.push(record);
             }
-            first = false;
             at += HEAD_BYTES + entry.len();
         }
-        file.set_len(at as u64).with_context(place)?;
+        if at < bytes.len() {
+            file.set_len(at as u64).with_context(place)?;
+        }
         file.seek(SeekFrom::End(0)).with_context(place)?;
         let mut log = Log {
             file,
             path: path.to_owned(),
         };
-        if first {
+        if at == 0 {
             log.append(purpose.as_bytes())?;
         }
         Ok((log, records))
@@ -136,13 +159,34 @@ impl Log {
     }
 }
 
-/// The entry at the beginning of `bytes`, if it is whole.
-fn entry(bytes: &[u8]) -> Option<&[u8]> {
-    let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
-    let (length, checksum) = head.split_at(4);
-    let length = u32::from_le_bytes(length.try_into().ok()?) as usize;
-    let entry = rest.get(..length.min(ENTRY_BYTES_MAX))?;
-    (XxHash3_64::oneshot(entry).to_le_bytes() == checksum).then_some(entry)
+/// What is at the beginning of some bytes.
+enum Found<'a> {
+    Whole(&'a [u8]),
+    /// What may be the beginning of an entry, and nothing behind it.
+    Half,
+    /// Something else.
+    Damaged,
+}
+
+fn entry(bytes: &[u8]) -> Found<'_> {
+    // What was never written of a file that had grown already.
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Found::Half;
+    }
+    let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>() else {
+        return Found::Half;
+    };
+    let [a, b, c, d, checksum @ ..] = *head;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    if length > ENTRY_BYTES_MAX {
+        return Found::Damaged;
+    }
+    match rest.get(..length) {
+        None => Found::Half,
+        Some(entry) if XxHash3_64::oneshot(entry).to_le_bytes() == checksum => Found::Whole(entry),
+        Some(entry) if entry.len() == rest.len() => Found::Half,
+        Some(_) => Found::Damaged,
+    }
 }
 
 #[cfg(test)]
@@ -182,11 +226,39 @@ mod tests {
             log.add(&record(2)).expect("added");
             assert_eq!(fs::read(&path).expect("read"), whole);
         }
-        // A bit that changed ends it, too.
+        // Nor is the last one whole if its bytes are there but not what they were.
         let mut damaged = whole.clone();
         *damaged.last_mut().expect("bytes") ^= 1;
         fs::write(&path, &damaged).expect("written");
         assert_eq!(Log::open(&path, "a", 10).expect("opened").1.len(), 2);
+        // Or if they never came.
+        fs::write(&path, [&whole[..], &[0; 100]].concat()).expect("written");
+        assert_eq!(Log::open(&path, "a", 10).expect("opened").1.len(), 3);
+        assert_eq!(fs::read(&path).expect("read"), whole);
+    }
+
+    #[test]
+    fn what_is_damaged_or_no_log_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("answers");
+        let refused = |bytes: &[u8], expected: &str| {
+            fs::write(&path, bytes).expect("written");
+            let error = Log::open(&path, "a", 10).expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(fs::read(&path).expect("read"), bytes);
+        };
+        refused(b"my own notes", "no log");
+        refused(&[b'x'; 1000], "no log");
+        refused(&[0; 10], "no log");
+        fs::remove_file(&path).expect("removed");
+        let (mut log, _) = Log::open(&path, "a", 10).expect("begun");
+        for index in 0..3 {
+            log.add(&record(index)).expect("added");
+        }
+        let mut bytes = fs::read(&path).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        refused(&bytes, "damaged at byte");
     }
 
     #[test]

@@ -22,6 +22,28 @@ const TOKEN_IDS: &str = "andon.draft.token_ids";
 const EMBEDDING: &str = "token_embd.weight";
 const FREQUENCIES: &str = "rope_freqs.weight";
 
+/// Whether matrices of a draft of `shape` can be written in `format`.
+pub(super) fn check(shape: &Shape, format: Format) -> Result<()> {
+    for (what, columns) in [
+        ("the model's width", shape.width),
+        (
+            "the heads that are kept, together",
+            shape.heads * shape.head_dim,
+        ),
+        ("the neurons that are kept", shape.neurons),
+    ] {
+        let bytes = format.bytes(columns).with_context(|| {
+            format!(
+                "{what}, {columns}, are not whole blocks of --format {}",
+                format.name()
+            )
+        })?;
+        encode_row(format, &vec![0.0; columns], &mut vec![0; bytes])
+            .with_context(|| format!("--format {}", format.name()))?;
+    }
+    Ok(())
+}
+
 pub(super) fn export(
     path: &Path,
     target: &Target<'_>,

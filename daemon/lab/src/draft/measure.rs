@@ -16,6 +16,9 @@ use super::dataset::Record;
 /// Guesses made at a time.
 const LENGTHS: [usize; 4] = [1, 2, 3, 4];
 
+/// Tokens of the largest pass: the most guesses behind the token that is known.
+const PASS_TOKENS_MAX: usize = LENGTHS.len() + 1;
+
 /// Times that each pass is taken.
 const ROUNDS: usize = 25;
 
@@ -46,13 +49,19 @@ pub(super) struct Worth {
     pub(super) lengths: Vec<OfLength>,
 }
 
-/// Measures on greedy answers of the target.
+/// Measures on greedy answers of the target. Nothing, if all are too short for that.
 pub(super) fn worth(
     target: &mut Executor,
     draft: Arc<Model>,
     options: &ExecutorOptions,
     records: &[Record],
-) -> Result<Worth> {
+) -> Result<Option<Worth>> {
+    let length = |record: &Record| record.answers.first().map_or(0, |first| first.tokens.len());
+    let longest = records.iter().max_by_key(|record| length(record));
+    // What is timed follows a token of the answer.
+    let Some(timed) = longest.filter(|record| length(record) > PASS_TOKENS_MAX) else {
+        return Ok(None);
+    };
     let mut draft = DraftModel::new(draft, target, options)?;
     let progress = Progress::new("measuring", LENGTHS.len() * records.len());
     let mut counts = Vec::new();
@@ -72,9 +81,7 @@ pub(super) fn worth(
         }
         counts.push((length, guessed, accepted));
     }
-    let record = records.iter().max_by_key(|record| record.answer_tokens());
-    let record = record.context("there are no answers to measure on")?;
-    let (cost, passes) = costs(&mut draft, target, record)?;
+    let (cost, passes) = costs(&mut draft, target, timed)?;
     let lengths = counts.into_iter().map(|(length, guessed, accepted)| {
         let acceptance = accepted as f64 / f64::from(guessed.max(1) as u32);
         let spent = length as f64 * cost + passes[length];
@@ -88,11 +95,11 @@ pub(super) fn worth(
             speedup: (1.0 + acceptance * length as f64) / spent,
         }
     });
-    Ok(Worth {
+    Ok(Some(Worth {
         prompts: records.len(),
         cost,
         lengths: lengths.collect(),
-    })
+    }))
 }
 
 /// Goes through an answer as verifying would: guesses, takes those that are right, and the token behind them.
@@ -178,8 +185,7 @@ fn costs(
             .take(1)
             .flat_map(|answer| &answer.tokens),
     );
-    let most = LENGTHS.len() + 1;
-    let (before, behind) = text.split_at(text.len().saturating_sub(most));
+    let (before, behind) = text.split_at(text.len().saturating_sub(PASS_TOKENS_MAX));
     let mut sequence = target.sequence();
     for tokens in before.chunks(target.batch_tokens_max()) {
         target.forward(&mut [Chunk {
@@ -193,14 +199,7 @@ fn costs(
     for _ in 0..ROUNDS {
         let start = Instant::now();
         // Of the text it keeps all but the last token: as many passes as guesses.
-        guesses(
-            draft,
-            target,
-            &text[..before.len()],
-            record.prompt.len(),
-            count,
-            u64::MAX,
-        )?;
+        guesses(draft, target, before, record.prompt.len(), count, u64::MAX)?;
         times[0].push(start.elapsed() / count as u32);
         for tokens in 1..=behind.len() {
             let tokens = &behind[..tokens];

@@ -57,6 +57,41 @@ pub(super) enum Layers {
     These(Vec<usize>),
 }
 
+impl Sizes {
+    /// The sizes of such a draft, if the target has as much.
+    pub(super) fn of(&self, target: &Shape) -> Result<Shape> {
+        let (kept, in_range) = match &self.layers {
+            Layers::Count(count) => (*count, true),
+            Layers::These(layers) => (
+                layers.len(),
+                layers.iter().all(|&layer| layer < target.layers),
+            ),
+        };
+        ensure!(
+            (1..=target.layers).contains(&kept) && in_range,
+            "the target has {} layers, of which a draft keeps at least one",
+            target.layers
+        );
+        ensure!(
+            (1..=target.kv_heads).contains(&self.kv_heads),
+            "--kv-heads must be between 1 and the target's {}",
+            target.kv_heads
+        );
+        ensure!(
+            (1..=target.neurons).contains(&self.neurons),
+            "--neurons must be between 1 and the target's {}",
+            target.neurons
+        );
+        Ok(Shape {
+            layers: kept,
+            heads: target.heads / target.kv_heads * self.kv_heads,
+            kv_heads: self.kv_heads,
+            neurons: self.neurons,
+            ..target.clone()
+        })
+    }
+}
+
 /// What was measured of a layer.
 #[derive(Clone, Debug, Default)]
 struct Importance {
@@ -68,32 +103,7 @@ struct Importance {
 /// Measures the target on some of its answers and chooses.
 pub(super) fn plan(target: &Target<'_>, records: &[Record], sizes: &Sizes) -> Result<Plan> {
     let shape = &target.shape;
-    let (kept, all) = match &sizes.layers {
-        Layers::Count(count) => (*count, shape.layers),
-        Layers::These(layers) => (
-            layers.len(),
-            layers
-                .iter()
-                .max()
-                .map_or(0, |last| last + 1)
-                .max(shape.layers),
-        ),
-    };
-    ensure!(
-        (1..=shape.layers).contains(&kept) && all == shape.layers,
-        "the target has {} layers, of which a draft keeps at least one",
-        shape.layers
-    );
-    ensure!(
-        (1..=shape.kv_heads).contains(&sizes.kv_heads),
-        "--kv-heads must be between 1 and the target's {}",
-        shape.kv_heads
-    );
-    ensure!(
-        (1..=shape.neurons).contains(&sizes.neurons),
-        "--neurons must be between 1 and the target's {}",
-        shape.neurons
-    );
+    sizes.of(shape)?;
     let importance = measure(target, &calibration(records))?;
     let layers = match &sizes.layers {
         Layers::Count(count) => {

@@ -93,6 +93,11 @@ impl<'a> Target<'a> {
         ensure!(heads > 0, "`{}` is 0", key("attention.head_count"));
         let head_dim = gguf.u32_or(&key("attention.key_length"), (width / heads) as u32)? as usize;
         let dims = gguf.u32_or(&key("rope.dimension_count"), head_dim as u32)? as usize;
+        ensure!(
+            dims <= head_dim,
+            "`{}` is {dims}, and heads have {head_dim}",
+            key("rope.dimension_count")
+        );
         let base = f64::from(gguf.f32_or(&key("rope.freq_base"), 10_000.0)?);
         let frequency = |pair: usize| base.powf(-((2 * pair) as f64) / dims as f64);
         let embedding = gguf

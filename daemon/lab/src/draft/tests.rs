@@ -9,13 +9,14 @@ use andon_engine::{Chunk, Executor, ExecutorOptions, Files, LoadOptions, LogitsF
 use andon_kernels::Format;
 use candle_core::{Device, Tensor};
 
+use super::answers::Prompt;
 use super::dataset::{Answer, Record};
 use super::network::{Sequence, Weights, forward};
 use super::refit::refit;
 use super::select::{Layers, Plan, Sizes, plan, shape_of, weights_of};
 use super::target::Target;
 use super::train::{Options, State, Trainer, lessons};
-use super::{checkpoint, export};
+use super::{checkpoint, export, lock, measure, spread};
 
 const VOCABULARY: usize = 300;
 
@@ -199,8 +200,19 @@ fn training_is_the_same_on_any_number_of_threads_and_after_a_stop() {
             threads: Some(1),
             ..ExecutorOptions::default()
         };
-        let executor = Executor::new(target, &options).expect("an executor");
+        let mut executor = Executor::new(target, &options).expect("an executor");
         DraftModel::new(Arc::clone(&loaded), &executor, &options).expect("a draft");
+        // Nothing can be said of answers that are over at once.
+        let mut short = records().remove(0);
+        short.answers.iter_mut().for_each(|answer| {
+            answer.tokens.truncate(5);
+            answer.likely.truncate(5);
+        });
+        for records in [&[][..], &[short]] {
+            let draft = Arc::clone(&loaded);
+            let worth = measure::worth(&mut executor, draft, &options, records);
+            assert!(worth.expect("measured").is_none());
+        }
         if format == Format::F32 {
             let expected = logits_of_engine(&loaded, &lessons[0].sequence.tokens[..3]);
             let trainer = Trainer::new(read, &shape, Device::Cpu, options_of(format), &state)
@@ -225,8 +237,25 @@ fn what_cannot_be_learnt_is_left_out() {
     let lessons = lessons(&[record.clone()], &[10, 11, 12, 13], VOCABULARY, 64, 0.0);
     assert_eq!(lessons[0].sequence.outputs.len(), 26);
     assert_eq!(lessons[0].count(), 23);
-    // Nor is what is too long.
-    assert!(super::train::lessons(&[record], &[10], VOCABULARY, 20, 0.0).is_empty());
+    // Behind the second answer, which did not end, nothing is asked.
+    assert_eq!(lessons[0].asked(), 25);
+    // Nor is what is too long: the second answer, and then the first.
+    let lessons = |tokens_max| {
+        super::train::lessons(
+            &[record.clone()],
+            &[10, 11, 12, 13],
+            VOCABULARY,
+            tokens_max,
+            0.0,
+        )
+    };
+    let short = lessons(28);
+    assert_eq!(
+        (short[0].sequence.outputs.len(), short[0].asked()),
+        (13, 13)
+    );
+    assert_eq!(super::train::fitting(&record, 29), 2);
+    assert!(lessons(15).is_empty());
 }
 
 #[test]
@@ -285,4 +314,32 @@ fn kept_layers_make_up_for_those_that_are_not() {
     let before = distance(&logits(&some, false), &expected);
     let after = distance(&logits(&some, true), &expected);
     assert!(after < 0.7 * before, "{before} and then {after}");
+}
+
+#[test]
+fn a_folder_is_worked_in_by_one_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let work = folder.path().join("work");
+    let held = lock(&work).expect("locked");
+    let error = lock(&work).expect_err("held").to_string();
+    assert!(error.contains("another run"), "{error}");
+    drop(held);
+    drop(lock(&work).expect("free again"));
+}
+
+#[test]
+fn prompts_to_measure_on_are_of_as_many_templates_as_there_are() {
+    let prompt = |template: &str| Prompt {
+        template: template.to_owned(),
+        tokens: vec![1],
+        line: String::new(),
+    };
+    let prompts = ["a", "a", "a", "b", "c", "c"].map(prompt);
+    let places = |count: usize| -> Vec<u32> {
+        let chosen = spread(&(0..).zip(&prompts).collect(), count);
+        chosen.into_iter().map(|(index, _)| index).collect()
+    };
+    assert_eq!(places(3), [0, 3, 4]);
+    assert_eq!(places(4), [0, 1, 3, 4]);
+    assert_eq!(places(9), [0, 1, 2, 3, 4, 5]);
 }

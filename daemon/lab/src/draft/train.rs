@@ -12,7 +12,7 @@ use andon_kernels::Format;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor, Var};
 
-use super::dataset::{Record, TOP};
+use super::dataset::{Answer, Record, TOP};
 use super::fused::{Wanted, cross_entropy, with_values};
 use super::network::{Sequence, Weights, forward};
 use super::select::Parameter;
@@ -35,6 +35,8 @@ pub(super) struct Lesson {
     wanted: Arc<Wanted>,
     /// Outputs that something is wanted of.
     count: usize,
+    /// Outputs that the target has a token for, be it one that can be guessed or not.
+    asked: usize,
 }
 
 #[cfg(test)]
@@ -49,6 +51,10 @@ impl Trainer<'_> {
 impl Lesson {
     pub(super) fn count(&self) -> usize {
         self.count
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.asked
     }
 }
 
@@ -106,7 +112,17 @@ impl State {
     }
 }
 
-/// Packs records into sequences of up to `tokens_max` tokens; one that is longer by itself is left out.
+/// How many of a record's answers, from the first, a sequence of `tokens_max` tokens has room for behind the prompt.
+pub(super) fn fitting(record: &Record, tokens_max: usize) -> usize {
+    let mut size = record.prompt.len();
+    let fits = |answer: &&Answer| {
+        size += answer.tokens.len() + 1;
+        size <= tokens_max
+    };
+    record.answers.iter().take_while(fits).count()
+}
+
+/// Packs records into sequences of up to `tokens_max` tokens, each with as many of its answers as are [`fitting`].
 pub(super) fn lessons(
     records: &[Record],
     tokens: &[u32],
@@ -119,48 +135,46 @@ pub(super) fn lessons(
         rows[token as usize] = Some(row as u32);
     }
     let mut lessons = Vec::new();
-    let mut open = (
-        Sequence::default(),
-        Wanted {
-            tokens_per_row: TOP,
-            ..Wanted::default()
-        },
-    );
+    let mut open = Open::default();
     for record in records {
-        let size = record.prompt.len() + record.answer_tokens() + record.answers.len();
-        if size > tokens_max || record.answers.is_empty() {
+        let answers = &record.answers[..fitting(record, tokens_max)];
+        if answers.is_empty() {
             continue;
         }
-        if open.0.tokens.len() + size > tokens_max {
+        let texts: Vec<&[u32]> = answers.iter().map(|answer| &answer.tokens[..]).collect();
+        let size = record.prompt.len() + texts.iter().map(|text| text.len() + 1).sum::<usize>();
+        if open.sequence.tokens.len() + size > tokens_max {
             close(&mut open, &mut lessons);
         }
-        let answers: Vec<&[u32]> = record
-            .answers
-            .iter()
-            .map(|answer| &answer.tokens[..])
-            .collect();
-        open.0.add(&record.prompt, &answers);
-        for answer in &record.answers {
+        open.sequence.add(&record.prompt, &texts);
+        for answer in answers {
             for likely in &answer.likely {
-                want(&mut open.1, likely, &rows, hard);
+                want(&mut open.wanted, likely, &rows, hard);
             }
             let end = answer.end.map(|token| (token, 1.0));
-            want(&mut open.1, end.as_slice(), &rows, hard);
+            want(&mut open.wanted, end.as_slice(), &rows, hard);
+            open.asked += answer.tokens.len() + usize::from(end.is_some());
         }
     }
     close(&mut open, &mut lessons);
     lessons
 }
 
-fn close(open: &mut (Sequence, Wanted), lessons: &mut Vec<Lesson>) {
-    let empty = (
-        Sequence::default(),
-        Wanted {
-            tokens_per_row: TOP,
-            ..Wanted::default()
-        },
-    );
-    let (sequence, wanted) = std::mem::replace(open, empty);
+/// A lesson that there may be room in.
+#[derive(Default)]
+struct Open {
+    sequence: Sequence,
+    wanted: Wanted,
+    asked: usize,
+}
+
+fn close(open: &mut Open, lessons: &mut Vec<Lesson>) {
+    let Open {
+        sequence,
+        mut wanted,
+        asked,
+    } = std::mem::take(open);
+    wanted.tokens_per_row = TOP;
     let count = wanted
         .weights
         .chunks(TOP)
@@ -171,6 +185,7 @@ fn close(open: &mut (Sequence, Wanted), lessons: &mut Vec<Lesson>) {
             sequence,
             wanted: Arc::new(wanted),
             count,
+            asked,
         });
     }
 }
@@ -200,6 +215,13 @@ fn want(wanted: &mut Wanted, likely: &[(u32, f32)], rows: &[Option<u32>], hard: 
     wanted.weights[start] += hard;
 }
 
+/// What a gradient is multiplied with to be no longer than [`GRADIENT_MAX`]; nothing if a part of it is not finite.
+fn shortened(gradient: impl Iterator<Item = f32>) -> Option<f32> {
+    let squares = gradient.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let factor = GRADIENT_MAX / squares.sqrt().max(f64::MIN_POSITIVE);
+    squares.is_finite().then_some(factor.min(1.0) as f32)
+}
+
 /// The rate of a step: up in a straight line, then down along half a cosine.
 fn rate(options: &Options, step: usize) -> f64 {
     let warm = (options.steps / 20).clamp(1, 50);
@@ -213,11 +235,15 @@ fn rate(options: &Options, step: usize) -> f64 {
 
 /// Which lessons a step takes: each once before any comes again, in an order that the seed gives.
 fn chosen(options: &Options, lesson_count: usize, step: usize) -> Vec<usize> {
+    let (mut order, mut order_round) = (Vec::new(), None);
     (step * options.lessons_per_step..(step + 1) * options.lessons_per_step)
         .map(|index| {
             let (round, place) = (index / lesson_count, index % lesson_count);
-            let mut order: Vec<usize> = (0..lesson_count).collect();
-            Random::new(options.seed.wrapping_add(round as u64 + 1)).shuffle(&mut order);
+            if order_round != Some(round) {
+                order = (0..lesson_count).collect();
+                Random::new(options.seed.wrapping_add(round as u64 + 1)).shuffle(&mut order);
+                order_round = Some(round);
+            }
             order[place]
         })
         .collect()
@@ -281,12 +307,12 @@ impl<'a> Trainer<'a> {
             "step {}: the loss is not finite; try a smaller --rate",
             state.step + 1
         );
-        let squares = sums
-            .values()
-            .flatten()
-            .map(|x| f64::from(*x).powi(2))
-            .sum::<f64>();
-        let factor = (GRADIENT_MAX / squares.sqrt().max(f64::MIN_POSITIVE)).min(1.0) as f32;
+        let factor = shortened(sums.values().flatten().copied()).with_context(|| {
+            format!(
+                "step {}: the gradient is not finite; try a smaller --rate",
+                state.step + 1
+            )
+        })?;
         let rate = rate(&self.options, state.step) as f32;
         state.step += 1;
         for (name, gradient) in sums {
@@ -336,7 +362,7 @@ impl<'a> Trainer<'a> {
             .max(1) as f64;
         let asked = lessons
             .iter()
-            .map(|lesson| lesson.sequence.outputs.len())
+            .map(|lesson| lesson.asked)
             .sum::<usize>()
             .max(1);
         let loss: f64 = results.iter().map(|(loss, _)| loss).sum();
@@ -495,6 +521,39 @@ fn round_affine(block: &mut [f32], columns: usize) {
                 ((*x - least) / step).round_ties_even().clamp(0.0, 15.0)
             };
             *x = least + level * step;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, chosen, shortened};
+    use andon_kernels::Format;
+
+    #[test]
+    fn gradients_are_shortened_and_those_that_are_not_finite_are_none() {
+        assert_eq!(shortened([0.3, 0.4].into_iter()), Some(1.0));
+        assert_eq!(shortened([3.0, -4.0].into_iter()), Some(0.2));
+        assert_eq!(shortened([0.0].into_iter()), Some(1.0));
+        assert_eq!(shortened([1.0, f32::NAN].into_iter()), None);
+        assert_eq!(shortened([1.0, f32::NEG_INFINITY].into_iter()), None);
+    }
+
+    #[test]
+    fn each_lesson_comes_once_before_any_comes_again() {
+        let options = Options {
+            steps: 10,
+            lessons_per_step: 3,
+            rate: 1e-3,
+            seed: 5,
+            threads: 1,
+            format: Format::Q8_0,
+        };
+        let all: Vec<usize> = (0..5).flat_map(|step| chosen(&options, 5, step)).collect();
+        for round in all.chunks(5) {
+            let mut round = round.to_vec();
+            round.sort_unstable();
+            assert_eq!(round, [0, 1, 2, 3, 4]);
         }
     }
 }
