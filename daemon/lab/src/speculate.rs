@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use prompts::Prompt;
 #[cfg(feature = "draft")]
-pub(crate) use prompts::tokens_of;
+pub(crate) use prompts::{Line, tokens_of};
 use serde_json::json;
 use simulated::Simulated;
 

@@ -14,26 +14,13 @@ use andon_engine::generate::{
 };
 use andon_engine::sample::SamplingOptions;
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
 
 use super::Progress;
 use super::dataset::{Answer, Log, Record, TOP};
+use crate::speculate::Line;
 
 /// Answers that are written at a time: the weights are read once for all.
 const PARALLEL: usize = 16;
-
-/// A line of the file of prompts.
-#[derive(Debug, Deserialize)]
-struct Line {
-    #[serde(default)]
-    prompt: Option<String>,
-    #[serde(default)]
-    turns: Vec<String>,
-    #[serde(default)]
-    template: Option<String>,
-    #[serde(alias = "category")]
-    task: Option<String>,
-}
 
 /// A prompt as the model reads it.
 #[derive(Clone, Debug)]
@@ -49,19 +36,15 @@ pub(super) struct Prompt {
 pub(super) fn prompts(path: &Path, model: &Model, tokens_max: usize) -> Result<Vec<Prompt>> {
     let text = crate::read_text(path)?;
     let mut prompts = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}:{}", path.display(), number + 1);
-        let read: Line = serde_json::from_str(line).with_context(place)?;
-        let text = read.prompt.or_else(|| read.turns.into_iter().next());
-        let text = text.with_context(|| format!("{}: neither `prompt` nor `turns`", place()))?;
-        let tokens = crate::speculate::tokens_of(model, &text).with_context(place)?;
+    for line in Line::all(path, &text) {
+        let (number, place, line, read) = line?;
+        let place = || place.clone();
+        let question = read.question().with_context(place)?;
+        let tokens = crate::speculate::tokens_of(model, question).with_context(place)?;
         ensure!(!tokens.is_empty(), "{}: the prompt is empty", place());
         if tokens.len() <= tokens_max {
             let template = read.template.or(read.task);
-            let template = template.unwrap_or_else(|| format!("line {}", number + 1));
+            let template = template.unwrap_or_else(|| format!("line {number}"));
             prompts.push(Prompt {
                 template,
                 tokens,

@@ -1,5 +1,6 @@
 //! The prompts that are answered.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use andon_engine::Model;
@@ -12,17 +13,42 @@ use super::Arguments;
 
 /// A line of the file; other fields are of no interest here.
 #[derive(Debug, Deserialize)]
-struct Record {
+pub(crate) struct Line {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
     prompt: Option<String>,
     #[serde(default)]
     turns: Vec<String>,
+    #[cfg(feature = "draft")]
+    #[serde(default)]
+    pub(crate) template: Option<String>,
     #[serde(alias = "category")]
-    task: Option<String>,
+    pub(crate) task: Option<String>,
     #[serde(default)]
     json_schema: Option<serde_json::Value>,
+}
+
+impl Line {
+    /// The lines of a file that are not empty, each with its number, its place for errors, and its text.
+    pub(crate) fn all<'a>(
+        path: &'a Path,
+        text: &'a str,
+    ) -> impl Iterator<Item = Result<(usize, String, &'a str, Line)>> {
+        let lines = (1..).zip(text.lines());
+        let lines = lines.filter(|(_, line)| !line.trim().is_empty());
+        lines.map(move |(number, line)| {
+            let place = format!("{}:{number}", path.display());
+            let read = serde_json::from_str(line).with_context(|| place.clone())?;
+            Ok((number, place, line, read))
+        })
+    }
+
+    /// What is asked.
+    pub(crate) fn question(&self) -> Result<&str> {
+        let question = self.prompt.as_ref().or_else(|| self.turns.first());
+        Ok(question.context("neither `prompt` nor `turns`")?)
+    }
 }
 
 /// One to be answered.
@@ -38,28 +64,23 @@ pub(super) struct Prompt {
 pub(super) fn read(arguments: &Arguments, model: &Model) -> Result<Vec<Prompt>> {
     let text = crate::read_text(&arguments.prompts)?;
     let mut prompts = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}:{}", arguments.prompts.display(), number + 1);
-        let record: Record = serde_json::from_str(line).with_context(place)?;
+    for line in Line::all(&arguments.prompts, &text) {
+        let (number, place, _, record) = line?;
+        let place = || place.clone();
         if arguments.constrained && record.json_schema.is_none() {
             continue;
         }
-        let group = record.task.unwrap_or_else(|| "all".to_owned());
+        let group = record.task.clone().unwrap_or_else(|| "all".to_owned());
         if arguments.group.as_ref().is_some_and(|only| *only != group) {
             continue;
         }
-        let text = record.prompt.or_else(|| record.turns.into_iter().next());
-        let text = text.with_context(|| format!("{}: neither `prompt` nor `turns`", place()))?;
-        let tokens = tokens_of(model, &text)?;
+        let tokens = tokens_of(model, record.question().with_context(place)?)?;
         if tokens.len() <= arguments.prompt_tokens_max {
             let free = arguments.unconstrained || arguments.simulate.is_some();
             let schema = record.json_schema.filter(|_| !free);
             let grammar = schema.map(|schema| grammar(arguments, model, schema));
             prompts.push(Prompt {
-                id: record.id.unwrap_or_else(|| (number + 1).to_string()),
+                id: record.id.unwrap_or_else(|| number.to_string()),
                 group,
                 tokens,
                 grammar: grammar.transpose().with_context(place)?,
