@@ -36,8 +36,10 @@ pub(super) struct Corpora {
     vocabulary: usize,
     /// Digest of what all keys begin with: the model.
     model: Sha256,
-    /// `None` if nothing is kept on the disk.
-    folder: Option<PathBuf>,
+    /// Where files are, be it from an earlier start with another configuration.
+    folder: PathBuf,
+    /// Whether they are read and written.
+    keeps: bool,
     held: Mutex<Held>,
     /// Held by whoever writes or erases files, before anything else is.
     files: Mutex<()>,
@@ -108,17 +110,16 @@ impl Corpora {
         vocabulary: usize,
     ) -> Corpora {
         let learns = config.enabled && config.corpus != CorpusScope::Off;
-        let folder = (learns && config.corpus_keep).then_some(folder);
-        let folder = folder.filter(|folder| {
+        let keeps = learns && config.corpus_keep && {
             let prepared = store::prepare(folder);
             if let Err(error) = &prepared {
                 let folder = folder.display();
                 tracing::warn!(%folder, %error, "earlier answers are not kept for the next start");
             }
             prepared.is_ok()
-        });
+        };
         let mut digest = Sha256::new();
-        if folder.is_some() {
+        if keeps {
             part(&mut digest, name().as_bytes());
         }
         Corpora {
@@ -126,7 +127,8 @@ impl Corpora {
             drafts: false,
             vocabulary,
             model: digest,
-            folder: folder.map(Path::to_path_buf),
+            folder: folder.to_path_buf(),
+            keeps,
             held: Mutex::default(),
             files: Mutex::default(),
         }
@@ -206,10 +208,10 @@ impl Corpora {
     /// What is on the disk, else an empty one.
     fn read(&self, key: &CorpusKey) -> Corpus {
         let most = self.config.corpus_tokens_max;
-        let Some(folder) = &self.folder else {
+        if !self.keeps {
             return Corpus::new(most);
-        };
-        store::read(folder, key, self.vocabulary, most).unwrap_or_else(|error| {
+        }
+        store::read(&self.folder, key, self.vocabulary, most).unwrap_or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
                 tracing::warn!(%error, "a file of earlier answers is not used");
             }
@@ -232,7 +234,7 @@ impl Corpora {
             local: label.local,
             tokens,
         };
-        let listed = self.folder.as_deref().map_or(Ok(Vec::new()), store::list)?;
+        let listed = store::list(&self.folder)?;
         let held = self.held();
         let on_disk = listed
             .iter()
@@ -260,7 +262,7 @@ impl Corpora {
                 && client.is_none_or(|client| label.client == client)
         };
         let _files = self.files();
-        let listed = self.folder.as_deref().map_or(Ok(Vec::new()), store::list)?;
+        let listed = store::list(&self.folder)?;
         let mut held = self.held();
         let mut erased = 0;
         held.corpora.retain(|key, entry| {
@@ -269,21 +271,15 @@ impl Corpora {
             erased += usize::from(!stays && !counted && entry.corpus.token_count() > 0);
             stays
         });
-        let Some(folder) = &self.folder else {
-            return Ok(erased);
-        };
-        if task.is_none() && client.is_none() {
-            return Ok(erased + store::remove_all(folder)?);
-        }
-        for listed in listed.iter().filter(|listed| is_meant(&listed.label)) {
-            erased += usize::from(store::remove(folder, &listed.key)?);
-        }
-        Ok(erased)
+        Ok(erased + store::remove(&self.folder, is_meant)?)
     }
 
     /// Writes what was learnt since it was last written. Answers are read and added meanwhile.
     pub(super) fn write(&self) {
-        let Some(folder) = &self.folder else { return };
+        if !self.keeps {
+            return;
+        }
+        let folder = &self.folder;
         let _files = self.files();
         let changed: Vec<(CorpusKey, Label, Arc<Corpus>, u64)> = {
             let held = self.held();
@@ -323,7 +319,7 @@ fn part(digest: &mut Sha256, bytes: &[u8]) {
 
 /// Writes from time to time what was learnt, until the daemon stops.
 pub(super) fn run(shared: &Shared, corpora: &Corpora) {
-    if corpora.folder.is_none() {
+    if !corpora.keeps {
         return;
     }
     if let Err(error) = andon_os::give_way() {
@@ -474,6 +470,12 @@ mod tests {
             left
         );
         fs::write(folder.join("old.corpus"), "of another format").unwrap();
+        assert_eq!(corpora.erase(Some("none"), None).unwrap(), 1, "the old one");
+        // Also by a daemon that learns no more.
+        let off = super::tests::corpora(&folder, CorpusScope::Off, "m");
+        assert_eq!(list(&off), left);
+        assert_eq!(off.erase(None, Some("b")).unwrap(), 1);
+        fs::write(folder.join("old.corpus"), "of another format").unwrap();
         assert_eq!(corpora.erase(None, None).unwrap(), 3);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         assert!(list(&corpora).is_empty());
@@ -483,7 +485,7 @@ mod tests {
     fn the_one_that_was_not_asked_for_longest_goes() {
         let folder = tempfile::tempdir().unwrap();
         let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
-        corpora.folder = None;
+        corpora.keeps = false;
         let clients = ["a", "b", "c"].map(|name| client(Origin::Mqtt, name));
         let corpus = |at: usize| {
             corpora

@@ -209,32 +209,38 @@ pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// Removes what lies under `key`; false if there is nothing.
+/// Removes what `is_meant`, and what cannot be read, since nobody knows whose that is; says how many files that were. They
+/// are gone for good when this returns.
 ///
 /// # Errors
-/// If it cannot be removed.
-pub fn remove(folder: &Path, key: &CorpusKey) -> io::Result<bool> {
-    match fs::remove_file(key.path(folder)) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Removes all that lies in the folder, also what cannot be read; says how many files that were.
-///
-/// # Errors
-/// If the folder cannot be read, or a file cannot be removed.
-pub fn remove_all(folder: &Path) -> io::Result<usize> {
+/// If the folder cannot be read, or a file cannot be removed; others may have been.
+pub fn remove(folder: &Path, is_meant: impl Fn(&Label) -> bool) -> io::Result<usize> {
+    let listed = list(folder)?;
+    let stays = |path: &PathBuf| {
+        let mut stays = listed.iter().filter(|listed| !is_meant(&listed.label));
+        stays.any(|listed| listed.key.path(folder) == *path)
+    };
     let files = files(folder)?;
-    files.iter().try_for_each(fs::remove_file)?;
-    Ok(files.len())
+    let mut removed = 0;
+    for path in files.iter().filter(|path| !stays(path)) {
+        fs::remove_file(path)?;
+        removed += 1;
+    }
+    if removed > 0 {
+        // Else a file could be back after the power has failed.
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(removed)
 }
 
-/// The files of corpora.
+/// The files of corpora; none where there is no folder.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| name.ends_with(ENDING)) {
@@ -301,9 +307,7 @@ pub fn thin_out(folder: &Path, files_max: usize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        CorpusKey, Label, Listed, list, prepare, read, remove, remove_all, thin_out, write,
-    };
+    use super::{CorpusKey, Label, Listed, list, prepare, read, remove, thin_out, write};
     use crate::speculate::Corpus;
     use std::fs;
     use std::io::ErrorKind;
@@ -387,10 +391,13 @@ mod tests {
         let tokens = corpus().token_count();
         let of = |key: CorpusKey, label: Label| Listed { key, label, tokens };
         assert_eq!(listed, [of(KEY, label()), of(other, Label::default())]);
-        assert!(remove(folder, &KEY).expect("removed"));
-        assert!(!remove(folder, &KEY).expect("nothing there"));
+        let is_meant = |of: &Label| *of == label();
+        assert_eq!(remove(folder, is_meant).expect("removed"), 3);
+        assert_eq!(remove(folder, is_meant).expect("nothing there"), 0);
         assert_eq!(list(folder).expect("listed").len(), 1);
-        assert_eq!(remove_all(folder).expect("removed"), 3);
+        assert_eq!(remove(folder, |_| true).expect("removed"), 1);
+        let none = folder.join("none");
+        assert_eq!(remove(&none, |_| true).expect("no folder"), 0);
         assert_eq!(fs::read_dir(folder).expect("a folder").count(), 0);
         let long = Label {
             task: "x".repeat(2000),
