@@ -152,3 +152,26 @@ fn what_cannot_be_enforced_is_refused_by_field_name_and_place() {
     let (_, reason) = said(&daemon, "/v1/chat/completions", &fields);
     assert_eq!(reason, "length");
 }
+
+#[test]
+fn properties_come_as_each_schema_has_them() {
+    let daemon = Daemon::builder().start().unwrap();
+    for names in [
+        ["first", "second"],
+        ["second", "first"],
+        ["first", "second"],
+    ] {
+        let mut schema = json!({ "type": "object", "required": names, "properties": {} });
+        for name in names {
+            schema["properties"][name] = json!({ "type": "boolean" });
+        }
+        // Without the order of what is sent, this test would say nothing.
+        let sent = schema["properties"].to_string();
+        assert!(sent.starts_with(&format!("{{\"{}\"", names[0])), "{sent}");
+        let format =
+            json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+        let asked = json!({ "response_format": format });
+        let (text, _) = said(&daemon, "/v1/chat/completions", &asked);
+        assert!(text.starts_with(&format!("{{\"{}\"", names[0])), "{text}");
+    }
+}

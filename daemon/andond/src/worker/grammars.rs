@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use andon_engine::Model;
-use andon_engine::grammar::{Constraint, Grammar};
+use andon_engine::grammar::Grammar;
 
 use super::Shared;
 use crate::fault::{Fault, FaultCode};
@@ -16,7 +16,9 @@ const KEPT_MAX: usize = 16;
 /// The grammars that were used last, the latest last.
 #[derive(Debug, Default)]
 pub(super) struct Grammars {
-    kept: VecDeque<(Constraint, Arc<Grammar>)>,
+    /// With what each was compiled from, written out: objects of which only the order differs are equal, but properties come
+    /// in the schema's order.
+    kept: VecDeque<(String, Arc<Grammar>)>,
 }
 
 impl Grammars {
@@ -39,12 +41,13 @@ impl Grammars {
         tokens_max: usize,
     ) -> Result<Arc<Grammar>, Fault> {
         let AnswerFormat { constraint, param } = format;
+        let written = format!("{constraint:?}");
         let known = self
             .kept
             .iter()
-            .position(|(kept, grammar)| grammar.tokens_max() == tokens_max && *kept == constraint);
+            .position(|(kept, grammar)| grammar.tokens_max() == tokens_max && *kept == written);
         let found = known.and_then(|index| self.kept.remove(index));
-        let (constraint, grammar) = match found {
+        let (written, grammar) = match found {
             Some(found) => {
                 shared.telemetry.constraint("known");
                 found
@@ -64,10 +67,10 @@ impl Grammars {
                 let grammar = Grammar::compile(vocabulary, &constraint, tokens_max)
                     .map_err(|error| refused(Fault::invalid(param, error.to_string())))?;
                 shared.telemetry.constraint("compiled");
-                (constraint, Arc::new(grammar))
+                (written, Arc::new(grammar))
             }
         };
-        self.kept.push_back((constraint, Arc::clone(&grammar)));
+        self.kept.push_back((written, Arc::clone(&grammar)));
         if self.kept.len() > KEPT_MAX {
             self.kept.pop_front();
         }
