@@ -30,8 +30,8 @@ pub const LOGIT_BIAS_COUNT_MAX: usize = andon_engine::sample::LOGIT_BIAS_COUNT_M
 pub const TEMPLATE_VARIABLES_MAX: usize = 32;
 /// Most tools that a prompt may tell of, and most calls of them in one message.
 pub const TOOLS_MAX: usize = andon_engine::grammar::limits::TOOLS_MAX;
-/// Most values, the inner ones counted, in the tools and variables of a request and the calls of its messages: what
-/// waits keeps them as a tree, whose nodes are many times larger than their text can be.
+/// Most values, the inner ones counted, in the tools, the schema and the variables of a request and the calls of its
+/// messages: what waits keeps them as a tree, whose nodes are many times larger than their text can be.
 pub const VALUES_MAX: usize = 8192;
 /// Most other files beside a gap.
 pub const GAP_FILES_MAX: usize = 64;
@@ -408,10 +408,16 @@ impl Request {
         let tools = self.tools.iter().map(|value| ("tools", value));
         let variables = self.template_variables.values();
         let variables = variables.map(|value| ("chat_template_kwargs", value));
-        for (param, value) in extras.chain(tools).chain(variables) {
+        let schema = self.format.iter().filter_map(|format| {
+            let Constraint::JsonSchema(schema) = &format.constraint else {
+                return None;
+            };
+            Some((format.param, schema))
+        });
+        for (param, value) in extras.chain(tools).chain(variables).chain(schema) {
             if !counts(value, &mut left) {
                 let message = format!(
-                    "tools, their calls and template variables have more than {VALUES_MAX} values"
+                    "tools, their calls, schemas and template variables have more than {VALUES_MAX} values"
                 );
                 return Err(Fault::invalid(param, message));
             }
@@ -602,6 +608,14 @@ mod tests {
         let many = serde_json::json!(vec![0; VALUES_MAX]);
         calls.extra.insert("tool_calls".to_owned(), many);
         assert_eq!(param(&request(Input::Messages(vec![calls]))), "messages");
+        let mut shaped = request(Input::Prompt("x".to_owned()));
+        shaped.format = Some(AnswerFormat {
+            constraint: Constraint::JsonSchema(
+                serde_json::json!({ "examples": vec![0; VALUES_MAX] }),
+            ),
+            param: "response_format",
+        });
+        assert_eq!(param(&shaped), "response_format");
         let gap = |files: usize, bytes: usize| {
             request(Input::Gap(Gap {
                 before: "x".repeat(bytes),
