@@ -46,6 +46,14 @@ pub(super) fn is_tidy(text: &[u8]) -> bool {
                     names.push(name);
                 }
             }
+            // A literal; or, between calls of tools, a name of one, whose digits are no number.
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => {
+                let is_of_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.".contains(byte);
+                at += text[at..]
+                    .iter()
+                    .take_while(|byte| is_of_word(byte))
+                    .count();
+            }
             b'-' | b'0'..=b'9' => {
                 let is_of_number =
                     |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
@@ -102,6 +110,7 @@ mod tests {
     fn numbers_are_within_the_range_of_readers() {
         assert!(is_tidy(b"[-1.5e99,123456789012345678901234567890]"));
         assert!(is_tidy(b"{\"1e999\":\"1e999\"}"));
+        assert!(is_tidy(b"[TOOL_CALLS]lookup_1e999[ARGS]{\"a\":true}"));
         assert!(!is_tidy(b"[1e100") && !is_tidy(b"[1.0E-100"));
         assert!(!is_tidy(b"[123456789012345678901234567890123"));
     }

@@ -148,7 +148,8 @@ pub(in super::super) fn described_flat(fields: &mut Fields) -> Result<Vec<Value>
     }
     let nested = flat.into_iter().map(|tool| match tool {
         Value::Object(mut function) => {
-            let kind = function.remove("type");
+            // The rest stays in order: the template writes it out.
+            let kind = function.shift_remove("type");
             json!({"type": kind, "function": function})
         }
         other => other,

@@ -32,14 +32,16 @@ impl Answer {
     /// As a message of the conversation.
     pub(super) fn message(&self) -> Message {
         let mut message = Message::new("assistant", self.text.clone());
-        let calls = self.calls.iter().map(|call| {
+        // Those that were cut off have been made to nobody.
+        let complete = self.calls.iter().filter(|call| call.complete);
+        let calls = complete.map(|call| {
             json!({
                 "id": call.id,
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             })
         });
-        if !self.calls.is_empty() {
+        if calls.clone().next().is_some() {
             message
                 .extra
                 .insert("tool_calls".to_owned(), calls.collect());
