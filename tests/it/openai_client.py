@@ -570,7 +570,8 @@ class Tools(Case):
         self.assertIn(choice.message.tool_calls[0].function.arguments, text)
 
     def test_a_limit_that_cuts_says_so(self):
-        choice = self.ask(max_completion_tokens=6).choices[0]
+        # More than every call begins with, and less than one takes; the tiny model says it letter by letter.
+        choice = self.ask(max_completion_tokens=20 if KIND == "real" else 40).choices[0]
         self.assertEqual(choice.finish_reason, "length")
 
     def test_results_go_on_a_conversation(self):
