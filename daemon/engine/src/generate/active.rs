@@ -10,7 +10,7 @@ use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usa
 use super::output::Output;
 use super::request::{GenerationRequest, StartError};
 use crate::grammar::{Grammar, StateError};
-use crate::sample::{History, LogitBias, SampleError, Sampler, SamplingOptions};
+use crate::sample::{ANOTHER_DRAW, History, LogitBias, SampleError, Sampler, SamplingOptions};
 use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Limits, Wanted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -81,9 +81,6 @@ struct Choice<'a> {
     drawn: Option<u32>,
     sampler: &'a mut Sampler,
 }
-
-/// Added to the position, makes the draw there another one.
-const ANOTHER_DRAW: u64 = 1 << 63;
 
 impl Choice<'_> {
     fn sample(&mut self, allowed: Option<&[u32]>) -> Result<u32, SampleError> {

@@ -238,14 +238,21 @@ impl Constrained {
 }
 
 impl Limits for Constrained {
-    fn guess(&self, choose: &mut dyn FnMut(&[u32]) -> Option<u32>) -> Option<u32> {
+    fn guess(&self, choose: &mut dyn FnMut(Option<&[u32]>) -> Option<u32>) -> Option<u32> {
         let guess = self.with(|state| {
             if state.is_finished() {
                 return Ok(None);
             }
-            let guess = match state.allowed()? {
-                Allowed::One(id) => Some(id),
-                Allowed::Any(words) => choose(words),
+            let likely = match state.forced().first() {
+                Some(&only) => Some(only),
+                None => choose(None).filter(|&id| state.takes(id) == Some(true)),
+            };
+            let guess = match likely {
+                Some(likely) => Some(likely),
+                None => match state.allowed()? {
+                    Allowed::One(id) => Some(id),
+                    Allowed::Any(words) => choose(Some(words)),
+                },
             };
             if let Some(id) = guess {
                 state.accept(id)?;

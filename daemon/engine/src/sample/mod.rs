@@ -40,6 +40,9 @@ mod select;
 mod typical;
 mod weight;
 
+/// Added to the position of a draw, makes it another one.
+pub(crate) const ANOTHER_DRAW: u64 = 1 << 63;
+
 pub use bias::{BiasError, LOGIT_BIAS_COUNT_MAX, LOGIT_BIAS_MAX, LogitBias};
 pub use chain::{History, SampleError, Sampler};
 pub use logprob::{LOGPROBS_TOP_MAX, RankedToken, TokenLogprobs};

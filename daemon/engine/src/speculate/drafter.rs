@@ -13,9 +13,10 @@ pub const NEAR_TOKENS: usize = super::DRAFT_MAX + 9;
 
 /// What holds an answer to a shape, for whoever guesses. It stands behind the guesses that were made through it.
 pub trait Limits: Debug {
-    /// Makes the next guess: the only token that may come, or what `choose` takes of those whose bits are set, the lowest of
-    /// the first word being token 0. `None` if nothing may come, or `choose` takes nothing: then there are no more.
-    fn guess(&self, choose: &mut dyn FnMut(&[u32]) -> Option<u32>) -> Option<u32>;
+    /// Makes the next guess: the only token that may come, or what `choose` takes. It is asked for one of all tokens first,
+    /// which is the guess if it may come; then, if it took none or one that may not, for one of those whose bits are set, the
+    /// lowest of the first word being token 0. `None` if nothing may come, or it takes nothing then: there are no more.
+    fn guess(&self, choose: &mut dyn FnMut(Option<&[u32]>) -> Option<u32>) -> Option<u32>;
 }
 
 /// One answer for which guesses are wanted.

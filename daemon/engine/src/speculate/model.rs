@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::translate::{Told, Translator};
 use super::{Drafter, NEAR_TOKENS, Wanted};
-use crate::sample::{History, LogitBias, Sampler, SamplingOptions};
+use crate::sample::{ANOTHER_DRAW, History, LogitBias, Sampler, SamplingOptions};
 use crate::{
     Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence,
 };
@@ -518,17 +518,30 @@ impl Rounds {
         };
         let (sampling, bias) = (wanted.sampling, wanted.bias);
         let (sampler, mask) = (&mut self.sampler, &mut self.mask);
-        let mut sample = |among: Option<&[u32]>| {
+        let mut sample = |position: u64, among: Option<&[u32]>| {
             let chosen = sampler.sample_among(row, sampling, bias, history, position, among);
             chosen.ok()
         };
-        let chosen = match (wanted.limits, among) {
-            (None, among) => sample(among),
-            (Some(limits), None) => limits.guess(&mut |words| sample(Some(words))),
-            (Some(limits), Some(among)) => limits.guess(&mut |words| {
+        let chosen = match wanted.limits {
+            None => sample(position, among),
+            // As the answer's own tokens are chosen: where all are kept, one is drawn among all, and another if it may not
+            // come; where some are left out, that depends on which may come.
+            Some(limits) => limits.guess(&mut |words| {
+                let Some(words) = words else {
+                    let same = sampling.keeps_all() || sampling.takes_largest();
+                    return same.then(|| sample(position, among)).flatten();
+                };
+                let another = if sampling.keeps_all() {
+                    ANOTHER_DRAW
+                } else {
+                    0
+                };
+                let Some(among) = among else {
+                    return sample(position | another, Some(words));
+                };
                 mask.clear();
                 mask.extend(words.iter().zip(among).map(|(one, other)| one & other));
-                sample(Some(mask))
+                sample(position | another, Some(mask))
             }),
         };
         let known = |&token: &u32| (token as usize) < self.vocabulary_count;
