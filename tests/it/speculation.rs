@@ -51,7 +51,7 @@ fn accepted_in(usage: &Value) -> u64 {
 /// Asks for the same 600 tokens until guesses came true, since those that cost too much are made for a hundredth of the time
 /// only. Returns the usage of the answer that had some.
 fn ask_until_accepted(daemon: &Daemon, expected: &str) -> Value {
-    for _ in 0..20 {
+    for _ in 0..200 {
         let (text, usage) = ask(daemon, 600, None);
         assert_eq!(text, expected);
         if accepted_in(&usage) > 0 {
