@@ -67,7 +67,7 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             problems.add(
                 "speculation.draft",
                 error,
-                "leave it out, or name a small model of the same vocabulary",
+                "leave it out, or name a small model, best of the same vocabulary",
             );
         }
     }

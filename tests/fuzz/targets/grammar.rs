@@ -2,8 +2,8 @@
 //! a byte that no text has, then the draws of its tokens.
 //!
 //! It is refused by what is wrong with it, or answers go on under it within their bounds: what it allows it takes, taking
-//! back changes nothing, and a complete answer to a schema is JSON. The library never panics, though it would catch that:
-//! the daemon ends where it panics.
+//! back changes nothing, and a complete answer to a schema is JSON. The library never panics: the
+//! daemon would survive it, but not the answer.
 
 use std::sync::{Arc, OnceLock};
 

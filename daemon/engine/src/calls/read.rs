@@ -160,7 +160,8 @@ impl CallReader {
         found
     }
 
-    /// Goes on to `next` behind what was found. What fits no format is text: nothing is lost of it.
+    /// Goes on to `next` behind what was found. What fits no format is text from there on; what holds the
+    /// answer to the format lets that not happen.
     fn follow(&mut self, found: &Match, next: Stage) -> bool {
         match found {
             Match::Whole(length) => {
