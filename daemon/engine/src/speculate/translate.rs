@@ -11,6 +11,10 @@ use crate::tokenizer::{Special, Tokenizer};
 /// Tokens of the model that are at least between two places from which a text is cut anew.
 const MARK_TOKENS: usize = 12;
 
+/// Bytes behind such a place from which on the next character is one, too, be it within a word: a text is cut from the last of
+/// them at each pass, and some have no words.
+const MARK_BYTES_MAX: usize = 256;
+
 /// Tokens of the model before its end that a text is looked back over for such a place.
 const BACK_TOKENS: usize = 16;
 
@@ -57,6 +61,13 @@ fn begins_word(bytes: &[u8]) -> bool {
     bytes.len() > 1 && bytes[0] == b' ' && bytes[1] != b' '
 }
 
+/// Whether a text is cut between `bytes`, which are since the last place where it was, and `token`, wherever a word begins.
+fn is_far(bytes: &[u8], token: &[u8]) -> bool {
+    let within = cut_off(bytes) > 0 && token.first().is_some_and(|&byte| is_continuation(byte));
+    // Bytes that never end a character are no text.
+    bytes.len() >= MARK_BYTES_MAX && !within || bytes.len() >= 2 * MARK_BYTES_MAX
+}
+
 /// The beginning of `bytes` that is whole characters.
 fn whole(bytes: &[u8]) -> &str {
     match core::str::from_utf8(bytes) {
@@ -65,12 +76,21 @@ fn whole(bytes: &[u8]) -> &str {
     }
 }
 
-/// Whether `bytes` may be the beginning of a character.
-fn is_cut(bytes: &[u8]) -> bool {
-    match core::str::from_utf8(bytes) {
-        Ok(_) => false,
-        Err(error) => error.valid_up_to() == 0 && error.error_len().is_none(),
+/// How many bytes at the end of `bytes` may be the beginning of a character.
+fn cut_off(bytes: &[u8]) -> usize {
+    // No character has more than four.
+    let tail = &bytes[bytes.len().saturating_sub(3)..];
+    let begins = tail.iter().rposition(|byte| !is_continuation(*byte));
+    let end = begins.map_or(&[][..], |begins| &tail[begins..]);
+    match core::str::from_utf8(end) {
+        Err(error) if error.error_len().is_none() => end.len(),
+        _ => 0,
     }
+}
+
+/// Whether a character has this byte behind its first.
+fn is_continuation(byte: u8) -> bool {
+    byte & 0xc0 == 0x80
 }
 
 impl Translator {
@@ -83,11 +103,12 @@ impl Translator {
         }
     }
 
-    /// Tells the rest of `text`, of which `told` may have had another beginning.
-    pub(super) fn tell(&self, told: &mut Told, text: &[u32]) {
+    /// Tells the rest of `text`, of which `told` may have had another beginning. Returns how many bytes were cut into tokens
+    /// for that.
+    pub(super) fn tell(&self, told: &mut Told, text: &[u32]) -> usize {
         let same = common(&told.heard, text);
         if same == text.len() && same == told.heard.len() {
-            return;
+            return 0;
         }
         // What follows a place may be why it is one.
         while told.marks.last().is_some_and(|&(heard, _)| heard >= same) {
@@ -101,21 +122,21 @@ impl Translator {
             told.ids.extend(self.start);
         }
         let (target, draft) = (&*self.target, &*self.draft);
-        let mut bytes = Vec::new();
+        let (mut bytes, mut cut) = (Vec::new(), 0);
         let mut first = told.heard.last().is_none_or(|&id| !target.is_text(id));
         for (index, &id) in text.iter().enumerate().skip(heard) {
             if target.is_text(id) {
                 let token = target.token_bytes(id);
                 let since = index - told.marks.last().map_or(0, |&(heard, _)| heard);
-                if since >= MARK_TOKENS && begins_word(token) {
-                    say(draft, &mut bytes, &mut first, &mut told.ids);
+                if since >= MARK_TOKENS && begins_word(token) || is_far(&bytes, token) {
+                    cut += say(draft, &mut bytes, &mut first, &mut told.ids);
                     bytes.clear();
                     told.marks.push((index, told.ids.len()));
                 }
                 bytes.extend_from_slice(token);
                 continue;
             }
-            say(draft, &mut bytes, &mut first, &mut told.ids);
+            cut += say(draft, &mut bytes, &mut first, &mut told.ids);
             bytes.clear();
             match self.to_draft(id) {
                 // It is there already.
@@ -123,15 +144,17 @@ impl Translator {
                 Some(id) => told.ids.push(id),
                 None => {
                     let shown = String::from_utf8_lossy(target.token_bytes(id)).into_owned();
+                    cut += shown.len();
                     told.ids.extend(draft.encode_on(&shown));
                 }
             }
             first = true;
             told.marks.push((index + 1, told.ids.len()));
         }
-        say(draft, &mut bytes, &mut first, &mut told.ids);
+        cut += say(draft, &mut bytes, &mut first, &mut told.ids);
         told.rest = bytes;
         told.heard.extend_from_slice(&text[heard..]);
+        cut
     }
 
     /// The draft's token of the same meaning as one of the model's that is no text.
@@ -257,14 +280,13 @@ fn last_word(text: &str) -> usize {
     begins
 }
 
-/// Adds the draft's tokens of what is whole of `bytes`; what may become a character at the end is left there.
-fn say(draft: &Tokenizer, bytes: &mut Vec<u8>, first: &mut bool, ids: &mut Vec<u32>) {
-    while !bytes.is_empty() && !is_cut(bytes) {
-        let text = whole(bytes);
-        let length = text.len();
-        if length == 0 {
-            // No text has this byte.
-            bytes.remove(0);
+/// Adds the draft's tokens of what is whole of `bytes`, and says how many bytes that is. What may become a character at the end
+/// is left there, what none has is left out.
+fn say(draft: &Tokenizer, bytes: &mut Vec<u8>, first: &mut bool, ids: &mut Vec<u32>) -> usize {
+    let end = bytes.len() - cut_off(bytes);
+    let mut said = 0;
+    for text in bytes[..end].utf8_chunks().map(|chunk| chunk.valid()) {
+        if text.is_empty() {
             continue;
         }
         ids.extend(if *first {
@@ -273,8 +295,10 @@ fn say(draft: &Tokenizer, bytes: &mut Vec<u8>, first: &mut bool, ids: &mut Vec<u
             draft.encode_on(text)
         });
         *first = false;
-        bytes.drain(..length);
+        said += text.len();
     }
+    bytes.drain(..end);
+    said
 }
 
 /// The token of `to` that means what `id`, which is no text, does in `from`.
@@ -293,7 +317,7 @@ fn control_of(from: &Tokenizer, id: u32, to: &Tokenizer) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Told, Translator};
+    use super::{MARK_BYTES_MAX, Told, Translator};
     use crate::gguf::Gguf;
     use crate::support;
     use crate::tokenizer::{Special, Tokenizer};
@@ -336,6 +360,13 @@ mod tests {
 
     static TRANSLATOR: LazyLock<Translator> =
         LazyLock::new(|| Translator::new(tokenizer(&MODEL), tokenizer(&DRAFT)));
+
+    /// The token of one byte.
+    fn byte_token(tokenizer: &Tokenizer, byte: u8) -> u32 {
+        let ids = 0..u32::try_from(tokenizer.vocabulary_count()).expect("few");
+        let mut of = ids.filter(|&id| tokenizer.token_bytes(id) == [byte]);
+        of.next().expect("one of each byte")
+    }
 
     /// Words with something behind some of them.
     fn texts() -> impl Strategy<Value = String> {
@@ -387,13 +418,15 @@ mod tests {
         fn a_text_is_told_the_same_however_it_came_about(
             first in texts(),
             second in texts(),
+            // With places that no word begins at.
+            long in "[a在2🙂]{0,300}",
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
             turns in any::<bool>(),
         ) {
             let translator = &*TRANSLATOR;
             let (target, draft) = (&translator.target, &translator.draft);
             let mut told = Told::default();
-            for text in [&first, &second] {
+            for text in [&format!("{long}{first}"), &format!("{long}{second}")] {
                 let mut ids = target.encode_on(text);
                 if turns {
                     ids.insert(ids.len() / 2, 2);
@@ -411,6 +444,46 @@ mod tests {
                     prop_assert_eq!(text, said);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_work_for_a_token_does_not_grow_with_the_text_before_it() {
+        let translator = &*TRANSLATOR;
+        let (target, draft) = (&translator.target, &translator.draft);
+        let long = |text: &str| text.repeat(2400 / text.len());
+        let no_text: Vec<u32> = [0xe4, 0x80, 0xff]
+            .map(|byte| byte_token(target, byte))
+            .into();
+        let texts = [
+            long(" the an"),
+            long("在线监测机床振动"),
+            long("aGVhdDE2bWlu"),
+            long("é"),
+            long(" "),
+            long("\n"),
+        ];
+        let spelled = texts.iter().map(|text| target.encode_on(text));
+        for ids in spelled.chain([no_text.repeat(800), no_text[..2].repeat(1200)]) {
+            let mut told = Told::default();
+            let mut work = 0;
+            for end in 1..=ids.len() {
+                let cut = translator.tell(&mut told, &ids[..end]);
+                assert!(cut <= 2 * MARK_BYTES_MAX + 64, "{cut} bytes at token {end}");
+                work += cut;
+            }
+            assert!(work <= ids.len() * 2 * MARK_BYTES_MAX);
+            let bytes: Vec<u8> = ids
+                .iter()
+                .flat_map(|&id| target.token_bytes(id))
+                .copied()
+                .collect();
+            let valid: String = bytes.utf8_chunks().map(|chunk| chunk.valid()).collect();
+            let said = draft.decode(&told.ids()[usize::from(translator.start.is_some())..]);
+            assert_eq!(said, valid);
+            let mut fresh = Told::default();
+            let once = translator.tell(&mut fresh, &ids);
+            assert_eq!((fresh.ids(), once), (told.ids(), valid.len()));
         }
     }
 
