@@ -1,7 +1,8 @@
 //! What the daemon measures of the machine on a model, in idle moments: here all at once.
 
-use andon_engine::calibrate::{Calibrator, Progress};
-use anyhow::{Result, bail};
+use andon_engine::Executor;
+use andon_engine::calibrate::{Calibration, Calibrator, Progress};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -20,16 +21,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = arguments.run.load()?;
     let mut executor = arguments.run.executor(&model, 1)?;
-    let mut calibrator = Calibrator::default();
-    let (start, mut longest) = (Instant::now(), Duration::ZERO);
-    let calibration = loop {
-        let began = Instant::now();
-        match calibrator.step(&mut executor) {
-            Progress::More => longest = longest.max(began.elapsed()),
-            Progress::Done(calibration) => break calibration,
-            Progress::Failed => bail!("the machine could not be measured"),
-        }
-    };
+    let start = Instant::now();
+    let (calibration, longest) =
+        calibrate(&mut executor).context("the machine could not be measured")?;
     let ms = |time: Duration| round(time.as_secs_f64() * 1e3, 2);
     let costs = calibration.column_cost.map(|cost| round(cost.into(), 3));
     let report = json!({
@@ -50,4 +44,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the machine does on the executor's weights, and the longest step of finding out; `None` if it cannot be measured.
+pub(crate) fn calibrate(executor: &mut Executor) -> Option<(Calibration, Duration)> {
+    let mut calibrator = Calibrator::default();
+    let mut longest = Duration::ZERO;
+    loop {
+        let began = Instant::now();
+        match calibrator.step(executor) {
+            Progress::More => longest = longest.max(began.elapsed()),
+            Progress::Done(calibration) => return Some((calibration, longest)),
+            Progress::Failed => return None,
+        }
+    }
 }

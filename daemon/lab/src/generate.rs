@@ -1,16 +1,18 @@
-//! Continues a text, by the same loop that the daemon runs.
+//! Continues a text.
 
-use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::generate::{GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::grammar::{Constraint, Grammar, parse_json};
 use andon_engine::sample::SamplingOptions;
-use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
-use anyhow::{Context as _, Result, bail};
+use andon_engine::tokenizer::Special;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
+
+use crate::answer::{Answer, question};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -83,20 +85,11 @@ impl Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = arguments.run.load()?;
-    let tokenizer = model.tokenizer();
     let prompt = if arguments.chat {
-        let template = model
-            .chat_template()
-            .context("the model has no chat template")?;
-        let message = ChatMessage::new("user", arguments.prompt_text.as_str());
-        // The template writes what belongs at the beginning.
-        let input = ChatInput {
-            messages: &[message],
-            add_generation_prompt: true,
-            ..ChatInput::default()
-        };
-        tokenizer.encode(&template.render(&input)?, Special::Parse)
+        let prompt = question(&model, &arguments.prompt_text)?;
+        prompt.context("the model has no chat template")?
     } else {
+        let tokenizer = model.tokenizer();
         tokenizer.encode_prompt(&arguments.prompt_text, Special::Parse)
     };
     let (grammar, compiled) = match arguments.constraint()? {
@@ -127,7 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         prefill_chunk_tokens: executor.batch_tokens_max(),
     };
     let mut generator = Generator::new(executor, options);
-    generator.start(GenerationRequest {
+    let request = GenerationRequest {
         prompt: prompt.clone(),
         tokens_max: Some(arguments.generate),
         sampling: SamplingOptions {
@@ -142,39 +135,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         constraint: grammar.clone(),
         one_by_one: arguments.one_by_one,
         ..GenerationRequest::default()
-    })?;
-    let mut stdout = std::io::stdout().lock();
-    let (mut answer, mut ids, mut end, mut written) = (String::new(), Vec::new(), None, Ok(()));
-    while generator.active() > 0 {
-        generator.step(&mut |_, event| match event {
-            Event::PromptDone { .. } => {}
-            Event::Text { text, ids: new, .. } => {
-                answer.push_str(text);
-                ids.extend_from_slice(new);
-                if !arguments.json && written.is_ok() {
-                    written = stdout
-                        .write_all(text.as_bytes())
-                        .and_then(|()| stdout.flush());
-                }
-            }
-            Event::Finished {
-                reason,
-                usage,
-                timings,
-            } => end = Some((reason, usage, timings)),
-        })?;
-        if written.is_err() {
-            break;
-        }
-    }
-    written?;
-    let (reason, usage, timings) = end.context("the generation did not end")?;
-    let finish = match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
-        FinishReason::Failed(message) => bail!("the generation failed: {message}"),
     };
+    let mut stdout = std::io::stdout().lock();
+    let Answer {
+        ids,
+        text,
+        finish,
+        usage,
+        timings,
+    } = Answer::of(&mut generator, request, |text| {
+        if arguments.json {
+            return Ok(());
+        }
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    })?;
     let rate = |tokens: usize, ns: u64| {
         if ns == 0 {
             0.0
@@ -187,7 +162,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         let mut report = json!({
             "model": arguments.run.model,
-            "text": answer,
+            "text": text,
             "finish": finish,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

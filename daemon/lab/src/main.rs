@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod bench;
 mod calibrate;
 #[cfg(feature = "draft")]

@@ -10,10 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use andon_engine::calibrate::{Calibrator, Progress};
-use andon_engine::generate::{
-    Event, FinishReason, GenerationRequest, Generator, GeneratorOptions, Timings, Usage,
-};
+use andon_engine::generate::{GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::sample::SamplingOptions;
 use andon_engine::speculate::{Corpus, DraftModel, PassCosts, Sources};
 use andon_engine::{Executor, ExecutorOptions};
@@ -24,6 +21,9 @@ use prompts::Prompt;
 pub(crate) use prompts::{Line, tokens_of};
 use serde_json::json;
 use simulated::Simulated;
+
+use crate::answer::Answer;
+use crate::calibrate::calibrate;
 
 /// Answers that repeat this many tokens as often as [`REPEATS_MAX`] are left out: a loop is easy to guess, and worth nothing.
 const REPEATED_TOKENS: usize = 8;
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
     /// `model`, the one that `--draft` or `--simulate` stands for [default: own, or model with one of these].
     #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
     sources: Vec<SourceName>,
-    /// GGUF file of a small model of the same vocabulary, to guess from.
+    /// GGUF file of a small model to guess from, best of the same vocabulary: of another, guesses are taken by their text.
     #[arg(long, value_name = "FILE", conflicts_with = "simulate")]
     draft: Option<PathBuf>,
     /// Have a draft model simulated whose guesses are right with this probability. Answers then go on past their end, and
@@ -126,15 +126,6 @@ impl Arguments {
     fn leaves_out_loops(&self) -> bool {
         self.guesses_from(SourceName::Own) || self.guesses_from(SourceName::Corpus)
     }
-}
-
-/// One answer.
-struct Answer {
-    ids: Vec<u32>,
-    text: String,
-    finish: &'static str,
-    usage: Usage,
-    timings: Timings,
 }
 
 /// What was measured of one prompt, or added up over several.
@@ -322,16 +313,12 @@ fn draft(arguments: &Arguments, path: &Path, executor: &Executor) -> Result<Draf
 
 /// What passes cost on this machine; what is taken for granted if it cannot be measured.
 fn calibrated(executor: &mut Executor) -> PassCosts {
-    let mut calibrator = Calibrator::default();
-    loop {
-        match calibrator.step(executor) {
-            Progress::More => {}
-            Progress::Done(calibration) => {
-                executor.adapt(&calibration);
-                return PassCosts::of_calibration(&calibration);
-            }
-            Progress::Failed => return PassCosts::default(),
+    match calibrate(executor) {
+        Some((calibration, _)) => {
+            executor.adapt(&calibration);
+            PassCosts::of_calibration(&calibration)
         }
+        None => PassCosts::default(),
     }
 }
 
@@ -425,7 +412,7 @@ fn answer(
     prompt: &Prompt,
     sources: Option<&Sources>,
 ) -> Result<Answer> {
-    generator.start(GenerationRequest {
+    let request = GenerationRequest {
         prompt: prompt.tokens.clone(),
         tokens_max: Some(arguments.generate),
         sampling: SamplingOptions {
@@ -438,38 +425,8 @@ fn answer(
         one_by_one: sources.is_none(),
         sources: sources.cloned().unwrap_or_default(),
         ..GenerationRequest::default()
-    })?;
-    let (mut ids, mut answer, mut end) = (Vec::new(), String::new(), None);
-    while generator.active() > 0 {
-        generator.step(&mut |_, event| match event {
-            Event::PromptDone { .. } => {}
-            Event::Text { text, ids: new, .. } => {
-                answer.push_str(text);
-                ids.extend_from_slice(new);
-            }
-            Event::Finished {
-                reason,
-                usage,
-                timings,
-            } => end = Some((reason, usage, timings)),
-        })?;
-    }
-    let (reason, usage, timings) = end.context("the generation did not end")?;
-    let finish = match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
-        FinishReason::Failed(message) => {
-            bail!("{}: the generation failed: {message}", prompt.id)
-        }
     };
-    Ok(Answer {
-        ids,
-        text: answer,
-        finish,
-        usage,
-        timings,
-    })
+    Answer::of(generator, request, |_| Ok(())).with_context(|| prompt.id.clone())
 }
 
 fn report(

@@ -285,6 +285,15 @@ mod draft {
         path.to_str().expect("UTF-8")
     }
 
+    /// A small model of random weights.
+    fn synth(target: &Path, vocabulary: &str) {
+        let options = "--shape 25m --format q8_0 --head q8_0 --vocabulary";
+        let mut arguments = vec!["synth", text(target)];
+        arguments.extend(options.split(' '));
+        arguments.push(vocabulary);
+        stdout(&arguments);
+    }
+
     fn error(arguments: &[&str]) -> String {
         let output = lab(arguments);
         assert!(!output.status.success(), "{arguments:?}");
@@ -300,18 +309,7 @@ mod draft {
             path("prompts.jsonl"),
             path("draft.gguf"),
         );
-        stdout(&[
-            "synth",
-            text(&target),
-            "--shape",
-            "25m",
-            "--format",
-            "q8_0",
-            "--head",
-            "q8_0",
-            "--vocabulary",
-            "400",
-        ]);
+        synth(&target, "400");
         let line = |index| {
             format!(
                 "{{\"prompt\": \"say {index}\", \"template\": \"{}\"}}\n",
@@ -405,18 +403,7 @@ mod draft {
             path("prompts.jsonl"),
             path("draft.gguf"),
         );
-        stdout(&[
-            "synth",
-            text(&target),
-            "--shape",
-            "25m",
-            "--format",
-            "q8_0",
-            "--head",
-            "q8_0",
-            "--vocabulary",
-            "300",
-        ]);
+        synth(&target, "300");
         let tried = |lines: &str, more: &[&str]| {
             std::fs::write(&prompts, lines).expect("written");
             let mut given = vec!["draft", text(&target), "--raw", "--prompts", text(&prompts)];

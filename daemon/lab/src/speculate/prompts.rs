@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use andon_engine::Model;
 use andon_engine::grammar::{Constraint, Grammar};
-use andon_engine::tokenizer::{ChatInput, ChatMessage, Special};
+use andon_engine::tokenizer::Special;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use super::Arguments;
+use crate::answer::question;
 
 /// A line of the file; other fields are of no interest here.
 #[derive(Debug, Deserialize)]
@@ -110,17 +111,8 @@ fn grammar(
     Ok(Arc::new(grammar))
 }
 
-/// A message to the model, as its chat template has it.
+/// The prompt of a question, as the model's chat template has it if there is one.
 pub(crate) fn tokens_of(model: &Model, text: &str) -> Result<Vec<u32>> {
-    let tokenizer = model.tokenizer();
-    let Some(template) = model.chat_template() else {
-        return Ok(tokenizer.encode_prompt(text, Special::Parse));
-    };
-    let message = ChatMessage::new("user", text);
-    let input = ChatInput {
-        messages: &[message],
-        add_generation_prompt: true,
-        ..ChatInput::default()
-    };
-    Ok(tokenizer.encode(&template.render(&input)?, Special::Parse))
+    let plain = || model.tokenizer().encode_prompt(text, Special::Parse);
+    Ok(question(model, text)?.unwrap_or_else(plain))
 }
