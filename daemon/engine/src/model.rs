@@ -372,6 +372,16 @@ impl Model {
         vocabulary.as_ref().map_err(Clone::clone)
     }
 
+    /// Roughly the memory that this vocabulary takes, be it made or not.
+    #[must_use]
+    pub fn grammar_vocabulary_bytes(&self) -> usize {
+        match self.vocabulary.get() {
+            Some(Ok(vocabulary)) => vocabulary.bytes(),
+            Some(Err(_)) => 0,
+            None => grammar::Vocabulary::bytes_of(&self.tokenizer),
+        }
+    }
+
     /// How conversations become prompts; `None` for models that make no text.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {

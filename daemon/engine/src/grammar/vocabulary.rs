@@ -19,14 +19,13 @@ use crate::tokenizer::Tokenizer;
 /// Text within strings of JSON, whose tokens are looked at together. Nearly all are no longer than this, and the shorter
 /// it is, the nearer to its end a string may be. More such slices take as much memory each as the whole vocabulary, three
 /// times over, and save next to nothing.
-const SLICE: &str = r#"[^"\\\x00-\x1F\x7F]{1,16}"#;
+const SLICES: [&str; 1] = [r#"[^"\\\x00-\x1F\x7F]{1,16}"#];
 
 /// What masks are computed with, made once for a model.
 pub struct Vocabulary {
     factory: ParserFactory,
     tokens: Arc<Tokens>,
     nodes: usize,
-    slices: usize,
 }
 
 /// The bytes of the tokens, and the way from text to them.
@@ -77,7 +76,7 @@ impl Vocabulary {
             spaced,
         });
         let environment: TokEnv = tokens.clone();
-        let slices = [SLICE.to_owned()];
+        let slices = SLICES.map(str::to_owned);
         let capabilities = InferenceCapabilities {
             ff_tokens: true,
             ..InferenceCapabilities::default()
@@ -102,7 +101,6 @@ impl Vocabulary {
             factory,
             tokens,
             nodes,
-            slices: slices.len(),
         })
     }
 
@@ -110,12 +108,19 @@ impl Vocabulary {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let trie = &self.tokens.trie;
-        let text: usize = (0..trie.vocab_size() as u32)
+        let text = (0..trie.vocab_size() as u32)
             .map(|id| trie.token_len(id))
             .sum();
-        // Of each part there are three: with all of it, without those in it, without one of those.
-        let tries = 1 + 3 * (self.slices + 1);
-        tries * (self.nodes * 8 + trie.vocab_size() * 12 + text)
+        bytes(self.nodes, trie.vocab_size(), text)
+    }
+
+    /// The same of one that is not made, by sorting the tokens.
+    #[must_use]
+    pub fn bytes_of(tokenizer: &Tokenizer) -> usize {
+        let count = u32::try_from(tokenizer.vocabulary_count()).unwrap_or(u32::MAX);
+        let words: Vec<Vec<u8>> = (0..count).map(|id| word(tokenizer, id)).collect();
+        let text = words.iter().map(Vec::len).sum();
+        bytes(nodes(&words), words.len(), text)
     }
 
     /// Makes parsers.
@@ -192,6 +197,14 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 }
 
 /// Different beginnings of the words, themselves included: what the trie has nodes for.
+/// Memory of a trie of so many nodes for tokens with so much text, and of its parts.
+fn bytes(nodes: usize, tokens: usize, text: usize) -> usize {
+    // Of each part there are three: with all of it, without those in it, without one of those.
+    let tries = 1 + 3 * (SLICES.len() + 1);
+    tries * (nodes * 8 + tokens * 12 + text)
+}
+
+/// Nodes of their trie.
 fn nodes(words: &[Vec<u8>]) -> usize {
     let mut sorted: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
     sorted.sort_unstable();

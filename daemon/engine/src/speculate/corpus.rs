@@ -3,7 +3,6 @@
 //! Invariant: a corpus holds at most as many tokens as it was made for; the oldest answers give way. It belongs to
 //! whoever's answers are in it: nobody else's generation is to be given it.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::lookup::{Lookup, SEPARATOR};
@@ -19,14 +18,21 @@ pub struct Corpus {
     texts: Mutex<Texts>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Texts {
+    /// Each text with a separator behind it, the oldest first. It begins with some that are not kept.
     lookup: Lookup,
-    /// Tokens of each text that is kept, the oldest first; the lookup begins with texts that are not.
-    lengths: VecDeque<usize>,
+    /// Tokens of those that are.
     kept: usize,
     /// How many texts were ever added.
     added: u64,
+}
+
+impl Texts {
+    /// Where those begin that are kept.
+    fn start(&self) -> usize {
+        self.lookup.len() - self.kept
+    }
 }
 
 impl Corpus {
@@ -36,10 +42,27 @@ impl Corpus {
     /// An empty one for `tokens_max` tokens; for no more than [`Corpus::TOKENS_MAX`].
     #[must_use]
     pub fn new(tokens_max: usize) -> Corpus {
+        let tokens_max = tokens_max.min(Corpus::TOKENS_MAX);
         Corpus {
-            tokens_max: tokens_max.min(Corpus::TOKENS_MAX),
-            texts: Mutex::default(),
+            tokens_max,
+            texts: Mutex::new(Texts {
+                lookup: Lookup::bounded(2 * tokens_max),
+                kept: 0,
+                added: 0,
+            }),
         }
+    }
+
+    /// Most bytes of memory that one for `tokens_max` tokens takes: about 40 for each.
+    #[must_use]
+    pub fn bytes_max(tokens_max: usize) -> usize {
+        Lookup::bytes_max(2 * tokens_max.min(Corpus::TOKENS_MAX))
+    }
+
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.lock().lookup.bytes()
     }
 
     /// One of the texts that [`Corpus::texts`] gave.
@@ -55,8 +78,7 @@ impl Corpus {
     /// The tokens of all texts, each followed by a separator.
     pub(super) fn texts(&self) -> Vec<u32> {
         let texts = self.lock();
-        let start = texts.lookup.len() - texts.kept;
-        texts.lookup.tokens()[start..].to_vec()
+        texts.lookup.tokens()[texts.start()..].to_vec()
     }
 
     /// How many answers were added since it was made or read.
@@ -79,22 +101,21 @@ impl Corpus {
         }
         let mut texts = self.lock();
         while texts.kept + length > self.tokens_max {
-            let Some(oldest) = texts.lengths.pop_front() else {
+            let start = texts.start();
+            let mut oldest = texts.lookup.tokens()[start..].iter();
+            let Some(end) = oldest.position(|&token| token == SEPARATOR) else {
                 break;
             };
-            texts.kept -= oldest;
+            texts.kept -= end + 1;
         }
         // What gave way goes when it is as much as what is left: each token is moved once, on average.
         if texts.lookup.len() + length > 2 * self.tokens_max {
-            let start = texts.lookup.len() - texts.kept;
-            let mut lookup = Lookup::with_capacity(2 * self.tokens_max);
-            lookup.extend(&texts.lookup.tokens()[start..]);
-            texts.lookup = lookup;
+            let start = texts.start();
+            texts.lookup.forget(start);
         }
         texts.lookup.extend(lead);
         texts.lookup.extend(answer);
         texts.lookup.separate();
-        texts.lengths.push_back(length);
         texts.kept += length;
         texts.added += 1;
     }
@@ -116,7 +137,7 @@ impl Corpus {
     /// Appends at most `most` tokens to `draft` by what came after the end of `text`.
     pub(crate) fn guess(&self, text: &[u32], most: usize, draft: &mut Draft) {
         let texts = self.lock();
-        let gone = texts.lookup.len() - texts.kept;
+        let gone = texts.start();
         draft.vote(&texts.lookup, most, |found| {
             texts.lookup.find(text, gone, found);
         });
@@ -153,6 +174,15 @@ mod tests {
             assert!(corpus.token_count() <= 100);
             assert!(corpus.lock().lookup.len() <= 200);
         }
+        for most in [100, 1000, 1024, 1100] {
+            let corpus = Corpus::new(most);
+            assert!(corpus.bytes() <= 64, "nothing is in it");
+            for answer in 0..3000_u32 {
+                corpus.add(&[], &vec![answer; 1 + answer as usize % 70]);
+                assert!(corpus.bytes() <= Corpus::bytes_max(most), "{most}");
+            }
+        }
+        assert_eq!(Corpus::bytes_max(32768), 40 * 32768);
         assert!(corpus.continuation(&[3, 4], 2).is_empty());
         assert_eq!(corpus.continuation(&[1000, 1001], 2), [1002, 1003]);
         corpus.add(&[], &[7; 200]);

@@ -60,6 +60,11 @@ impl Chains {
     }
 }
 
+/// Slots for so many tokens.
+fn slots(tokens: usize) -> usize {
+    tokens.max(16).next_power_of_two()
+}
+
 /// Slot, among `slots`, of a key.
 fn slot(key: u64, slots: usize) -> usize {
     // Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
@@ -86,6 +91,8 @@ pub(crate) struct Lookup {
     tokens: Vec<u32>,
     pairs: Chains,
     singles: Chains,
+    /// Most tokens, if it is bounded.
+    most: Option<usize>,
 }
 
 impl Lookup {
@@ -97,6 +104,31 @@ impl Lookup {
         };
         lookup.grow(tokens);
         lookup
+    }
+
+    /// An empty one that is to have at most `most` tokens, and takes memory as it gets them: at most
+    /// [`Lookup::bytes_max`].
+    pub(crate) fn bounded(most: usize) -> Lookup {
+        Lookup {
+            most: Some(most),
+            ..Lookup::default()
+        }
+    }
+
+    /// Most bytes of one that is bounded: a token and its place in two chains, and the heads of the chains.
+    pub(crate) fn bytes_max(most: usize) -> usize {
+        let slots = slots(most);
+        let words = most
+            .saturating_mul(3)
+            .saturating_add(slots.saturating_mul(2));
+        words.saturating_mul(size_of::<u32>())
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let chains = |chains: &Chains| chains.previous.capacity() + chains.latest.capacity();
+        let words = self.tokens.capacity() + chains(&self.pairs) + chains(&self.singles);
+        words * size_of::<u32>()
     }
 
     /// The tokens so far.
@@ -121,13 +153,19 @@ impl Lookup {
         self.push(SEPARATOR);
     }
 
+    /// Drops the first `count` tokens.
+    pub(crate) fn forget(&mut self, count: usize) {
+        self.tokens.drain(..count);
+        self.grow(self.tokens.len() * 2);
+    }
+
     fn push(&mut self, token: u32) {
-        self.tokens.push(token);
-        if self.pairs.latest.len() < self.tokens.len() {
-            self.grow(self.tokens.len() * 2);
-        } else {
-            self.link(self.tokens.len());
+        let count = self.tokens.len() + 1;
+        if self.pairs.latest.len() < count {
+            self.grow(count * 2);
         }
+        self.tokens.push(token);
+        self.link(count);
     }
 
     /// Chains the position at which the first `count` tokens end.
@@ -139,12 +177,18 @@ impl Lookup {
 
     /// Makes the tables fit for `tokens` tokens and fills them again.
     fn grow(&mut self, tokens: usize) {
-        let slots = tokens.max(16).next_power_of_two();
+        let tokens = self.most.map_or(tokens, |most| tokens.min(most));
+        let slots = slots(tokens);
+        // So many fit until it grows again.
+        let room = self.most.map_or(tokens, |most| slots.min(most));
+        let more = room.saturating_sub(self.tokens.len());
+        self.tokens.reserve_exact(more);
         for chains in [&mut self.pairs, &mut self.singles] {
             chains.latest.clear();
+            chains.latest.reserve_exact(slots);
             chains.latest.resize(slots, NONE);
             chains.previous.clear();
-            chains.previous.reserve(tokens);
+            chains.previous.reserve_exact(room);
         }
         for count in 1..=self.tokens.len() {
             self.link(count);
