@@ -268,6 +268,21 @@ fn earlier_answers_are_listed_and_erased() {
     assert_eq!(ask("explain"), first);
     assert_eq!(erase(&["--all"]), "2 erased\n");
     assert!(tasks().is_empty());
+    // What is not told apart is not erased in silence.
+    let config = format!("{config}[speculation]\ncorpus = 'task'\n");
+    let together = self::daemon(&model, &config);
+    let ask = ["ask", "--task", "triage", "--input", "{\"code\": \"E42\"}"];
+    said(&andonctl(&together, &ask));
+    let output = andonctl(&together, &["corpus", "erase", "--client", &client]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.stdout, b"0 erased\n");
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        why.contains("all clients to 1 task are kept together"),
+        "{why}"
+    );
+    let task = ["corpus", "erase", "--task", "triage"];
+    assert_eq!(said(&andonctl(&together, &task)), "1 erased\n");
     // What is to be erased has to be said.
     assert!(!andonctl(&daemon, &["corpus", "erase"]).status.success());
 }

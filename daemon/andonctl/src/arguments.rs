@@ -11,7 +11,7 @@ use self::models::{BundleCommand, ModelCommand, PullOptions};
 
 const EXIT_STATUS: &str = "Exit status:
   0  done; also when the reader of the output went away
-  1  the request was refused or failed; a file or model cannot be used
+  1  the request was refused or failed, or not all of it was done; a file or model cannot be used
   2  the command line or the request is wrong; nothing was sent
   3  no daemon or hub answered: cannot connect, or the connection broke
   4  cancelled, or the deadline passed
@@ -286,7 +286,8 @@ pub(crate) struct CorpusErase {
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<TaskName>,
 
-    /// Those of this client: its name over MQTT, or uid-1000 for user 1000 of this machine.
+    /// Those of this client: its name over MQTT, or uid-1000 for user 1000 of this machine. Those that are kept together with
+    /// other clients' stay, which is an error.
     #[arg(long, value_name = "NAME")]
     pub(crate) client: Option<String>,
 

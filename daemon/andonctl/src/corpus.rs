@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use andon_wire::{ClientFrame, CorpusAction, CorpusTask, ServerFrame};
+use andon_wire::{ClientFrame, CorpusAction, CorpusErased, CorpusTask, ServerFrame};
 use serde::Serialize;
 
 use crate::arguments::{CorpusCommand, CorpusErase};
@@ -41,16 +41,21 @@ fn erase(socket: &Path, options: &CorpusErase, output: &mut Output) -> Result<()
         task: options.task.clone(),
         client: options.client.as_deref(),
     };
-    let erased = operate(socket, action, |_| ())?;
-    output.text(&format!("{erased} erased\n"))
+    let erased = operate(socket, action, |_| ())?
+        .ok_or_else(|| unexpected("wish to erase earlier answers"))?;
+    output.text(&format!("{} erased\n", erased.count))?;
+    match erased.shared {
+        0 => Ok(()),
+        shared => Err(Failure::Shared(shared)),
+    }
 }
 
-/// Has the daemon do something; returns how many it concerned.
+/// Has the daemon do something; returns what it erased, if it did.
 fn operate(
     socket: &Path,
     action: CorpusAction<'_>,
     mut found: impl FnMut(Line),
-) -> Result<u32, Failure> {
+) -> Result<Option<CorpusErased>, Failure> {
     let id = fresh_id(0)?;
     let mut connection = Connection::open(socket)?;
     connection.send(&ClientFrame::CorpusTask(CorpusTask {
@@ -65,7 +70,8 @@ fn operate(
                 local: corpus.local,
                 tokens: corpus.tokens,
             }),
-            ServerFrame::ModelDone(done) if done.id == id => return Ok(done.count),
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(None),
+            ServerFrame::CorpusErased(erased) if erased.id == id => return Ok(Some(erased)),
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for earlier answers")),
         }

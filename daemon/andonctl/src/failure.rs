@@ -3,7 +3,7 @@
 //! | status | meaning |
 //! |---|---|
 //! | 0 | done; also when the reader of the output went away, who had what he wanted |
-//! | 1 | the request was refused or failed; a file or model cannot be used |
+//! | 1 | the request was refused or failed, or not all of it was done; a file or model cannot be used |
 //! | 2 | the command line or the request is wrong; nothing was sent |
 //! | 3 | no daemon or hub answered: cannot connect, or the connection broke |
 //! | 4 | cancelled, or the deadline passed |
@@ -43,6 +43,12 @@ pub(crate) enum Failure {
     /// The request to cancel is not there.
     #[error("there is no open request {0} of yours; it may have ended already")]
     NotFound(RequestId),
+    /// Answers of one client were to be erased that are not told apart from others'.
+    #[error(
+        "answers of all clients to {} are kept together; those of this client among them are not told apart, and stay",
+        tasks(.0)
+    )]
+    Shared(u32),
     /// Standard input cannot be read.
     #[error("cannot read standard input: {0}")]
     Input(io::Error),
@@ -68,6 +74,12 @@ pub(crate) enum Failure {
     /// Standard output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
+}
+
+/// So many tasks.
+fn tasks(count: &u32) -> String {
+    let word = if *count == 1 { "task" } else { "tasks" };
+    format!("{count} {word}")
 }
 
 /// A fault that the daemon reported.
@@ -103,6 +115,7 @@ impl Failure {
         match self {
             Self::OutputClosed => 0,
             Self::NotFound(_)
+            | Self::Shared(_)
             | Self::Input(_)
             | Self::Output(_)
             | Self::Hub(_)
@@ -141,6 +154,9 @@ impl Failure {
             },
             Self::File { error, .. } if error.kind() == io::ErrorKind::StorageFull => {
                 "the disk is full: make room; a download continues where it ended"
+            }
+            Self::Shared(_) => {
+                "`andonctl corpus erase --task NAME` erases those of all clients to a task"
             }
             Self::Network(_) => "another hub is named with --endpoint or HF_ENDPOINT",
             Self::Lost(_) => "`journalctl -u andond` may say more",

@@ -56,6 +56,7 @@ struct Draft {
     name: String,
     used: bool,
     bytes: u64,
+    translated: bool,
     reason: String,
 }
 
@@ -67,6 +68,7 @@ fn draft(connection: &mut Connection) -> Result<Option<Draft>, Failure> {
             name: draft.name.to_owned(),
             used: draft.used,
             bytes: draft.bytes,
+            translated: draft.translated,
             reason: draft.reason.to_owned(),
         })),
         ServerFrame::Error(fault) => Err(Failure::from(&fault)),
@@ -190,7 +192,12 @@ fn describe(status: &Status<'_>, draft: Option<&Draft>) -> String {
     }
     if let Some(draft) = draft {
         let value = if draft.used {
-            format!("{} guesses, {}", draft.name, size(draft.bytes))
+            let how = if draft.translated {
+                ", by text, since its vocabulary is another"
+            } else {
+                ""
+            };
+            format!("{} guesses, {}{how}", draft.name, size(draft.bytes))
         } else {
             format!("{} is not used: {}", draft.name, draft.reason)
         };

@@ -42,8 +42,8 @@ use crate::request::{Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
-pub use corpora::CorpusFacts;
-pub use draft::DraftFacts;
+pub use corpora::{CorpusFacts, Erased};
+pub use draft::{DraftFacts, DraftUse};
 pub use text::{apply_template, detokenize, tokenize};
 
 pub use job::{
@@ -409,13 +409,13 @@ impl WorkerHandle {
         Some(self.shared.corpora.get()?.list())
     }
 
-    /// Erases earlier answers to a task, of clients of this name, or all, and says of how many there were any; `None` until
-    /// the model is loaded. Writes to the disk.
+    /// Erases earlier answers to a task, of clients of this name, or all; `None` until the model is loaded. Writes to the
+    /// disk.
     pub fn erase_corpora(
         &self,
         task: Option<&str>,
         client: Option<&str>,
-    ) -> Option<std::io::Result<usize>> {
+    ) -> Option<std::io::Result<Erased>> {
         Some(self.shared.corpora.get()?.erase(task, client))
     }
 

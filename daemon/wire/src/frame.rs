@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
 use crate::embed::{Embed, VectorPiece};
-use crate::guess::{CorpusTask, DraftStatus, StoredCorpus};
+use crate::guess::{CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
@@ -125,6 +125,8 @@ pub enum ServerFrame<'a> {
     StoredCorpus(StoredCorpus<'a>),
     /// The draft model; none if the configuration names none, or the model is not loaded yet.
     Draft(Option<DraftStatus<'a>>),
+    /// Earlier answers are erased.
+    CorpusErased(CorpusErased),
 }
 
 /// Why a frame could not be encoded.

@@ -9,11 +9,12 @@ use crate::name::{RequestId, TaskName};
 pub enum CorpusAction<'a> {
     /// Lists whose there are; answered by [`StoredCorpus`] for each, and [`crate::ModelDone`].
     List,
-    /// Erases them, in memory and on the disk; answered by [`crate::ModelDone`].
+    /// Erases them, in memory and on the disk; answered by [`CorpusErased`].
     Erase {
         /// Only those to this task.
         task: Option<TaskName>,
-        /// Only those of clients of this name, over MQTT or on this machine.
+        /// Only those of clients of this name, over MQTT or on this machine. Where those of all clients are kept together,
+        /// they are not told apart and stay.
         #[serde(borrow)]
         client: Option<&'a str>,
     },
@@ -44,6 +45,17 @@ pub struct StoredCorpus<'a> {
     pub tokens: u32,
 }
 
+/// Earlier answers are erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorpusErased {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// Of how many tasks and clients there were any.
+    pub count: u32,
+    /// To how many tasks those of all clients are kept together and stay, where only those of one were to go.
+    pub shared: u32,
+}
+
 /// The draft model that the configuration names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DraftStatus<'a> {
@@ -55,4 +67,6 @@ pub struct DraftStatus<'a> {
     pub bytes: u64,
     /// Why it does not guess; empty if it does.
     pub reason: &'a str,
+    /// Whether its vocabulary is another than the model's, so that its guesses are taken by their text.
+    pub translated: bool,
 }

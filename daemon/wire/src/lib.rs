@@ -34,7 +34,7 @@ pub use frame::{
     CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,
     ServerFrame, checksum, payload_bytes, unseal,
 };
-pub use guess::{CorpusAction, CorpusTask, DraftStatus, StoredCorpus};
+pub use guess::{CorpusAction, CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
 pub use model::{
     AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
     ModelStage, ModelTask, ModelText, StoredModel, StoredPack,

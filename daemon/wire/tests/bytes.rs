@@ -9,12 +9,12 @@ use andon_wire::limits::{
 use andon_wire::manifest::Digest;
 use andon_wire::{
     Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, CorpusAction,
-    CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish, HEADER_BYTES, Hello,
-    Input, Message, ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName,
-    ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
-    Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness, RequestCounters, RequestId, Role,
-    Sampling, ServerFrame, Speed, Status, StoredCorpus, StoredModel, StoredPack, TaskName, Timings,
-    TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish,
+    HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry,
+    ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink,
+    MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness, RequestCounters,
+    RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredCorpus, StoredModel, StoredPack,
+    TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -321,6 +321,7 @@ fn frames_about_models_that_are_kept() {
             used: true,
             bytes: 300,
             reason: "",
+            translated: true,
         })),
         &[
             b"\x11",
@@ -329,7 +330,16 @@ fn frames_about_models_that_are_kept() {
             b"\x01",
             b"\xac\x02",
             b"\x00",
+            b"\x01",
         ],
+    );
+    server(
+        &ServerFrame::CorpusErased(CorpusErased {
+            id: id("1"),
+            count: 300,
+            shared: 2,
+        }),
+        &[b"\x12", b"\x011", b"\xac\x02", b"\x02"],
     );
     server(
         &ServerFrame::ModelAdded(ModelAdded {

@@ -4,8 +4,9 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Command;
 
 use andon_wire::{
-    Cancelled, ClientFrame, DraftStatus, ModelEntry, ModelName, ModelStatus, Models, MqttLink,
-    MqttStatus, QueueStatus, Readiness, RequestCounters, ServerFrame, Speed, Status, TokenCounters,
+    Cancelled, ClientFrame, CorpusErased, DraftStatus, ModelEntry, ModelName, ModelStatus, Models,
+    MqttLink, MqttStatus, QueueStatus, Readiness, RequestCounters, ServerFrame, Speed, Status,
+    TokenCounters,
 };
 
 use crate::support::{Outcome, Peer, Server};
@@ -86,6 +87,7 @@ fn serve(peer: &mut Peer) {
                 used: false,
                 bytes: 0,
                 reason: "cannot open it",
+                translated: false,
             })),
             Some(ClientFrame::Models) => ServerFrame::Models(models()),
             Some(ClientFrame::Cancel(cancel)) => {
@@ -168,9 +170,51 @@ fn status_for_programs() {
             "queue": {"waiting": 4, "waiting_max": 64, "active": 1, "active_max": 8},
             "speed": {"prefill_tokens_per_s": 812.5, "decode_tokens_per_s": 98.25},
             "mqtt": {"link": "connected5", "broker": "localhost:1883", "reconnects": 2},
-            "draft": {"name": "small", "used": false, "bytes": 0, "reason": "cannot open it"},
+            "draft": {"name": "small", "used": false, "bytes": 0, "translated": false, "reason": "cannot open it"},
         })
     );
+}
+
+#[test]
+fn a_draft_that_guesses_by_text_says_so() {
+    let server = Server::welcoming(|peer| {
+        assert_eq!(peer.receive(), Some(ClientFrame::Draft));
+        peer.send(&ServerFrame::Draft(Some(DraftStatus {
+            name: "small",
+            used: true,
+            bytes: 98_304_000,
+            reason: "",
+            translated: true,
+        })));
+        peer.receive();
+        peer.send(&ServerFrame::Status(status()));
+    });
+    let outcome = server.run(["status"]);
+    let says = "draft     small guesses, 93.8 MiB, by text, since its vocabulary is another\n";
+    assert!(outcome.stdout.ends_with(says), "{outcome:?}");
+}
+
+#[test]
+fn answers_that_are_not_erased_are_told_of() {
+    for (shared, code) in [(0, 0), (2, 1)] {
+        let server = Server::welcoming(move |peer| {
+            let Some(ClientFrame::CorpusTask(task)) = peer.receive() else {
+                panic!("another frame");
+            };
+            let id = task.id.clone();
+            let erased = CorpusErased {
+                id,
+                count: 3,
+                shared,
+            };
+            peer.send(&ServerFrame::CorpusErased(erased));
+        });
+        let outcome = server.run(["corpus", "erase", "--client", "plc1"]);
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        assert_eq!(outcome.stdout, "3 erased\n");
+        let told = outcome.stderr.contains("to 2 tasks are kept together");
+        assert_eq!(told, shared > 0, "{outcome:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! whose answers are in it. There are at most as many as configured; the one that was not asked for longest goes, and
 //! with it what it learnt since it was last written. Nothing here keeps a request from being answered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +61,15 @@ pub struct CorpusFacts {
 #[derive(Debug, Default)]
 struct Held {
     corpora: HashMap<CorpusKey, Entry>,
+/// What became of answers that were to be erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Erased {
+    /// Of how many tasks and clients there were any.
+    pub count: usize,
+    /// To how many tasks those of all clients are kept together and stay, where only those of one were to go.
+    pub shared: usize,
+}
+
     /// Counts what is asked for.
     clock: u64,
 }
@@ -252,26 +261,48 @@ impl Corpora {
     }
 
     /// Erases the answers to a task, or of clients of this name, or both; all that there are if neither is named, of other
-    /// models too. Returns of how many there were any. Answers that are under way are not learnt from any more.
+    /// models too. Answers that are under way are not learnt from any more.
     ///
     /// # Errors
     /// If a file cannot be removed; others may have been.
-    pub(super) fn erase(&self, task: Option<&str>, client: Option<&str>) -> std::io::Result<usize> {
-        let is_meant = |label: &Label| {
-            task.is_none_or(|task| label.task == task)
-                && client.is_none_or(|client| label.client == client)
-        };
+    pub(super) fn erase(
+        &self,
+        task: Option<&str>,
+        client: Option<&str>,
+    ) -> std::io::Result<Erased> {
+        let of_task = |label: &Label| task.is_none_or(|task| label.task == task);
+        let is_meant =
+            |label: &Label| of_task(label) && client.is_none_or(|client| label.client == client);
+        // Whose answers these are is not known.
+        let is_shared =
+            |label: &Label| label.client.is_empty() && of_task(label) && !is_meant(label);
         let _files = self.files();
         let listed = store::list(&self.folder)?;
         let mut held = self.held();
-        let mut erased = 0;
+        let mut count = 0;
+        let mut shared: BTreeSet<&str> = listed
+            .iter()
+            .map(|listed| &listed.label)
+            .filter(|label| is_shared(label))
+            .map(|label| &*label.task)
+            .collect();
         held.corpora.retain(|key, entry| {
             let stays = !is_meant(&entry.label);
             let counted = listed.iter().any(|listed| listed.key == *key);
-            erased += usize::from(!stays && !counted && entry.corpus.token_count() > 0);
+            count += usize::from(!stays && !counted && entry.corpus.token_count() > 0);
             stays
         });
-        Ok(erased + store::remove(&self.folder, is_meant)?)
+        let entries = held.corpora.values();
+        let known = entries.filter(|entry| entry.corpus.token_count() > 0);
+        shared.extend(
+            known
+                .map(|entry| &entry.label)
+                .filter(|label| is_shared(label))
+                .map(|label| &*label.task),
+        );
+        let shared = shared.len();
+        count += store::remove(&self.folder, is_meant)?;
+        Ok(Erased { count, shared })
     }
 
     /// Writes what was learnt since it was last written. Answers are read and added meanwhile.
@@ -455,13 +486,18 @@ mod tests {
         };
         assert_eq!(list(&corpora).len(), 5);
         let running = corpora.sources(&clients[0], Some("explain")).corpus;
-        assert_eq!(corpora.erase(Some("explain"), Some("a")).unwrap(), 1);
+        let erase = |corpora: &Corpora, task, client| {
+            let erased = corpora.erase(task, client).unwrap();
+            assert_eq!(erased.shared, 0);
+            erased.count
+        };
+        assert_eq!(erase(&corpora, Some("explain"), Some("a")), 1);
         // What was under way when it was erased does not bring it back.
         running.unwrap().add(&[1], &[2, 3, 4]);
         corpora.write();
         assert!(!knows(&corpora, &clients[0], "explain"));
         assert!(knows(&corpora, &clients[0], "triage"));
-        assert_eq!(corpora.erase(Some("explain"), None).unwrap(), 2);
+        assert_eq!(erase(&corpora, Some("explain"), None), 2);
         corpora.write();
         let left = ["a", "b"].map(|name| ("triage".to_owned(), name.to_owned()));
         assert_eq!(list(&corpora), left);
@@ -470,13 +506,13 @@ mod tests {
             left
         );
         fs::write(folder.join("old.corpus"), "of another format").unwrap();
-        assert_eq!(corpora.erase(Some("none"), None).unwrap(), 1, "the old one");
+        assert_eq!(erase(&corpora, Some("none"), None), 1, "the old one");
         // Also by a daemon that learns no more.
         let off = super::tests::corpora(&folder, CorpusScope::Off, "m");
         assert_eq!(list(&off), left);
-        assert_eq!(off.erase(None, Some("b")).unwrap(), 1);
+        assert_eq!(erase(&off, None, Some("b")), 1);
         fs::write(folder.join("old.corpus"), "of another format").unwrap();
-        assert_eq!(corpora.erase(None, None).unwrap(), 3);
+        assert_eq!(erase(&corpora, None, None), 3);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         assert!(list(&corpora).is_empty());
     }
@@ -486,6 +522,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
         corpora.keeps = false;
+    #[test]
+    fn answers_of_all_clients_together_are_not_taken_for_those_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = client(Origin::Mqtt, "a");
+        let before = corpora(folder.path(), CorpusScope::Client, "m");
+        learn(&before, &ours, "explain");
+        before.write();
+        let corpora = corpora(folder.path(), CorpusScope::Task, "m");
+        let erase = |task, client| {
+            let erased = corpora.erase(task, client).unwrap();
+            (erased.count, erased.shared)
+        };
+        learn(&corpora, &ours, "explain");
+        assert_eq!(erase(None, Some("b")), (0, 1), "in memory");
+        corpora.write();
+        learn(&corpora, &ours, "triage");
+        assert_eq!(erase(None, Some("a")), (1, 2), "from when they were apart");
+        assert_eq!(erase(Some("triage"), Some("a")), (0, 1));
+        assert_eq!(erase(Some("other"), Some("a")), (0, 0));
+        assert_eq!(corpora.list().unwrap().len(), 2);
+        assert_eq!(erase(Some("triage"), None), (1, 0));
+        assert_eq!(erase(None, None), (1, 0));
+        assert_eq!(erase(None, Some("a")), (0, 0));
+    }
+
         let clients = ["a", "b", "c"].map(|name| client(Origin::Mqtt, name));
         let corpus = |at: usize| {
             corpora

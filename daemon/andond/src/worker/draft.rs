@@ -25,8 +25,17 @@ const KV_TOKENS_MIN: usize = 256;
 pub struct DraftFacts {
     /// Its name.
     pub name: String,
-    /// Bytes of its weights, activations and KV cache; or why there are no guesses of it.
-    pub state: Result<u64, String>,
+    /// What it is like, or why there are no guesses of it.
+    pub state: Result<DraftUse, String>,
+}
+
+/// What a draft that guesses is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftUse {
+    /// Bytes of its weights, activations and KV cache.
+    pub bytes: u64,
+    /// Whether its vocabulary is another than the model's, so that its guesses are taken by their text.
+    pub translated: bool,
 }
 
 /// A draft that is ready to guess.
@@ -60,7 +69,12 @@ pub(super) fn load(
                 packed = loaded.model.pack().is_some(),
                 "a draft model guesses"
             );
-            (Ok(loaded.bytes), Some(loaded))
+            let facts = DraftUse {
+                bytes: loaded.bytes,
+                translated: !loaded.draft.has_same_vocabulary(),
+            };
+            (Ok(facts), Some(loaded))
+                translated = !loaded.draft.has_same_vocabulary(),
         }
         Err(why) => {
             tracing::warn!(draft = name, why, "there are no guesses of the draft model");

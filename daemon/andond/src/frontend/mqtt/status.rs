@@ -60,7 +60,12 @@ pub(super) fn online(
     }
     if let Some(draft) = &status.draft {
         value["draft"] = match &draft.state {
-            Ok(bytes) => json!({ "name": draft.name, "used": true, "bytes": bytes }),
+            Ok(used) => json!({
+                "name": draft.name,
+                "used": true,
+                "bytes": used.bytes,
+                "translated": used.translated,
+            }),
             Err(why) => json!({ "name": draft.name, "used": false, "reason": why }),
         };
     }

@@ -217,17 +217,19 @@ pub(super) fn draft(facts: &DraftFacts) -> DraftStatus<'_> {
     let cut = |text| andon_wire::shorten(text, andon_wire::limits::FAULT_MESSAGE_BYTES_MAX);
     let name = cut(&facts.name);
     match &facts.state {
-        Ok(bytes) => DraftStatus {
+        Ok(used) => DraftStatus {
             name,
             used: true,
-            bytes: *bytes,
+            bytes: used.bytes,
             reason: "",
+            translated: used.translated,
         },
         Err(why) => DraftStatus {
             name,
             used: false,
             bytes: 0,
             reason: cut(why),
+            translated: false,
         },
     }
 }
@@ -244,6 +246,6 @@ pub(super) fn model_entry(facts: &ModelFacts) -> Option<ModelEntry<'_>> {
     })
 }
 
-fn saturated(count: usize) -> u32 {
+pub(super) fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
-    AddModel, AddReady, CorpusAction, CorpusTask, ErrorCode, ModelAction, ModelAdded, ModelData,
-    ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, RequestId, ServerFrame,
-    StoredCorpus, StoredModel, StoredPack, shorten,
+    AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
+    ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, RequestId,
+    ServerFrame, StoredCorpus, StoredModel, StoredPack, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -22,9 +22,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::connection::Outgoing;
+use super::convert::saturated;
 use crate::frontend::Context;
 use crate::registry::{Begun, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change};
-use crate::worker::{CorpusFacts, WorkerHandle};
+use crate::worker::{CorpusFacts, Erased, WorkerHandle};
 
 /// Pieces of a model between the connection and the disk: a megabyte.
 const PIECES_WAITING_MAX: usize = 4;
@@ -53,6 +54,7 @@ enum Event {
         bytes: u64,
         present: bool,
     },
+    Erased(Erased),
     Done {
         count: u32,
     },
@@ -353,28 +355,23 @@ fn corpora(
         RegistryError::Io("the folder of earlier answers".into(), "use", error)
     };
     let loading = || RegistryError::Busy("the model is not loaded yet".to_owned());
-    let count = match erase {
+    match erase {
         Some((task, client)) => {
             let erased = worker.erase_corpora(task.as_deref(), client.as_deref());
             let erased = erased.ok_or_else(loading)?.map_err(failed)?;
-            tracing::info!(?task, ?client, erased, "earlier answers erased");
-            erased
+            let Erased { count, shared } = erased;
+            tracing::info!(?task, ?client, count, shared, "earlier answers erased");
+            send(events, Event::Erased(erased));
         }
         None => {
             let listed = worker.list_corpora().ok_or_else(loading)?.map_err(failed)?;
-            let count = listed.len();
+            let count = saturated(listed.len());
             for facts in listed {
                 send(events, Event::Corpus(facts));
             }
-            count
+            send(events, Event::Done { count });
         }
-    };
-    send(
-        events,
-        Event::Done {
-            count: u32::try_from(count).unwrap_or(u32::MAX),
-        },
-    );
+    }
     Ok(())
 }
 
@@ -427,7 +424,7 @@ async fn pass_on(id: RequestId, outgoing: Outgoing, mut said: mpsc::Receiver<Eve
         };
         let over = matches!(
             event,
-            Event::Failed(_) | Event::Added { .. } | Event::Done { .. }
+            Event::Failed(_) | Event::Added { .. } | Event::Erased(_) | Event::Done { .. }
         );
         // What comes next from the client may begin another operation.
         if over || !alive {
@@ -484,7 +481,12 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             task: shorten(&facts.task, LABEL_BYTES_MAX),
             client: shorten(&facts.client, CHUNK_TEXT_BYTES_MAX),
             local: facts.local,
-            tokens: u32::try_from(facts.tokens).unwrap_or(u32::MAX),
+            tokens: saturated(facts.tokens),
+        }),
+        Event::Erased(erased) => ServerFrame::CorpusErased(CorpusErased {
+            id,
+            count: saturated(erased.count),
+            shared: saturated(erased.shared),
         }),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {
