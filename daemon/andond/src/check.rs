@@ -1,6 +1,7 @@
 //! What `andond check` looks at beyond the file's text: the machine the configuration is for.
 
 use andon_engine::LoadError;
+use andon_engine::speculate::Corpus;
 use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 
 use crate::config::{Config, Problems};
@@ -53,6 +54,21 @@ pub fn environment(config: &Config, problems: &mut Problems) {
                         "lower it or leave it out",
                     );
                 }
+                let speculation = &config.speculation;
+                let answers = speculation
+                    .corpora(served.tasks.len())
+                    .saturating_mul(Corpus::bytes_max(speculation.corpus_tokens_max));
+                let memory = andon_os::memory_bytes().unwrap_or(u64::MAX);
+                if model.info().file_bytes.saturating_add(answers) as u64 > memory {
+                    problems.add(
+                        "speculation.corpora-max",
+                        format!(
+                            "earlier answers may take {answers} bytes, which are not there beside the model: there \
+                             are {memory} bytes of memory"
+                        ),
+                        "lower it or corpus-tokens-max",
+                    );
+                }
             }
         },
     }
@@ -67,7 +83,7 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             problems.add(
                 "speculation.draft",
                 error,
-                "leave it out, or name a small model, best of the same vocabulary",
+                "leave it out, or name a small model that generates text",
             );
         }
     }

@@ -16,6 +16,7 @@ mod embed;
 mod grammars;
 mod job;
 mod load;
+mod memory;
 mod pack;
 mod prepare;
 mod run;
@@ -485,15 +486,24 @@ fn serve(shared: &Arc<Shared>) {
     );
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let drafts = loaded.draft_model.is_some();
+    let mut corpora_max = 0;
+    if let Some(memory) = &loaded.memory {
+        corpora_max = memory.corpora_max();
+        for (part, bytes) in memory.parts() {
+            shared.telemetry.memory(part, bytes as u64);
+        }
+    }
     if let Some(draft) = loaded.draft {
+        let bytes = draft.state.as_ref().map_or(0, |used| used.bytes);
+        shared.telemetry.memory("draft", bytes);
         shared.draft.get_or_init(|| Arc::new(draft));
         shared.telemetry.draft(drafts);
     }
     let model = loaded.model;
     shared.model.get_or_init(|| Arc::clone(&model));
     shared.look_after_pack();
-    let tasks = !served.tasks.is_empty();
-    let corpora = Corpora::new(&shared.config, (tasks, drafts), &model, loaded.key.as_ref());
+    let limits = (corpora_max, drafts);
+    let corpora = Corpora::new(&shared.config, limits, &model, loaded.key.as_ref());
     let corpora = shared.corpora.get_or_init(|| Arc::new(corpora));
     std::thread::scope(|scope| {
         for lane in Lane::ALL {

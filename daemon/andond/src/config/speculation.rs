@@ -68,6 +68,16 @@ pub enum DraftPlace<'a> {
 }
 
 impl SpeculationConfig {
+    /// For how many tasks, or clients of the `tasks` tasks that there are, answers are kept in memory.
+    pub fn corpora(&self, tasks: usize) -> usize {
+        match self.corpus {
+            _ if !self.enabled || tasks == 0 => 0,
+            CorpusScope::Off => 0,
+            CorpusScope::Client => self.corpora_max,
+            CorpusScope::Task => self.corpora_max.min(tasks),
+        }
+    }
+
     /// Where the draft is, if anything is to be guessed and one is named.
     pub fn draft_place(&self) -> Option<DraftPlace<'_>> {
         let draft = self.draft.as_deref().filter(|_| self.enabled)?;

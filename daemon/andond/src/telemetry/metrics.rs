@@ -47,6 +47,13 @@ pub struct ColumnLabels {
     pub columns: u32,
 }
 
+/// What memory is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MemoryLabels {
+    /// One of the daemon's own words.
+    pub part: &'static str,
+}
+
 /// Guesses of a kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct GuessLabels {
@@ -186,6 +193,8 @@ pub struct Telemetry {
     pub completion_tokens: Counter,
     /// Whether the served model's weights are read from a pack.
     pub packed: Gauge,
+    /// Most bytes that each part of the served model takes.
+    memory: Family<MemoryLabels, Gauge>,
     /// Requests waiting.
     pub waiting: Gauge,
     /// Requests being answered.
@@ -326,6 +335,7 @@ impl Telemetry {
             prefix_hits: Counter::default(),
             completion_tokens: Counter::default(),
             packed: Gauge::default(),
+            memory: Family::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
             first_token_seconds: Histogram::new(edges),
@@ -379,6 +389,12 @@ impl Telemetry {
             "Whether the served model's weights are read from a pack",
             telemetry.packed.clone(),
         );
+        registry.register_with_unit(
+            "memory_max",
+            "Most memory that each part of what is served takes",
+            Unit::Bytes,
+            telemetry.memory.clone(),
+        );
         registry.register("waiting", "Requests waiting", telemetry.waiting.clone());
         registry.register(
             "running",
@@ -412,6 +428,12 @@ impl Telemetry {
             telemetry.mqtt_connects.clone(),
         );
         telemetry
+    }
+
+    /// Sets the most memory that a part of what is served takes.
+    pub fn memory(&self, part: &'static str, bytes: u64) {
+        let gauge = self.memory.get_or_create(&MemoryLabels { part });
+        gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Counts a submission.

@@ -1,8 +1,9 @@
 //! Earlier answers to tasks, from which later ones are guessed: whose they are, and their files.
 //!
 //! Invariant: a corpus is given only to requests of the task, and unless the configuration says otherwise of the client,
-//! whose answers are in it. There are at most as many as configured; the one that was not asked for longest goes, and
-//! with it what it learnt since it was last written. Nothing here keeps a request from being answered.
+//! whose answers are in it. There are at most as many as configured and there is memory for; of those that no answer uses,
+//! the one that was not asked for longest goes, and with it what it learnt since it was last written. Nothing here keeps a
+//! request from being answered.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
@@ -33,6 +34,8 @@ pub(super) struct Corpora {
     config: SpeculationConfig,
     /// Whether a draft model guesses.
     drafts: bool,
+    /// How many are in memory at most.
+    held_max: usize,
     vocabulary: usize,
     /// Digest of what all keys begin with: the model.
     model: Sha256,
@@ -58,9 +61,6 @@ pub struct CorpusFacts {
     pub tokens: usize,
 }
 
-#[derive(Debug, Default)]
-struct Held {
-    corpora: HashMap<CorpusKey, Entry>,
 /// What became of answers that were to be erased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Erased {
@@ -70,6 +70,9 @@ pub struct Erased {
     pub shared: usize,
 }
 
+#[derive(Debug, Default)]
+struct Held {
+    corpora: HashMap<CorpusKey, Entry>,
     /// Counts what is asked for.
     clock: u64,
 }
@@ -86,17 +89,17 @@ struct Entry {
 }
 
 impl Corpora {
-    /// Those of a model, all of them on the disk until they are asked for; there are none without `tasks`. `drafts` says
-    /// whether a draft guesses too. `key` is that of the model's pack, if it is known.
+    /// Those of a model, all of them on the disk until they are asked for, and then at most `held_max` in memory. `drafts`
+    /// says whether a draft guesses too. `key` is that of the model's pack, if it is known.
     pub(super) fn new(
         config: &Config,
-        (tasks, drafts): (bool, bool),
+        (held_max, drafts): (usize, bool),
         model: &Model,
         key: Option<&pack::Key>,
     ) -> Corpora {
         let mut speculation = config.speculation.clone();
         speculation.enabled &= model.info().pooling.is_none();
-        if !tasks {
+        if held_max == 0 {
             speculation.corpus = CorpusScope::Off;
         }
         let folder = config.cache.dir.join(FOLDER);
@@ -108,6 +111,7 @@ impl Corpora {
         };
         Corpora {
             drafts,
+            held_max,
             ..Corpora::with(speculation, &folder, name, vocabulary)
         }
     }
@@ -132,6 +136,7 @@ impl Corpora {
             part(&mut digest, name().as_bytes());
         }
         Corpora {
+            held_max: config.corpora_max,
             config,
             drafts: false,
             vocabulary,
@@ -196,14 +201,14 @@ impl Corpora {
             entry.used = used;
             return Some(Arc::clone(&entry.corpus));
         }
-        let corpus = Arc::new(self.read(&key));
-        while held.corpora.len() >= self.config.corpora_max {
-            let entries = held.corpora.iter();
-            let Some((&oldest, _)) = entries.min_by_key(|(_, entry)| entry.used) else {
-                break;
-            };
+        while held.corpora.len() >= self.held_max {
+            // One that is in use would take its memory all the same.
+            let mut entries: Vec<_> = held.corpora.iter().collect();
+            entries.retain(|(_, entry)| Arc::strong_count(&entry.corpus) == 1);
+            let (&oldest, _) = entries.into_iter().min_by_key(|(_, entry)| entry.used)?;
             held.corpora.remove(&oldest);
         }
+        let corpus = Arc::new(self.read(&key));
         let entry = Entry {
             corpus: Arc::clone(&corpus),
             label,
@@ -376,11 +381,11 @@ pub(super) fn run(shared: &Shared, corpora: &Corpora) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Corpora, CorpusScope, Key, SpeculationConfig};
+    use super::{Corpora, Corpus, CorpusScope, Key, SpeculationConfig};
     use crate::request::Origin;
     use std::fs;
     use std::path::Path;
-    use std::sync::Arc;
+    use std::sync::{Arc, Weak};
 
     fn corpora(folder: &Path, corpus: CorpusScope, model: &str) -> Corpora {
         let config = SpeculationConfig {
@@ -471,7 +476,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("corpora");
         let mut corpora = corpora(&folder, CorpusScope::Client, "m");
-        corpora.config.corpora_max = 9;
+        (corpora.held_max, corpora.config.corpora_max) = (9, 9);
         let clients = ["a", "b"].map(|name| client(Origin::Mqtt, name));
         for client in &clients {
             for task in ["explain", "triage"] {
@@ -518,11 +523,6 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_was_not_asked_for_longest_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
-        corpora.keeps = false;
-    #[test]
     fn answers_of_all_clients_together_are_not_taken_for_those_of_one() {
         let folder = tempfile::tempdir().unwrap();
         let ours = client(Origin::Mqtt, "a");
@@ -547,18 +547,26 @@ mod tests {
         assert_eq!(erase(None, Some("a")), (0, 0));
     }
 
+    #[test]
+    fn the_one_that_was_not_asked_for_longest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
+        corpora.keeps = false;
         let clients = ["a", "b", "c"].map(|name| client(Origin::Mqtt, name));
-        let corpus = |at: usize| {
-            corpora
-                .sources(&clients[at], Some("explain"))
-                .corpus
-                .unwrap()
+        let corpus = |at: usize| corpora.sources(&clients[at], Some("explain")).corpus;
+        let is = |at: usize, it: &Weak<Corpus>| {
+            corpus(at).is_some_and(|corpus| Weak::ptr_eq(it, &Arc::downgrade(&corpus)))
         };
-        let (a, b) = (corpus(0), corpus(1));
-        assert!(Arc::ptr_eq(&a, &corpus(0)));
-        let c = corpus(2);
-        assert!(Arc::ptr_eq(&a, &corpus(0)) && Arc::ptr_eq(&c, &corpus(2)));
-        assert!(!Arc::ptr_eq(&b, &corpus(1)));
+        let [a, b] = [0, 1].map(|at| Arc::downgrade(&corpus(at).unwrap()));
+        assert!(is(0, &a));
+        let c = Arc::downgrade(&corpus(2).unwrap());
+        assert!(is(0, &a) && is(2, &c));
+        assert!(!is(1, &b));
         assert_eq!(corpora.held().corpora.len(), 2);
+        // None goes while answers are learnt from.
+        let used = [1, 2].map(corpus);
+        assert!(used.iter().all(Option::is_some) && corpus(0).is_none());
+        drop(used);
+        assert!(corpus(0).is_some());
     }
 }

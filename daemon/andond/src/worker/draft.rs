@@ -3,6 +3,7 @@
 //! Invariant: nothing here keeps the model from being served. What stands in the way of a draft is said in the journal and
 //! in the status, and the model answers without.
 
+use std::fmt;
 use std::sync::Arc;
 
 use andon_engine::kv::PAGE;
@@ -11,6 +12,7 @@ use andon_engine::speculate::DraftModel;
 use andon_engine::{Executor, ExecutorOptions, Model};
 
 use super::load::find_pack;
+use super::memory::Memory;
 use crate::config::Config;
 use crate::registry::{self, Registry, Served};
 
@@ -54,11 +56,12 @@ pub(super) fn load(
     config: &Config,
     registry: &Registry,
     target: &Executor,
+    memory: &Memory,
 ) -> Option<(DraftFacts, Option<Loaded>)> {
     let name = config.speculation.draft_name()?;
     let loaded = registry::served_draft(config, registry)
         .map_err(|error| error.to_string())
-        .and_then(|served| load_served(config, registry, &served, target));
+        .and_then(|served| load_served(config, registry, &served, target, memory));
     let (state, loaded) = match loaded {
         Ok(loaded) => {
             tracing::info!(
@@ -67,6 +70,7 @@ pub(super) fn load(
                 kv_tokens = loaded.draft.executor().kv_tokens_max(),
                 expected_cost = loaded.expected_cost,
                 packed = loaded.model.pack().is_some(),
+                translated = !loaded.draft.has_same_vocabulary(),
                 "a draft model guesses"
             );
             let facts = DraftUse {
@@ -74,7 +78,6 @@ pub(super) fn load(
                 translated: !loaded.draft.has_same_vocabulary(),
             };
             (Ok(facts), Some(loaded))
-                translated = !loaded.draft.has_same_vocabulary(),
         }
         Err(why) => {
             tracing::warn!(draft = name, why, "there are no guesses of the draft model");
@@ -89,6 +92,7 @@ fn load_served(
     registry: &Registry,
     served: &Served,
     target: &Executor,
+    memory: &Memory,
 ) -> Result<Loaded, String> {
     let model =
         Model::load_with(&served.path, &served.options).map_err(|error| error.to_string())?;
@@ -112,12 +116,7 @@ fn load_served(
     let least = KV_TOKENS_MIN.min(config.model.kv_tokens_max);
     let smallest = draft(least)?;
     let fixed = model.info().file_bytes.saturating_add(smallest.bytes());
-    let room = room(config, target);
-    let Some(left) = room.checked_sub(fixed) else {
-        return Err(format!(
-            "it needs {fixed} bytes of memory, of which {room} are left for it"
-        ));
-    };
+    let left = left(fixed, config.speculation.draft_bytes_max, memory)?;
     // Pages of the cache are taken when they are first used.
     let more = left / smallest.executor().kv_bytes_per_token().max(1) / PAGE * PAGE;
     let kv_tokens = least.saturating_add(more).min(config.model.kv_tokens_max);
@@ -133,14 +132,18 @@ fn load_served(
     })
 }
 
-/// Bytes that a draft may take: as configured, and within what the served model leaves of the memory that there is.
-fn room(config: &Config, target: &Executor) -> usize {
-    let most = config.speculation.draft_bytes_max;
-    let taken = target
-        .model()
-        .info()
-        .file_bytes
-        .saturating_add(target.bytes());
-    let memory = andon_os::memory_bytes().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    memory.map_or(most, |memory| most.min(memory.saturating_sub(taken)))
+/// Bytes that are left for the KV cache of a draft that needs `fixed` bytes beside: of `most`, and of what the served model
+/// and what goes with it leave of the memory that there is.
+pub(super) fn left(fixed: usize, most: usize, memory: &Memory) -> Result<usize, String> {
+    let too_many = |room: usize, why: &dyn fmt::Display| {
+        format!("it needs {fixed} bytes of memory, and gets {room}: {why}")
+    };
+    let room = memory.left().unwrap_or(usize::MAX);
+    let of_memory = room
+        .checked_sub(fixed)
+        .ok_or_else(|| too_many(room, memory))?;
+    let configured = most
+        .checked_sub(fixed)
+        .ok_or_else(|| too_many(most, &"that is [speculation] draft-bytes-max"))?;
+    Ok(of_memory.min(configured))
 }

@@ -11,6 +11,7 @@ use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 
 use super::draft::{self, DraftFacts};
+use super::memory::Memory;
 use super::{ModelFacts, PLACES_FOR_ALARMS};
 use crate::config::Config;
 use crate::registry::{Packs, Registry, Served};
@@ -27,6 +28,8 @@ pub(super) struct Loaded {
     pub(super) key: Option<Key>,
     /// What became of the draft that the configuration names.
     pub(super) draft: Option<DraftFacts>,
+    /// What it and the rest may take, if it generates text.
+    pub(super) memory: Option<Memory>,
     /// The draft that guesses, and the key of its pack.
     pub(super) draft_model: Option<(Arc<Model>, Option<Key>)>,
 }
@@ -125,7 +128,9 @@ pub(super) fn load(
         },
     );
     self_test(&model, &mut generator)?;
-    let (draft, loaded) = draft::load(config, registry, generator.executor()).unzip();
+    let executor = generator.executor();
+    let memory = Memory::of(config, executor, served.tasks.len());
+    let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
     let draft_model = loaded.flatten().map(|loaded| {
         generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
         (loaded.model, loaded.key)
@@ -136,6 +141,7 @@ pub(super) fn load(
         facts,
         key,
         draft,
+        memory: Some(memory),
         draft_model,
     })
 }
@@ -200,6 +206,7 @@ fn load_embedder(
                 "the served model makes embeddings, for which nothing is guessed".to_owned(),
             ),
         }),
+        memory: None,
         draft_model: None,
     })
 }
