@@ -350,6 +350,7 @@ impl Active {
         let (text, guesses) = self.guesser.as_mut()?.model_draft();
         Some(Wanted {
             id: self.id.0,
+            before: 0,
             text,
             prompt_tokens: self.prompt.len(),
             sampling: &self.sampling,
@@ -389,6 +390,12 @@ impl Active {
     /// Tokens of the answer so far.
     pub(super) fn answered(&self) -> usize {
         self.settled
+    }
+
+    /// Guesses that may be tried.
+    pub(super) fn guesses_count(&self) -> usize {
+        let guesser = self.guesser.as_ref();
+        guesser.map_or(0, |guesser| guesser.guesses().len())
     }
 
     /// Puts the first `count` guesses behind what was chosen.

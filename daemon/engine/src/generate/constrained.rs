@@ -13,14 +13,23 @@ use crate::speculate::Limits;
 /// Tokens that are looked at one by one before all that may come next are: together they are less work.
 const LIKELY: usize = 8;
 
+/// Tokens that an answer goes on for before guesses are held against its constraint again where that failed, and how often
+/// they become twice as many.
+const RESUME_TOKENS: usize = 16;
+const RESUMES_MAX: u32 = 10;
+
 /// The state of one answer, here or with the [`Masker`].
+///
+/// Invariant: what is asked of the state for an answer, and in which order, follows from its tokens and their logits alone:
+/// with guesses it is the same as without, limits of work included. What only guesses ask is asked of the [`Trial`].
 #[derive(Debug)]
 pub(super) struct Constrained {
     place: RefCell<Place>,
     /// Takes forced tokens one by one.
     one_by_one: bool,
-    /// Guesses that the state is ahead of the answer by.
+    /// Tokens that the state is ahead of the answer by: guesses that were chosen, whose turn is when the pass is over.
     ahead: Cell<usize>,
+    trial: RefCell<Trial>,
     /// Whether the last choice had to know all that might come next, so that the next is likely to.
     asks_all: Cell<bool>,
     counts: Cell<ConstraintCounts>,
@@ -59,6 +68,45 @@ pub(super) trait Choose {
     fn among(&mut self, allowed: &[u32]) -> Result<u32, Self::Error>;
 }
 
+/// Where guesses are held against a constraint: a copy of the answer's state, so that nothing they take or break is the
+/// answer's. It is made for the first guess and then follows the answer, which is less work than a copy for each.
+#[derive(Debug, Default)]
+struct Trial {
+    state: Option<Box<State>>,
+    /// Guesses that it is ahead of the answer by.
+    ahead: usize,
+    /// Copies that failed, and the tokens that the answer has to have for another to be made.
+    failed: u32,
+    resumes: usize,
+}
+
+impl Trial {
+    /// The copy, where `answer` stands, or ahead of it by guesses. `None` if there is none for now.
+    fn follow(&mut self, answer: &State) -> Result<Option<&mut State>, StateError> {
+        let said = answer.said();
+        if self.state.is_none() && said.len() >= self.resumes {
+            self.state = Some(Box::new(answer.fork()));
+            self.ahead = 0;
+        }
+        let Some(state) = self.state.as_deref_mut() else {
+            return Ok(None);
+        };
+        let known = state.said().len().saturating_sub(self.ahead);
+        if let Some(new @ [_, ..]) = said.get(known..) {
+            state.rollback(core::mem::take(&mut self.ahead))?;
+            new.iter().try_for_each(|&id| state.follow(id))?;
+        }
+        Ok(Some(state))
+    }
+
+    /// Gives up a copy that failed.
+    fn fail(&mut self, said: usize) {
+        self.state = None;
+        self.failed += 1;
+        self.resumes = said.saturating_add(RESUME_TOKENS << self.failed.min(RESUMES_MAX));
+    }
+}
+
 #[derive(Debug)]
 enum Place {
     Here(Box<State>),
@@ -80,6 +128,7 @@ impl Constrained {
             place: RefCell::new(Place::Here(state)),
             one_by_one,
             ahead: Cell::new(0),
+            trial: RefCell::default(),
             asks_all: Cell::new(asks_all),
             counts: Cell::default(),
         })
@@ -134,6 +183,10 @@ impl Constrained {
         if let Some(&only) = state.forced().first() {
             return Ok(Ok(only));
         }
+        if self.asks_all.get() && state.is_to_be_prepared() {
+            // Behind a guess nobody did so beside the pass.
+            state.prepare()?;
+        }
         let mut counts = self.counts.get();
         counts.choices += 1;
         self.counts.set(counts);
@@ -180,43 +233,76 @@ impl Constrained {
     /// Takes a token that was chosen; what is forced behind it is added to `forced`, unless that is taken one by one.
     pub(super) fn accept(&self, id: u32, forced: &mut Vec<u32>) -> Result<(), StateError> {
         self.with(|state| {
-            self.come_back(state)?;
-            state.accept(id)?;
-            if !self.one_by_one {
-                while let Some(&next) = state.forced().first() {
-                    state.accept(next)?;
-                    forced.push(next);
-                }
+            let mut ahead = self.ahead.take();
+            if state.last(ahead).first() == Some(&id) {
+                ahead -= 1;
+            } else {
+                state.rollback(ahead)?;
+                ahead = 0;
+                state.accept(id)?;
             }
+            while !self.one_by_one
+                && let Some(next) = state.forced_before(ahead)
+            {
+                match ahead.checked_sub(1) {
+                    Some(less) => ahead = less,
+                    None => state.accept(next)?,
+                }
+                forced.push(next);
+            }
+            self.ahead.set(ahead);
             Ok(())
         })
     }
 
+    /// Does something for guesses, with a state that is not the answer's and how many guesses it is ahead of that by. `None`
+    /// where it fails: then there are no guesses for a while.
+    fn try_out<T>(
+        &self,
+        work: impl FnOnce(&mut State, &mut usize) -> Result<T, StateError>,
+    ) -> Option<T> {
+        let mut trial = self.trial.try_borrow_mut().ok()?;
+        let followed = self.with(|answer| {
+            self.come_back(answer)?;
+            let said = answer.said().len();
+            Ok((said, trial.follow(answer).map(|state| state.is_some())))
+        });
+        let (said, followed) = followed.ok()?;
+        let Trial { state, ahead, .. } = &mut *trial;
+        let state = state.as_deref_mut()?;
+        let done = followed.and_then(|_| work(state, ahead));
+        let (masks, masking) = state.spent();
+        let mut counts = self.counts.get();
+        counts.masks += u64::from(masks);
+        counts.masking += masking;
+        self.counts.set(counts);
+        if done.is_err() {
+            trial.fail(said);
+        }
+        done.ok()
+    }
+
     /// How many of `guesses` may come next one after the other.
     pub(super) fn fitting(&self, guesses: &[u32]) -> usize {
-        self.with(|state| {
-            self.come_back(state)?;
-            Ok(state.fitting(guesses))
+        self.try_out(|state, ahead| {
+            state.rollback(core::mem::take(ahead))?;
+            state.fitting(guesses)
         })
         .unwrap_or(0)
     }
 
     /// Takes back the guesses that were made by [`Limits::guess`].
     pub(super) fn take_back(&self) {
-        let ahead = self.ahead.replace(0);
-        if ahead > 0 {
-            // An error stays in the state, and whoever asks it next is told.
-            let _ = self.with(|state| state.rollback(ahead));
+        let made = self.trial.try_borrow().is_ok_and(|trial| trial.ahead > 0);
+        if made {
+            self.try_out(|state, ahead| state.rollback(core::mem::take(ahead)));
         }
     }
 
     /// Whether the answer is complete.
     pub(super) fn is_finished(&self) -> bool {
-        self.with(|state| {
-            self.come_back(state)?;
-            Ok(state.is_finished())
-        })
-        .unwrap_or(false)
+        // Nothing is behind one that is.
+        self.ahead.get() == 0 && self.with(|state| Ok(state.is_finished())).unwrap_or(false)
     }
 
     /// What it took since this was last asked.
@@ -231,7 +317,7 @@ impl Constrained {
         counts
     }
 
-    /// Takes back guesses.
+    /// Goes back to where the answer is.
     fn come_back(&self, state: &mut State) -> Result<(), StateError> {
         state.rollback(self.ahead.take())
     }
@@ -239,7 +325,7 @@ impl Constrained {
 
 impl Limits for Constrained {
     fn guess(&self, choose: &mut dyn FnMut(Option<&[u32]>) -> Option<u32>) -> Option<u32> {
-        let guess = self.with(|state| {
+        let guess = self.try_out(|state, ahead| {
             if state.is_finished() {
                 return Ok(None);
             }
@@ -254,15 +340,15 @@ impl Limits for Constrained {
                     Allowed::Any(words) => choose(Some(words)),
                 },
             };
+            // What may come is known here, one way or the other.
+            let guess = guess.filter(|&id| state.takes(id) == Some(true));
             if let Some(id) = guess {
-                state.accept(id)?;
+                state.follow(id)?;
+                *ahead += 1;
             }
             Ok(guess)
         });
-        let guess = guess.ok().flatten();
-        self.ahead
-            .set(self.ahead.get() + usize::from(guess.is_some()));
-        guess
+        guess.flatten()
     }
 }
 

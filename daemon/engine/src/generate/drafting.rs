@@ -2,7 +2,8 @@
 //!
 //! They are wanted where the tokens that a pass is expected to give, divided by what it and the guesses cost, become more
 //! than with guesses that cost nothing. How often they come true is only seen by making them, so where they do not pay
-//! some are made all the same, for at most a hundredth of the time.
+//! some are made all the same, for at most a hundredth of the time. Of a text that would take longer to read than that,
+//! the last tokens alone are guessed by then: as an answer goes on, what was right and what was not may change.
 
 use std::time::Instant;
 
@@ -11,11 +12,12 @@ use super::event::GenerationId;
 use crate::Executor;
 use crate::sample::{LogitBias, SamplingOptions};
 use crate::speculate::{
-    Acceptance, DRAFT_MAX, Drafter, GAIN_MIN, NEAR_TOKENS, PassCosts, Proposal, Wanted,
+    Acceptance, DRAFT_MAX, Drafter, GAIN_MIN, NEAR_TOKENS, PassCosts, Proposal, Retry, Source,
+    Wanted,
 };
 
-/// How many times what a trial costs must have passed without guesses before it is made.
-const TRIAL_SHARE: f32 = 100.0;
+/// No generation gets as far as this number.
+const NOBODY: u64 = u64::MAX;
 
 /// Guesses of a trial.
 const TRIAL_TOKENS: usize = 2;
@@ -53,8 +55,9 @@ pub(super) struct Drafting {
     drafter: Box<dyn Drafter>,
     /// Ids from here on are no tokens.
     vocabulary_count: usize,
-    /// Cost of the passes without its guesses that are not paid for a trial yet.
-    idle: f32,
+    retry: Retry,
+    /// How many of its guesses were right in all when a trial was last made.
+    tried: Option<u64>,
     candidates: Vec<Candidate>,
 }
 
@@ -63,7 +66,8 @@ impl Drafting {
         Drafting {
             drafter,
             vocabulary_count,
-            idle: 0.0,
+            retry: Retry::default(),
+            tried: None,
             candidates: Vec::new(),
         }
     }
@@ -79,8 +83,7 @@ impl Drafting {
         text: &[u32],
         mut executor: Option<&mut Executor>,
     ) -> bool {
-        // No generation gets as far as this number.
-        let id = u64::MAX;
+        let id = NOBODY;
         if text.is_empty() || self.drafter.missing(id, text).is_none() {
             return false;
         }
@@ -92,6 +95,7 @@ impl Drafting {
             guesses.clear();
             let wanted = Wanted {
                 id,
+                before: 0,
                 text: beginning,
                 prompt_tokens: beginning.len(),
                 sampling: &SamplingOptions::default(),
@@ -146,12 +150,15 @@ impl Drafting {
         if self.candidates.is_empty() {
             return false;
         }
+        if let Some(before) = self.tried.take() {
+            self.retry.judge(acceptance.right(Source::Model) > before);
+        }
         let rest = (others, other_columns, columns + room);
         let best = self.best(costs, acceptance, active, rest, |candidate| {
             candidate.missing <= NEAR_TOKENS
         });
         if best.length == 0 {
-            self.idle += costs.of(columns);
+            self.retry.wait(costs.of(columns));
         }
         if self.read(
             costs,
@@ -166,7 +173,11 @@ impl Drafting {
         let (length, trial) = if best.length > 0 {
             (best.length, None)
         } else if let Some(index) = self.trial(costs) {
+            self.tried = Some(acceptance.right(Source::Model));
             (TRIAL_TOKENS, Some(index))
+        } else if let Some(index) = self.trial_of_end(costs, active) {
+            self.tried = Some(acceptance.right(Source::Model));
+            return self.guess_end(costs, &mut active[index], executor);
         } else {
             return false;
         };
@@ -192,10 +203,7 @@ impl Drafting {
         let passes = self.drafter.draft(executor, &mut wanted);
         costs.drafted(passes, began.elapsed());
         for wanted in &mut wanted {
-            let mut guesses = wanted.guesses.iter();
-            let unknown = guesses.position(|&token| token as usize >= self.vocabulary_count);
-            let count = unknown.unwrap_or(wanted.count).min(wanted.count);
-            wanted.guesses.truncate(count);
+            self.check(wanted);
         }
         drop(wanted);
         active.iter_mut().for_each(Active::drafted);
@@ -281,7 +289,7 @@ impl Drafting {
         let left = of.drafts_max().map_or(0, |_| left.min(of.tokens_left()));
         let gain = left as f32 * (1.0 / before - 1.0 / then.rate);
         let pays = then.length > 0 && then.rate > before && gain > cost;
-        let tries = now.length == 0 && self.idle > cost * TRIAL_SHARE;
+        let tries = now.length == 0 && self.retry.is_due(cost);
         if !pays && !tries {
             return false;
         }
@@ -289,7 +297,7 @@ impl Drafting {
         let read = self.drafter.read(executor, of.id.0, of.text());
         costs.drafter_read(read, began.elapsed());
         if !pays {
-            self.idle -= read as f32 * costs.of_read() * TRIAL_SHARE;
+            self.retry.spend(read as f32 * costs.of_read());
         }
         read > 0
     }
@@ -303,11 +311,70 @@ impl Drafting {
             .min_by_key(|candidate| candidate.missing)?;
         let cost =
             TRIAL_TOKENS as f32 * costs.of_draft() + candidate.missing as f32 * costs.of_read();
-        if self.idle < cost * TRIAL_SHARE {
+        if !self.retry.is_due(cost) {
             return None;
         }
-        self.idle = 0.0;
+        self.retry.made();
         Some(candidate.index)
+    }
+
+    /// For whom a trial with the end of the text alone is made, if one is due and the text would not come to be read for one.
+    fn trial_of_end(&mut self, costs: &PassCosts, active: &[Active]) -> Option<usize> {
+        let candidates = self.candidates.iter();
+        let candidate = candidates.min_by_key(|candidate| candidate.missing)?;
+        let of = &active[candidate.index];
+        let left = (of.answered() + HORIZON_TOKENS).min(of.tokens_left());
+        let reading = candidate.missing as f32 * costs.of_read();
+        let cost = TRIAL_TOKENS as f32 * costs.of_draft() + NEAR_TOKENS as f32 * costs.of_read();
+        let due = self.retry.is_due(cost) && self.retry.is_far(reading, left as f32);
+        let text = of.text();
+        let end = &text[text.len().saturating_sub(NEAR_TOKENS)..];
+        let missing = self.drafter.missing(NOBODY, end).filter(|_| due)?;
+        if missing > NEAR_TOKENS {
+            return None;
+        }
+        self.retry.made();
+        Some(candidate.index)
+    }
+
+    /// Makes the guesses of a trial by the end of a text. Says whether any were made.
+    fn guess_end(
+        &mut self,
+        costs: &mut PassCosts,
+        of: &mut Active,
+        executor: Option<&mut Executor>,
+    ) -> bool {
+        let count = of.drafts_max().map_or(0, |most| most.min(TRIAL_TOKENS));
+        let Some(mut wanted) = of.wanted(count) else {
+            return false;
+        };
+        wanted.id = NOBODY;
+        wanted.before = wanted.text.len().saturating_sub(NEAR_TOKENS);
+        wanted.text = &wanted.text[wanted.before..];
+        wanted.prompt_tokens = wanted.prompt_tokens.saturating_sub(wanted.before);
+        let read = wanted.text.len();
+        let began = Instant::now();
+        let passes = self
+            .drafter
+            .draft(executor, std::slice::from_mut(&mut wanted));
+        self.check(&mut wanted);
+        self.drafter.forget(NOBODY);
+        // Reading is most of it.
+        let reading = read as f32 * costs.of_read();
+        let whole = reading + passes as f32 * costs.of_draft();
+        if passes > 0 && whole > 0.0 {
+            costs.drafter_read(read, began.elapsed().mul_f32(reading / whole));
+        }
+        of.drafted();
+        passes > 0
+    }
+
+    /// Leaves of the guesses what was asked for and is a token.
+    fn check(&self, wanted: &mut Wanted<'_>) {
+        let mut guesses = wanted.guesses.iter();
+        let unknown = guesses.position(|&token| token as usize >= self.vocabulary_count);
+        let count = unknown.unwrap_or(wanted.count).min(wanted.count);
+        wanted.guesses.truncate(count);
     }
 }
 

@@ -4,7 +4,13 @@ use super::active::Active;
 use super::drafting::Drafting;
 use super::event::GenerationId;
 use crate::Executor;
-use crate::speculate::{Acceptance, COLUMNS_MAX, PassCosts, Planner, Proposal};
+use crate::speculate::{Acceptance, COLUMNS_MAX, PassCosts, Planner, Proposal, Retry};
+
+/// What one token more adds to a pass at most, relative to one over a single token.
+const COLUMN_COST_MAX: f32 = 1.0;
+
+/// Guesses that are right less often than that are kept back for more than what passes cost.
+const RIGHT_MIN: f32 = 0.5;
 
 /// What passes cost, how many guesses came true, and what is proposed for the next pass.
 #[derive(Debug, Default)]
@@ -13,6 +19,9 @@ pub(super) struct Guessing {
     pub(super) acceptance: Acceptance,
     pub(super) drafting: Option<Drafting>,
     planner: Planner,
+    /// Of guesses that do not pay by what passes are taken to cost, and how many were right in all when one was last tried.
+    retry: Retry,
+    retried: Option<u64>,
     /// One by one, what generations propose, and their indexes.
     proposals: Vec<Proposal>,
     proposing: Vec<usize>,
@@ -56,8 +65,41 @@ impl Guessing {
                 self.plan(active, columns, room);
             }
         }
+        self.try_again(active, columns, room);
         for (&index, proposal) in self.proposing.iter().zip(&self.proposals) {
             active[index].try_guesses(proposal.taken);
+        }
+    }
+
+    /// Takes the likeliest guess if none pays and it is time: what a pass with it costs is only seen by making one.
+    fn try_again(&mut self, active: &[Active], columns: usize, room: usize) {
+        if let Some(before) = self.retried.take() {
+            self.retry.judge(self.acceptance.accepted() > before);
+        }
+        if self.proposals.is_empty() || self.proposals.iter().any(|each| each.taken > 0) {
+            return;
+        }
+        self.retry.wait(self.costs.of(columns));
+        if room == 0 || !self.retry.is_due(COLUMN_COST_MAX) {
+            return;
+        }
+        let acceptance = &self.acceptance;
+        let right = |&index: &usize| {
+            let guesses = active[index].guesses_count();
+            if guesses > 0 {
+                active[index].probability(acceptance, 0)
+            } else {
+                0.0
+            }
+        };
+        let likeliest = (self.proposing.iter().map(right).enumerate())
+            .max_by(|(_, one), (_, other)| one.total_cmp(other));
+        if let Some((place, right)) = likeliest
+            && right >= RIGHT_MIN
+        {
+            self.proposals[place].taken = 1;
+            self.retry.made();
+            self.retried = Some(acceptance.accepted());
         }
     }
 

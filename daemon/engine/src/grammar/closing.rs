@@ -240,15 +240,16 @@ impl Closers {
         likely.find(|&id| matcher.validate_tokens(&[id]).is_ok_and(|count| count == 1))
     }
 
-    /// The tokens that close an answer, if they are found and at most `most`. `matcher` is used up by it.
+    /// The tokens that close an answer, if they are found and at most `most`. `matcher` is used up by it; `unmasked` tokens
+    /// were looked at since it had a mask.
     pub(super) fn way(
         &self,
         mut matcher: Matcher,
         trie: &TokTrie,
         (mut context, lead): (Context, Option<&Lead>),
-        most: usize,
+        (most, unmasked): (usize, usize),
     ) -> Option<Vec<u32>> {
-        let (mut way, mut steps) = (Vec::new(), 0);
+        let (mut way, mut steps) = (Vec::new(), unmasked);
         while !matcher.is_stopped() {
             let mut next = matcher.compute_ff_tokens();
             if next.is_empty() {

@@ -31,8 +31,10 @@ pub struct State {
     mask: Option<SimpleVob>,
     /// Tokens that may not come next though the grammar allows them ([`State::settle`]).
     barred: Vec<u32>,
-    /// Tokens taken since a mask was computed.
+    /// Tokens taken, and others found not to be allowed, since a mask was computed.
     unmasked: usize,
+    /// Tokens of the answer up to which `unmasked` has counted: what is taken once more is no more work.
+    counted: usize,
     /// Masks computed, and the time that took, since that was last asked.
     spent: (u32, Duration),
     /// A space at the start of the answer's first token is not part of its text.
@@ -82,6 +84,7 @@ impl State {
             mask: None,
             barred: Vec::new(),
             unmasked: if warm { 0 } else { limits::UNMASKED_TOKENS_MAX },
+            counted: 0,
             spent: (0, Duration::ZERO),
             drops_space: false,
             contexts: Vec::new(),
@@ -114,6 +117,7 @@ impl State {
             mask: self.mask.clone(),
             barred: self.barred.clone(),
             unmasked: self.unmasked,
+            counted: self.counted,
             spent: (0, Duration::ZERO),
             drops_space: self.drops_space,
             contexts: self.contexts.clone(),
@@ -150,6 +154,18 @@ impl State {
     /// The last `count` tokens of the answer, or all it has.
     pub(crate) fn last(&self, count: usize) -> &[u32] {
         &self.taken[self.position.saturating_sub(count)..self.position]
+    }
+
+    /// The answer's tokens so far.
+    pub(crate) fn said(&self) -> &[u32] {
+        &self.taken[..self.position]
+    }
+
+    /// What had to come behind all but the last `count` tokens of the answer.
+    pub(crate) fn forced_before(&self, count: usize) -> Option<u32> {
+        let index = self.position.checked_sub(count)?;
+        let forced = self.forced.get(index).copied()?;
+        self.taken.get(index).copied().filter(|_| forced)
     }
 
     /// Whether the answer is complete and nothing may follow.
@@ -198,6 +214,18 @@ impl State {
         let context = self.context();
         let lead = self.lead.as_ref().filter(|_| !self.taken.is_empty());
         let known = lead.and_then(|lead| lead.text_mask(context));
+        if let Some(known) = known
+            && known.get().is_none()
+        {
+            // By a copy: whichever state needs it first goes on as all others do.
+            let began = Instant::now();
+            let mask = copy(&self.matcher).compute_mask();
+            self.spent.0 += 1;
+            self.spent.1 += began.elapsed();
+            if let Ok(mask) = mask {
+                let _ = known.set(mask);
+            }
+        }
         if let Some(mask) = known.and_then(OnceLock::get) {
             let mut mask = mask.clone();
             self.barred.iter().for_each(|&id| mask.disallow_token(id));
@@ -219,11 +247,6 @@ impl State {
         self.barred.iter().for_each(|&id| mask.disallow_token(id));
         if mask.is_zero() {
             return Err(StateError("no token may come next".to_owned()));
-        }
-        if let Some(known) = known
-            && self.barred.is_empty()
-        {
-            let _ = known.set(mask.clone());
         }
         self.mask = Some(mask);
         Ok(())
@@ -257,10 +280,10 @@ impl State {
         if self.taken.is_empty() && self.drops_space && self.tokens.spaced().contains(&id) {
             return Some(false);
         }
-        match self.matcher.validate_tokens(&[id]) {
-            Ok(count) => Some(count == 1),
-            Err(_) => None,
-        }
+        let takes = self.matcher.validate_tokens(&[id]).ok()? == 1;
+        // What is allowed is counted when it is taken.
+        self.unmasked += usize::from(!takes);
+        Some(takes)
     }
 
     /// What may come next.
@@ -343,11 +366,20 @@ impl State {
     }
 
     /// The way to the end, if one is found.
-    fn way(&self, most: usize) -> Option<Vec<u32>> {
+    fn way(&mut self, most: usize) -> Option<Vec<u32>> {
+        let way = self.find_way(most);
+        // Its work is the same lexer's.
+        let length = way.as_ref().map_or(most, Vec::len);
+        self.count(self.taken.len().saturating_add(length));
+        way
+    }
+
+    fn find_way(&self, most: usize) -> Option<Vec<u32>> {
         let context = (self.context(), self.lead.as_ref());
         let trie = self.tokens.tok_trie();
         let closers = self.tokens.closers();
-        let way = closers.way(self.matcher.clone(), trie, context, most)?;
+        let limits = (most, self.unmasked);
+        let way = closers.way(self.matcher.clone(), trie, context, limits)?;
         let open = self.reserve.is_some_and(|reserve| reserve.open);
         (!open || self.is_tidy(&self.text(&way))).then_some(way)
     }
@@ -386,7 +418,8 @@ impl State {
     /// Takes the next token of the answer.
     ///
     /// # Errors
-    /// [`StateError`] if it is not allowed, with nothing changed, or if following it takes more work than a token may.
+    /// [`StateError`] with nothing changed if it is not allowed; or if following it takes more work than a token may, after
+    /// which the state is of no use.
     pub fn accept(&mut self, id: u32) -> Result<(), StateError> {
         let allowed = match self.takes(id) {
             Some(allowed) => allowed,
@@ -398,13 +431,31 @@ impl State {
         if !allowed {
             return Err(StateError(format!("token {id} may not come next")));
         }
-        if self.position == self.taken.len() {
-            self.take(&[id], false)?;
+        self.follow(id)
+    }
+
+    /// Takes the next token of the answer, which is allowed.
+    ///
+    /// # Errors
+    /// As for [`State::accept`].
+    pub(crate) fn follow(&mut self, id: u32) -> Result<(), StateError> {
+        if let Some(&only) = self.taken.get(self.position) {
+            if id != only {
+                return Err(StateError(format!("token {id} may not come next")));
+            }
             self.position += 1;
-            return self.force();
+            return Ok(());
         }
-        self.position += 1;
-        Ok(())
+        let before = self.taken.len();
+        let taken = self.take(&[id], false).and_then(|()| self.force());
+        if taken.is_err() {
+            // The matcher has failed, and says so whatever it is asked; but what it had taken is no part of the answer.
+            let _ = self.matcher.rollback(self.taken.len() - before);
+            self.keep(before);
+        } else {
+            self.position += 1;
+        }
+        taken
     }
 
     /// Takes back the last `count` tokens of the answer.
@@ -430,25 +481,12 @@ impl State {
         Ok(())
     }
 
-    /// How many of `tokens`, from the first on, may come next one after the other. The state stays where it is.
+    /// How many of `tokens`, from the first on, may come next one after the other, found without working out what else may:
+    /// taken one by one, it may be fewer. The state stays where it is.
     ///
     /// # Errors
-    /// [`StateError`] if the state could not be brought back.
-    pub fn valid_prefix(&mut self, tokens: &[u32]) -> Result<usize, StateError> {
-        let mut count = 0;
-        for &id in tokens {
-            if self.is_finished() || self.accept(id).is_err() {
-                break;
-            }
-            count += 1;
-        }
-        self.rollback(count)?;
-        Ok(count)
-    }
-
-    /// How many of `tokens`, from the first on, may come next one after the other, found without working out what else may:
-    /// [`State::valid_prefix`] may still find fewer. The state stays where it is.
-    pub(crate) fn fitting(&mut self, tokens: &[u32]) -> usize {
+    /// [`StateError`] if that takes more work than there is for it, after which the state is of no use.
+    pub(crate) fn fitting(&mut self, tokens: &[u32]) -> Result<usize, StateError> {
         let forced = self.forced();
         let same = forced
             .iter()
@@ -459,10 +497,10 @@ impl State {
         let rest = tokens.get(same..).unwrap_or_default();
         let known = rest.iter().take_while(|&&id| (id as usize) < count).count();
         if same < forced.len() || known == 0 || self.matcher.is_stopped() {
-            return same;
+            return Ok(same);
         }
         let fitting = self.matcher.validate_tokens(&rest[..known]);
-        same + fitting.unwrap_or(0)
+        Ok(same + fitting.map_err(|error| StateError(message(&error)))?)
     }
 
     /// Whether a run of forced tokens was cut, so that the next may be forced too.
@@ -489,10 +527,16 @@ impl State {
         self.check()
     }
 
+    /// Counts the work for the first `length` tokens of the answer.
+    fn count(&mut self, length: usize) {
+        self.unmasked += length.saturating_sub(self.counted);
+        self.counted = self.counted.max(length);
+    }
+
     fn take(&mut self, ids: &[u32], forced: bool) -> Result<(), StateError> {
         self.mask = None;
         self.barred.clear();
-        self.unmasked += ids.len();
+        self.count(self.taken.len() + ids.len());
         self.matcher
             .consume_tokens(ids)
             .map_err(|error| StateError(message(&error)))?;

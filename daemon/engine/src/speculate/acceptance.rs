@@ -110,6 +110,8 @@ struct Tried {
 pub(crate) struct Acceptance {
     tallies: [[[Tally; Consent::COUNT]; KINDS.len()]; Source::ALL.len()],
     tried: [[Tried; KINDS.len()]; Source::ALL.len()],
+    /// Guesses that were right, tried or not.
+    right: [u64; Source::ALL.len()],
 }
 
 impl Acceptance {
@@ -117,6 +119,18 @@ impl Acceptance {
     pub(crate) fn count(&mut self, source: Source, grounds: Grounds, right: bool) {
         self.tallies[source as usize][kind(grounds.agreement)][grounds.consent as usize]
             .count(right);
+        self.right[source as usize] += u64::from(right);
+    }
+
+    /// How many guesses of a source were right, tried or not.
+    pub(crate) fn right(&self, source: Source) -> u64 {
+        self.right[source as usize]
+    }
+
+    /// How many guesses that passes had were right.
+    pub(crate) fn accepted(&self) -> u64 {
+        let tried = self.tried.as_flattened().iter();
+        tried.map(|tried| tried.accepted).sum()
     }
 
     /// Counts guesses that a pass had, the first of which followed `length` agreeing tokens.
@@ -198,6 +212,7 @@ mod tests {
         assert_eq!(figures(0), (4, 2, 8, 5));
         assert_eq!(figures(1), (22, 1, 1, 0));
         assert_eq!(counts[1].source, Source::Corpus);
+        assert_eq!(all.accepted(), 5);
     }
 
     #[test]
@@ -225,6 +240,7 @@ mod tests {
         for _ in 0..30 {
             own.count(Source::Own, alone, true);
         }
+        assert_eq!((own.right(Source::Own), all.right(Source::Own)), (30, 0));
         assert!(all.probability(&own, Source::Own, alone) > 0.75);
         assert!((0.0..=1.0).contains(&all.probability(&own, Source::Own, alone)));
     }

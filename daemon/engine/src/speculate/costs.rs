@@ -48,6 +48,8 @@ pub struct PassCosts {
     /// Mean time of that, and of reading a token, in seconds, and of how many.
     drafted: (f32, f32),
     read: (f32, f32),
+    /// Whether what passes are seen to take changes nothing.
+    held: bool,
 }
 
 impl Default for PassCosts {
@@ -78,7 +80,14 @@ impl PassCosts {
             draft_expected: 0.1,
             drafted: (0.0, 0.0),
             read: (0.0, 0.0),
+            held: false,
         }
+    }
+
+    /// The same, whatever passes are seen to take: for what must not depend on time.
+    #[must_use]
+    pub fn held(self) -> PassCosts {
+        PassCosts { held: true, ..self }
     }
 
     /// Costs as a machine's calibration has them.
@@ -89,10 +98,12 @@ impl PassCosts {
 
     /// Notes that a pass over `columns` tokens, none of them of a prompt, took `took`.
     pub fn saw(&mut self, columns: usize, took: Duration) {
-        let Some(index) = columns.checked_sub(1).filter(|&index| index < COLUMNS_MAX) else {
-            return;
-        };
-        note(&mut self.seen[index], took.as_secs_f32());
+        let index = columns.checked_sub(1).filter(|&index| index < COLUMNS_MAX);
+        if let Some(index) = index
+            && !self.held
+        {
+            note(&mut self.seen[index], took.as_secs_f32());
+        }
     }
 
     /// Takes over what is known of the drafter from `before`: it is the same drafter whatever passes are expected to cost.
@@ -115,14 +126,14 @@ impl PassCosts {
 
     /// Notes that a drafter went `passes` times through its weights in `took`.
     pub(crate) fn drafted(&mut self, passes: usize, took: Duration) {
-        if passes > 0 {
+        if passes > 0 && !self.held {
             note(&mut self.drafted, took.as_secs_f32() / passes as f32);
         }
     }
 
     /// Notes that a drafter read `tokens` in `took`.
     pub(crate) fn drafter_read(&mut self, tokens: usize, took: Duration) {
-        if tokens > 0 {
+        if tokens > 0 && !self.held {
             note(&mut self.read, took.as_secs_f32() / tokens as f32);
         }
     }
@@ -215,6 +226,20 @@ mod tests {
         costs.drafted(0, Duration::from_secs(1));
         costs.drafter_read(0, Duration::from_secs(1));
         assert!((costs.of_draft() - 0.1).abs() < 0.03);
+    }
+
+    #[test]
+    fn held_costs_stay() {
+        let mut costs = PassCosts::default().held();
+        let (expected, draft) = (costs.of(4), costs.of_draft());
+        for _ in 0..100 {
+            costs.saw(1, Duration::from_millis(10));
+            costs.saw(4, Duration::from_millis(90));
+            costs.drafted(1, Duration::from_millis(90));
+            costs.drafter_read(1, Duration::from_millis(90));
+        }
+        assert_eq!((costs.of(4), costs.of_draft()), (expected, draft));
+        assert_eq!(costs.of_read(), draft / super::READ_TOKENS);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub trait Limits: Debug {
 pub struct Wanted<'a> {
     /// Whose text it is: the same number in every call, never one that another had.
     pub id: u64,
+    /// Tokens that `text` leaves out before it.
+    pub before: usize,
     /// The prompt and the answer so far.
     pub text: &'a [u32],
     /// How much of it is the prompt.

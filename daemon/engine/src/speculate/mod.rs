@@ -6,7 +6,7 @@
 //! seen before ([`lookup`]), in the prompt, in the answer so far, or in earlier answers ([`corpus`]), which are kept on
 //! the disk ([`store`]); or something that makes them at a price ([`drafter`]), a small model ([`model`]). How many are
 //! made and tried is decided step by step from what passes cost on this machine ([`costs`]) and how often guesses of the
-//! kind came true ([`acceptance`]); where they do not pay, none are ([`plan`]).
+//! kind came true ([`acceptance`]); where they do not pay, none are ([`plan`]), but for some from time to time ([`retry`]).
 //!
 //! Invariant: guesses change when tokens are computed, never which. The logits of a token do not depend on what else is
 //! in the pass, the draw is keyed by its position, and a token is accepted only if it is the one that would have been
@@ -20,6 +20,7 @@ mod guesser;
 mod lookup;
 mod model;
 mod plan;
+mod retry;
 pub mod store;
 mod translate;
 mod vote;
@@ -34,6 +35,7 @@ pub(crate) use acceptance::Acceptance;
 pub(crate) use guesser::Guesser;
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{GAIN_MIN, Planner, Proposal};
+pub(crate) use retry::Retry;
 
 use std::sync::Arc;
 

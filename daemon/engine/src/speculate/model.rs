@@ -508,7 +508,7 @@ impl Rounds {
             &self.answer
         };
         let history = History { prompt, generated };
-        let position = (prompt.len() + generated.len()) as u64;
+        let position = (wanted.before + prompt.len() + generated.len()) as u64;
         let (row, among) = match &mut self.trimmed {
             Some(trimmed) => {
                 trimmed.spread(tokens, logits);

@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 
 use andon_engine::generate::{
     Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
     PassError, Usage,
 };
 use andon_engine::gguf::Gguf;
+use andon_engine::grammar::{Constraint, Grammar, Vocabulary};
 use andon_engine::tokenizer::Tokenizer;
 use andon_engine::{Chunk, LogitsFor};
 
@@ -32,6 +34,7 @@ pub(crate) struct Scripted {
     tokenizer: Tokenizer,
     pages_free: Rc<Cell<usize>>,
     script: Script,
+    context: usize,
     pub(crate) passes: Rc<Cell<usize>>,
 }
 
@@ -91,7 +94,7 @@ impl Forward for Scripted {
         VOCABULARY
     }
     fn context_tokens_max(&self) -> usize {
-        CONTEXT
+        self.context
     }
     fn batch_tokens_max(&self) -> usize {
         16
@@ -172,7 +175,7 @@ impl Forward for Scripted {
     }
 }
 
-pub(crate) fn scripted(script: Script, pages: usize) -> Generator<Scripted> {
+fn tokenizer() -> Tokenizer {
     let mut writer = Writer::new();
     writer
         .str("tokenizer.ggml.model", "gpt2")
@@ -185,10 +188,28 @@ pub(crate) fn scripted(script: Script, pages: usize) -> Generator<Scripted> {
         .strs::<&str>("tokenizer.ggml.merges", &[])
         .u32("tokenizer.ggml.eos_token_id", END);
     let bytes = writer.finish();
-    let tokenizer =
-        Tokenizer::from_gguf(&Gguf::parse(&bytes).expect("a file")).expect("a tokenizer");
+    Tokenizer::from_gguf(&Gguf::parse(&bytes).expect("a file")).expect("a tokenizer")
+}
+
+/// A grammar for the scripted model's tokens.
+pub(crate) fn grammar(constraint: &Constraint) -> Arc<Grammar> {
+    static VOCABULARY: OnceLock<Arc<Vocabulary>> = OnceLock::new();
+    let vocabulary = VOCABULARY.get_or_init(|| {
+        let vocabulary = Vocabulary::new(&Arc::new(tokenizer()));
+        Arc::new(vocabulary.expect("a vocabulary"))
+    });
+    Arc::new(Grammar::compile(vocabulary, constraint, CONTEXT).expect("it compiles"))
+}
+
+pub(crate) fn scripted(script: Script, pages: usize) -> Generator<Scripted> {
+    scripted_for(CONTEXT, script, pages)
+}
+
+/// A generator for texts of up to `context` tokens.
+pub(crate) fn scripted_for(context: usize, script: Script, pages: usize) -> Generator<Scripted> {
     let forward = Scripted {
-        tokenizer,
+        tokenizer: tokenizer(),
+        context,
         pages_free: Rc::new(Cell::new(pages)),
         script,
         passes: Rc::new(Cell::new(0)),

@@ -157,6 +157,7 @@ fn guesses(
     }
     let mut guesses = Vec::new();
     let wanted = Wanted {
+        before: 0,
         id,
         text,
         prompt_tokens,
