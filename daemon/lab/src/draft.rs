@@ -41,7 +41,10 @@ use target::{Shape, Target};
 use train::{State, Trainer};
 
 /// How often what was learnt is brought to the disk.
-const SAVE_EVERY: Duration = Duration::from_secs(60);
+const SAVE_EVERY: Duration = Duration::from_secs(120);
+
+/// What training has come to, in its folder.
+const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Answers to prompts that were kept back, on which training is judged and the draft measured.
 const JUDGED_MAX: usize = 32;
@@ -60,9 +63,9 @@ pub(crate) struct Arguments {
     /// output's name with `.work`].
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// Layers to keep: how many, or which, separated by commas.
-    #[arg(long, value_name = "COUNT|LIST", default_value = "6", value_parser = parse_layers)]
-    layers: Layers,
+    /// Layers to keep: how many, or which, separated by commas [default: two thirds of the target's].
+    #[arg(long, value_name = "COUNT|LIST", value_parser = parse_layers)]
+    layers: Option<Layers>,
     /// Key/value heads of a layer to keep, each with its queries [default: all].
     #[arg(long, value_name = "COUNT")]
     kv_heads: Option<usize>,
@@ -70,10 +73,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT")]
     neurons: Option<usize>,
     /// Tokens that can be guessed.
-    #[arg(long, value_name = "COUNT", default_value_t = 6144)]
+    #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     vocabulary: usize,
+    /// Begin from what training in the folder of another run came to, for the same target: a draft made from general
+    /// prompts learns those of a site in minutes.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["layers", "kv_heads", "neurons"])]
+    begin_from: Option<PathBuf>,
     /// Format of the matrices. Those of 4 bits are rounded so while they are trained.
-    #[arg(long, default_value = "q8_0", value_parser = crate::synth::parse_format)]
+    #[arg(long, default_value = "q4_1", value_parser = crate::synth::parse_format)]
     format: Format,
     /// Most tokens of an answer.
     #[arg(long = "gen", default_value_t = 128)]
@@ -97,16 +104,16 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     refit_tokens: u32,
     /// Steps of training. A run with more goes on from what one with fewer came to.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 400)]
     steps: usize,
     /// Sequences of a step.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     sequences: usize,
     /// Most tokens of a sequence: prompts with all their answers.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 768)]
     sequence_tokens: usize,
     /// Highest rate of learning.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 6e-4)]
     rate: f64,
     /// How much of what is learnt is the target's first choice, rather than how likely it finds each token.
     #[arg(long, value_name = "SHARE", default_value_t = 0.3, value_parser = crate::speculate::share)]
@@ -240,13 +247,30 @@ impl Arguments {
         Ok(())
     }
 
-    fn sizes(&self, target: &Shape) -> Sizes {
+    fn sizes(&self, target: &Shape, begun: Option<&Begun>) -> Sizes {
+        if let Some(begun) = begun {
+            return begun.plan.sizes(self.vocabulary);
+        }
+        let two_thirds = || Layers::Count((target.layers * 2).div_ceil(3));
         Sizes {
-            layers: self.layers.clone(),
+            layers: self.layers.clone().unwrap_or_else(two_thirds),
             kv_heads: self.kv_heads.unwrap_or(target.kv_heads),
             neurons: self.neurons.unwrap_or(target.neurons),
             tokens: self.vocabulary,
         }
+    }
+
+    /// What another run came to, if this one is to begin with that.
+    fn begun(&self) -> Result<Option<Begun>> {
+        let begun = self.begin_from.as_ref().map(|folder| {
+            let path = folder.join(CHECKPOINT);
+            let found = checkpoint::load(&path, None)?;
+            let (purpose, plan, state) =
+                found.with_context(|| format!("there is no `{}`", path.display()))?;
+            let id = XxHash3_64::oneshot(format!("{} of {purpose}", state.step).as_bytes());
+            Ok(Begun { id, plan, state })
+        });
+        begun.transpose()
     }
 
     fn device(&self) -> Result<Device> {
@@ -276,6 +300,14 @@ impl Arguments {
     }
 }
 
+/// What another run came to.
+struct Begun {
+    /// Tells it from others.
+    id: u64,
+    plan: Plan,
+    state: State,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     arguments.check()?;
     let device = arguments.device()?;
@@ -288,13 +320,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = arguments.run.load()?;
     let files = Files::open(&arguments.run.model)?;
     let target = Target::open(&files, &arguments.run.model)?;
-    let shape = arguments.sizes(&target.shape).of(&target.shape)?;
+    let begun = arguments.begun()?;
+    let sizes = arguments.sizes(&target.shape, begun.as_ref());
+    let shape = sizes.of(&target.shape)?;
     export::check(&shape, arguments.format)?;
     check_memory(arguments, &target, &shape)?;
     let _lock = lock(&work)?;
     let (learnt, held_out) = answered(arguments, &model, &target, &work)?;
     drop(model);
-    let (plan, state) = trained(arguments, &target, &work, device, &learnt, &held_out)?;
+    let data = (&learnt[..], &held_out[..]);
+    let (plan, state) = trained(arguments, &target, &work, device, (&sizes, begun), data)?;
     let shape = select::shape_of(&target.shape, &plan);
     export::export(
         &arguments.output,
@@ -448,14 +483,14 @@ fn trained(
     target: &Target<'_>,
     work: &Path,
     device: Device,
-    learnt: &[Record],
-    held_out: &[Record],
+    (sizes, begun): (&Sizes, Option<Begun>),
+    (learnt, held_out): (&[Record], &[Record]),
 ) -> Result<(Plan, State)> {
     let options = arguments.training();
-    let sizes = arguments.sizes(&target.shape);
     let purpose = json!({
         "answers": XxHash3_64::oneshot(&postcard::to_stdvec(learnt)?),
         "sizes": format!("{sizes:?}"),
+        "begun": begun.as_ref().map(|begun| begun.id),
         "refit_tokens": arguments.refit_tokens,
         "sequences": options.lessons_per_step,
         "sequence_tokens": arguments.sequence_tokens,
@@ -465,15 +500,21 @@ fn trained(
         "format": options.format.name(),
     });
     let purpose = purpose.to_string();
-    let path = work.join("checkpoint.safetensors");
+    let path = work.join(CHECKPOINT);
     let lessons = |plan: &Plan, records: &[Record]| {
         let (hard, tokens) = (arguments.hard as f32, arguments.sequence_tokens);
         train::lessons(records, &plan.tokens, target.vocabulary, tokens, hard)
     };
-    let (plan, mut state) = match checkpoint::load(&path, &purpose)? {
-        Some(found) => found,
-        None => {
-            let plan = select::plan(target, learnt, &sizes)?;
+    let (plan, mut state) = match (checkpoint::load(&path, Some(&purpose))?, begun) {
+        (Some((_, plan, state)), _) => (plan, state),
+        (None, Some(begun)) => {
+            let (plan, weights) = select::again(target, learnt, &begun.plan, &begun.state, sizes)?;
+            let state = State::new(weights);
+            checkpoint::save(&path, &purpose, &plan, &state)?;
+            (plan, state)
+        }
+        (None, None) => {
+            let plan = select::plan(target, learnt, sizes)?;
             let mut weights = select::weights_of(target, &plan)?;
             let lessons = lessons(&plan, learnt);
             let mut tokens = 0;

@@ -388,6 +388,33 @@ mod draft {
         assert_eq!(json(&more)["steps"], 3);
         assert_ne!(std::fs::read(&draft).expect("read"), made);
 
+        // Another draft begins with what this one learnt, on other prompts and for other tokens.
+        let (other_prompts, other_draft) = (path("other.jsonl"), path("other.gguf"));
+        std::fs::write(&other_prompts, (20..30).map(line).collect::<String>()).expect("written");
+        let work = path("draft.gguf.work");
+        let mut again = arguments.to_vec();
+        for (name, value) in [
+            ("--prompts", text(&other_prompts)),
+            ("--output", text(&other_draft)),
+            ("--vocabulary", "350"),
+            ("--layers", text(&work)),
+        ] {
+            let place = again.iter().position(|argument| *argument == name);
+            again[place.expect("given") + 1] = value;
+        }
+        let refused = error(&[&again[..], &["--begin-from", text(&work)]].concat());
+        assert!(refused.contains("--layers"), "{refused}");
+        let place = again.iter().position(|argument| *argument == "--layers");
+        again[place.expect("given")] = "--begin-from";
+        let place = again.iter().position(|argument| *argument == "--neurons");
+        again.drain(place.expect("given")..=place.expect("given") + 1);
+        let report = json(&again);
+        assert_eq!(
+            (&report["layers"], &report["steps"]),
+            (&serde_json::json!([0, 3]), &2.into())
+        );
+        assert!(other_draft.exists());
+
         // Other options are another draft, for which there must be another folder.
         let other = [&arguments[..], &["--seed", "1"]].concat();
         let error = error(&other);

@@ -46,8 +46,8 @@ pub(super) fn save(path: &Path, purpose: &str, plan: &Plan, state: &State) -> Re
     whole(path, |path| Ok(safetensors::save(&tensors, path)?))
 }
 
-/// What is there, if something is.
-pub(super) fn load(path: &Path, purpose: &str) -> Result<Option<(Plan, State)>> {
+/// What is there, if something is, and what it belongs to: `purpose`, unless that may be any.
+pub(super) fn load(path: &Path, purpose: Option<&str>) -> Result<Option<(String, Plan, State)>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -56,7 +56,7 @@ pub(super) fn load(path: &Path, purpose: &str) -> Result<Option<(Plan, State)>> 
         .map(Some)
 }
 
-fn read(path: &Path, purpose: &str) -> Result<(Plan, State)> {
+fn read(path: &Path, purpose: Option<&str>) -> Result<(String, Plan, State)> {
     let mut tensors = safetensors::load(path, &Device::Cpu)?;
     let mut text = |name: &str| -> Result<String> {
         let tensor = tensors
@@ -64,8 +64,9 @@ fn read(path: &Path, purpose: &str) -> Result<(Plan, State)> {
             .with_context(|| format!("no `{name}`"))?;
         Ok(String::from_utf8(tensor.to_vec1()?)?)
     };
+    let found = text(PURPOSE)?;
     ensure!(
-        text(PURPOSE)? == purpose,
+        purpose.is_none_or(|purpose| found == purpose),
         "training was begun on other answers or with other options; remove it, or name another --work folder"
     );
     let plan = serde_json::from_str(&text(PLAN)?)?;
@@ -97,7 +98,7 @@ fn read(path: &Path, purpose: &str) -> Result<(Plan, State)> {
         };
         state.weights.insert(name.clone(), weight);
     }
-    Ok((plan, state))
+    Ok((found, plan, state))
 }
 
 #[cfg(test)]
@@ -120,16 +121,16 @@ mod tests {
         let weight = (vec![2, 2], vec![1.0, -2.0, 3.0, 0.1]);
         let mut state = State::new(BTreeMap::from([("a.weight".to_owned(), weight)]));
         state.step = 7;
-        assert!(load(&path, "a").expect("nothing there").is_none());
+        assert!(load(&path, Some("a")).expect("nothing there").is_none());
         save(&path, "a", &plan, &state).expect("saved");
-        assert_eq!(
-            load(&path, "a").expect("loaded"),
-            Some((plan.clone(), state.clone()))
-        );
-        let other = format!("{:#}", load(&path, "b").expect_err("another purpose"));
+        let saved = Some(("a".to_owned(), plan.clone(), state.clone()));
+        assert_eq!(load(&path, Some("a")).expect("loaded"), saved);
+        assert_eq!(load(&path, None).expect("loaded"), saved);
+        let other = load(&path, Some("b")).expect_err("another purpose");
+        let other = format!("{other:#}");
         assert!(other.contains("--work"), "{other}");
         std::fs::write(&path, b"nonsense").expect("written");
-        assert!(load(&path, "a").is_err());
+        assert!(load(&path, Some("a")).is_err());
         let missing = folder.path().join("no").join("checkpoint");
         let error = format!(
             "{:#}",

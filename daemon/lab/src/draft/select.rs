@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +18,13 @@ use super::dataset::Record;
 use super::fused::values;
 use super::network::{Pass, Sequence, Weights, turned};
 use super::target::{Shape, Target};
+use super::train::State;
 
 /// Tokens that importance is measured on.
 const CALIBRATION_TOKENS: usize = 1536;
+
+/// The matrix that gives each token that can be guessed its logit.
+const OUTPUT: &str = "output.weight";
 
 /// What a token in a prompt counts among those in answers.
 const PROMPT_WEIGHT: f64 = 0.1;
@@ -55,6 +59,34 @@ pub(super) enum Layers {
     Count(usize),
     /// Those that were named.
     These(Vec<usize>),
+}
+
+impl Plan {
+    /// Whether it can be a plan for this target: it may come from a file.
+    fn is_of(&self, target: &Shape) -> bool {
+        let within = |parts: &[Vec<usize>], count: usize| {
+            let length = parts.first().map_or(0, Vec::len);
+            parts.len() == self.layers.len()
+                && length > 0
+                && parts
+                    .iter()
+                    .all(|part| part.len() == length && part.iter().all(|&index| index < count))
+        };
+        !self.layers.is_empty()
+            && self.layers.iter().all(|&layer| layer < target.layers)
+            && within(&self.kv_heads, target.kv_heads)
+            && within(&self.neurons, target.neurons)
+    }
+
+    /// The sizes of another plan of the same layers, for so many tokens.
+    pub(super) fn sizes(&self, tokens: usize) -> Sizes {
+        Sizes {
+            layers: Layers::These(self.layers.clone()),
+            kv_heads: self.kv_heads.first().map_or(0, Vec::len),
+            neurons: self.neurons.first().map_or(0, Vec::len),
+            tokens,
+        }
+    }
 }
 
 impl Sizes {
@@ -263,6 +295,54 @@ pub(super) fn weights_of(target: &Target<'_>, plan: &Plan) -> Result<BTreeMap<St
     Ok(weights)
 }
 
+/// The layers of another draft as they were learnt, with the output's rows for tokens that these answers are likely to have:
+/// rows that the other draft had no use for are the target's.
+pub(super) fn again(
+    target: &Target<'_>,
+    records: &[Record],
+    before: &Plan,
+    state: &State,
+    sizes: &Sizes,
+) -> Result<(Plan, BTreeMap<String, Parameter>)> {
+    ensure!(
+        before.is_of(&target.shape),
+        "it is a draft of another model"
+    );
+    let plan = Plan {
+        tokens: tokens(records, target.vocabulary, sizes.tokens),
+        ..before.clone()
+    };
+    let mut weights = weights_of(target, &plan)?;
+    for (name, (dims, values)) in &mut weights {
+        let Some(learnt) = state.weights.get(name) else {
+            bail!("there was nothing learnt for `{name}`: is it a draft of another model?");
+        };
+        if name == OUTPUT {
+            let width = target.shape.width;
+            ensure!(
+                learnt.dims == [width, before.tokens.len()],
+                "`{name}` is of another model"
+            );
+            for (column, token) in plan.tokens.iter().enumerate() {
+                if let Ok(from) = before.tokens.binary_search(token) {
+                    for row in 0..width {
+                        values[row * plan.tokens.len() + column] =
+                            learnt.values[row * before.tokens.len() + from];
+                    }
+                }
+            }
+        } else {
+            ensure!(learnt.dims == *dims, "`{name}` is of another model");
+            values.clone_from(&learnt.values);
+        }
+    }
+    ensure!(
+        state.weights.len() == weights.len(),
+        "it is a draft of another model"
+    );
+    Ok((plan, weights))
+}
+
 /// What is behind the layers: a norm, and the rows of the output for some tokens.
 fn last_of(target: &Target<'_>, tokens: &[u32]) -> Result<BTreeMap<String, Parameter>> {
     let width = target.shape.width;
@@ -270,10 +350,7 @@ fn last_of(target: &Target<'_>, tokens: &[u32]) -> Result<BTreeMap<String, Param
     let head = turned(&target.head(tokens)?, tokens.len());
     Ok(BTreeMap::from([
         ("output_norm.weight".to_owned(), (vec![width], norm)),
-        (
-            "output.weight".to_owned(),
-            (vec![width, tokens.len()], head),
-        ),
+        (OUTPUT.to_owned(), (vec![width, tokens.len()], head)),
     ]))
 }
 

@@ -13,7 +13,7 @@ use super::answers::Prompt;
 use super::dataset::{Answer, Record};
 use super::network::{Sequence, Weights, forward};
 use super::refit::refit;
-use super::select::{Layers, Plan, Sizes, plan, shape_of, weights_of};
+use super::select::{self, Layers, Plan, Sizes, plan, shape_of, weights_of};
 use super::target::Target;
 use super::train::{Options, State, Trainer, lessons};
 use super::{checkpoint, export, lock, measure, spread};
@@ -171,7 +171,7 @@ fn training_is_the_same_on_any_number_of_threads_and_after_a_stop() {
             if stop && state.step == 3 {
                 let path = folder.path().join("checkpoint");
                 checkpoint::save(&path, "x", &plan, &state).expect("saved");
-                let (_, loaded) = checkpoint::load(&path, "x")
+                let (_, _, loaded) = checkpoint::load(&path, Some("x"))
                     .expect("loaded")
                     .expect("there");
                 state = loaded;
@@ -314,6 +314,49 @@ fn kept_layers_make_up_for_those_that_are_not() {
     let before = distance(&logits(&some, false), &expected);
     let after = distance(&logits(&some, true), &expected);
     assert!(after < 0.7 * before, "{before} and then {after}");
+}
+
+#[test]
+fn what_another_draft_learnt_is_kept_for_other_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = model(folder.path());
+    let files = Files::open(&path).expect("opened");
+    let target = Target::open(&files, &path).expect("read");
+    let before = Plan {
+        layers: vec![0, 2],
+        kv_heads: vec![vec![1]; 2],
+        neurons: vec![(64..128).collect(); 2],
+        tokens: vec![0, 9, 10, 11, 200],
+    };
+    let mut state = State::new(weights_of(&target, &before).expect("weights"));
+    for weight in state.weights.values_mut() {
+        weight.values.iter_mut().for_each(|value| *value += 1.0);
+    }
+    let sizes = before.sizes(20);
+    let again = |state: &State| select::again(&target, &records(), &before, state, &sizes);
+    let (after, weights) = again(&state).expect("begun");
+    assert_eq!(after.layers, before.layers);
+    assert_eq!(after.tokens.len(), 20);
+    let fresh = weights_of(&target, &after).expect("weights");
+    for (name, (dims, values)) in &weights {
+        if name != "output.weight" {
+            assert_eq!(*values, state.weights[name].values, "{name}");
+            continue;
+        }
+        assert_eq!(dims[1], 20);
+        for (index, value) in values.iter().enumerate() {
+            let known = before.tokens.contains(&after.tokens[index % 20]);
+            assert_eq!(*value, fresh[name].1[index] + f32::from(u8::from(known)));
+        }
+    }
+    assert!(after.tokens.contains(&10) && !after.tokens.contains(&200));
+    state.weights.remove("output_norm.weight");
+    assert!(again(&state).is_err());
+    let foreign = Plan {
+        neurons: vec![vec![100_000]; 2],
+        ..before.clone()
+    };
+    assert!(select::again(&target, &records(), &foreign, &state, &sizes).is_err());
 }
 
 #[test]
