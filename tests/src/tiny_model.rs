@@ -65,6 +65,8 @@ pub struct TinyModel {
     pub architecture: Architecture,
     /// Layers.
     pub layer_count: usize,
+    /// Layers behind those that add nothing: the model says what it would say without them, and takes longer.
+    pub idle_layer_count: usize,
     /// Width of the residual stream; whole blocks of the weights' type.
     pub embedding: usize,
     /// Width of the feed-forward; whole blocks of the weights' type.
@@ -99,6 +101,7 @@ impl Default for TinyModel {
             name: "tiny".to_owned(),
             architecture: Architecture::LLAMA,
             layer_count: 2,
+            idle_layer_count: 0,
             embedding: 128,
             feed_forward: 256,
             head_count: 4,

@@ -270,7 +270,10 @@ pub(super) fn metadata(model: &TinyModel, meta: &mut Metadata) {
     meta.str("general.architecture", architecture.name);
     meta.str("general.name", &model.name);
     meta.u32("general.alignment", super::ALIGNMENT as u32);
-    meta.u32(&key("block_count"), model.layer_count as u32);
+    meta.u32(
+        &key("block_count"),
+        (model.layer_count + model.idle_layer_count) as u32,
+    );
     meta.u32(&key("context_length"), model.context_tokens_max as u32);
     meta.u32(&key("embedding_length"), model.embedding as u32);
     meta.u32(&key("feed_forward_length"), model.feed_forward as u32);
@@ -328,10 +331,19 @@ pub(super) fn layers(model: &TinyModel, draw: &mut Draw, tensors: &mut Vec<Tenso
     let (width, inner) = (model.embedding, model.feed_forward);
     let queries = model.head_dim() * model.head_count;
     let keys = model.head_dim() * model.head_count_kv;
-    for layer in 0..model.layer_count {
+    for layer in 0..model.layer_count + model.idle_layer_count {
+        let idle = layer >= model.layer_count;
+        // What is drawn for these leaves what comes behind them as it is without.
+        let mut aside = Draw {
+            state: model.seed.wrapping_add(layer as u64),
+        };
+        let draw = if idle { &mut aside } else { &mut *draw };
         let name = |part: &str| format!("blk.{layer}.{part}");
         let mut matrix = |part: &str, columns: usize, rows: usize| {
-            let values = draw.matrix(columns, rows);
+            let mut values = draw.matrix(columns, rows);
+            if idle && ["attn_output", "ffn_down"].contains(&part) {
+                values.fill(0.0);
+            }
             let dims = [columns, rows];
             let weight = name(&format!("{part}.weight"));
             tensors.push(Tensor::new(weight, &dims, model.weights, &values));
