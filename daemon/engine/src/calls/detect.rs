@@ -68,7 +68,7 @@ impl ToolStyle {
             null_content: false,
             text_arguments: false,
             has_system: true,
-            format: CallFormat::plain(),
+            format: CallFormat::plain(tokenizer),
         };
         let user = ChatMessage::new("user", "probe");
         let plain_turn = |style: &Self, messages: &[ChatMessage]| style.probe(template, messages);
@@ -254,13 +254,6 @@ impl ToolStyle {
             next = two.get(first.end..other.start);
             // Some templates end one call less well than two.
             end = two.get(second.end..)?;
-        }
-        if let Some(tokenizer) = tokenizer {
-            let ends = tokenizer.ends_of_generation().iter();
-            let texts = ends.filter_map(|&id| std::str::from_utf8(tokenizer.token_bytes(id)).ok());
-            let found = texts.filter(|text| !text.is_empty());
-            let found = found.filter_map(|text| end.find(text)).min();
-            end = &end[..found.unwrap_or(end.len())];
         }
         let spaced = written.contains("\": ") && written.contains(", \"");
         let seen = Seen {

@@ -7,6 +7,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Longest text before the first call's name, or between a name and its arguments: those in use have some 60 bytes.
 const TEXT_BYTES_MAX: usize = 256;
+/// What stands for an id where there is none.
+const ID_MARK: &str = "\u{1}";
 /// Shortest text by which calls are told from what else is said.
 const OPENER_BYTES_MIN: usize = 4;
 
@@ -40,6 +42,16 @@ pub enum Opener {
         /// Its text.
         text: String,
     },
+}
+
+impl Piece {
+    /// Its text; none of an id, which is another each time.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Control { text, .. } => text,
+            Self::Id => "",
+        }
+    }
 }
 
 impl Opener {
@@ -84,17 +96,36 @@ pub(super) struct Seen<'a> {
 }
 
 impl CallFormat {
-    /// The format of models whose template has none of its own.
+    /// The format of models whose template has none of its own. What of it is a control token for `tokenizer` is that token
+    /// here: where prompts have calls in them, their tokens are the same.
     #[must_use]
-    pub fn plain() -> Self {
+    pub fn plain(tokenizer: Option<&Tokenizer>) -> Self {
+        const OPENER: &str = "<tool_call>";
+        const BEGIN: &str = "\n{\"name\": \"";
+        const BETWEEN: &str = "\", \"arguments\": ";
+        const END: &str = "}\n</tool_call>";
+        let next = format!("{END}\n{OPENER}{BEGIN}");
+        let seen = Seen {
+            before: &format!("{OPENER}{BEGIN}"),
+            between: BETWEEN,
+            next: Some(&next),
+            end: END,
+            spaced: true,
+            id: ID_MARK,
+        };
+        if let Some(tokenizer) = tokenizer
+            && let Some(format) = Self::of(&seen, Some(tokenizer))
+        {
+            return format;
+        }
         let text = |text: &str| vec![Piece::Text(text.to_owned())];
         Self {
             parts: Arc::new(Parts {
-                opener: Opener::Text("<tool_call>".to_owned()),
-                begin: text("\n{\"name\": \""),
-                between: text("\", \"arguments\": "),
-                next: Some(text("}\n</tool_call>\n<tool_call>\n{\"name\": \"")),
-                end: text("}\n</tool_call>"),
+                opener: Opener::Text(OPENER.to_owned()),
+                begin: text(BEGIN),
+                between: text(BETWEEN),
+                next: Some(text(&next)),
+                end: text(END),
                 spaced: true,
             }),
         }
@@ -107,7 +138,7 @@ impl CallFormat {
         const LIST_END: &str = "<|/tool_call|>";
         let knows = |text: &str| tokenizer.is_some_and(|all| all.id_of(text).is_some());
         if prompt.contains("<tool_call>") && prompt.contains("</tool_call>") {
-            return Some(Self::plain());
+            return Some(Self::plain(tokenizer));
         }
         if !prompt.contains(LIST) && !knows(LIST) {
             return None;
@@ -119,7 +150,7 @@ impl CallFormat {
             next: Some("}, {\"name\": \""),
             end: &format!("}}]{end}"),
             spaced: true,
-            id: "\u{1}",
+            id: ID_MARK,
         };
         Self::of(&seen, tokenizer)
     }
@@ -138,7 +169,17 @@ impl CallFormat {
             Piece::Id => return None,
             _ => {}
         }
-        let next = match seen.next {
+        let (mut next, mut end) = (seen.next, seen.end);
+        // Behind the end of an answer there is nothing, and no other call.
+        if let Some(tokenizer) = tokenizer {
+            let ends = tokenizer.ends_of_generation().iter();
+            let ends = ends.filter_map(|&id| std::str::from_utf8(tokenizer.token_bytes(id)).ok());
+            for text in ends.filter(|text| !text.is_empty()) {
+                next = next.filter(|next| !next.contains(text));
+                end = end.split_once(text).map_or(end, |(before, _)| before);
+            }
+        }
+        let next = match next {
             Some(text) => Some(pieces(text)?),
             None => None,
         };
@@ -148,7 +189,7 @@ impl CallFormat {
                 begin,
                 between,
                 next: next.filter(|pieces| !pieces.is_empty()),
-                end: pieces(seen.end)?,
+                end: pieces(end)?,
                 spaced: seen.spaced,
             }),
         })

@@ -105,6 +105,9 @@ impl CallReader {
                 let Some(end) = self.held.bytes().position(|byte| !is_of_name(byte)) else {
                     return false;
                 };
+                if end == 0 {
+                    return self.follow(&Match::No, Stage::Between);
+                }
                 events.push(CallEvent::Begin(self.held.drain(..end).collect()));
                 self.stage = Stage::Between;
                 true
@@ -314,7 +317,7 @@ mod tests {
 
     #[test]
     fn text_and_calls_are_told_apart_wherever_pieces_end() {
-        let format = CallFormat::plain();
+        let format = CallFormat::plain(None);
         let arguments = "{\"a\": [\"}\\\"{\", {}]}";
         let calls = [("one", arguments.to_owned()), ("two", "{}".to_owned())];
         let written = format.write(calls.into_iter());
@@ -331,7 +334,7 @@ mod tests {
 
     #[test]
     fn text_without_calls_comes_whole() {
-        let format = CallFormat::plain();
+        let format = CallFormat::plain(None);
         for said in [
             "",
             " a <tool_call",
@@ -348,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_call_that_is_cut_says_what_there_is_of_it() {
-        let format = CallFormat::plain();
+        let format = CallFormat::plain(None);
         let said = "<tool_call>\n{\"name\": \"one\", \"arguments\": {\"a\": \"b";
         let events = read(&format, said, 7);
         assert_eq!(

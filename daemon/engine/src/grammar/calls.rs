@@ -7,13 +7,13 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::closing::{Lead, Reserve};
+use super::closing::{Between, Context, Exit, Lead, Reserve};
 use super::constraint::{Constraint, Grammar, Source};
 use super::error::GrammarError;
 use super::vocabulary::Vocabulary;
-use super::{gbnf, limits, schema};
+use super::{arguments, gbnf, limits, schema};
 use crate::calls::{CallFormat, ID_CHARACTERS, Opener, Piece, is_name};
 
 /// A tool that may be called.
@@ -45,6 +45,7 @@ pub(super) fn source(calls: &Calls, tokens_max: usize) -> Result<Source, Grammar
         tokens: 0,
         nests: false,
         open: false,
+        between: between(format).filter(|_| calls.several),
     };
     let mut lark = String::new();
     let mut bytes = 0usize;
@@ -53,7 +54,7 @@ pub(super) fn source(calls: &Calls, tokens_max: usize) -> Result<Source, Grammar
             name: tool.name.clone(),
             error: Box::new(error),
         };
-        let parameters = object(tool.parameters.as_ref()).map_err(of_tool)?;
+        let parameters = arguments::schema(tool.parameters.as_ref()).map_err(of_tool)?;
         let (parameters, needs) =
             schema::prepare(&parameters, tokens_max, format.is_spaced()).map_err(of_tool)?;
         reserve.tokens = reserve
@@ -115,7 +116,7 @@ pub(super) fn blamed(
     tokens_max: usize,
 ) -> Option<GrammarError> {
     calls.tools.iter().find_map(|tool| {
-        let parameters = object(tool.parameters.as_ref()).ok()?;
+        let parameters = arguments::schema(tool.parameters.as_ref()).ok()?;
         let alone = Constraint::JsonSchema(parameters);
         let error = Grammar::compile(vocabulary, &alone, tokens_max).err()?;
         Some(GrammarError::Tool {
@@ -147,6 +148,35 @@ fn check(tools: &[Tool]) -> Result<(), GrammarError> {
         }
     }
     Ok(())
+}
+
+/// What is between calls, if there may be several.
+fn between(format: &CallFormat) -> Option<Between> {
+    let next = format.next()?;
+    let mut context = Context::default().after(format.opener().text().as_bytes(), None);
+    for piece in format.begin().iter().chain(format.between()) {
+        context = context.after(piece.text().as_bytes(), None);
+    }
+    let (next, end) = (symbols(next), symbols(format.end()));
+    let same = next.iter().zip(&end).take_while(|(next, end)| next == end);
+    let exit = end.get(same.count()).copied().flatten();
+    Some(Between {
+        levels: context.levels(),
+        exit,
+    })
+}
+
+/// Pieces as bytes and control tokens; `None` is a part of an id.
+fn symbols(pieces: &[Piece]) -> Vec<Option<Exit>> {
+    let mut symbols = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => symbols.extend(text.bytes().map(|byte| Some(Exit::Byte(byte)))),
+            Piece::Control { id, .. } => symbols.push(Some(Exit::Token(*id))),
+            Piece::Id => symbols.extend([None; ID_CHARACTERS]),
+        }
+    }
+    symbols
 }
 
 /// What leads to calls. Of a control token it is the text, which nothing else says.
@@ -208,76 +238,4 @@ fn write_start(opener: &Opener, required: bool, out: &mut String) {
         Opener::Start(_) => writeln!(out, "start: TEXT? | {open} calls"),
         Opener::Control { .. } => writeln!(out, "start: TEXT? | TEXT? {open} calls"),
     };
-}
-
-/// The schema of a tool's arguments: of an object, in which there is nothing that it does not list, where that is not
-/// said otherwise.
-fn object(parameters: Option<&Value>) -> Result<Value, GrammarError> {
-    let invalid = |problem: &str| {
-        Err(GrammarError::InvalidSchema {
-            pointer: String::new(),
-            problem: problem.to_owned(),
-        })
-    };
-    let none = || json!({"type": "object", "properties": {}, "additionalProperties": false});
-    let map = match parameters {
-        None | Some(Value::Null) => return Ok(none()),
-        Some(Value::Object(map)) if map.is_empty() => return Ok(none()),
-        Some(Value::Object(map)) => map,
-        Some(_) => return invalid("the parameters of a tool are the schema of an object"),
-    };
-    let mut map = map.clone();
-    match map.get("type") {
-        Some(kind) if kind == "object" => {}
-        None if !map.contains_key("$ref") => {
-            map.insert("type".to_owned(), "object".into());
-        }
-        _ => return invalid("the parameters of a tool have the type `object`"),
-    }
-    let mut schema = Value::Object(map);
-    close(&mut schema, 0);
-    Ok(schema)
-}
-
-/// Lets the objects that list their properties have no others: every instance then is one of the schema as it was, and
-/// models leave alone what nobody has asked for.
-fn close(schema: &mut Value, depth: usize) {
-    const OTHERS: [&str; 9] = [
-        "$ref",
-        "allOf",
-        "anyOf",
-        "oneOf",
-        "not",
-        "if",
-        "patternProperties",
-        "minProperties",
-        "propertyNames",
-    ];
-    let Value::Object(map) = schema else {
-        return;
-    };
-    // What is deeper is refused later.
-    if depth > limits::SCHEMA_DEPTH_MAX || OTHERS.iter().any(|name| map.contains_key(*name)) {
-        return;
-    }
-    for name in ["items", "additionalProperties"] {
-        if let Some(inner) = map.get_mut(name) {
-            close(inner, depth + 1);
-        }
-    }
-    let required = map.get("required").and_then(Value::as_array).cloned();
-    let Some(Value::Object(properties)) = map.get_mut("properties") else {
-        return;
-    };
-    properties
-        .values_mut()
-        .for_each(|inner| close(inner, depth + 1));
-    let listed = |properties: &Map<String, Value>, name: &Value| {
-        name.as_str()
-            .is_none_or(|name| properties.contains_key(name))
-    };
-    let all = required.unwrap_or_default();
-    if all.iter().all(|name| listed(properties, name)) {
-        map.entry("additionalProperties").or_insert(false.into());
-    }
 }

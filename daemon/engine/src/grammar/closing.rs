@@ -6,7 +6,8 @@
 //! step by step. What a closing answer chooses is the shortest at hand: no more items, properties or characters
 //! than it must have.
 //!
-//! Where calls of tools stand behind text, only they are closed: text may end anywhere ([`Lead`]).
+//! Where calls of tools stand behind text, only they are closed: text may end anywhere ([`Lead`]). A call that could no longer
+//! close does not begin: text goes on instead, and calls end ([`Between`]).
 //!
 //! The way is found by choosing the likely best token each time ([`Closers`]), so there are schemas with patterns for which
 //! none is found; their answers may be cut.
@@ -31,6 +32,8 @@ const INSIDE: &[u8] = b"\"0123456789aeinorst-";
 pub(super) struct Context {
     inside: bool,
     escaped: bool,
+    /// Brackets that are open.
+    levels: u32,
     /// In text before JSON, the bytes of what leads over to it that were just said.
     free: Option<usize>,
     /// Bytes that the last character of that text still lacks.
@@ -104,6 +107,22 @@ impl Context {
         self.free.is_some()
     }
 
+    /// Brackets that are open.
+    pub(super) fn levels(self) -> u32 {
+        self.levels
+    }
+
+    /// Whether it is where another call of a tool may begin: outside of the arguments and the name of one.
+    fn is_between(self, between: Between) -> bool {
+        !self.is_free() && !self.inside && self.levels <= between.levels
+    }
+
+    /// Whether what is said next may begin a call of a tool.
+    pub(super) fn may_call(self, reserve: Option<Reserve>) -> bool {
+        let between = reserve.and_then(|reserve| reserve.between);
+        self.is_free() || between.is_some_and(|between| self.is_between(between))
+    }
+
     /// The context behind some bytes.
     pub(super) fn after(mut self, bytes: &[u8], lead: Option<&Lead>) -> Self {
         for &byte in bytes {
@@ -135,6 +154,14 @@ impl Context {
                     inside: !self.inside,
                     ..self
                 },
+                (false, _, b'{' | b'[') => Self {
+                    levels: self.levels.saturating_add(1),
+                    ..self
+                },
+                (false, _, b'}' | b']') => Self {
+                    levels: self.levels.saturating_sub(1),
+                    ..self
+                },
                 _ => self,
             };
         }
@@ -151,6 +178,26 @@ pub(super) struct Reserve {
     pub(super) nests: bool,
     /// Whether there may be names that the schema does not list, and values of any kind.
     pub(super) open: bool,
+    /// Between calls of tools, where an answer may have several.
+    pub(super) between: Option<Between>,
+}
+
+/// What stands between calls of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Between {
+    /// Brackets that are open there, at most.
+    pub(super) levels: u32,
+    /// What is said there to end instead of to call again; `None` is nothing at all.
+    pub(super) exit: Option<Exit>,
+}
+
+/// The first of what ends calls that another call does not begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// A byte.
+    Byte(u8),
+    /// A control token.
+    Token(u32),
 }
 
 /// The closing of one answer.
@@ -176,10 +223,12 @@ impl Closing {
         self.limit.saturating_sub(position)
     }
 
-    /// Whether the way to the end must be tried before a token with these bytes is taken.
-    pub(super) fn is_near(&mut self, position: usize, bytes: &[u8]) -> bool {
+    /// Whether the way to the end must be tried before a token with these bytes is taken. `calls` says that it may begin a
+    /// call of a tool.
+    pub(super) fn is_near(&mut self, position: usize, bytes: &[u8], calls: bool) -> bool {
         // Only these begin something that must be ended.
-        let begins = bytes.iter().filter(|byte| b"{[,\"".contains(byte)).count();
+        let begins =
+            bytes.iter().filter(|byte| b"{[,\"".contains(byte)).count() + usize::from(calls);
         let more = begins.saturating_mul(self.reserve.tokens);
         if self.reserve.nests {
             self.need = self.need.saturating_add(more);
@@ -202,6 +251,28 @@ pub(super) struct Closers {
     inside: Box<[u32]>,
 }
 
+/// What a way to the end is looked for by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// Where the answer stands.
+    pub(super) context: Context,
+    pub(super) lead: Option<&'a Lead>,
+    pub(super) between: Option<Between>,
+}
+
+impl Place<'_> {
+    /// The token that ends calls here.
+    fn exit(&self, trie: &TokTrie) -> Option<u32> {
+        let between = self
+            .between
+            .filter(|between| self.context.is_between(*between))?;
+        match between.exit? {
+            Exit::Byte(byte) => trie.token_id(&[byte]),
+            Exit::Token(id) => Some(id),
+        }
+    }
+}
+
 impl Closers {
     pub(super) fn new(trie: &TokTrie) -> Self {
         let of = |bytes: &[u8]| {
@@ -214,17 +285,18 @@ impl Closers {
         }
     }
 
-    fn likely(&self, context: Context) -> &[u32] {
-        match context.inside {
+    fn likely(&self, place: &Place<'_>, trie: &TokTrie) -> impl Iterator<Item = u32> {
+        let likely = match place.context.inside {
             true => &self.inside,
             false => &self.outside,
-        }
+        };
+        place.exit(trie).into_iter().chain(likely.iter().copied())
     }
 
     /// The end if it may come, else a token that leads to it.
-    fn choose(&self, context: Context, trie: &TokTrie, mask: &SimpleVob) -> Option<u32> {
-        let ends = trie.eos_tokens().iter();
-        let mut likely = ends.chain(self.likely(context)).copied();
+    fn choose(&self, place: &Place<'_>, trie: &TokTrie, mask: &SimpleVob) -> Option<u32> {
+        let ends = trie.eos_tokens().iter().copied();
+        let mut likely = ends.chain(self.likely(place, trie));
         likely.find(|&id| mask.is_allowed(id)).or_else(|| {
             let first = mask.first_bit_set()?;
             u32::try_from(first).ok()
@@ -232,11 +304,11 @@ impl Closers {
     }
 
     /// What [`Closers::choose`] chooses, without the mask of all tokens. `None` where that does not tell.
-    fn choose_one(&self, context: Context, trie: &TokTrie, matcher: &mut Matcher) -> Option<u32> {
+    fn choose_one(&self, place: &Place<'_>, trie: &TokTrie, matcher: &mut Matcher) -> Option<u32> {
         if matcher.is_accepting().ok()? {
             return trie.eos_tokens().first().copied();
         }
-        let mut likely = self.likely(context).iter().copied();
+        let mut likely = self.likely(place, trie);
         likely.find(|&id| matcher.validate_tokens(&[id]).is_ok_and(|count| count == 1))
     }
 
@@ -246,7 +318,7 @@ impl Closers {
         &self,
         mut matcher: Matcher,
         trie: &TokTrie,
-        (mut context, lead): (Context, Option<&Lead>),
+        mut place: Place<'_>,
         (most, unmasked): (usize, usize),
     ) -> Option<Vec<u32>> {
         let (mut way, mut steps) = (Vec::new(), unmasked);
@@ -256,10 +328,10 @@ impl Closers {
                 steps += 1;
                 // Only a mask renews what the library takes for its work.
                 let one = (steps % limits::UNMASKED_TOKENS_MAX != 0)
-                    .then(|| self.choose_one(context, trie, &mut matcher));
+                    .then(|| self.choose_one(&place, trie, &mut matcher));
                 let id = match one.flatten() {
                     Some(id) => id,
-                    None => self.choose(context, trie, &matcher.compute_mask().ok()?)?,
+                    None => self.choose(&place, trie, &matcher.compute_mask().ok()?)?,
                 };
                 if trie.eos_tokens().contains(&id) {
                     way.push(id);
@@ -271,7 +343,7 @@ impl Closers {
                 return None;
             }
             for &id in &next {
-                context = context.after(trie.token(id), lead);
+                place.context = place.context.after(trie.token(id), place.lead);
             }
             matcher.consume_tokens(&next).ok()?;
             way.extend(next);
@@ -329,15 +401,45 @@ mod tests {
             tokens: 30,
             nests,
             open: false,
+            between: None,
         };
         let mut closing = Closing::new(reserve(false), 200);
-        assert!(!closing.is_near(137, b"[[[["));
-        assert!(closing.is_near(138, b"a"));
+        assert!(!closing.is_near(137, b"[[[[", false));
+        assert!(closing.is_near(138, b"a", false));
         closing.needs(5);
-        assert!(!closing.is_near(138, b"a") && closing.is_near(138, b"\""));
+        assert!(!closing.is_near(138, b"a", false) && closing.is_near(138, b"\"", false));
+        closing.needs(5);
+        assert!(closing.is_near(138, b"a", true));
         let mut closing = Closing::new(reserve(true), 200);
-        assert!(!closing.is_near(50, b"a") && closing.is_near(50, b"{[[["));
+        assert!(!closing.is_near(50, b"a", false) && closing.is_near(50, b"{[[[", false));
         closing.needs(3);
-        assert!(!closing.is_near(50, b"{"));
+        assert!(!closing.is_near(50, b"{", false));
+    }
+
+    #[test]
+    fn calls_begin_in_text_and_between_calls() {
+        let lead = Lead::new(b"CALLS", false);
+        let reserve = |levels| {
+            let between = Some(Between { levels, exit: None });
+            Some(Reserve {
+                tokens: 30,
+                nests: false,
+                open: false,
+                between,
+            })
+        };
+        let after = |text: &str| Context::start(Some(&lead)).after(text.as_bytes(), Some(&lead));
+        for (text, levels, may) in [
+            ("a {", 0, true),
+            ("CALLS", 0, true),
+            ("CALLS{\"name", 0, false),
+            ("CALLS[{\"arguments\": {\"a", 2, false),
+            ("CALLS[{\"arguments\": {\"a\": [\"}}]\"", 2, false),
+            ("CALLS[{\"arguments\": {\"a\": 1}", 2, true),
+            ("CALLS[{\"arguments\": {\"a\": 1}}", 2, true),
+        ] {
+            assert_eq!(after(text).may_call(reserve(levels)), may, "{text}");
+        }
+        assert!(!after("CALLS").may_call(None) && after("CALL").may_call(None));
     }
 }

@@ -4,7 +4,7 @@
 //! [`State`] that says which tokens may come next and which must. `llguidance` does the parsing; ours is what it is given:
 //!
 //! - [`schema`]: which schemas are taken, and the bounds they get;
-//! - [`calls`]: calls of tools, in the format that a model writes them;
+//! - [`calls`]: calls of tools, in the format that a model writes them, and [`arguments`] of them;
 //! - [`json`]: texts of JSON in which an object has a name twice are refused;
 //! - [`gbnf`]: grammars of llama.cpp, written anew for it;
 //! - [`closing`]: how an answer of JSON ends within its limit of tokens;
@@ -15,6 +15,7 @@
 //! Invariant: fail closed. What is not enforced is refused by its name before the first token, and no text comes out that
 //! the constraint does not allow; only the limit of tokens can cut an answer short, and it says so.
 
+mod arguments;
 mod calls;
 mod closing;
 mod constraint;

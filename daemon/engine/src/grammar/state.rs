@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use llguidance::Matcher;
 use llguidance::toktrie::{SimpleVob, TokenizerEnv};
 
-use super::closing::{Closing, Context, Lead, Reserve};
+use super::closing::{Closing, Context, Lead, Place, Reserve};
 use super::constraint::copy;
 use super::error::{StateError, message};
 use super::vocabulary::Tokens;
@@ -302,8 +302,8 @@ impl State {
 
     /// What becomes of the choice of `id`, which is allowed. Mostly it stands. Where no way would lead to the end of the
     /// answer behind it within the limit, it becomes the first token of the way before it ([`super::closing`]). Where it
-    /// would give an object a name that it has, or a number too many digits, it is `None`: the token is not allowed any
-    /// more, and another is to be chosen.
+    /// would give an object a name that it has, or a number too many digits, or begin a call of a tool that could not close
+    /// any more, it is `None`: the token is not allowed any more, and another is to be chosen.
     ///
     /// # Errors
     /// As for [`State::accept`].
@@ -314,12 +314,13 @@ impl State {
             return Ok(Some(id));
         };
         let is_given = self.position < self.taken.len() || trie.eos_tokens().contains(&id);
+        let (context, bytes) = (self.context(), trie.token(id));
         // Text may end anywhere.
-        if is_given || self.context().is_free() {
+        if is_given || context.after(bytes, self.lead.as_ref()).is_free() {
             return Ok(Some(id));
         }
-        let bytes = trie.token(id);
-        let near = closing.is_near(self.position, bytes);
+        let calls = context.may_call(self.reserve);
+        let near = closing.is_near(self.position, bytes, calls);
         let open = self.reserve.is_some_and(|reserve| reserve.open);
         // Another name needs one that is not there yet.
         let goes_on = open && bytes.contains(&b',');
@@ -360,9 +361,28 @@ impl State {
         if !near {
             return Ok(Some(id));
         }
+        // Text goes on, and has no need to close.
+        if context.is_free() && self.bar(id)? {
+            return Ok(None);
+        }
         // Where no way is found, it will be cut.
         let way = self.way(room);
         Ok(Some(way.and_then(|way| way.first().copied()).unwrap_or(id)))
+    }
+
+    /// Lets a token that is allowed come no more; says whether another may.
+    fn bar(&mut self, id: u32) -> Result<bool, StateError> {
+        self.prepare()?;
+        let Some(mask) = &mut self.mask else {
+            return Ok(false);
+        };
+        mask.disallow_token(id);
+        if mask.is_zero() {
+            mask.allow_token(id);
+            return Ok(false);
+        }
+        self.barred.push(id);
+        Ok(true)
     }
 
     /// The way to the end, if one is found.
@@ -375,11 +395,15 @@ impl State {
     }
 
     fn find_way(&self, most: usize) -> Option<Vec<u32>> {
-        let context = (self.context(), self.lead.as_ref());
+        let place = Place {
+            context: self.context(),
+            lead: self.lead.as_ref(),
+            between: self.reserve.and_then(|reserve| reserve.between),
+        };
         let trie = self.tokens.tok_trie();
         let closers = self.tokens.closers();
         let limits = (most, self.unmasked);
-        let way = closers.way(self.matcher.clone(), trie, context, limits)?;
+        let way = closers.way(self.matcher.clone(), trie, place, limits)?;
         let open = self.reserve.is_some_and(|reserve| reserve.open);
         (!open || self.is_tidy(&self.text(&way))).then_some(way)
     }

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-use andon_engine::calls::{CallEvent, CallFormat, CallReader, ToolStyle};
+use andon_engine::calls::{CallEvent, CallFormat, CallReader, Opener, ToolStyle};
 use andon_engine::generate::{FinishReason, GenerationRequest};
-use andon_engine::grammar::{Calls, Constraint, Grammar, GrammarError, Tool};
+use andon_engine::grammar::{
+    Allowed, Calls, Constraint, Grammar, GrammarError, State, Tool, Vocabulary,
+};
 use andon_engine::speculate::{Corpus, Sources};
 use andon_engine::tokenizer::ChatTemplate;
 use serde_json::{Value, json};
@@ -37,7 +39,7 @@ fn formats() -> Vec<(&'static str, CallFormat)> {
     };
     let with_id = OBJECT.replace("}}}", "}}, \"id\": \"{{ c.id }}\"}");
     vec![
-        ("plain", CallFormat::plain()),
+        ("plain", CallFormat::plain(None)),
         (
             "tags",
             of(&template(
@@ -56,6 +58,15 @@ fn formats() -> Vec<(&'static str, CallFormat)> {
                 "<|start|>{{ c.function.name }}<|start|>{{ c.function.arguments | tojson }}",
                 "",
                 "",
+            )),
+        ),
+        (
+            "fenced",
+            of(&template(
+                "<calls>",
+                "<call>{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```",
+                "",
+                "~done",
             )),
         ),
     ]
@@ -127,7 +138,7 @@ fn text_and_calls_are_reached_and_nothing_between() {
         ("<tool_call>".to_owned(), [false; 3]),
         (one.trim_end_matches('>').to_owned(), [false; 3]),
     ];
-    let plain = CallFormat::plain();
+    let plain = CallFormat::plain(None);
     let kinds = [(false, true), (true, true), (false, false)];
     for (kind, (required, several)) in kinds.into_iter().enumerate() {
         let grammar = compile(&calls(&plain, required, several), 4096);
@@ -189,16 +200,22 @@ fn whole_answers_are_read_back_as_calls_that_are_valid() {
         .collect();
     let mut all = [0; 3];
     for (name, format) in formats() {
-        for (required, several, tokens_max) in
-            [(true, true, 400), (true, false, 160), (false, true, 400)]
-        {
+        for (required, several, tokens_max) in [
+            (true, true, 400),
+            (true, false, 160),
+            (false, true, 400),
+            (false, true, 90),
+        ] {
             let grammar = Arc::new(compile(&calls(&format, required, several), tokens_max));
             let corpus = Arc::new(Corpus::new(1 << 16));
             for seed in 0..12 {
                 let base = GenerationRequest {
                     tokens_max: Some(tokens_max),
                     // None of these ends a call.
-                    stop: vec!["\"".to_owned(), "}".to_owned(), "a".to_owned()],
+                    stop: match required {
+                        true => vec!["\"".to_owned(), "}".to_owned(), "a".to_owned()],
+                        false => vec!["<".to_owned(), "{\"".to_owned(), "]".to_owned()],
+                    },
                     ..request(&grammar, seed, [0.0, 1.5][seed as usize % 2])
                 };
                 let slowly = GenerationRequest {
@@ -248,11 +265,183 @@ fn whole_answers_are_read_back_as_calls_that_are_valid() {
     assert!(all.iter().all(|&count| count > 0), "{all:?}");
 }
 
+/// Says a text byte by byte; which byte is not to come.
+fn settled(state: &mut State, text: &str) -> Option<usize> {
+    let mut at = 0;
+    while at < text.len() {
+        if let Some(&id) = state.forced().first() {
+            assert!(
+                text[at..].as_bytes().starts_with(vocabulary::bytes(id)),
+                "{text}"
+            );
+            at += vocabulary::bytes(id).len();
+            state.accept(id).expect("it is forced");
+            continue;
+        }
+        let id = u32::from(text.as_bytes()[at]);
+        assert_ne!(state.takes(id), Some(false), "{text} at {at}");
+        if state.settle(id).expect("it goes on") != Some(id) {
+            return Some(at);
+        }
+        state.accept(id).expect("it may come");
+        at += 1;
+    }
+    None
+}
+
+#[test]
+fn a_call_that_could_not_close_does_not_begin() {
+    let format = CallFormat::plain(None);
+    let call = "<tool_call>\n{\"name\": \"get\", \"arguments\": {\"line\": 3}}\n</tool_call>";
+    let grammar = compile(&calls(&format, false, true), 160);
+    let begun = |text: &str| {
+        let mut state = grammar.state();
+        state.begin(false, 160).expect("it begins");
+        (settled(&mut state, text), state)
+    };
+    let opener = "<tool_call>";
+    for length in [0, 60] {
+        let said = format!("{}{call}", "-".repeat(length));
+        assert_eq!(begun(&said).0, None, "{length}");
+    }
+    for length in [116, 140] {
+        let said = format!("{}{opener}", "-".repeat(length));
+        let (at, mut state) = begun(&said);
+        assert_eq!(at, Some(length + opener.len() - 1), "{length}");
+        // Other text goes on.
+        assert_eq!(state.takes(u32::from(b'>')), Some(false));
+        assert_eq!(settled(&mut state, "]-"), None);
+        assert!(state.is_accepting());
+    }
+    // Nor does another one, wherever what is between them leads.
+    for (name, format) in formats() {
+        let constraint = calls(&format, true, true);
+        let grammar = compile(&constraint, 170);
+        let mut ends = 0;
+        for first in 0..40 {
+            let mut state = grammar.state();
+            state.begin(false, 170).expect("it begins");
+            let mut said = Vec::new();
+            // Calls as long as they can be are followed by others as long as that may be.
+            while !state.is_finished() && said.len() < 170 {
+                let id = match state.allowed().expect("something may come") {
+                    Allowed::One(id) => id,
+                    Allowed::Any(words) => {
+                        let all: Vec<u32> = (0..words.len() as u32 * 32)
+                            .filter(|id| words[*id as usize / 32] >> (id % 32) & 1 == 1)
+                            .filter(|&id| id != vocabulary::END)
+                            .collect();
+                        let pick = (first * 7 + said.len() * first) % all.len().max(1);
+                        match all.get(pick) {
+                            Some(&id) => match state.settle(id).expect("it goes on") {
+                                Some(id) => id,
+                                None => continue,
+                            },
+                            None => vocabulary::END,
+                        }
+                    }
+                };
+                said.push(id);
+                state.accept(id).expect("it may come");
+            }
+            ends += usize::from(state.is_finished() || said.last() == Some(&vocabulary::END));
+        }
+        assert_eq!(ends, 40, "{name}");
+    }
+}
+
+#[test]
+fn schemas_of_libraries_are_taken() {
+    let parameters = json!({
+        "$defs": {
+            "Step": {"type": "object", "title": "Step", "properties": {"line": {"type": "integer"}}, "required": ["line"]},
+            "Plan": {"type": "object", "properties": {"first": {"$ref": "#/$defs/Step"},
+                "other": {"anyOf": [{"$ref": "#/$defs/Step"}, {"type": "null"}], "default": null}}, "required": ["first"]},
+        },
+        "$ref": "#/$defs/Plan",
+    });
+    let constraint = Constraint::Calls(Calls {
+        format: CallFormat::plain(None),
+        tools: vec![Tool {
+            name: "plan".to_owned(),
+            parameters: Some(parameters),
+        }],
+        required: true,
+        several: false,
+    });
+    let grammar = compile(&constraint, 400);
+    let call = |arguments: &str| {
+        format!("<tool_call>\n{{\"name\": \"plan\", \"arguments\": {arguments}}}\n</tool_call>")
+    };
+    for (arguments, expected) in [
+        ("{\"first\": {\"line\": 3}}", true),
+        ("{\"first\": {\"line\": 3}, \"other\": null}", true),
+        ("{\"first\": {\"line\": 3}, \"other\": {\"line\": 4}}", true),
+        ("{}", false),
+        ("[]", false),
+        ("{\"first\": {\"line\": 3, \"more\": 1}}", false),
+        (
+            "{\"first\": {\"line\": 3}, \"other\": {\"line\": 4, \"more\": 1}}",
+            false,
+        ),
+        ("{\"first\": {\"line\": 3}, \"more\": 1}", false),
+    ] {
+        assert_eq!(reached(&grammar, &call(arguments)), expected, "{arguments}");
+    }
+}
+
+#[test]
+fn tags_that_are_control_tokens_are_those_tokens() {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}";
+    let template = ChatTemplate::from_source(source, "", "").expect("a template");
+    let (tags, tokenizer) = vocabulary::with_tags();
+    let style = ToolStyle::of(&template, Some(tokenizer));
+    assert!(!style.is_native());
+    let format = style.format();
+    let opener = Opener::Control {
+        id: tags[0],
+        text: "<tool_call>".to_owned(),
+    };
+    assert_eq!(format.opener(), &opener);
+    let shared = Arc::new(Vocabulary::new(tokenizer).expect("a vocabulary"));
+    let grammar = Grammar::compile(&shared, &calls(format, true, true), 400).expect("it compiles");
+    let mut state = grammar.state();
+    state.begin(false, 400).expect("it begins");
+    let mut text = String::new();
+    while !state.is_finished() {
+        let id = match state.forced().first() {
+            Some(&id) => id,
+            None => {
+                // What calls `stop`, and ends.
+                let words = match state.allowed().expect("something may come") {
+                    Allowed::One(id) => panic!("{id} is forced"),
+                    Allowed::Any(words) => words.to_vec(),
+                };
+                let mut next = [tags[2], u32::from(b's')].into_iter();
+                let found = next.find(|id| words[*id as usize / 32] >> (id % 32) & 1 == 1);
+                found.expect("one of them")
+            }
+        };
+        state.accept(id).expect("it may come");
+        if id == tags[2] {
+            break;
+        }
+        text.push_str(std::str::from_utf8(tokenizer.token_bytes(id)).expect("ASCII"));
+        assert!(text.len() < 200, "{text}");
+    }
+    let expected = "<tool_call>\n{\"name\": \"stop\", \"arguments\": {}}\n</tool_call>";
+    assert_eq!(text, expected);
+    assert_eq!(
+        read(format, &text).1,
+        [("stop".to_owned(), "{}".to_owned(), true)]
+    );
+}
+
 #[test]
 fn what_is_wrong_with_a_tool_names_it() {
     let with = |tools: Vec<Tool>| {
         let constraint = Constraint::Calls(Calls {
-            format: CallFormat::plain(),
+            format: CallFormat::plain(None),
             tools,
             required: true,
             several: true,
@@ -278,7 +467,8 @@ fn what_is_wrong_with_a_tool_names_it() {
     );
     for parameters in [
         json!({"type": "array"}),
-        json!({"$ref": "#/$defs/x", "$defs": {"x": {}}}),
+        json!({"$ref": "#/$defs/x", "$defs": {"x": {"type": "string"}}}),
+        json!({"$ref": "#/$defs/x"}),
         json!("x"),
         json!({"type": "object", "required": ["a"], "properties": {"a": false}}),
         json!({"type": "object", "minProperties": 9, "maxProperties": 1}),
@@ -329,7 +519,7 @@ fn many_tools_compile() {
             "required": ["line"]})),
     });
     let constraint = Constraint::Calls(Calls {
-        format: CallFormat::plain(),
+        format: CallFormat::plain(None),
         tools: tools.collect(),
         required: false,
         several: true,

@@ -59,25 +59,36 @@ fn letter(byte: u8) -> char {
 
 pub(crate) fn tokenizer() -> &'static Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
-    TOKENIZER.get_or_init(|| {
-        let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
-        tokens.extend(MERGES.iter().map(|(one, other)| format!("{one}{other}")));
-        tokens.extend(["<|end|>".to_owned(), "<|start|>".to_owned()]);
-        let mut kinds = vec![1; COUNT - 2];
-        kinds.extend([3, 3]);
-        let merges = MERGES.map(|(one, other)| format!("{one} {other}"));
-        let mut writer = Writer::new();
-        writer
-            .str("tokenizer.ggml.model", "gpt2")
-            .str("tokenizer.ggml.pre", "gpt-2")
-            .strs("tokenizer.ggml.tokens", &tokens)
-            .i32s("tokenizer.ggml.token_type", &kinds)
-            .strs("tokenizer.ggml.merges", &merges)
-            .u32("tokenizer.ggml.eos_token_id", END);
-        let bytes = writer.finish();
-        let gguf = Gguf::parse(&bytes).expect("a file");
-        Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"))
-    })
+    TOKENIZER.get_or_init(|| with(&[]))
+}
+
+/// One in which the tags of calls are control tokens: those, and the end of an answer.
+pub(crate) fn with_tags() -> ([u32; 3], &'static Arc<Tokenizer>) {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    let tokenizer = TOKENIZER.get_or_init(|| with(&["<tool_call>", "</tool_call>"]));
+    ([END + 2, END + 3, END], tokenizer)
+}
+
+/// The tokens above, and these control tokens.
+fn with(controls: &[&str]) -> Arc<Tokenizer> {
+    let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
+    tokens.extend(MERGES.iter().map(|(one, other)| format!("{one}{other}")));
+    let mut kinds = vec![1; tokens.len()];
+    tokens.extend(["<|end|>".to_owned(), "<|start|>".to_owned()]);
+    tokens.extend(controls.iter().map(|&text| text.to_owned()));
+    kinds.resize(tokens.len(), 3);
+    let merges = MERGES.map(|(one, other)| format!("{one} {other}"));
+    let mut writer = Writer::new();
+    writer
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "gpt-2")
+        .strs("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &kinds)
+        .strs("tokenizer.ggml.merges", &merges)
+        .u32("tokenizer.ggml.eos_token_id", END);
+    let bytes = writer.finish();
+    let gguf = Gguf::parse(&bytes).expect("a file");
+    Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"))
 }
 
 pub(crate) fn shared() -> &'static Arc<Vocabulary> {

@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn calls_are_numbered_and_named_and_told_in_the_end() {
-        let format = CallFormat::plain();
+        let format = CallFormat::plain(None);
         let mut reading = Reading::new(Some(&format), "chatcmpl-1", 2);
         let (mut text, mut calls) = (String::new(), Vec::new());
         let said = "Let me see. <tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": 1}}\n</tool_call>\n\

@@ -26,6 +26,7 @@ use super::error::GrammarError;
 use super::limits;
 use bounds::Bounds;
 use walk::Walk;
+pub(super) use walk::referred;
 
 /// Escapes of strings: what must be escaped in them, and nothing else, so that one text has one spelling. Control
 /// characters without a letter of their own cannot be said.
@@ -44,13 +45,14 @@ pub(super) fn prepare(
     bounds.share_items(Walk::new(schema, bounds)?.run()?.unbounded);
     bounds.share_characters(Walk::new(schema, bounds)?.run()?.unbounded);
     let walked = Walk::new(schema, bounds)?.run()?;
-    if size::smallest(&walked.root, &walked.definitions).is_none() {
-        return Err(GrammarError::Unsatisfiable {
-            what: "the schema",
-            reason: "its smallest instance would be endless, or there is none".to_owned(),
-        });
-    }
-    let reserve = size::reserve(&walked.root, &walked.definitions);
+    let smallest = size::smallest(&walked.root, &walked.definitions);
+    let smallest = smallest.ok_or_else(|| GrammarError::Unsatisfiable {
+        what: "the schema",
+        reason: "its smallest instance would be endless, or there is none".to_owned(),
+    })?;
+    let mut reserve = size::reserve(&walked.root, &walked.definitions);
+    // What arrays have to have counts as often as it is there.
+    reserve.tokens = reserve.tokens.max(smallest);
     let mut root = match walked.root {
         Value::Object(root) => root,
         // Only `true` has instances.
@@ -72,6 +74,14 @@ pub(super) fn prepare(
     }
     .apply_to(&mut root);
     Ok((root, reserve))
+}
+
+/// Whether a keyword says something about instances, or is to be refused.
+pub(super) fn says(keyword: &str) -> bool {
+    !matches!(
+        keyword::of(keyword),
+        keyword::Keyword::Annotation | keyword::Keyword::Definitions
+    )
 }
 
 /// Holds a schema to its bounds before anything recurses over it.

@@ -115,6 +115,7 @@ pub(super) fn reserve(root: &Value, definitions: &[Value]) -> Reserve {
         tokens: 8,
         nests: !definitions.is_empty(),
         open: false,
+        between: None,
     };
     let mut waiting: Vec<&Value> = definitions.iter().chain([root]).collect();
     while let Some(schema) = waiting.pop() {

@@ -67,6 +67,7 @@ type Outcome<T> = Result<T, GrammarError>;
 impl<'a> Walk<'a> {
     pub(super) fn new(source: &'a Value, bounds: Bounds) -> Outcome<Self> {
         let text = |name: &str| source.get(name).and_then(Value::as_str);
+        let id = id_of(source);
         let draft = match text("$schema").map(|uri| uri.trim_end_matches('#')) {
             None => Draft::Unsaid,
             Some("https://json-schema.org/draft/2020-12/schema") => Draft::Twenty,
@@ -79,7 +80,7 @@ impl<'a> Walk<'a> {
         };
         Ok(Self {
             source,
-            id: text("$id").unwrap_or_default().trim_end_matches('#'),
+            id,
             draft,
             bounds,
             joint: has_joint(source),
@@ -295,14 +296,10 @@ impl<'a> Walk<'a> {
                 return Err(unsupported(other, at, reason));
             }
         }
-        let fragment = match text.split_once('#') {
-            Some((before, fragment)) if before.is_empty() || before == self.id => fragment,
-            None if !self.id.is_empty() && text == self.id => "",
-            _ => {
-                let reason = ": only references into the same schema are";
-                return Err(unsupported("$ref", at, reason));
-            }
-        };
+        let fragment = fragment(text, self.id).ok_or_else(|| {
+            let reason = ": only references into the same schema are";
+            unsupported("$ref", at, reason)
+        })?;
         if !fragment.is_empty() && !fragment.starts_with('/') {
             let reason = ": only those by JSON pointers are";
             return Err(unsupported("$ref", at, reason));
@@ -387,6 +384,24 @@ impl<'a> Walk<'a> {
                 out.insert("multipleOf".to_owned(), number(NUMBER_STEP));
             }
         }
+    }
+}
+
+/// What a reference leads to in `source`, if it does.
+pub(in crate::grammar) fn referred<'v>(source: &'v Value, text: &str) -> Option<&'v Value> {
+    source.pointer(&unquoted(fragment(text, id_of(source))?)?)
+}
+
+fn id_of(source: &Value) -> &str {
+    let id = source.get("$id").and_then(Value::as_str);
+    id.unwrap_or_default().trim_end_matches('#')
+}
+
+/// The fragment of a reference, if that is into the schema with this id.
+fn fragment<'t>(text: &'t str, id: &str) -> Option<&'t str> {
+    match text.split_once('#') {
+        Some((before, fragment)) => (before.is_empty() || before == id).then_some(fragment),
+        None => (!id.is_empty() && text == id).then_some(""),
     }
 }
 
