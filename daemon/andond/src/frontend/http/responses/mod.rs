@@ -17,7 +17,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::Response;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::parse::Asked;
 use self::shape::{Answer, Reply, Stage};
@@ -25,7 +25,7 @@ use super::calls::{Reading, gather};
 use super::error::ApiError;
 use super::parse::message;
 use super::serve::Client;
-use super::{HttpRequest, Service, answer, json_response, since_1970};
+use super::{HttpRequest, Service, answer, json_response, json_text, since_1970};
 use crate::fault::Fault;
 use crate::request::{Input, Message, Origin, Request};
 use crate::worker::{JobEvent, JobStream};
@@ -37,7 +37,7 @@ struct Keep {
 }
 
 impl Keep {
-    fn keep(mut self, service: &Service, id: &str, object: Value, answer: &Answer) {
+    fn keep(mut self, service: &Service, id: &str, object: String, answer: &Answer) {
         self.conversation.push(answer.message());
         service
             .stored()
@@ -141,8 +141,8 @@ async fn whole(
             JobEvent::Done(done) => {
                 gather(reading.finish(), &mut answer.text, &mut answer.calls);
                 let (answer, done) = (&answer, &done);
-                let object = reply.object(Stage::Over { answer, done });
-                let response = json_response(&object);
+                let object = reply.object(Stage::Over { answer, done }).to_string();
+                let response = json_text(object.clone());
                 if let Some(keep) = keep {
                     keep.keep(service, &reply.id, object, answer);
                 }
@@ -161,7 +161,7 @@ pub(super) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
     match service.stored().object(&id, &client.0) {
-        Some(object) => Ok(json_response(&object)),
+        Some(object) => Ok(json_text(object)),
         None => Err(ApiError::unknown_response(&id)),
     }
 }

@@ -232,7 +232,7 @@ impl Events {
         let answer = &self.answer;
         let object = self.reply.object(Stage::Over { answer, done });
         if let Some(keep) = self.keep.take() {
-            keep.keep(&self.service, &self.reply.id, object.clone(), answer);
+            keep.keep(&self.service, &self.reply.id, object.to_string(), answer);
         }
         self.push(last_event(done.finish), json!({"response": object}));
     }
