@@ -228,6 +228,43 @@ pub struct ToolChoice {
     pub single: bool,
 }
 
+impl ToolChoice {
+    /// Checks that the tools which may be called are among those that the prompt tells of.
+    ///
+    /// # Errors
+    /// The name of one that is not, or that there are none though one is to be called.
+    pub fn check(&self, tools: &[serde_json::Value]) -> Result<(), Fault> {
+        let is_there = |name: &String| tools.iter().any(|tool| tool_name(tool) == Some(name));
+        if let Some(name) = self.only.iter().flatten().find(|name| !is_there(name)) {
+            let name: String = name.chars().take(64).collect();
+            let message = format!("there is no tool {name:?}");
+            return Err(Fault::invalid("tool_choice", message));
+        }
+        if self.calling == Calling::Must && tools.is_empty() {
+            let message = "there are no tools to call";
+            return Err(Fault::invalid("tool_choice", message));
+        }
+        Ok(())
+    }
+}
+
+/// The name of a tool.
+pub fn tool_name(tool: &serde_json::Value) -> Option<&str> {
+    tool.get("function")?.get("name")?.as_str()
+}
+
+/// Checks how many tools there are.
+///
+/// # Errors
+/// If they are too many.
+pub fn check_tool_count(count: usize) -> Result<(), Fault> {
+    if count > TOOLS_MAX {
+        let message = format!("{count} tools, at most {TOOLS_MAX} are taken");
+        return Err(Fault::invalid("tools", message));
+    }
+    Ok(())
+}
+
 /// What an answer is held to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnswerFormat {
@@ -358,10 +395,8 @@ impl Request {
             let message = format!("at most {LOGIT_BIAS_COUNT_MAX} tokens may have a bias");
             return Err(Fault::invalid("logit_bias", message));
         }
-        if self.tools.len() > TOOLS_MAX {
-            let message = format!("{} tools, at most {TOOLS_MAX} are taken", self.tools.len());
-            return Err(Fault::invalid("tools", message));
-        }
+        check_tool_count(self.tools.len())?;
+        self.tool_choice.check(&self.tools)?;
         let tools = self.tools.iter().map(|tool| tool.to_string().len());
         check_text("tools", tools.fold(0, usize::saturating_add), limits)?;
         let prediction = self.prediction.as_ref();
@@ -645,12 +680,17 @@ mod tests {
             assert_eq!(param(&embeddings(inputs, None)), "input");
         }
         type Break = fn(&mut Request);
-        let breaks: [(&str, Break); 20] = [
+        let breaks: [(&str, Break); 22] = [
             ("tools", |r| {
                 r.tools = vec![serde_json::json!({}); TOOLS_MAX + 1];
             }),
             ("tools", |r| {
                 r.tools = vec![serde_json::json!(vec![0; VALUES_MAX])];
+            }),
+            ("tool_choice", |r| r.tool_choice.calling = Calling::Must),
+            ("tool_choice", |r| {
+                r.tools = vec![serde_json::json!({"function": {"name": "f"}})];
+                r.tool_choice.only = Some(vec!["f".to_owned(), "g".to_owned()]);
             }),
             ("prediction", |r| {
                 let bytes = LimitsConfig::default().body_bytes_max + 1;

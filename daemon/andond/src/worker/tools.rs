@@ -6,7 +6,7 @@ use andon_engine::tokenizer::{ChatInput, ChatMessage};
 use serde_json::{Map, Value};
 
 use crate::fault::{Fault, FaultCode};
-use crate::request::{AnswerFormat, Calling, Input, Message, Request, ToolChoice};
+use crate::request::{AnswerFormat, Calling, Input, Message, Request, ToolChoice, tool_name};
 
 /// Whether the answer to a request may call tools.
 pub(super) fn may_call(request: &Request) -> bool {
@@ -17,7 +17,7 @@ pub(super) fn may_call(request: &Request) -> bool {
 /// What an answer that may call tools is held to.
 ///
 /// # Errors
-/// If a tool that is chosen is not among those that the prompt tells of.
+/// If the model makes no text of conversations.
 pub(super) fn constraint(
     model: &Model,
     tools: &[Value],
@@ -30,26 +30,14 @@ pub(super) fn constraint(
         .tool_style()
         .ok_or_else(|| Fault::new(FaultCode::Unsupported, NO_TEXT))?;
     let named = |tool: &Value| {
-        let function = tool.get("function")?;
         Some(Tool {
-            name: function.get("name")?.as_str()?.to_owned(),
-            parameters: function.get("parameters").cloned(),
+            name: tool_name(tool)?.to_owned(),
+            parameters: tool.get("function")?.get("parameters").cloned(),
         })
     };
     let mut all: Vec<Tool> = tools.iter().filter_map(named).collect();
     if let Some(only) = &choice.only {
-        if let Some(name) = only
-            .iter()
-            .find(|name| !all.iter().any(|tool| tool.name == **name))
-        {
-            let name: String = name.chars().take(64).collect();
-            let message = format!("there is no tool `{name}`");
-            return Err(Fault::invalid("tool_choice", message));
-        }
         all.retain(|tool| only.contains(&tool.name));
-    }
-    if all.is_empty() {
-        return Err(Fault::invalid("tool_choice", "there is no tool to call"));
     }
     Ok(Some(AnswerFormat {
         constraint: Constraint::Calls(Calls {

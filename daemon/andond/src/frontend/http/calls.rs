@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use andon_engine::calls::{CallEvent, CallFormat, CallReader};
+use serde_json::{Value, json};
 
 use crate::worker::Finish;
 
@@ -112,6 +113,17 @@ pub(super) struct Call {
     pub(super) arguments: String,
     /// Whether there is all of it.
     pub(super) complete: bool,
+}
+
+impl Call {
+    /// As messages have it.
+    pub(super) fn object(&self) -> Value {
+        json!({
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        })
+    }
 }
 
 /// Adds parts to what was gathered of an answer.

@@ -268,14 +268,7 @@ fn message(answer: &Answer) -> Value {
     if answer.calls.is_empty() {
         return message;
     }
-    let calls = answer.calls.iter().map(|call| {
-        json!({
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        })
-    });
-    message["tool_calls"] = calls.collect();
+    message["tool_calls"] = answer.calls.iter().map(Call::object).collect();
     if answer.text.is_empty() {
         message["content"] = Value::Null;
     }

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::limits::LimitsConfig;
 use crate::request::{CHOICES_MAX, Calling, Input, ToolChoice};
 
 fn chat_of(value: &Value) -> Result<Parsed, ApiError> {
@@ -13,6 +14,17 @@ fn hello(extra: Value) -> Result<Parsed, ApiError> {
         body.extend(extra);
     }
     chat_of(&body)
+}
+
+/// As the worker takes it in.
+fn checked(extra: Value) -> Result<Parsed, ApiError> {
+    let parsed = hello(extra)?;
+    let limits = LimitsConfig::default();
+    parsed
+        .requests
+        .iter()
+        .try_for_each(|request| request.check(&limits))?;
+    Ok(parsed)
 }
 
 fn param_of(result: Result<Parsed, ApiError>) -> String {
@@ -144,12 +156,40 @@ fn tools_may_be_called_as_the_client_chooses() {
         json!({"type": "function"}),
         json!({"type": "function", "function": {"name": "start_line"}}),
         json!({"type": "custom", "custom": {"name": "stop_line"}}),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": 1, "tools": [named]}}),
+        json!({"type": "allowed_tools", "allowed_tools": [named]}),
         json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
     ] {
         let body = json!({"tools": tools, "tool_choice": wrong});
-        assert_eq!(param_of(hello(body)), "tool_choice");
+        assert_eq!(param_of(checked(body)), "tool_choice");
         let body = json!({"tool_choice": wrong});
-        assert_eq!(param_of(hello(body)), "tool_choice");
+        assert_eq!(param_of(checked(body)), "tool_choice");
+    }
+    for (surplus, param) in [
+        (
+            json!({"type": "function", "function": {"name": "stop_line"}, "name": "x"}),
+            "tool_choice.name",
+        ),
+        (
+            json!({"type": "function", "function": {"name": "stop_line", "strict": true}}),
+            "tool_choice.function.strict",
+        ),
+        (
+            json!({"type": "function", "name": "stop_line", "disable_parallel_tool_use": true}),
+            "tool_choice.disable_parallel_tool_use",
+        ),
+        (
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named], "more": 1}}),
+            "tool_choice.allowed_tools.more",
+        ),
+        (
+            json!({"type": "allowed_tools", "mode": "auto",
+                "tools": [{"type": "function", "name": "stop_line", "description": "d"}]}),
+            "tool_choice.tools[0].description",
+        ),
+    ] {
+        let body = json!({"tools": tools, "tool_choice": surplus});
+        assert_eq!(param_of(hello(body)), param);
     }
     for none in [
         json!({}),
@@ -160,7 +200,7 @@ fn tools_may_be_called_as_the_client_chooses() {
         assert_eq!(parsed.requests[0].tool_choice, ToolChoice::default());
     }
     assert_eq!(
-        param_of(hello(json!({"tool_choice": "required"}))),
+        param_of(checked(json!({"tool_choice": "required"}))),
         "tool_choice"
     );
     let twice = json!({"tools": [of("a"), of("b"), of("a")]});

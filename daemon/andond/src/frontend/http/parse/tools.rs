@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::is_empty_or_none;
-use crate::request::{Calling, TOOLS_MAX, ToolChoice};
+use crate::request::{Calling, TOOLS_MAX, ToolChoice, check_tool_count, tool_name};
 
 /// Longest id of a call.
 const ID_BYTES_MAX: usize = 256;
@@ -21,7 +21,7 @@ pub(in super::super) fn take(fields: &mut Fields) -> Result<(Vec<Value>, ToolCho
     Ok((tools, choice))
 }
 
-/// Takes the fields `tool_choice` and `parallel_tool_calls`. Names in the former are those of `tools`.
+/// Takes the fields `tool_choice` and `parallel_tool_calls`.
 pub(in super::super) fn choice(
     fields: &mut Fields,
     tools: &[Value],
@@ -34,31 +34,19 @@ pub(in super::super) fn choice(
         Some(Value::Object(choice)) => {
             // Who names a function wants it called, and small models would go on calling it.
             single |= choice.get("type") == Some(&json!("function"));
-            let (calling, only) = chosen(&choice)?;
+            let (calling, only) = chosen(Fields::of(choice))?;
             (calling, Some(only))
         }
         Some(_) => return Err(wrong_choice()),
     };
-    if let Some(name) = only.iter().flatten().find(|name| {
-        let named = |tool: &Value| name_of(tool) == Some(name.as_str());
-        !tools.iter().any(named)
-    }) {
-        let name: String = name.chars().take(64).collect();
-        let message = format!("tool_choice: there is no tool {name:?}");
-        return Err(ApiError::invalid("tool_choice", message));
+    if calling == Calling::Maybe && only.is_none() && tools.is_empty() {
+        return Ok(ToolChoice::default());
     }
-    match calling {
-        Calling::Must if tools.is_empty() => {
-            let message = "tool_choice: there are no tools to call";
-            Err(ApiError::invalid("tool_choice", message))
-        }
-        Calling::Maybe if tools.is_empty() => Ok(ToolChoice::default()),
-        calling => Ok(ToolChoice {
-            calling,
-            only,
-            single,
-        }),
-    }
+    Ok(ToolChoice {
+        calling,
+        only,
+        single,
+    })
 }
 
 fn wrong_choice() -> ApiError {
@@ -77,39 +65,59 @@ fn mode_of(mode: &str) -> Result<Calling, ApiError> {
 }
 
 /// The tools that an object chooses, in the form of chat completions or in that of responses.
-fn chosen(choice: &Map<String, Value>) -> Result<(Calling, Vec<String>), ApiError> {
-    let inner = |name: &str| match choice.get(name) {
-        Some(Value::Object(inner)) => inner,
-        _ => choice,
+fn chosen(mut choice: Fields) -> Result<(Calling, Vec<String>), ApiError> {
+    const PATH: &str = "tool_choice.";
+    if choice.get("type") == Some(&json!("function")) {
+        return Ok((Calling::Must, vec![chosen_name(choice, PATH)?]));
+    }
+    if choice.take("type") != Some(json!("allowed_tools")) {
+        return Err(wrong_choice());
+    }
+    let (mut allowed, path) = within(choice, "allowed_tools", PATH)?;
+    let calling = match allowed.take("mode") {
+        None => Calling::Maybe,
+        Some(Value::String(mode)) => mode_of(&mode)?,
+        Some(_) => return Err(wrong_choice()),
     };
-    let name = |tool: &Value| {
-        let is_function = tool.get("type") == Some(&json!("function"));
-        let name = name_of(tool)
-            .or_else(|| tool.get("name")?.as_str())
-            .filter(|_| is_function);
-        name.map(str::to_owned).ok_or_else(wrong_choice)
+    let tools = match allowed.take("tools") {
+        Some(Value::Array(tools)) if (1..=TOOLS_MAX).contains(&tools.len()) => tools,
+        _ => return Err(wrong_choice()),
     };
-    match choice.get("type").and_then(Value::as_str) {
-        Some("function") => {
-            let whole = Value::Object(choice.clone());
-            Ok((Calling::Must, vec![name(&whole)?]))
-        }
-        Some("allowed_tools") => {
-            let allowed = inner("allowed_tools");
-            let mode = allowed.get("mode").and_then(Value::as_str);
-            let tools = allowed.get("tools").and_then(Value::as_array);
-            let tools = tools.filter(|tools| (1..=TOOLS_MAX).contains(&tools.len()));
-            let names = tools.ok_or_else(wrong_choice)?.iter().map(name);
-            let calling = mode_of(mode.unwrap_or("auto"))?;
-            Ok((calling, names.collect::<Result<_, _>>()?))
-        }
+    allowed.finish(&path)?;
+    let names = tools
+        .into_iter()
+        .enumerate()
+        .map(|(index, tool)| match tool {
+            Value::Object(tool) => chosen_name(Fields::of(tool), &format!("{path}tools[{index}].")),
+            _ => Err(wrong_choice()),
+        });
+    Ok((calling, names.collect::<Result<_, _>>()?))
+}
+
+/// The name of a function that is chosen, with nothing beside it.
+fn chosen_name(mut tool: Fields, path: &str) -> Result<String, ApiError> {
+    if tool.take("type") != Some(json!("function")) {
+        return Err(wrong_choice());
+    }
+    let (mut tool, path) = within(tool, "function", path)?;
+    let name = tool.take("name");
+    tool.finish(&path)?;
+    match name {
+        Some(Value::String(name)) => Ok(name),
         _ => Err(wrong_choice()),
     }
 }
 
-/// The name of a tool.
-fn name_of(tool: &Value) -> Option<&str> {
-    tool.get("function")?.get("name")?.as_str()
+/// What an object has in one of its fields and in nothing beside it, or else what it has itself; and where that is.
+fn within(mut fields: Fields, name: &str, path: &str) -> Result<(Fields, String), ApiError> {
+    match fields.take(name) {
+        None => Ok((fields, path.to_owned())),
+        Some(Value::Object(inner)) => {
+            fields.finish(path)?;
+            Ok((Fields::of(inner), format!("{path}{name}.")))
+        }
+        Some(_) => Err(wrong_choice()),
+    }
 }
 
 /// Takes the field `tools`.
@@ -119,13 +127,10 @@ pub(in super::super) fn described(fields: &mut Fields) -> Result<Vec<Value>, Api
         Some(Value::Array(tools)) => tools,
         Some(_) => return Err(ApiError::invalid("tools", "tools must be an array")),
     };
-    if tools.len() > TOOLS_MAX {
-        let message = format!("{} tools, at most {TOOLS_MAX} are taken", tools.len());
-        return Err(ApiError::invalid("tools", message));
-    }
+    check_tool_count(tools.len())?;
     for (index, tool) in tools.iter().enumerate() {
         check(&format!("tools[{index}]"), tool)?;
-        let same = |other: &Value| name_of(other) == name_of(tool);
+        let same = |other: &Value| tool_name(other) == tool_name(tool);
         if tools[..index].iter().any(same) {
             let path = format!("tools[{index}].function.name");
             let message = format!("{path}: another tool has this name");
@@ -142,10 +147,6 @@ pub(in super::super) fn described_flat(fields: &mut Fields) -> Result<Vec<Value>
         Some(Value::Array(flat)) => flat,
         Some(_) => return Err(ApiError::invalid("tools", "tools must be an array")),
     };
-    if flat.len() > TOOLS_MAX {
-        let message = format!("{} tools, at most {TOOLS_MAX} are taken", flat.len());
-        return Err(ApiError::invalid("tools", message));
-    }
     let nested = flat.into_iter().map(|tool| match tool {
         Value::Object(mut function) => {
             // The rest stays in order: the template writes it out.

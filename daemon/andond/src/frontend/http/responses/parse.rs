@@ -299,7 +299,9 @@ mod tests {
         if let (Value::Object(whole), Value::Object(extra)) = (&mut whole, extra) {
             whole.extend(extra);
         }
-        body(whole.to_string().as_bytes(), "id", "client")
+        let asked = body(whole.to_string().as_bytes(), "id", "client")?;
+        asked.request.tool_choice.check(&asked.request.tools)?;
+        Ok(asked)
     }
 
     #[test]

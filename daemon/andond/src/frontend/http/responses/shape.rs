@@ -34,17 +34,10 @@ impl Answer {
         let mut message = Message::new("assistant", self.text.clone());
         // Those that were cut off have been made to nobody.
         let complete = self.calls.iter().filter(|call| call.complete);
-        let calls = complete.map(|call| {
-            json!({
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            })
-        });
-        if calls.clone().next().is_some() {
-            message
-                .extra
-                .insert("tool_calls".to_owned(), calls.collect());
+        let calls: Vec<Value> = complete.map(Call::object).collect();
+        if !calls.is_empty() {
+            let calls = Value::Array(calls);
+            message.extra.insert("tool_calls".to_owned(), calls);
         }
         message
     }
