@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "targets/calls.rs"]
+mod calls;
 #[path = "targets/config.rs"]
 mod config;
 #[path = "targets/draft.rs"]
@@ -21,6 +23,8 @@ mod pack;
 mod template;
 #[path = "targets/tokenizer.rs"]
 mod tokenizer;
+#[path = "targets/vocabulary.rs"]
+mod vocabulary;
 #[path = "targets/wire.rs"]
 mod wire;
 
@@ -42,12 +46,13 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 10] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
     ("template", template::run, template_seeds),
     ("grammar", grammar::run, grammar_seeds),
+    ("calls", calls::run, calls_seeds),
     ("wire", wire::run, wire_seeds),
     ("http", http::run, http_seeds),
     ("mqtt", mqtt::run, mqtt_seeds),
@@ -209,6 +214,58 @@ fn grammar_seeds() -> Seeds {
     for (kind, source) in schemas.chain(sources) {
         for (limit, answer) in [4, 40, 255].into_iter().zip(answers) {
             seeds.push([&[kind, limit], source.as_bytes(), &[0xff], answer].concat());
+        }
+    }
+    seeds
+}
+
+/// Templates that write calls in several ways, tools, texts of calls, and answers.
+fn calls_seeds() -> Seeds {
+    const TURNS: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}\
+        {% for c in m.tool_calls or [] %}CALL{% endfor %}<|end|>{% endfor %}";
+    let object =
+        "{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}";
+    let templates = [
+        String::new(),
+        TURNS.replace("CALL", &format!("<tool_call>\n{object}\n</tool_call>")),
+        TURNS.replace("CALL", &format!("{object};")),
+        TURNS.replace(
+            "CALL",
+            "<|call|>{{ c.function.name }}<|name|>{{ c.function.arguments | tojson }}<|/call|>",
+        ),
+        TURNS.replace(
+            "CALL",
+            "[CALL]{{ c.id }} {{ c.function.name }} {{ c.function.arguments | tojson }}",
+        ),
+        "{{ messages[0].content }}".to_owned(),
+    ];
+    let texts = [
+        "I look. <tool_call>\n{\"name\": \"get\", \"arguments\": {\"line\": 3}}\n</tool_call>\n<tool_call>\n{\"name\": \"a",
+        "{\"name\": \"stop\", \"arguments\": {\"}\": [\"\\\"\"]}};{\"name\": \"é",
+        "<|call|>get<|name|>{}<|/call|><|call|>stop<|name|>{\"a\": {",
+    ];
+    let tools = [
+        json!([{ "name": "get", "parameters": { "type": "object", "properties": { "line": { "type": "integer" },
+            "why": { "enum": ["jam", "wear"] } }, "required": ["line"] } }, { "name": "stop" }]),
+        json!([{ "name": "any", "parameters": { "type": "object", "additionalProperties": true } }]),
+        json!([{ "name": "plan", "parameters": { "$defs": { "s": { "properties": { "a": { "anyOf": [{ "$ref": "#/$defs/s" },
+            { "type": "null" }] } }, "type": "object" } }, "$ref": "#/$defs/s" } }]),
+    ]
+    .map(|tools| tools.to_string());
+    let answers: [&[u8]; 4] = [
+        &[250; 8],
+        &[40, 250, 7, 7, 7, 7, 250, 7, 7, 7, 7, 7, 7, 7],
+        &[1, 90, 33, 3, 200, 12, 66, 250, 17, 140, 1, 1, 1, 1, 1],
+        &[],
+    ];
+    let mut seeds = Vec::new();
+    for (index, template) in templates.iter().enumerate() {
+        for (answer, limit) in answers.iter().zip([60, 20, 100, 1]) {
+            let at = seeds.len();
+            let (tools, text) = (&tools[at % 3], texts[(at + index) % 3]);
+            let flags = (at % 8) as u8;
+            let parts = [template.as_bytes(), tools.as_bytes(), text.as_bytes()];
+            seeds.push([&[flags, limit], &*parts.join(&0xff), &[0xff], answer].concat());
         }
     }
     seeds

@@ -4,6 +4,8 @@
 mod draft;
 #[path = "../targets/grammar.rs"]
 mod target;
+#[path = "../targets/vocabulary.rs"]
+mod vocabulary;
 
 #[global_allocator]
 static ALLOCATOR: andon_os::heap::Counting = andon_os::heap::Counting;

@@ -7,8 +7,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::draft::Draft;
-use andon_engine::gguf::Gguf;
+use crate::vocabulary::{TEXTS, tokenizer_with};
 use andon_engine::grammar::parse_json;
 use andon_engine::grammar::{Allowed, Constraint, Grammar, State, StateError, Vocabulary};
 use andon_engine::tokenizer::Tokenizer;
@@ -102,7 +101,7 @@ fn answer(
 
 fn choose(state: &mut State, draw: usize) -> Result<Option<u32>, StateError> {
     // One token at a time is told without the mask of all, and the same.
-    let one = (draw * 7) as u32 % (256 + MERGED.len() as u32 + 2);
+    let one = (draw * 7) as u32 % (TEXTS as u32 + 2);
     let takes = state.takes(one);
     let id = match state.allowed()? {
         Allowed::One(id) => {
@@ -121,11 +120,6 @@ fn choose(state: &mut State, draw: usize) -> Result<Option<u32>, StateError> {
     state.settle(id)
 }
 
-/// Tokens beside those of single bytes.
-const MERGED: [&str; 12] = [
-    "{\"", "\":", "\",", "\"}", "tr", "ue", "nu", "ll", "10", "00", "ab", "Ġa",
-];
-
 /// Every byte, some pairs, the end of an answer.
 fn vocabulary() -> &'static Arc<Vocabulary> {
     static VOCABULARY: OnceLock<Arc<Vocabulary>> = OnceLock::new();
@@ -133,7 +127,7 @@ fn vocabulary() -> &'static Arc<Vocabulary> {
 }
 
 fn word(id: u32) -> &'static [u8] {
-    if id as usize >= 256 + MERGED.len() {
+    if id as usize >= TEXTS {
         return &[];
     }
     tokenizer().token_bytes(id)
@@ -141,41 +135,5 @@ fn word(id: u32) -> &'static [u8] {
 
 fn tokenizer() -> &'static Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
-    TOKENIZER.get_or_init(|| {
-        let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
-        tokens.extend(MERGED.map(str::to_owned));
-        let end = tokens.len() as u32;
-        tokens.push("<|end|>".to_owned());
-        let kinds: Vec<u8> = (0..=end)
-            .flat_map(|id| (if id == end { 3_i32 } else { 1 }).to_le_bytes())
-            .collect();
-        let merges: Vec<String> = MERGED
-            .iter()
-            .map(|word| {
-                let mut letters = word.chars();
-                let first = letters.next().expect("two letters");
-                format!("{first} {}", letters.as_str())
-            })
-            .collect();
-        let mut draft = Draft::default();
-        draft.bytes("tokenizer.ggml.model", b"gpt2");
-        draft.bytes("tokenizer.ggml.pre", b"gpt-2");
-        draft.texts("tokenizer.ggml.tokens", &tokens);
-        draft.array("tokenizer.ggml.token_type", 5, tokens.len(), &kinds);
-        draft.texts("tokenizer.ggml.merges", &merges);
-        draft.put("tokenizer.ggml.eos_token_id", 4, &end.to_le_bytes());
-        let file = draft.finish();
-        let gguf = Gguf::parse(&file).expect("a file");
-        Arc::new(Tokenizer::from_gguf(&gguf).expect("a sound vocabulary"))
-    })
-}
-
-/// The character that stands for a byte in vocabularies of this kind.
-fn letter(byte: u8) -> char {
-    let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if plain(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&other| !plain(other)).count();
-    char::from_u32(256 + before as u32).expect("a character")
+    TOKENIZER.get_or_init(|| tokenizer_with(&["<|end|>"]))
 }

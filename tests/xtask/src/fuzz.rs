@@ -15,12 +15,13 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 10] = [
     "gguf",
     "pack",
     "tokenizer",
     "template",
     "grammar",
+    "calls",
     "wire",
     "http",
     "mqtt",
