@@ -231,7 +231,7 @@ fn calls_seeds() -> Seeds {
         TURNS.replace("CALL", &format!("{object};")),
         TURNS.replace(
             "CALL",
-            "<|call|>{{ c.function.name }}<|name|>{{ c.function.arguments | tojson }}<|/call|>",
+            "<|invoke|>{{ c.function.name }}<|name|>{{ c.function.arguments | tojson }}<|/call|>",
         ),
         TURNS.replace(
             "CALL",
@@ -242,7 +242,7 @@ fn calls_seeds() -> Seeds {
     let texts = [
         "I look. <tool_call>\n{\"name\": \"get\", \"arguments\": {\"line\": 3}}\n</tool_call>\n<tool_call>\n{\"name\": \"a",
         "{\"name\": \"stop\", \"arguments\": {\"}\": [\"\\\"\"]}};{\"name\": \"é",
-        "<|call|>get<|name|>{}<|/call|><|call|>stop<|name|>{\"a\": {",
+        "<|invoke|>get<|name|>{}<|/call|><|invoke|>stop<|name|>{\"a\": {",
     ];
     let tools = [
         json!([{ "name": "get", "parameters": { "type": "object", "properties": { "line": { "type": "integer" },

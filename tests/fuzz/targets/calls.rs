@@ -243,7 +243,7 @@ fn tokenizer() -> &'static Arc<Tokenizer> {
     TOKENIZER.get_or_init(|| {
         tokenizer_with(&[
             "<|end|>",
-            "<|call|>",
+            "<|invoke|>",
             "<|name|>",
             "<|/call|>",
             "</tool_call>",

@@ -271,7 +271,7 @@ fn settled(state: &mut State, text: &str) -> Option<usize> {
     while at < text.len() {
         if let Some(&id) = state.forced().first() {
             assert!(
-                text[at..].as_bytes().starts_with(vocabulary::bytes(id)),
+                text.as_bytes()[at..].starts_with(vocabulary::bytes(id)),
                 "{text}"
             );
             at += vocabulary::bytes(id).len();
