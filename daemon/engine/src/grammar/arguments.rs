@@ -237,8 +237,8 @@ fn lists_all(map: &Map<String, Value>) -> bool {
 mod tests {
     use super::*;
 
-    fn closed(given: Value) -> Value {
-        schema(Some(&given)).expect("a schema of an object")
+    fn closed(given: &Value) -> Value {
+        schema(Some(given)).expect("a schema of an object")
     }
 
     /// Where objects may have other properties, by JSON pointers.
@@ -261,7 +261,7 @@ mod tests {
         }
     }
 
-    fn left_open(given: Value) -> Vec<String> {
+    fn left_open(given: &Value) -> Vec<String> {
         let mut out = Vec::new();
         open(&closed(given), "", &mut out);
         out
@@ -285,7 +285,7 @@ mod tests {
                 {"$ref": "#/$defs/n"}, {"type": "null"}]}, "a": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/n"}),
             json!({"properties": {"x": {"type": "object", "additionalProperties": a}}}),
         ] {
-            assert_eq!(left_open(alone.clone()), Vec::<String>::new(), "{alone}");
+            assert_eq!(left_open(&alone), Vec::<String>::new(), "{alone}");
         }
         let defs = json!({"a": a, "b": b});
         for (given, left) in [
@@ -328,11 +328,11 @@ mod tests {
                 vec!["/properties/x"],
             ),
         ] {
-            let mut open = left_open(given.clone());
+            let mut open = left_open(&given);
             open.sort();
             assert_eq!(open, left, "{given}");
         }
-        let kept = closed(json!({"properties": {"x": {}}, "additionalProperties": true}));
+        let kept = closed(&json!({"properties": {"x": {}}, "additionalProperties": true}));
         assert_eq!(kept["additionalProperties"], true);
     }
 
@@ -344,14 +344,14 @@ mod tests {
             tagged(json!({"enum": ["two", "three"]})),
         );
         let union = |options: Value| json!({"properties": {"u": {"oneOf": options}}});
-        assert!(left_open(union(json!([one, two]))).is_empty());
+        assert!(left_open(&union(json!([one, two]))).is_empty());
         let mut referred = union(json!([{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/two"}]));
         referred["$defs"] = json!({"one": one, "two": two});
-        assert!(left_open(referred).is_empty());
-        let same = left_open(union(json!([two, tagged(json!({"const": "two"}))])));
+        assert!(left_open(&referred).is_empty());
+        let same = left_open(&union(json!([two, tagged(json!({"const": "two"}))])));
         assert_eq!(same, ["/properties/u/oneOf/0", "/properties/u/oneOf/1"]);
         assert_eq!(
-            left_open(union(json!([two, {"type": "null"}]))),
+            left_open(&union(json!([two, {"type": "null"}]))),
             ["/properties/u/oneOf/0"]
         );
     }
@@ -360,7 +360,7 @@ mod tests {
     fn a_reference_at_the_top_is_followed() {
         let defs = json!({"a": {"$ref": "#/$defs/b"}, "b": of("b"), "c": {"$ref": "#/$defs/c"}, "d": {"type": "string"}});
         let given = json!({"$schema": "http://json-schema.org/draft-07/schema#", "$defs": defs, "$ref": "#/$defs/a"});
-        let schema = closed(given);
+        let schema = closed(&given);
         assert_eq!(schema["properties"], of("b")["properties"]);
         assert_eq!(schema["additionalProperties"], false);
         assert!(
@@ -368,7 +368,7 @@ mod tests {
                 && schema["$defs"] == defs
                 && schema.get("$schema").is_some()
         );
-        let wrong = |reference: &str| schema_of(json!({"$defs": defs, "$ref": reference}));
+        let wrong = |reference: &str| schema_of(&json!({"$defs": defs, "$ref": reference}));
         assert!(wrong("#/$defs/d").is_err());
         // What leads nowhere is refused by those who follow it.
         for reference in ["#/$defs/c", "#/$defs/x", "#", "other.json"] {
@@ -376,7 +376,7 @@ mod tests {
         }
     }
 
-    fn schema_of(given: Value) -> Result<Value, GrammarError> {
-        schema(Some(&given))
+    fn schema_of(given: &Value) -> Result<Value, GrammarError> {
+        schema(Some(given))
     }
 }
