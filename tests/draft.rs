@@ -84,6 +84,7 @@ fn generator(model: &Arc<Model>, draft: Option<(&Arc<Model>, usize)>) -> (Genera
     let options = GeneratorOptions {
         parallel_max: 6,
         prefill_chunk_tokens: 50,
+        ..GeneratorOptions::default()
     };
     let mut generator = Generator::new(executor, options);
     generator.set_costs(PassCosts::of_columns(&[1.0; 8]));

@@ -1,5 +1,5 @@
-//! Whatever was asked before, runs beside, is guessed, cancelled or gives way: answers are those of a cache without memory,
-//! one token at a time.
+//! Whatever was asked before, runs beside, is guessed, parked, cancelled or gives way: answers are those of a cache without
+//! memory, one token at a time.
 //!
 //! A seeded schedule of requests that share beginnings, in a KV cache far too small for all of them. Some get guesses from
 //! a corpus of answers that were changed here and there, so that some are right and some are not.
@@ -7,7 +7,8 @@
 #![forbid(unsafe_code)]
 
 use andon_engine::generate::{
-    Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions, StartError,
+    Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions, Reading,
+    StartError,
 };
 use andon_engine::kv::PAGE;
 use andon_engine::sample::SamplingOptions;
@@ -46,7 +47,9 @@ fn generator(model: &Arc<Model>, prefix_cache: bool) -> Generator {
     let executor = Executor::new(Arc::clone(model), &options).expect("a valid executor");
     let options = GeneratorOptions {
         parallel_max: 5,
+        parked_max: 4,
         prefill_chunk_tokens: 50,
+        ..GeneratorOptions::default()
     };
     Generator::new(executor, options)
 }
@@ -85,7 +88,19 @@ struct Answer {
 }
 
 fn step(generator: &mut Generator, answers: &mut HashMap<GenerationId, Answer>) {
-    let stepped = generator.step(&mut |id, event| {
+    step_reading(generator, answers, 50);
+}
+
+fn step_reading(
+    generator: &mut Generator,
+    answers: &mut HashMap<GenerationId, Answer>,
+    tokens_max: usize,
+) {
+    let reading = Reading {
+        tokens_max,
+        order: None,
+    };
+    let mut sink = |id, event: Event<'_>| {
         let answer = answers.entry(id).or_default();
         match event {
             Event::PromptDone { .. } => {}
@@ -101,7 +116,8 @@ fn step(generator: &mut Generator, answers: &mut HashMap<GenerationId, Answer>) 
                 answer.accepted = usage.accepted_tokens;
             }
         }
-    });
+    };
+    let stepped = generator.step_reading(reading, &mut sink, &|| false);
     stepped.expect("a step");
 }
 
@@ -153,6 +169,7 @@ fn a_busy_cache_with_memory_changes_no_answer() {
     let mut answers = HashMap::new();
     let mut asked = Vec::new();
     let mut cancelled = Vec::new();
+    let (mut parked, mut parkings) = (Vec::new(), 0);
     let mut next = None;
     while asked.len() < REQUESTS || generator.active() > 0 {
         if asked.len() < REQUESTS {
@@ -187,9 +204,26 @@ fn a_busy_cache_with_memory_changes_no_answer() {
                 cancelled.push(id);
             }
         }
-        step(&mut generator, &mut answers);
+        if let Some((_, _, ids)) = asked.iter().rev().nth(random.below(4)) {
+            let id = ids[random.below(ids.len())];
+            if generator.park(id) {
+                parked.push(id);
+                parkings += 1;
+            }
+        }
+        // Someone always goes on.
+        let over = |id: &GenerationId| answers.get(id).is_some_and(|answer| answer.end.is_some());
+        parked.retain(|id| !over(id));
+        if !parked.is_empty() && (random.below(3) == 0 || parked.len() == generator.active()) {
+            let id = parked.swap_remove(random.below(parked.len()));
+            if !generator.resume(id) {
+                parked.push(id);
+            }
+        }
+        step_reading(&mut generator, &mut answers, 1 + random.below(100));
     }
     assert_eq!(generator.executor().kv_tokens_free(), PAGES * PAGE);
+    assert!(parkings > REQUESTS, "too few parked: {parkings}");
     let mut hits = 0;
     let (mut guessed, mut accepted) = (0, 0);
     for (request, count, ids) in &asked {

@@ -11,13 +11,14 @@ mod support;
 use std::num::NonZero;
 
 use andon_engine::generate::{
-    FinishReason, Forward, GenerationId, GenerationRequest, Generator, STOP_COUNT_MAX, StartError,
-    Usage,
+    Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
+    Reading, STOP_COUNT_MAX, StartError, Usage,
 };
 use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
 use scripted::{
     A, Answers, B, C, CONTEXT, FIRST_HALF, PAGE, SECOND_HALF, Script, Scripted, VOCABULARY, alone,
-    chaotic, cycle, finish, reason, request, scripted, short, step, step_unless,
+    chaotic, cycle, finish, reason, request, scripted, scripted_with,
+    short, step, step_unless,
 };
 
 #[test]
@@ -220,6 +221,135 @@ fn an_urgent_prompt_is_read_first_and_an_interrupted_pass_changes_nothing() {
     }
     assert_eq!(answers[&urgent], alone(cycle, request_of_five));
     assert_eq!(answers[&long], alone(cycle, request(&[A; 12], 4)));
+}
+
+#[test]
+fn a_parked_generation_stands_still_and_goes_on_as_if_nothing_had_been() {
+    let requests = || (1..4).map(|count| request(&[A, B, C][..count], 6));
+    for parked_after in 0..6 {
+        let mut generator = scripted(chaotic, 64);
+        let mut answers = Answers::new();
+        let ids: Vec<GenerationId> = requests()
+            .map(|request| generator.start(request).expect("a start"))
+            .collect();
+        for _ in 0..parked_after {
+            step(&mut generator, &mut answers);
+        }
+        assert!(generator.park(ids[1]));
+        assert!(!generator.park(ids[1]));
+        let before = answers.remove(&ids[1]);
+        for _ in 0..3 {
+            step(&mut generator, &mut answers);
+        }
+        assert!(!answers.contains_key(&ids[1]), "it stands still");
+        answers.extend(before.map(|before| (ids[1], before)));
+        assert!(generator.resume(ids[1]));
+        assert!(!generator.resume(ids[1]));
+        while generator.active() > 0 {
+            step(&mut generator, &mut answers);
+        }
+        for (id, request) in ids.iter().zip(requests()) {
+            assert_eq!(answers[id], alone(chaotic, request));
+        }
+    }
+}
+
+#[test]
+fn parked_generations_take_no_places_and_no_passes() {
+    let mut generator = scripted(cycle, 64);
+    let mut answers = Answers::new();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..4 {
+            ids.push(generator.start(request(&[A], 3)).expect("a start"));
+        }
+        assert_eq!(
+            generator.start(request(&[A], 3)),
+            Err(StartError::Busy { active: ids.len() })
+        );
+        assert!(ids.iter().rev().take(4).all(|&id| generator.park(id)));
+    }
+    // Those that run and those that are parked have their bounds.
+    assert_eq!(
+        generator.start(request(&[A], 3)),
+        Err(StartError::Busy { active: 8 })
+    );
+    let passes = generator.executor().passes.get();
+    step(&mut generator, &mut answers);
+    assert_eq!(generator.executor().passes.get(), passes);
+    assert!(ids[..4].iter().all(|&id| generator.resume(id)));
+    assert!(!generator.resume(ids[4]), "there is no place for it");
+    // A parked one can be cancelled, at once.
+    assert!(generator.cancel(ids[7]));
+    let mut ended = None;
+    generator.end_cancelled(&mut |id, _| ended = Some(id));
+    assert_eq!(ended, Some(ids[7]));
+    step(&mut generator, &mut answers);
+    assert_eq!(generator.last_pass().prompt_tokens, 3);
+    assert_eq!(answers.len(), 3);
+    step(&mut generator, &mut answers);
+    let last = generator.last_pass();
+    assert_eq!((last.prompt_tokens, last.answering), (1, 3));
+    for _ in 0..2 {
+        step(&mut generator, &mut answers);
+    }
+    assert_eq!(generator.active(), 3);
+    assert!(ids[4..7].iter().all(|&id| generator.resume(id)));
+    let rest = finish(&mut generator);
+    assert!(rest.values().all(|answer| *answer == alone(cycle, request(&[A], 3))));
+    assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+}
+
+#[test]
+fn prompts_are_read_in_the_order_that_is_said() {
+    let mut generator = scripted(cycle, 64);
+    let ids: Vec<GenerationId> = (0..3)
+        .map(|_| generator.start(request(&[A; 3], 1)).expect("a start"))
+        .collect();
+    let mut order = Vec::new();
+    for asked in [vec![ids[2], ids[0]], vec![ids[2], ids[0]], vec![], ids.clone()] {
+        let reading = Reading {
+            tokens_max: 3,
+            order: Some(&asked),
+        };
+        let mut sink = |id, event: Event<'_>| {
+            if let Event::PromptDone { .. } = event {
+                order.push(id);
+            }
+        };
+        let stepped = generator.step_reading(reading, &mut sink, &|| false);
+        stepped.expect("a step");
+    }
+    assert_eq!(order, [ids[2], ids[0], ids[1]]);
+}
+
+#[test]
+fn room_is_kept_for_urgent_requests() {
+    let options = GeneratorOptions {
+        kv_tokens_for_urgent: 2 * PAGE,
+        ..GeneratorOptions::default()
+    };
+    let mut generator = scripted_with(CONTEXT, cycle, 6, options);
+    let full = |needed, free| {
+        Err(StartError::KvFull {
+            tokens_needed: needed * PAGE,
+            tokens_free: free * PAGE,
+        })
+    };
+    // What would never fit beside that room has it.
+    let large = request(&[A; 10], 10);
+    assert!(generator.start(large.clone()).is_ok());
+    assert_eq!(generator.start(request(&[A], 3)), full(1, 0));
+    finish(&mut generator);
+    let first = generator.start(request(&[A; 10], 6));
+    assert!(first.is_ok());
+    assert_eq!(generator.start(request(&[A], 3)), full(1, 0));
+    let urgent = GenerationRequest {
+        urgent: true,
+        ..request(&[A; 4], 4)
+    };
+    assert!(generator.start(urgent.clone()).is_ok());
+    assert_eq!(generator.start(urgent), full(2, 0));
 }
 
 #[test]

@@ -118,6 +118,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let options = GeneratorOptions {
         parallel_max: 1,
         prefill_chunk_tokens: executor.batch_tokens_max(),
+        ..GeneratorOptions::default()
     };
     let mut generator = Generator::new(executor, options);
     let request = GenerationRequest {

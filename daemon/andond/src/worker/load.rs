@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::registry::{Packs, Registry, Served};
 
 /// Most tokens of a prompt in one pass: what a prompt may delay others by.
-const PREFILL_CHUNK_TOKENS: usize = 128;
+pub(super) const PREFILL_CHUNK_TOKENS: usize = 128;
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -125,6 +125,7 @@ pub(super) fn load(
         GeneratorOptions {
             parallel_max: config.engine.parallel_max.saturating_add(PLACES_FOR_ALARMS),
             prefill_chunk_tokens: PREFILL_CHUNK_TOKENS,
+            ..GeneratorOptions::default()
         },
     );
     self_test(&model, &mut generator)?;

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use andon_engine::ForwardError;
 use andon_engine::generate::{
-    self, Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, StartError,
-    StepError,
+    self, Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, Reading,
+    StartError, StepError,
 };
 use andon_engine::tokenizer::Tokenizer;
 
 use super::board::{Board, Job, Phase, Prepared, Queued};
 use super::calibrate::Calibrating;
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
+use super::load::PREFILL_CHUNK_TOKENS;
 use super::{PLACES_FOR_ALARMS, Shared};
 use crate::fault::{Fault, FaultCode};
 use crate::request::Priority;
@@ -97,7 +98,12 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         let mut decoded = 0;
         // What an alarm interrupts is begun again after its prompt has been read. Each interrupts one pass at most,
         // also where it finds no place, and many do not keep a prompt from being read.
-        let result = generator.step_unless(
+        let reading = Reading {
+            tokens_max: PREFILL_CHUNK_TOKENS,
+            order: None,
+        };
+        let result = generator.step_reading(
+            reading,
             &mut |id, event| deliver(shared, &mut running, tokenizer, id, event, &mut decoded),
             &|| shared.alarm_ready.load(Ordering::Relaxed),
         );

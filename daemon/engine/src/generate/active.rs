@@ -65,6 +65,8 @@ pub(super) struct Active {
     logprobs: Option<u8>,
     ignore_end: bool,
     pub(super) urgent: bool,
+    /// Whether it takes no part in passes until it is resumed.
+    pub(super) parked: bool,
     output: Output,
     pub(super) cancelled: bool,
     clock: Clock,
@@ -206,6 +208,7 @@ impl Active {
                 logprobs: request.logprobs,
                 ignore_end: request.ignore_end,
                 urgent: request.urgent,
+                parked: false,
                 cancelled: false,
                 clock: Clock {
                     started,
@@ -264,9 +267,9 @@ impl Active {
         }
     }
 
-    /// Whether the next pass has tokens of it.
+    /// Whether the next pass has no tokens of it: another reads the prompt, or it is parked.
     pub(super) fn waits(&self) -> bool {
-        self.follows.is_some()
+        self.follows.is_some() || self.parked
     }
 
     pub(super) fn reads_prompt(&self) -> bool {
@@ -494,6 +497,22 @@ impl Active {
         let first = self.clock.first_pass.is_none();
         self.clock.first_pass.get_or_insert(now);
         first
+    }
+
+    /// Tokens of the prompt that are in the KV sequence.
+    pub(super) fn read(&self) -> usize {
+        self.read
+    }
+
+    /// Whether no pass has read from the prompt.
+    pub(super) fn is_unread(&self) -> bool {
+        self.clock.first_pass.is_none()
+    }
+
+    /// Tokens that its prompt and another's begin with alike.
+    pub(super) fn shared_with(&self, other: &Active) -> usize {
+        let pairs = self.prompt.iter().zip(other.prompt.iter());
+        pairs.take_while(|(mine, theirs)| mine == theirs).count()
     }
 
     /// The prompt, and how much of it was in the KV sequence from the start.

@@ -11,6 +11,7 @@ use super::drafting::Drafting;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
+use super::reading::{self, Reader, Reading};
 use super::request::{GenerationRequest, StartError};
 use crate::sample::Sampler;
 use crate::speculate::{Drafter, GuessCount, PassCosts};
@@ -22,15 +23,22 @@ use crate::{Chunk, Executor, ForwardError, LogitsFor};
 pub struct GeneratorOptions {
     /// Most generations at once; at least 1 and at most a batch of the executor (else taken as that).
     pub parallel_max: usize,
-    /// Most tokens of a prompt in one step: what a prompt may delay others by. At least 1.
+    /// Most generations that are parked beside them.
+    pub parked_max: usize,
+    /// Most tokens of prompts in one step, where the step does not say: what prompts may delay others by. At least 1.
     pub prefill_chunk_tokens: usize,
+    /// Room of the KV cache, in tokens, that is promised to none but urgent requests, and to those that would not fit
+    /// otherwise however few there were.
+    pub kv_tokens_for_urgent: usize,
 }
 
 impl Default for GeneratorOptions {
     fn default() -> Self {
         Self {
             parallel_max: 4,
+            parked_max: 0,
             prefill_chunk_tokens: 256,
+            kv_tokens_for_urgent: 0,
         }
     }
 }
@@ -45,16 +53,22 @@ pub struct StepError(#[from] pub ForwardError);
 pub struct Generator<F: Forward = Executor> {
     forward: F,
     parallel_max: usize,
+    parked_max: usize,
     prefill_chunk_tokens: usize,
-    /// In order of their start, which is the order in which prompts are read, those that are urgent before others.
+    /// Pages of the KV cache in all, and those of them for urgent requests.
+    kv_pages: usize,
+    kv_pages_for_urgent: usize,
+    /// In order of their start.
     active: Vec<Active>,
     /// The KV state of `active`, one by one; apart, because a pass changes these and reads those. `None` for one that
     /// follows another.
     sequences: Vec<Option<F::Sequence>>,
     next_id: u64,
     sampler: Sampler,
-    /// Of the step under way: index and token count of each part of the pass, and the tokens chosen after it, those of
-    /// one generation in order.
+    /// Of the step under way: the prompts that are read; index and token count of each part of the pass; and the tokens
+    /// chosen after it, those of one generation in order.
+    readers: Vec<Reader>,
+    reading: Vec<usize>,
     parts: Vec<(usize, usize)>,
     /// Indexes of those whose logits the pass gives, in its order, and how many rows.
     wanting: Vec<(usize, usize)>,
@@ -66,6 +80,16 @@ pub struct Generator<F: Forward = Executor> {
     chunks: Vec<Chunk<'static, F::Sequence>>,
     /// Whether a pass over a prompt that is not urgent was given up, and none was made since.
     given_up: bool,
+    last_pass: LastPass,
+}
+
+/// What the pass of a step was made for; nothing if there was none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastPass {
+    /// Generations that were answering.
+    pub answering: usize,
+    /// Tokens of prompts that were read.
+    pub prompt_tokens: usize,
 }
 
 impl<F: Forward> Generator<F> {
@@ -77,14 +101,20 @@ impl<F: Forward> Generator<F> {
     /// A generator without generations. Values of `options` out of their bounds are moved to the nearest.
     pub fn new(forward: F, options: GeneratorOptions) -> Self {
         let batch = forward.batch_tokens_max().max(1);
+        let page_tokens = forward.kv_page_tokens().max(1);
         Self {
             parallel_max: options.parallel_max.clamp(1, batch),
+            parked_max: options.parked_max,
             prefill_chunk_tokens: options.prefill_chunk_tokens.clamp(1, batch),
+            kv_pages: forward.kv_tokens_free() / page_tokens,
+            kv_pages_for_urgent: options.kv_tokens_for_urgent.div_ceil(page_tokens),
             forward,
             active: Vec::new(),
             sequences: Vec::new(),
             next_id: 0,
             sampler: Sampler::new(),
+            readers: Vec::new(),
+            reading: Vec::new(),
             parts: Vec::new(),
             wanting: Vec::new(),
             chunks: Vec::new(),
@@ -93,6 +123,7 @@ impl<F: Forward> Generator<F> {
             constraints: ConstraintCounts::default(),
             guessing: Guessing::default(),
             given_up: false,
+            last_pass: LastPass::default(),
         }
     }
 
@@ -187,7 +218,8 @@ impl<F: Forward> Generator<F> {
     ) -> Result<impl Iterator<Item = GenerationId> + use<F>, StartError> {
         let context = self.forward.context_tokens_max();
         request.check(context, self.forward.vocabulary_count())?;
-        let places = self.parallel_max.saturating_sub(self.active.len());
+        let all = self.parallel_max.saturating_add(self.parked_max);
+        let places = all.saturating_sub(self.active.len()).min(self.places());
         if usize::try_from(count.get()).map_or(true, |count| count > places) {
             return Err(StartError::Busy {
                 active: self.active.len(),
@@ -218,6 +250,11 @@ impl<F: Forward> Generator<F> {
         // What the new ones hold already no longer counts as free.
         let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(due(&self.active));
         let needed = due(new);
+        let kept = match new.first() {
+            Some(first) if !first.urgent => self.kv_pages_for_urgent,
+            _ => 0,
+        };
+        let free = free.saturating_sub(kept.min(self.kv_pages.saturating_sub(needed)));
         if needed > free {
             return Err(StartError::KvFull {
                 tokens_needed: needed * page_tokens,
@@ -243,8 +280,53 @@ impl<F: Forward> Generator<F> {
         }
     }
 
-    /// Makes one pass: the next token of every answer under way, and one piece of the oldest prompt
-    /// not yet read. Does nothing if there is no generation.
+    /// Places in passes that are free.
+    fn places(&self) -> usize {
+        let running = self.active.iter().filter(|active| !active.parked).count();
+        self.parallel_max.saturating_sub(running)
+    }
+
+    /// Has a generation take no part in passes until it is resumed. What was computed of it is kept, so that its answer
+    /// is the same as if it had never been parked. Says whether there is one that was not parked.
+    pub fn park(&mut self, id: GenerationId) -> bool {
+        let running = |active: &&mut Active| active.id == id && !active.parked;
+        match self.active.iter_mut().find(running) {
+            Some(active) => {
+                active.parked = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Has a parked generation take part in passes again. Says whether there is one, and a place for it.
+    pub fn resume(&mut self, id: GenerationId) -> bool {
+        let free = self.places() > 0;
+        let parked = |active: &&mut Active| active.id == id && active.parked;
+        match self.active.iter_mut().find(parked) {
+            Some(active) if free => {
+                active.parked = false;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Reports what was cancelled, whose places and pages are free then. The next step would.
+    pub fn end_cancelled(&mut self, sink: &mut dyn FnMut(GenerationId, Event<'_>)) {
+        while let Some(index) = self.active.iter().position(|active| active.cancelled) {
+            self.end(index, FinishReason::Cancelled, sink);
+        }
+    }
+
+    /// What the pass of the last step was made for.
+    #[must_use]
+    pub fn last_pass(&self) -> LastPass {
+        self.last_pass
+    }
+
+    /// Makes one pass: the next token of every answer under way, and pieces of prompts not yet read. Does nothing if
+    /// there is no generation that is not parked.
     ///
     /// A generation that cannot go on is reported as failed while the others do.
     ///
@@ -253,32 +335,37 @@ impl<F: Forward> Generator<F> {
     /// [`StepError`] if the pass itself failed; all generations have then been reported as failed,
     /// and the generator is empty and usable.
     pub fn step(&mut self, sink: &mut dyn FnMut(GenerationId, Event<'_>)) -> Result<(), StepError> {
-        self.step_unless(sink, &|| false)
+        let reading = Reading {
+            tokens_max: self.prefill_chunk_tokens,
+            order: None,
+        };
+        self.step_reading(reading, sink, &|| false)
     }
 
-    /// [`Generator::step`], whose pass is given up if `interrupted` says so while it reads a prompt that is not urgent:
+    /// [`Generator::step`] that reads what it is told, and whose pass is given up if `interrupted` says so while it reads a prompt that is not urgent:
     /// nothing has then changed, and the next step begins where this one did. It is asked before every layer, but not in
     /// the first such pass after one that was given up: whoever interrupts all the time leaves half of the time to others.
     ///
     /// # Errors
     ///
     /// As for [`Generator::step`].
-    pub fn step_unless(
+    pub fn step_reading(
         &mut self,
+        reading: Reading<'_>,
         sink: &mut dyn FnMut(GenerationId, Event<'_>),
         interrupted: &dyn Fn() -> bool,
     ) -> Result<(), StepError> {
-        while let Some(index) = self.active.iter().position(|active| active.cancelled) {
-            self.end(index, FinishReason::Cancelled, sink);
-        }
-        while !self.active.is_empty() {
-            let mut result = self.pass(true, interrupted);
+        self.end_cancelled(sink);
+        self.last_pass = LastPass::default();
+        while self.active.iter().any(|active| !active.parked) {
+            let mut result = self.pass(reading, true, interrupted);
             if result == Err(PassError::KvFull) {
                 // Guesses take no room from anyone.
-                result = self.pass(false, interrupted);
+                result = self.pass(reading, false, interrupted);
             }
             match result {
-                Ok(()) => {
+                Ok(last) => {
+                    self.last_pass = last;
                     self.report(sink);
                     break;
                 }
@@ -308,40 +395,67 @@ impl<F: Forward> Generator<F> {
             .unwrap_or(last)
     }
 
+    /// Settles which prompts the next pass reads and how much of each: at most `tokens_max` tokens, one at least.
+    fn choose_readers(&mut self, order: Option<&[GenerationId]>, tokens_max: usize) {
+        let now = Instant::now();
+        self.readers.clear();
+        reading::ordered(&self.active, order, &mut self.reading);
+        let page_tokens = self.forward.kv_page_tokens().max(1);
+        let mut left = tokens_max.max(1);
+        for place in 0..self.reading.len() {
+            let index = self.reading[place];
+            if left == 0 {
+                break;
+            }
+            if reading::read_by_another(&self.active, &self.readers, index, page_tokens) {
+                continue;
+            }
+            if self.active[index].pass_begins(now) {
+                self.look_again(index);
+            }
+            let tokens = self.active[index].next_tokens(left).len();
+            left -= tokens;
+            self.readers.push(Reader { index, tokens });
+        }
+    }
+
     /// One forward pass, with guesses if `guess`; what was chosen after it is left in `chosen`, and no generation has
     /// changed yet but for the guesses that were tried.
-    fn pass(&mut self, guess: bool, interrupted: &dyn Fn() -> bool) -> Result<(), PassError> {
+    fn pass(
+        &mut self,
+        reading: Reading<'_>,
+        guess: bool,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<LastPass, PassError> {
         self.parts.clear();
         self.wanting.clear();
         self.chosen.clear();
-        let now = Instant::now();
-        let reader = self.reader();
         let batch = self.forward.batch_tokens_max();
         let deciding = || {
             let answering = |active: &&Active| !active.reads_prompt() && !active.waits();
             self.active.iter().filter(answering)
         };
+        let reads = self
+            .active
+            .iter()
+            .any(|active| active.reads_prompt() && !active.waits());
         // Each has a place of the batch, a prompt that is read too; then come tokens that were forced.
         let places = deciding().count();
-        let room = batch.saturating_sub(places + usize::from(reader.is_some()));
+        let room = batch.saturating_sub(places + usize::from(reads));
         let forced: usize = deciding()
             .map(|active| active.unfed().saturating_sub(1))
             .sum();
         let all_fit = forced <= room;
         let mut spare = forced.min(room);
         let columns = places + spare;
-        let chunk_tokens = self
-            .prefill_chunk_tokens
-            .min(batch.saturating_sub(columns).max(1));
-        if let Some(reader) = reader
-            && self.active[reader].pass_begins(now)
-        {
-            self.look_again(reader);
-        }
-        let patient = reader.is_some_and(|reader| !self.active[reader].urgent);
-        let reading = reader.map_or(0, |reader| {
-            self.active[reader].next_tokens(chunk_tokens).len()
-        });
+        let most = batch.saturating_sub(columns).max(1);
+        self.choose_readers(reading.order, reading.tokens_max.min(most));
+        let patient = !self.readers.is_empty()
+            && !self
+                .readers
+                .iter()
+                .any(|reader| self.active[reader.index].urgent);
+        let reading: usize = self.readers.iter().map(|reader| reader.tokens).sum();
         if guess && all_fit {
             let others = reading + forced;
             let executor = self.forward.executor_mut();
@@ -349,7 +463,7 @@ impl<F: Forward> Generator<F> {
                 .guess(&mut self.active, others, batch, executor);
         }
         // Guesses were held against what may come; from here on that is found out beside the pass.
-        for active in &self.active {
+        for active in self.active.iter().filter(|active| !active.parked) {
             active.prepare(&mut self.masker);
         }
         let mut chunks = emptied(std::mem::take(&mut self.chunks));
@@ -357,11 +471,14 @@ impl<F: Forward> Generator<F> {
             let Some(sequence) = sequence else {
                 continue;
             };
-            if active.reads_prompt() && reader != Some(index) {
-                continue;
-            }
             let reads = active.reads_prompt();
-            let tokens = active.next_tokens(if reads { chunk_tokens } else { 1 + spare });
+            let read = self.readers.iter().find(|reader| reader.index == index);
+            let tokens = match read {
+                _ if active.parked => continue,
+                None if reads => continue,
+                Some(reader) => active.next_tokens(reader.tokens),
+                None => active.next_tokens(1 + spare),
+            };
             let logits = if !active.wants_logits(tokens.len()) {
                 LogitsFor::None
             } else if reads {
@@ -424,14 +541,10 @@ impl<F: Forward> Generator<F> {
         if patient {
             self.given_up = result == Err(PassError::Interrupted);
         }
-        result
-    }
-
-    /// The generation whose prompt is read next.
-    fn reader(&self) -> Option<usize> {
-        let mut readers = (0..self.active.len()).filter(|&index| self.active[index].reads_prompt());
-        let first = readers.clone().next();
-        readers.find(|&index| self.active[index].urgent).or(first)
+        result.map(|()| LastPass {
+            answering: places,
+            prompt_tokens: reading,
+        })
     }
 
     /// Takes the outcome of a pass to the generations it was for, and removes those that are over.

@@ -36,7 +36,8 @@ pub struct GenerationRequest {
     /// Takes tokens that the constraint forces one by one, which gives the same answer more slowly. With `logprobs` they
     /// are anyway.
     pub one_by_one: bool,
-    /// Its prompt is read before those of others that are not.
+    /// Nobody interrupts the reading of its prompt, which comes before those of others where no order is given; and there
+    /// is room for it that others do not get.
     pub urgent: bool,
     /// Where guesses may come from; they change its speed, nothing else.
     pub sources: Sources,

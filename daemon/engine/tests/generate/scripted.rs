@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use andon_engine::generate::{
     Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
-    PassError, Usage,
+    PassError, Reading, Usage,
 };
 use andon_engine::gguf::Gguf;
 use andon_engine::grammar::{Constraint, Grammar, Vocabulary};
@@ -207,16 +207,28 @@ pub(crate) fn scripted(script: Script, pages: usize) -> Generator<Scripted> {
 
 /// A generator for texts of up to `context` tokens.
 pub(crate) fn scripted_for(context: usize, script: Script, pages: usize) -> Generator<Scripted> {
+    let options = GeneratorOptions {
+        parallel_max: 4,
+        parked_max: 4,
+        prefill_chunk_tokens: 3,
+        ..GeneratorOptions::default()
+    };
+    scripted_with(context, script, pages, options)
+}
+
+/// The same with options of its own.
+pub(crate) fn scripted_with(
+    context: usize,
+    script: Script,
+    pages: usize,
+    options: GeneratorOptions,
+) -> Generator<Scripted> {
     let forward = Scripted {
         tokenizer: tokenizer(),
         context,
         pages_free: Rc::new(Cell::new(pages)),
         script,
         passes: Rc::new(Cell::new(0)),
-    };
-    let options = GeneratorOptions {
-        parallel_max: 4,
-        prefill_chunk_tokens: 3,
     };
     Generator::new(forward, options)
 }
@@ -296,7 +308,11 @@ pub(crate) fn step_unless(
             Event::Finished { reason, usage, .. } => answer.end = Some((reason, usage)),
         }
     };
-    let stepped = generator.step_unless(&mut sink, &|| interrupted);
+    let reading = Reading {
+        tokens_max: 3,
+        order: None,
+    };
+    let stepped = generator.step_reading(reading, &mut sink, &|| interrupted);
     stepped.expect("a step");
 }
 

@@ -160,6 +160,7 @@ fn generator(batch: usize) -> Generator<Chaos> {
     let options = GeneratorOptions {
         parallel_max: 4,
         prefill_chunk_tokens: 2,
+        ..GeneratorOptions::default()
     };
     Generator::new(Chaos { passes: 0, batch }, options)
 }

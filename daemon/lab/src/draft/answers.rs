@@ -94,6 +94,7 @@ pub(super) fn complete(
         GeneratorOptions {
             parallel_max: parallel,
             prefill_chunk_tokens: chunk,
+            ..GeneratorOptions::default()
         },
     );
     let progress = Progress::new("answering", prompts.len());
