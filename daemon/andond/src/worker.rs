@@ -20,6 +20,7 @@ mod memory;
 mod pack;
 mod prepare;
 mod run;
+mod schedule;
 mod text;
 mod tools;
 
@@ -53,9 +54,9 @@ pub use job::{
 };
 
 /// Places beside `[engine] parallel-max` that only alarms may take, so that one starts at once.
-const PLACES_FOR_ALARMS: usize = 1;
-/// An eighth of the queue is kept for alarms.
-const QUEUE_SHARE_FOR_ALARMS: usize = 8;
+const PLACES_FOR_ALARMS: u32 = 1;
+/// An eighth of the queue and of the KV cache is kept for alarms.
+const SHARE_FOR_ALARMS: usize = 8;
 /// How often a stop is looked for while the model is not there.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A pass over the largest batch of a large model on a small machine takes a few seconds.
@@ -220,7 +221,7 @@ impl Shared {
         tracing::error!(why, "the model is of no use any more; start andond again");
         let mut board = self.board();
         if board.phase == Phase::Serving {
-            board.phase = Phase::Failed;
+            board.enter(Phase::Failed);
             self.state.send_replace(WorkerState::Broken(why));
         }
         drop(board);
@@ -290,6 +291,7 @@ impl WorkerHandle {
     ) -> std::io::Result<WorkerHandle> {
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
+        let board = Board::new(admit::scheduling(&config));
         let shared = Arc::new(Shared {
             config,
             registry,
@@ -303,7 +305,7 @@ impl WorkerHandle {
             corpora: OnceLock::new(),
             packed: AtomicBool::new(false),
             operator_at_fault: OnceLock::new(),
-            board: Mutex::new(Board::new()),
+            board: Mutex::new(board),
             changed: Condvar::new(),
             alarm_ready: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
@@ -366,8 +368,8 @@ impl WorkerHandle {
             state: self.shared.state.borrow().clone(),
             model: self.shared.facts.get().cloned(),
             draft: self.shared.draft.get().cloned(),
-            waiting: board.waiting(),
-            running: board.running,
+            waiting: board.waiting.len(),
+            running: board.running(),
         }
     }
 
@@ -392,7 +394,7 @@ impl WorkerHandle {
         let until = Instant::now() + grace;
         let mut board = self.shared.board();
         if board.phase != Phase::Failed {
-            board.phase = Phase::Stopping(until);
+            board.enter(Phase::Stopping(until));
             self.shared.state.send_replace(WorkerState::Stopping);
         }
         drop(board);
@@ -517,7 +519,7 @@ fn serve(shared: &Arc<Shared>) {
                     }
                 });
             if let Err(error) = prepare {
-                shared.board().phase = Phase::Failed;
+                shared.board().enter(Phase::Failed);
                 shared.changed.notify_all();
                 let message = format!("cannot start a thread: {error}");
                 shared.state.send_replace(WorkerState::Failed(message));
@@ -541,7 +543,7 @@ fn serve(shared: &Arc<Shared>) {
         {
             let mut board = shared.board();
             if board.phase == Phase::Loading {
-                board.phase = Phase::Serving;
+                board.enter(Phase::Serving);
                 shared.state.send_replace(WorkerState::Ready);
             }
         }
@@ -612,7 +614,7 @@ impl Shared {
 
     fn failed(&self, failure: LoadFailure) {
         self.operator_at_fault.get_or_init(|| failure.operator);
-        self.board().phase = Phase::Failed;
+        self.board().enter(Phase::Failed);
         self.state
             .send_replace(WorkerState::Failed(failure.message));
     }

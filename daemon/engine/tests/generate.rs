@@ -17,8 +17,7 @@ use andon_engine::generate::{
 use andon_engine::sample::{LogitBias, SamplingError, SamplingOptions};
 use scripted::{
     A, Answers, B, C, CONTEXT, FIRST_HALF, PAGE, SECOND_HALF, Script, Scripted, VOCABULARY, alone,
-    chaotic, cycle, finish, reason, request, scripted, scripted_with,
-    short, step, step_unless,
+    chaotic, cycle, finish, reason, request, scripted, scripted_with, short, step, step_unless,
 };
 
 #[test]
@@ -296,7 +295,10 @@ fn parked_generations_take_no_places_and_no_passes() {
     assert_eq!(generator.active(), 3);
     assert!(ids[4..7].iter().all(|&id| generator.resume(id)));
     let rest = finish(&mut generator);
-    assert!(rest.values().all(|answer| *answer == alone(cycle, request(&[A], 3))));
+    assert!(
+        rest.values()
+            .all(|answer| *answer == alone(cycle, request(&[A], 3)))
+    );
     assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
 }
 
@@ -307,7 +309,12 @@ fn prompts_are_read_in_the_order_that_is_said() {
         .map(|_| generator.start(request(&[A; 3], 1)).expect("a start"))
         .collect();
     let mut order = Vec::new();
-    for asked in [vec![ids[2], ids[0]], vec![ids[2], ids[0]], vec![], ids.clone()] {
+    for asked in [
+        vec![ids[2], ids[0]],
+        vec![ids[2], ids[0]],
+        vec![],
+        ids.clone(),
+    ] {
         let reading = Reading {
             tokens_max: 3,
             order: Some(&asked),

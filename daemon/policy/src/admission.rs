@@ -37,15 +37,26 @@ pub struct Load {
     pub phase: Phase,
     /// Requests that wait, of any class.
     pub waiting: u32,
-    /// Requests that wait and go before the new one.
-    pub ahead: u32,
-    /// Requests answered at once, at most.
-    pub active_max: u32,
     /// Requests of this client that wait or run.
     pub client_open: u32,
-    /// How long a request took of late, from its start to its end; `None` when there is nothing to
-    /// judge by, and then nothing is refused on an estimate.
-    pub service_ms: Option<u32>,
+    /// Whether this client asks too often, or for too much.
+    pub throttled: Option<Throttled>,
+    /// Whether there is so little memory, or the machine is so hot, that batch work is not taken.
+    pub pressed: bool,
+    /// How long the request would wait for its turn; `None` when there is nothing to judge by, and
+    /// then nothing is refused on an estimate.
+    pub wait_ms: Option<u64>,
+    /// In how long one of those that wait or run will have ended.
+    pub turn_ms: u64,
+}
+
+/// A client asks too often, or for too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttled {
+    /// Of what.
+    pub reason: Reason,
+    /// When it may ask again.
+    pub wait_ms: u64,
 }
 
 /// What a request asks for.
@@ -77,12 +88,27 @@ pub enum Reason {
     /// The deadline would be over before the request's turn comes.
     #[error("the deadline would pass while the request waits for its turn")]
     DeadlineTooShort,
+    /// The deadline would be over before this machine can have answered.
+    #[error("the deadline would pass before this gateway can answer, even if it began at once")]
+    TooSlow,
     /// The client has too many open requests.
     #[error("this client has as many open requests as it may have")]
     ClientFull,
+    /// The client asks too often.
+    #[error("this client has asked as often as it may for now")]
+    RequestRate,
+    /// The client raises alarms too often.
+    #[error("this client has raised as many alarms as it may for now")]
+    AlarmRate,
+    /// The client was given as many tokens as it may have.
+    #[error("this client has had as many tokens as it may for now")]
+    TokenRate,
     /// The queue is full.
     #[error("the queue is full")]
     QueueFull,
+    /// Memory is short or the machine hot.
+    #[error("memory is short or the machine is too hot for batch work")]
+    Pressed,
 }
 
 impl Reason {
@@ -92,26 +118,47 @@ impl Reason {
         match self {
             Self::Starting | Self::Draining => ErrorCode::Unavailable,
             Self::TokensMax => ErrorCode::InvalidRequest,
-            Self::DeadlinePassed | Self::DeadlineTooShort => ErrorCode::DeadlineExceeded,
-            Self::ClientFull | Self::QueueFull => ErrorCode::Busy,
+            Self::DeadlinePassed | Self::DeadlineTooShort | Self::TooSlow => {
+                ErrorCode::DeadlineExceeded
+            }
+            Self::ClientFull
+            | Self::RequestRate
+            | Self::AlarmRate
+            | Self::TokenRate
+            | Self::QueueFull
+            | Self::Pressed => ErrorCode::Busy,
         }
     }
 }
 
-/// What is decided about a request.
+/// A request is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Take it in.
-    Admit,
-    /// Turn it away.
-    Refuse {
-        /// The code of the reply.
-        code: ErrorCode,
-        /// Why; its text is the reply's message.
-        reason: Reason,
-        /// When trying again may help, in milliseconds from now; `None` when it will not.
-        retry_after_ms: Option<u32>,
-    },
+pub struct Refusal {
+    /// Why; its text is the reply's message.
+    pub reason: Reason,
+    /// When trying again may help, in milliseconds from now; `None` when it will not.
+    pub retry_after_ms: Option<u32>,
+}
+
+impl Refusal {
+    /// For good.
+    #[must_use]
+    pub const fn of(reason: Reason) -> Self {
+        Self {
+            reason,
+            retry_after_ms: None,
+        }
+    }
+
+    /// Until about `wait_ms` from now.
+    #[must_use]
+    pub fn until(reason: Reason, wait_ms: u64) -> Self {
+        let wait_ms = u32::try_from(wait_ms).unwrap_or(u32::MAX);
+        Self {
+            reason,
+            retry_after_ms: Some(wait_ms.clamp(*RETRY_AFTER_MS.start(), *RETRY_AFTER_MS.end())),
+        }
+    }
 }
 
 /// Shortest and longest hint for another try. The shortest keeps a client from hammering, the
@@ -119,33 +166,41 @@ pub enum Decision {
 pub const RETRY_AFTER_MS: core::ops::RangeInclusive<u32> = 100..=60_000;
 
 /// A model maps in well under a second, and is then tried once.
-const STARTING_RETRY_MS: u32 = 1_000;
+const STARTING_RETRY_MS: u64 = 1_000;
 
 /// Systemd restarts a service within a few seconds.
-const DRAINING_RETRY_MS: u32 = 5_000;
+const DRAINING_RETRY_MS: u64 = 5_000;
+
+/// Memory and heat change over tens of seconds.
+const PRESSED_RETRY_MS: u64 = 10_000;
 
 /// Decides about a request that arrives at `now_ms`.
-#[must_use]
-pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Decision {
+///
+/// # Errors
+/// Why it is turned away.
+pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Result<(), Refusal> {
     match load.phase {
-        Phase::Starting => return refuse(Reason::Starting, Some(STARTING_RETRY_MS)),
-        Phase::Draining => return refuse(Reason::Draining, Some(DRAINING_RETRY_MS)),
+        Phase::Starting => return Err(Refusal::until(Reason::Starting, STARTING_RETRY_MS)),
+        Phase::Draining => return Err(Refusal::until(Reason::Draining, DRAINING_RETRY_MS)),
         Phase::Serving => {}
     }
     if demand
         .tokens_max
         .is_some_and(|tokens| tokens > bounds.tokens_max)
     {
-        return refuse(Reason::TokensMax, None);
+        return Err(Refusal::of(Reason::TokensMax));
     }
     if demand
         .deadline_ms
         .is_some_and(|deadline| deadline <= now_ms)
     {
-        return refuse(Reason::DeadlinePassed, None);
+        return Err(Refusal::of(Reason::DeadlinePassed));
     }
     if load.client_open >= bounds.client_open_max {
-        return refuse(Reason::ClientFull, retry_after(load, load.client_open));
+        return Err(Refusal::until(Reason::ClientFull, load.turn_ms));
+    }
+    if let Some(throttled) = load.throttled {
+        return Err(Refusal::until(throttled.reason, throttled.wait_ms));
     }
     let places = match demand.priority {
         Priority::Alarm => bounds.waiting_max,
@@ -154,43 +209,25 @@ pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Deci
             .saturating_sub(bounds.waiting_kept_for_alarms),
     };
     if load.waiting >= places {
-        return refuse(Reason::QueueFull, retry_after(load, load.waiting));
+        return Err(Refusal::until(Reason::QueueFull, load.turn_ms));
+    }
+    if load.pressed && demand.priority == Priority::Batch {
+        return Err(Refusal::until(Reason::Pressed, PRESSED_RETRY_MS));
     }
     // An alarm is answered even if an estimate says that it comes late.
     if demand.priority != Priority::Alarm
         && let Some(deadline_ms) = demand.deadline_ms
-        && let Some(wait_ms) = wait_ms(load, load.ahead)
+        && let Some(wait_ms) = load.wait_ms
         && now_ms.saturating_add(wait_ms) >= deadline_ms
     {
-        return refuse(Reason::DeadlineTooShort, retry_after(load, load.ahead));
+        return Err(Refusal::until(Reason::DeadlineTooShort, wait_ms));
     }
-    Decision::Admit
-}
-
-fn refuse(reason: Reason, retry_after_ms: Option<u32>) -> Decision {
-    Decision::Refuse {
-        code: reason.code(),
-        reason,
-        retry_after_ms,
-    }
-}
-
-/// How long `count` requests take to get through, by what requests took of late.
-fn wait_ms(load: &Load, count: u32) -> Option<u64> {
-    let service_ms = u64::from(load.service_ms?);
-    Some(u64::from(count) * service_ms / u64::from(load.active_max.max(1)))
-}
-
-/// When one of `count` requests will have ended.
-fn retry_after(load: &Load, count: u32) -> Option<u32> {
-    let wait_ms = wait_ms(load, count.min(load.active_max)).unwrap_or(0);
-    let wait_ms = u32::try_from(wait_ms).unwrap_or(u32::MAX);
-    Some(wait_ms.clamp(*RETRY_AFTER_MS.start(), *RETRY_AFTER_MS.end()))
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Bounds, Decision, Demand, Load, Phase, Reason, admit};
+    use super::{Bounds, Demand, Load, Phase, Reason, Refusal, Throttled, admit};
     use andon_wire::{ErrorCode, Priority};
 
     const BOUNDS: Bounds = Bounds {
@@ -202,10 +239,11 @@ mod tests {
     const IDLE: Load = Load {
         phase: Phase::Serving,
         waiting: 0,
-        ahead: 0,
-        active_max: 2,
         client_open: 0,
-        service_ms: None,
+        throttled: None,
+        pressed: false,
+        wait_ms: None,
+        turn_ms: 0,
     };
     const PLAIN: Demand = Demand {
         priority: Priority::Interactive,
@@ -214,10 +252,8 @@ mod tests {
     };
 
     fn reason(load: &Load, demand: &Demand) -> Option<Reason> {
-        match admit(&BOUNDS, load, demand, 1_000) {
-            Decision::Admit => None,
-            Decision::Refuse { reason, .. } => Some(reason),
-        }
+        let admitted = admit(&BOUNDS, load, demand, 1_000);
+        admitted.err().map(|refusal| refusal.reason)
     }
 
     #[test]
@@ -245,15 +281,9 @@ mod tests {
     #[test]
     fn a_daemon_that_starts_or_stops_takes_nothing() {
         for phase in [Phase::Starting, Phase::Draining] {
-            let decision = admit(&BOUNDS, &Load { phase, ..IDLE }, &PLAIN, 0);
-            assert!(matches!(
-                decision,
-                Decision::Refuse {
-                    code: ErrorCode::Unavailable,
-                    retry_after_ms: Some(_),
-                    ..
-                }
-            ));
+            let refusal = admit(&BOUNDS, &Load { phase, ..IDLE }, &PLAIN, 0).expect_err("closed");
+            assert_eq!(refusal.reason.code(), ErrorCode::Unavailable);
+            assert!(refusal.retry_after_ms.is_some());
         }
     }
 
@@ -275,26 +305,40 @@ mod tests {
 
     #[test]
     fn one_client_cannot_take_the_whole_queue() {
+        let load = |client_open| Load {
+            client_open,
+            ..IDLE
+        };
+        assert_eq!(reason(&load(3), &PLAIN), None);
+        assert_eq!(reason(&load(4), &PLAIN), Some(Reason::ClientFull));
+    }
+
+    #[test]
+    fn who_asks_too_often_is_told_when_to_ask_again() {
+        let throttled = Some(Throttled {
+            reason: Reason::RequestRate,
+            wait_ms: 1_234,
+        });
+        let load = Load { throttled, ..IDLE };
         assert_eq!(
-            reason(
-                &Load {
-                    client_open: 3,
-                    ..IDLE
-                },
-                &PLAIN
-            ),
-            None
+            admit(&BOUNDS, &load, &PLAIN, 0),
+            Err(Refusal {
+                reason: Reason::RequestRate,
+                retry_after_ms: Some(1_234)
+            })
         );
-        assert_eq!(
-            reason(
-                &Load {
-                    client_open: 4,
-                    ..IDLE
-                },
-                &PLAIN
-            ),
-            Some(Reason::ClientFull)
-        );
+    }
+
+    #[test]
+    fn under_pressure_only_batch_work_is_turned_away() {
+        let load = Load {
+            pressed: true,
+            ..IDLE
+        };
+        for priority in Priority::ALL {
+            let expected = (priority == Priority::Batch).then_some(Reason::Pressed);
+            assert_eq!(reason(&load, &Demand { priority, ..PLAIN }), expected);
+        }
     }
 
     #[test]
@@ -303,28 +347,17 @@ mod tests {
             deadline_ms: Some(2_000),
             ..PLAIN
         };
-        let load = Load {
-            waiting: 4,
-            ahead: 4,
-            service_ms: Some(500),
-            ..IDLE
-        };
-        assert_eq!(reason(&load, &demand), Some(Reason::DeadlineTooShort));
-        assert_eq!(reason(&Load { ahead: 3, ..load }, &demand), None);
+        let load = |wait_ms| Load { wait_ms, ..IDLE };
         assert_eq!(
-            reason(
-                &Load {
-                    service_ms: None,
-                    ..load
-                },
-                &demand
-            ),
-            None
+            reason(&load(Some(1_000)), &demand),
+            Some(Reason::DeadlineTooShort)
         );
+        assert_eq!(reason(&load(Some(999)), &demand), None);
+        assert_eq!(reason(&load(None), &demand), None);
         let alarm = Demand {
             priority: Priority::Alarm,
             ..demand
         };
-        assert_eq!(reason(&load, &alarm), None);
+        assert_eq!(reason(&load(Some(1_000)), &alarm), None);
     }
 }

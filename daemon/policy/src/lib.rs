@@ -1,11 +1,18 @@
-//! What the daemon decides, as plain functions: who is admitted, and who goes next.
+//! What the daemon decides: who is admitted, who computes, who steps aside, who has waited too long.
 //!
 //! Policy decides and never does. It reads no clock (the time is an argument, in milliseconds on
-//! any clock that does not run backwards), holds no state between calls, and has not heard of
-//! tensors, threads or sockets. So the same inputs give the same decision, in a test as in the
+//! any clock that does not run backwards) and has not heard of tensors, threads or sockets. What it
+//! keeps between calls is in one value, the [`scheduler::Scheduler`], which is told what happens
+//! and asked what to do. So the same events give the same decisions, in a simulator as in the
 //! daemon, and a refusal is a decision, not an error.
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod admission;
+pub mod client;
 pub mod queue;
+pub mod rate;
+pub mod scheduler;
+pub mod speed;

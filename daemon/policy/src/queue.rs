@@ -1,17 +1,26 @@
-//! Which of the waiting requests goes next.
+//! Which of several requests goes first.
 //!
-//! By class, then by the earliest deadline, then by arrival. Batch work that has waited for
-//! [`BATCH_AGES_MS`] counts as interactive work whose deadline has come, so that it does not
-//! starve under a stream of interactive requests; nothing ever counts as an alarm but an alarm.
+//! By class, then by the earliest deadline, then whose client has been served least, then who has
+//! waited longest. Who has waited for [`patience_ms`] counts as one whose deadline was then, and as
+//! interactive work if it is batch work, so that nobody starves under a stream of others; nothing
+//! ever counts as an alarm but an alarm.
 //!
-//! Invariant: for any one time the order is total, so exactly one request is next.
+//! Invariant: for any one time the order is total, so exactly one request is first.
 
 use core::cmp::Ordering;
 
 use andon_wire::Priority;
 
-/// How long batch work waits before it counts as interactive work.
-pub const BATCH_AGES_MS: u64 = 60_000;
+/// How long a request of a class waits before it goes before others of the class that have time.
+/// People give up on a page after half a minute; batch work has no reader.
+#[must_use]
+pub const fn patience_ms(priority: Priority) -> u64 {
+    match priority {
+        Priority::Alarm => 5_000,
+        Priority::Interactive => 30_000,
+        Priority::Batch => 60_000,
+    }
+}
 
 /// A request that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +29,11 @@ pub struct Waiting {
     pub priority: Priority,
     /// When its answer becomes worthless.
     pub deadline_ms: Option<u64>,
-    /// When it arrived.
-    pub arrival_ms: u64,
-    /// A number that later arrivals have a higher one of; settles what arrived in one millisecond.
+    /// Since when it waits.
+    pub since_ms: u64,
+    /// How much its client has been served.
+    pub served: u64,
+    /// A number that later arrivals have a higher one of; settles what is equal otherwise.
     pub ticket: u64,
 }
 
@@ -43,17 +54,28 @@ impl Waiting {
         self.deadline_ms.is_some_and(|deadline| deadline <= now_ms)
     }
 
-    /// What requests are ordered by at `now_ms`, smallest first.
-    fn key(&self, now_ms: u64) -> (u8, u64, u64, u64) {
-        let aged_ms = self.arrival_ms.saturating_add(BATCH_AGES_MS);
+    /// Whether it has waited for so long that it goes before others.
+    #[must_use]
+    pub const fn aged(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.since_ms) >= patience_ms(self.priority)
+    }
+
+    /// Its rank at `now_ms`, and the deadline that it is ordered by.
+    #[must_use]
+    pub fn standing(&self, now_ms: u64) -> (u8, u64) {
         let deadline_ms = self.deadline_ms.unwrap_or(u64::MAX);
-        let (priority, deadline_ms) = match self.priority {
-            Priority::Batch if now_ms.saturating_sub(self.arrival_ms) >= BATCH_AGES_MS => {
-                (Priority::Interactive, deadline_ms.min(aged_ms))
-            }
-            priority => (priority, deadline_ms),
-        };
-        (rank(priority), deadline_ms, self.arrival_ms, self.ticket)
+        if !self.aged(now_ms) {
+            return (rank(self.priority), deadline_ms);
+        }
+        let aged_ms = self.since_ms.saturating_add(patience_ms(self.priority));
+        let rank = rank(self.priority).min(rank(Priority::Interactive));
+        (rank, deadline_ms.min(aged_ms))
+    }
+
+    /// What requests are ordered by at `now_ms`, smallest first.
+    fn key(&self, now_ms: u64) -> (u8, u64, u64, u64, u64) {
+        let (rank, deadline_ms) = self.standing(now_ms);
+        (rank, deadline_ms, self.served, self.since_ms, self.ticket)
     }
 
     /// Which of two requests goes first at `now_ms`: `Less` when `self` does.
@@ -61,27 +83,4 @@ impl Waiting {
     pub fn order(&self, other: &Self, now_ms: u64) -> Ordering {
         self.key(now_ms).cmp(&other.key(now_ms))
     }
-}
-
-/// Position in `waiting` of the request that goes next at `now_ms`, or `None` when there is none.
-/// Looks at each once: the order shifts with time, which a heap could not follow, and the queue is
-/// bounded to a size at which looking is cheaper than keeping order.
-pub fn next<'a>(waiting: impl IntoIterator<Item = &'a Waiting>, now_ms: u64) -> Option<usize> {
-    waiting
-        .into_iter()
-        .enumerate()
-        .min_by(|(_, a), (_, b)| a.order(b, now_ms))
-        .map(|(index, _)| index)
-}
-
-/// How many of `waiting` go before `new` at `now_ms`.
-pub fn ahead<'a>(
-    waiting: impl IntoIterator<Item = &'a Waiting>,
-    new: &Waiting,
-    now_ms: u64,
-) -> usize {
-    waiting
-        .into_iter()
-        .filter(|one| one.order(new, now_ms) == Ordering::Less)
-        .count()
 }

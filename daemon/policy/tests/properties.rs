@@ -3,8 +3,10 @@
 
 use std::cmp::Ordering;
 
-use andon_policy::admission::{Bounds, Decision, Demand, Load, Phase, RETRY_AFTER_MS, admit};
-use andon_policy::queue::{self, BATCH_AGES_MS, Waiting};
+use andon_policy::admission::{
+    Bounds, Demand, Load, Phase, RETRY_AFTER_MS, Reason, Throttled, admit,
+};
+use andon_policy::queue::{Waiting, patience_ms};
 use andon_wire::Priority;
 use proptest::collection::vec;
 use proptest::option::of;
@@ -18,13 +20,21 @@ fn priority() -> impl Strategy<Value = Priority> {
 const TIME_MAX: u64 = u64::MAX / 2;
 
 // Few different times, so that ties are common.
+fn time() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..4u64,
+        prop::sample::select(Priority::ALL.map(patience_ms).to_vec()),
+        0..TIME_MAX
+    ]
+}
+
 fn waiting() -> impl Strategy<Value = Waiting> {
-    let time = prop_oneof![0..4u64, Just(BATCH_AGES_MS), 0..TIME_MAX];
-    (priority(), of(time.clone()), time, 0..4u64).prop_map(
-        |(priority, deadline_ms, arrival_ms, ticket)| Waiting {
+    (priority(), of(time()), time(), 0..3u64, 0..4u64).prop_map(
+        |(priority, deadline_ms, since_ms, served, ticket)| Waiting {
             priority,
             deadline_ms,
-            arrival_ms,
+            since_ms,
+            served,
             ticket,
         },
     )
@@ -42,21 +52,27 @@ fn bounds() -> impl Strategy<Value = Bounds> {
 }
 
 fn load() -> impl Strategy<Value = Load> {
+    let throttled = (any::<u64>()).prop_map(|wait_ms| Throttled {
+        reason: Reason::TokenRate,
+        wait_ms,
+    });
     (
         0..12u32,
-        any::<u32>(),
-        any::<u32>(),
         0..12u32,
-        of(any::<u32>()),
+        prop_oneof![3 => Just(None), 1 => throttled.prop_map(Some)],
+        any::<bool>(),
+        of(any::<u64>()),
+        any::<u64>(),
     )
         .prop_map(
-            |(waiting, ahead, active_max, client_open, service_ms)| Load {
+            |(waiting, client_open, throttled, pressed, wait_ms, turn_ms)| Load {
                 phase: Phase::Serving,
                 waiting,
-                ahead,
-                active_max,
                 client_open,
-                service_ms,
+                throttled,
+                pressed,
+                wait_ms,
+                turn_ms,
             },
         )
 }
@@ -77,9 +93,10 @@ proptest! {
         bounds in bounds(), load in load(), demand in demand(), now_ms in 0..TIME_MAX,
     ) {
         match admit(&bounds, &load, &demand, now_ms) {
-            Decision::Admit => {
+            Ok(()) => {
                 prop_assert!(load.waiting < bounds.waiting_max);
                 prop_assert!(load.client_open < bounds.client_open_max);
+                prop_assert!(load.throttled.is_none());
                 prop_assert!(demand.tokens_max.is_none_or(|tokens| tokens <= bounds.tokens_max));
                 prop_assert!(demand.deadline_ms.is_none_or(|deadline| deadline > now_ms));
                 if demand.priority != Priority::Alarm {
@@ -87,8 +104,9 @@ proptest! {
                     prop_assert!(left > bounds.waiting_kept_for_alarms);
                 }
             }
-            Decision::Refuse { code, reason, retry_after_ms } => {
-                prop_assert_eq!(code, reason.code());
+            Err(refusal) => {
+                let code = refusal.reason.code();
+                let retry_after_ms = refusal.retry_after_ms;
                 prop_assert!(retry_after_ms.is_none_or(|ms| RETRY_AFTER_MS.contains(&ms)));
                 prop_assert!(!code.may_retry() || retry_after_ms.is_some());
             }
@@ -100,8 +118,8 @@ proptest! {
         bounds in bounds(), load in load(), demand in demand(), now_ms in 0..TIME_MAX,
     ) {
         let alarm = Demand { priority: Priority::Alarm, ..demand };
-        if admit(&bounds, &load, &demand, now_ms) == Decision::Admit {
-            prop_assert_eq!(admit(&bounds, &load, &alarm, now_ms), Decision::Admit);
+        if admit(&bounds, &load, &demand, now_ms).is_ok() {
+            prop_assert_eq!(admit(&bounds, &load, &alarm, now_ms), Ok(()));
         }
     }
 
@@ -114,39 +132,46 @@ proptest! {
     }
 
     #[test]
-    fn the_next_has_nothing_before_it(all in vec(waiting(), 0..12), now_ms in 0..TIME_MAX) {
-        match queue::next(&all, now_ms) {
-            None => prop_assert!(all.is_empty()),
-            Some(index) => {
-                prop_assert_eq!(queue::ahead(&all, &all[index], now_ms), 0);
-                let alarms = all.iter().any(|one| one.priority == Priority::Alarm);
-                prop_assert_eq!(all[index].priority == Priority::Alarm, alarms);
-            }
-        }
+    fn alarms_are_first(all in vec(waiting(), 1..12), now_ms in 0..TIME_MAX) {
+        let first = all.iter().min_by(|a, b| a.order(b, now_ms)).expect("one");
+        let alarms = all.iter().any(|one| one.priority == Priority::Alarm);
+        prop_assert_eq!(first.priority == Priority::Alarm, alarms);
     }
 
     #[test]
     fn in_one_class_the_earlier_deadline_goes_first(
-        one in waiting(), mut other in waiting(), now_ms in 0..TIME_MAX,
+        one in waiting(), mut other in waiting(), now_ms in time(),
     ) {
-        prop_assume!(one.priority != Priority::Batch);
         other.priority = one.priority;
         if let (Some(a), Some(b)) = (one.deadline_ms, other.deadline_ms)
             && a < b
+            && !one.aged(now_ms)
+            && !other.aged(now_ms)
         {
             prop_assert_eq!(one.order(&other, now_ms), Ordering::Less);
         }
     }
 
     #[test]
-    fn aged_batch_work_goes_before_interactive_work_that_is_not_late(
-        batch in waiting(), other in waiting(), now_ms in 0..TIME_MAX,
+    fn who_was_served_least_is_first_among_equals(
+        one in waiting(), mut other in waiting(), now_ms in time(),
+    ) {
+        other.priority = one.priority;
+        other.deadline_ms = one.deadline_ms;
+        let aged = one.aged(now_ms) || other.aged(now_ms);
+        if one.served < other.served && !aged {
+            prop_assert_eq!(one.order(&other, now_ms), Ordering::Less);
+        }
+    }
+
+    #[test]
+    fn aged_batch_work_goes_before_interactive_work_that_has_time(
+        batch in waiting(), other in waiting(), now_ms in time(),
     ) {
         let batch = Waiting { priority: Priority::Batch, ..batch };
         let other = Waiting { priority: Priority::Interactive, ..other };
-        let aged = batch.arrival_ms.checked_add(BATCH_AGES_MS).is_some_and(|at| at <= now_ms);
-        let expected = if aged { Ordering::Less } else { Ordering::Greater };
-        if !(aged && other.expired(now_ms)) {
+        if !other.aged(now_ms) && !other.expired(now_ms) {
+            let expected = if batch.aged(now_ms) { Ordering::Less } else { Ordering::Greater };
             prop_assert_eq!(batch.order(&other, now_ms), expected);
         }
     }

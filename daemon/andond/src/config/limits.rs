@@ -19,6 +19,12 @@ pub struct LimitsConfig {
     pub stop_max: usize,
     /// Most requests of one client in flight.
     pub client_requests_max: usize,
+    /// Most requests of one client within a minute, alarms aside; unset, any number.
+    pub client_requests_per_minute: Option<u32>,
+    /// Most alarms of one client within a minute; unset, any number.
+    pub client_alarms_per_minute: Option<u32>,
+    /// Most tokens computed for one client within a minute, of prompts and answers; unset, any number.
+    pub client_tokens_per_minute: Option<u32>,
     /// Most requests that wait.
     pub queue_max: usize,
     /// Most tokens of an answer when the request does not say.
@@ -35,6 +41,9 @@ impl Default for LimitsConfig {
             messages_max: limits::MESSAGES_MAX,
             stop_max: limits::STOP_MAX,
             client_requests_max: 64,
+            client_requests_per_minute: None,
+            client_alarms_per_minute: None,
+            client_tokens_per_minute: None,
             queue_max: 64,
             tokens_max_default: 512,
             tokens_max: None,
@@ -63,6 +72,24 @@ impl LimitsConfig {
             self.client_requests_max,
             1..=65_536,
         );
+        for (key, rate) in [
+            (
+                "limits.client-requests-per-minute",
+                self.client_requests_per_minute,
+            ),
+            (
+                "limits.client-alarms-per-minute",
+                self.client_alarms_per_minute,
+            ),
+            (
+                "limits.client-tokens-per-minute",
+                self.client_tokens_per_minute,
+            ),
+        ] {
+            if let Some(rate) = rate {
+                problems.within(key, rate, 1..=1_000_000_000);
+            }
+        }
         problems.within("limits.queue-max", self.queue_max, 1..=65_536);
         problems.within(
             "limits.tokens-max-default",

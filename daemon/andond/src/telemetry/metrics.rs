@@ -199,6 +199,8 @@ pub struct Telemetry {
     pub waiting: Gauge,
     /// Requests being answered.
     pub running: Gauge,
+    /// How often one of them stood aside for another.
+    pub parked: Counter,
     /// From submission to the first token, in seconds.
     pub first_token_seconds: Histogram,
     /// Open connections.
@@ -338,6 +340,7 @@ impl Telemetry {
             memory: Family::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
+            parked: Counter::default(),
             first_token_seconds: Histogram::new(edges),
             connections: Family::default(),
             malformed: Family::default(),
@@ -400,6 +403,11 @@ impl Telemetry {
             "running",
             "Requests being answered",
             telemetry.running.clone(),
+        );
+        registry.register(
+            "parked",
+            "How often a request being answered stood aside for another",
+            telemetry.parked.clone(),
         );
         registry.register_with_unit(
             "first_token",

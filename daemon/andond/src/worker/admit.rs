@@ -1,16 +1,20 @@
 //! What becomes of a request that is handed over: refused at once with a reason, or put on the board.
 //!
-//! The decision is [`andon_policy::admission`]'s; here it is given what it looks at.
+//! The decision is the scheduler's.
 
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_policy::admission::{self, Bounds, Decision, Demand, Load, Reason};
-use andon_policy::queue::{self, Waiting};
+use andon_policy::admission::{Bounds, Reason, Refusal};
+use andon_policy::client::{ClientId, Rates};
+use andon_policy::rate::Rate;
+use andon_policy::scheduler::{self, Arrival, Places};
 
-use super::board::{Board, Job, Key, Phase, Queued};
+use super::board::{Job, Key, Phase, Stage, Waiting};
 use super::job::Mailbox;
-use super::{ModelFacts, QUEUE_SHARE_FOR_ALARMS, Shared};
+use super::{ModelFacts, PLACES_FOR_ALARMS, SHARE_FOR_ALARMS, Shared};
+use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
 
@@ -78,77 +82,58 @@ impl Shared {
                 )
             });
         }
-        let order = Waiting {
-            priority: priority.into(),
+        let priority = priority.into();
+        let arrival = Arrival {
+            // Nobody can choose a name that is taken for another's: the hash is keyed.
+            client: ClientId(self.seeds.hash_one((key.local, &key.client))),
+            priority,
             deadline_ms,
-            arrival_ms: now_ms,
-            ticket: board.ticket,
-        };
-        let demand = Demand {
-            priority: priority.into(),
             tokens_max: request.tokens_max.map(saturated),
-            deadline_ms,
+            choices: request.choices,
         };
-        let load = self.load(&board, &order, &key, now_ms);
-        if let Decision::Refuse {
-            reason,
-            retry_after_ms,
-            ..
-        } = admission::admit(&self.bounds(), &load, &demand, now_ms)
-        {
-            drop(board);
-            return Err(refusal(reason, retry_after_ms));
-        }
-        board.ticket += 1;
+        let ticket = board
+            .scheduler
+            .arrived(now_ms, &arrival)
+            .map_err(|refusal| fault_of(&refusal))?;
         let mailbox = Arc::new(Mailbox::default());
         let job = Arc::new(Job {
             key: key.clone(),
+            ticket,
             origin: request.origin,
+            priority,
             submitted,
             mailbox: Arc::clone(&mailbox),
         });
         board.open.insert(key, Arc::clone(&job));
-        board.raw.push_back(Queued {
-            job,
-            order,
-            payload: request,
-        });
+        let stage = Stage::Submitted(Box::new(request));
+        board.waiting.insert(ticket, Waiting { job, stage });
         drop(board);
         self.changed.notify_all();
         Ok(mailbox)
     }
+}
 
-    fn bounds(&self) -> Bounds {
-        let limits = &self.config.limits;
-        Bounds {
+/// What the scheduler goes by.
+pub(super) fn scheduling(config: &Config) -> scheduler::Config {
+    let limits = &config.limits;
+    let rate = |count: Option<u32>| count.map(Rate::per_minute);
+    scheduler::Config {
+        bounds: Bounds {
             waiting_max: saturated(limits.queue_max),
-            waiting_kept_for_alarms: saturated(limits.queue_max / QUEUE_SHARE_FOR_ALARMS),
+            waiting_kept_for_alarms: saturated(limits.queue_max / SHARE_FOR_ALARMS),
             client_open_max: saturated(limits.client_requests_max),
             tokens_max: limits.tokens_max.map_or(u32::MAX, saturated),
-        }
-    }
-
-    fn load(&self, board: &Board, order: &Waiting, key: &Key, now_ms: u64) -> Load {
-        Load {
-            phase: match board.phase {
-                Phase::Loading => admission::Phase::Starting,
-                Phase::Serving => admission::Phase::Serving,
-                Phase::Stopping(_) | Phase::Failed => admission::Phase::Draining,
-            },
-            waiting: saturated(board.waiting()),
-            ahead: saturated(queue::ahead(board.orders(), order, now_ms)),
-            active_max: saturated(self.config.engine.parallel_max),
-            client_open: saturated(
-                board
-                    .open
-                    .keys()
-                    .filter(|open| open.same_client(key))
-                    .count(),
-            ),
-            service_ms: board
-                .service
-                .map(|service| u32::try_from(service.as_millis()).unwrap_or(u32::MAX)),
-        }
+        },
+        places: Places {
+            shared: saturated(config.engine.parallel_max),
+            for_alarms: PLACES_FOR_ALARMS,
+        },
+        pass_tokens_max: saturated(config.engine.batch_tokens_max),
+        rates: Rates {
+            requests: rate(limits.client_requests_per_minute),
+            alarms: rate(limits.client_alarms_per_minute),
+            tokens: rate(limits.client_tokens_per_minute),
+        },
     }
 }
 
@@ -181,21 +166,31 @@ fn check_kind(facts: &ModelFacts, input: &Input) -> Result<(), Fault> {
     }
 }
 
-fn refusal(reason: Reason, retry_after_ms: Option<u32>) -> Fault {
-    let (code, param) = match reason {
+/// A refusal, in the daemon's words.
+pub(super) fn fault_of(refusal: &Refusal) -> Fault {
+    let (code, param) = match refusal.reason {
         Reason::Starting | Reason::Draining => (FaultCode::Unavailable, None),
         Reason::TokensMax => (FaultCode::InvalidRequest, Some("max_tokens")),
-        Reason::DeadlinePassed | Reason::DeadlineTooShort => (FaultCode::DeadlineExceeded, None),
-        Reason::ClientFull | Reason::QueueFull => (FaultCode::Busy, None),
+        Reason::DeadlinePassed | Reason::DeadlineTooShort | Reason::TooSlow => {
+            (FaultCode::DeadlineExceeded, None)
+        }
+        Reason::ClientFull
+        | Reason::RequestRate
+        | Reason::AlarmRate
+        | Reason::TokenRate
+        | Reason::QueueFull
+        | Reason::Pressed => (FaultCode::Busy, None),
     };
     Fault {
         code,
-        message: reason.to_string(),
+        message: refusal.reason.to_string(),
         param,
-        retry_after: retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms))),
+        retry_after: refusal
+            .retry_after_ms
+            .map(|ms| Duration::from_millis(u64::from(ms))),
     }
 }
 
-fn saturated(count: usize) -> u32 {
+pub(super) fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -4,20 +4,22 @@
 //! Between any two layers another request may come first (an alarm does), or one may end; what waits meanwhile keeps
 //! its encoding. So nothing waits longer than a layer of one encoding takes.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_engine::backend::cpu::encode::Encoding;
 use andon_engine::embed::{EmbedError, Embedder, shortened};
-use andon_policy::queue::{self, Waiting};
+use andon_policy::scheduler::{Decision, Ticket};
+use andon_policy::speed::Step;
 
-use super::board::{Board, Job, Phase, Queued};
+use super::Shared;
+use super::board::{Board, Job, Phase, Stage, Waiting};
 use super::job::{Done, Finish, JobEvent, Timings, Usage, Vectors};
-use super::run::{cancelled, expired, microseconds};
-use super::{PLACES_FOR_ALARMS, Shared};
+use super::run::microseconds;
+use super::schedule::{Turn, cancelled, expired};
 use crate::fault::{Fault, FaultCode};
-use crate::request::Priority;
 
 /// What the engine is to make vectors of.
 #[derive(Debug)]
@@ -38,7 +40,6 @@ impl EmbeddingRequest {
 /// A job the engine works on.
 struct Running {
     job: Arc<Job>,
-    order: Waiting,
     request: EmbeddingRequest,
     started: Instant,
     /// Time spent on it.
@@ -52,27 +53,36 @@ struct Running {
 
 /// Serves until the daemon stops and the last job has ended.
 pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
-    let mut running: Vec<Running> = Vec::new();
-    while start_next(shared, &mut running) {
-        end_some(shared, &mut running);
-        let now_ms = shared.now_ms();
-        let Some(index) = queue::next(running.iter().map(|running| &running.order), now_ms) else {
+    let mut running = BTreeMap::new();
+    while let Some(ticket) = next(shared, &mut running) {
+        let Some(current) = running.get_mut(&ticket) else {
             continue;
         };
         let began = Instant::now();
-        let current = &mut running[index];
         let result = current.step(shared, &mut embedder);
-        current.busy += began.elapsed();
+        let took = began.elapsed();
+        current.busy += took;
+        let step = Step {
+            took_us: microseconds(took),
+            ..Step::default()
+        };
+        shared.board().scheduler.stepped(shared.now_ms(), &step);
         shared.progress();
         shared.look_after_pack();
+        if let Ok(false) = result {
+            continue;
+        }
+        let Some(current) = running.remove(&ticket) else {
+            continue;
+        };
+        let in_time = shared.board().scheduler.finished(shared.now_ms(), ticket);
         match result {
-            Ok(false) => {}
-            Ok(true) => finish(shared, running.swap_remove(index), embedder.dimensions()),
+            Ok(_) if in_time => finish(shared, current, embedder.dimensions()),
+            Ok(_) => shared.fail(&current.job, expired("before all vectors were computed")),
             Err(error) => {
                 tracing::error!(%error, "an encoding failed");
-                let code = FaultCode::Internal;
-                let job = running.swap_remove(index).job;
-                shared.fail(&job, Fault::new(code, error.to_string()));
+                let fault = Fault::new(FaultCode::Internal, error.to_string());
+                shared.fail(&current.job, fault);
                 if let EmbedError::ModelChanged { .. } = error {
                     shared.breaks(error.to_string());
                 }
@@ -82,11 +92,10 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
 }
 
 impl Running {
-    fn new(queued: Queued<EmbeddingRequest>) -> Running {
+    fn new(job: Arc<Job>, request: EmbeddingRequest) -> Running {
         Running {
-            job: queued.job,
-            order: queued.order,
-            request: queued.payload,
+            job,
+            request,
             started: Instant::now(),
             busy: Duration::ZERO,
             values: Vec::new(),
@@ -159,7 +168,6 @@ fn finish(shared: &Shared, running: Running, dimensions: usize) {
             first_token_us: microseconds(running.job.submitted.elapsed()),
         },
     };
-    shared.board().took(running.started.elapsed());
     shared.telemetry.answered(&done);
     running.job.mailbox.post(JobEvent::Vectors(Vectors {
         dimensions: running.request.dimensions.unwrap_or(dimensions),
@@ -168,89 +176,81 @@ fn finish(shared: &Shared, running: Running, dimensions: usize) {
     shared.finish(&running.job, JobEvent::Done(done));
 }
 
-/// Waits until there is something to do and starts what may start. False when all is over.
-fn start_next(shared: &Shared, running: &mut Vec<Running>) -> bool {
-    let mut board = shared.board();
+/// Waits until there is something to compute, with everything done that the scheduler says, and gives what goes first.
+/// `None` when all is over.
+fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Ticket> {
+    let mut turn = Turn::default();
     loop {
+        let mut board = shared.board();
         let now_ms = shared.now_ms();
-        let phase = board.phase;
-        let over = match phase {
-            Phase::Stopping(_) | Phase::Failed => board.clear(),
-            Phase::Loading | Phase::Serving => board.sweep(now_ms),
-        };
-        if !over.is_empty() {
+        let mut over = end_some(shared, &mut board, running, now_ms);
+        turn.gather(shared, &mut board, now_ms);
+        for decision in &turn.decisions {
+            // Parked ones keep their encoding, and need nothing done.
+            if let Decision::Stop(ticket) = decision
+                && let Some(running) = running.remove(ticket)
+            {
+                board.scheduler.finished(now_ms, *ticket);
+                over.push((running.job, expired("before all vectors were computed")));
+            }
+        }
+        for (ticket, Waiting { job, stage }) in turn.starts.drain(..) {
+            if let Stage::Embedding(request) = stage {
+                job.mailbox.post(JobEvent::Started);
+                running.insert(ticket, Running::new(job, request));
+            }
+        }
+        shared.telemetry.load(board.waiting.len(), board.running());
+        if !over.is_empty() || !turn.is_empty() {
             drop(board);
-            for job in over {
-                let fault = match phase {
-                    Phase::Stopping(_) | Phase::Failed => shared.closed(),
-                    Phase::Loading | Phase::Serving if job.mailbox.cancelled() => cancelled(),
-                    Phase::Loading | Phase::Serving => expired("before its turn came"),
-                };
+            turn.tell(shared);
+            for (job, fault) in over {
                 shared.fail(&job, fault);
             }
-            board = shared.board();
             continue;
         }
-        while let Some(queued) = startable(shared, &mut board, running, now_ms) {
-            queued.job.mailbox.post(JobEvent::Started);
-            running.push(Running::new(queued));
+        if let Some(ticket) = board.scheduler.first(now_ms) {
+            return Some(ticket);
         }
-        board.running = running.len();
-        shared.telemetry.load(board.waiting(), board.running);
-        if !running.is_empty() {
-            return true;
+        if running.is_empty() {
+            shared.idle();
+            if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
+            {
+                return None;
+            }
         }
-        shared.idle();
-        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing() {
-            return false;
-        }
-        let wait = board
-            .next_deadline_ms()
-            .map(|deadline_ms| Duration::from_millis(deadline_ms.saturating_sub(now_ms).max(1)));
-        board = shared.wait(board, wait);
+        let wait = board.wake_after(now_ms);
+        drop(shared.wait(board, wait));
     }
 }
 
-/// Takes the job that goes next out of the queue if there is a place for it.
-fn startable(
+/// Ends what its client gave up, and, once the grace is over or the model broken, everything.
+fn end_some(
     shared: &Shared,
     board: &mut Board,
-    running: &[Running],
+    running: &mut BTreeMap<Ticket, Running>,
     now_ms: u64,
-) -> Option<Queued<EmbeddingRequest>> {
-    let is_alarm = |order: &Waiting| order.priority == Priority::Alarm.into();
-    let index = Board::next_of(&board.embeddings, now_ms)?;
-    let alarm = is_alarm(&board.embeddings.get(index)?.order);
-    let parallel_max = shared.config.engine.parallel_max;
-    let others = running.iter().filter(|running| !is_alarm(&running.order));
-    let places = parallel_max.saturating_add(PLACES_FOR_ALARMS);
-    if running.len() >= places || (!alarm && others.count() >= parallel_max) {
-        return None;
-    }
-    board.embeddings.remove(index)
-}
-
-/// Ends what its client gave up, what is late, and, once the grace is over or the model broken, everything.
-fn end_some(shared: &Shared, running: &mut Vec<Running>) {
-    let now_ms = shared.now_ms();
-    let closed = match shared.board().phase {
+) -> Vec<(Arc<Job>, Fault)> {
+    let closed = match board.phase {
         Phase::Stopping(until) => Instant::now() >= until,
         Phase::Failed => true,
         Phase::Loading | Phase::Serving => false,
     };
-    running.retain(|running| {
+    let mut over = Vec::new();
+    running.retain(|&ticket, running| {
         let fault = if running.job.mailbox.cancelled() {
             cancelled()
-        } else if running.order.expired(now_ms) {
-            expired("before all vectors were computed")
         } else if closed {
             shared.closed()
         } else {
             return true;
         };
-        shared.fail(&running.job, fault);
+        board.scheduler.cancelled(now_ms, ticket);
+        board.scheduler.finished(now_ms, ticket);
+        over.push((Arc::clone(&running.job), fault));
         false
     });
+    over
 }
 
 #[cfg(test)]

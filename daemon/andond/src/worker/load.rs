@@ -10,14 +10,12 @@ use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 
+use super::admit::scheduling;
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
-use super::{ModelFacts, PLACES_FOR_ALARMS};
+use super::{ModelFacts, SHARE_FOR_ALARMS};
 use crate::config::Config;
 use crate::registry::{Packs, Registry, Served};
-
-/// Most tokens of a prompt in one pass: what a prompt may delay others by.
-pub(super) const PREFILL_CHUNK_TOKENS: usize = 128;
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -120,14 +118,15 @@ pub(super) fn load(
         isa: executor.isa().name().to_owned(),
         threads: executor.threads(),
     };
-    let mut generator = Generator::new(
-        executor,
-        GeneratorOptions {
-            parallel_max: config.engine.parallel_max.saturating_add(PLACES_FOR_ALARMS),
-            prefill_chunk_tokens: PREFILL_CHUNK_TOKENS,
-            ..GeneratorOptions::default()
-        },
-    );
+    let places = scheduling(config).places;
+    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let options = GeneratorOptions {
+        parallel_max: count(places.all()),
+        parked_max: count(places.resident_max().saturating_sub(places.all())),
+        kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
+        ..GeneratorOptions::default()
+    };
+    let mut generator = Generator::new(executor, options);
     self_test(&model, &mut generator)?;
     let executor = generator.executor();
     let memory = Memory::of(config, executor, served.tasks.len());

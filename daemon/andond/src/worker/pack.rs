@@ -78,7 +78,7 @@ fn goes_on(shared: &Shared) -> bool {
             return false;
         }
         let measuring = shared.measuring.load(Ordering::Relaxed);
-        if board.running == 0 && board.waiting() == 0 && !measuring {
+        if board.running() == 0 && board.waiting.is_empty() && !measuring {
             return true;
         }
         board = shared.wait(board, Some(LOOK_AGAIN));

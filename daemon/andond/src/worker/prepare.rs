@@ -11,12 +11,14 @@ use andon_engine::sample::{LogitBias, SamplingOptions};
 use andon_engine::speculate::{Corpus, Sources};
 use andon_engine::tokenizer::{self, Special};
 
-use andon_policy::queue::Waiting;
+use andon_policy::scheduler::Size;
+use andon_wire::Priority;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::board::{Job, Key, Phase, Prepared, Queued};
+use super::admit::{fault_of, saturated};
+use super::board::{Board, Job, Key, Phase, Prepared, Stage};
 use super::corpora::Corpora;
 use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
@@ -24,7 +26,7 @@ use super::job::JobEvent;
 use super::tools::{self, render};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{
-    Calling, EmbeddingInput, Gap, Input, Priority, Request, Sampling, check_embedding_tokens,
+    Calling, EmbeddingInput, Gap, Input, Request, Sampling, check_embedding_tokens,
 };
 use crate::task::{Resolved, Tasks};
 
@@ -79,95 +81,104 @@ pub(super) fn run(
         shared.changed.notify_all();
     }
     loop {
-        let Some(queued) = next(shared, lane) else {
+        let Some((job, request)) = next(shared, lane) else {
             return;
         };
-        if let Input::Embeddings { inputs, dimensions } = queued.payload.input {
+        if let Input::Embeddings { inputs, dimensions } = request.input {
             let prepared = embeddings(model, context_tokens_max, inputs, dimensions);
-            put_embeddings(shared, lane, queued.job, queued.order, prepared);
+            let size = prepared.as_ref().ok().map(|prepared| Size {
+                prompt_tokens: saturated(prepared.tokens()),
+                tokens_max: 0,
+            });
+            let accepted = size.map(|size| JobEvent::Accepted {
+                prompt_tokens: size.prompt_tokens as usize,
+                calls: None,
+            });
+            let ready = prepared.map(Stage::Embedding);
+            put(shared, lane, &job, ready, size.zip(accepted));
             continue;
         }
-        let key = &queued.job.key;
-        let calls = tools::may_call(&queued.payload);
+        let calls = tools::may_call(&request);
         let prepared = prepare(
             shared,
             model,
             corpora,
             context_tokens_max,
-            key,
+            &job.key,
             &mut grammars,
-            queued.payload,
+            request,
         );
-        let mut board = shared.board();
-        board.rendering[lane as usize] = None;
-        match (prepared, board.phase) {
-            (Ok(prepared), Phase::Serving) => {
-                queued.job.mailbox.post(JobEvent::Accepted {
-                    prompt_tokens: prepared.request.prompt.len(),
-                    calls: calls
-                        .then(|| model.tool_style())
-                        .flatten()
-                        .map(|style| style.format().clone()),
-                });
-                if queued.order.priority == Priority::Alarm.into() {
-                    // Under the board's lock, like the look at it.
-                    shared.alarm_ready.store(true, Ordering::Relaxed);
-                }
-                board.ready.push_back(Queued {
-                    job: queued.job,
-                    order: queued.order,
-                    payload: prepared,
-                });
-                drop(board);
-            }
-            (Ok(_), _) => {
-                drop(board);
-                shared.fail(&queued.job, shared.closed());
-            }
-            (Err(fault), _) => {
-                drop(board);
-                shared.fail(&queued.job, fault);
-            }
-        }
-        // Also after a failure: a worker that stops waits for this thread to have nothing in hand.
-        shared.changed.notify_all();
+        let size = prepared.as_ref().ok().map(|prepared| Size {
+            prompt_tokens: saturated(prepared.request.prompt.len()),
+            tokens_max: saturated(prepared.request.tokens_max.unwrap_or(usize::MAX)),
+        });
+        let accepted = size.map(|size| JobEvent::Accepted {
+            prompt_tokens: size.prompt_tokens as usize,
+            calls: calls
+                .then(|| model.tool_style())
+                .flatten()
+                .map(|style| style.format().clone()),
+        });
+        let ready = prepared.map(|prepared| Stage::Ready(Box::new(prepared)));
+        put(shared, lane, &job, ready, size.zip(accepted));
     }
 }
 
-/// Puts a request for embeddings where the engine's thread takes it, or fails it.
-fn put_embeddings(
+/// Puts a job where the engine's thread takes it, or fails it.
+fn put(
     shared: &Shared,
     lane: Lane,
-    job: Arc<Job>,
-    order: Waiting,
-    prepared: Result<EmbeddingRequest, Fault>,
+    job: &Arc<Job>,
+    ready: Result<Stage, Fault>,
+    accepted: Option<(Size, JobEvent)>,
 ) {
     let mut board = shared.board();
-    board.rendering[lane as usize] = None;
-    let serving = board.phase == Phase::Serving;
-    match prepared {
-        Ok(payload) if serving => {
-            job.mailbox.post(JobEvent::Accepted {
-                prompt_tokens: payload.tokens(),
-                calls: None,
-            });
-            board.embeddings.push_back(Queued {
-                job,
-                order,
-                payload,
-            });
-            drop(board);
+    board.rendering[lane as usize] = false;
+    let fault = match (ready, accepted, board.phase) {
+        (Err(fault), ..) => Some(fault),
+        (Ok(stage), Some((size, accepted)), Phase::Serving) => {
+            offer(shared, &mut board, job, stage, size, accepted).err()
         }
-        Ok(_) => {
-            drop(board);
-            shared.fail(&job, shared.closed());
-        }
-        Err(fault) => {
-            drop(board);
-            shared.fail(&job, fault);
-        }
+        (Ok(_), ..) => Some(shared.closed()),
+    };
+    if let Some(fault) = fault
+        // Who is not there any more has been told.
+        && board.waiting.remove(&job.ticket).is_some()
+    {
+        board.scheduler.forget(shared.now_ms(), job.ticket);
+        drop(board);
+        shared.fail(job, fault);
+    } else {
+        drop(board);
     }
+    // Also after a failure: a worker that stops waits for this thread to have nothing in hand.
     shared.changed.notify_all();
+}
+
+/// Tells the scheduler that a job is ready, if it is still wanted.
+fn offer(
+    shared: &Shared,
+    board: &mut Board,
+    job: &Job,
+    stage: Stage,
+    size: Size,
+    accepted: JobEvent,
+) -> Result<(), Fault> {
+    let Some(waiting) = board.waiting.get_mut(&job.ticket) else {
+        return Ok(());
+    };
+    let now_ms = shared.now_ms();
+    board
+        .scheduler
+        .prepared(now_ms, job.ticket, size)
+        .map_err(|refusal| fault_of(&refusal))?;
+    waiting.stage = stage;
+    job.mailbox.post(accepted);
+    if job.priority == Priority::Alarm {
+        // Under the board's lock, like the look at it.
+        shared.alarm_ready.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// The tokens of inputs, each held to the context: nothing is ever cut.
@@ -214,7 +225,7 @@ fn embeddings(
     })
 }
 
-fn next(shared: &Shared, lane: Lane) -> Option<Queued<Request>> {
+fn next(shared: &Shared, lane: Lane) -> Option<(Arc<Job>, Request)> {
     let mut board = shared.board();
     loop {
         if !matches!(board.phase, Phase::Loading | Phase::Serving) {
@@ -222,9 +233,9 @@ fn next(shared: &Shared, lane: Lane) -> Option<Queued<Request>> {
         }
         let tasks = shared.tasks.get();
         let mine = |request: &Request| Lane::of(request, tasks) == lane;
-        if let Some(queued) = board.take_raw(shared.now_ms(), mine) {
-            board.rendering[lane as usize] = Some(queued.order);
-            return Some(queued);
+        if let Some(next) = board.take_submitted(shared.now_ms(), mine) {
+            board.rendering[lane as usize] = true;
+            return Some(next);
         }
         board = shared.wait(board, None);
     }

@@ -1,6 +1,6 @@
 //! The thread that computes: starts what waits, makes one pass after the other, delivers what comes out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,100 +11,141 @@ use andon_engine::generate::{
     StartError, StepError,
 };
 use andon_engine::tokenizer::Tokenizer;
+use andon_policy::scheduler::{Decision, Scheduler, Ticket};
+use andon_policy::speed::Step;
+use andon_wire::Priority;
 
-use super::board::{Board, Job, Phase, Prepared, Queued};
+use super::Shared;
+use super::admit::saturated;
+use super::board::{Board, Job, Phase, Prepared, Stage, Waiting};
 use super::calibrate::Calibrating;
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
-use super::load::PREFILL_CHUNK_TOKENS;
-use super::{PLACES_FOR_ALARMS, Shared};
+use super::schedule::{Turn, cancelled, expired};
 use crate::fault::{Fault, FaultCode};
-use crate::request::Priority;
 
 /// A job the engine works on.
 #[derive(Debug)]
 struct Running {
     job: Arc<Job>,
     started: Instant,
-    deadline_ms: Option<u64>,
     task: Option<Arc<str>>,
-    alarm: bool,
-    /// Why it was cancelled, once it is.
+    /// Why it is given up, once it is; and whether the engine and the scheduler know.
     fault: Option<Fault>,
+    given_up: bool,
     /// Its generations, one for each answer, and how those ended that did.
     choices: Vec<(GenerationId, Option<Finish>)>,
+    /// Tokens of its prompt that were computed, and of its answers, that the scheduler is yet to be told of.
+    read: Option<u32>,
+    decoded: u32,
     /// What the answers that ended took.
     usage: Usage,
     timings: Timings,
 }
 
 impl Running {
-    /// Answers that are not over.
-    fn open(&self) -> usize {
-        self.choices
-            .iter()
-            .filter(|(_, finish)| finish.is_none())
-            .count()
+    /// Its answers that are not over.
+    fn open(&self) -> impl Iterator<Item = GenerationId> + '_ {
+        let open = |&(id, finish): &(_, Option<Finish>)| finish.is_none().then_some(id);
+        self.choices.iter().filter_map(open)
+    }
+
+    /// Tells the scheduler what was computed.
+    fn note(&mut self, scheduler: &mut Scheduler, now_ms: u64) {
+        if let Some(computed) = self.read.take() {
+            scheduler.prompt_read(now_ms, self.job.ticket, computed);
+        }
+        let decoded = std::mem::take(&mut self.decoded);
+        if decoded > 0 {
+            scheduler.decoded(now_ms, self.job.ticket, decoded);
+        }
     }
 }
 
-/// What the engine works on: jobs by their first generation, and the job of each generation with its place there.
+/// What the engine works on: jobs, and the job of each generation with its place there.
 #[derive(Debug, Default)]
 struct Jobs {
-    running: HashMap<GenerationId, Running>,
-    owners: HashMap<GenerationId, (GenerationId, u32)>,
+    running: BTreeMap<Ticket, Running>,
+    owners: HashMap<GenerationId, (Ticket, u32)>,
 }
 
 impl Jobs {
-    fn is_empty(&self) -> bool {
-        self.running.is_empty()
-    }
-
     fn insert(&mut self, running: Running) {
-        let Some(&(first, _)) = running.choices.first() else {
-            return;
-        };
+        let ticket = running.job.ticket;
         for (place, &(id, _)) in (0..).zip(&running.choices) {
-            self.owners.insert(id, (first, place));
+            self.owners.insert(id, (ticket, place));
         }
-        self.running.insert(first, running);
+        self.running.insert(ticket, running);
     }
 
     /// The job of a generation, and which of its answers that is.
     fn of(&mut self, id: GenerationId) -> Option<(&mut Running, u32)> {
-        let &(first, place) = self.owners.get(&id)?;
-        Some((self.running.get_mut(&first)?, place))
+        let &(ticket, place) = self.owners.get(&id)?;
+        Some((self.running.get_mut(&ticket)?, place))
     }
 
     /// Takes a job out, all of whose answers are over.
     fn remove(&mut self, id: GenerationId) -> Option<Running> {
-        let (first, _) = self.owners.get(&id).copied()?;
-        let running = self.running.remove(&first)?;
+        let (ticket, _) = self.owners.get(&id).copied()?;
+        let running = self.running.remove(&ticket)?;
         for (id, _) in &running.choices {
             self.owners.remove(id);
         }
         Some(running)
     }
+
+    /// Notes who is to be ended: whose client is gone, who was found at fault while delivering (a reader too slow for its
+    /// answer), and, once the grace is over, everyone. Says whether there is someone new.
+    fn give_up(&mut self, board: &mut Board, now_ms: u64) -> bool {
+        let grace_over = matches!(board.phase, Phase::Stopping(until) if Instant::now() >= until);
+        let mut any = false;
+        for running in self
+            .running
+            .values_mut()
+            .filter(|running| !running.given_up)
+        {
+            if running.fault.is_none() {
+                running.fault = if running.job.mailbox.cancelled() {
+                    Some(cancelled())
+                } else {
+                    grace_over.then(Shared::stopping)
+                };
+            }
+            if running.fault.is_some() {
+                board.scheduler.cancelled(now_ms, running.job.ticket);
+                running.given_up = true;
+                any = true;
+            }
+        }
+        any
+    }
 }
 
 /// Serves until the daemon stops and the last job has ended.
 pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, tokenizer: &Tokenizer) {
-    let mut running = Jobs::default();
+    let mut jobs = Jobs::default();
     let mut speed = SpeedMeter::default();
     let mut calibration = Calibrating::default();
+    let mut readers = Vec::new();
     shared.measuring.store(true, Ordering::Relaxed);
-    while start_next(shared, &mut generator, &mut running, &mut calibration) {
-        cancel_some(shared, &mut generator, &mut running);
+    while let Some(tokens_max) = next_pass(
+        shared,
+        &mut generator,
+        &mut jobs,
+        tokenizer,
+        &mut calibration,
+        &mut readers,
+    ) {
         let began = Instant::now();
         let mut decoded = 0;
+        let reading = Reading {
+            tokens_max,
+            order: Some(&readers),
+        };
         // What an alarm interrupts is begun again after its prompt has been read. Each interrupts one pass at most,
         // also where it finds no place, and many do not keep a prompt from being read.
-        let reading = Reading {
-            tokens_max: PREFILL_CHUNK_TOKENS,
-            order: None,
-        };
         let result = generator.step_reading(
             reading,
-            &mut |id, event| deliver(shared, &mut running, tokenizer, id, event, &mut decoded),
+            &mut |id, event| deliver(shared, &mut jobs, tokenizer, id, event, &mut decoded),
             &|| shared.alarm_ready.load(Ordering::Relaxed),
         );
         if let Err(error) = result {
@@ -113,9 +154,10 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
                 shared.breaks(error.to_string());
             }
         }
+        let took = began.elapsed();
+        shared.stepped(&mut jobs, &generator, decoded, took);
         shared.progress();
         shared.look_after_pack();
-        let took = began.elapsed();
         speed.stepped(shared, decoded, took);
         if let Some(model) = shared.model.get().filter(|_| decoded > 0) {
             shared.telemetry.decode_pass(model.bytes_per_token(), took);
@@ -128,133 +170,191 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
     }
 }
 
-/// Waits until there is something to do and starts what may start. False when all is over.
-fn start_next<F: Forward>(
+impl Shared {
+    /// Tells the scheduler what a pass came to.
+    fn stepped<F: Forward>(
+        &self,
+        jobs: &mut Jobs,
+        generator: &Generator<F>,
+        decoded: usize,
+        took: Duration,
+    ) {
+        let last = generator.last_pass();
+        let mut board = self.board();
+        let now_ms = self.now_ms();
+        for running in jobs.running.values_mut() {
+            running.note(&mut board.scheduler, now_ms);
+        }
+        if last.answering > 0 || last.prompt_tokens > 0 {
+            let step = Step {
+                took_us: microseconds(took),
+                answers: saturated(last.answering),
+                answer_tokens: saturated(decoded),
+                prompt_tokens: saturated(last.prompt_tokens),
+            };
+            board.scheduler.stepped(now_ms, &step);
+        }
+    }
+}
+
+/// Waits until there is something to compute, with everything done that the scheduler says. Gives the tokens of prompts
+/// that the next pass may read, and leaves in `readers` whose; `None` when all is over.
+fn next_pass<F: Forward>(
     shared: &Shared,
     generator: &mut Generator<F>,
-    running: &mut Jobs,
+    jobs: &mut Jobs,
+    tokenizer: &Tokenizer,
     calibration: &mut Calibrating,
-) -> bool {
-    let mut board = shared.board();
+    readers: &mut Vec<GenerationId>,
+) -> Option<usize> {
+    let mut turn = Turn::default();
+    let mut reading = Vec::new();
     loop {
+        let mut board = shared.board();
         shared.alarm_ready.store(false, Ordering::Relaxed);
         let now_ms = shared.now_ms();
-        let over = match board.phase {
-            Phase::Stopping(_) | Phase::Failed => board.clear(),
-            Phase::Loading | Phase::Serving => board.sweep(now_ms),
-        };
-        if !over.is_empty() {
-            let phase = board.phase;
+        let given_up = jobs.give_up(&mut board, now_ms);
+        turn.gather(shared, &mut board, now_ms);
+        shared.telemetry.load(board.waiting.len(), board.running());
+        if given_up || !turn.is_empty() {
             drop(board);
-            for job in over {
-                let fault = match phase {
-                    Phase::Stopping(_) | Phase::Failed => shared.closed(),
-                    Phase::Loading | Phase::Serving if job.mailbox.cancelled() => cancelled(),
-                    Phase::Loading | Phase::Serving => expired("before its turn came"),
-                };
-                shared.fail(&job, fault);
-            }
-            board = shared.board();
+            turn.tell(shared);
+            apply(shared, generator, jobs, tokenizer, &mut turn);
             continue;
         }
-        while let Some(queued) = startable(shared, &mut board, running, now_ms) {
-            if !start(shared, &mut board, generator, running, queued) {
-                break;
+        if board.scheduler.computes() {
+            let tokens = board.scheduler.pass(now_ms, &mut reading);
+            readers.clear();
+            for running in reading.iter().filter_map(|ticket| jobs.running.get(ticket)) {
+                readers.extend(running.open());
+            }
+            return Some(usize::try_from(tokens).unwrap_or(usize::MAX));
+        }
+        if jobs.running.is_empty() {
+            shared.idle();
+            if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
+            {
+                return None;
+            }
+            if board.renders_nothing() && board.waiting.is_empty() && !calibration.is_over() {
+                drop(board);
+                calibration.step(shared, generator);
+                shared
+                    .measuring
+                    .store(!calibration.is_over(), Ordering::Relaxed);
+                continue;
             }
         }
-        board.running = running.running.len();
-        shared.telemetry.load(board.waiting(), board.running);
-        if !running.is_empty() {
-            return true;
-        }
-        shared.idle();
-        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing() {
-            return false;
-        }
-        if board.renders_nothing() && board.waiting() == 0 && !calibration.is_over() {
-            drop(board);
-            calibration.step(shared, generator);
-            shared
-                .measuring
-                .store(!calibration.is_over(), Ordering::Relaxed);
-            board = shared.board();
-            continue;
-        }
-        let wait = board
-            .next_deadline_ms()
-            .map(|deadline_ms| Duration::from_millis(deadline_ms.saturating_sub(now_ms).max(1)));
-        board = shared.wait(board, wait);
+        let wait = board.wake_after(now_ms);
+        drop(shared.wait(board, wait));
     }
 }
 
-/// Takes the job that goes next out of the queue if there is a place for it.
-fn startable(
+/// Does what the scheduler says. Those that are given up go first: their places and their room are given away with it.
+fn apply<F: Forward>(
     shared: &Shared,
-    board: &mut Board,
-    running: &Jobs,
-    now_ms: u64,
-) -> Option<Queued<Prepared>> {
-    let index = Board::next_of(&board.ready, now_ms)?;
-    let next = board.ready.get(index)?;
-    let alarm = next.order.priority == Priority::Alarm.into();
-    let needed = usize::try_from(next.payload.choices.get()).unwrap_or(usize::MAX);
-    let parallel_max = shared.config.engine.parallel_max;
-    let taken = |alarms: bool| -> usize {
-        let counted = running
-            .running
-            .values()
-            .filter(|running| alarms || !running.alarm);
-        counted.map(Running::open).sum()
-    };
-    let fits = |taken: usize, places: usize| taken.saturating_add(needed) <= places;
-    let places = parallel_max.saturating_add(PLACES_FOR_ALARMS);
-    if !fits(taken(true), places) || (!alarm && !fits(taken(false), parallel_max)) {
-        return None;
+    generator: &mut Generator<F>,
+    jobs: &mut Jobs,
+    tokenizer: &Tokenizer,
+    turn: &mut Turn,
+) {
+    for decision in &turn.decisions {
+        if let Decision::Stop(ticket) = decision
+            && let Some(running) = jobs.running.get_mut(ticket)
+        {
+            let late = || expired("before the answer was complete");
+            running.fault.get_or_insert_with(late);
+            running.given_up = true;
+        }
     }
-    board.ready.remove(index)
+    for running in jobs.running.values().filter(|running| running.given_up) {
+        running.open().for_each(|id| {
+            generator.cancel(id);
+        });
+    }
+    generator.end_cancelled(&mut |id, event| deliver(shared, jobs, tokenizer, id, event, &mut 0));
+    for decision in &turn.decisions {
+        let (ticket, parks) = match decision {
+            Decision::Park(ticket) => (ticket, true),
+            Decision::Resume(ticket) => (ticket, false),
+            _ => continue,
+        };
+        let open = jobs.running.get(ticket).into_iter().flat_map(Running::open);
+        for id in open {
+            let done = if parks {
+                generator.park(id)
+            } else {
+                generator.resume(id)
+            };
+            debug_assert!(done, "the scheduler counts other places");
+        }
+        if parks {
+            shared.telemetry.parked.inc();
+        }
+    }
+    let mut room = true;
+    for (ticket, waiting) in turn.starts.drain(..) {
+        let back = if room {
+            start(shared, generator, jobs, waiting)
+        } else {
+            Some(waiting)
+        };
+        // It goes back, and nobody goes before it but alarms: what it needs comes free when others end.
+        if let Some(waiting) = back {
+            room = false;
+            let mut board = shared.board();
+            board.scheduler.no_room(ticket);
+            board.waiting.insert(ticket, waiting);
+        }
+    }
 }
 
-/// Starts a job. False when nothing more may be started now.
+/// Starts a job. Gives it back if there is no room for it now.
 fn start<F: Forward>(
     shared: &Shared,
-    board: &mut Board,
     generator: &mut Generator<F>,
-    running: &mut Jobs,
-    queued: Queued<Prepared>,
-) -> bool {
+    jobs: &mut Jobs,
+    waiting: Waiting,
+) -> Option<Waiting> {
+    let Stage::Ready(prepared) = &waiting.stage else {
+        // No other stage is started by this thread.
+        return Some(waiting);
+    };
     let Prepared {
         request, choices, ..
-    } = &queued.payload;
-    let alarm = queued.order.priority == Priority::Alarm.into();
+    } = &**prepared;
     let request = GenerationRequest {
-        urgent: alarm,
+        urgent: waiting.job.priority == Priority::Alarm,
         ..request.clone()
     };
     match generator.start_group(request, *choices) {
         Ok(ids) => {
-            queued.job.mailbox.post(JobEvent::Started);
-            running.insert(Running {
-                job: queued.job,
+            waiting.job.mailbox.post(JobEvent::Started);
+            jobs.insert(Running {
                 started: Instant::now(),
-                deadline_ms: queued.order.deadline_ms,
-                task: queued.payload.task,
-                alarm,
+                task: prepared.task.clone(),
+                job: waiting.job,
                 fault: None,
+                given_up: false,
                 choices: ids.map(|id| (id, None)).collect(),
+                read: None,
+                decoded: 0,
                 usage: Usage::default(),
                 timings: Timings::default(),
             });
-            true
+            None
         }
-        // It goes back and nothing overtakes it: what it needs comes free when others end.
-        Err(StartError::Busy { .. } | StartError::KvFull { .. }) if !running.is_empty() => {
-            board.ready.push_front(queued);
-            false
+        Err(StartError::Busy { .. } | StartError::KvFull { .. }) if !jobs.running.is_empty() => {
+            Some(waiting)
         }
         Err(error) => {
-            board.open.remove(&queued.job.key);
-            shared.end(&queued.job, JobEvent::Failed(fault_of(&error)));
-            true
+            let mut board = shared.board();
+            board
+                .scheduler
+                .finished(shared.now_ms(), waiting.job.ticket);
+            drop(board);
+            shared.fail(&waiting.job, fault_of(&error));
+            None
         }
     }
 }
@@ -269,54 +369,9 @@ fn fault_of(error: &StartError) -> Fault {
     Fault::new(code, error.to_string())
 }
 
-pub(super) fn cancelled() -> Fault {
-    Fault::new(FaultCode::Cancelled, "the client ended the request")
-}
-
-pub(super) fn expired(when: &str) -> Fault {
-    Fault::new(
-        FaultCode::DeadlineExceeded,
-        format!("the deadline passed {when}"),
-    )
-}
-
-/// Cancels what its client gave up, what is late, and, once the grace is over, everything.
-fn cancel_some<F: Forward>(shared: &Shared, generator: &mut Generator<F>, running: &mut Jobs) {
-    let now_ms = shared.now_ms();
-    let grace_over =
-        matches!(shared.board().phase, Phase::Stopping(until) if Instant::now() >= until);
-    for running in running.running.values_mut() {
-        if running.fault.is_some() {
-            continue;
-        }
-        let fault = if running.job.mailbox.cancelled() {
-            cancelled()
-        } else if running
-            .deadline_ms
-            .is_some_and(|deadline_ms| deadline_ms <= now_ms)
-        {
-            expired("before the answer was complete")
-        } else if grace_over {
-            Shared::stopping()
-        } else {
-            continue;
-        };
-        running.fault = Some(fault);
-    }
-    // Also what failed while delivering, when nothing could be cancelled: a reader too slow for its answer, or one of
-    // several answers.
-    for running in running.running.values() {
-        if running.fault.is_some() {
-            for &(id, _) in &running.choices {
-                generator.cancel(id);
-            }
-        }
-    }
-}
-
 fn deliver(
     shared: &Shared,
-    running: &mut Jobs,
+    jobs: &mut Jobs,
     tokenizer: &Tokenizer,
     id: GenerationId,
     event: Event<'_>,
@@ -326,12 +381,18 @@ fn deliver(
         Event::PromptDone {
             prompt_tokens,
             cached_tokens,
-        } => shared.telemetry.prompt_read(prompt_tokens, cached_tokens),
+        } => {
+            shared.telemetry.prompt_read(prompt_tokens, cached_tokens);
+            if let Some((running, _)) = jobs.of(id) {
+                running.read = Some(saturated(prompt_tokens.saturating_sub(cached_tokens)));
+            }
+        }
         Event::Text { text, ids, tokens } => {
             *decoded += ids.len();
-            let Some((running, choice)) = running.of(id) else {
+            let Some((running, choice)) = jobs.of(id) else {
                 return;
             };
+            running.decoded = running.decoded.saturating_add(saturated(ids.len()));
             let tokens = tokens
                 .iter()
                 .map(|token| logprob(tokenizer, token))
@@ -347,13 +408,13 @@ fn deliver(
             usage,
             timings,
         } => {
-            let Some((owner, choice)) = running.of(id) else {
+            let Some((owner, choice)) = jobs.of(id) else {
                 return;
             };
             ended(owner, choice, reason, usage, timings);
-            if owner.open() == 0
-                && let Some(running) = running.remove(id)
-            {
+            if owner.open().next().is_some() {
+                shared.board().scheduler.choice_ended(owner.job.ticket);
+            } else if let Some(running) = jobs.remove(id) {
                 conclude(shared, running);
             }
         }
@@ -411,7 +472,16 @@ fn ended(
 }
 
 /// Ends a job all of whose answers are over.
-fn conclude(shared: &Shared, running: Running) {
+fn conclude(shared: &Shared, mut running: Running) {
+    let mut board = shared.board();
+    let now_ms = shared.now_ms();
+    running.note(&mut board.scheduler, now_ms);
+    let in_time = board.scheduler.finished(now_ms, running.job.ticket);
+    drop(board);
+    if !in_time {
+        let late = || expired("before the answer was complete");
+        running.fault.get_or_insert_with(late);
+    }
     let done = |finish| Done {
         finish,
         usage: running.usage,
@@ -429,7 +499,6 @@ fn conclude(shared: &Shared, running: Running) {
         (None, Some(Finish::Cancelled) | None) => JobEvent::Failed(cancelled()),
     };
     if let JobEvent::Done(done) = &event {
-        shared.board().took(running.started.elapsed());
         shared.telemetry.answered(done);
         if let Some(task) = &running.task {
             shared.telemetry.answered_task(task, &done.usage);

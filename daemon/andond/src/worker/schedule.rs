@@ -1,0 +1,104 @@
+//! What the engine's thread does between two passes: it tells the scheduler who is gone, and gathers what is to be done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use andon_policy::scheduler::{Cancelled, Decision, Expiry, Ticket};
+
+use super::Shared;
+use super::board::{Board, Job, Phase, Waiting};
+use crate::fault::{Fault, FaultCode};
+
+/// What is to be done before the next pass.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// With those that the engine has, in this order; and which others it is to begin with, after that.
+    pub(super) decisions: Vec<Decision>,
+    pub(super) starts: Vec<(Ticket, Waiting)>,
+    /// Those that waited and are over.
+    over: Vec<(Arc<Job>, Fault)>,
+}
+
+impl Turn {
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.decisions.is_empty() && self.starts.is_empty() && self.over.is_empty()
+    }
+
+    /// Gathers what is to be done at this time.
+    pub(super) fn gather(&mut self, shared: &Shared, board: &mut Board, now_ms: u64) {
+        self.decisions.clear();
+        match board.phase {
+            Phase::Stopping(_) | Phase::Failed => {
+                for ticket in board.scheduler.clear(now_ms) {
+                    self.give_up(board, ticket, shared.closed());
+                }
+            }
+            Phase::Loading | Phase::Serving => {
+                let gone = |(&ticket, waiting): (&Ticket, &Waiting)| {
+                    waiting.job.mailbox.cancelled().then_some(ticket)
+                };
+                let gone: Vec<Ticket> = board.waiting.iter().filter_map(gone).collect();
+                for ticket in gone {
+                    if board.scheduler.cancelled(now_ms, ticket) == Cancelled::Waiting {
+                        self.give_up(board, ticket, cancelled());
+                    }
+                }
+            }
+        }
+        let mut decisions = std::mem::take(&mut self.decisions);
+        board.scheduler.decide(now_ms, &mut decisions);
+        decisions.retain(|&decision| match decision {
+            Decision::Expire(ticket, expiry) => {
+                let fault = match expiry {
+                    Expiry::Passed => expired("before its turn came"),
+                    Expiry::CannotBeMet => Fault::new(
+                        FaultCode::DeadlineExceeded,
+                        "the deadline can no longer be met: the answer would begin after it",
+                    ),
+                };
+                self.give_up(board, ticket, fault);
+                false
+            }
+            Decision::Start(ticket) => {
+                let waiting = board.waiting.remove(&ticket);
+                self.starts.extend(waiting.map(|waiting| (ticket, waiting)));
+                false
+            }
+            Decision::Stop(_) | Decision::Park(_) | Decision::Resume(_) => true,
+        });
+        self.decisions = decisions;
+    }
+
+    fn give_up(&mut self, board: &mut Board, ticket: Ticket, fault: Fault) {
+        let waiting = board.waiting.remove(&ticket);
+        self.over
+            .extend(waiting.map(|waiting| (waiting.job, fault)));
+    }
+
+    /// Tells those that are over. Not under the board's lock.
+    pub(super) fn tell(&mut self, shared: &Shared) {
+        for (job, fault) in self.over.drain(..) {
+            shared.fail(&job, fault);
+        }
+    }
+}
+
+impl Board {
+    /// When the scheduler is to be asked if nothing happens before, as a time from now.
+    pub(super) fn wake_after(&self, now_ms: u64) -> Option<Duration> {
+        let wake_ms = self.scheduler.wake_ms()?;
+        Some(Duration::from_millis(wake_ms.saturating_sub(now_ms).max(1)))
+    }
+}
+
+pub(super) fn cancelled() -> Fault {
+    Fault::new(FaultCode::Cancelled, "the client ended the request")
+}
+
+pub(super) fn expired(when: &str) -> Fault {
+    Fault::new(
+        FaultCode::DeadlineExceeded,
+        format!("the deadline passed {when}"),
+    )
+}

@@ -1,0 +1,301 @@
+//! What is remembered of each client: how much it has open, how much it was served, how often it asked.
+//!
+//! Invariant: no more than [`CLIENTS_MAX`] clients that have nothing open are remembered. One that
+//! is forgotten begins anew, with full buckets; the one that asked longest ago is.
+
+use alloc::collections::BTreeMap;
+
+use andon_wire::Priority;
+
+use crate::admission::{Reason, Throttled};
+use crate::rate::{Bucket, Rate};
+
+/// Clients with nothing open that are remembered.
+pub const CLIENTS_MAX: usize = 4_096;
+
+/// Names a client, by a number that nobody else has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// How often one client may ask, and for how much. `None` is any number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Requests that are no alarms.
+    pub requests: Option<Rate>,
+    /// Alarms: who has asked for much else may still raise one.
+    pub alarms: Option<Rate>,
+    /// Tokens of prompts, as far as they are computed, and answers.
+    pub tokens: Option<Rate>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    open: u32,
+    served: u64,
+    used_ms: u64,
+    requests: Bucket,
+    alarms: Bucket,
+    tokens: Bucket,
+}
+
+/// All clients.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    rates: Rates,
+    accounts: BTreeMap<ClientId, Account>,
+    idle: usize,
+    /// What a client has been served at least once it asks: who was away has saved nothing up.
+    floor: u64,
+}
+
+/// A rate for a bucket that nobody looks at.
+const UNUSED: Rate = Rate::per_minute(0);
+
+impl Clients {
+    /// No clients.
+    #[must_use]
+    pub const fn new(rates: Rates) -> Self {
+        Self {
+            rates,
+            accounts: BTreeMap::new(),
+            idle: 0,
+            floor: 0,
+        }
+    }
+
+    fn rate_of(&self, priority: Priority) -> (Option<Rate>, Reason) {
+        match priority {
+            Priority::Alarm => (self.rates.alarms, Reason::AlarmRate),
+            Priority::Interactive | Priority::Batch => (self.rates.requests, Reason::RequestRate),
+        }
+    }
+
+    /// Whether a client asks too often, or for too much.
+    pub fn throttled(
+        &mut self,
+        client: ClientId,
+        priority: Priority,
+        now_ms: u64,
+    ) -> Option<Throttled> {
+        let (rate, reason) = self.rate_of(priority);
+        let tokens = self.rates.tokens;
+        let account = self.accounts.get_mut(&client)?;
+        let bucket = match priority {
+            Priority::Alarm => &mut account.alarms,
+            Priority::Interactive | Priority::Batch => &mut account.requests,
+        };
+        let wait_ms = rate.map_or(0, |rate| bucket.wait_ms(rate, 1, now_ms));
+        if wait_ms > 0 {
+            return Some(Throttled { reason, wait_ms });
+        }
+        // An alarm is short, and nobody else's business.
+        if priority == Priority::Alarm {
+            return None;
+        }
+        let wait_ms = tokens.map_or(0, |rate| account.tokens.wait_ms(rate, 1, now_ms));
+        (wait_ms > 0).then_some(Throttled {
+            reason: Reason::TokenRate,
+            wait_ms,
+        })
+    }
+
+    /// Requests of a client that have not ended.
+    #[must_use]
+    pub fn open(&self, client: ClientId) -> u32 {
+        self.accounts.get(&client).map_or(0, |account| account.open)
+    }
+
+    /// How much a client has been served, as requests are ordered by it.
+    #[must_use]
+    pub fn served(&self, client: ClientId) -> u64 {
+        self.accounts
+            .get(&client)
+            .map_or(self.floor, |account| account.served)
+    }
+
+    /// Takes in that a client's request was admitted.
+    pub fn opened(&mut self, client: ClientId, priority: Priority, now_ms: u64) {
+        let (rate, _) = self.rate_of(priority);
+        let rates = self.rates;
+        let full = |rate: Option<Rate>| Bucket::full(rate.unwrap_or(UNUSED), now_ms);
+        let known = self.accounts.contains_key(&client);
+        let account = self.accounts.entry(client).or_insert_with(|| Account {
+            open: 0,
+            served: 0,
+            used_ms: now_ms,
+            requests: full(rates.requests),
+            alarms: full(rates.alarms),
+            tokens: full(rates.tokens),
+        });
+        if account.open == 0 {
+            account.served = account.served.max(self.floor);
+            if known {
+                self.idle = self.idle.saturating_sub(1);
+            }
+        }
+        account.open += 1;
+        account.used_ms = now_ms;
+        let bucket = match priority {
+            Priority::Alarm => &mut account.alarms,
+            Priority::Interactive | Priority::Batch => &mut account.requests,
+        };
+        if let Some(rate) = rate {
+            bucket.take(rate, 1, now_ms);
+        }
+    }
+
+    /// Takes in that a client's request begins to be computed.
+    pub fn started(&mut self, client: ClientId) {
+        self.floor = self.floor.max(self.served(client));
+    }
+
+    /// Takes in that so many tokens were computed for a client, which cost as much as so many of an answer.
+    pub fn computed(&mut self, client: ClientId, tokens: u32, cost: u64, now_ms: u64) {
+        let rate = self.rates.tokens;
+        if let Some(account) = self.accounts.get_mut(&client) {
+            account.served = account.served.saturating_add(cost);
+            if let Some(rate) = rate {
+                account.tokens.take(rate, tokens, now_ms);
+            }
+        }
+    }
+
+    /// Takes in that a client's request has ended.
+    pub fn closed(&mut self, client: ClientId, now_ms: u64) {
+        let Some(account) = self.accounts.get_mut(&client) else {
+            return;
+        };
+        account.open = account.open.saturating_sub(1);
+        account.used_ms = now_ms;
+        if account.open > 0 {
+            return;
+        }
+        self.idle += 1;
+        if self.idle > CLIENTS_MAX {
+            self.forget(now_ms);
+        }
+    }
+
+    /// Forgets the clients of which there is nothing to remember, and if there are none, one.
+    fn forget(&mut self, now_ms: u64) {
+        let (rates, floor) = (self.rates, self.floor);
+        let full = |bucket: &mut Bucket, rate: Option<Rate>| {
+            rate.is_none_or(|rate| bucket.is_full(rate, now_ms))
+        };
+        let mut oldest = None;
+        self.accounts.retain(|client, account| {
+            let keep = account.open > 0
+                || account.served > floor
+                || !full(&mut account.requests, rates.requests)
+                || !full(&mut account.alarms, rates.alarms)
+                || !full(&mut account.tokens, rates.tokens);
+            if keep && account.open == 0 {
+                let this = (account.used_ms, *client);
+                oldest = Some(oldest.map_or(this, |oldest| this.min(oldest)));
+            }
+            keep
+        });
+        self.count_idle();
+        if self.idle > CLIENTS_MAX
+            && let Some((_, client)) = oldest
+        {
+            self.accounts.remove(&client);
+            self.idle -= 1;
+        }
+    }
+
+    fn count_idle(&mut self) {
+        let idle = self.accounts.values().filter(|account| account.open == 0);
+        self.idle = idle.count();
+    }
+
+    /// Clients that are remembered.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.accounts.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CLIENTS_MAX, ClientId, Clients, Rates};
+    use crate::admission::{Reason, Throttled};
+    use crate::rate::Rate;
+    use andon_wire::Priority;
+
+    const ONE: ClientId = ClientId(1);
+    const TWO: ClientId = ClientId(2);
+    const RATES: Rates = Rates {
+        requests: Some(Rate::per_minute(2)),
+        alarms: Some(Rate::per_minute(1)),
+        tokens: Some(Rate::per_minute(600)),
+    };
+
+    #[test]
+    fn each_client_has_its_own_rates_and_alarms_theirs() {
+        let mut clients = Clients::new(RATES);
+        for _ in 0..2 {
+            assert_eq!(clients.throttled(ONE, Priority::Batch, 0), None);
+            clients.opened(ONE, Priority::Batch, 0);
+        }
+        assert_eq!(
+            clients.throttled(ONE, Priority::Interactive, 0),
+            Some(Throttled {
+                reason: Reason::RequestRate,
+                wait_ms: 30_000
+            })
+        );
+        assert_eq!(clients.throttled(TWO, Priority::Interactive, 0), None);
+        assert_eq!(clients.throttled(ONE, Priority::Alarm, 0), None);
+        clients.opened(ONE, Priority::Alarm, 0);
+        let alarm = clients.throttled(ONE, Priority::Alarm, 0);
+        assert_eq!(alarm.map(|alarm| alarm.reason), Some(Reason::AlarmRate));
+        assert_eq!(clients.open(ONE), 3);
+    }
+
+    #[test]
+    fn who_was_given_many_tokens_pays_them_off() {
+        let mut clients = Clients::new(RATES);
+        clients.opened(ONE, Priority::Batch, 0);
+        clients.computed(ONE, 700, 700, 0);
+        let throttled = clients.throttled(ONE, Priority::Batch, 0);
+        assert_eq!(
+            throttled,
+            Some(Throttled {
+                reason: Reason::TokenRate,
+                wait_ms: 10_100
+            })
+        );
+        assert_eq!(clients.throttled(ONE, Priority::Alarm, 0), None);
+        assert_eq!(clients.throttled(ONE, Priority::Batch, 10_100), None);
+    }
+
+    #[test]
+    fn who_was_away_has_saved_nothing_up() {
+        let mut clients = Clients::new(Rates::default());
+        clients.opened(ONE, Priority::Batch, 0);
+        clients.computed(ONE, 1_000, 1_000, 0);
+        clients.started(ONE);
+        clients.opened(TWO, Priority::Batch, 1);
+        assert_eq!(clients.served(TWO), 1_000);
+    }
+
+    #[test]
+    fn no_more_clients_are_remembered_than_stated() {
+        let mut clients = Clients::new(RATES);
+        let count = CLIENTS_MAX as u64 + 100;
+        for client in 0..count {
+            clients.opened(ClientId(client), Priority::Batch, client);
+            clients.closed(ClientId(client), client);
+            assert!(clients.count() <= CLIENTS_MAX);
+        }
+        // The first ones were forgotten, the last are known.
+        let throttled = |clients: &mut Clients, client| {
+            clients.opened(ClientId(client), Priority::Batch, count);
+            let throttled = clients.throttled(ClientId(client), Priority::Batch, count);
+            throttled.is_some()
+        };
+        assert!(!throttled(&mut clients, 0));
+        assert!(throttled(&mut clients, count - 1));
+    }
+}
