@@ -24,6 +24,7 @@ const DRAWING: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("tests", &["daemon/", "ffi/", "kernels"]),
     ("tests/fuzz", &["daemon/", "ffi/"]),
+    ("tests/sim", &["daemon/policy", "daemon/wire"]),
     ("tests/xtask", &[]),
 ];
 

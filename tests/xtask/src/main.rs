@@ -17,6 +17,7 @@ mod oracle;
 mod packages;
 mod python;
 mod shell;
+mod sim;
 mod stages;
 mod units;
 
@@ -77,6 +78,15 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         jobs: usize,
     },
+    /// Run the scheduler in worlds made of numbers, with their own clock, engine, clients and broker.
+    Sim {
+        /// Seed of the first world.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many events in all.
+        #[arg(long, default_value_t = 10_000_000)]
+        events: u64,
+    },
     /// Measure andon beside llama.cpp on the same files, and record it.
     Bench(bench::Options),
     /// Do the set-up of the tests and print the environment they run in.
@@ -93,6 +103,7 @@ fn main() -> ExitCode {
             jobs,
         } => fuzz::run(&target, seconds, jobs),
         Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
+        Command::Sim { seed, events } => sim::run(seed, events),
         Command::Bench(options) => bench::run(&options),
         Command::Setup => stages::print_setup(),
     };
