@@ -113,8 +113,8 @@ impl Scheduler {
             }
         }
         self.overdue_ms = next_ms;
-        for index in first..decisions.len() {
-            match decisions[index] {
+        for &decision in decisions.iter().skip(first) {
+            match decision {
                 Decision::Stop(ticket) => {
                     if let Some(entry) = self.entries.get_mut(&ticket) {
                         entry.ending = true;

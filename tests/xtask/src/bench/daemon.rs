@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::definition::Definition;
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often a folder is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -24,7 +24,19 @@ const LOOK: Duration = Duration::from_millis(100);
 const STARTS: usize = 5;
 
 /// A folder of our own, removed when dropped.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn make() -> Result<Folder> {
+        let place = std::env::temp_dir().join(format!("andon-bench-{}", std::process::id()));
+        fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+        Ok(Folder(place))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -34,7 +46,7 @@ impl Drop for Folder {
 }
 
 /// A daemon, ended when dropped.
-struct Daemon {
+pub(super) struct Daemon {
     child: Child,
     started: Instant,
     notify: UnixDatagram,
@@ -52,9 +64,7 @@ impl Drop for Daemon {
 /// # Errors
 /// When it does not start or does not answer.
 pub(super) fn start(programs: &Path, definition: &Definition, model: &Path) -> Result<Value> {
-    let place = std::env::temp_dir().join(format!("andon-bench-{}", std::process::id()));
-    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-    let folder = Folder(place);
+    let folder = Folder::make()?;
     let mut figures = json!({});
     for (pack, prefix) in [("never", "raw"), ("idle", "packed")] {
         configure(&folder.0, definition, model, pack)?;
@@ -86,7 +96,12 @@ pub(super) fn start(programs: &Path, definition: &Definition, model: &Path) -> R
     Ok(figures)
 }
 
-fn configure(folder: &Path, definition: &Definition, model: &Path, pack: &str) -> Result<()> {
+pub(super) fn configure(
+    folder: &Path,
+    definition: &Definition,
+    model: &Path,
+    pack: &str,
+) -> Result<()> {
     let mut config = toml::Table::new();
     let at = |name: &str| toml::Value::from(folder.join(name).display().to_string());
     let entries = [
@@ -115,7 +130,7 @@ fn configure(folder: &Path, definition: &Definition, model: &Path, pack: &str) -
     fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
+pub(super) fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
     let socket = folder.join("notify");
     if socket.exists() {
         fs::remove_file(&socket)?;
@@ -146,7 +161,7 @@ fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
 
 impl Daemon {
     /// How long it took to say READY.
-    fn wait_ready(&mut self, folder: &Path) -> Result<Duration> {
+    pub(super) fn wait_ready(&mut self, folder: &Path) -> Result<Duration> {
         let mut message = [0; 4096];
         while self.started.elapsed() < PATIENCE {
             if let Ok(bytes) = self.notify.recv(&mut message) {
@@ -222,7 +237,7 @@ fn first_event(socket: &Path, body: &str) -> Result<()> {
 }
 
 /// Waits until a pack is in the folder: it gets its name once it is whole.
-fn wait_for_pack(folder: &Path) -> Result<()> {
+pub(super) fn wait_for_pack(folder: &Path) -> Result<()> {
     let is_pack = |path: PathBuf| path.extension().is_some_and(|ending| ending == "pack");
     let began = Instant::now();
     while began.elapsed() < PATIENCE {

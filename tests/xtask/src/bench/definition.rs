@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Outside,
     /// The daemon: to READY, to the first token, and its memory.
     Start,
+    /// The daemon: to the first token while batch work decodes.
+    Load,
 }
 
 /// A benchmark.
@@ -63,6 +65,9 @@ pub(crate) struct Definition {
     /// Processes that keep a processor busy each.
     #[serde(default)]
     pub(crate) hogs: usize,
+    /// Batch jobs that decode `gen` tokens each, one after the other.
+    #[serde(default)]
+    pub(crate) jobs: usize,
     /// llama.cpp on the same file.
     pub(crate) rival: Option<Rival>,
     /// What is to be reached; said in the report, never a failure.
@@ -210,6 +215,7 @@ mod tests {
         for definition in &definitions {
             assert!(definition.rival.is_none() || definition.kind == Kind::Speed);
             assert_eq!(definition.hogs > 0, definition.kind == Kind::Hogs);
+            assert_eq!(definition.jobs > 0, definition.kind == Kind::Load);
             // llama.cpp would do other work.
             assert!(definition.rival.is_none() || definition.kv.is_none());
         }

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod definition;
+mod load;
 mod machine;
 mod record;
 mod rival;

@@ -46,8 +46,10 @@ pub(super) fn print(definition: &Definition, result: &Value) {
             .as_f64()
             .or_else(|| result["sides"][ANDON][name].as_f64());
         // Times, memory and costs are bounds from above.
-        let most =
-            name.ends_with("-ms") || name.starts_with("cost-") || name.starts_with("resident");
+        let most = name.ends_with("-ms")
+            || ["cost-", "resident", "alarm"]
+                .iter()
+                .any(|at| name.starts_with(at));
         let verdict = match found {
             None => "not measured".to_owned(),
             Some(found) if result["rounds"] == 0 => format!("{found} while busy, not judged"),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::definition::{Definition, Kind};
-use super::{Programs, daemon};
+use super::{Programs, daemon, load};
 use crate::shell;
 
 /// Our name among the figures.
@@ -58,6 +58,7 @@ pub(super) fn andon(
         }
         Kind::Outside => outside(&lab, definition, model)?,
         Kind::Start => daemon::start(&programs.folder, definition, model)?,
+        Kind::Load => load::load(&programs.folder, definition, model)?,
     };
     Ok(BTreeMap::from([(ANDON.to_owned(), figures)]))
 }
