@@ -166,7 +166,7 @@ fn a_busy_cache_with_memory_changes_no_answer() {
     // So that guesses are tried that never would be.
     generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
     let corpus = Arc::new(Corpus::new(1 << 16));
-    let mut answers = HashMap::new();
+    let mut answers: HashMap<GenerationId, Answer> = HashMap::new();
     let mut asked = Vec::new();
     let mut cancelled = Vec::new();
     let (mut parked, mut parkings) = (Vec::new(), 0);

@@ -501,6 +501,11 @@ impl<F: Forward> Generator<F> {
                 logits,
             });
         }
+        if chunks.is_empty() {
+            // Whoever is not parked waits for the prompt of one that is, or for its turn to be read.
+            self.chunks = emptied(chunks);
+            return Ok(LastPass::default());
+        }
         let columns: usize = self.parts.iter().map(|&(_, count)| count).sum();
         let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
         let mut wanting = self.wanting.iter();
