@@ -263,8 +263,9 @@ fn a_model_that_cannot_be_served_is_a_clear_error() {
         }
         let at = |name: &str| folder.path().join(name).display().to_string();
         let config = format!(
-            "[model]\npath = '{}'\n[http]\nsocket = '{}'\n[wire]\nsocket = '{}'\n",
+            "[model]\npath = '{}'\n[spool]\ndir = '{}'\n[http]\nsocket = '{}'\n[wire]\nsocket = '{}'\n",
             model.display(),
+            at("spool"),
             at("http.sock"),
             at("wire.sock")
         );

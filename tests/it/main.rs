@@ -12,4 +12,5 @@ mod openai;
 mod schedule;
 mod shape;
 mod speculation;
+mod spool;
 mod wire;

@@ -103,6 +103,7 @@ impl Builder {
             ("model", key, Value::String(model)),
             ("models", "dir", at("models")),
             ("cache", "dir", at("cache")),
+            ("spool", "dir", at("spool")),
             ("http", "socket", at("andon.sock")),
             ("wire", "socket", at("wire.sock")),
         ] {
@@ -122,7 +123,7 @@ impl Builder {
         };
         let notify = UnixDatagram::bind(folder.path().join("notify"))?;
         notify.set_nonblocking(true)?;
-        let (child, started) = launch(&programs, folder.path())?;
+        let (child, started) = launch(&programs, folder.path(), &[])?;
         Ok(Daemon {
             child,
             started,
@@ -301,11 +302,21 @@ impl Daemon {
     /// Those of [`Builder::start`].
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill()?;
+        self.relaunch(&[])?;
+        self.wait_ready()
+    }
+
+    /// Starts a daemon that has ended again in the same folder, with these variables in its environment, and does not
+    /// wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn relaunch(&mut self, variables: &[(&str, &str)]) -> io::Result<()> {
         let mut stale = [0; 4096];
         while self.notify.recv(&mut stale).is_ok() {}
-        (self.child, self.started) = launch(&self.programs, self.folder.path())?;
+        (self.child, self.started) = launch(&self.programs, self.folder.path(), variables)?;
         self.ready = None;
-        self.wait_ready()
+        Ok(())
     }
 }
 
@@ -318,7 +329,11 @@ impl Drop for Daemon {
     }
 }
 
-fn launch(programs: &Path, folder: &Path) -> io::Result<(Child, Instant)> {
+fn launch(
+    programs: &Path,
+    folder: &Path,
+    variables: &[(&str, &str)],
+) -> io::Result<(Child, Instant)> {
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -328,7 +343,8 @@ fn launch(programs: &Path, folder: &Path) -> io::Result<(Child, Instant)> {
     command.arg("--config").arg(folder.join("andond.toml"));
     command
         .env("NOTIFY_SOCKET", folder.join("notify"))
-        .env_remove("JOURNAL_STREAM");
+        .env_remove("JOURNAL_STREAM")
+        .envs(variables.iter().copied());
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

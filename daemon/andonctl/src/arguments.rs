@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// Look after the earlier answers to tasks that the daemon guesses from.
     #[command(subcommand)]
     Corpus(CorpusCommand),
+    /// Look after the requests that the daemon keeps until their answers are delivered.
+    #[command(subcommand)]
+    Spool(SpoolCommand),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.
@@ -294,6 +297,51 @@ pub(crate) struct CorpusErase {
     /// All that are kept.
     #[arg(long, conflicts_with_all = ["task", "client"])]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SpoolCommand {
+    /// List the requests that are kept, in the order in which they came.
+    ///
+    /// A request is accepted, running, answered or delivered; delivered ones are kept for a while, so that one that comes
+    /// again is answered and not computed again.
+    Ls(SpoolList),
+    /// Show what was asked and answered.
+    Show(SpoolOne),
+    /// Have a request that has failed answered once more, or an answer delivered once more.
+    Retry(SpoolOne),
+    /// Drop a request, whatever its state; who asked is not told.
+    Drop(SpoolOne),
+    /// Drop requests, and write the file anew, so that nothing of them is left in it.
+    ///
+    /// Those to a task, or of a client, or to a task of a client, or all, whatever their state.
+    Erase(CorpusErase),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SpoolList {
+    /// Those to this task.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<TaskName>,
+
+    /// Those of this client: its name over MQTT, or uid-1000 for user 1000 of this machine.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: Option<String>,
+
+    /// Print JSON, a line for each.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SpoolOne {
+    /// Its number, as `ls` shows it.
+    #[arg(value_name = "NUMBER")]
+    pub(crate) number: u64,
+
+    /// Print JSON, where there is something to print.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -26,6 +26,7 @@ mod parcel;
 mod progress;
 mod pull;
 mod report;
+mod spool;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Pull(options) => pull::run(&options, output),
         Command::Bundle(command) => bundle::run(command, output),
         Command::Corpus(command) => corpus::run(socket, &command, output),
+        Command::Spool(command) => spool::run(socket, &command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

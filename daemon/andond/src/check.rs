@@ -6,6 +6,7 @@ use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 
 use crate::config::{Config, Problems};
 use crate::registry::{self, Registry};
+use crate::spool::cipher::Secret;
 use crate::task::Tasks;
 
 /// Adds what stands in the way of serving this configuration on this machine.
@@ -92,6 +93,15 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             "engine.isa",
             error,
             "leave it out to take the best there is",
+        );
+    }
+    if let Some(path) = &config.spool.key_file
+        && let Err(error) = Secret::read(path)
+    {
+        problems.add(
+            "spool.key-file",
+            error.to_string(),
+            "make one: `head -c 32 /dev/urandom > FILE`, readable to the daemon's user only",
         );
     }
     for name in &config.models.admin_groups {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::registry::Registry;
+use crate::spool::Spool;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerHandle;
 
@@ -23,6 +24,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     /// Where requests go.
     pub worker: WorkerHandle,
+    /// Where they are kept.
+    pub spool: Spool,
     /// What is counted.
     pub telemetry: Arc<Telemetry>,
     /// Cancelled when the daemon begins to stop. A front end then takes no new request, waits until its

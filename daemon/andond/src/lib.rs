@@ -16,6 +16,7 @@ pub mod panics;
 pub mod registry;
 pub mod request;
 pub mod socket;
+pub mod spool;
 pub mod supervise;
 pub mod task;
 pub mod telemetry;

@@ -290,6 +290,9 @@ pub struct Request {
     pub input: Input,
     /// Sampling asked for.
     pub sampling: Sampling,
+    /// The seed if neither the request nor its task says one, so that another attempt draws the same; `None` is one that
+    /// nobody knows before.
+    pub seed_unsaid: Option<u64>,
     /// What is added to the logits of tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// Answers to give, each drawn for itself; at least 1.
@@ -337,6 +340,7 @@ impl Request {
             model: None,
             input,
             sampling: Sampling::default(),
+            seed_unsaid: None,
             logit_bias: Vec::new(),
             choices: 1,
             tools: Vec::new(),

@@ -17,6 +17,7 @@ use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
 use crate::frontend::{self, Context};
 use crate::registry::{Packs, Registry};
 use crate::socket::{Socket, SocketError};
+use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 use crate::worker::{WorkerHandle, WorkerState};
@@ -48,6 +49,16 @@ impl From<SocketError> for Failure {
                 Failure::Operator(error.to_string())
             }
             SocketError::InUse(_) | SocketError::Io(..) => Failure::Runtime(error.to_string()),
+        }
+    }
+}
+
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Failure {
+        if error.needs_a_person() {
+            Failure::Operator(error.to_string())
+        } else {
+            Failure::Runtime(error.to_string())
         }
     }
 }
@@ -115,6 +126,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let bound = bind(&config)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
+    let spool = Spool::open(&config.spool, Arc::clone(&telemetry))?;
     let active = config.model.is_kept().then(|| config.model.name());
     let packs = Packs::new(&config.cache);
     let draft = match config.speculation.draft_place() {
@@ -134,6 +146,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         config,
         registry,
         worker,
+        spool: spool.clone(),
         telemetry,
         stopping: CancellationToken::new(),
     };
@@ -142,7 +155,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(runtime("cannot start the runtime"))?;
-    tokio.block_on(serve(context, bound))
+    let outcome = tokio.block_on(serve(context, bound));
+    // The last words of the front ends are in it by now.
+    spool.close();
+    outcome
 }
 
 struct Signals {

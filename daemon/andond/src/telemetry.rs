@@ -2,5 +2,6 @@
 
 pub mod journal;
 pub mod metrics;
+mod spool;
 
 pub use metrics::Telemetry;

@@ -40,7 +40,7 @@ use self::prepare::Lane;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::registry::{self, Packs, Registry, RegistryError, Served};
-use crate::request::{Origin, Request};
+use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
@@ -420,6 +420,18 @@ impl WorkerHandle {
         client: Option<&str>,
     ) -> Option<std::io::Result<Erased>> {
         Some(self.shared.corpora.get()?.erase(task, client))
+    }
+
+    /// When the answer to a request is worthless: as it says, else as its task does, from now on.
+    pub fn deadline(&self, request: &Request) -> Option<Instant> {
+        let by_task = || {
+            let Input::Task { name, .. } = &request.input else {
+                return None;
+            };
+            let (_, deadline) = self.shared.tasks.get()?.defaults(name)?;
+            Instant::now().checked_add(deadline?)
+        };
+        request.deadline.or_else(by_task)
     }
 
     /// Names of the tasks that can be asked, once the model is there that answers them.

@@ -15,6 +15,7 @@ use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
 use crate::embed::{Embed, VectorPiece};
 use crate::guess::{CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
+use crate::kept::{KeptRequest, SpoolTask};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
@@ -81,6 +82,8 @@ pub enum ClientFrame<'a> {
     CorpusTask(CorpusTask<'a>),
     /// Asks for the draft model; answered by [`ServerFrame::Draft`].
     Draft,
+    /// Does something with the requests that are kept; [`crate::SpoolAction`] says how each is answered.
+    SpoolTask(SpoolTask<'a>),
 }
 
 /// What a server sends.
@@ -127,6 +130,8 @@ pub enum ServerFrame<'a> {
     Draft(Option<DraftStatus<'a>>),
     /// Earlier answers are erased.
     CorpusErased(CorpusErased),
+    /// One of the requests that are kept.
+    KeptRequest(KeptRequest<'a>),
 }
 
 /// Why a frame could not be encoded.

@@ -19,6 +19,7 @@ mod ask;
 mod embed;
 mod frame;
 mod guess;
+mod kept;
 mod model;
 mod name;
 mod reader;
@@ -35,6 +36,7 @@ pub use frame::{
     ServerFrame, checksum, payload_bytes, unseal,
 };
 pub use guess::{CorpusAction, CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
+pub use kept::{KeptRequest, SpoolAction, SpoolTask};
 pub use model::{
     AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
     ModelStage, ModelTask, ModelText, StoredModel, StoredPack,

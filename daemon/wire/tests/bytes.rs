@@ -10,11 +10,12 @@ use andon_wire::manifest::Digest;
 use andon_wire::{
     Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, CorpusAction,
     CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish,
-    HEADER_BYTES, Hello, Input, Message, ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry,
-    ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink,
-    MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness, RequestCounters,
-    RequestId, Role, Sampling, ServerFrame, Speed, Status, StoredCorpus, StoredModel, StoredPack,
-    TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    HEADER_BYTES, Hello, Input, KeptRequest, Message, ModelAction, ModelAdded, ModelData,
+    ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText,
+    Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness,
+    RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, SpoolAction, SpoolTask, Status,
+    StoredCorpus, StoredModel, StoredPack, TaskName, Timings, TokenCounters, Usage, VectorPiece,
+    Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -297,6 +298,64 @@ fn frames_about_models_that_are_kept() {
         client(&ClientFrame::CorpusTask(task), &[b"\x09", b"\x011", bytes]);
     }
     client(&ClientFrame::Draft, &[b"\x0a"]);
+    for (action, bytes) in [
+        (
+            SpoolAction::List {
+                task: None,
+                client: Some("plc1"),
+            },
+            b"\x00\x00\x01\x04plc1".as_slice(),
+        ),
+        (SpoolAction::Show(300), b"\x01\xac\x02"),
+        (SpoolAction::Retry(1), b"\x02\x01"),
+        (SpoolAction::Drop(1), b"\x03\x01"),
+        (
+            SpoolAction::Erase {
+                task: Some(TaskName::new("t").unwrap()),
+                client: None,
+            },
+            b"\x04\x01\x01t\x00",
+        ),
+    ] {
+        let task = SpoolTask {
+            id: id("1"),
+            action,
+        };
+        client(&ClientFrame::SpoolTask(task), &[b"\x0b", b"\x011", bytes]);
+    }
+    server(
+        &ServerFrame::KeptRequest(KeptRequest {
+            id: id("1"),
+            number: 300,
+            origin: "mqtt",
+            client: "plc1",
+            request: "7",
+            task: "",
+            state: "running",
+            attempt: 2,
+            age_ms: 1,
+            left_ms: Some(2),
+            request_bytes: 3,
+            answer_bytes: 0,
+            fault: "",
+        }),
+        &[
+            b"\x13",
+            b"\x011",
+            b"\xac\x02",
+            b"\x04mqtt",
+            b"\x04plc1",
+            b"\x017",
+            b"\x00",
+            b"\x07running",
+            b"\x02",
+            b"\x01",
+            b"\x01\x02",
+            b"\x03",
+            b"\x00",
+            b"\x00",
+        ],
+    );
     server(
         &ServerFrame::StoredCorpus(StoredCorpus {
             id: id("1"),

@@ -208,3 +208,24 @@ pub(crate) fn mutate(from: u64, cases: u64, jobs: usize) -> Result<ExitCode> {
     shell::run(&mut cargo)?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Rounds of kill -9 under load, from a seed.
+///
+/// # Errors
+/// When a request is lost or answered in two ways.
+pub(crate) fn crash(rounds: u64, seed: u64) -> Result<ExitCode> {
+    shell::run(&mut shell::cargo(&[
+        "build",
+        "--package",
+        "andond",
+        "--package",
+        "andonctl",
+    ]))?;
+    let mut cargo = shell::cargo(&["test", "--package", "andon-tests", "--test", "it"]);
+    cargo.args(["spool::campaign", "--", "--nocapture"]);
+    cargo
+        .env("ANDON_CRASH_ROUNDS", rounds.to_string())
+        .env("ANDON_CRASH_SEED", seed.to_string());
+    shell::run(&mut cargo)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -87,6 +87,15 @@ enum Command {
         #[arg(long, default_value_t = 10_000_000)]
         events: u64,
     },
+    /// Kill the daemon under load wherever a request changes its state, and hold a publisher's ledger against it.
+    Crash {
+        /// How often.
+        #[arg(long, default_value_t = 200)]
+        rounds: u64,
+        /// What chance follows from; a failure says it.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Measure andon beside llama.cpp on the same files, and record it.
     Bench(bench::Options),
     /// Do the set-up of the tests and print the environment they run in.
@@ -104,6 +113,7 @@ fn main() -> ExitCode {
         } => fuzz::run(&target, seconds, jobs),
         Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
         Command::Sim { seed, events } => sim::run(seed, events),
+        Command::Crash { rounds, seed } => fuzz::crash(rounds, seed),
         Command::Bench(options) => bench::run(&options),
         Command::Setup => stages::print_setup(),
     };

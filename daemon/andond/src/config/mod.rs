@@ -17,6 +17,7 @@ pub mod mqtt;
 mod problem;
 mod read;
 pub mod speculation;
+pub mod spool;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,8 @@ pub struct Config {
     pub engine: engine::EngineConfig,
     /// `[speculation]`
     pub speculation: speculation::SpeculationConfig,
+    /// `[spool]`
+    pub spool: spool::SpoolConfig,
     /// `[http]`
     pub http: http::HttpConfig,
     /// `[wire]`
@@ -102,6 +105,7 @@ impl Config {
         self.cache.check(problems);
         self.engine.check(problems);
         self.speculation.check(problems);
+        self.spool.check(problems);
         self.http.check(problems);
         self.wire.check(problems);
         self.mqtt.check(problems);

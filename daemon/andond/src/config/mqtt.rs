@@ -1,7 +1,6 @@
 //! `[mqtt]`: the link to the floor's broker.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use andon_wire::limits::TOPIC_BYTES_MAX;
 use andon_wire::topic::Topics;
@@ -90,12 +89,6 @@ pub struct MqttConfig {
     /// Most chunks, refusals and events that wait for the broker; what comes above is dropped. Answers
     /// of accepted requests always wait.
     pub queue_max: usize,
-    /// Most requests remembered, so that a repeated one is not decoded twice.
-    pub remember_max: usize,
-    /// Most bytes of answers kept for repeated requests.
-    pub remember_bytes_max: usize,
-    /// How long an answer is kept for a repeated request.
-    pub remember_s: u64,
     /// Shortest time between two changes of the status topic.
     pub status_interval_ms: u64,
 }
@@ -125,9 +118,6 @@ impl Default for MqttConfig {
             unacknowledged_max: 32,
             packet_bytes_max: 256 * 1024,
             queue_max: 256,
-            remember_max: 1024,
-            remember_bytes_max: 1024 * 1024,
-            remember_s: 600,
             status_interval_ms: 1000,
         }
     }
@@ -152,11 +142,6 @@ impl MqttConfig {
         self.base
             .clone()
             .unwrap_or_else(|| format!("andon/{}", gateway.name()))
-    }
-
-    /// The time an answer is kept for a repeated request.
-    pub fn remember(&self) -> Duration {
-        Duration::from_secs(self.remember_s)
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
@@ -242,13 +227,6 @@ impl MqttConfig {
             4096..=16 * 1024 * 1024,
         );
         problems.within("mqtt.queue-max", self.queue_max, 1..=65_536);
-        problems.within("mqtt.remember-max", self.remember_max, 1..=65_536);
-        problems.within(
-            "mqtt.remember-bytes-max",
-            self.remember_bytes_max,
-            0..=256 * 1024 * 1024,
-        );
-        problems.within("mqtt.remember-s", self.remember_s, 0..=86_400);
         problems.within(
             "mqtt.status-interval-ms",
             self.status_interval_ms,

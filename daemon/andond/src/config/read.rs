@@ -79,6 +79,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "cache" => config.cache = reader.section(&name, table),
             "engine" => config.engine = reader.section(&name, table),
             "speculation" => config.speculation = reader.section(&name, table),
+            "spool" => config.spool = reader.section(&name, table),
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
@@ -101,13 +102,14 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "gateway",
     "model",
     "models",
     "cache",
     "engine",
     "speculation",
+    "spool",
     "http",
     "wire",
     "mqtt",
@@ -226,9 +228,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 12] {
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 13] {
     use super::{
-        cache, engine, gateway, http, limits, log, model, models, mqtt, speculation, task, wire,
+        cache, engine, gateway, http, limits, log, model, models, mqtt, speculation, spool, task,
+        wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -240,6 +243,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 12] 
             "speculation",
             known_keys::<speculation::SpeculationConfig>(),
         ),
+        ("spool", known_keys::<spool::SpoolConfig>()),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),
         ("mqtt", known_keys::<mqtt::MqttConfig>()),

@@ -5,6 +5,7 @@
 
 mod answer;
 mod calls;
+mod durable;
 mod embeddings;
 mod error;
 mod fields;
@@ -17,7 +18,7 @@ mod shape;
 mod stall;
 mod text;
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use self::answer::Jobs;
+pub(crate) use self::durable::describe;
+use self::durable::{Place, Source};
 use self::error::ApiError;
 use self::parse::Parsed;
 use self::serve::Client;
@@ -56,13 +59,16 @@ struct Service {
     context: Context,
     bodies: Semaphore,
     responses: Mutex<responses::Store>,
+    durable: durable::Desk,
+    seeds: RandomState,
     started_us: u64,
     count: AtomicU64,
 }
 
 /// Serves until the daemon stops.
 pub async fn run(context: Context, socket: UnixListener, loopback: Option<TcpListener>) {
-    let router = router(context.clone());
+    let (router, service) = router(context.clone());
+    let kept = durable::look_after(service);
     let loopback = {
         let (context, router) = (context.clone(), router.clone());
         async move {
@@ -71,21 +77,27 @@ pub async fn run(context: Context, socket: UnixListener, loopback: Option<TcpLis
             }
         }
     };
-    tokio::join!(serve::serve(socket, router, context), loopback);
+    tokio::join!(serve::serve(socket, router, context), loopback, kept);
 }
 
-fn router(context: Context) -> Router {
+fn router(context: Context) -> (Router, Arc<Service>) {
     let service = Arc::new(Service {
         context,
         bodies: Semaphore::new(BODIES_MAX),
         responses: Mutex::default(),
+        durable: durable::Desk::default(),
+        seeds: RandomState::new(),
         started_us: since_1970().as_micros().try_into().unwrap_or(u64::MAX),
         count: AtomicU64::new(0),
     });
-    Router::new()
+    let router = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
-        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses", post(response))
+        .route(
+            "/v1/requests/{id}",
+            get(durable::retrieve).delete(durable::delete),
+        )
         .route(
             "/v1/responses/{id}",
             get(responses::retrieve).delete(responses::delete),
@@ -108,7 +120,8 @@ fn router(context: Context) -> Router {
         .route("/metrics", get(probes::metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(service)
+        .with_state(Arc::clone(&service));
+    (router, service)
 }
 
 async fn chat(
@@ -116,7 +129,7 @@ async fn chat(
     Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    service.answer(Endpoint::Chat, &client, request).await
+    durable::serve(service, Place::Chat, &client, request).await
 }
 
 async fn completion(
@@ -124,7 +137,15 @@ async fn completion(
     Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    service.answer(Endpoint::Completion, &client, request).await
+    durable::serve(service, Place::Completion, &client, request).await
+}
+
+async fn response(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    request: HttpRequest,
+) -> Result<Response<Body>, ApiError> {
+    durable::serve(service, Place::Responses, &client, request).await
 }
 
 async fn models(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
@@ -172,7 +193,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Response<Body> {
     ];
     let allowed = if post.iter().any(|end| path.ends_with(end)) {
         "POST"
-    } else if path.starts_with("/v1/responses/") {
+    } else if path.starts_with("/v1/responses/") || path.starts_with("/v1/requests/") {
         "GET, HEAD, DELETE"
     } else {
         "GET, HEAD"
@@ -189,31 +210,34 @@ impl Service {
         &self,
         endpoint: Endpoint,
         client: &Client,
-        request: HttpRequest,
+        source: Source,
     ) -> Result<Response<Body>, ApiError> {
         let telemetry = &self.context.telemetry;
-        let id = self.next_id(match endpoint {
+        let prefix = match endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Completion => "cmpl-",
-        });
-        let parsed = {
+        };
+        let id = source.id(self, prefix);
+        let (parsed, settled) = {
             // Held until the body's text is inside the request, whose bounds are checked.
             let _place = self.bodies.acquire().await;
-            let body = self
-                .read(request)
+            let (body, settled) = source
+                .body(self)
                 .await
                 .inspect_err(|_| telemetry.malformed(Origin::Http))?;
             let parsed = match endpoint {
                 Endpoint::Chat => parse::chat(&body, &id, &client.0),
                 Endpoint::Completion => parse::completion(&body, &id, &client.0),
             };
-            parsed.inspect_err(|_| telemetry.malformed(Origin::Http))?
+            let parsed = parsed.inspect_err(|_| telemetry.malformed(Origin::Http))?;
+            (parsed, settled)
         };
         let Parsed {
-            requests,
+            mut requests,
             include_usage,
             echo,
         } = parsed;
+        settled.apply(&mut requests);
         let Some(request) = requests.first() else {
             return Err(ApiError::invalid("prompt", "prompt is empty"));
         };
@@ -329,6 +353,12 @@ impl Service {
                 Err(fault.retry_after(Duration::from_secs(1)).into())
             }
         }
+    }
+
+    /// A number to draw an answer with.
+    fn seed(&self) -> u64 {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        self.seeds.hash_one(count)
     }
 
     /// An id that no other answer of this machine has, restarts included.

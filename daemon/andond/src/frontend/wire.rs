@@ -9,6 +9,7 @@
 mod connection;
 mod convert;
 mod models;
+mod spool;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -19,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::spool::SpoolMetrics;
 use crate::config::TASKS_MAX;
 use crate::fault::FaultCode;
 use crate::request::Origin;
@@ -214,6 +215,7 @@ pub struct Telemetry {
     machine: Machine,
     guesses: Guesses,
     constraints: Constraints,
+    pub(super) spool: SpoolMetrics,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -349,12 +351,14 @@ impl Telemetry {
             machine: Machine::default(),
             guesses: Guesses::default(),
             constraints: Constraints::default(),
+            spool: SpoolMetrics::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
         telemetry.machine.register(registry);
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
+        telemetry.spool.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",

@@ -327,7 +327,7 @@ fn prepare(
         Some(text) if corpora.enabled() => predicted(model, sources.own, &text, &prompt, room),
         _ => sources,
     };
-    let sampling = sampling(shared, &request.sampling, &task);
+    let sampling = sampling(shared, &request.sampling, request.seed_unsaid, &task);
     let bias = bias(model, request.logit_bias)?;
     let calls = tools::constraint(model, &request.tools, &request.tool_choice)?;
     let format = match (request.format.or(task.format), calls) {
@@ -432,7 +432,12 @@ fn bias(model: &Model, values: Vec<(u32, f32)>) -> Result<LogitBias, Fault> {
 }
 
 /// The request's word, else the task's, else the configuration's.
-fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptions {
+fn sampling(
+    shared: &Shared,
+    asked: &Sampling,
+    seed_unsaid: Option<u64>,
+    task: &Resolved,
+) -> SamplingOptions {
     let model = &shared.config.model;
     let by_task = &task.sampling;
     let plain = SamplingOptions::default();
@@ -467,6 +472,7 @@ fn sampling(shared: &Shared, asked: &Sampling, task: &Resolved) -> SamplingOptio
         seed: asked
             .seed
             .or(by_task.seed)
+            .or(seed_unsaid)
             .unwrap_or_else(|| shared.fresh_seed()),
         choice: 0,
     }

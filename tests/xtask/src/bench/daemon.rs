@@ -108,6 +108,7 @@ pub(super) fn configure(
         ("gateway", "name", toml::Value::from("bench")),
         ("model", "path", model.display().to_string().into()),
         ("models", "dir", at("models")),
+        ("spool", "dir", at("spool")),
         ("cache", "dir", at("cache")),
         ("cache", "pack", pack.into()),
         ("http", "socket", at("http.sock")),

@@ -109,6 +109,18 @@ impl ApiError {
         }
     }
 
+    /// No such request is kept.
+    pub(super) fn unknown_request(id: &str) -> ApiError {
+        ApiError {
+            code: Some("request_not_found"),
+            ..ApiError::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                format!("there is no kept request {id}"),
+            )
+        }
+    }
+
     /// The body is larger than is taken.
     pub(super) fn too_large(bytes_max: usize) -> ApiError {
         ApiError {

@@ -1,63 +1,128 @@
 //! The front end's mind: what a message means and what follows from it.
 //!
 //! For each request the order is: validate, accept, acknowledge, answer. The desk validates and answers; its
-//! owner accepts (hands the request to the worker) and acknowledges in between. It knows no socket, no
-//! worker and no clock: messages, the worker's events and the time come in, letters for the
-//! [`Outbox`] come out.
+//! owner hands the request to the worker in between, and the [`Spool`] says when it is safe. It knows no socket, no
+//! worker and no clock: messages, the worker's events, the spool's word and the time come in, letters for the
+//! [`Outbox`] and what may be acknowledged come out.
 //!
-//! Invariant: every message is acknowledged, whatever it says, unless it came in while the daemon stops;
-//! every request gets exactly one last message, be it an answer or an error; a request that runs or was
-//! answered lately is not submitted again.
+//! Invariant: a message is acknowledged when what it asks is safe in the spool, or when the broker has the word that it
+//! is refused, unless it came in while the daemon stops; nothing of an attempt is published before its number is safe, and
+//! no answer before it is; every request gets exactly one last message, be it an answer or an error; a request that
+//! runs or was answered is not computed again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_wire::GatewayName;
 use andon_wire::topic::{self, Door, Event, Topics};
+use andon_wire::{GatewayName, RequestId};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
-use super::message::{Incoming, Outgoing, Properties};
+use super::message::{AckToken, Incoming, Outgoing, Properties};
 use super::outbox::{Letter, Outbox};
-use super::recent::{Bounds, Key, Known, Recent};
 use super::reply::{self, Answer, Format, ReplyTo};
 use super::request::{self, IdSource, Ids, Place, Refusal};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Origin, Request};
+use crate::spool::book::Filter;
+use crate::spool::record::{self, Fingerprint, Header, Key, State};
+use crate::spool::{Kept, New, Order, Spool};
 use crate::telemetry::Telemetry;
 use crate::worker::{Done, JobEvent};
 
 /// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Records of an earlier process that are fetched at once.
+const FETCHED_MAX: usize = 8;
 
 /// What to do with a message.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// Submit this, tell the desk how that went, then acknowledge.
+    /// Submit this and tell the desk how that went.
     Submit(Box<Prepared>),
     /// Cancel this running request, then acknowledge.
     Cancel(Key),
-    /// Only acknowledge: the desk has done the rest.
+    /// Acknowledge.
     Done,
+    /// The desk says when to acknowledge.
+    Later,
 }
 
-/// A request that is valid, new and within the bounds.
+/// A request that is valid and within the bounds.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// The request.
     pub(super) request: Request,
     /// Its name.
     pub(super) key: Key,
+    /// What is acknowledged once it is safe.
+    pub(super) ack: Option<AckToken>,
     reply: ReplyTo,
-    fingerprint: u64,
+    fingerprint: Fingerprint,
+    kept: KeptRequest,
+    source: Source,
+}
+
+/// Where a prepared request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// It is new.
+    New,
+    /// It was asked before and has failed: another attempt under its number.
+    Again(u64),
+    /// It is in the spool, from before.
+    Spool(u64),
+}
+
+/// A request as the spool keeps it: the message, and what was settled when it came.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct KeptRequest {
+    topic: String,
+    payload: Vec<u8>,
+    properties: Properties,
+    /// Where its answer goes.
+    reply_topic: String,
+}
+
+/// The word of the spool on a request.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// It is safe, or cannot be kept.
+    Accepted(Key, Result<(), Fault>),
+    /// Its answer is safe, or that takes too long.
+    Answered(Key, u64, Result<(), Fault>),
+    /// What was kept of it.
+    Read(u64, Box<Result<Option<Kept>, Fault>>),
+    /// What was kept of it, for whoever asks again.
+    Repeated(
+        Box<ReplyTo>,
+        u64,
+        Option<AckToken>,
+        Box<Result<Option<Kept>, Fault>>,
+    ),
 }
 
 #[derive(Debug)]
 struct Job {
+    number: u64,
     reply: ReplyTo,
     text: String,
     chunks_sent: u32,
     chunk_lost: bool,
+    /// Whether it is safe, so that its attempt may be heard of.
+    safe: bool,
+    /// Acknowledged once it is.
+    acks: Vec<AckToken>,
+    /// Chunks until then.
+    held: Vec<Outgoing>,
+    /// The last messages, once there are some.
+    answer: Option<Vec<Outgoing>>,
+    /// Whether the worker has left it for a later attempt.
+    left: bool,
+    expired: Option<Refusal>,
 }
 
 /// The desk.
@@ -65,44 +130,59 @@ struct Job {
 pub(super) struct Desk {
     config: Arc<Config>,
     telemetry: Arc<Telemetry>,
+    spool: Spool,
+    notes: mpsc::UnboundedSender<Note>,
     topics: Topics,
     fleet: Option<Topics>,
     ids: Ids,
-    recent: Recent,
     jobs: HashMap<Key, Job>,
+    /// Records to answer or deliver that no job is for yet.
+    backlog: VecDeque<u64>,
+    /// Those of them that are being fetched.
+    fetched: HashSet<u64>,
+    /// Those of them that were cancelled.
+    cancelled: HashSet<u64>,
+    acks: Vec<AckToken>,
     model: String,
     /// What waits for the broker.
     pub(super) outbox: Outbox,
 }
 
 impl Desk {
-    /// A desk with nothing on it.
+    /// A desk with nothing on it but what the spool has; the spool's word comes by the receiver that belongs to `notes`.
     ///
     /// # Errors
     /// A base topic or fleet group that is none.
     pub(super) fn new(
         config: Arc<Config>,
         telemetry: Arc<Telemetry>,
+        spool: Spool,
+        notes: mpsc::UnboundedSender<Note>,
     ) -> Result<Desk, topic::TopicError> {
         let topics = Topics::with_base(&config.mqtt.base(&config.gateway))?;
         let fleet = match &config.mqtt.fleet_group {
             Some(group) => Some(Topics::with_base(&format!("andon/fleet/{group}"))?),
             None => None,
         };
-        let recent = Recent::new(Bounds {
-            count_max: config.mqtt.remember_max,
-            bytes_max: config.mqtt.remember_bytes_max,
-            age_max: config.mqtt.remember(),
-        });
         let outbox = Outbox::new(config.mqtt.queue_max);
+        let of_mqtt = spool.list(&Filter::default()).into_iter();
+        let of_mqtt = of_mqtt.filter(|(_, header)| {
+            header.key.door == record::Door::Mqtt && header.state != State::Delivered
+        });
+        let backlog = of_mqtt.map(|(number, _)| number).collect();
         Ok(Desk {
             config,
             telemetry,
+            spool,
+            notes,
             topics,
             fleet,
             ids: Ids::default(),
-            recent,
             jobs: HashMap::new(),
+            backlog,
+            fetched: HashSet::new(),
+            cancelled: HashSet::new(),
+            acks: Vec::new(),
             model: String::new(),
             outbox,
         })
@@ -138,9 +218,25 @@ impl Desk {
         }
     }
 
-    /// How many accepted requests have no answer yet.
+    /// How many accepted requests the worker has that have no answer yet.
     pub(super) fn unanswered(&self) -> usize {
         self.jobs.len()
+    }
+
+    /// What may be acknowledged since this was asked last.
+    pub(super) fn take_acks(&mut self) -> Vec<AckToken> {
+        let mut acks = std::mem::take(&mut self.acks);
+        acks.extend(self.outbox.take_released());
+        acks
+    }
+
+    /// The connection is gone, and with it what was to be acknowledged.
+    pub(super) fn disconnected(&mut self) {
+        self.outbox.disconnected();
+        self.acks.clear();
+        for job in self.jobs.values_mut() {
+            job.acks.clear();
+        }
     }
 
     /// Looks at a message.
@@ -163,32 +259,48 @@ impl Desk {
         }
         match parsed {
             topic::Incoming::Cancel { client } => self.cancel(client.as_str(), &message.payload),
-            topic::Incoming::Request { client, task, door } => {
-                let topics = match (door, &self.fleet) {
-                    (Door::Fleet, Some(fleet)) => fleet,
-                    _ => &self.topics,
+            topic::Incoming::Request { .. } => {
+                let Some((reply, outcome)) = self.read(message, None, now) else {
+                    return Verdict::Done;
                 };
-                let place = Place {
-                    topics,
-                    own: &self.topics,
-                    client,
-                    task,
-                    allowed: &self.config.mqtt.response_topics,
-                    limits: &self.config.limits,
-                    payload_bytes_max: usize::try_from(self.config.mqtt.packet_bytes_max)
-                        .unwrap_or(usize::MAX),
-                };
-                let (reply, outcome) = request::read(message, &place, &mut self.ids, now);
                 match outcome {
-                    Ok(parsed) => self.consider(message, reply, parsed, now),
+                    Ok(parsed) => self.consider(message, reply, parsed),
                     Err(refusal) => {
                         self.telemetry.malformed(Origin::Mqtt);
-                        self.turn_away(&reply, &refusal);
-                        Verdict::Done
+                        self.turn_away(&reply, &refusal, message.ack)
                     }
                 }
             }
         }
+    }
+
+    /// Reads a request; `None` if its topic is none of one.
+    fn read(
+        &mut self,
+        message: &Incoming,
+        id: Option<RequestId>,
+        now: Instant,
+    ) -> Option<(ReplyTo, Result<request::Parsed, Refusal>)> {
+        let Ok(topic::Incoming::Request { client, task, door }) = self.topics.parse(&message.topic)
+        else {
+            return None;
+        };
+        let topics = match (door, &self.fleet) {
+            (Door::Fleet, Some(fleet)) => fleet,
+            _ => &self.topics,
+        };
+        let place = Place {
+            topics,
+            own: &self.topics,
+            client,
+            id,
+            task,
+            allowed: &self.config.mqtt.response_topics,
+            limits: &self.config.limits,
+            payload_bytes_max: usize::try_from(self.config.mqtt.packet_bytes_max)
+                .unwrap_or(usize::MAX),
+        };
+        Some(request::read(message, &place, &mut self.ids, now))
     }
 
     fn consider(
@@ -196,67 +308,51 @@ impl Desk {
         message: &Incoming,
         mut reply: ReplyTo,
         parsed: request::Parsed,
-        now: Instant,
     ) -> Verdict {
         let request::Parsed {
             mut request,
             id_source,
         } = parsed;
         let mut key = Key {
+            door: record::Door::Mqtt,
             client: request.client.clone(),
             id: request.id.clone(),
         };
-        let fingerprint = self
-            .recent
-            .fingerprint(reply.task.as_deref(), &message.payload);
-        let open = self.jobs.len().saturating_add(self.outbox.answers());
+        let task = reply.task.as_deref().unwrap_or_default();
+        let fingerprint = Fingerprint::of(&[task.as_bytes(), &message.payload]);
+        let open = self.jobs.len() + self.backlog.len() + self.outbox.answers();
         let full = open >= self.config.mqtt.requests_max;
-        match self.recent.find(&key, fingerprint, now) {
-            Known::New => {}
-            // Answers are never dropped, so one that is given again takes a place like any other.
-            Known::Answered(_) if full => {}
-            Known::Running => {
-                tracing::info!(
-                    client = key.client,
-                    id = key.id,
-                    "a request came again while it is being answered"
-                );
-                // The answer goes to whoever asked last: the first asker gave up or is the same.
-                if let Some(job) = self.jobs.get_mut(&key) {
-                    reply.stream = job.reply.stream;
-                    job.reply = reply;
+        let mut source = Source::New;
+        match self.spool.find(&key) {
+            None => {}
+            Some((_, header)) if header.fingerprint != fingerprint => {
+                if id_source == IdSource::Payload {
+                    let refusal = Refusal {
+                        fault: Fault::new(
+                            FaultCode::DuplicateId,
+                            "this id was used for another request a short while ago",
+                        ),
+                        field: Some("id".to_owned()),
+                    };
+                    return self.turn_away(&reply, &refusal, message.ack);
                 }
-                return Verdict::Done;
-            }
-            Known::Answered(payloads) => {
-                tracing::info!(
-                    client = key.client,
-                    id = key.id,
-                    "a request came again and gets its answer again"
-                );
-                for payload in payloads {
-                    let letter = reply.last(reply.again(payload));
-                    self.outbox.put(letter);
-                }
-                return Verdict::Done;
-            }
-            Known::Other if id_source == IdSource::Payload => {
-                let refusal = Refusal {
-                    fault: Fault::new(
-                        FaultCode::DuplicateId,
-                        "this id was used for another request a short while ago",
-                    ),
-                    field: Some("id".to_owned()),
-                };
-                self.turn_away(&reply, &refusal);
-                return Verdict::Done;
-            }
-            Known::Other => {
                 // Correlation Data need not be unique; the client did not mean it as a name.
                 let id = self.ids.make();
                 id.as_str().clone_into(&mut request.id);
                 id.as_str().clone_into(&mut key.id);
                 reply.id = id;
+            }
+            Some((number, header)) => {
+                match self.known(number, &header, &key, &mut reply, message) {
+                    Repetition::Waits(verdict) => return verdict,
+                    // Answers are never dropped, so one that is given again takes a place like any other.
+                    Repetition::HasAnswer if !full => {
+                        self.repeat(number, &key, reply, message.ack);
+                        return Verdict::Later;
+                    }
+                    Repetition::HasAnswer => {}
+                    Repetition::HasFailed => source = Source::Again(number),
+                }
             }
         }
         if full {
@@ -264,15 +360,87 @@ impl Desk {
                 FaultCode::Busy,
                 format!("{open} requests have no answer yet"),
             );
-            self.turn_away(&reply, &fault.retry_after(RETRY_AFTER).into());
-            return Verdict::Done;
+            return self.turn_away(&reply, &fault.retry_after(RETRY_AFTER).into(), message.ack);
         }
+        if source == Source::New
+            && let Some(fault) = self.spool.failing()
+        {
+            self.telemetry.spool_unkept();
+            return self.turn_away(&reply, &fault.into(), message.ack);
+        }
+        request.seed_unsaid = Some(self.ids.seed());
+        let kept = KeptRequest {
+            topic: message.topic.clone(),
+            payload: message.payload.to_vec(),
+            properties: message.properties.clone(),
+            reply_topic: reply.topic.clone(),
+        };
         Verdict::Submit(Box::new(Prepared {
             request,
             key,
+            ack: message.ack,
             reply,
             fingerprint,
+            kept,
+            source,
         }))
+    }
+
+    /// What a request that is in the spool and comes again has a right to.
+    fn known(
+        &mut self,
+        number: u64,
+        header: &Header,
+        key: &Key,
+        reply: &mut ReplyTo,
+        message: &Incoming,
+    ) -> Repetition {
+        if let Some(job) = self.jobs.get_mut(key) {
+            self.telemetry.spool_repeated();
+            tracing::info!(
+                client = key.client,
+                id = key.id,
+                "a request came again while it is being answered"
+            );
+            // The answer goes to whoever asked last: the first asker gave up or is the same.
+            reply.stream = job.reply.stream;
+            reply.attempt = job.reply.attempt;
+            job.reply = reply.clone();
+            if job.safe {
+                return Repetition::Waits(Verdict::Done);
+            }
+            job.acks.extend(message.ack);
+            return Repetition::Waits(Verdict::Later);
+        }
+        if !header.state.is_answered() {
+            tracing::info!(number, "a request came again that waits in the spool");
+            self.telemetry.spool_repeated();
+            return Repetition::Waits(Verdict::Done);
+        }
+        // The broker sends again what it does not know to be acknowledged; a client asks again because it wants an
+        // answer in place of the error.
+        if header.fault.is_some() && !message.repeated {
+            return Repetition::HasFailed;
+        }
+        Repetition::HasAnswer
+    }
+
+    /// Gives an answer again.
+    fn repeat(&mut self, number: u64, key: &Key, reply: ReplyTo, ack: Option<AckToken>) {
+        tracing::info!(
+            client = key.client,
+            id = key.id,
+            "a request came again and gets its answer again"
+        );
+        self.telemetry.spool_repeated();
+        let notes = self.notes.clone();
+        let reply = Box::new(reply);
+        self.spool.read(
+            number,
+            Box::new(move |kept| {
+                drop(notes.send(Note::Repeated(reply, number, ack, Box::new(kept))));
+            }),
+        );
     }
 
     fn cancel(&mut self, client: &str, payload: &[u8]) -> Verdict {
@@ -282,65 +450,143 @@ impl Desk {
             return Verdict::Done;
         };
         let key = Key {
+            door: record::Door::Mqtt,
             client: client.to_owned(),
             id: id.as_str().to_owned(),
         };
-        if self.recent.is_running(&key) {
+        if self.jobs.contains_key(&key) {
             return Verdict::Cancel(key);
         }
-        tracing::info!(
-            client,
-            id = key.id,
-            "a cancel names a request that is not running"
-        );
+        match self.spool.find(&key) {
+            Some((number, header)) if !header.state.is_answered() => {
+                self.cancelled.insert(number);
+            }
+            _ => tracing::info!(
+                client,
+                id = key.id,
+                "a cancel names a request that is not running"
+            ),
+        }
         Verdict::Done
     }
 
-    /// The worker has taken the request.
-    pub(super) fn accepted(&mut self, prepared: Prepared) {
+    /// The worker has taken the request: it is kept. False if that is refused at once.
+    pub(super) fn accept(&mut self, prepared: Prepared) -> bool {
+        let Prepared {
+            request,
+            key,
+            ack,
+            mut reply,
+            fingerprint,
+            kept,
+            source,
+        } = prepared;
+        let (notes, name) = (self.notes.clone(), key.clone());
+        let then = Box::new(move |outcome| drop(notes.send(Note::Accepted(name, outcome))));
+        let left = (request.deadline).map(|at| at.saturating_duration_since(Instant::now()));
+        let accepted = match source {
+            Source::New => {
+                let new = New {
+                    key: key.clone(),
+                    task: reply.task.clone(),
+                    fingerprint,
+                    seed: request.seed_unsaid.unwrap_or_default(),
+                    left,
+                    request: postcard::to_stdvec(&kept)
+                        .map(Bytes::from)
+                        .unwrap_or_default(),
+                };
+                self.spool.accept(new, then).map(|number| (number, 1))
+            }
+            Source::Again(number) => match self.spool.again(number, left, then) {
+                Some(header) => Ok((number, header.attempt)),
+                None => Err(Fault::new(FaultCode::Busy, "the request was just dropped")),
+            },
+            Source::Spool(number) => {
+                let attempt = self.spool.get(number).map_or(1, |header| header.attempt);
+                Ok((number, attempt))
+            }
+        };
+        let (number, attempt) = match accepted {
+            Ok(accepted) => accepted,
+            Err(fault) => {
+                self.telemetry.spool_unkept();
+                self.turn_away(&reply, &fault.into(), ack);
+                return false;
+            }
+        };
+        reply.attempt = attempt;
         let job = Job {
-            reply: prepared.reply,
+            number,
+            reply,
             text: String::new(),
             chunks_sent: 0,
             chunk_lost: false,
+            safe: matches!(source, Source::Spool(_)),
+            acks: ack.into_iter().collect(),
+            held: Vec::new(),
+            answer: None,
+            left: false,
+            expired: None,
         };
-        self.recent
-            .started(prepared.key.clone(), prepared.fingerprint);
-        self.jobs.insert(prepared.key, job);
+        self.jobs.insert(key, job);
+        true
     }
 
-    /// The worker has not taken the request.
-    pub(super) fn refused(&mut self, prepared: &Prepared, fault: Fault) {
-        self.turn_away(&prepared.reply, &fault.into());
+    /// The worker has not taken the request. Says what to do with its message.
+    pub(super) fn refused(&mut self, prepared: &Prepared, fault: Fault) -> Verdict {
+        let Source::Spool(number) = prepared.source else {
+            return self.turn_away(&prepared.reply, &fault.into(), prepared.ack);
+        };
+        match fault.code {
+            // It waits on: for a place, or for a daemon that does not stop.
+            FaultCode::Busy | FaultCode::Unavailable | FaultCode::DuplicateId => {
+                self.backlog.push_back(number);
+            }
+            _ => self.end_without_job(number, &prepared.key, &prepared.reply, fault.into()),
+        }
+        Verdict::Later
     }
 
     /// The worker says something about a request.
     pub(super) fn event(&mut self, key: &Key, event: JobEvent, now: Instant) {
+        let Some(job) = self.jobs.get_mut(key) else {
+            return;
+        };
         match event {
             // Requests that come this way have one answer, and it is a text.
-            JobEvent::Accepted { .. }
-            | JobEvent::Started
-            | JobEvent::ChoiceDone { .. }
-            | JobEvent::Vectors(_) => {}
+            JobEvent::Accepted { .. } | JobEvent::ChoiceDone { .. } | JobEvent::Vectors(_) => {}
+            JobEvent::Started => self.spool.running(job.number),
             JobEvent::Chunk(chunk) => {
-                let Some(job) = self.jobs.get_mut(key) else {
-                    return;
-                };
                 job.text.push_str(&chunk.text);
                 if !job.reply.stream || chunk.text.is_empty() {
                     return;
                 }
-                for message in job.reply.chunks(&chunk.text, 1, job.chunks_sent) {
+                let attempt = job.reply.attempt;
+                for message in job.reply.chunks(&chunk.text, attempt, job.chunks_sent) {
                     job.chunks_sent = job.chunks_sent.saturating_add(1);
-                    job.chunk_lost |= !self.outbox.put(Letter::Passing(message));
+                    if job.safe {
+                        job.chunk_lost |= !self.outbox.put(Letter::passing(message));
+                    } else {
+                        job.held.push(message);
+                    }
                 }
             }
             JobEvent::Done(done) => self.done(key, done, now),
+            JobEvent::Failed(fault) if fault.code == FaultCode::Unavailable => {
+                // The daemon stops, or its model is of no use: the next start answers. What is not safe yet is left with
+                // the broker, or becomes safe and is acknowledged.
+                tracing::info!(
+                    client = key.client,
+                    id = key.id,
+                    "a request is left in the spool"
+                );
+                job.left = true;
+                if job.safe {
+                    self.jobs.remove(key);
+                }
+            }
             JobEvent::Failed(fault) => {
-                let Some(job) = self.jobs.remove(key) else {
-                    return;
-                };
-                self.recent.dropped(key);
                 tracing::info!(
                     client = key.client,
                     id = key.id,
@@ -349,16 +595,19 @@ impl Desk {
                 );
                 let refusal = Refusal::from(fault);
                 let message = job.reply.fault(&refusal.fault, refusal.field.as_deref());
-                self.outbox.put(job.reply.last(message));
-                if refusal.fault.code == FaultCode::DeadlineExceeded {
-                    self.announce(Event::Expired, &job.reply, &refusal);
+                let (number, code) = (job.number, refusal.fault.code);
+                let kept = ReplyTo::kept(std::slice::from_ref(&message));
+                job.answer = Some(vec![message]);
+                if code == FaultCode::DeadlineExceeded {
+                    job.expired = Some(refusal);
                 }
+                self.keep_answer(key, number, kept, Some(code));
             }
         }
     }
 
     fn done(&mut self, key: &Key, done: Done, now: Instant) {
-        let Some(job) = self.jobs.remove(key) else {
+        let Some(job) = self.jobs.get_mut(key) else {
             return;
         };
         // The frames that end a postcard answer carry no text, so an answer that lost a chunk is
@@ -368,31 +617,314 @@ impl Desk {
             text: &job.text,
             done,
             model: &self.model,
-            attempt: if again { 2 } else { 1 },
+            attempt: job.reply.attempt.saturating_add(u16::from(again)),
             chunks_sent: if again { 0 } else { job.chunks_sent },
         };
-        for message in job.reply.answer(&answer, now) {
-            self.outbox.put(job.reply.last(message));
-        }
+        let messages = job.reply.answer(&answer, now);
         // The last message of JSON and text is the whole answer; frames have to be told again, chunks and all.
-        let whole = match job.reply.format {
-            Format::Json | Format::Text => answer,
-            Format::Postcard => Answer {
-                attempt: answer.attempt.saturating_add(1),
-                chunks_sent: 0,
-                ..answer
-            },
+        let kept = match job.reply.format {
+            Format::Postcard if answer.chunks_sent > 0 => {
+                let whole = Answer {
+                    attempt: answer.attempt.saturating_add(1),
+                    chunks_sent: 0,
+                    ..answer
+                };
+                ReplyTo::kept(&job.reply.answer(&whole, now))
+            }
+            Format::Json | Format::Text | Format::Postcard => ReplyTo::kept(&messages),
         };
-        let payloads = job
-            .reply
-            .answer(&whole, now)
-            .into_iter()
-            .map(|message| message.payload);
-        self.recent.answered(key.clone(), payloads.collect(), now);
+        job.answer = Some(messages);
+        let number = job.number;
+        self.keep_answer(key, number, kept, None);
     }
 
-    /// Tells the client and the event topic that a request is refused.
-    fn turn_away(&mut self, reply: &ReplyTo, refusal: &Refusal) {
+    fn keep_answer(&mut self, key: &Key, number: u64, kept: Bytes, code: Option<FaultCode>) {
+        let (notes, name) = (self.notes.clone(), key.clone());
+        let then = Box::new(move |outcome| drop(notes.send(Note::Answered(name, number, outcome))));
+        let fault = code.map(FaultCode::name);
+        if !self.spool.answer(number, kept, fault, then) {
+            // Dropped meanwhile.
+            self.jobs.remove(key);
+        }
+    }
+
+    /// The spool says something about a request. Returns one that is to be submitted.
+    pub(super) fn note(&mut self, note: Note, now: Instant) -> Option<Box<Prepared>> {
+        match note {
+            Note::Accepted(key, outcome) => {
+                self.accepted(&key, outcome);
+                None
+            }
+            Note::Answered(key, number, outcome) => {
+                self.answered(&key, number, outcome);
+                None
+            }
+            Note::Read(number, kept) => {
+                self.fetched.remove(&number);
+                match *kept {
+                    Ok(Some(kept)) => self.recover(number, kept, now),
+                    Ok(None) => None,
+                    Err(_) => {
+                        self.backlog.push_back(number);
+                        None
+                    }
+                }
+            }
+            Note::Repeated(reply, number, ack, kept) => {
+                let messages = match *kept {
+                    Ok(Some(kept)) => reply.again(kept.answer.as_deref().unwrap_or_default(), now),
+                    Ok(None) | Err(_) => Vec::new(),
+                };
+                let mut ack = ack;
+                if messages.is_empty() {
+                    let fault = Fault::new(
+                        FaultCode::Unavailable,
+                        "the answer was given and cannot be read now",
+                    );
+                    let message = reply.fault(&fault.retry_after(RETRY_AFTER), None);
+                    self.outbox.put(Letter::refusal(message, ack.take()));
+                }
+                let last = messages.len();
+                for (index, message) in (1..).zip(messages) {
+                    let mut letter = reply.last(message, number);
+                    if index == last {
+                        letter.ack = ack.take();
+                    }
+                    self.outbox.put(letter);
+                }
+                None
+            }
+        }
+    }
+
+    fn accepted(&mut self, key: &Key, outcome: Result<(), Fault>) {
+        let Some(job) = self.jobs.get_mut(key) else {
+            return;
+        };
+        match outcome {
+            Ok(()) => {
+                job.safe = true;
+                self.acks.append(&mut job.acks);
+                for message in job.held.drain(..) {
+                    job.chunk_lost |= !self.outbox.put(Letter::passing(message));
+                }
+                if job.left {
+                    self.jobs.remove(key);
+                }
+            }
+            Err(fault) => {
+                let Some(job) = self.jobs.remove(key) else {
+                    return;
+                };
+                self.telemetry.spool_unkept();
+                let refusal = fault.into();
+                if job.acks.is_empty() {
+                    self.turn_away(&job.reply, &refusal, None);
+                }
+                for ack in job.acks {
+                    self.turn_away(&job.reply, &refusal, Some(ack));
+                }
+            }
+        }
+    }
+
+    /// An answer is safe, or has waited for that long enough: then it is published all the same. It is the same that a
+    /// later attempt would give, and a machine may wait for it.
+    fn answered(&mut self, key: &Key, number: u64, outcome: Result<(), Fault>) {
+        if self.jobs.get(key).is_none_or(|job| job.number != number) {
+            return;
+        }
+        let Some(mut job) = self.jobs.remove(key) else {
+            return;
+        };
+        if let Err(fault) = outcome {
+            tracing::error!(number, %fault, "an answer is published that is not safe on the disk");
+        }
+        // Nothing is left to wait for.
+        self.acks.append(&mut job.acks);
+        for message in job.answer.take().unwrap_or_default() {
+            self.outbox.put(job.reply.last(message, number));
+        }
+        if let Some(refusal) = &job.expired {
+            self.announce(Event::Expired, &job.reply, refusal);
+        }
+    }
+
+    /// Whether requests wait in the spool that no job is for.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Fetches what waits in the spool: answers always, requests if the worker takes some.
+    pub(super) fn fetch(&mut self, serving: bool) {
+        for _ in 0..self.backlog.len() {
+            let room = self
+                .config
+                .mqtt
+                .requests_max
+                .saturating_sub(self.jobs.len());
+            if self.fetched.len() >= FETCHED_MAX.min(room) {
+                return;
+            }
+            let Some(number) = self.backlog.pop_front() else {
+                return;
+            };
+            let Some(header) = self.spool.get(number) else {
+                self.cancelled.remove(&number);
+                continue;
+            };
+            if self.jobs.contains_key(&header.key) {
+                continue;
+            }
+            if !header.state.is_answered() && !serving {
+                self.backlog.push_back(number);
+                continue;
+            }
+            self.fetched.insert(number);
+            let notes = self.notes.clone();
+            let then = Box::new(move |kept| drop(notes.send(Note::Read(number, Box::new(kept)))));
+            self.spool.read(number, then);
+        }
+    }
+
+    /// Goes on with a record of an earlier process.
+    fn recover(&mut self, number: u64, kept: Kept, now: Instant) -> Option<Box<Prepared>> {
+        let Kept {
+            header,
+            request,
+            answer,
+        } = kept;
+        let (Ok(kept), Ok(id)) = (
+            postcard::from_bytes::<KeptRequest>(&request),
+            RequestId::new(&header.key.id),
+        ) else {
+            tracing::error!(number, "a record of the spool is no request over MQTT");
+            return None;
+        };
+        let message = Incoming {
+            topic: kept.topic.clone(),
+            payload: Bytes::from(kept.payload.clone()),
+            retain: false,
+            repeated: true,
+            properties: kept.properties.clone(),
+            ack: None,
+        };
+        let Some((mut reply, outcome)) = self.read(&message, Some(id), now) else {
+            tracing::error!(
+                number,
+                topic = kept.topic,
+                "a record's topic is none of this gateway"
+            );
+            return None;
+        };
+        reply.topic.clone_from(&kept.reply_topic);
+        reply.attempt = header.attempt;
+        reply.deadline = self.spool.deadline(&header);
+        if header.state.is_answered() {
+            for message in reply.again(answer.as_deref().unwrap_or_default(), now) {
+                self.outbox.put(reply.last(message, number));
+            }
+            return None;
+        }
+        let refusal = match outcome {
+            _ if self.cancelled.remove(&number) => {
+                Fault::new(FaultCode::Cancelled, "the client ended the request").into()
+            }
+            Err(refusal) => refusal,
+            Ok(parsed) => {
+                tracing::info!(
+                    client = header.key.client,
+                    id = header.key.id,
+                    attempt = header.attempt,
+                    "a request of the spool is answered"
+                );
+                let mut request = parsed.request;
+                request.seed_unsaid = Some(header.seed);
+                // What is left of the first one; the task's own would begin anew.
+                request.deadline = reply.deadline;
+                return Some(Box::new(Prepared {
+                    request,
+                    key: header.key,
+                    ack: None,
+                    reply,
+                    fingerprint: header.fingerprint,
+                    kept,
+                    source: Source::Spool(number),
+                }));
+            }
+        };
+        self.end_without_job(number, &header.key, &reply, refusal);
+        None
+    }
+
+    /// Ends a record that will not be computed.
+    fn end_without_job(&mut self, number: u64, key: &Key, reply: &ReplyTo, refusal: Refusal) {
+        let message = reply.fault(&refusal.fault, refusal.field.as_deref());
+        let code = refusal.fault.code;
+        let kept = ReplyTo::kept(std::slice::from_ref(&message));
+        let job = Job {
+            number,
+            reply: reply.clone(),
+            text: String::new(),
+            chunks_sent: 0,
+            chunk_lost: false,
+            safe: true,
+            acks: Vec::new(),
+            held: Vec::new(),
+            answer: Some(vec![message]),
+            left: false,
+            expired: (code == FaultCode::DeadlineExceeded).then_some(refusal),
+        };
+        self.jobs.insert(key.clone(), job);
+        self.keep_answer(key, number, kept, Some(code));
+    }
+
+    /// An operator wants something of a record. Returns a running request that is to be cancelled.
+    pub(super) fn order(&mut self, order: Order) -> Option<Key> {
+        match order {
+            Order::Dropped(number, key) => {
+                self.outbox.forget(number);
+                let job = self.jobs.remove(&key)?;
+                // It was safe, and the operator knows better.
+                self.acks.extend(job.acks);
+                Some(key)
+            }
+            Order::Again(number) => {
+                let header = self.spool.get(number)?;
+                if self.jobs.contains_key(&header.key) || self.backlog.contains(&number) {
+                    return None;
+                }
+                if header.fault.is_some() {
+                    self.spool.again(number, None, Box::new(drop));
+                }
+                self.backlog.push_back(number);
+                None
+            }
+        }
+    }
+
+    /// The broker has taken, or refused, a message.
+    pub(super) fn confirmed(&mut self, packet_id: u16, refused: Option<&str>) {
+        let Some(left) = self.outbox.confirmed(packet_id) else {
+            return;
+        };
+        match (left.record, refused) {
+            (Some(number), None) => self.spool.delivered(number),
+            // It stays in the spool, to be sent at the next start, or when it is asked for again.
+            (record, Some(why)) => {
+                tracing::warn!(
+                    topic = left.topic,
+                    record,
+                    why,
+                    "the broker refused a message"
+                );
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Tells the client and the event topic that a request is refused. Says what to do with its message.
+    fn turn_away(&mut self, reply: &ReplyTo, refusal: &Refusal, ack: Option<AckToken>) -> Verdict {
         tracing::info!(
             client = reply.client,
             id = reply.id.as_str(),
@@ -401,8 +933,9 @@ impl Desk {
             "a request is refused"
         );
         let message = reply.fault(&refusal.fault, refusal.field.as_deref());
-        self.outbox.put(Letter::Passing(message));
+        self.outbox.put(Letter::refusal(message, ack));
         self.announce(Event::Refused, reply, refusal);
+        Verdict::Later
     }
 
     fn announce(&mut self, event: Event, reply: &ReplyTo, refusal: &Refusal) {
@@ -414,8 +947,37 @@ impl Desk {
             // None: listeners of any version, behind any broker.
             properties: Properties::default(),
         };
-        self.outbox.put(Letter::Passing(message));
+        self.outbox.put(Letter::passing(message));
     }
+}
+
+/// What a record says, for an operator.
+pub(super) fn describe(kept: &Kept) -> serde_json::Value {
+    let text = |bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
+    };
+    let mut object = serde_json::json!({});
+    if let Ok(request) = postcard::from_bytes::<KeptRequest>(&kept.request) {
+        object["topic"] = request.topic.into();
+        object["reply_topic"] = request.reply_topic.into();
+        object["request"] = text(&request.payload);
+    }
+    if let Some(answer) = &kept.answer {
+        let payloads = reply::payloads(answer);
+        object["answer"] = payloads.iter().map(|payload| text(payload)).collect();
+    }
+    object
+}
+
+/// What a request that comes again has a right to.
+enum Repetition {
+    /// It waits for the answer that is being made.
+    Waits(Verdict),
+    /// The answer that was made.
+    HasAnswer,
+    /// Another attempt.
+    HasFailed,
 }
 
 #[cfg(test)]

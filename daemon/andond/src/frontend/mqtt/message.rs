@@ -3,6 +3,7 @@
 //! A message of MQTT 3.1.1 is one with empty [`Properties`].
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a publish packet beside topic, payload and properties: the fixed header with the longest
 /// length field, the topic's length and the packet id.
@@ -37,11 +38,12 @@ pub(super) struct AckToken {
 }
 
 /// The properties of MQTT 5 that carry meaning here.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Properties {
     /// Response Topic.
     pub(super) response_topic: Option<String>,
     /// Correlation Data.
+    #[serde(with = "optional_bytes")]
     pub(super) correlation: Option<Bytes>,
     /// Content Type.
     pub(super) content_type: Option<String>,
@@ -60,6 +62,8 @@ pub(super) struct Incoming {
     pub(super) payload: Bytes,
     /// Whether the broker kept it from before the subscription.
     pub(super) retain: bool,
+    /// Whether the broker has sent it before.
+    pub(super) repeated: bool,
     /// The properties.
     pub(super) properties: Properties,
     /// How to acknowledge it; `None` for QoS 0.
@@ -106,5 +110,25 @@ impl Outgoing {
             }
         };
         PACKET_BYTES_BASE + self.topic.len() + self.payload.len() + properties
+    }
+}
+
+/// Bytes as any other list of them, without a feature of the crate that has them.
+mod optional_bytes {
+    use bytes::Bytes;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &Option<Bytes>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        bytes.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Bytes>, D::Error> {
+        let bytes = Option::<Vec<u8>>::deserialize(deserializer)?;
+        Ok(bytes.map(Bytes::from))
     }
 }

@@ -1,7 +1,7 @@
 //! MQTT: the floor's way in. `README.md` beside this file is the reference of topics, payloads and
 //! properties.
 //!
-//! `desk` knows what messages mean, `outbox` what waits for the broker, `reconnect` when to try it
+//! `desk` knows what messages mean and asks the spool to keep them, `outbox` what waits for the broker, `reconnect` when to try it
 //! again; none of them knows a socket. `link` is one connection, in MQTT 5 or 3.1.1. What is left for this
 //! file is to bring events to them, one at a time, from one loop.
 //!
@@ -12,7 +12,6 @@ mod desk;
 mod link;
 mod message;
 mod outbox;
-mod recent;
 mod reconnect;
 mod reply;
 mod request;
@@ -33,11 +32,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
-use self::desk::{Desk, Verdict};
+use self::desk::{Desk, Note, Prepared, Verdict};
 use self::link::{Cause, Greeting, Link, LinkEvent, LinkOptions};
 use self::message::{AckToken, Incoming, Version};
 use self::outbox::Gate;
-use self::recent::Key;
 use self::reconnect::{Attempt, End, Reconnect};
 use self::status::Board;
 use super::Context;
@@ -46,7 +44,10 @@ use crate::config::limits::LimitsConfig;
 use crate::config::mqtt::MqttConfig;
 use crate::fault::Fault;
 use crate::request::{Origin, Request};
-use crate::worker::{JobEvent, JobStream, WorkerHandle, WorkerState};
+use crate::spool::killed;
+use crate::spool::record::{Door, Key};
+use crate::spool::{Kept, Order};
+use crate::worker::{JobEvent, JobStream, WorkerState};
 
 /// Events of the worker that may wait for the loop.
 const JOB_EVENTS_WAITING_MAX: usize = 256;
@@ -54,6 +55,9 @@ const JOB_EVENTS_WAITING_MAX: usize = 256;
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// Largest password file, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+
+/// When the worker is asked again that had no place for a request of the spool.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest reason for the end of a connection in the log, in characters.
 const WHY_CHARS_MAX: usize = 300;
@@ -69,12 +73,6 @@ pub async fn run(context: Context) {
         // The configuration's check lets none of these through.
         Err(error) => tracing::error!(%error, "MQTT is not served"),
     }
-}
-
-/// Takes a request for good. The durable spool belongs here: once this returns, the request may be
-/// acknowledged to the broker.
-fn accept(worker: &WorkerHandle, request: Request) -> Result<JobStream, Fault> {
-    worker.submit(request)
 }
 
 /// A connection that is open or being opened.
@@ -105,6 +103,11 @@ struct Frontend {
     unacknowledged: VecDeque<AckToken>,
     events: mpsc::Sender<(Key, JobEvent)>,
     arrivals: mpsc::Receiver<(Key, JobEvent)>,
+    /// The spool's word; so many as there are requests and answers, which are bounded.
+    notes: mpsc::UnboundedReceiver<Note>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Not before this is the spool asked for more.
+    backlog_at: Instant,
     stopping: bool,
     chance: RandomState,
     chances: u64,
@@ -121,8 +124,11 @@ impl Frontend {
         let mqtt = &config.mqtt;
         let series = Reconnect::new(mqtt.protocol, Duration::from_secs(mqtt.reconnect_max_s));
         let (events, arrivals) = mpsc::channel(JOB_EVENTS_WAITING_MAX);
+        let (noted, notes) = mpsc::unbounded_channel();
+        let spool = context.spool.clone();
+        let orders = spool.orders(Door::Mqtt);
         Ok(Frontend {
-            desk: Desk::new(config.clone(), context.telemetry.clone())?,
+            desk: Desk::new(config.clone(), context.telemetry.clone(), spool, noted)?,
             board: Board::new(Duration::from_millis(mqtt.status_interval_ms)),
             attempt: series.first(),
             attempt_at: Instant::now(),
@@ -132,6 +138,9 @@ impl Frontend {
             unacknowledged: VecDeque::new(),
             events,
             arrivals,
+            notes,
+            orders,
+            backlog_at: Instant::now(),
             stopping: false,
             chance: RandomState::new(),
             chances: 0,
@@ -152,11 +161,16 @@ impl Frontend {
                 .connection
                 .as_ref()
                 .map(|connection| connection.silent_at);
+            let backlog_at = (self.desk.has_backlog() && self.backlog_at > Instant::now())
+                .then_some(self.backlog_at);
             tokio::select! {
                 event = next_event(self.connection.as_mut()) => self.link_event(event),
                 () = at(attempt_at) => self.connect(),
                 () = at(silent_at) => self.ended(Cause::Broken, "the broker is silent"),
                 Some((key, event)) = self.arrivals.recv() => self.desk.event(&key, event, Instant::now()),
+                Some(note) = self.notes.recv() => self.note(note),
+                Some(order) = self.orders.recv() => self.order(order),
+                () = at(backlog_at) => {}
                 changed = states.changed(), if worker_lives => worker_lives = changed.is_ok(),
                 _ = ticks.tick() => {}
                 () = stopping.cancelled(), if !self.stopping => {
@@ -186,6 +200,10 @@ impl Frontend {
                 self.receive(&message);
             }
         }
+        if !self.is_stopping() && self.backlog_at <= Instant::now() {
+            self.desk.fetch(status.state == WorkerState::Ready);
+        }
+        self.unacknowledged.extend(self.desk.take_acks());
         if let Some(connection) = &self.connection
             && connection.subscribed
             && self.board.is_due(Instant::now())
@@ -215,6 +233,7 @@ impl Frontend {
                 break;
             }
             self.unacknowledged.pop_front();
+            killed("acknowledging");
         }
         if let Some(greeting) = connection.greeting
             && connection.subscribed
@@ -228,6 +247,7 @@ impl Frontend {
             self.desk
                 .outbox
                 .pump(gate, Instant::now(), |message| link.publish(message));
+            self.unacknowledged.extend(self.desk.outbox.take_released());
         }
         let dropped = self.desk.outbox.take_dropped();
         if dropped > 0 {
@@ -347,12 +367,13 @@ impl Frontend {
                     self.receive(&message);
                 }
             }
-            LinkEvent::Sent(packet_id) => self.desk.outbox.sent(packet_id),
+            LinkEvent::Sent(packet_id) => {
+                killed("publishing");
+                self.desk.outbox.sent(packet_id);
+            }
             LinkEvent::Confirmed(packet_id, refused) => {
-                let topic = self.desk.outbox.confirmed(packet_id);
-                if let Some(why) = refused {
-                    tracing::warn!(topic, why, "the broker refused a message");
-                }
+                killed("confirmed");
+                self.desk.confirmed(packet_id, refused.as_deref());
             }
             LinkEvent::Alive => {}
             LinkEvent::Closed(cause, why) => self.ended(cause, &why),
@@ -381,25 +402,65 @@ impl Frontend {
 
     /// Validate, accept, acknowledge; answers come later.
     fn receive(&mut self, message: &Incoming) {
-        match self.desk.receive(message, Instant::now()) {
-            Verdict::Submit(prepared) => {
-                match accept(&self.context.worker, prepared.request.clone()) {
-                    Ok(stream) => {
-                        tokio::spawn(forward(prepared.key.clone(), stream, self.events.clone()));
-                        self.desk.accepted(*prepared);
-                    }
-                    Err(fault) => self.desk.refused(&prepared, fault),
-                }
-            }
+        let verdict = match self.desk.receive(message, Instant::now()) {
+            Verdict::Submit(prepared) => self.submit(*prepared),
             Verdict::Cancel(key) => {
-                self.context
-                    .worker
-                    .cancel(Origin::Mqtt, &key.client, &key.id);
+                self.cancel(&key);
+                Verdict::Done
             }
-            Verdict::Done => {}
+            verdict => verdict,
+        };
+        if matches!(verdict, Verdict::Done) {
+            self.unacknowledged.extend(message.ack);
         }
-        if let Some(token) = message.ack {
-            self.unacknowledged.push_back(token);
+    }
+
+    /// Hands a request to the worker, which begins while the spool makes it safe: what comes of it is not heard of
+    /// before it is.
+    fn submit(&mut self, mut prepared: Prepared) -> Verdict {
+        let worker = &self.context.worker;
+        prepared.request.deadline = worker.deadline(&prepared.request);
+        match worker.submit(prepared.request.clone()) {
+            Ok(stream) => {
+                let key = prepared.key.clone();
+                if self.desk.accept(prepared) {
+                    tokio::spawn(forward(key, stream, self.events.clone()));
+                }
+                Verdict::Later
+            }
+            Err(fault) => self.desk.refused(&prepared, fault),
+        }
+    }
+
+    fn cancel(&self, key: &Key) {
+        let worker = &self.context.worker;
+        worker.cancel(Origin::Mqtt, &key.client, &key.id);
+    }
+
+    fn note(&mut self, note: Note) {
+        let abandoned = match &note {
+            // What cannot be kept is not computed either.
+            Note::Accepted(key, Err(_)) => Some(key.clone()),
+            _ => None,
+        };
+        if let Some(prepared) = self.desk.note(note, Instant::now()) {
+            if self.is_stopping() {
+                // It stays in the spool.
+                return;
+            }
+            self.submit(*prepared);
+            if self.desk.has_backlog() {
+                self.backlog_at = Instant::now() + BACKLOG_PAUSE;
+            }
+        }
+        if let Some(key) = abandoned {
+            self.cancel(&key);
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Some(key) = self.desk.order(order) {
+            self.cancel(&key);
         }
     }
 
@@ -427,7 +488,7 @@ impl Frontend {
         );
         drop(connection);
         self.context.telemetry.set_mqtt_link(MqttLink::Connecting);
-        self.desk.outbox.disconnected();
+        self.desk.disconnected();
         self.board.forget();
         // The broker sends what was not acknowledged again, and its old packet ids mean nothing any more.
         self.unacknowledged.clear();
@@ -453,6 +514,7 @@ impl Frontend {
                 self.flush();
                 let event = next_event(self.connection.as_mut()).await;
                 self.link_event(event);
+                self.unacknowledged.extend(self.desk.take_acks());
             }
             if let Some(connection) = &mut self.connection
                 && connection.link.disconnect()
@@ -465,7 +527,10 @@ impl Frontend {
         }
         let undelivered = self.desk.outbox.answers();
         if undelivered > 0 {
-            tracing::warn!(undelivered, "answers could not be delivered");
+            tracing::warn!(
+                undelivered,
+                "answers could not be delivered; the spool keeps them, if it is durable"
+            );
         }
         self.context.telemetry.set_mqtt_link(MqttLink::Off);
     }
@@ -512,6 +577,11 @@ fn password(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
+/// What a record of this front end says, for an operator.
+pub(crate) fn describe(kept: &Kept) -> serde_json::Value {
+    desk::describe(kept)
+}
+
 /// A message as a broker hands it over, of which only what carries meaning is known.
 #[derive(Debug, Clone, Default)]
 pub struct Published {
@@ -551,6 +621,7 @@ pub fn request_of(published: Published) -> Option<Result<Request, Fault>> {
         topic: published.topic,
         payload: Bytes::from(published.payload),
         retain: false,
+        repeated: false,
         properties,
         ack: None,
     };
@@ -565,6 +636,7 @@ pub fn request_of(published: Published) -> Option<Result<Request, Fault>> {
                 topics: &topics,
                 own: &topics,
                 client,
+                id: None,
                 task,
                 allowed: &config.response_topics,
                 limits: &LimitsConfig::default(),

@@ -1,16 +1,18 @@
 //! What waits for the broker, and what it has not confirmed yet.
 //!
 //! Invariant: an answer that was put in leaves only when the broker confirmed or refused it, or when the
-//! bounds of the broker itself leave no way to send it, and then a short error goes out in its place.
-//! Chunks, refusals and events may be dropped when too many wait; the number of answers is bounded by
-//! whoever accepts requests. At most the window the broker granted is under way.
+//! bounds of the broker itself leave no way to send it, and then a short error goes out in its place. So does the refusal
+//! of a request that the broker waits to have acknowledged: the acknowledgement is given out when the refusal leaves.
+//! Chunks, events and the refusals of requests that nobody acknowledges may be dropped when too many wait; the number of
+//! answers is bounded by whoever accepts requests, that of the other refusals by what the broker sends without
+//! acknowledgement. At most the window the broker granted is under way.
 //!
 //! The box knows no socket and no clock: it is asked for the next message and told what became of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::message::{Outgoing, Version};
+use super::message::{AckToken, Outgoing, Version};
 
 /// What goes out instead of a message that cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,13 +23,50 @@ pub(super) struct Substitutes {
     pub(super) late: Option<(Instant, Outgoing)>,
 }
 
-/// A message and how much it matters.
+/// A message and what depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Letter {
-    /// The last message of an accepted request: never dropped.
-    Answer(Outgoing, Box<Substitutes>),
+pub(super) struct Letter {
+    /// The message.
+    pub(super) message: Outgoing,
+    /// The record whose answer it is, or a part of it: never dropped.
+    pub(super) record: Option<u64>,
+    /// What goes out in its place.
+    pub(super) substitutes: Option<Box<Substitutes>>,
+    /// What to acknowledge once it has left: never dropped.
+    pub(super) ack: Option<AckToken>,
+}
+
+impl Letter {
     /// A chunk, a refusal or an event: dropped when too much waits.
-    Passing(Outgoing),
+    pub(super) fn passing(message: Outgoing) -> Letter {
+        Letter {
+            message,
+            record: None,
+            substitutes: None,
+            ack: None,
+        }
+    }
+
+    /// A refusal of a request that is acknowledged when it has left.
+    pub(super) fn refusal(message: Outgoing, ack: Option<AckToken>) -> Letter {
+        Letter {
+            ack,
+            ..Letter::passing(message)
+        }
+    }
+
+    fn is_passing(&self) -> bool {
+        self.record.is_none() && self.ack.is_none()
+    }
+}
+
+/// What left the box for good.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Confirmed {
+    /// The topic it went to.
+    pub(super) topic: String,
+    /// The record whose answer it is, if that was the last of it in the box.
+    pub(super) record: Option<u64>,
 }
 
 /// What the broker takes.
@@ -63,6 +102,8 @@ pub(super) struct Outbox {
     /// Under way, by packet id.
     under_way: BTreeMap<u16, Entry>,
     order: u64,
+    /// What may be acknowledged now.
+    released: Vec<AckToken>,
 }
 
 impl Outbox {
@@ -77,12 +118,13 @@ impl Outbox {
             given: VecDeque::new(),
             under_way: BTreeMap::new(),
             order: 0,
+            released: Vec::new(),
         }
     }
 
     /// Puts a message in; `false` if it was dropped.
     pub(super) fn put(&mut self, letter: Letter) -> bool {
-        if matches!(letter, Letter::Passing(_)) {
+        if letter.is_passing() {
             if self.passing >= self.passing_max {
                 self.dropped = self.dropped.saturating_add(1);
                 return false;
@@ -105,12 +147,20 @@ impl Outbox {
 
     /// How many answers wait or are under way.
     pub(super) fn answers(&self) -> usize {
-        self.queue
-            .iter()
-            .chain(&self.given)
-            .chain(self.under_way.values())
-            .filter(|entry| matches!(entry.letter, Letter::Answer(..)))
+        self.entries()
+            .filter(|entry| entry.letter.record.is_some())
             .count()
+    }
+
+    /// What may be acknowledged since this was asked last.
+    pub(super) fn take_released(&mut self) -> Vec<AckToken> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// Forgets the messages of a record that wait.
+    pub(super) fn forget(&mut self, record: u64) {
+        self.queue
+            .retain(|entry| entry.letter.record != Some(record));
     }
 
     /// Whether nothing waits and nothing is under way.
@@ -143,7 +193,7 @@ impl Outbox {
                     let order = self.next_order();
                     self.given.push_back(Entry {
                         order,
-                        letter: Letter::Passing(status),
+                        letter: Letter::passing(status),
                         status: true,
                     });
                 }
@@ -152,23 +202,26 @@ impl Outbox {
             let Some(mut entry) = self.queue.pop_front() else {
                 return;
             };
-            let passing = matches!(entry.letter, Letter::Passing(_));
+            let passing = entry.letter.is_passing();
             if !fit(&mut entry.letter, gate, now) {
                 tracing::warn!(
-                    topic = message(&entry.letter).topic,
+                    topic = entry.letter.message.topic,
                     packet_bytes_max = gate.packet_bytes_max,
                     "the broker takes no packet large enough for this message"
                 );
                 self.passing -= usize::from(passing);
+                self.released.extend(entry.letter.ack);
                 continue;
             }
-            if !send(message(&entry.letter)) {
+            if !send(&entry.letter.message) {
                 self.queue.push_front(entry);
                 return;
             }
             self.passing -= usize::from(passing);
-            if message(&entry.letter).confirmed {
+            if entry.letter.message.confirmed {
                 self.given.push_back(entry);
+            } else {
+                self.released.extend(entry.letter.ack);
             }
         }
     }
@@ -180,14 +233,22 @@ impl Outbox {
         }
     }
 
-    /// The broker has taken, or refused, a message; returns its topic.
-    pub(super) fn confirmed(&mut self, packet_id: u16) -> Option<String> {
-        let entry = self.under_way.remove(&packet_id)?;
-        Some(message(&entry.letter).topic.clone())
+    /// The broker has taken, or refused, a message.
+    pub(super) fn confirmed(&mut self, packet_id: u16) -> Option<Confirmed> {
+        let letter = self.under_way.remove(&packet_id)?.letter;
+        self.released.extend(letter.ack);
+        let open = |record: u64| {
+            self.entries()
+                .any(|entry| entry.letter.record == Some(record))
+        };
+        Some(Confirmed {
+            record: letter.record.filter(|record| !open(*record)),
+            topic: letter.message.topic,
+        })
     }
 
     /// The connection is gone: what was not confirmed is sent again on the next, in the old order. Only the
-    /// status is not: it says how things were.
+    /// status is not: it says how things were. Nothing is left to acknowledge: the broker sends that again.
     pub(super) fn disconnected(&mut self) {
         let under_way = std::mem::take(&mut self.under_way).into_values();
         let mut again: Vec<Entry> = under_way
@@ -195,11 +256,23 @@ impl Outbox {
             .filter(|entry| !entry.status)
             .collect();
         self.status = None;
+        self.released.clear();
         again.sort_by_key(|entry| entry.order);
         for entry in again.into_iter().rev() {
-            self.passing += usize::from(matches!(entry.letter, Letter::Passing(_)));
             self.queue.push_front(entry);
         }
+        for entry in &mut self.queue {
+            entry.letter.ack = None;
+        }
+        let passing = self.queue.iter().filter(|entry| entry.letter.is_passing());
+        self.passing = passing.count();
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.queue
+            .iter()
+            .chain(&self.given)
+            .chain(self.under_way.values())
     }
 
     fn next_order(&mut self) -> u64 {
@@ -208,24 +281,18 @@ impl Outbox {
     }
 }
 
-fn message(letter: &Letter) -> &Outgoing {
-    match letter {
-        Letter::Answer(message, _) | Letter::Passing(message) => message,
-    }
-}
-
 /// Makes a letter one that can go out, by a substitute if need be; `false` if there is no way.
 fn fit(letter: &mut Letter, gate: Gate, now: Instant) -> bool {
     let fits = |message: &Outgoing| message.packet_bytes(gate.version) <= gate.packet_bytes_max;
-    if let Letter::Answer(message, substitutes) = letter {
+    if let Some(substitutes) = &mut letter.substitutes {
         if let Some((_, late)) = substitutes.late.take_if(|(since, _)| *since <= now) {
-            *message = late;
+            letter.message = late;
         }
-        if !fits(message) {
-            *message = substitutes.too_large.clone();
+        if !fits(&letter.message) {
+            letter.message = substitutes.too_large.clone();
         }
     }
-    fits(message(letter))
+    fits(&letter.message)
 }
 
 #[cfg(test)]
@@ -258,7 +325,12 @@ mod tests {
             too_large: outgoing("too large", true),
             late: None,
         };
-        Letter::Answer(outgoing(payload, true), Box::new(substitutes))
+        Letter {
+            message: outgoing(payload, true),
+            record: Some(7),
+            substitutes: Some(Box::new(substitutes)),
+            ack: None,
+        }
     }
 
     fn pump(outbox: &mut Outbox, now: Instant) -> Vec<String> {
@@ -281,7 +353,8 @@ mod tests {
         assert!(pump(&mut outbox, now).is_empty());
         outbox.sent(1);
         outbox.sent(2);
-        assert_eq!(outbox.confirmed(2).as_deref(), Some("t"));
+        let confirmed = outbox.confirmed(2).expect("under way");
+        assert_eq!((confirmed.topic.as_str(), confirmed.record), ("t", None));
         assert_eq!(pump(&mut outbox, now), ["c"]);
         assert_eq!(outbox.answers(), 2);
         assert!(outbox.confirmed(9).is_none());
@@ -320,18 +393,18 @@ mod tests {
     #[test]
     fn only_droppable_messages_are_dropped() {
         let mut outbox = Outbox::new(1);
-        assert!(outbox.put(Letter::Passing(outgoing("x", true))));
-        assert!(!outbox.put(Letter::Passing(outgoing("y", true))));
+        assert!(outbox.put(Letter::passing(outgoing("x", true))));
+        assert!(!outbox.put(Letter::passing(outgoing("y", true))));
         assert!(outbox.put(answer("a")));
         assert_eq!(outbox.take_dropped(), 1);
         assert_eq!(pump(&mut outbox, Instant::now()), ["x", "a"]);
-        assert!(outbox.put(Letter::Passing(outgoing("y", true))));
+        assert!(outbox.put(Letter::passing(outgoing("y", true))));
     }
 
     #[test]
     fn an_unconfirmed_message_is_done_when_it_is_given_away() {
         let mut outbox = Outbox::new(9);
-        outbox.put(Letter::Passing(outgoing("x", false)));
+        outbox.put(Letter::passing(outgoing("x", false)));
         assert_eq!(pump(&mut outbox, Instant::now()), ["x"]);
         assert!(outbox.is_empty());
     }
@@ -340,7 +413,7 @@ mod tests {
     fn a_large_answer_is_replaced_and_a_large_chunk_is_not_sent() {
         let mut outbox = Outbox::new(9);
         let large = "x".repeat(300);
-        outbox.put(Letter::Passing(outgoing(&large, true)));
+        outbox.put(Letter::passing(outgoing(&large, true)));
         outbox.put(answer(&large));
         assert_eq!(pump(&mut outbox, Instant::now()), ["too large"]);
     }
@@ -350,7 +423,7 @@ mod tests {
         let now = Instant::now();
         let mut outbox = Outbox::new(9);
         let mut letter = answer("a");
-        if let Letter::Answer(_, substitutes) = &mut letter {
+        if let Some(substitutes) = &mut letter.substitutes {
             substitutes.late = Some((now + Duration::from_secs(1), outgoing("late", true)));
         }
         outbox.put(letter.clone());
@@ -379,5 +452,44 @@ mod tests {
         outbox.sent(1);
         outbox.disconnected();
         assert_eq!(pump(&mut outbox, Instant::now()), ["a"]);
+    }
+
+    #[test]
+    fn a_record_is_delivered_with_the_last_of_its_messages() {
+        let now = Instant::now();
+        let mut outbox = Outbox::new(9);
+        outbox.put(answer("chunk"));
+        outbox.put(answer("end"));
+        pump(&mut outbox, now);
+        outbox.sent(1);
+        outbox.sent(2);
+        assert_eq!(outbox.confirmed(1).and_then(|left| left.record), None);
+        assert_eq!(outbox.confirmed(2).and_then(|left| left.record), Some(7));
+    }
+
+    #[test]
+    fn a_refused_request_is_acknowledged_when_the_refusal_has_left() {
+        let token = AckToken {
+            packet_id: 5,
+            exactly_once: false,
+        };
+        let now = Instant::now();
+        let mut outbox = Outbox::new(0);
+        assert!(!outbox.put(Letter::passing(outgoing("x", true))), "no room");
+        assert!(outbox.put(Letter::refusal(outgoing("no", true), Some(token))));
+        assert_eq!(pump(&mut outbox, now), ["no"]);
+        outbox.sent(1);
+        assert!(outbox.take_released().is_empty());
+        outbox.confirmed(1);
+        assert_eq!(outbox.take_released(), [token]);
+        // With its connection a token means nothing.
+        outbox.put(Letter::refusal(outgoing("no", true), Some(token)));
+        pump(&mut outbox, now);
+        outbox.sent(2);
+        outbox.disconnected();
+        assert_eq!(pump(&mut outbox, now), ["no"]);
+        outbox.sent(3);
+        outbox.confirmed(3);
+        assert!(outbox.take_released().is_empty() && outbox.is_empty());
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use andon_wire::{HEADER_BYTES, ModelName, RequestId, ServerFrame};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::message::{Outgoing, Properties};
@@ -58,8 +59,17 @@ pub(super) struct ReplyTo {
     pub(super) id: RequestId,
     /// Whether chunks are wanted.
     pub(super) stream: bool,
+    /// Which attempt at an answer this is, from 1.
+    pub(super) attempt: u16,
     /// When the answer becomes worthless.
     pub(super) deadline: Option<Instant>,
+}
+
+/// A message of an answer, kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptMessage {
+    payload: Vec<u8>,
+    user: Vec<(String, String)>,
 }
 
 /// A whole answer.
@@ -168,7 +178,7 @@ impl ReplyTo {
                 let mut error = error_json(fault, field);
                 error["type"] = "error".into();
                 error["id"] = self.id.as_str().into();
-                error["attempt"] = 1.into();
+                error["attempt"] = self.attempt.into();
                 error["origin"] = "local".into();
                 error.to_string().into()
             }
@@ -196,13 +206,33 @@ impl ReplyTo {
         message
     }
 
-    /// A message with a payload that was sent before.
-    pub(super) fn again(&self, payload: Bytes) -> Outgoing {
-        self.message(payload, "answer", None)
+    /// The last messages of an answer as they are kept: what does not follow from the request.
+    pub(super) fn kept(messages: &[Outgoing]) -> Bytes {
+        let messages = messages.iter().map(|message| KeptMessage {
+            payload: message.payload.to_vec(),
+            user: message.properties.user.clone(),
+        });
+        let messages: Vec<KeptMessage> = messages.collect();
+        postcard::to_stdvec(&messages)
+            .map(Bytes::from)
+            .unwrap_or_default()
     }
 
-    /// The letter for the last message of an accepted request.
-    pub(super) fn last(&self, message: Outgoing) -> Letter {
+    /// The messages of an answer that was kept; none if it cannot be read.
+    pub(super) fn again(&self, kept: &[u8], now: Instant) -> Vec<Outgoing> {
+        let kept: Vec<KeptMessage> = postcard::from_bytes(kept).unwrap_or_default();
+        let again = kept.into_iter().map(|kept| {
+            let mut message = self.message(kept.payload, "answer", None);
+            message.properties.user = kept.user;
+            message
+        });
+        let mut messages: Vec<Outgoing> = again.collect();
+        self.expire(&mut messages, now);
+        messages
+    }
+
+    /// The letter for a last message of the request with this number.
+    pub(super) fn last(&self, message: Outgoing, record: u64) -> Letter {
         let too_large = self.fault(
             &Fault::new(
                 FaultCode::TooLarge,
@@ -217,7 +247,12 @@ impl ReplyTo {
             );
             (deadline, self.fault(&fault, None))
         });
-        Letter::Answer(message, Box::new(Substitutes { too_large, late }))
+        Letter {
+            message,
+            record: Some(record),
+            substitutes: Some(Box::new(Substitutes { too_large, late })),
+            ack: None,
+        }
     }
 
     fn answer_json(&self, answer: &Answer<'_>) -> Value {
@@ -304,6 +339,12 @@ impl ReplyTo {
             message.properties.expiry_s = Some(u32::try_from(left_s).unwrap_or(u32::MAX));
         }
     }
+}
+
+/// The payloads of an answer that was kept.
+pub(super) fn payloads(kept: &[u8]) -> Vec<Vec<u8>> {
+    let kept: Vec<KeptMessage> = postcard::from_bytes(kept).unwrap_or_default();
+    kept.into_iter().map(|kept| kept.payload).collect()
 }
 
 /// The payload of an event about a request.
@@ -402,6 +443,7 @@ mod tests {
             task: None,
             id: RequestId::new("7").unwrap(),
             stream: false,
+            attempt: 1,
             deadline: None,
         }
     }

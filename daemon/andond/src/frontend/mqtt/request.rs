@@ -78,6 +78,8 @@ pub(super) struct Place<'a> {
     pub(super) own: &'a Topics,
     /// Who asks.
     pub(super) client: ClientName,
+    /// The request's id, where that is settled: it was asked before this process.
+    pub(super) id: Option<RequestId>,
     /// The task in the topic.
     pub(super) task: Option<TaskName>,
     /// Response topics that are allowed, with `<base>` and `<client>`.
@@ -105,6 +107,12 @@ pub(super) struct Ids {
 }
 
 impl Ids {
+    /// A number that was not made before, to draw answers with.
+    pub(super) fn seed(&mut self) -> u64 {
+        self.count = self.count.wrapping_add(1);
+        self.hasher.hash_one(("seed", self.count))
+    }
+
     /// An id that was not made before.
     pub(super) fn make(&mut self) -> RequestId {
         self.count = self.count.wrapping_add(1);
@@ -149,7 +157,7 @@ pub(super) fn read(
             Format::Postcard => postcard(&message.payload, place, &mut id),
         },
     };
-    let (id, id_source) = match id {
+    let (id, id_source) = match place.id.clone().or(id) {
         Some(id) => (id, IdSource::Payload),
         None => match correlation_id(&message.properties) {
             Some(id) => (id, IdSource::Correlation),
@@ -165,6 +173,7 @@ pub(super) fn read(
         task: place.task.as_ref().map(|task| task.as_str().to_owned()),
         id,
         stream: false,
+        attempt: 1,
         deadline: None,
     };
     let outcome = outcome

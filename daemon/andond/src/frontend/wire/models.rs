@@ -14,7 +14,7 @@ use andon_wire::manifest::Digest;
 use andon_wire::{
     AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
     ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, RequestId,
-    ServerFrame, StoredCorpus, StoredModel, StoredPack, shorten,
+    ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::connection::Outgoing;
 use super::convert::saturated;
+use super::spool;
 use crate::frontend::Context;
 use crate::registry::{Begun, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change};
 use crate::worker::{CorpusFacts, Erased, WorkerHandle};
@@ -40,7 +41,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What a thread has to say.
-enum Event {
+pub(super) enum Event {
     Ready {
         weights: bool,
     },
@@ -48,6 +49,7 @@ enum Event {
     Stored(Box<Stored>, bool),
     Packed(Packed),
     Corpus(CorpusFacts),
+    Kept(Box<spool::Facts>),
     Text(String),
     Added {
         name: String,
@@ -61,7 +63,7 @@ enum Event {
     Failed(RegistryError),
 }
 
-type Events = mpsc::Sender<Event>;
+pub(super) type Events = mpsc::Sender<Event>;
 
 /// The operations of one connection.
 pub(super) struct ModelDesk {
@@ -189,6 +191,21 @@ impl ModelDesk {
         .await
     }
 
+    /// Does something with the requests that are kept.
+    pub(super) async fn spool(&mut self, task: &SpoolTask<'_>) -> bool {
+        if !self.free(&task.id).await {
+            return true;
+        }
+        let (spool, peer) = (self.context.spool.clone(), self.peer);
+        let config = self.context.config.models.clone();
+        let wanted = spool::Wanted::new(&task.action);
+        self.run(task.id.clone(), move |events| {
+            may_change(&config, peer)?;
+            spool::operate(&spool, wanted, events)
+        })
+        .await
+    }
+
     /// Whether the connection has no operation; says so if it has.
     async fn free(&mut self, id: &RequestId) -> bool {
         while self.tasks.try_join_next().is_some() {}
@@ -239,7 +256,7 @@ impl ModelDesk {
 }
 
 /// Says something, unless the connection is gone.
-fn send(events: &Events, event: Event) {
+pub(super) fn send(events: &Events, event: Event) {
     drop(events.blocking_send(event));
 }
 
@@ -488,6 +505,7 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             count: saturated(erased.count),
             shared: saturated(erased.shared),
         }),
+        Event::Kept(facts) => ServerFrame::KeptRequest(facts.frame(id)),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {
             name,

@@ -22,10 +22,11 @@ use serde_json::json;
 use self::parse::Asked;
 use self::shape::{Answer, Reply, Stage};
 use super::calls::{Reading, gather};
+use super::durable::Source;
 use super::error::ApiError;
 use super::parse::message;
 use super::serve::Client;
-use super::{HttpRequest, Service, answer, json_response, json_text, since_1970};
+use super::{Service, json_response, json_text, since_1970};
 use crate::fault::Fault;
 use crate::request::{Input, Message, Origin, Request};
 use crate::worker::{JobEvent, JobStream};
@@ -55,18 +56,19 @@ impl Service {
 }
 
 /// `POST /v1/responses`
-pub(super) async fn create(
-    State(service): State<Arc<Service>>,
-    Extension(client): Extension<Client>,
-    request: HttpRequest,
+pub(super) async fn answer(
+    service: &Arc<Service>,
+    client: &Client,
+    source: Source,
 ) -> Result<Response<Body>, ApiError> {
-    let id = service.next_id("resp_");
+    let id = source.id(service, "resp_");
     let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
-    let asked = {
+    let (asked, settled) = {
         // Held until the body's text is inside the request, whose bounds are checked.
         let _place = service.bodies.acquire().await;
-        let body = service.read(request).await.inspect_err(malformed)?;
-        parse::body(&body, &id, &client.0).inspect_err(malformed)?
+        let (body, settled) = source.body(service).await.inspect_err(malformed)?;
+        let asked = parse::body(&body, &id, &client.0).inspect_err(malformed)?;
+        (asked, settled)
     };
     let Asked {
         mut request,
@@ -76,6 +78,7 @@ pub(super) async fn create(
         store,
         said,
     } = asked;
+    settled.apply(std::slice::from_mut(&mut request));
     service.check_model(request.model.as_deref())?;
     let mut conversation = match &previous {
         None => Vec::new(),
@@ -111,9 +114,9 @@ pub(super) async fn create(
     let streams = request.stream;
     let job = service.context.worker.submit(request).map_err(named)?;
     if streams {
-        stream::streamed(service, job, reply, keep).await
+        stream::streamed(Arc::clone(service), job, reply, keep).await
     } else {
-        whole(&service, job, &reply, keep).await
+        whole(service, job, &reply, keep).await
     }
 }
 
@@ -151,7 +154,7 @@ async fn whole(
             JobEvent::Failed(fault) => return Err(named(fault).into()),
         }
     }
-    Err(answer::broken_off().into())
+    Err(super::answer::broken_off().into())
 }
 
 /// `GET /v1/responses/{id}`

@@ -1,26 +1,79 @@
+use std::ops::{Deref, DerefMut};
+
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
+use crate::config::spool::{Durable, SpoolConfig};
 use crate::frontend::mqtt::message::Version;
 use crate::frontend::mqtt::outbox::Gate;
 use crate::worker::{Chunk, Finish, Timings, Usage};
 
-fn small(requests_max: usize) -> Desk {
+/// A desk with a spool in memory.
+struct Bench {
+    desk: Desk,
+    notes: mpsc::UnboundedReceiver<Note>,
+}
+
+impl Deref for Bench {
+    type Target = Desk;
+
+    fn deref(&self) -> &Desk {
+        &self.desk
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Desk {
+        &mut self.desk
+    }
+}
+
+impl Bench {
+    /// The next word of the spool, which is sure to come, and what follows from it.
+    fn hear(&mut self) -> Option<Box<Prepared>> {
+        let note = self.notes.blocking_recv().expect("the spool's word");
+        self.desk.note(note, Instant::now())
+    }
+}
+
+fn config(requests_max: usize) -> Config {
     let mut config = Config::default();
     config.gateway.name = Some("gw1".to_owned());
     config.mqtt.requests_max = requests_max;
     config.mqtt.fleet_group = Some("hall".to_owned());
-    Desk::new(Arc::new(config), Arc::new(Telemetry::new())).unwrap()
+    config
 }
+
+fn on(spool: Spool, requests_max: usize) -> Bench {
+    let (noted, notes) = mpsc::unbounded_channel();
+    let config = Arc::new(config(requests_max));
+    let desk = Desk::new(config, Arc::new(Telemetry::new()), spool, noted).unwrap();
+    Bench { desk, notes }
+}
+
+fn small(requests_max: usize) -> Bench {
+    let config = SpoolConfig {
+        durable: Durable::Off,
+        ..SpoolConfig::default()
+    };
+    let spool = Spool::open(&config, Arc::new(Telemetry::new())).unwrap();
+    on(spool, requests_max)
+}
+
+const ACK: AckToken = AckToken {
+    packet_id: 5,
+    exactly_once: false,
+};
 
 fn message(topic: &str, payload: &str) -> Incoming {
     Incoming {
         topic: topic.to_owned(),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         retain: false,
+        repeated: false,
         properties: Properties::default(),
-        ack: None,
+        ack: Some(ACK),
     }
 }
 
@@ -29,28 +82,38 @@ fn ask(desk: &mut Desk, id: &str, prompt: &str) -> Verdict {
     desk.receive(&message("andon/gw1/request/plc", &payload), Instant::now())
 }
 
-fn accept(desk: &mut Desk, verdict: Verdict) -> Key {
+fn accept(bench: &mut Bench, verdict: Verdict) -> Key {
     let Verdict::Submit(prepared) = verdict else {
         panic!("{verdict:?}");
     };
     let key = prepared.key.clone();
-    desk.accepted(*prepared);
+    assert!(bench.accept(*prepared));
+    assert!(bench.take_acks().is_empty(), "not safe yet");
+    bench.hear();
+    assert_eq!(bench.take_acks(), [ACK]);
     key
 }
 
-fn finish(desk: &mut Desk, key: &Key, text: &str) {
-    let now = Instant::now();
-    let chunk = Chunk {
-        text: text.to_owned(),
-        ..Chunk::default()
-    };
-    desk.event(key, JobEvent::Chunk(chunk), now);
-    let done = Done {
+fn done() -> JobEvent {
+    JobEvent::Done(Done {
         finish: Finish::Stop,
         usage: Usage::default(),
         timings: Timings::default(),
-    };
-    desk.event(key, JobEvent::Done(done), now);
+    })
+}
+
+fn chunk(text: &str) -> JobEvent {
+    JobEvent::Chunk(Chunk {
+        text: text.to_owned(),
+        ..Chunk::default()
+    })
+}
+
+fn finish(bench: &mut Bench, key: &Key, text: &str) {
+    let now = Instant::now();
+    bench.event(key, chunk(text), now);
+    bench.event(key, done(), now);
+    bench.hear();
 }
 
 fn sent(desk: &mut Desk) -> Vec<(String, Value)> {
@@ -69,7 +132,7 @@ fn sent(desk: &mut Desk) -> Vec<(String, Value)> {
     });
     for packet_id in 1..=1000 {
         desk.outbox.sent(packet_id);
-        desk.outbox.confirmed(packet_id);
+        desk.confirmed(packet_id, None);
     }
     sent
 }
@@ -89,9 +152,10 @@ fn a_request_is_submitted_and_answered_once() {
     assert_eq!(answers[0].0, "andon/gw1/response/plc/1");
     assert_eq!(answers[0].1["answer"], "hello");
     assert!(
-        matches!(ask(&mut desk, "1", "hi"), Verdict::Done),
+        matches!(ask(&mut desk, "1", "hi"), Verdict::Later),
         "it was answered already"
     );
+    desk.hear();
     let again = sent(&mut desk);
     assert_eq!(again[0].1["answer"], "hello");
     assert_eq!(desk.unanswered(), 0);
@@ -104,7 +168,7 @@ fn an_id_with_other_contents_never_gets_the_old_answer() {
     let key = accept(&mut desk, verdict);
     finish(&mut desk, &key, "hello");
     sent(&mut desk);
-    assert!(matches!(ask(&mut desk, "1", "other"), Verdict::Done));
+    assert!(matches!(ask(&mut desk, "1", "other"), Verdict::Later));
     let refused = sent(&mut desk);
     assert_eq!(refused[0].1["error"]["code"], "duplicate_id");
     assert_eq!(refused[1].0, "andon/gw1/event/refused");
@@ -132,8 +196,11 @@ fn an_answer_given_again_keeps_the_bound() {
     let verdict = ask(&mut desk, "1", "hi");
     let key = accept(&mut desk, verdict);
     finish(&mut desk, &key, "hello");
-    for _ in 0..9 {
-        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Done));
+    for turn in 0..9 {
+        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+        if turn == 0 {
+            desk.hear();
+        }
     }
     assert_eq!(desk.outbox.answers(), 2);
     let sent = sent(&mut desk);
@@ -146,13 +213,13 @@ fn what_is_over_the_bound_is_refused_with_a_hint() {
     let mut desk = small(1);
     let verdict = ask(&mut desk, "1", "hi");
     let key = accept(&mut desk, verdict);
-    assert!(matches!(ask(&mut desk, "2", "hi"), Verdict::Done));
+    assert!(matches!(ask(&mut desk, "2", "hi"), Verdict::Later));
     let refused = sent(&mut desk);
     assert_eq!(refused[0].1["error"]["code"], "busy");
     assert!(refused[0].1["error"]["retry_after_ms"].is_u64());
     finish(&mut desk, &key, "x");
     // An answer that the broker has not taken counts as well.
-    assert!(matches!(ask(&mut desk, "2", "hi"), Verdict::Done));
+    assert!(matches!(ask(&mut desk, "2", "hi"), Verdict::Later));
     sent(&mut desk);
     assert!(matches!(ask(&mut desk, "2", "hi"), Verdict::Submit(_)));
 }
@@ -193,11 +260,28 @@ fn a_failure_is_told_and_a_passed_deadline_is_an_event_too() {
     let key = accept(&mut desk, verdict);
     let fault = Fault::new(FaultCode::DeadlineExceeded, "too late");
     desk.event(&key, JobEvent::Failed(fault), Instant::now());
+    desk.hear();
     let messages = sent(&mut desk);
     assert_eq!(messages[0].1["error"]["code"], "deadline_exceeded");
     assert_eq!(messages[1].0, "andon/gw1/event/expired");
-    // It may be asked again: nothing was answered.
-    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Submit(_)));
+    // The broker may send it again and gets the same; the client may ask again, for another attempt.
+    let mut repeated = message("andon/gw1/request/plc", r#"{"id":"1","prompt":"hi"}"#);
+    repeated.repeated = true;
+    assert!(matches!(
+        desk.receive(&repeated, Instant::now()),
+        Verdict::Later
+    ));
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["error"]["code"], "deadline_exceeded");
+    assert_eq!(desk.take_acks(), [ACK], "once the broker has it");
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "at last");
+    let answer = &sent(&mut desk)[0].1;
+    assert_eq!(
+        (&answer["answer"], &answer["attempt"]),
+        (&"at last".into(), &2.into())
+    );
 }
 
 #[test]
@@ -206,7 +290,7 @@ fn only_a_clients_own_running_request_is_cancelled() {
     let verdict = ask(&mut desk, "1", "hi");
     let key = accept(&mut desk, verdict);
     let now = Instant::now();
-    let cancel = |desk: &mut Desk, topic: &str, id: &str| desk.receive(&message(topic, id), now);
+    let cancel = |desk: &mut Bench, topic: &str, id: &str| desk.receive(&message(topic, id), now);
     assert!(matches!(
         cancel(&mut desk, "andon/gw1/cancel/other", "1"),
         Verdict::Done
@@ -257,4 +341,126 @@ fn a_fleets_request_is_answered_under_the_fleets_topics() {
     let key = accept(&mut desk, verdict);
     finish(&mut desk, &key, "x");
     assert_eq!(sent(&mut desk)[0].0, "andon/fleet/hall/response/plc/1");
+}
+
+#[test]
+fn nothing_is_heard_of_a_request_before_it_is_safe() {
+    let mut desk = small(4);
+    let payload = r#"{"id":"1","prompt":"hi","stream":true}"#;
+    let Verdict::Submit(prepared) =
+        desk.receive(&message("andon/gw1/request/plc", payload), Instant::now())
+    else {
+        panic!("submitted");
+    };
+    let key = prepared.key.clone();
+    assert!(desk.accept(*prepared));
+    desk.event(&key, chunk("hello"), Instant::now());
+    let again = desk.receive(&message("andon/gw1/request/plc", payload), Instant::now());
+    assert!(matches!(again, Verdict::Later), "neither is safe");
+    assert!(sent(&mut desk).is_empty() && desk.take_acks().is_empty());
+    desk.hear();
+    assert_eq!(desk.take_acks(), [ACK, ACK]);
+    assert_eq!(sent(&mut desk)[0].1["text"], "hello");
+    desk.event(&key, done(), Instant::now());
+    assert!(sent(&mut desk).is_empty(), "the answer is not safe");
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["answer"], "hello");
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_and_acknowledged_with_the_refusal() {
+    let mut desk = small(4);
+    let Verdict::Submit(prepared) = ask(&mut desk, "1", "hi") else {
+        panic!("submitted");
+    };
+    let key = prepared.key.clone();
+    assert!(desk.accept(*prepared));
+    desk.hear();
+    desk.take_acks();
+    // The spool's word comes too late to be heard twice; as if it had been the other one:
+    let fault = Fault::new(FaultCode::Unavailable, "the request cannot be kept");
+    desk.jobs.get_mut(&key).unwrap().acks.push(ACK);
+    desk.note(Note::Accepted(key, Err(fault)), Instant::now());
+    assert!(desk.take_acks().is_empty(), "the broker does not know yet");
+    assert_eq!(sent(&mut desk)[0].1["error"]["code"], "unavailable");
+    assert_eq!(desk.take_acks(), [ACK]);
+    assert_eq!(desk.unanswered(), 0);
+}
+
+#[test]
+fn the_next_process_goes_on_with_what_the_last_one_left() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let config = SpoolConfig {
+        dir: folder.path().to_path_buf(),
+        ..SpoolConfig::default()
+    };
+    let open = || Spool::open(&config, Arc::new(Telemetry::new())).unwrap();
+    let mut desk = on(open(), 4);
+    for (id, text) in [
+        ("answered", Some("yes")),
+        ("running", None),
+        ("cancelled", None),
+    ] {
+        let verdict = ask(&mut desk, id, "hi");
+        let key = accept(&mut desk, verdict);
+        match text {
+            Some(text) => finish(&mut desk, &key, text),
+            None => desk.event(&key, JobEvent::Started, Instant::now()),
+        }
+    }
+    // It ends here, with nothing sent.
+    let seed = desk.spool.list(&Filter::default())[1].1.seed;
+    desk.spool.close();
+    drop(desk);
+
+    let mut desk = on(open(), 4);
+    assert!(
+        matches!(ask(&mut desk, "running", "hi"), Verdict::Done),
+        "it is in the spool"
+    );
+    let cancel = message("andon/gw1/cancel/plc", "cancelled");
+    assert!(matches!(
+        desk.receive(&cancel, Instant::now()),
+        Verdict::Done
+    ));
+    desk.fetch(true);
+    assert!(desk.hear().is_none(), "its answer is there");
+    let prepared = desk.hear().expect("it is to be computed again");
+    assert_eq!(prepared.request.seed_unsaid, Some(seed));
+    let key = prepared.key.clone();
+    assert!(desk.accept(*prepared));
+    assert!(desk.hear().is_none(), "it was cancelled");
+    desk.hear();
+    finish(&mut desk, &key, "late");
+    let sent = sent(&mut desk);
+    let of = |id: &str| {
+        let mut of = sent.iter().filter(|(topic, _)| topic.ends_with(id));
+        let found = of.next().unwrap().1.clone();
+        assert!(of.next().is_none());
+        found
+    };
+    assert_eq!(
+        (&of("answered")["answer"], &of("answered")["attempt"]),
+        (&"yes".into(), &1.into())
+    );
+    assert_eq!(
+        (&of("running")["answer"], &of("running")["attempt"]),
+        (&"late".into(), &2.into())
+    );
+    assert_eq!(of("cancelled")["error"]["code"], "cancelled");
+    let (counts, _) = desk.spool.holds();
+    assert_eq!(counts, [0, 0, 0, 3], "all are delivered");
+    desk.spool.close();
+}
+
+#[test]
+fn a_daemon_that_stops_leaves_its_requests_to_the_next() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    let fault = Fault::new(FaultCode::Unavailable, "the daemon is stopping");
+    desk.event(&key, JobEvent::Failed(fault), Instant::now());
+    assert_eq!(desk.unanswered(), 0);
+    assert!(sent(&mut desk).is_empty());
+    assert!(!desk.spool.find(&key).unwrap().1.state.is_answered());
 }

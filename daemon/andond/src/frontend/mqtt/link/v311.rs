@@ -93,6 +93,7 @@ fn translate(event: Event) -> LinkEvent {
                 topic: publish.topic,
                 payload: publish.payload,
                 retain: publish.retain,
+                repeated: publish.dup,
                 properties: Properties::default(),
                 ack,
             })

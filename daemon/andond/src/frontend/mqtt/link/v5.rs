@@ -168,6 +168,7 @@ fn incoming(publish: Publish) -> Incoming {
         topic: String::from_utf8(publish.topic.to_vec()).unwrap_or_default(),
         payload: publish.payload,
         retain: publish.retain,
+        repeated: publish.dup,
         properties,
         ack,
     }

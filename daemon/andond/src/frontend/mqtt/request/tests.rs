@@ -34,6 +34,7 @@ impl Bench {
             topic: String::new(),
             payload: Bytes::copy_from_slice(payload.as_ref()),
             retain: false,
+            repeated: false,
             properties: self.properties.clone(),
             ack: None,
         };
@@ -41,6 +42,7 @@ impl Bench {
             topics: &self.topics,
             own: &self.topics,
             client: ClientName::new("plc1").unwrap(),
+            id: None,
             task: self.task.clone(),
             allowed: &self.allowed,
             limits: &self.limits,

@@ -1,0 +1,388 @@
+//! Every record's header, in memory: which requests are known, what they take, which give way.
+//!
+//! The book is ahead of the disk by what the writer has not committed yet; it is what decides, and the writer only
+//! follows. It knows no thread and no disk.
+//!
+//! Invariant: a state only goes forward, but by an operator's word or a client who asks again for what has failed. What
+//! has been delivered gives way to what comes, the oldest first; what has not never does.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::clock::{Stamp, elapsed_ms};
+use super::record::{Header, Key, State};
+
+/// What the spool may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Most records.
+    pub requests_max: usize,
+    /// Most bytes of all of them.
+    pub bytes_max: u64,
+    /// How long a delivered one is kept for a repetition, in milliseconds.
+    pub keep_ms: u64,
+    /// How long one is kept that cannot be answered or delivered, in milliseconds.
+    pub age_max_ms: u64,
+}
+
+/// Which records an operator means.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this client.
+    pub client: Option<String>,
+    /// Of this task.
+    pub task: Option<String>,
+    /// Of this number.
+    pub number: Option<u64>,
+}
+
+impl Filter {
+    /// Whether a record is meant.
+    pub fn takes(&self, number: u64, header: &Header) -> bool {
+        self.number.is_none_or(|wanted| wanted == number)
+            && (self.client.as_ref()).is_none_or(|client| *client == header.key.client)
+            && (self.task.as_ref()).is_none_or(|task| header.task.as_ref() == Some(task))
+    }
+}
+
+/// The book.
+#[derive(Debug)]
+pub struct Book {
+    bounds: Bounds,
+    records: BTreeMap<u64, Header>,
+    numbers: HashMap<Key, u64>,
+    next: u64,
+    bytes: u64,
+    /// The last moment noted before this process.
+    seen: Stamp,
+}
+
+impl Book {
+    /// The book of what is on the disk. Of two records of one name, which no writer makes, the later counts.
+    pub fn new(bounds: Bounds, records: BTreeMap<u64, Header>, seen: Stamp) -> Book {
+        let next = records.keys().next_back().map_or(1, |last| last + 1);
+        let bytes = records.values().map(Header::bytes).sum();
+        let numbers = records
+            .iter()
+            .map(|(number, header)| (header.key.clone(), *number))
+            .collect();
+        Book {
+            bounds,
+            records,
+            numbers,
+            next,
+            bytes,
+            seen,
+        }
+    }
+
+    /// The record of a name.
+    pub fn find(&self, key: &Key) -> Option<(u64, &Header)> {
+        let number = *self.numbers.get(key)?;
+        Some((number, self.records.get(&number)?))
+    }
+
+    /// The record of a number.
+    pub fn get(&self, number: u64) -> Option<&Header> {
+        self.records.get(&number)
+    }
+
+    /// Every record, in the order of arrival.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Header)> {
+        self.records
+            .iter()
+            .map(|(number, header)| (*number, header))
+    }
+
+    /// Bytes of all records, about.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many records are in each state.
+    pub fn counts(&self) -> [usize; State::ALL.len()] {
+        State::ALL.map(|state| {
+            let of = |header: &&Header| header.state == state;
+            self.records.values().filter(of).count()
+        })
+    }
+
+    /// What is left until a deadline.
+    pub fn left_ms(&self, header: &Header, now: &Stamp) -> Option<u64> {
+        header.due.map(|due| due.left_ms(&self.seen, now))
+    }
+
+    /// What must give way so that a record of so many bytes can come; `None` if what may give way is not enough.
+    pub fn room_for(&self, bytes: u64) -> Option<Vec<u64>> {
+        let Bounds {
+            requests_max,
+            bytes_max,
+            ..
+        } = self.bounds;
+        let mut gone = Vec::new();
+        let (mut count, mut held) = (self.records.len(), self.bytes);
+        let mut delivered = self
+            .records
+            .iter()
+            .filter(|(_, header)| header.state == State::Delivered);
+        while count >= requests_max || held.saturating_add(bytes) > bytes_max {
+            let (number, header) = delivered.next()?;
+            gone.push(*number);
+            count -= 1;
+            held = held.saturating_sub(header.bytes());
+        }
+        Some(gone)
+    }
+
+    /// Those whose time is over: delivered long enough ago, or too old to be of use to anybody.
+    pub fn outdated(&self, now: &Stamp) -> Vec<u64> {
+        let Bounds {
+            keep_ms,
+            age_max_ms,
+            bytes_max,
+            ..
+        } = self.bounds;
+        let mut held = self.bytes;
+        let mut outdated = Vec::new();
+        for (number, header) in &self.records {
+            let age_ms = |since: &Stamp| elapsed_ms(since, &self.seen, now);
+            let old = match header.state {
+                // Answers may have come in larger than there was room for.
+                State::Delivered => {
+                    held > bytes_max
+                        || age_ms(header.answered.as_ref().unwrap_or(&header.arrived)) >= keep_ms
+                }
+                State::Accepted | State::Running | State::Answered => {
+                    age_ms(&header.arrived) >= age_max_ms
+                }
+            };
+            if old {
+                held = held.saturating_sub(header.bytes());
+                outdated.push(*number);
+            }
+        }
+        outdated
+    }
+
+    /// Puts a new record in.
+    pub fn put(&mut self, header: Header) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.bytes = self.bytes.saturating_add(header.bytes());
+        self.numbers.insert(header.key.clone(), number);
+        self.records.insert(number, header);
+        number
+    }
+
+    /// Changes a record and returns what it now says; `None` if it is not there or `change` says no.
+    pub fn change(
+        &mut self,
+        number: u64,
+        change: impl FnOnce(&mut Header) -> bool,
+    ) -> Option<Header> {
+        let header = self.records.get_mut(&number)?;
+        let mut changed = header.clone();
+        if !change(&mut changed) {
+            return None;
+        }
+        self.bytes = self.bytes.saturating_sub(header.bytes());
+        self.bytes = self.bytes.saturating_add(changed.bytes());
+        header.clone_from(&changed);
+        Some(changed)
+    }
+
+    /// Takes a record out.
+    pub fn remove(&mut self, number: u64) -> Option<Header> {
+        let header = self.records.remove(&number)?;
+        self.bytes = self.bytes.saturating_sub(header.bytes());
+        if self.numbers.get(&header.key) == Some(&number) {
+            self.numbers.remove(&header.key);
+        }
+        Some(header)
+    }
+}
+
+/// Begins a new attempt at everything that has no answer, as of now: what a start does before anything is published.
+pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, seen: &Stamp, now: &Stamp) -> Vec<u64> {
+    let mut begun = Vec::new();
+    for (number, header) in records {
+        if header.state.is_answered() {
+            continue;
+        }
+        header.state = State::Accepted;
+        header.attempt = header.attempt.saturating_add(1);
+        if let Some(due) = &mut header.due {
+            due.left_ms = due.left_ms(seen, now);
+            due.at = *now;
+        }
+        begun.push(*number);
+    }
+    begun
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Door, Due, Fingerprint};
+    use super::*;
+
+    fn at(up_ms: u64) -> Stamp {
+        Stamp {
+            boot: 1,
+            up_ms,
+            wall_ms: 0,
+        }
+    }
+
+    fn header(id: &str, state: State, bytes: u64) -> Header {
+        Header {
+            key: Key {
+                door: Door::Mqtt,
+                client: "plc".to_owned(),
+                id: id.to_owned(),
+            },
+            task: None,
+            fingerprint: Fingerprint::of(&[b"x"]),
+            state,
+            attempt: 1,
+            seed: 0,
+            arrived: at(0),
+            due: None,
+            answered: None,
+            fault: None,
+            request_bytes: bytes,
+            answer_bytes: 0,
+        }
+    }
+
+    fn book(bounds: Bounds) -> Book {
+        Book::new(bounds, BTreeMap::new(), Stamp::default())
+    }
+
+    const BOUNDS: Bounds = Bounds {
+        requests_max: 3,
+        bytes_max: 10_000,
+        keep_ms: 1000,
+        age_max_ms: 5000,
+    };
+
+    #[test]
+    fn what_was_delivered_gives_way_oldest_first_and_nothing_else_does() {
+        let mut book = book(BOUNDS);
+        let waiting = book.put(header("1", State::Answered, 0));
+        let old = book.put(header("2", State::Delivered, 0));
+        let new = book.put(header("3", State::Delivered, 0));
+        assert_eq!(book.room_for(0), Some(vec![old]));
+        assert_eq!(book.room_for(9000), Some(vec![old, new]));
+        assert_eq!(book.room_for(10_000), None);
+        book.remove(old);
+        book.remove(new);
+        book.put(header("4", State::Running, 0));
+        book.put(header("5", State::Accepted, 0));
+        assert_eq!(book.room_for(0), None);
+        assert!(book.get(waiting).is_some());
+    }
+
+    #[test]
+    fn time_takes_the_delivered_soon_and_the_others_late() {
+        let mut book = book(BOUNDS);
+        let delivered = book.put(Header {
+            answered: Some(at(500)),
+            ..header("1", State::Delivered, 0)
+        });
+        let stuck = book.put(header("2", State::Answered, 0));
+        assert!(book.outdated(&at(1400)).is_empty());
+        assert_eq!(book.outdated(&at(1500)), [delivered]);
+        assert_eq!(book.outdated(&at(5000)), [delivered, stuck]);
+    }
+
+    #[test]
+    fn answers_over_the_bound_make_the_delivered_go() {
+        let mut book = book(BOUNDS);
+        let gone = book.put(header("1", State::Delivered, 5000));
+        let kept = book.put(header("2", State::Delivered, 3000));
+        assert_eq!(book.outdated(&at(0)), Vec::<u64>::new());
+        book.change(kept, |header| {
+            header.answer_bytes = 2000;
+            true
+        });
+        assert_eq!(book.outdated(&at(0)), [gone]);
+        book.remove(gone);
+        assert_eq!(book.bytes(), book.get(kept).expect("kept").bytes());
+    }
+
+    #[test]
+    fn a_start_begins_an_attempt_at_what_has_no_answer() {
+        let mut records = BTreeMap::new();
+        let due = Some(Due {
+            left_ms: 1000,
+            at: at(100),
+        });
+        for (number, state) in (1..).zip(State::ALL) {
+            let mut header = header(state.name(), state, 0);
+            header.due = due;
+            records.insert(number, header);
+        }
+        assert_eq!(begin_attempts(&mut records, &at(0), &at(300)), [1, 2]);
+        let of = |number: u64| (records[&number].attempt, records[&number].state);
+        assert_eq!(of(1), (2, State::Accepted));
+        assert_eq!(of(2), (2, State::Accepted));
+        assert_eq!(of(3), (1, State::Answered));
+        assert_eq!(of(4), (1, State::Delivered));
+        assert_eq!(records[&1].due.map(|due| due.left_ms), Some(800));
+    }
+
+    #[test]
+    fn a_filter_takes_what_it_names() {
+        let mut asked = header("1", State::Answered, 0);
+        asked.task = Some("explain".to_owned());
+        let all = Filter::default();
+        assert!(all.takes(7, &asked));
+        let text = |text: &str| Some(text.to_owned());
+        for (filter, takes) in [
+            (
+                Filter {
+                    client: text("plc"),
+                    ..all.clone()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    client: text("other"),
+                    ..all.clone()
+                },
+                false,
+            ),
+            (
+                Filter {
+                    task: text("explain"),
+                    ..all.clone()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    task: text("x"),
+                    client: text("plc"),
+                    ..all.clone()
+                },
+                false,
+            ),
+            (
+                Filter {
+                    number: Some(7),
+                    ..all.clone()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    number: Some(8),
+                    ..all
+                },
+                false,
+            ),
+        ] {
+            assert_eq!(filter.takes(7, &asked), takes, "{filter:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A request as it is kept.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::clock::{Stamp, elapsed_ms};
+use crate::request::Origin;
+
+/// The way a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Door {
+    /// MQTT.
+    Mqtt,
+    /// HTTP.
+    Http,
+}
+
+impl Door {
+    /// The name used in lists.
+    pub fn name(self) -> &'static str {
+        self.origin().name()
+    }
+
+    /// The front end's name elsewhere.
+    pub fn origin(self) -> Origin {
+        match self {
+            Door::Mqtt => Origin::Mqtt,
+            Door::Http => Origin::Http,
+        }
+    }
+}
+
+/// Who asked what, by name. Two requests with the same are the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    /// The way it came.
+    pub door: Door,
+    /// The client.
+    pub client: String,
+    /// The client's id.
+    pub id: String,
+}
+
+/// How far a request is. It never goes back but by an operator's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum State {
+    /// It is safe here.
+    Accepted,
+    /// An answer is being made.
+    Running,
+    /// The answer is safe here.
+    Answered,
+    /// Its reader, or the broker, has it.
+    Delivered,
+}
+
+impl State {
+    /// Every state, in order.
+    pub const ALL: [State; 4] = [
+        State::Accepted,
+        State::Running,
+        State::Answered,
+        State::Delivered,
+    ];
+
+    /// The name used in lists and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Accepted => "accepted",
+            State::Running => "running",
+            State::Answered => "answered",
+            State::Delivered => "delivered",
+        }
+    }
+
+    /// Whether there is an answer.
+    pub fn is_answered(self) -> bool {
+        self >= State::Answered
+    }
+}
+
+/// What was asked, shortened so that other contents are told apart; the same in every process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// The fingerprint of some parts.
+    pub fn of(parts: &[&[u8]]) -> Fingerprint {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let whole: [u8; 32] = hash.finalize().into();
+        let mut short = [0; 16];
+        short.copy_from_slice(&whole[..16]);
+        Fingerprint(short)
+    }
+}
+
+/// What is kept of a request beside what was asked and answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Its name.
+    pub key: Key,
+    /// The task it asks.
+    pub task: Option<String>,
+    /// What was asked, shortened.
+    pub fingerprint: Fingerprint,
+    /// How far it is.
+    pub state: State,
+    /// Which attempt at an answer this is, from 1. No two attempts of which anything was published have the same number.
+    pub attempt: u16,
+    /// Draws of every attempt begin with this, unless the request or its task names a seed.
+    pub seed: u64,
+    /// When it came.
+    pub arrived: Stamp,
+    /// When the answer is worthless.
+    pub due: Option<Due>,
+    /// When it was answered.
+    pub answered: Option<Stamp>,
+    /// The kind of failure, if the answer is that there is none.
+    pub fault: Option<String>,
+    /// Bytes of what was asked.
+    pub request_bytes: u64,
+    /// Bytes of what was answered.
+    pub answer_bytes: u64,
+}
+
+/// A deadline: so much time was left at that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Due {
+    /// Milliseconds.
+    pub left_ms: u64,
+    /// The moment.
+    pub at: Stamp,
+}
+
+impl Due {
+    /// What is left now; `seen` is the last moment noted before the machine was started again.
+    pub fn left_ms(&self, seen: &Stamp, now: &Stamp) -> u64 {
+        self.left_ms.saturating_sub(elapsed_ms(&self.at, seen, now))
+    }
+}
+
+/// What a record takes beside what was asked and answered, about.
+const RECORD_BYTES: u64 = 512;
+
+impl Header {
+    /// Bytes the record takes, about.
+    pub fn bytes(&self) -> u64 {
+        RECORD_BYTES
+            .saturating_add(self.request_bytes)
+            .saturating_add(self.answer_bytes)
+    }
+}

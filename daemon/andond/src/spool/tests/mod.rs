@@ -1,0 +1,6 @@
+//! The spool against disks that fail and machines that stop.
+
+mod backend;
+mod crash;
+mod failing;
+mod life;

@@ -1,0 +1,33 @@
+//! The spool: the real daemon is killed wherever it hurts, and nothing is lost, answered twice in two ways, or damaged.
+
+mod campaign;
+mod faults;
+mod http;
+mod ledger;
+mod operator;
+
+use std::path::Path;
+
+use andon_tests::broker::Broker;
+use andon_tests::daemon::Daemon;
+
+/// A broker that keeps its sessions and messages over its own end, in this folder.
+fn lasting_broker(folder: &Path) -> Broker {
+    Broker::start_with(&format!(
+        "persistence true\npersistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n\
+         max_queued_messages 0\nmax_inflight_messages 64",
+        folder.display()
+    ))
+    .unwrap()
+}
+
+/// A figure of the daemon's metrics, summed over its labels that have `with` in them.
+fn metric(daemon: &Daemon, name: &str, with: &str) -> f64 {
+    let text = daemon.http().get("/metrics").unwrap().text();
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with(name) && line.contains(with));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}

@@ -1,0 +1,193 @@
+//! A publisher with a ledger of its own: what it asked, and every word it got.
+//!
+//! It keeps its session at the broker and publishes again what the broker has not confirmed, as a careful client does.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{Client, Event, MqttOptions};
+use serde_json::Value;
+
+/// Longest wait for the answers that are still missing at the end.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What came for one request, in order.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Entry {
+    /// Payloads of answers and errors.
+    pub(super) ends: Vec<String>,
+    /// Attempt, number and text of chunks.
+    pub(super) chunks: Vec<(u64, u64, String)>,
+}
+
+type Ledger = Arc<Mutex<BTreeMap<String, Entry>>>;
+
+/// The publisher.
+pub(super) struct Publisher {
+    client: Client,
+    ledger: Ledger,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    topic: String,
+}
+
+impl Publisher {
+    pub(super) fn start(port: u16, name: &str) -> Publisher {
+        let mut options = MqttOptions::new(format!("ledger-{name}"), "127.0.0.1", port);
+        options.set_clean_start(false);
+        options.set_session_expiry_interval(Some(3600));
+        options.set_keep_alive(Duration::from_secs(5));
+        let (client, mut connection) = Client::new(options, 4096);
+        let ledger: Ledger = Ledger::default();
+        let over = Arc::new(AtomicBool::new(false));
+        let filter = format!("andon/test/response/{name}/#");
+        let thread = {
+            let (client, ledger, over) = (client.clone(), ledger.clone(), over.clone());
+            thread::spawn(move || {
+                for event in connection.iter() {
+                    match event {
+                        Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                            client.try_subscribe(&filter, QoS::AtLeastOnce).unwrap();
+                        }
+                        Ok(Event::Incoming(Packet::Publish(publish))) => {
+                            note(&ledger, &String::from_utf8_lossy(&publish.payload));
+                        }
+                        Ok(_) => {}
+                        // The broker is away; it is tried again until it is back.
+                        Err(_) if over.load(Ordering::Relaxed) => return,
+                        Err(_) => thread::sleep(Duration::from_millis(50)),
+                    }
+                }
+            })
+        };
+        Publisher {
+            client,
+            ledger,
+            over,
+            thread: Some(thread),
+            topic: format!("andon/test/request/{name}"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks, and writes it down.
+    pub(super) fn ask(&self, id: &str, more: &str) {
+        self.lock().entry(id.to_owned()).or_default();
+        let payload = format!(r#"{{"id":"{id}",{more}}}"#);
+        self.client
+            .publish(&self.topic, QoS::AtLeastOnce, false, payload)
+            .unwrap();
+    }
+
+    /// How many requests have no word that ends them.
+    pub(super) fn open(&self) -> usize {
+        self.lock()
+            .values()
+            .filter(|entry| entry.ends.is_empty())
+            .count()
+    }
+
+    /// The last word on a request.
+    pub(super) fn end_of(&self, id: &str) -> String {
+        self.lock()[id].ends.last().cloned().unwrap_or_default()
+    }
+
+    /// The ledger, once everything has been answered.
+    pub(super) fn settled(&self) -> BTreeMap<String, Entry> {
+        let began = Instant::now();
+        while self.open() > 0 {
+            let open: Vec<String> = self
+                .lock()
+                .iter()
+                .filter(|(_, entry)| entry.ends.is_empty())
+                .map(|(id, _)| id.clone())
+                .collect();
+            assert!(began.elapsed() < PATIENCE, "LOST: {open:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        // Whatever still comes twice.
+        thread::sleep(Duration::from_millis(300));
+        self.lock().clone()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        drop(self.client.disconnect());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn note(ledger: &Ledger, payload: &str) {
+    let value: Value = serde_json::from_str(payload).expect("JSON");
+    let id = value["id"].as_str().expect("an id").to_owned();
+    let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    let entry = ledger.entry(id).or_default();
+    if value["type"] == "chunk" {
+        let number = |name: &str| value[name].as_u64().expect("a number");
+        let text = value["text"].as_str().expect("a text").to_owned();
+        entry
+            .chunks
+            .push((number("attempt"), number("sequence"), text));
+    } else {
+        entry.ends.push(payload.to_owned());
+    }
+}
+
+/// Holds the ledger against what was promised. Returns how many answers came more than once.
+pub(super) fn judge(ledger: &BTreeMap<String, Entry>) -> usize {
+    let mut repeated = 0;
+    for (id, entry) in ledger {
+        let ends: Vec<Value> = entry
+            .ends
+            .iter()
+            .map(|end| serde_json::from_str(end).expect("JSON"))
+            .collect();
+        let first = ends.first().expect("settled");
+        assert_eq!(first["type"], "answer", "{id}: {first}");
+        repeated += ends.len() - 1;
+        for (end, text) in ends.iter().zip(&entry.ends) {
+            assert_eq!(
+                end["answer"], first["answer"],
+                "{id} was answered in two ways"
+            );
+            // Of one attempt it is the same message, byte for byte.
+            if end["attempt"] == first["attempt"] {
+                assert_eq!(text, &entry.ends[0], "{id}");
+            }
+        }
+        // A reader that discards older attempts and repeated numbers reads the beginning of the answer.
+        let answer = first["answer"].as_str().expect("a text");
+        let mut attempts: BTreeMap<u64, BTreeMap<u64, &str>> = BTreeMap::new();
+        for (attempt, sequence, text) in &entry.chunks {
+            let before = attempts
+                .entry(*attempt)
+                .or_default()
+                .insert(*sequence, text);
+            assert!(
+                before.is_none_or(|before| before == text),
+                "{id}: chunk {sequence} of attempt {attempt} came with two texts"
+            );
+        }
+        for (attempt, chunks) in attempts {
+            let contiguous = chunks.keys().copied().eq(0..chunks.len() as u64);
+            let text: String = chunks.values().copied().collect();
+            assert!(
+                contiguous && answer.starts_with(&text),
+                "{id}, attempt {attempt}: {text:?} is no beginning of {answer:?}"
+            );
+        }
+    }
+    repeated
+}
