@@ -6,6 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "prefix/disk.rs"]
+mod disk;
+
 use andon_engine::generate::{
     Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions, Reading,
     StartError,

@@ -9,6 +9,7 @@ mod lifecycle;
 mod models;
 mod mqtt;
 mod openai;
+mod pages;
 mod schedule;
 mod shape;
 mod speculation;

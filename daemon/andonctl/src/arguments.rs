@@ -67,6 +67,9 @@ pub(crate) enum Command {
     /// Look after the requests that the daemon keeps until their answers are delivered.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Look after what the daemon keeps on the disk of prompts, so that it need not read them anew.
+    #[command(subcommand)]
+    Kv(KvCommand),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.
@@ -269,6 +272,17 @@ pub(crate) struct ModelsOptions {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KvCommand {
+    /// Show how much there is.
+    Show(ModelsOptions),
+    /// Erase all of it, on the disk and in memory.
+    ///
+    /// Of prompts that are being answered nothing is kept then, either. Whose the prompts were is not known, so they cannot
+    /// be erased one by one.
+    Erase,
 }
 
 #[derive(Debug, Subcommand)]

@@ -20,6 +20,7 @@ mod embed;
 mod failure;
 mod gguf;
 mod interrupt;
+mod kv;
 mod model;
 mod output;
 mod parcel;
@@ -59,6 +60,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Bundle(command) => bundle::run(command, output),
         Command::Corpus(command) => corpus::run(socket, &command, output),
         Command::Spool(command) => spool::run(socket, &command, output),
+        Command::Kv(command) => kv::run(socket, &command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

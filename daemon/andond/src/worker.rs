@@ -18,6 +18,7 @@ mod job;
 mod load;
 mod memory;
 mod pack;
+mod pages;
 mod prepare;
 mod run;
 mod schedule;
@@ -31,11 +32,13 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use andon_engine::Model;
+use andon_engine::kv::disk::StoreError;
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
 use self::corpora::Corpora;
 use self::load::{Engine, LoadFailure};
+use self::pages::Pages;
 use self::prepare::Lane;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -135,6 +138,7 @@ pub(crate) struct Shared {
     draft: OnceLock<Arc<DraftFacts>>,
     model: OnceLock<Arc<Model>>,
     corpora: OnceLock<Arc<Corpora>>,
+    pages: OnceLock<Arc<Pages>>,
     /// Whether the model had a pack when that was last asked.
     packed: AtomicBool,
     operator_at_fault: OnceLock<bool>,
@@ -303,6 +307,7 @@ impl WorkerHandle {
             draft: OnceLock::new(),
             model: OnceLock::new(),
             corpora: OnceLock::new(),
+            pages: OnceLock::new(),
             packed: AtomicBool::new(false),
             operator_at_fault: OnceLock::new(),
             board: Mutex::new(board),
@@ -434,6 +439,17 @@ impl WorkerHandle {
         request.deadline.or_else(by_task)
     }
 
+    /// How many pages of keys and values are kept on the disk, and their bytes; `None` until the model is loaded.
+    pub fn kept_pages(&self) -> Option<Result<(usize, u64), StoreError>> {
+        Some(self.shared.pages.get()?.kept())
+    }
+
+    /// Erases what is kept of prompts, on the disk and in memory, and says how many pages that were on the disk; `None` until
+    /// the model is loaded. Writes to the disk.
+    pub fn erase_pages(&self) -> Option<Result<usize, StoreError>> {
+        Some(self.shared.pages.get()?.erase())
+    }
+
     /// Names of the tasks that can be asked, once the model is there that answers them.
     pub fn tasks(&self) -> Vec<String> {
         let tasks = self.shared.tasks.get();
@@ -519,6 +535,7 @@ fn serve(shared: &Arc<Shared>) {
     let limits = (corpora_max, drafts);
     let corpora = Corpora::new(&shared.config, limits, &model, loaded.key.as_ref());
     let corpora = shared.corpora.get_or_init(|| Arc::new(corpora));
+    let pages = shared.pages.get_or_init(|| Arc::new(loaded.pages));
     std::thread::scope(|scope| {
         for lane in Lane::ALL {
             let prepare = std::thread::Builder::new()
@@ -552,6 +569,15 @@ fn serve(shared: &Arc<Shared>) {
         if let Err(error) = writing {
             tracing::warn!(%error, "earlier answers are written only when the daemon stops");
         }
+        let keeping = pages.way().and_then(|(keeping, incoming)| {
+            let writing = std::thread::Builder::new()
+                .name("pages".to_owned())
+                .spawn_scoped(scope, move || pages::run(shared, pages, &incoming));
+            if let Err(error) = &writing {
+                tracing::warn!(%error, "nothing more is kept of prompts for the next start");
+            }
+            writing.ok().map(|_| keeping)
+        });
         {
             let mut board = shared.board();
             if board.phase == Phase::Loading {
@@ -560,7 +586,9 @@ fn serve(shared: &Arc<Shared>) {
             }
         }
         match loaded.engine {
-            Engine::Generator(generator) => run::run(shared, *generator, model.tokenizer()),
+            Engine::Generator(generator) => {
+                run::run(shared, *generator, model.tokenizer(), keeping);
+            }
             Engine::Embedder(embedder) => embed::run(shared, *embedder),
         }
     });

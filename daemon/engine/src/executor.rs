@@ -5,8 +5,10 @@
 
 use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Probe, Sizes};
 use crate::calibrate::Calibration;
-use crate::kv::{Cache, KvType, Sequence};
+use crate::kv::disk::{self, PageCopy, PageStore};
+use crate::kv::{Cache, KvType, PAGE, PageName, Remembered, Sequence};
 use crate::model::Model;
+use crate::pack;
 use andon_kernels::Isa;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -228,7 +230,14 @@ pub struct Executor {
     batch: Batch,
     /// The tokens of the batch that are to have logits.
     kept: Batch,
+    /// Where pages are found that the cache does not have.
+    store: Option<Arc<PageStore>>,
+    /// When all pages were asked to be kept, in microseconds since 1970.
+    kept_all_at: u64,
 }
+
+/// How many tokens the text has by whose logits builds are told apart ([`Executor::page_root`]).
+const KNOWN_TEXT_TOKENS: usize = 4;
 
 impl Executor {
     /// Largest number of threads that may be asked for.
@@ -336,6 +345,8 @@ impl Executor {
             cache,
             batch: Batch::default(),
             kept: Batch::default(),
+            store: None,
+            kept_all_at: 0,
         })
     }
 
@@ -408,7 +419,130 @@ impl Executor {
     /// rest is to be appended; the logits are then the same bytes as if all had been.
     #[must_use]
     pub fn sequence_of(&self, tokens: &[u32]) -> Sequence {
-        self.cache.sequence_of(tokens)
+        let sequence = self.cache.sequence_of(tokens);
+        if let Some(store) = &self.store
+            && !sequence.is_empty()
+        {
+            store.touch(&sequence.names());
+        }
+        sequence
+    }
+
+    /// Bytes of a page's content.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.cache.page_bytes()
+    }
+
+    /// The name of the empty text, by which pages of this model, computed as this program does, are told from others:
+    /// `model` is the model's key, and a few tokens are computed to see what comes out.
+    ///
+    /// # Errors
+    /// [`ForwardError`] if they cannot be computed.
+    pub fn page_root(&mut self, model: &pack::Key) -> Result<PageName, ForwardError> {
+        let (vocabulary, context) = (
+            self.model.info().vocabulary_count,
+            self.context_tokens_max(),
+        );
+        // Any text does; one that is not all one token.
+        let tokens = (1..=KNOWN_TEXT_TOKENS.min(context))
+            .map(|token| u32::try_from(token * 7919 % vocabulary.max(1)).unwrap_or(0));
+        let tokens: Vec<u32> = tokens.collect();
+        let mut sequence = self.sequence();
+        let mut last = Vec::new();
+        for tokens in tokens.chunks(self.batch_tokens_max()) {
+            let logits = self.forward(&mut [Chunk {
+                sequence: &mut sequence,
+                tokens,
+                logits: LogitsFor::Last,
+            }])?;
+            last.clear();
+            last.extend_from_slice(logits.row(0));
+        }
+        Ok(PageName::root(model, &self.cache.geometry(), &last))
+    }
+
+    /// Has [`Executor::restore`] look for pages in `store`, and pages worth keeping be handed out for it
+    /// ([`Executor::page_to_keep`]). Nothing comes of it where the KV cache remembers nothing.
+    pub fn keep_pages_in(&mut self, store: Arc<PageStore>) {
+        self.cache.set_root(store.root());
+        self.store = Some(store);
+    }
+
+    /// What the KV cache remembers, to be forgotten.
+    #[must_use]
+    pub fn remembered(&self) -> Remembered {
+        self.cache.remembered()
+    }
+
+    /// Appends the next page of `text`, which `sequence` has the beginning of, if it is kept in the store: the same bytes
+    /// that computing it would give. False, and nothing appended, if it is not, if the sequence ends within a page, if it
+    /// is the text's end, since only a token that is computed has logits, or if there is no room.
+    pub fn restore(&mut self, sequence: &mut Sequence, text: &[u32]) -> bool {
+        let Some(store) = self.store.clone().filter(|_| self.cache.owns(sequence)) else {
+            return false;
+        };
+        let (start, end) = (sequence.len(), sequence.len() + PAGE);
+        let tokens = text.get(start..end).filter(|_| text.len() > end);
+        let (Some(tokens), Some(parent)) = (tokens, sequence.end()) else {
+            return false;
+        };
+        let (Ok(depth), name) = (u32::try_from(start / PAGE), parent.below(tokens)) else {
+            return false;
+        };
+        let Some(mut page) = store.read(depth, name) else {
+            return false;
+        };
+        if end > self.context_tokens_max() || !self.cache.reserve(sequence, end) {
+            return false;
+        }
+        let place = sequence.pages()[start / PAGE];
+        let read = self.cache.import(place, |piece| page.fill(piece));
+        match read.and_then(|()| page.finish()) {
+            Ok(()) => {
+                sequence.append(tokens, 0);
+                store.was_read(depth, name, parent);
+                true
+            }
+            Err(error) => {
+                sequence.trim();
+                store.discard(depth, name, error);
+                false
+            }
+        }
+    }
+
+    /// A copy of a page that is worth keeping and that the store does not have, those before it in a text first; `None`
+    /// if there is none. Worth keeping is what a later sequence was begun with again.
+    #[must_use]
+    pub fn page_to_keep(&self) -> Option<PageCopy> {
+        let store = self.store.as_ref()?;
+        let generation = store.generation();
+        loop {
+            let (page, age, named) = self.cache.next_worthy()?;
+            let Ok(depth) = u32::try_from(named.depth) else {
+                continue;
+            };
+            if !store.contains(depth, named.name) {
+                return Some(PageCopy {
+                    parent: named.parent,
+                    name: named.name,
+                    depth,
+                    tokens: named.tokens,
+                    content: self.cache.export(page),
+                    used: (age > 0).then(|| self.kept_all_at.saturating_sub(age)),
+                    generation,
+                });
+            }
+        }
+    }
+
+    /// Has all that the KV cache remembers be worth keeping, the last used before others, `pages_max` pages at most.
+    pub fn keep_all(&mut self, pages_max: usize) {
+        if self.store.is_some() {
+            self.kept_all_at = disk::now();
+            self.cache.all_found(pages_max);
+        }
     }
 
     /// A second sequence of the same tokens, sharing the full pages; `None` if the KV cache has no page for the rest,

@@ -22,6 +22,7 @@ use crate::model::{
     StoredModel, StoredPack,
 };
 use crate::name::RequestId;
+use crate::page::{PageTask, StoredPages};
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
 use crate::status::Status;
 
@@ -84,6 +85,8 @@ pub enum ClientFrame<'a> {
     Draft,
     /// Does something with the requests that are kept; [`crate::SpoolAction`] says how each is answered.
     SpoolTask(SpoolTask<'a>),
+    /// Does something with what is kept on the disk of prompts; [`crate::PageAction`] says how each is answered.
+    PageTask(PageTask),
 }
 
 /// What a server sends.
@@ -132,6 +135,8 @@ pub enum ServerFrame<'a> {
     CorpusErased(CorpusErased),
     /// One of the requests that are kept.
     KeptRequest(KeptRequest<'a>),
+    /// What is kept on the disk of prompts.
+    StoredPages(StoredPages),
 }
 
 /// Why a frame could not be encoded.

@@ -22,6 +22,7 @@ mod guess;
 mod kept;
 mod model;
 mod name;
+mod page;
 mod reader;
 mod reply;
 mod status;
@@ -42,6 +43,7 @@ pub use model::{
     ModelStage, ModelTask, ModelText, StoredModel, StoredPack,
 };
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
+pub use page::{PageAction, PageTask, StoredPages};
 pub use reader::{FrameReader, ReadError};
 pub use reply::{
     Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,

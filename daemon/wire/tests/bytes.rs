@@ -12,10 +12,10 @@ use andon_wire::{
     CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish,
     HEADER_BYTES, Hello, Input, KeptRequest, Message, ModelAction, ModelAdded, ModelData,
     ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText,
-    Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, Priority, QueueStatus, Readiness,
-    RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed, SpoolAction, SpoolTask, Status,
-    StoredCorpus, StoredModel, StoredPack, TaskName, Timings, TokenCounters, Usage, VectorPiece,
-    Welcome, checksum,
+    Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority,
+    QueueStatus, Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed,
+    SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages, TaskName,
+    Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -355,6 +355,22 @@ fn frames_about_models_that_are_kept() {
             b"\x00",
             b"\x00",
         ],
+    );
+    for (action, byte) in [(PageAction::Show, b"\x00"), (PageAction::Erase, b"\x01")] {
+        let task = PageTask {
+            id: id("1"),
+            action,
+        };
+        client(&ClientFrame::PageTask(task), &[b"\x0c", b"\x011", byte]);
+    }
+    let pages = StoredPages {
+        id: id("1"),
+        pages: 300,
+        bytes: 300,
+    };
+    server(
+        &ServerFrame::StoredPages(pages),
+        &[b"\x14", b"\x011", b"\xac\x02", b"\xac\x02"],
     );
     server(
         &ServerFrame::StoredCorpus(StoredCorpus {

@@ -1,4 +1,4 @@
-//! `[cache]`: packed weights, which are made of models and can be made again.
+//! `[cache]`: packed weights, which are made of models, and what was computed for prompts; both can be made again.
 
 use std::path::PathBuf;
 
@@ -29,8 +29,12 @@ pub struct CacheConfig {
     pub pack: PackWhen,
     /// Most bytes of all packs together.
     pub bytes_max: u64,
-    /// Room on the disk that no pack may take.
+    /// Room on the disk that nothing here may take.
     pub free_bytes_min: u64,
+    /// Whether what was computed for prompts is kept for later ones that begin alike, also for the next start.
+    pub kv_keep: bool,
+    /// Most bytes of that.
+    pub kv_bytes_max: u64,
 }
 
 impl Default for CacheConfig {
@@ -40,6 +44,8 @@ impl Default for CacheConfig {
             pack: PackWhen::Added,
             bytes_max: 64 << 30,
             free_bytes_min: 256 << 20,
+            kv_keep: true,
+            kv_bytes_max: 1 << 30,
         }
     }
 }
@@ -58,5 +64,6 @@ impl CacheConfig {
             self.free_bytes_min,
             0..=MODEL_BYTES_MAX,
         );
+        problems.within("cache.kv-bytes-max", self.kv_bytes_max, 1..=MODEL_BYTES_MAX);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use andon_engine::calibrate::Calibration;
 use andon_engine::generate::ConstraintCounts;
+use andon_engine::kv::disk::StoreCounts;
 use andon_engine::speculate::GuessCount;
 use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -146,6 +147,51 @@ pub struct PageLabels {
 /// A gauge of a number that is not whole.
 type Measure = Gauge<f64, AtomicU64>;
 
+/// What is kept of prompts on the disk.
+#[derive(Debug, Default)]
+struct Kept {
+    pages: Gauge,
+    bytes: Gauge,
+    restored: Counter,
+    written: Counter,
+    damaged: Counter,
+}
+
+impl Kept {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "kv_kept_pages",
+            "Pages of keys and values on the disk, of whatever model",
+            self.pages.clone(),
+        );
+        registry.register_with_unit(
+            "kv_kept",
+            "What these take",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        for (name, help, counter) in [
+            (
+                "kv_restored_pages",
+                "Pages of keys and values that were read from the disk",
+                &self.restored,
+            ),
+            (
+                "kv_written_pages",
+                "Pages of keys and values that were written to the disk",
+                &self.written,
+            ),
+            (
+                "kv_damaged_pages",
+                "Pages of keys and values on the disk that were of no use and removed",
+                &self.damaged,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+}
+
 /// What was measured of the machine; nothing until it was.
 #[derive(Debug, Default)]
 struct Machine {
@@ -216,6 +262,7 @@ pub struct Telemetry {
     guesses: Guesses,
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
+    kept: Kept,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -352,6 +399,7 @@ impl Telemetry {
             guesses: Guesses::default(),
             constraints: Constraints::default(),
             spool: SpoolMetrics::default(),
+            kept: Kept::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
@@ -359,6 +407,7 @@ impl Telemetry {
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
         telemetry.spool.register(registry);
+        telemetry.kept.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
@@ -585,6 +634,21 @@ impl Telemetry {
         }
         let more = counts.masking.as_secs_f64() - constraints.masking.get();
         constraints.masking.inc_by(more.max(0.0));
+    }
+
+    /// Sets what is kept of prompts. Only one thread may.
+    pub fn pages(&self, counts: &StoreCounts) {
+        let kept = &self.kept;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        kept.pages.set(signed(counts.pages as u64));
+        kept.bytes.set(signed(counts.bytes));
+        for (counter, now) in [
+            (&kept.restored, counts.restored),
+            (&kept.written, counts.written),
+            (&kept.damaged, counts.damaged),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
     }
 
     /// Counts a prompt that was read, and how much of it was in the prefix cache.

@@ -13,6 +13,7 @@ use andon_engine::{Executor, ExecutorOptions, Isa, Model};
 use super::admit::scheduling;
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
+use super::pages::Pages;
 use super::{ModelFacts, SHARE_FOR_ALARMS};
 use crate::config::Config;
 use crate::registry::{Packs, Registry, Served};
@@ -30,6 +31,8 @@ pub(super) struct Loaded {
     pub(super) memory: Option<Memory>,
     /// The draft that guesses, and the key of its pack.
     pub(super) draft_model: Option<(Arc<Model>, Option<Key>)>,
+    /// What is kept of prompts.
+    pub(super) pages: Pages,
 }
 
 /// What runs the model.
@@ -128,6 +131,10 @@ pub(super) fn load(
     };
     let mut generator = Generator::new(executor, options);
     self_test(&model, &mut generator)?;
+    let pages = match generator.executor_mut() {
+        Some(executor) => Pages::open(config, key.as_ref(), executor),
+        None => Pages::none(config),
+    };
     let executor = generator.executor();
     let memory = Memory::of(config, executor, served.tasks.len());
     let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
@@ -143,6 +150,7 @@ pub(super) fn load(
         draft,
         memory: Some(memory),
         draft_model,
+        pages,
     })
 }
 
@@ -208,6 +216,7 @@ fn load_embedder(
         }),
         memory: None,
         draft_model: None,
+        pages: Pages::none(config),
     })
 }
 

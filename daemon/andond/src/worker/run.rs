@@ -20,6 +20,7 @@ use super::admit::saturated;
 use super::board::{Board, Job, Phase, Prepared, Stage, Waiting};
 use super::calibrate::Calibrating;
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
+use super::pages::Keeping;
 use super::schedule::{Turn, cancelled, expired};
 use crate::fault::{Fault, FaultCode};
 
@@ -121,7 +122,12 @@ impl Jobs {
 }
 
 /// Serves until the daemon stops and the last job has ended.
-pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, tokenizer: &Tokenizer) {
+pub(super) fn run<F: Forward>(
+    shared: &Shared,
+    mut generator: Generator<F>,
+    tokenizer: &Tokenizer,
+    mut keeping: Option<Keeping>,
+) {
     let mut jobs = Jobs::default();
     let mut speed = SpeedMeter::default();
     let mut calibration = Calibrating::default();
@@ -133,6 +139,7 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
         &mut jobs,
         tokenizer,
         &mut calibration,
+        keeping.as_mut(),
         &mut readers,
     ) {
         let began = Instant::now();
@@ -167,6 +174,16 @@ pub(super) fn run<F: Forward>(shared: &Shared, mut generator: Generator<F>, toke
             shared.telemetry.draft_cost(cost);
         }
         shared.telemetry.constrained(generator.constraint_counts());
+        if let Some(keeping) = &mut keeping {
+            keeping.stepped(&mut generator);
+            keeping.tell(shared);
+        }
+    }
+    // What a model computes that has broken is worth nothing.
+    if let Some(keeping) = keeping
+        && shared.board().phase != Phase::Failed
+    {
+        keeping.finish(&mut generator);
     }
 }
 
@@ -205,6 +222,7 @@ fn next_pass<F: Forward>(
     jobs: &mut Jobs,
     tokenizer: &Tokenizer,
     calibration: &mut Calibrating,
+    mut keeping: Option<&mut Keeping>,
     readers: &mut Vec<GenerationId>,
 ) -> Option<usize> {
     let mut turn = Turn::default();
@@ -236,13 +254,30 @@ fn next_pass<F: Forward>(
             {
                 return None;
             }
-            if board.renders_nothing() && board.waiting.is_empty() && !calibration.is_over() {
+            let asked = !board.renders_nothing() || !board.waiting.is_empty();
+            if let Some(keeping) = &mut keeping
+                && !asked
+                && keeping.has_more_to_read()
+            {
+                drop(board);
+                keeping.read(generator);
+                continue;
+            }
+            if !asked && !calibration.is_over() {
                 drop(board);
                 calibration.step(shared, generator);
                 shared
                     .measuring
                     .store(!calibration.is_over(), Ordering::Relaxed);
                 continue;
+            }
+            if let Some(keeping) = &mut keeping {
+                keeping.tell(shared);
+                if !asked && keeping.may_copy() {
+                    drop(board);
+                    keeping.copy(generator);
+                    continue;
+                }
             }
         }
         let wait = board.wake_after(now_ms);

@@ -526,6 +526,12 @@ impl Active {
         self.read = cached;
     }
 
+    /// Notes that the next `tokens` tokens of the prompt came into the KV sequence without being computed.
+    pub(super) fn restored(&mut self, tokens: usize) {
+        self.read = self.read.saturating_add(tokens).min(self.prompt.len());
+        self.cached = self.cached.saturating_add(tokens).min(self.read);
+    }
+
     /// Takes the outcome of a pass over `count` tokens of the prompt. Says why the generation is over, if it is.
     pub(super) fn prompt_read(
         &mut self,

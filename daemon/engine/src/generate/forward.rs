@@ -44,6 +44,11 @@ pub trait Forward {
     /// A sequence that begins with what is remembered of `prompt`, and how many tokens that is: whole pages, and fewer
     /// than the prompt has. What it holds no longer counts as free.
     fn sequence(&self, prompt: &[u32]) -> (Self::Sequence, usize);
+    /// Appends the next page of `prompt` to a sequence of its beginning, if that page is kept where it need not be
+    /// computed. False, and nothing appended, if not; at least one token of the prompt is left.
+    fn restore(&mut self, _sequence: &mut Self::Sequence, _prompt: &[u32]) -> bool {
+        false
+    }
     /// A second sequence of the same tokens, which shares the full pages; it takes a page if another is begun, and is
     /// `None` if there is none.
     fn fork(&mut self, sequence: &Self::Sequence) -> Option<Self::Sequence>;
@@ -97,6 +102,10 @@ impl Forward for Executor {
         let sequence = self.sequence_of(prompt);
         let cached = sequence.len();
         (sequence, cached)
+    }
+
+    fn restore(&mut self, sequence: &mut Sequence, prompt: &[u32]) -> bool {
+        Self::restore(self, sequence, prompt)
     }
 
     fn fork(&mut self, sequence: &Sequence) -> Option<Sequence> {

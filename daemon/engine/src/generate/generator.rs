@@ -11,7 +11,7 @@ use super::drafting::Drafting;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
-use super::reading::{self, Reader, Reading};
+use super::reading::{self, Reader, Reading, Restored};
 use super::request::{GenerationRequest, StartError};
 use crate::sample::Sampler;
 use crate::speculate::{Drafter, GuessCount, PassCosts};
@@ -396,7 +396,13 @@ impl<F: Forward> Generator<F> {
     }
 
     /// Settles which prompts the next pass reads and how much of each: at most `tokens_max` tokens, one at least.
-    fn choose_readers(&mut self, order: Option<&[GenerationId]>, tokens_max: usize) {
+    /// Prompts of which more is still to be taken from where it is kept are left for another pass.
+    fn choose_readers(
+        &mut self,
+        order: Option<&[GenerationId]>,
+        tokens_max: usize,
+        interrupted: &dyn Fn() -> bool,
+    ) {
         let now = Instant::now();
         self.readers.clear();
         reading::ordered(&self.active, order, &mut self.reading);
@@ -412,6 +418,11 @@ impl<F: Forward> Generator<F> {
             }
             if self.active[index].pass_begins(now) {
                 self.look_again(index);
+            }
+            let restored = self.restore(index, left, interrupted);
+            if restored.more {
+                left = left.saturating_sub(restored.tokens);
+                continue;
             }
             let tokens = self.active[index].next_tokens(left).len();
             left -= tokens;
@@ -449,12 +460,15 @@ impl<F: Forward> Generator<F> {
         let mut spare = forced.min(room);
         let columns = places + spare;
         let most = batch.saturating_sub(columns).max(1);
-        self.choose_readers(reading.order, reading.tokens_max.min(most));
+        let may_stop = !self.given_up;
+        let interrupted = || may_stop && interrupted();
+        self.choose_readers(reading.order, reading.tokens_max.min(most), &interrupted);
         let patient = !self.readers.is_empty()
             && !self
                 .readers
                 .iter()
                 .any(|reader| self.active[reader.index].urgent);
+        let interrupted = || patient && interrupted();
         let reading: usize = self.readers.iter().map(|reader| reader.tokens).sum();
         if guess && all_fit {
             let others = reading + forced;
@@ -510,8 +524,6 @@ impl<F: Forward> Generator<F> {
         let (actives, chosen, sampler) = (&self.active, &mut self.chosen, &mut self.sampler);
         let mut wanting = self.wanting.iter();
         let (mut current, mut row, mut rows, mut wrong) = (0, 0, 0, false);
-        let may_stop = patient && !self.given_up;
-        let interrupted = || may_stop && interrupted();
         let began = Instant::now();
         let result = self.forward.pass(&mut chunks, &interrupted, &mut |logits| {
             if row == rows {
@@ -614,6 +626,41 @@ impl<F: Forward> Generator<F> {
             self.sequences[reader] = Some(sequence);
             self.active[reader].found(found);
         }
+    }
+
+    /// Takes what comes next of a prompt from where it is kept, rather than compute it: all there is, but while others answer
+    /// no more than `tokens_max` tokens or a page, and no more than a page where `interrupted` asks one that is not urgent to
+    /// give way.
+    fn restore(
+        &mut self,
+        reader: usize,
+        tokens_max: usize,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Restored {
+        let page_tokens = self.forward.kv_page_tokens().max(1);
+        let answering = |active: &Active| !active.reads_prompt() && !active.waits();
+        let most = if self.active.iter().any(answering) {
+            (tokens_max / page_tokens).max(1)
+        } else {
+            usize::MAX
+        };
+        let mut restored = Restored::default();
+        let Some(sequence) = &mut self.sequences[reader] else {
+            return restored;
+        };
+        let active = &mut self.active[reader];
+        for _ in 0..most {
+            if !self.forward.restore(sequence, active.prompt().0) {
+                return restored;
+            }
+            active.restored(page_tokens);
+            restored.tokens += page_tokens;
+            if !active.urgent && interrupted() {
+                break;
+            }
+        }
+        restored.more = true;
+        restored
     }
 
     /// Lets those that follow the generation at `leader`, which has read the prompt, go on by themselves.

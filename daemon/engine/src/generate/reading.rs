@@ -20,6 +20,15 @@ pub(super) struct Reader {
     pub(super) tokens: usize,
 }
 
+/// What came of a prompt from where it is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Restored {
+    /// Tokens that need not be computed.
+    pub(super) tokens: usize,
+    /// There may be more.
+    pub(super) more: bool,
+}
+
 /// Those of `active` whose prompts are to be read, in order.
 pub(super) fn ordered(active: &[Active], order: Option<&[GenerationId]>, out: &mut Vec<usize>) {
     out.clear();

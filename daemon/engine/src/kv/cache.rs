@@ -1,7 +1,8 @@
 //! The memory of the pages and where things lie in it.
 
 use super::memory::{Memory, zeros};
-use super::sequence::{Copy, Pages, Sequence};
+use super::name::PageName;
+use super::sequence::{Copy, Named, Pages, Remembered, Sequence};
 use super::{PAGE, SPAN};
 use andon_kernels::Table;
 use andon_kernels::op::attention::{
@@ -229,6 +230,91 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// Bytes of the content of a page.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.geometry.token_bytes() * PAGE
+    }
+
+    /// Gives the pages names that are remembered from now on; `root` is that of the empty text.
+    pub(crate) fn set_root(&self, root: PageName) {
+        self.pages.set_root(root);
+    }
+
+    /// What is remembered, to be forgotten.
+    pub(crate) fn remembered(&self) -> Remembered {
+        Remembered(Arc::clone(&self.pages))
+    }
+
+    /// Has idle pages be worth keeping that are not yet, `most` at most, the last used before others.
+    pub(crate) fn all_found(&self, most: usize) {
+        self.pages.all_found(most);
+    }
+
+    /// The next page that is worth keeping: its number, how many texts were used since its own was, and which it is.
+    pub(crate) fn next_worthy(&self) -> Option<(u32, u64, Named)> {
+        let (worthy, named) = self.pages.next_worthy()?;
+        Some((worthy.page, worthy.age, named))
+    }
+
+    /// The content of a page, in an order that does not depend on where the page is: `[layer][KV head][keys, values]`, first all
+    /// levels, then all f16 elements, little-endian.
+    pub(crate) fn export(&self, page: u32) -> Vec<u8> {
+        let mut content = Vec::with_capacity(self.page_bytes());
+        for (levels, _) in self.parts(page) {
+            content.extend(
+                self.levels[levels]
+                    .iter()
+                    .map(|level| level.cast_unsigned()),
+            );
+        }
+        for (_, halves) in self.parts(page) {
+            let halves = &self.halves[halves];
+            let start = content.len();
+            content.resize(start + size_of_val(halves), 0);
+            let (places, _) = content[start..].as_chunks_mut::<2>();
+            for (place, half) in places.iter_mut().zip(halves) {
+                *place = half.to_le_bytes();
+            }
+        }
+        content
+    }
+
+    /// Fills a page with content that [`Cache::export`] gave, which `source` gives piece by piece. If it fails, the page
+    /// holds nothing of use.
+    pub(crate) fn import<E>(
+        &mut self,
+        page: u32,
+        mut source: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut bytes = Vec::new();
+        for (levels, _) in self.parts(page) {
+            bytes.resize(levels.len(), 0);
+            source(&mut bytes)?;
+            for (level, byte) in self.levels[levels].iter_mut().zip(&bytes) {
+                *level = byte.cast_signed();
+            }
+        }
+        for (_, halves) in self.parts(page) {
+            bytes.resize(halves.len() * size_of::<u16>(), 0);
+            source(&mut bytes)?;
+            let (places, _) = bytes.as_chunks::<2>();
+            for (half, place) in self.halves[halves].iter_mut().zip(places) {
+                *half = u16::from_le_bytes(*place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the keys and the values of each head of each layer of a page are.
+    fn parts(&self, page: u32) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let geometry = self.geometry;
+        let heads = 0..geometry.layer_count * geometry.head_count;
+        heads.flat_map(move |index| {
+            let (layer, head) = (index / geometry.head_count, index % geometry.head_count);
+            [false, true].map(|values| range(&geometry, page, layer, values, head))
+        })
     }
 
     /// Whether `sequence` was made by this cache.

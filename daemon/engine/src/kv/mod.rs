@@ -14,19 +14,24 @@
 //! neighbours (the least recently used first). Since a page's content follows from the tokens alone, who reads a
 //! remembered page reads the bytes that computing would give.
 //!
+//! Remembered pages have names ([`PageName`]) once a [`disk::PageStore`] keeps some of them, which then outlive the program.
+//!
 //! Invariant: a page that more than one [`Sequence`] holds, or that is remembered, is never written; a page that no
 //! sequence holds can be had by any. A dropped sequence lets go of its pages.
 
 mod cache;
+pub mod disk;
 mod free;
 mod memory;
+mod name;
 mod prefix;
 mod sequence;
 
 use andon_kernels::op::attention::CHUNK;
 pub use andon_kernels::op::attention::PAGE;
 pub use cache::{Cache, Geometry, KvType};
-pub use sequence::Sequence;
+pub use name::PageName;
+pub use sequence::{Remembered, Sequence};
 
 /// Pages that lie in each other: those of a chunk.
 const SPAN: usize = CHUNK / PAGE;

@@ -6,7 +6,8 @@
 //! Invariant: whoever holds a page holds every page above it. So an idle page (one that no sequence holds) has only
 //! idle pages below it, and taking idle leaves one after the other reaches every idle page.
 
-use std::collections::{BTreeSet, HashMap};
+use super::name::PageName;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// The pages below one page, by their tokens.
@@ -19,6 +20,17 @@ struct Node {
     children: Children,
     /// When the last sequence let go of it, if none holds it.
     idle_since: Option<u64>,
+    /// What it is called, if pages are.
+    name: Option<PageName>,
+    /// Whether it was found again.
+    found: bool,
+}
+
+/// A page that is worth keeping, and how many texts were used since its own was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Worthy {
+    pub(super) page: u32,
+    pub(super) age: u64,
 }
 
 /// The tree. Pages are named by their number; who holds them is counted elsewhere.
@@ -30,6 +42,10 @@ pub(super) struct Prefixes {
     idle_count: usize,
     /// Idle pages with nothing below them, longest idle first.
     leaves: BTreeSet<(u64, u32)>,
+    /// The name of the empty text, once pages have names.
+    root: Option<PageName>,
+    /// Pages that are worth keeping, or were; those before them in a text come before them.
+    worthy: VecDeque<Worthy>,
 }
 
 impl Prefixes {
@@ -39,6 +55,102 @@ impl Prefixes {
             nodes: (0..count).map(|_| None).collect(),
             ..Prefixes::default()
         }
+    }
+
+    /// Gives the pages names that come from now on; `root` is that of the empty text.
+    pub(super) fn set_root(&mut self, root: PageName) {
+        self.root = Some(root);
+    }
+
+    /// An empty tree over as many pages, and those that were idle in this one.
+    pub(super) fn emptied(&mut self) -> Vec<u32> {
+        let pages = (0..).zip(&self.nodes);
+        let idle =
+            pages.filter(|(_, node)| node.as_ref().is_some_and(|node| node.idle_since.is_some()));
+        let idle = idle.map(|(page, _)| page).collect();
+        self.roots.clear();
+        self.nodes.fill_with(|| None);
+        self.leaves.clear();
+        self.worthy.clear();
+        self.idle_count = 0;
+        idle
+    }
+
+    /// The name of a page, or without one of the empty text.
+    pub(super) fn name(&self, page: Option<u32>) -> Option<PageName> {
+        match page {
+            None => self.root,
+            Some(page) => self.node(page)?.name,
+        }
+    }
+
+    /// Notes that a page was found again by who began as those before did: it is worth keeping.
+    pub(super) fn found(&mut self, page: u32) {
+        if let Some(node) = self.node_mut(page)
+            && node.name.is_some()
+            && !node.found
+        {
+            node.found = true;
+            self.worthy.push_back(Worthy { page, age: 0 });
+            self.tidy();
+        }
+    }
+
+    /// Leaves out what gave way since it was worth keeping, once that may be half of all: nobody may ask for them for long.
+    fn tidy(&mut self) {
+        if self.worthy.len() > 2 * self.nodes.len() {
+            let (nodes, mut seen) = (&self.nodes, HashSet::new());
+            self.worthy.retain(|worthy| {
+                let node = nodes.get(worthy.page as usize).and_then(Option::as_ref);
+                node.is_some_and(|node| node.found) && seen.insert(worthy.page)
+            });
+        }
+    }
+
+    /// Has idle pages be worth keeping that are not yet: at most `most`, those that rested last before others.
+    pub(super) fn all_found(&mut self, most: usize) {
+        let mut idle: Vec<(u64, usize, u32)> = (0..)
+            .zip(&self.nodes)
+            .filter_map(|(page, node)| {
+                let node = node.as_ref().filter(|node| node.name.is_some())?;
+                Some((node.idle_since?, self.depth(page), page))
+            })
+            .collect();
+        idle.sort_unstable_by_key(|&(since, depth, page)| (std::cmp::Reverse(since), depth, page));
+        let (mut age, mut last) = (0, None);
+        for (since, _, page) in idle.into_iter().take(most) {
+            if last != Some(since) {
+                age += 1;
+                last = Some(since);
+            }
+            if let Some(node) = self.node_mut(page).filter(|node| !node.found) {
+                node.found = true;
+                self.worthy.push_back(Worthy { page, age });
+            }
+        }
+    }
+
+    /// The next page that is worth keeping.
+    pub(super) fn next_worthy(&mut self) -> Option<Worthy> {
+        while let Some(worthy) = self.worthy.pop_front() {
+            // It may have given way since, and its number be another page's.
+            if self.node(worthy.page).is_some_and(|node| node.found) {
+                return Some(worthy);
+            }
+        }
+        None
+    }
+
+    /// Number of pages before this one in its text.
+    pub(super) fn depth(&self, page: u32) -> usize {
+        let parent = |page: &u32| self.node(*page)?.parent;
+        std::iter::successors(parent(&page), parent).count()
+    }
+
+    /// The page before this one, and its tokens.
+    pub(super) fn place(&self, page: u32) -> Option<(Option<u32>, &[u32])> {
+        let node = self.node(page)?;
+        Some((node.parent, &node.tokens))
     }
 
     fn node(&self, page: u32) -> Option<&Node> {
@@ -70,6 +182,7 @@ impl Prefixes {
 
     /// Puts a held page in its place, which must be free.
     pub(super) fn insert(&mut self, page: u32, parent: Option<u32>, tokens: &[u32]) {
+        let name = self.name(parent).map(|above| above.below(tokens));
         let tokens: Arc<[u32]> = tokens.into();
         let exists = (page as usize) < self.nodes.len();
         let children = match parent {
@@ -85,6 +198,8 @@ impl Prefixes {
             tokens,
             children: Children::new(),
             idle_since: None,
+            name,
+            found: false,
         });
     }
 

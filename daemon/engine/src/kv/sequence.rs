@@ -1,7 +1,8 @@
 //! One sequence's positions in the cache, and the pages that no sequence needs.
 
 use super::free::Free;
-use super::prefix::Prefixes;
+use super::name::PageName;
+use super::prefix::{Prefixes, Worthy};
 use super::{PAGE, SPAN};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +20,8 @@ struct Ledger {
     remembers: bool,
     /// Counts releases: the clock of the least recent use.
     clock: u64,
+    /// How often all was forgotten.
+    generation: u64,
 }
 
 impl Ledger {
@@ -81,6 +84,32 @@ impl Ledger {
     }
 }
 
+/// Which page of which text.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// The name of the page before it, or of the empty text.
+    pub(crate) parent: PageName,
+    pub(crate) name: PageName,
+    /// Its number in the text, from 0.
+    pub(crate) depth: usize,
+    pub(crate) tokens: Box<[u32]>,
+}
+
+/// What a cache remembers, to be forgotten from any thread.
+#[derive(Clone, Debug)]
+pub struct Remembered(pub(super) Arc<Pages>);
+
+impl Remembered {
+    /// Has the cache remember nothing of what sequences had so far; those that there are are not remembered either.
+    pub fn forget(&self) {
+        let mut ledger = self.0.lock();
+        ledger.generation += 1;
+        for page in ledger.prefixes.emptied() {
+            ledger.free.put(page);
+        }
+    }
+}
+
 /// The pages of one cache, shared between it and its sequences.
 #[derive(Debug)]
 pub(super) struct Pages {
@@ -97,8 +126,34 @@ impl Pages {
                 prefixes: Prefixes::new(count),
                 remembers,
                 clock: 0,
+                generation: 0,
             }),
         })
+    }
+
+    /// Gives the pages names that are remembered from now on.
+    pub(super) fn set_root(&self, root: PageName) {
+        self.lock().prefixes.set_root(root);
+    }
+
+    /// Has idle pages be worth keeping that are not yet, the last used before others.
+    pub(super) fn all_found(&self, most: usize) {
+        self.lock().prefixes.all_found(most);
+    }
+
+    /// The next page that is worth keeping, and which it is.
+    pub(super) fn next_worthy(&self) -> Option<(Worthy, Named)> {
+        let mut ledger = self.lock();
+        let prefixes = &mut ledger.prefixes;
+        let worthy = prefixes.next_worthy()?;
+        let (above, tokens) = prefixes.place(worthy.page)?;
+        let named = Named {
+            parent: prefixes.name(above)?,
+            name: prefixes.name(Some(worthy.page))?,
+            depth: prefixes.depth(worthy.page),
+            tokens: tokens.into(),
+        };
+        Some((worthy, named))
     }
 
     /// Pages that a sequence could take: those free and those kept only in case they are wanted again.
@@ -135,15 +190,19 @@ pub struct Sequence {
     pages: Vec<u32>,
     /// Leading pages that are known to the cache.
     remembered: usize,
+    /// How often all had been forgotten when it began.
+    generation: u64,
     owner: Arc<Pages>,
 }
 
 impl Sequence {
     pub(super) fn new(owner: Arc<Pages>) -> Sequence {
+        let generation = owner.lock().generation;
         Sequence {
             tokens: Vec::new(),
             pages: Vec::new(),
             remembered: 0,
+            generation,
             owner,
         }
     }
@@ -160,12 +219,40 @@ impl Sequence {
                 break;
             };
             ledger.hold(page);
+            ledger.prefixes.found(page);
             sequence.pages.push(page);
             sequence.tokens.extend_from_slice(tokens);
         }
+        sequence.generation = ledger.generation;
         drop(ledger);
         sequence.remembered = sequence.pages.len();
         sequence
+    }
+
+    /// The names of its pages, as far as they are remembered and have some.
+    pub(crate) fn names(&self) -> Vec<PageName> {
+        let ledger = self.owner.lock();
+        let known = &self.pages[..self.remembered.min(self.pages.len())];
+        known
+            .iter()
+            .map_while(|&page| ledger.prefixes.name(Some(page)))
+            .collect()
+    }
+
+    /// The name of the page that its tokens end with, or of the empty text; `None` if they end within a page, or it has no
+    /// name.
+    pub(crate) fn end(&self) -> Option<PageName> {
+        let full = self.tokens.len() / PAGE;
+        if !self.tokens.len().is_multiple_of(PAGE) || self.remembered < full {
+            return None;
+        }
+        let last = full.checked_sub(1).map(|last| self.pages[last]);
+        let ledger = self.owner.lock();
+        // What it holds was forgotten with all that was before.
+        if ledger.generation != self.generation {
+            return None;
+        }
+        ledger.prefixes.name(last)
     }
 
     /// A sequence of the same tokens that holds the same full pages, and a page of its own for the rest, whose
@@ -191,6 +278,7 @@ impl Sequence {
         fork.pages.extend(own);
         fork.tokens.extend_from_slice(&self.tokens);
         fork.remembered = self.remembered;
+        fork.generation = self.generation;
         Some((fork, copy))
     }
 
@@ -286,7 +374,7 @@ impl Sequence {
             return;
         }
         let mut ledger = self.owner.lock();
-        if !ledger.remembers {
+        if !ledger.remembers || ledger.generation != self.generation {
             return;
         }
         for (index, tokens) in self

@@ -296,6 +296,7 @@ impl Connection {
             ClientFrame::ModelTask(task) => self.models.task(task).await,
             ClientFrame::CorpusTask(task) => self.models.corpora(&task).await,
             ClientFrame::SpoolTask(task) => self.models.spool(&task).await,
+            ClientFrame::PageTask(task) => self.models.pages(task).await,
             ClientFrame::Draft => {
                 let draft = self.context.worker.status().draft;
                 let draft = draft.as_deref().map(convert::draft);

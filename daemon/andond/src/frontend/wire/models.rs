@@ -9,12 +9,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_engine::kv::disk::StoreError;
 use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
-    ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, RequestId,
-    ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack, shorten,
+    ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, PageAction,
+    PageTask, RequestId, ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack,
+    StoredPages, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -50,6 +52,7 @@ pub(super) enum Event {
     Packed(Packed),
     Corpus(CorpusFacts),
     Kept(Box<spool::Facts>),
+    Pages(usize, u64),
     Text(String),
     Added {
         name: String,
@@ -202,6 +205,20 @@ impl ModelDesk {
         self.run(task.id.clone(), move |events| {
             may_change(&config, peer)?;
             spool::operate(&spool, wanted, events)
+        })
+        .await
+    }
+
+    /// Does something with what is kept of prompts.
+    pub(super) async fn pages(&mut self, task: PageTask) -> bool {
+        if !self.free(&task.id).await {
+            return true;
+        }
+        let (worker, peer) = (self.context.worker.clone(), self.peer);
+        let config = self.context.config.models.clone();
+        self.run(task.id, move |events| {
+            may_change(&config, peer)?;
+            pages(&worker, task.action, events)
         })
         .await
     }
@@ -392,6 +409,31 @@ fn corpora(
     Ok(())
 }
 
+/// Says how much is kept of prompts, or erases it.
+fn pages(worker: &WorkerHandle, action: PageAction, events: &Events) -> Result<(), RegistryError> {
+    let loading = || RegistryError::Busy("the model is not loaded yet".to_owned());
+    let failed = |error: StoreError| {
+        let error = std::io::Error::other(error);
+        RegistryError::Io("the folder of kept pages".into(), "use", error)
+    };
+    let count = match action {
+        PageAction::Show => {
+            let (pages, bytes) = worker.kept_pages().ok_or_else(loading)?.map_err(failed)?;
+            send(events, Event::Pages(pages, bytes));
+            pages
+        }
+        PageAction::Erase => {
+            let erased = worker.erase_pages().ok_or_else(loading)?;
+            let erased = erased.map_err(failed)?;
+            tracing::info!(erased, "pages of keys and values erased");
+            erased
+        }
+    };
+    let count = saturated(count);
+    send(events, Event::Done { count });
+    Ok(())
+}
+
 fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
     let mut model = registry.find(name)?;
     let mut text = std::mem::take(&mut model.text);
@@ -506,6 +548,11 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             shared: saturated(erased.shared),
         }),
         Event::Kept(facts) => ServerFrame::KeptRequest(facts.frame(id)),
+        Event::Pages(pages, bytes) => ServerFrame::StoredPages(StoredPages {
+            id,
+            pages: saturated(*pages),
+            bytes: *bytes,
+        }),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {
             name,
