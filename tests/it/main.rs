@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod andonctl;
+mod hardware;
 mod hostile;
 mod http;
 mod lifecycle;

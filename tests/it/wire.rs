@@ -403,7 +403,7 @@ fn an_alarm_is_answered_while_everything_is_taken() {
     client.ask("batch", LONG, |ask| ask.priority = Some(Priority::Batch));
     client.until(|got| matches!(got, Got::Chunk(..)));
     client.ask("next", LONG, |ask| {
-        ask.priority = Some(Priority::Interactive)
+        ask.priority = Some(Priority::Interactive);
     });
     client.ask("alarm", 4, |ask| ask.priority = Some(Priority::Alarm));
     let end = client.until(|got| matches!(got, Got::Done(..) | Got::Error(..)));

@@ -3,7 +3,7 @@
 
 use super::{Answer, PAGES, Random, alone, request, step};
 use andon_engine::generate::{
-    GenerationId, GenerationRequest, Generator, GeneratorOptions, StartError,
+    GenerationId, GenerationRequest, Generator, GeneratorOptions, Reading, StartError,
 };
 use andon_engine::kv::disk::{PageStore, PageStoreOptions};
 use andon_engine::kv::{KvType, PAGE};
@@ -56,6 +56,7 @@ fn start(
     let options = GeneratorOptions {
         parallel_max: 5,
         prefill_chunk_tokens: 50,
+        ..GeneratorOptions::default()
     };
     (Generator::new(executor, options), store)
 }
@@ -267,7 +268,11 @@ fn answers_go_on_while_pages_are_read_and_who_is_urgent_comes_first() {
     for interrupted in [false, true] {
         let (mut generator, store) = start(&model, KvType::F16, folder.path(), 99);
         generator.start(asked.clone()).expect("room");
-        let done = generator.step_unless(&mut |_, _| {}, &|| interrupted);
+        let reading = Reading {
+            tokens_max: 50,
+            order: None,
+        };
+        let done = generator.step_reading(reading, &mut |_, _| {}, &|| interrupted);
         done.expect("a step");
         let restored = store.counts().restored;
         assert_eq!(restored, if interrupted { 1 } else { 5 });

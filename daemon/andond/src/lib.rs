@@ -12,6 +12,7 @@ pub mod check;
 pub mod config;
 pub mod fault;
 pub mod frontend;
+pub mod hardware;
 pub mod panics;
 pub mod registry;
 pub mod request;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
 use crate::frontend::{self, Context};
+use crate::hardware;
 use crate::registry::{Packs, Registry};
 use crate::socket::{Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
@@ -203,6 +204,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
         frontends.spawn(frontend::wire::run(context.clone(), listener));
     }
     frontends.spawn(frontend::mqtt::run(context.clone()));
+    frontends.spawn(hardware::watch(context.clone()));
 
     notify(&[NotifyState::Status("loading the model")]);
     let outcome = watch(&context, &mut signals).await;

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use andon_engine::Model;
 use andon_engine::kv::disk::StoreError;
+use andon_policy::throttle::{Cause, Throttle};
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
@@ -116,6 +117,8 @@ pub struct Status {
     pub waiting: usize,
     /// Requests being answered.
     pub running: usize,
+    /// How far batch work gives way, and why.
+    pub throttle: (Throttle, Option<Cause>),
 }
 
 /// The way to the worker; cheap to clone.
@@ -150,6 +153,7 @@ pub(crate) struct Shared {
     measuring: AtomicBool,
     /// Where the policy's clock begins.
     epoch: Instant,
+    throttle: Mutex<(Throttle, Option<Cause>)>,
     /// When the running jobs last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
     advanced_ms: AtomicU64,
     seeds: RandomState,
@@ -195,6 +199,10 @@ impl Shared {
     fn at_ms(&self, instant: Instant) -> u64 {
         let micros = instant.saturating_duration_since(self.epoch).as_micros();
         u64::try_from(micros.div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    fn throttle(&self) -> (Throttle, Option<Cause>) {
+        *self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) {
@@ -315,6 +323,7 @@ impl WorkerHandle {
             alarm_ready: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
             epoch: Instant::now(),
+            throttle: Mutex::default(),
             advanced_ms: AtomicU64::new(0),
             seeds: RandomState::new(),
             seed_count: AtomicU64::new(0),
@@ -375,7 +384,18 @@ impl WorkerHandle {
             draft: self.shared.draft.get().cloned(),
             waiting: board.waiting.len(),
             running: board.running(),
+            throttle: self.shared.throttle(),
         }
+    }
+
+    /// Has batch work give way so far, until told otherwise.
+    pub fn throttle(&self, throttle: Throttle, cause: Option<Cause>) {
+        *self
+            .shared
+            .throttle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = (throttle, cause);
+        self.shared.wake();
     }
 
     /// Changes of state; the present one is seen first.

@@ -16,3 +16,4 @@ pub mod queue;
 pub mod rate;
 pub mod scheduler;
 pub mod speed;
+pub mod throttle;

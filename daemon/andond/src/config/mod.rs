@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod engine;
 pub mod gateway;
+pub mod hardware;
 pub mod http;
 pub mod limits;
 pub mod log;
@@ -62,6 +63,8 @@ pub struct Config {
     pub task: BTreeMap<String, task::TaskConfig>,
     /// `[limits]`
     pub limits: limits::LimitsConfig,
+    /// `[hardware]`
+    pub hardware: hardware::HardwareConfig,
     /// `[log]`
     pub log: log::LogConfig,
 }
@@ -120,6 +123,7 @@ impl Config {
             task.check(name, &self.model.name(), problems);
         }
         self.limits.check(problems);
+        self.hardware.check(problems);
         self.log.check(problems);
         if self.http.socket == self.wire.socket {
             problems.add(

@@ -84,6 +84,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
             "limits" => config.limits = reader.section(&name, table),
+            "hardware" => config.hardware = reader.section(&name, table),
             "log" => config.log = reader.section(&name, table),
             "task" => {
                 for (key, value) in table {
@@ -102,7 +103,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "gateway",
     "model",
     "models",
@@ -115,6 +116,7 @@ const SECTIONS: [&str; 13] = [
     "mqtt",
     "task",
     "limits",
+    "hardware",
     "log",
 ];
 
@@ -228,10 +230,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 13] {
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 14] {
     use super::{
-        cache, engine, gateway, http, limits, log, model, models, mqtt, speculation, spool, task,
-        wire,
+        cache, engine, gateway, hardware, http, limits, log, model, models, mqtt, speculation,
+        spool, task, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -249,6 +251,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 13] 
         ("mqtt", known_keys::<mqtt::MqttConfig>()),
         ("task", known_keys::<task::TaskConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
+        ("hardware", known_keys::<hardware::HardwareConfig>()),
         ("log", known_keys::<log::LogConfig>()),
     ]
 }

@@ -12,6 +12,7 @@ use andon_engine::calibrate::Calibration;
 use andon_engine::generate::ConstraintCounts;
 use andon_engine::kv::disk::StoreCounts;
 use andon_engine::speculate::GuessCount;
+use andon_policy::throttle::Throttle;
 use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -20,9 +21,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::hardware::Hardware;
 use super::spool::SpoolMetrics;
 use crate::config::TASKS_MAX;
 use crate::fault::FaultCode;
+use crate::hardware::Readings;
 use crate::request::Origin;
 use crate::worker::{Done, Finish, Usage};
 
@@ -263,6 +266,7 @@ pub struct Telemetry {
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
     kept: Kept,
+    hardware: Hardware,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -400,6 +404,7 @@ impl Telemetry {
             constraints: Constraints::default(),
             spool: SpoolMetrics::default(),
             kept: Kept::default(),
+            hardware: Hardware::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
@@ -408,6 +413,7 @@ impl Telemetry {
         telemetry.constraints.register(registry);
         telemetry.spool.register(registry);
         telemetry.kept.register(registry);
+        telemetry.hardware.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
@@ -688,6 +694,16 @@ impl Telemetry {
             .get_or_create(&PageLabels { mode })
             .set(1);
         machine.measured.set(1);
+    }
+
+    /// Notes what was read of the machine.
+    pub fn hardware(&self, readings: &Readings) {
+        self.hardware.read(readings, self.completion_tokens.get());
+    }
+
+    /// Notes how far batch work gives way.
+    pub fn throttle(&self, throttle: Throttle) {
+        self.hardware.throttle(throttle);
     }
 
     /// Counts a pass that decoded tokens, by the bytes of weights that it read.

@@ -14,10 +14,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_policy::throttle::{Cause, Throttle};
 use andon_wire::topic::{self, Door, Event, Topics};
 use andon_wire::{GatewayName, RequestId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::message::{AckToken, Incoming, Outgoing, Properties};
@@ -938,10 +940,21 @@ impl Desk {
         Verdict::Later
     }
 
+    /// Tells the event topic how far batch work gives way by now.
+    pub(super) fn throttled(&mut self, throttle: Throttle, cause: Option<Cause>) {
+        let value = json!({ "batch": throttle.as_str(), "cause": cause.map(Cause::as_str) });
+        self.tell(Event::Throttled, value.to_string().into());
+    }
+
     fn announce(&mut self, event: Event, reply: &ReplyTo, refusal: &Refusal) {
+        let payload = reply::event(reply, &refusal.fault, refusal.field.as_deref());
+        self.tell(event, payload);
+    }
+
+    fn tell(&mut self, event: Event, payload: Bytes) {
         let message = Outgoing {
             topic: self.topics.event(event).as_str().to_owned(),
-            payload: reply::event(reply, &refusal.fault, refusal.field.as_deref()),
+            payload,
             retain: false,
             confirmed: false,
             // None: listeners of any version, behind any broker.

@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_policy::throttle::{self, Throttle};
 use andon_wire::MqttLink;
 use andon_wire::topic::{self, Topics};
 use bytes::Bytes;
@@ -109,6 +110,8 @@ struct Frontend {
     /// Not before this is the spool asked for more.
     backlog_at: Instant,
     stopping: bool,
+    /// How far batch work gave way when that was last told.
+    throttle: (Throttle, Option<throttle::Cause>),
     chance: RandomState,
     chances: u64,
 }
@@ -142,6 +145,7 @@ impl Frontend {
             orders,
             backlog_at: Instant::now(),
             stopping: false,
+            throttle: <(Throttle, Option<throttle::Cause>)>::default(),
             chance: RandomState::new(),
             chances: 0,
             config,
@@ -204,6 +208,11 @@ impl Frontend {
             self.desk.fetch(status.state == WorkerState::Ready);
         }
         self.unacknowledged.extend(self.desk.take_acks());
+        if status.throttle != self.throttle {
+            self.throttle = status.throttle;
+            let (throttle, cause) = status.throttle;
+            self.desk.throttled(throttle, cause);
+        }
         if let Some(connection) = &self.connection
             && connection.subscribed
             && self.board.is_due(Instant::now())

@@ -58,6 +58,9 @@ pub(super) fn online(
             "context_tokens_max": model.context_tokens_max,
         });
     }
+    if let (throttle, Some(cause)) = status.throttle {
+        value["throttled"] = json!({ "batch": throttle.as_str(), "cause": cause.as_str() });
+    }
     if let Some(draft) = &status.draft {
         value["draft"] = match &draft.state {
             Ok(used) => json!({
