@@ -60,6 +60,8 @@ fn batch_work_waits_while_the_processor_is_hot_and_nobody_else_does() {
         |_| true,
     );
     assert_eq!(celsius, 99.5);
-    assert_eq!(metric(&daemon, "andon_power_watts", |_| true), 7.5);
-    metric(&daemon, "andon_energy_joules_total", |joules| joules > 0.5);
+    assert_eq!(metric(&daemon, "andon_power_watts{}", |_| true), 7.5);
+    metric(&daemon, "andon_energy_joules_total{}", |joules| {
+        joules > 0.5
+    });
 }

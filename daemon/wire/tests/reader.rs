@@ -229,7 +229,7 @@ fn another_version_is_told_whatever_follows_it() {
 fn values_outside_their_limits_are_refused() {
     for (value, malformed) in [
         // No such variant.
-        (&[11][..], Malformed::Value),
+        (&[0x7f][..], Malformed::Value),
         // A version that runs on.
         (&[0, 0xff, 0xff, 0xff, 0xff], Malformed::Number),
         // A program's name that is no UTF-8.

@@ -120,8 +120,8 @@ fn program(first: &str) -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn a_file_that_may_not_grow_ends_the_add_and_nothing_else() {
-    // 64 blocks of 512 bytes: less than a tiny model has. The signal that comes with the error would end the program.
-    let (_folder, place) = program("trap '' XFSZ; ulimit -f 64; exec");
+    // 256 blocks of 512 bytes: more than the spool begins with, and less than a tiny model has. The signal that comes with the error would end the program.
+    let (_folder, place) = program("trap '' XFSZ; ulimit -f 256; exec");
     let daemon = Daemon::builder().programs(&place).start().unwrap();
     file(&daemon, "m.gguf", &TinyModel::default().bytes());
     bad(

@@ -246,11 +246,11 @@ mod tests {
         };
         read(0.0, 0);
         read(50.0, 0);
-        assert!(!text(&hardware).contains("\ntoken_energy_joules "));
+        assert!(!text(&hardware).contains("\ntoken_energy_joules{} "));
         read(90.0, 20);
         let lines = text(&hardware);
-        assert!(lines.contains("\ntoken_energy_joules 2.0\n"), "{lines}");
-        assert!(lines.contains("\nenergy_joules_total 90.0\n"), "{lines}");
+        assert!(lines.contains("\ntoken_energy_joules{} 2.0\n"), "{lines}");
+        assert!(lines.contains("\nenergy_joules_total{} 90.0\n"), "{lines}");
         assert!(
             lines.contains("rail_power_watts{rail=\"VDD_IN\"} 7.0\n"),
             "{lines}"
