@@ -30,6 +30,30 @@ pub enum Phase {
     Draining,
 }
 
+/// What is turned away because memory is short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refuses {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Batch work.
+    Batch,
+    /// Batch and interactive work.
+    AllButAlarms,
+}
+
+impl Refuses {
+    /// Whether that is so for a request of this class.
+    #[must_use]
+    pub const fn turns_away(self, priority: Priority) -> bool {
+        match priority {
+            Priority::Alarm => false,
+            Priority::Interactive => matches!(self, Self::AllButAlarms),
+            Priority::Batch => matches!(self, Self::Batch | Self::AllButAlarms),
+        }
+    }
+}
+
 /// What the daemon is doing when a request arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
@@ -41,8 +65,8 @@ pub struct Load {
     pub client_open: u32,
     /// Whether this client asks too often, or for too much.
     pub throttled: Option<Throttled>,
-    /// Whether there is so little memory, or the machine is so hot, that batch work is not taken.
-    pub pressed: bool,
+    /// What is not taken because memory is short.
+    pub refuses: Refuses,
     /// How long the request would wait for its turn; `None` when there is nothing to judge by, and
     /// then nothing is refused on an estimate.
     pub wait_ms: Option<u64>,
@@ -106,8 +130,8 @@ pub enum Reason {
     /// The queue is full.
     #[error("the queue is full")]
     QueueFull,
-    /// Memory is short or the machine hot.
-    #[error("memory is short or the machine is too hot for batch work")]
+    /// Memory is short.
+    #[error("memory is too short on this gateway to take on more work of this class")]
     Pressed,
 }
 
@@ -171,7 +195,7 @@ const STARTING_RETRY_MS: u64 = 1_000;
 /// Systemd restarts a service within a few seconds.
 const DRAINING_RETRY_MS: u64 = 5_000;
 
-/// Memory and heat change over tens of seconds.
+/// How short memory is changes over tens of seconds.
 const PRESSED_RETRY_MS: u64 = 10_000;
 
 /// Decides about a request that arrives at `now_ms`.
@@ -211,7 +235,7 @@ pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Resu
     if load.waiting >= places {
         return Err(Refusal::until(Reason::QueueFull, load.turn_ms));
     }
-    if load.pressed && demand.priority == Priority::Batch {
+    if load.refuses.turns_away(demand.priority) {
         return Err(Refusal::until(Reason::Pressed, PRESSED_RETRY_MS));
     }
     // An alarm is answered even if an estimate says that it comes late.
@@ -227,7 +251,7 @@ pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::{Bounds, Demand, Load, Phase, Reason, Refusal, Throttled, admit};
+    use super::{Bounds, Demand, Load, Phase, Reason, Refusal, Refuses, Throttled, admit};
     use andon_wire::{ErrorCode, Priority};
 
     const BOUNDS: Bounds = Bounds {
@@ -241,7 +265,7 @@ mod tests {
         waiting: 0,
         client_open: 0,
         throttled: None,
-        pressed: false,
+        refuses: Refuses::Nothing,
         wait_ms: None,
         turn_ms: 0,
     };
@@ -330,14 +354,22 @@ mod tests {
     }
 
     #[test]
-    fn under_pressure_only_batch_work_is_turned_away() {
-        let load = Load {
-            pressed: true,
-            ..IDLE
-        };
-        for priority in Priority::ALL {
-            let expected = (priority == Priority::Batch).then_some(Reason::Pressed);
-            assert_eq!(reason(&load, &Demand { priority, ..PLAIN }), expected);
+    fn while_memory_is_short_alarms_are_taken_in_longest() {
+        for (refuses, batch, interactive) in [
+            (Refuses::Nothing, false, false),
+            (Refuses::Batch, true, false),
+            (Refuses::AllButAlarms, true, true),
+        ] {
+            let load = Load { refuses, ..IDLE };
+            for (priority, refused) in [
+                (Priority::Batch, batch),
+                (Priority::Interactive, interactive),
+                (Priority::Alarm, false),
+            ] {
+                let expected = refused.then_some(Reason::Pressed);
+                let demand = Demand { priority, ..PLAIN };
+                assert_eq!(reason(&load, &demand), expected, "{refuses:?} {priority:?}");
+            }
         }
     }
 

@@ -12,6 +12,7 @@ extern crate alloc;
 
 pub mod admission;
 pub mod client;
+pub mod memory;
 pub mod queue;
 pub mod rate;
 pub mod scheduler;

@@ -15,6 +15,8 @@
 //!   until the alarm has ended, batch work is. That may go on for [`HOLD_MS_MAX`] at a time and
 //!   half of the time at length; beyond it, others take part in the passes of alarms.
 //! - Alarms have places of their own, in the queue and in passes, and may take all others but one.
+//! - Batch work that is to be slow computes for [`DUTY_MS_MAX`] at a stretch, in anybody's company, and half of the time at
+//!   length; held, not at all, unless others wait for room that it may have. It is parked meanwhile, and nobody waits behind it.
 //! - Who computed for [`SLICE_MS`] since it began to wait has waited no longer. So who waits or is
 //!   parked is computed again after its patience at the latest when those have had their turn that
 //!   waited at least as long: within [`Scheduler::starved_ms_max`].
@@ -37,11 +39,12 @@ use andon_wire::Priority;
 
 use self::assign::Candidate;
 use self::entry::{Entry, Stage};
-use crate::admission::{self, Bounds, Demand, Load, Phase, Reason, Refusal};
+use crate::admission::{self, Bounds, Demand, Load, Phase, Reason, Refusal, Refuses};
 use crate::client::{ClientId, Clients, Rates};
 use crate::queue::patience_ms;
 use crate::rate::{Bucket, Rate};
 use crate::speed::{Speeds, Step};
+use crate::throttle::{Restraint, Throttle};
 
 /// How long others may be parked for alarms without a break.
 pub const HOLD_MS_MAX: u64 = 2 * HOLD.burst as u64;
@@ -50,6 +53,16 @@ pub const HOLD_MS_MAX: u64 = 2 * HOLD.burst as u64;
 const HOLD: Rate = Rate {
     per_minute: 30_000,
     burst: 10_000,
+};
+
+/// Longest that batch work which is to be slow computes at a stretch, but for the pass under way then.
+pub const DUTY_MS_MAX: u64 = 2 * DUTY.burst as u64;
+
+/// Milliseconds that such work computes: half of the time, and this much at once. Fewer would have it parked all the time,
+/// more would let the machine become warm in between.
+const DUTY: Rate = Rate {
+    per_minute: 30_000,
+    burst: 500,
 };
 
 /// For how long a request computes until it no longer counts as having waited.
@@ -109,18 +122,6 @@ pub struct Config {
     pub pass_tokens_max: u32,
     /// How often one client may ask.
     pub rates: Rates,
-}
-
-/// How short memory is, or how hot the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pressure {
-    /// Neither.
-    #[default]
-    None,
-    /// Batch work has one place.
-    Some,
-    /// Batch work stands still and is refused; interactive work has half of the places.
-    Full,
 }
 
 /// A request that is handed over.
@@ -189,7 +190,16 @@ pub enum Cancelled {
 pub struct Scheduler {
     config: Config,
     phase: Phase,
-    pressure: Pressure,
+    restraint: Restraint,
+    /// For how long batch work may compute while it is to be slow, what of a step was too short for the clock, in
+    /// microseconds, and whether it rests.
+    duty: Bucket,
+    duty_us: u64,
+    resting: bool,
+    /// Whether batch work is in the next pass, or was in the last one: what ended with it is not there any more.
+    batch_computes: bool,
+    /// When batch work that rests goes on.
+    rested_ms: u64,
     entries: BTreeMap<Ticket, Entry>,
     next_ticket: u64,
     clients: Clients,
@@ -216,7 +226,15 @@ impl Scheduler {
         Self {
             config,
             phase: Phase::Starting,
-            pressure: Pressure::None,
+            restraint: Restraint {
+                batch: Throttle::None,
+                refuses: Refuses::Nothing,
+            },
+            duty: Bucket::full(DUTY, now_ms),
+            duty_us: 0,
+            resting: false,
+            batch_computes: false,
+            rested_ms: u64::MAX,
             entries: BTreeMap::new(),
             next_ticket: 0,
             clients: Clients::new(config.rates),
@@ -237,9 +255,9 @@ impl Scheduler {
         self.phase = phase;
     }
 
-    /// Says how short memory is, or how hot the machine.
-    pub const fn set_pressure(&mut self, pressure: Pressure) {
-        self.pressure = pressure;
+    /// Says what work is to give way, and how far.
+    pub const fn restrain(&mut self, restraint: Restraint) {
+        self.restraint = restraint;
     }
 
     /// What was measured.
@@ -263,15 +281,20 @@ impl Scheduler {
     /// When [`Scheduler::decide`] is to be called if nothing happens before.
     #[must_use]
     pub const fn wake_ms(&self) -> Option<u64> {
-        if self.overdue_ms == u64::MAX {
+        let wake_ms = if self.overdue_ms < self.rested_ms {
+            self.overdue_ms
+        } else {
+            self.rested_ms
+        };
+        if wake_ms == u64::MAX {
             None
         } else {
-            Some(self.overdue_ms)
+            Some(wake_ms)
         }
     }
 
     /// How long a request other than an alarm waits, or is parked, at most until it computes, if it
-    /// does not end before, pressure aside: where no request computes for longer than `longest_ms`
+    /// does not end before and nothing restrains it: where no request computes for longer than `longest_ms`
     /// from its start to its end.
     #[must_use]
     pub fn starved_ms_max(config: &Config, priority: Priority, longest_ms: u64) -> u64 {
@@ -305,7 +328,7 @@ impl Scheduler {
             waiting: self.waiting,
             client_open: self.clients.open(client),
             throttled: self.clients.throttled(client, arrival.priority, now_ms),
-            pressed: self.pressure == Pressure::Full,
+            refuses: self.restraint.refuses,
             wait_ms: self.wait_ms(ticket, &entry, now_ms),
             turn_ms: self.turn_ms(),
         };
@@ -482,6 +505,12 @@ impl Scheduler {
             if entry.stage == Stage::Running {
                 entry.computed(now_ms, step.took_us);
             }
+        }
+        if self.batch_computes && self.restraint.batch != Throttle::None {
+            self.duty_us = self.duty_us.saturating_add(step.took_us);
+            let ms = u32::try_from(self.duty_us / 1000).unwrap_or(u32::MAX);
+            self.duty_us %= 1000;
+            self.duty.take(DUTY, ms, now_ms);
         }
         if self.holding {
             self.held_us = self.held_us.saturating_add(step.took_us);

@@ -2,8 +2,11 @@
 //!
 //! Alarms and people are served at full speed until the system itself slows down; batch work gives way before that, in
 //! two steps. It gives way at once and comes back late: [`RELEASE_MS`] after the last moment at which there was a reason.
+//! It waits and is not refused; only [`crate::memory`] has requests turned away.
 //!
 //! Invariant: without readings nothing is slowed.
+
+use crate::admission::Refuses;
 
 /// At this margin below the limit of a thermal zone batch work is slowed, in thousandths of a degree.
 pub const SLOW_MARGIN_MC: i32 = 5_000;
@@ -47,6 +50,15 @@ impl Throttle {
             Self::Slow | Self::None => Self::None,
         }
     }
+}
+
+/// What work gives way, and how far, to all that there is a reason for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restraint {
+    /// How far batch work gives way. It keeps what was computed of it.
+    pub batch: Throttle,
+    /// What is turned away at the door, and does not begin if it is inside.
+    pub refuses: Refuses,
 }
 
 /// Why batch work gives way: the first of these that asks for the most.

@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 
 use andon_policy::admission::{
-    Bounds, Demand, Load, Phase, RETRY_AFTER_MS, Reason, Throttled, admit,
+    Bounds, Demand, Load, Phase, RETRY_AFTER_MS, Reason, Refuses, Throttled, admit,
 };
 use andon_policy::queue::{Waiting, patience_ms};
 use andon_wire::Priority;
@@ -60,17 +60,21 @@ fn load() -> impl Strategy<Value = Load> {
         0..12u32,
         0..12u32,
         prop_oneof![3 => Just(None), 1 => throttled.prop_map(Some)],
-        any::<bool>(),
+        prop::sample::select(vec![
+            Refuses::Nothing,
+            Refuses::Batch,
+            Refuses::AllButAlarms,
+        ]),
         of(any::<u64>()),
         any::<u64>(),
     )
         .prop_map(
-            |(waiting, client_open, throttled, pressed, wait_ms, turn_ms)| Load {
+            |(waiting, client_open, throttled, refuses, wait_ms, turn_ms)| Load {
                 phase: Phase::Serving,
                 waiting,
                 client_open,
                 throttled,
-                pressed,
+                refuses,
                 wait_ms,
                 turn_ms,
             },

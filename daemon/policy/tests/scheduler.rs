@@ -1,15 +1,16 @@
 //! What the scheduler decides, case by case; what holds in any world is `tests/sim`'s to find out.
 #![forbid(unsafe_code)]
 
-use andon_policy::admission::{Bounds, Phase, Reason};
+use andon_policy::admission::{Bounds, Phase, Reason, Refuses};
 use andon_policy::client::{ClientId, Rates};
 use andon_policy::queue::patience_ms;
 use andon_policy::rate::Rate;
 use andon_policy::scheduler::{
-    Arrival, Cancelled, Config, Decision, Expiry, HOLD_MS_MAX, Places, Pressure, SLICE_MS,
+    Arrival, Cancelled, Config, DUTY_MS_MAX, Decision, Expiry, HOLD_MS_MAX, Places, SLICE_MS,
     Scheduler, Size, Ticket,
 };
 use andon_policy::speed::Step;
+use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority::{self, Alarm, Batch, Interactive};
 
 const CONFIG: Config = Config {
@@ -451,8 +452,8 @@ fn prompts_are_read_in_pieces_of_two_steps_while_others_decode() {
     assert_eq!(readers, [second]);
 }
 
-#[test]
-fn under_pressure_batch_work_stands_back() {
+/// A scheduler of four places with two requests of batch work and two interactive ones that compute.
+fn mixed() -> (Scheduler, [Ticket; 2], [Ticket; 2]) {
     let config = Config {
         places: Places {
             shared: 4,
@@ -461,26 +462,110 @@ fn under_pressure_batch_work_stands_back() {
         ..CONFIG
     };
     let mut scheduler = scheduler_of(config);
-    let batch = [
-        ready(&mut scheduler, 0, arrival(Batch)),
-        ready(&mut scheduler, 0, arrival(Batch)),
-    ];
-    let others: Vec<Ticket> = (0..2)
-        .map(|_| ready(&mut scheduler, 0, arrival(Interactive)))
-        .collect();
+    let batch = [(); 2].map(|()| ready(&mut scheduler, 0, arrival(Batch)));
+    let others = [(); 2].map(|()| ready(&mut scheduler, 0, arrival(Interactive)));
     assert_eq!(decide(&mut scheduler, 0).len(), 4);
-    scheduler.set_pressure(Pressure::Some);
-    assert_eq!(decide(&mut scheduler, 1), [Decision::Park(batch[1])]);
-    scheduler.set_pressure(Pressure::Full);
-    assert_eq!(decide(&mut scheduler, 2), [Decision::Park(batch[0])]);
-    let refused = scheduler.arrived(3, &arrival(Batch)).expect_err("refused");
-    assert_eq!(refused.reason, Reason::Pressed);
+    (scheduler, batch, others)
+}
+
+fn restraint(batch: Throttle, refuses: Refuses) -> Restraint {
+    Restraint { batch, refuses }
+}
+
+#[test]
+fn batch_work_that_is_held_waits_and_is_not_refused() {
+    let (mut scheduler, batch, others) = mixed();
+    scheduler.restrain(restraint(Throttle::Hold, Refuses::Nothing));
+    assert_eq!(decide(&mut scheduler, 1), batch.map(Decision::Park));
+    let late = ready(&mut scheduler, 2, arrival(Batch));
     let third = ready(&mut scheduler, 3, arrival(Interactive));
-    assert_eq!(decide(&mut scheduler, 3), []);
-    scheduler.finished(4, others[0]);
-    assert_eq!(decide(&mut scheduler, 4), [Decision::Start(third)]);
-    scheduler.set_pressure(Pressure::None);
-    assert_eq!(decide(&mut scheduler, 5), batch.map(Decision::Resume));
+    assert_eq!(decide(&mut scheduler, 3), [Decision::Start(third)]);
+    for other in others.into_iter().chain([third]) {
+        scheduler.finished(4, other);
+    }
+    assert_eq!(decide(&mut scheduler, 4), []);
+    assert!(!scheduler.computes() && scheduler.wake_ms().is_none());
+    scheduler.restrain(Restraint::default());
+    let [first, second] = batch.map(Decision::Resume);
+    assert_eq!(
+        decide(&mut scheduler, 5),
+        [first, second, Decision::Start(late)]
+    );
+}
+
+#[test]
+fn batch_work_that_is_slow_computes_half_of_the_time() {
+    let (mut scheduler, batch, others) = mixed();
+    for other in others {
+        scheduler.finished(0, other);
+    }
+    scheduler.restrain(restraint(Throttle::Slow, Refuses::Nothing));
+    let (mut now_ms, mut computed_ms, mut rests) = (0, 0, 0);
+    while now_ms < 60_000 {
+        decide(&mut scheduler, now_ms);
+        if scheduler.computes() {
+            now_ms += 30;
+            computed_ms += 30;
+            let step = Step {
+                took_us: 30_000,
+                answers: 2,
+                answer_tokens: 2,
+                prompt_tokens: 0,
+            };
+            scheduler.stepped(now_ms, &step);
+        } else {
+            rests += 1;
+            let wake_ms = scheduler.wake_ms().expect("it goes on");
+            assert!(wake_ms > now_ms && wake_ms <= now_ms + DUTY_MS_MAX + 60);
+            now_ms = wake_ms;
+        }
+    }
+    assert!((29_000..=31_000).contains(&computed_ms), "{computed_ms} ms");
+    assert!((25..=35).contains(&rests), "{rests} rests");
+    assert!(scheduler.finished(now_ms, batch[0]));
+}
+
+#[test]
+fn held_work_goes_on_slowly_where_others_wait_for_its_room() {
+    let (mut scheduler, batch, _) = mixed();
+    scheduler.restrain(restraint(Throttle::Hold, Refuses::Nothing));
+    let third = ready(&mut scheduler, 1, arrival(Interactive));
+    let [first, second] = batch.map(Decision::Park);
+    assert_eq!(
+        decide(&mut scheduler, 1),
+        [first, second, Decision::Start(third)]
+    );
+    scheduler.no_room(third);
+    assert_eq!(decide(&mut scheduler, 2), batch.map(Decision::Resume));
+    scheduler.finished(3, batch[0]);
+    let [_, parked] = batch;
+    assert_eq!(
+        decide(&mut scheduler, 3),
+        [Decision::Park(parked), Decision::Start(third)]
+    );
+}
+
+#[test]
+fn while_memory_is_short_what_is_inside_does_not_begin() {
+    let (mut scheduler, batch, others) = mixed();
+    let waits = ready(&mut scheduler, 0, arrival(Interactive));
+    scheduler.restrain(restraint(Throttle::Hold, Refuses::AllButAlarms));
+    assert_eq!(decide(&mut scheduler, 1), batch.map(Decision::Park));
+    for priority in [Batch, Interactive] {
+        let refused = scheduler
+            .arrived(1, &arrival(priority))
+            .expect_err("refused");
+        assert_eq!(refused.reason, Reason::Pressed);
+    }
+    let alarm = ready(&mut scheduler, 1, arrival(Alarm));
+    let starts = decide(&mut scheduler, 1);
+    assert!(starts.contains(&Decision::Start(alarm)) && !starts.contains(&Decision::Start(waits)));
+    scheduler.prompt_read(2, alarm, 1);
+    assert_eq!(decide(&mut scheduler, 2), others.map(Decision::Resume));
+    scheduler.finished(3, alarm);
+    scheduler.restrain(restraint(Throttle::None, Refuses::Nothing));
+    let goes_on = decide(&mut scheduler, 4);
+    assert!(goes_on.contains(&Decision::Start(waits)), "{goes_on:?}");
 }
 
 #[test]

@@ -81,8 +81,8 @@ pub struct Request {
     pub given_up: bool,
     /// When it last began to wait: its arrival, or the end of the last pass that it was in.
     pub since_us: u64,
-    /// Whether there was pressure since.
-    pub pressed: bool,
+    /// Whether work had to give way to heat or a lack of memory since.
+    pub restrained: bool,
     /// How long it was in passes.
     pub computed_us: u64,
     /// Of an alarm.

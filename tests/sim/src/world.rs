@@ -4,13 +4,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 
-use andon_policy::admission::{Bounds, Phase};
+use andon_policy::admission::{Bounds, Phase, Reason, Refuses};
 use andon_policy::client::{ClientId, Rates};
 use andon_policy::rate::{Bucket, Rate};
 use andon_policy::scheduler::{
-    Arrival, Cancelled, Config, Decision, HOLD_MS_MAX, Places, Pressure, Scheduler, Size, Ticket,
+    Arrival, Cancelled, Config, DUTY_MS_MAX, Decision, HOLD_MS_MAX, Places, Scheduler, Size, Ticket,
 };
 use andon_policy::speed::Step;
+use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority;
 
 use crate::engine::{Engine, Happened, PAGE, Pass, Work};
@@ -23,6 +24,30 @@ type Broken = String;
 /// Pages of the KV cache, and those of them that are kept for alarms.
 const PAGES: u64 = 256;
 const PAGES_FOR_ALARMS: u64 = 32;
+
+/// What a world may be under.
+const RESTRAINTS: [Restraint; 5] = [
+    Restraint {
+        batch: Throttle::None,
+        refuses: Refuses::Nothing,
+    },
+    Restraint {
+        batch: Throttle::Slow,
+        refuses: Refuses::Nothing,
+    },
+    Restraint {
+        batch: Throttle::Hold,
+        refuses: Refuses::Nothing,
+    },
+    Restraint {
+        batch: Throttle::Hold,
+        refuses: Refuses::Batch,
+    },
+    Restraint {
+        batch: Throttle::Hold,
+        refuses: Refuses::AllButAlarms,
+    },
+];
 
 /// Most answers of one request.
 const CHOICES_MAX: u64 = 4;
@@ -53,8 +78,8 @@ enum Event {
     GiveUp(usize),
     /// A client vanishes with all its requests.
     Vanish(usize),
-    /// Memory is short, or no longer.
-    Press(u8),
+    /// The machine is hot or memory short, or no longer.
+    Restrain(usize),
     /// The scheduler asked to be asked.
     Wake,
 }
@@ -166,7 +191,11 @@ pub struct World {
     pass_began_us: u64,
     /// Whether the pass under way is given up.
     giving_up: bool,
-    pressure: Pressure,
+    restraint: Restraint,
+    /// Since when batch work has been restrained, and what it computed since, if it is.
+    slow: Option<(u64, u64)>,
+    /// Whether others than batch work found no room, and nothing has ended since.
+    crowded: bool,
     /// For how long alarms may hold others up, at the least.
     hold: Bucket,
     longest_us: u64,
@@ -246,7 +275,9 @@ impl World {
             pass_number: 0,
             pass_began_us: 0,
             giving_up: false,
-            pressure: Pressure::None,
+            restraint: Restraint::default(),
+            slow: None,
+            crowded: false,
             hold: Bucket::full(HOLD, 0),
             longest_us: 0,
             asking: true,
@@ -263,7 +294,7 @@ impl World {
             world.after(pause, Event::Ask(client));
         }
         if world.random.one_in(3) {
-            world.after(1_000_000, Event::Press(1));
+            world.after(1_000_000, Event::Restrain(1));
         }
         world
     }
@@ -296,7 +327,7 @@ impl World {
             if self.report.events == most && self.asking {
                 self.asking = false;
                 most += DRAIN_EVENTS_MAX;
-                self.press(Pressure::None);
+                self.restrain(Restraint::default());
                 if self.random.one_in(2) {
                     self.close();
                 }
@@ -349,23 +380,29 @@ impl World {
                     request.given_up |= request.client == client;
                 }
             }
-            Event::Press(_) if !self.asking => {}
-            Event::Press(level) => {
-                self.press([Pressure::None, Pressure::Some, Pressure::Full][usize::from(level)]);
-                let level = self.random.below(3) as u8;
+            Event::Restrain(_) if !self.asking => {}
+            Event::Restrain(level) => {
+                self.restrain(RESTRAINTS[level]);
+                let level = self.random.below(RESTRAINTS.len() as u64) as usize;
                 let pause = self.random.pause(10_000_000);
-                self.after(pause, Event::Press(level));
+                self.after(pause, Event::Restrain(level));
             }
             Event::Ask(_) | Event::PassEnds(_) | Event::Wake => {}
         }
         Ok(())
     }
 
-    fn press(&mut self, pressure: Pressure) {
-        self.pressure = pressure;
-        self.scheduler.set_pressure(pressure);
+    fn restrain(&mut self, restraint: Restraint) {
+        self.restraint = restraint;
+        self.scheduler.restrain(restraint);
+        let restrained = restraint != Restraint::default();
         for &request in &self.open {
-            self.requests[request].pressed |= pressure != Pressure::None;
+            self.requests[request].restrained |= restrained;
+        }
+        if restraint.batch == Throttle::None {
+            self.slow = None;
+        } else {
+            self.slow.get_or_insert((self.now_us, 0));
         }
     }
 
@@ -432,7 +469,7 @@ impl World {
             state: State::Waiting,
             given_up: false,
             since_us: self.now_us,
-            pressed: self.pressure != Pressure::None,
+            restrained: self.restraint != Restraint::default(),
             computed_us: 0,
             alarm: Alarm::default(),
         }
@@ -448,15 +485,20 @@ impl World {
             choices: request.work.choices as u32,
         };
         let number = self.requests.len();
+        let turned_away = self.restraint.refuses.turns_away(request.priority);
         self.requests.push(request);
         self.open.push(number);
         match self.scheduler.arrived(self.now_ms(), &arrival) {
             Err(refusal) => {
+                if refusal.reason == Reason::Pressed && !turned_away {
+                    return Err(format!("refused without a lack of memory: {refusal:?}"));
+                }
                 if refusal.reason.code().may_retry() && refusal.retry_after_ms.is_none() {
                     return Err(format!("refused without a hint: {refusal:?}"));
                 }
                 self.end(number, Outcome::Refused);
             }
+            Ok(_) if turned_away => return Err("taken in while memory is short".to_owned()),
             Ok(ticket) => {
                 self.requests[number].ticket = Some(ticket);
                 if self.tickets.insert(ticket, number).is_some() {
@@ -572,6 +614,7 @@ impl World {
         assert!(!request.ended(), "a request ended twice");
         request.state = State::Ended(outcome);
         self.longest_us = self.longest_us.max(request.computed_us);
+        self.crowded &= request.ticket.is_none();
         self.open.retain(|&open| open != number);
         self.report.ended[outcome as usize] += 1;
     }
@@ -654,7 +697,7 @@ impl World {
         let mut decisions = std::mem::take(&mut self.decisions);
         decisions.clear();
         self.scheduler.decide(now_ms, &mut decisions);
-        let mut again = false;
+        let mut full = false;
         for decision in &decisions {
             match *decision {
                 Decision::Expire(ticket, _) => {
@@ -680,19 +723,22 @@ impl World {
                 Decision::Start(ticket) => {
                     let number = self.tickets[&ticket];
                     let request = &mut self.requests[number];
-                    if !again && self.engine.start(ticket, request.work) {
+                    if !full && self.engine.start(ticket, request.work) {
                         request.state = State::Resident;
                     } else if self.engine.jobs() == 0 {
                         return Err("no room in an engine that is empty".to_owned());
                     } else {
                         self.report.no_room += 1;
                         request.alarm.wait_us_max = None;
+                        self.crowded |= request.priority != Priority::Batch;
                         self.scheduler.no_room(ticket);
-                        again = true;
+                        full = true;
                     }
                 }
             }
         }
+        // As the daemon, which computes once there is nothing to do.
+        let again = !decisions.is_empty();
         self.decisions = decisions;
         Ok(again)
     }
@@ -717,9 +763,13 @@ impl World {
         if self.engine.jobs() != self.scheduler.resident() {
             return Err("the scheduler has other residents".to_owned());
         }
-        let idle = alarms + others == 0;
-        let shut = self.pressure == Pressure::Full;
-        if idle && !shut && self.engine.jobs() > 0 {
+        let restrained = self.restraint.batch != Throttle::None;
+        let may_compute = |request: &&usize| {
+            let request = &self.requests[**request];
+            let restrained = restrained && request.priority == Priority::Batch;
+            request.state == State::Resident && !restrained
+        };
+        if alarms + others == 0 && self.open.iter().any(|request| may_compute(&request)) {
             return Err("everyone is parked".to_owned());
         }
         Ok(())
@@ -739,6 +789,19 @@ impl World {
             .map(|(ticket, _)| of(ticket))
             .chain(pass.decodes.iter().map(of))
             .collect();
+        let batch = |&number: &usize| requests[number].priority == Priority::Batch;
+        if all.iter().any(batch) {
+            if self.restraint.batch == Throttle::Hold && !self.crowded {
+                return Err("batch work computes that is held".to_owned());
+            }
+            if let Some((since_us, computed_us)) = self.slow
+                && computed_us > (now_us - since_us) / 2 + DUTY_MS_MAX * 1000 / 2 + 2_000
+            {
+                return Err(format!(
+                    "slow work computed for {computed_us} us of {since_us}.."
+                ));
+            }
+        }
         let held = all.iter().all(|&number| requests[number].is_alarm());
         if all.iter().any(|&number| requests[number].is_alarm()) {
             let ms = u32::try_from(pass.took_us / 1000 + 1).unwrap_or(u32::MAX);
@@ -778,7 +841,7 @@ impl World {
     /// Whether a request has waited for longer than is promised.
     fn starves(&mut self, number: usize, now_us: u64) -> Result<(), Broken> {
         let request = &self.requests[number];
-        if request.is_alarm() || request.pressed {
+        if request.is_alarm() || request.restrained {
             return Ok(());
         }
         let waited_ms = (now_us - request.since_us) / 1000;
@@ -809,12 +872,19 @@ impl World {
         happened.clear();
         self.engine.finish(&pass, &mut happened);
         let reads = pass.reads.iter().map(|(ticket, _)| ticket);
+        let mut batch = false;
         for ticket in reads.chain(&pass.decodes) {
             let request = &mut self.requests[self.tickets[ticket]];
+            batch |= request.priority == Priority::Batch;
             request.since_us = self.now_us;
-            request.pressed = self.pressure != Pressure::None;
+            request.restrained = self.restraint != Restraint::default();
             request.computed_us += pass.took_us;
             self.longest_us = self.longest_us.max(request.computed_us);
+        }
+        if let Some((_, computed_us)) = &mut self.slow
+            && batch
+        {
+            *computed_us += pass.took_us;
         }
         let mut tokens = 0;
         for happened in &happened {
@@ -828,7 +898,10 @@ impl World {
                     tokens += 1;
                     self.scheduler.decoded(now_ms, ticket, 1);
                 }
-                Happened::Choice(ticket) => self.scheduler.choice_ended(ticket),
+                Happened::Choice(ticket) => {
+                    self.crowded = false;
+                    self.scheduler.choice_ended(ticket);
+                }
                 Happened::Over(ticket) => {
                     let number = self.tickets[&ticket];
                     let in_time = self.scheduler.finished(now_ms, ticket);

@@ -12,6 +12,7 @@ pub mod hardware;
 pub mod http;
 pub mod limits;
 pub mod log;
+pub mod memory;
 pub mod model;
 pub mod models;
 pub mod mqtt;
@@ -63,6 +64,8 @@ pub struct Config {
     pub task: BTreeMap<String, task::TaskConfig>,
     /// `[limits]`
     pub limits: limits::LimitsConfig,
+    /// `[memory]`
+    pub memory: memory::MemoryConfig,
     /// `[hardware]`
     pub hardware: hardware::HardwareConfig,
     /// `[log]`
@@ -123,6 +126,7 @@ impl Config {
             task.check(name, &self.model.name(), problems);
         }
         self.limits.check(problems);
+        self.memory.check(problems);
         self.hardware.check(problems);
         self.log.check(problems);
         if self.http.socket == self.wire.socket {

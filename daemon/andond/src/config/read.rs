@@ -84,6 +84,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
             "limits" => config.limits = reader.section(&name, table),
+            "memory" => config.memory = reader.section(&name, table),
             "hardware" => config.hardware = reader.section(&name, table),
             "log" => config.log = reader.section(&name, table),
             "task" => {
@@ -103,7 +104,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "gateway",
     "model",
     "models",
@@ -116,6 +117,7 @@ const SECTIONS: [&str; 14] = [
     "mqtt",
     "task",
     "limits",
+    "memory",
     "hardware",
     "log",
 ];

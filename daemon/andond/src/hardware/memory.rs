@@ -14,12 +14,14 @@ pub struct Memory {
     pub available_bytes: Option<u64>,
     /// What the tightest control group around the daemon leaves, in bytes.
     pub group_left_bytes: Option<u64>,
+    /// What the daemon itself has of the memory that is not a file's, in bytes.
+    pub resident_bytes: Option<u64>,
     /// How long tasks waited for memory.
     pub stall: Option<Stall>,
 }
 
 impl Memory {
-    /// What the daemon could still take.
+    /// What the daemon could still take if no page of any file were needed, those of weights included.
     #[must_use]
     pub fn left_bytes(&self) -> Option<u64> {
         match (self.available_bytes, self.group_left_bytes) {
@@ -42,6 +44,7 @@ pub struct Stall {
 #[derive(Debug)]
 pub(super) struct Files {
     machine: PathBuf,
+    own: PathBuf,
     /// Of the daemon's group and those around it.
     groups: Vec<PathBuf>,
     /// Of the daemon's own group if it has that, else of the machine.
@@ -57,6 +60,7 @@ impl Files {
         let places = own.into_iter().chain([proc.join("pressure/memory")]);
         Files {
             machine: proc.join("meminfo"),
+            own: proc.join("self/status"),
             pressure: places.into_iter().find(|place| stall(place).is_some()),
             groups,
         }
@@ -66,15 +70,22 @@ impl Files {
         let left = self.groups.iter().filter_map(|group| {
             let limit: u64 = number(&group.join("memory.max"))?;
             let used: u64 = number(&group.join("memory.current"))?;
-            // Pages of files that nobody uses go first when the group is full.
-            let idle = field(&text(&group.join("memory.stat"))?, "inactive_file").unwrap_or(0);
-            Some(limit.saturating_sub(used.saturating_sub(idle)))
+            // Pages of files go first when the group is full, as they do where the machine is, whose MemAvailable has them
+            // among what is left.
+            let counts = text(&group.join("memory.stat"))?;
+            let of = |name| field(&counts, name).unwrap_or(0);
+            let files = of("inactive_file").saturating_add(of("active_file"));
+            Some(limit.saturating_sub(used.saturating_sub(files)))
+        });
+        let kib = |text: &str, name| field(text, name).map(|kib| kib.saturating_mul(1024));
+        let resident = text(&self.own).and_then(|text| {
+            let shared = kib(&text, "RssShmem:").unwrap_or(0);
+            Some(kib(&text, "RssAnon:")?.saturating_add(shared))
         });
         Memory {
-            available_bytes: text(&self.machine)
-                .and_then(|text| field(&text, "MemAvailable:"))
-                .map(|kib| kib.saturating_mul(1024)),
+            available_bytes: text(&self.machine).and_then(|text| kib(&text, "MemAvailable:")),
             group_left_bytes: left.min(),
+            resident_bytes: resident,
             stall: self.pressure.as_deref().and_then(stall),
         }
     }
@@ -154,6 +165,11 @@ mod tests {
             "MemTotal:  900 kB\nMemFree: 100 kB\nMemAvailable:  700 kB\n",
         );
         write(proc, "self/cgroup", "0::/system.slice/andond.service\n");
+        write(
+            proc,
+            "self/status",
+            "Name:\tandond\nRssAnon:\t      4 kB\nRssFile:\t 99 kB\nRssShmem:\t3 kB\n",
+        );
         let group = |folder: &str, max: &str, current: &str, idle: u64| {
             let folder = format!("fs/cgroup/{folder}");
             write(sys, &format!("{folder}/memory.max"), max);
@@ -161,7 +177,7 @@ mod tests {
             write(
                 sys,
                 &format!("{folder}/memory.stat"),
-                &format!("anon 5\ninactive_file {idle}\n"),
+                &format!("anon 5\ninactive_file {idle}\nactive_file 500\n"),
             );
         };
         group("system.slice", "9000\n", "4000\n", 1000);
@@ -179,11 +195,12 @@ mod tests {
         });
         let expected = Memory {
             available_bytes: Some(700 * 1024),
-            group_left_bytes: Some(6000),
+            group_left_bytes: Some(6500),
+            resident_bytes: Some(7 * 1024),
             stall,
         };
         assert_eq!(memory, expected);
-        assert_eq!(memory.left_bytes(), Some(6000));
+        assert_eq!(memory.left_bytes(), Some(6500));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub use power::{Gpu, Rail};
 pub use thermal::Zone;
 pub use watch::watch;
 
+use crate::config::hardware::HardwareConfig;
+
 /// Everything that was read at one moment. What the machine does not have is empty or `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Readings {
@@ -44,6 +46,13 @@ impl Readings {
     pub fn margin_mc(&self) -> Option<i32> {
         self.zones.iter().filter_map(Zone::margin_mc).min()
     }
+}
+
+/// Whether the graphics processor has no memory but the machine's, as that of a Tegra, which the device tree tells.
+#[must_use]
+pub fn has_unified_memory(config: &HardwareConfig) -> bool {
+    let tree = config.proc_dir.join("device-tree/compatible");
+    files::text(&tree).is_some_and(|names| names.contains("nvidia,tegra"))
 }
 
 /// The files that there are to read.

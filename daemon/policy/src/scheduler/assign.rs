@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 use andon_wire::Priority;
 
 use super::entry::{Entry, Stage};
-use super::{Decision, Expiry, HOLD, Pressure, Scheduler, Ticket};
+use super::{DUTY, Decision, Expiry, HOLD, Scheduler, Ticket};
 use crate::queue::{Waiting, rank};
+use crate::throttle::{Restraint, Throttle};
 
 /// A request that could take part. Those that run go before others of their rank: within a rank
 /// nobody is displaced; and between equals those that were parked go before those that were not
@@ -45,7 +46,6 @@ impl Candidate {
 #[derive(Default)]
 struct Given {
     alarms: u32,
-    batch: u32,
     others: u32,
     /// Answers that are resident, of others than alarms.
     resident: u32,
@@ -90,6 +90,11 @@ impl Scheduler {
                 _ => {}
             }
         }
+        self.rested_ms = self.rested_ms(now_ms);
+        let computes = |entry: &Entry| {
+            entry.priority == Priority::Batch && entry.stage == Stage::Running && !entry.ending
+        };
+        self.batch_computes = self.entries.values().any(computes);
     }
 
     /// Gives up what is too late, and notes when to look again.
@@ -144,10 +149,11 @@ impl Scheduler {
                 self.candidates.push(candidate);
             }
         }
-        // Under pressure those that go first may have to wait nevertheless.
-        let most = match self.pressure {
-            Pressure::None => usize::try_from(self.config.places.all()).unwrap_or(usize::MAX),
-            Pressure::Some | Pressure::Full => usize::MAX,
+        // Those that go first may have to wait nevertheless if they are restrained.
+        let most = if self.restraint == Restraint::default() {
+            usize::try_from(self.config.places.all()).unwrap_or(usize::MAX)
+        } else {
+            usize::MAX
         };
         if self.ready.len() > most {
             self.ready.select_nth_unstable(most);
@@ -172,17 +178,23 @@ impl Scheduler {
                 .fold(0, u32::saturating_add),
             ..Given::default()
         };
-        let (batch_max, calm) = match self.pressure {
-            Pressure::None => (places.shared, places.shared),
-            Pressure::Some => (1, places.shared),
-            Pressure::Full => (0, places.shared.div_ceil(2)),
+        let batch_may = match self.batch() {
+            Throttle::None => true,
+            Throttle::Slow => self.on_duty(now_ms),
+            Throttle::Hold => false,
         };
+        let refuses = self.restraint.refuses;
         for candidate in &self.candidates {
             let Some(entry) = self.entries.get_mut(&candidate.ticket) else {
                 continue;
             };
             let needed = entry.choices;
             let begins = entry.stage == Stage::Ready;
+            let batch = entry.priority == Priority::Batch;
+            // Nobody waits for those that are restrained.
+            if (batch && !batch_may) || (begins && refuses.turns_away(entry.priority)) {
+                continue;
+            }
             if begins && (entry.blocked || given.full) {
                 given.full = true;
                 continue;
@@ -200,7 +212,6 @@ impl Scheduler {
                 }
                 continue;
             }
-            let batch = entry.priority == Priority::Batch;
             if may_hold && (given.reads_alarm || (given.alarm && batch)) {
                 held = true;
                 continue;
@@ -208,14 +219,7 @@ impl Scheduler {
             let beyond = given.alarms.saturating_sub(places.for_alarms);
             let free = places.shared.saturating_sub(beyond);
             let others = given.others.saturating_add(needed);
-            // A lone request of many answers does not wait for the pressure's end.
-            let mut fit = others <= free && (given.others == 0 || others <= calm);
-            if batch {
-                fit &= batch_max > 0 && (given.batch == 0 || given.batch + needed <= batch_max);
-                if !fit && self.pressure > Pressure::None {
-                    continue;
-                }
-            }
+            let mut fit = others <= free;
             if begins {
                 let fresh = batch && candidate.rank == rank(Priority::Batch);
                 let resident_max = if fresh {
@@ -228,9 +232,6 @@ impl Scheduler {
             if fit {
                 entry.chosen = true;
                 given.others += needed;
-                if batch {
-                    given.batch += needed;
-                }
                 if begins {
                     given.resident += needed;
                 }
@@ -239,5 +240,45 @@ impl Scheduler {
             }
         }
         held
+    }
+
+    /// How far batch work gives way. Where others wait for room that it may have, it is not held, so that it comes to an end.
+    fn batch(&self) -> Throttle {
+        let mut entries = self.entries.values();
+        match self.restraint.batch {
+            Throttle::Hold
+                if entries.any(|entry| entry.blocked && entry.priority != Priority::Batch) =>
+            {
+                Throttle::Slow
+            }
+            throttle => throttle,
+        }
+    }
+
+    /// Whether batch work that is to be slow may compute. When it has computed for as long as it may at once, it rests until
+    /// it may for as long again.
+    fn on_duty(&mut self, now_ms: u64) -> bool {
+        let wanted = if self.resting { DUTY.burst } else { 1 };
+        let wait_ms = self.duty.wait_ms(DUTY, wanted, now_ms);
+        self.resting = wait_ms > 0;
+        wait_ms == 0
+    }
+
+    /// When batch work that rests goes on, if there is any.
+    fn rested_ms(&mut self, now_ms: u64) -> u64 {
+        if self.batch() != Throttle::Slow || !self.resting {
+            return u64::MAX;
+        }
+        let mut entries = self.entries.values();
+        let waits = |entry: &Entry| {
+            entry.priority == Priority::Batch
+                && matches!(entry.stage, Stage::Parked | Stage::Ready)
+                && !entry.ending
+        };
+        if !entries.any(waits) {
+            return u64::MAX;
+        }
+        let wait_ms = self.duty.wait_ms(DUTY, DUTY.burst, now_ms);
+        now_ms.saturating_add(wait_ms.max(1))
     }
 }
