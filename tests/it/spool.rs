@@ -4,6 +4,7 @@ mod campaign;
 mod faults;
 mod http;
 mod ledger;
+mod network;
 mod operator;
 
 use std::path::Path;

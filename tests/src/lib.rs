@@ -10,6 +10,7 @@ pub mod broker;
 pub mod broker_embedded;
 pub mod daemon;
 pub mod http;
+pub mod link;
 pub mod mutate;
 pub mod programs;
 pub mod source;

@@ -32,16 +32,21 @@ const POINTS: [&str; 14] = [
 /// A way through `POINTS` that 5 rounds find the sharpest places of.
 const STRIDE: usize = 5;
 
-fn number(name: &str, otherwise: u64) -> u64 {
+/// What the environment says, for long runs.
+pub(super) fn number(name: &str, otherwise: u64) -> u64 {
     let said = env::var(name).ok();
     said.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Numbers that a seed says.
-struct Chance(u64);
+pub(super) struct Chance(u64);
 
 impl Chance {
-    fn next(&mut self, below: u64) -> u64 {
+    pub(super) fn new(seed: u64) -> Chance {
+        Chance(seed)
+    }
+
+    pub(super) fn next(&mut self, below: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -54,7 +59,7 @@ impl Chance {
 fn whatever_the_moment_of_a_kill_nothing_is_lost_and_nothing_is_answered_in_two_ways() {
     let rounds = number("ANDON_CRASH_ROUNDS", 5);
     let seed = number("ANDON_CRASH_SEED", 1);
-    let mut chance = Chance(seed);
+    let mut chance = Chance::new(seed);
     let folder = tempfile::TempDir::new().unwrap();
     let mut broker = lasting_broker(folder.path());
     let publisher = Publisher::start(broker.port(), "pub");

@@ -222,7 +222,7 @@ pub(crate) fn crash(rounds: u64, seed: u64) -> Result<ExitCode> {
         "andonctl",
     ]))?;
     let mut cargo = shell::cargo(&["test", "--package", "andon-tests", "--test", "it"]);
-    cargo.args(["spool::campaign", "--", "--nocapture"]);
+    cargo.args(["--", "--nocapture", "spool::campaign", "spool::network"]);
     cargo
         .env("ANDON_CRASH_ROUNDS", rounds.to_string())
         .env("ANDON_CRASH_SEED", seed.to_string());

@@ -87,7 +87,7 @@ enum Command {
         #[arg(long, default_value_t = 10_000_000)]
         events: u64,
     },
-    /// Kill the daemon under load wherever a request changes its state, and hold a publisher's ledger against it.
+    /// Kill the daemon under load wherever a request changes its state, and its network, and hold a publisher's ledger against it.
     Crash {
         /// How often.
         #[arg(long, default_value_t = 200)]
