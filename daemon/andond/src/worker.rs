@@ -589,7 +589,8 @@ fn serve(shared: &Arc<Shared>) {
         if let Err(error) = writing {
             tracing::warn!(%error, "earlier answers are written only when the daemon stops");
         }
-        let keeping = pages.way().and_then(|(keeping, incoming)| {
+        let mut engine = loaded.engine;
+        let mut keeping = pages.way().and_then(|(keeping, incoming)| {
             let writing = std::thread::Builder::new()
                 .name("pages".to_owned())
                 .spawn_scoped(scope, move || pages::run(shared, pages, &incoming));
@@ -598,6 +599,9 @@ fn serve(shared: &Arc<Shared>) {
             }
             writing.ok().map(|_| keeping)
         });
+        if let (Engine::Generator(generator), Some(keeping)) = (&mut engine, &mut keeping) {
+            keeping.read_first(generator);
+        }
         {
             let mut board = shared.board();
             if board.phase == Phase::Loading {
@@ -605,7 +609,7 @@ fn serve(shared: &Arc<Shared>) {
                 shared.state.send_replace(WorkerState::Ready);
             }
         }
-        match loaded.engine {
+        match engine {
             Engine::Generator(generator) => {
                 run::run(shared, *generator, model.tokenizer(), keeping);
             }

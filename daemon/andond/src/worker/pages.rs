@@ -5,7 +5,7 @@
 //! [`STOP_TIME_MAX`] and a share of the room. Writing all that is asked once would wear out the memory cards of gateways.
 //!
 //! The engine's thread copies a page between two steps, while nobody asks for anything or once in a while; a thread of lower
-//! rank writes it. Read is by the engine's thread, a page at a time: those that were used last right after the start, and
+//! rank writes it. Read is by the engine's thread, a page at a time: those that were used last at the start and right after it, and
 //! what a request asks for when its prompt is read.
 //!
 //! Invariant: one page at most is on its way to the disk, so that no more memory is taken. Nothing here keeps a request
@@ -32,6 +32,8 @@ const FOLDER: &str = "pages";
 const START_SHARE: usize = 2;
 /// Most pages that are read at the start.
 const START_PAGES_MAX: usize = 256;
+/// Longest that the start waits for them: what was used last is there when the first request comes.
+const START_TIME_MAX: Duration = Duration::from_millis(30);
 /// How often a page is copied while requests are answered.
 const COPY_EVERY: Duration = Duration::from_secs(1);
 /// How often is brought to the disk when pages were used.
@@ -197,6 +199,14 @@ impl Keeping {
     /// Whether pages are yet to be read for what may be asked.
     pub(super) fn has_more_to_read(&self) -> bool {
         !matches!(self.start, Start::Over)
+    }
+
+    /// Reads what was used last, before anybody asks.
+    pub(super) fn read_first<F: Forward>(&mut self, generator: &mut Generator<F>) {
+        let until = Instant::now() + START_TIME_MAX;
+        while self.has_more_to_read() && Instant::now() < until {
+            self.read(generator);
+        }
     }
 
     /// Reads a page, while nobody asks for anything.
