@@ -99,12 +99,15 @@ pub(super) enum Note {
     /// What was kept of it.
     Read(u64, Box<Result<Option<Kept>, Fault>>),
     /// What was kept of it, for whoever asks again.
-    Repeated(
-        Box<ReplyTo>,
-        u64,
-        Option<AckToken>,
-        Box<Result<Option<Kept>, Fault>>,
-    ),
+    Repeated(u64, Box<Result<Option<Kept>, Fault>>),
+}
+
+/// Whoever asked again for an answer that is being read.
+#[derive(Debug)]
+struct Repeat {
+    reply: ReplyTo,
+    /// Acknowledged once the answer has left.
+    acks: Vec<AckToken>,
 }
 
 #[derive(Debug)]
@@ -142,6 +145,8 @@ pub(super) struct Desk {
     backlog: VecDeque<u64>,
     /// Those of them that are being fetched.
     fetched: HashSet<u64>,
+    /// Answers that are being read to be given again.
+    repeats: HashMap<u64, Repeat>,
     /// Those of them that were cancelled.
     cancelled: HashSet<u64>,
     acks: Vec<AckToken>,
@@ -184,6 +189,7 @@ impl Desk {
             backlog,
             fetched: HashSet::new(),
             cancelled: HashSet::new(),
+            repeats: HashMap::new(),
             acks: Vec::new(),
             model: String::new(),
             outbox,
@@ -238,6 +244,9 @@ impl Desk {
         self.acks.clear();
         for job in self.jobs.values_mut() {
             job.acks.clear();
+        }
+        for repeat in self.repeats.values_mut() {
+            repeat.acks.clear();
         }
     }
 
@@ -347,8 +356,9 @@ impl Desk {
             Some((number, header)) => {
                 match self.known(number, &header, &key, &mut reply, message) {
                     Repetition::Waits(verdict) => return verdict,
-                    // Answers are never dropped, so one that is given again takes a place like any other.
-                    Repetition::HasAnswer if !full => {
+                    // What has an answer is not told otherwise. What has none of its own to be acknowledged is not bounded by
+                    // what the broker sends, and takes a place like any other.
+                    Repetition::HasAnswer if !full || message.ack.is_some() => {
                         self.repeat(number, &key, reply, message.ack);
                         return Verdict::Later;
                     }
@@ -427,7 +437,7 @@ impl Desk {
         Repetition::HasAnswer
     }
 
-    /// Gives an answer again.
+    /// Gives an answer again, unless it is on its way.
     fn repeat(&mut self, number: u64, key: &Key, reply: ReplyTo, ack: Option<AckToken>) {
         tracing::info!(
             client = key.client,
@@ -435,13 +445,20 @@ impl Desk {
             "a request came again and gets its answer again"
         );
         self.telemetry.spool_repeated();
+        if self.outbox.brings(number, &reply.topic, ack) {
+            return;
+        }
+        if let Some(repeat) = self.repeats.get_mut(&number) {
+            repeat.reply = reply;
+            repeat.acks.extend(ack);
+            return;
+        }
+        let acks = ack.into_iter().collect();
+        self.repeats.insert(number, Repeat { reply, acks });
         let notes = self.notes.clone();
-        let reply = Box::new(reply);
         self.spool.read(
             number,
-            Box::new(move |kept| {
-                drop(notes.send(Note::Repeated(reply, number, ack, Box::new(kept))));
-            }),
+            Box::new(move |kept| drop(notes.send(Note::Repeated(number, Box::new(kept))))),
         );
     }
 
@@ -672,25 +689,27 @@ impl Desk {
                     }
                 }
             }
-            Note::Repeated(reply, number, ack, kept) => {
+            Note::Repeated(number, kept) => {
+                let Repeat { reply, mut acks } = self.repeats.remove(&number)?;
                 let messages = match *kept {
                     Ok(Some(kept)) => reply.again(kept.answer.as_deref().unwrap_or_default(), now),
                     Ok(None) | Err(_) => Vec::new(),
                 };
-                let mut ack = ack;
                 if messages.is_empty() {
                     let fault = Fault::new(
                         FaultCode::Unavailable,
                         "the answer was given and cannot be read now",
                     );
                     let message = reply.fault(&fault.retry_after(RETRY_AFTER), None);
-                    self.outbox.put(Letter::refusal(message, ack.take()));
+                    let mut letter = Letter::passing(message);
+                    letter.acks.append(&mut acks);
+                    self.outbox.put(letter);
                 }
                 let last = messages.len();
                 for (index, message) in (1..).zip(messages) {
                     let mut letter = reply.last(message, number);
                     if index == last {
-                        letter.ack = ack.take();
+                        letter.acks.append(&mut acks);
                     }
                     self.outbox.put(letter);
                 }

@@ -32,8 +32,8 @@ pub(super) struct Letter {
     pub(super) record: Option<u64>,
     /// What goes out in its place.
     pub(super) substitutes: Option<Box<Substitutes>>,
-    /// What to acknowledge once it has left: never dropped.
-    pub(super) ack: Option<AckToken>,
+    /// What to acknowledge once it has left: never dropped before.
+    pub(super) acks: Vec<AckToken>,
 }
 
 impl Letter {
@@ -43,20 +43,20 @@ impl Letter {
             message,
             record: None,
             substitutes: None,
-            ack: None,
+            acks: Vec::new(),
         }
     }
 
     /// A refusal of a request that is acknowledged when it has left.
     pub(super) fn refusal(message: Outgoing, ack: Option<AckToken>) -> Letter {
         Letter {
-            ack,
+            acks: ack.into_iter().collect(),
             ..Letter::passing(message)
         }
     }
 
     fn is_passing(&self) -> bool {
-        self.record.is_none() && self.ack.is_none()
+        self.record.is_none() && self.acks.is_empty()
     }
 }
 
@@ -157,6 +157,22 @@ impl Outbox {
         std::mem::take(&mut self.released)
     }
 
+    /// Whether the answer of a record is on its way to this topic; `ack` is then acknowledged when it has left.
+    pub(super) fn brings(&mut self, record: u64, topic: &str, ack: Option<AckToken>) -> bool {
+        let last = (self.queue.iter_mut())
+            .chain(&mut self.given)
+            .chain(self.under_way.values_mut())
+            .filter(|entry| {
+                entry.letter.record == Some(record) && entry.letter.message.topic == topic
+            })
+            .max_by_key(|entry| entry.order);
+        if let Some(entry) = last {
+            entry.letter.acks.extend(ack);
+            return true;
+        }
+        false
+    }
+
     /// Forgets the messages of a record that wait.
     pub(super) fn forget(&mut self, record: u64) {
         self.queue
@@ -210,7 +226,7 @@ impl Outbox {
                     "the broker takes no packet large enough for this message"
                 );
                 self.passing -= usize::from(passing);
-                self.released.extend(entry.letter.ack);
+                self.released.extend(entry.letter.acks);
                 continue;
             }
             if !send(&entry.letter.message) {
@@ -221,7 +237,7 @@ impl Outbox {
             if entry.letter.message.confirmed {
                 self.given.push_back(entry);
             } else {
-                self.released.extend(entry.letter.ack);
+                self.released.extend(entry.letter.acks);
             }
         }
     }
@@ -236,7 +252,7 @@ impl Outbox {
     /// The broker has taken, or refused, a message.
     pub(super) fn confirmed(&mut self, packet_id: u16) -> Option<Confirmed> {
         let letter = self.under_way.remove(&packet_id)?.letter;
-        self.released.extend(letter.ack);
+        self.released.extend(letter.acks);
         let open = |record: u64| {
             self.entries()
                 .any(|entry| entry.letter.record == Some(record))
@@ -261,8 +277,11 @@ impl Outbox {
         for entry in again.into_iter().rev() {
             self.queue.push_front(entry);
         }
+        // A request that was to be acknowledged comes again, and hears again, or by then otherwise, whether it is refused.
+        self.queue
+            .retain(|entry| entry.letter.record.is_some() || entry.letter.acks.is_empty());
         for entry in &mut self.queue {
-            entry.letter.ack = None;
+            entry.letter.acks.clear();
         }
         let passing = self.queue.iter().filter(|entry| entry.letter.is_passing());
         self.passing = passing.count();
@@ -329,7 +348,7 @@ mod tests {
             message: outgoing(payload, true),
             record: Some(7),
             substitutes: Some(Box::new(substitutes)),
-            ack: None,
+            acks: Vec::new(),
         }
     }
 
@@ -482,14 +501,12 @@ mod tests {
         assert!(outbox.take_released().is_empty());
         outbox.confirmed(1);
         assert_eq!(outbox.take_released(), [token]);
-        // With its connection a token means nothing.
+        // With its connection a token means nothing, and the request comes again.
         outbox.put(Letter::refusal(outgoing("no", true), Some(token)));
         pump(&mut outbox, now);
         outbox.sent(2);
         outbox.disconnected();
-        assert_eq!(pump(&mut outbox, now), ["no"]);
-        outbox.sent(3);
-        outbox.confirmed(3);
+        assert!(pump(&mut outbox, now).is_empty());
         assert!(outbox.take_released().is_empty() && outbox.is_empty());
     }
 }

@@ -251,7 +251,7 @@ impl ReplyTo {
             message,
             record: Some(record),
             substitutes: Some(Box::new(Substitutes { too_large, late })),
-            ack: None,
+            acks: Vec::new(),
         }
     }
 

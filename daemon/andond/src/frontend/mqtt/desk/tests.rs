@@ -191,21 +191,33 @@ fn correlation_data_may_repeat() {
 }
 
 #[test]
-fn an_answer_given_again_keeps_the_bound() {
-    let mut desk = small(2);
+fn what_has_an_answer_is_told_nothing_else_and_not_twice_at_once() {
+    let mut desk = small(1);
     let verdict = ask(&mut desk, "1", "hi");
     let key = accept(&mut desk, verdict);
     finish(&mut desk, &key, "hello");
-    for turn in 0..9 {
+    // Over the bound, and over connections that end before anything is confirmed, it is on its way once.
+    for _ in 0..9 {
         assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
-        if turn == 0 {
-            desk.hear();
-        }
+        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+        assert_eq!(desk.outbox.answers(), 1);
+        desk.disconnected();
     }
-    assert_eq!(desk.outbox.answers(), 2);
-    let sent = sent(&mut desk);
-    assert_eq!(sent[1].1["answer"], "hello");
-    assert_eq!(sent[2].1["error"]["code"], "busy");
+    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+    let first = sent(&mut desk);
+    assert_eq!((first.len(), &first[0].1["answer"]), (1, &"hello".into()));
+    assert_eq!(desk.take_acks(), [ACK], "of this connection alone");
+    // Delivered, it is read once for all who ask meanwhile, and acknowledged once it has left.
+    for _ in 0..3 {
+        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+    }
+    desk.disconnected();
+    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+    desk.hear();
+    assert!(desk.take_acks().is_empty());
+    let again = sent(&mut desk);
+    assert_eq!((again.len(), &again[0].1["answer"]), (1, &"hello".into()));
+    assert_eq!(desk.take_acks(), [ACK]);
 }
 
 #[test]
