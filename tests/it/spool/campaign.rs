@@ -107,7 +107,7 @@ fn whatever_the_moment_of_a_kill_nothing_is_lost_and_nothing_is_answered_in_two_
     }
     daemon.restart().unwrap();
     let ledger = publisher.settled();
-    let repeated = judge(&ledger);
+    let repeated = judge(&ledger, false);
     for state in ["accepted", "running", "answered"] {
         let began = Instant::now();
         while metric(&daemon, "andon_spool_requests", state) > 0.0 {

@@ -121,7 +121,10 @@ fn on_a_full_or_read_only_disk_requests_are_refused_and_none_is_lost() {
     daemon.wait_ready().unwrap();
     publisher.ask("rw", SHORT);
     let ledger = publisher.settled();
-    judge(&ledger.into_iter().filter(|(id, _)| id == "rw").collect());
+    judge(
+        &ledger.into_iter().filter(|(id, _)| id == "rw").collect(),
+        false,
+    );
 }
 
 #[test]
