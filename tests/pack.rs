@@ -152,6 +152,30 @@ fn a_flipped_bit_of_any_block_is_found_and_changes_nothing() {
 }
 
 #[test]
+fn a_pack_of_other_weights_is_told_from_its_own_whatever_its_checksums_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = small(&folder.path().join("a.gguf"), 1);
+    let other = small(&folder.path().join("b.gguf"), 2);
+    let key = Key::of_digest([7; 32]);
+    let cache = cache(&folder.path().join("cache"));
+    // Whoever can write into the folder can make one that is sound, of weights of his own, under the model's key.
+    let pack = make(&cache, &other, &key).expect("a pack");
+    let error = pack.compare(&model, &mut |_, _| true).expect_err("others");
+    assert!(matches!(error, PackError::OtherBytes { .. }), "{error}");
+    assert!(pack.compare(&other, &mut |_, _| true).is_ok());
+    let stopped = pack.compare(&other, &mut |_, _| false);
+    assert!(matches!(stopped, Err(PackError::Stopped)), "{stopped:?}");
+    let pack = make(&cache, &model, &key).expect("a pack");
+    assert!(pack.compare(&model, &mut |_, _| true).is_ok());
+    let shape = large(&folder.path().join("c.gguf"));
+    let error = pack.compare(&shape, &mut |_, _| true);
+    assert!(
+        matches!(error, Err(PackError::OtherModel { .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn every_bit_and_every_length_of_a_header_counts() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = small(&folder.path().join("model.gguf"), 1);

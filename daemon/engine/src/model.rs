@@ -12,6 +12,7 @@ use crate::tokenizer::{
 };
 use crate::weights::{Matrix, Weights, WeightsError};
 use andon_os::Mapping;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -423,6 +424,36 @@ impl Model {
     #[must_use]
     pub fn damaged(&self) -> Option<&Path> {
         self.files.damaged().map(|(_, path)| path)
+    }
+
+    /// The maps of its files, in order.
+    #[must_use]
+    pub fn maps(&self) -> &[Mapping] {
+        self.files.maps()
+    }
+
+    /// Whether so many bytes of one of its files are all of matrices that the pack in use takes the place of, but for fewer
+    /// than `padding` at their end.
+    #[must_use]
+    pub fn is_packed(&self, part: usize, range: Range<usize>, padding: usize) -> bool {
+        let Some(pack) = self.pack() else {
+            return false;
+        };
+        let mut packed: Vec<_> = self
+            .matrices
+            .iter()
+            .filter(|matrix| matrix.part == part)
+            .filter(|matrix| matrix.slot.is_some_and(|slot| pack.has(slot)))
+            .map(|matrix| &matrix.range)
+            .collect();
+        packed.sort_by_key(|range| range.start);
+        let mut end = range.start;
+        for packed in packed {
+            if packed.start <= end {
+                end = end.max(packed.end);
+            }
+        }
+        end > range.start && range.end.saturating_sub(end) < padding
     }
 
     pub(crate) fn files(&self) -> &Files {

@@ -1,5 +1,5 @@
 //! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
-//! and how they rank, how much memory there is, room on a disk, and an allocator that counts.
+//! and how they rank, how much memory there is, room on a disk, fs-verity, and an allocator that counts.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
@@ -11,6 +11,7 @@ mod map;
 mod memory;
 mod pool;
 mod priority;
+pub mod verity;
 
 pub use disk::free_bytes;
 pub use map::{Identity, Mapping, forget_cached};

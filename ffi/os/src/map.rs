@@ -145,6 +145,18 @@ impl Mapping {
         Ok(())
     }
 
+    /// What fs-verity measured of the file ([`crate::verity::measured`]): then every byte that the map gives is one of the
+    /// file that was measured, or the map is damaged. `None` where it is off.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn verity(&self) -> io::Result<Option<[u8; 32]>> {
+        match &self.file {
+            Some(file) => crate::verity::measured(file),
+            None => Ok(None),
+        }
+    }
+
     fn is_short(&self, file: &File) -> bool {
         file.metadata()
             .is_ok_and(|metadata| metadata.len() < self.map.len() as u64)

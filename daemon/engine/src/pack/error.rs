@@ -90,6 +90,20 @@ pub enum PackError {
         /// Its bytes.
         bytes: u64,
     },
+    /// Bytes of a matrix are not what packing the model gives.
+    #[error(
+        "{} was not made of this model: it differs between the bytes {offset} and {}",
+        path.display(),
+        offset + bytes
+    )]
+    OtherBytes {
+        /// The file.
+        path: PathBuf,
+        /// Where the piece starts.
+        offset: u64,
+        /// Its bytes.
+        bytes: u64,
+    },
     /// The file became shorter under its map, or cannot be read any more.
     #[error("{} became shorter while it was in use, or cannot be read", path.display())]
     Changed {

@@ -13,7 +13,8 @@
 //!
 //! A pack is never needed. It gives the same products as the model's files, so wherever it is missing, of another
 //! layout, short or damaged, the model goes on without it. Opening one reads its header; a matrix is compared with its
-//! checksums before it is used for the first time.
+//! checksums before it is used for the first time. Checksums are for accidents: whoever trusts the model's files and not
+//! the folder of packs has [`Pack::compare`] find out whether a pack is made of them.
 //!
 //! Invariant: nothing leaves the engine that was computed from bytes which, when their matrix was first used, differed
 //! from those that were written, or from a file that had become shorter. Like a model's file, a pack is replaced by

@@ -4,7 +4,8 @@
 //! the pack was found damaged.
 
 use super::header::{Header, Place};
-use super::{BLOCK_BYTES, Key, PackError};
+use super::{BLOCK_BYTES, Key, PackError, Progress, write};
+use crate::model::Model;
 use crate::weights::Matrix;
 use andon_os::{Mapping, Pool};
 use std::path::{Path, PathBuf};
@@ -114,6 +115,47 @@ impl Pack {
         let (index, place) = self.place(slot)?;
         let usable = self.failure.get().is_none() && self.checked[index].load(Ordering::Acquire);
         usable.then(|| self.data(place))
+    }
+
+    /// Whether it has the matrix with a slot.
+    pub(crate) fn has(&self, slot: usize) -> bool {
+        self.place(slot).is_some()
+    }
+
+    /// Compares the pack with what packing `model` gives, on one thread: whoever trusts the model's files, and not the
+    /// folder that the pack lies in, then may use the pack. Comparing ends when `progress` answers with false, which it is
+    /// asked every few megabytes.
+    ///
+    /// # Errors
+    /// [`PackError::OtherModel`] for matrices that are not the model's, [`PackError::OtherBytes`] for bytes that packing
+    /// does not give, [`PackError::Stopped`], and what is wrong with the files.
+    pub fn compare(&self, model: &Model, progress: &mut Progress<'_>) -> Result<(), PackError> {
+        let whole = Header::of(self.header.key.clone(), model.matrices().iter())
+            .is_some_and(|header| header.places == self.header.places);
+        if !whole {
+            let path = self.path.clone();
+            return Err(PackError::OtherModel { path });
+        }
+        let mut places = self.header.places.iter().peekable();
+        for matrix in model.matrices() {
+            if let Some(place) = places.next_if(|place| place.is_of(matrix)) {
+                write::compare(
+                    matrix,
+                    model.maps(),
+                    self.data(place),
+                    (&self.path, place.range.start),
+                    &mut |bytes| progress(place.range.start + bytes, self.header.file_bytes),
+                )?;
+            }
+        }
+        if self.is_broken() {
+            let path = self.path.clone();
+            return Err(PackError::Changed { path });
+        }
+        if model.damaged().is_some() {
+            return Err(PackError::ModelChanged);
+        }
+        Ok(())
     }
 
     /// Bytes of the matrix with a slot; `None` if it is not packed.

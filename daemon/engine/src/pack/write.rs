@@ -49,11 +49,7 @@ pub(super) fn write(
             hasher: XxHash3_64::new(),
             filled: 0,
         };
-        let tile_bytes = pack::tile_bytes(matrix.format, matrix.row_elements)
-            .unwrap_or(PIECE_BYTES)
-            .max(1);
-        // Whole tiles can be packed by themselves.
-        let rows = (PIECE_BYTES / tile_bytes).max(1) * pack::ROWS;
+        let rows = piece_rows(matrix);
         let mut written = place.range.start;
         let mut start = 0;
         while start < matrix.row_count {
@@ -95,6 +91,45 @@ pub(super) fn write(
     }
     file.seek(SeekFrom::Start(0)).map_err(io())?;
     file.write_all(&header.bytes()).map_err(io())
+}
+
+/// Compares what packing a matrix gives with `packed`, which lies in a file from some byte on; `progress` is told bytes
+/// compared.
+pub(super) fn compare(
+    matrix: &Matrix,
+    maps: &[Mapping],
+    packed: &[u8],
+    (path, offset): (&Path, u64),
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), PackError> {
+    let raw = &maps[matrix.part][matrix.range.clone()];
+    let mut buffer = Vec::new();
+    let mut done = 0;
+    let step = piece_rows(matrix);
+    for first in (0..matrix.row_count).step_by(step) {
+        let rows = first..(first + step).min(matrix.row_count);
+        pack_rows(matrix, raw, rows, &mut buffer);
+        if packed.get(done..done + buffer.len()) != Some(&*buffer) {
+            return Err(PackError::OtherBytes {
+                path: path.to_owned(),
+                offset: offset + done as u64,
+                bytes: buffer.len() as u64,
+            });
+        }
+        done += buffer.len();
+        if !progress(done as u64) {
+            return Err(PackError::Stopped);
+        }
+    }
+    Ok(())
+}
+
+/// Rows that are packed at a time. Whole tiles can be packed by themselves.
+fn piece_rows(matrix: &Matrix) -> usize {
+    let tile_bytes = pack::tile_bytes(matrix.format, matrix.row_elements)
+        .unwrap_or(PIECE_BYTES)
+        .max(1);
+    (PIECE_BYTES / tile_bytes).max(1) * pack::ROWS
 }
 
 /// Packs some rows, which begin at a multiple of [`pack::ROWS`]: what comes out is the same part of the whole.
