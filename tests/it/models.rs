@@ -2,6 +2,7 @@
 
 mod files;
 mod packs;
+mod signed;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

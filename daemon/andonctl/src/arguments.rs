@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use andon_wire::{Egress, ModelName, Priority, RequestId, Sampling, TaskName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::models::{BundleCommand, ModelCommand, PullOptions};
+use self::models::{BundleCommand, KeyCommand, ModelCommand, PullOptions};
 
 const EXIT_STATUS: &str = "Exit status:
   0  done; also when the reader of the output went away
@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Pack models for gateways without a network.
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Make keys that sign models.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Look after the earlier answers to tasks that the daemon guesses from.
     #[command(subcommand)]
     Corpus(CorpusCommand),

@@ -1,23 +1,27 @@
 //! Bundles: a model and all that goes with it in one file, to be carried where no network is.
 //!
-//! A bundle is an uncompressed tar archive: `manifest.json` first, then its members in its order, and
-//! nothing else. Weights do not compress, and an archive that any system can unpack is easier to trust.
+//! A bundle is an uncompressed tar archive: `manifest.json` first, then its members in its order, then
+//! `manifest.sig` if it is signed, and nothing else. Weights do not compress, and an archive that any system can unpack
+//! is easier to trust. Signatures come last so that a large bundle is signed without being written anew.
 //!
 //! Invariant: a bundle is opened without believing anything in it. Members are read where the headers
 //! say that the manifest's files lie; no path of the archive ever becomes a path of this machine, and an
 //! entry that is not the next of the manifest, or not a plain file, makes it no bundle.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use andon_wire::limits::MANIFEST_BYTES_MAX;
-use andon_wire::manifest::{MANIFEST_PATH, Manifest};
+use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_BYTES_MAX};
+use andon_wire::manifest::{MANIFEST_PATH, Manifest, SIGNATURES_PATH};
+use andon_wire::signature::SignaturesError;
 use tar::{Archive, Builder, EntryType, Header};
 
-use crate::arguments::models::{BundleCommand, BundleCreate, BundleRead};
+use crate::arguments::models::{BundleCommand, BundleCreate, BundleRead, BundleSign, BundleVerify};
 use crate::digest::Hasher;
 use crate::failure::Failure;
+use crate::key::Private;
 use crate::output::Output;
 use crate::parcel::{Extras, Parcel, Place, damaged, read_manifest};
 use crate::progress::Progress;
@@ -26,6 +30,8 @@ use crate::report::{json, size};
 
 /// Permission bits that members are given.
 const MODE: u32 = 0o644;
+/// Bytes of a tar archive's blocks.
+const BLOCK_BYTES: u64 = 512;
 /// Ending of a bundle's name.
 const ENDING: &str = "andon";
 
@@ -35,6 +41,7 @@ pub(crate) fn run(command: BundleCommand, output: &mut Output) -> Result<(), Fai
         BundleCommand::Create(options) => create(*options, output),
         BundleCommand::Show(options) => show(&options, output),
         BundleCommand::Verify(options) => verify(&options, output),
+        BundleCommand::Sign(options) => sign(&options, output),
     }
 }
 
@@ -51,7 +58,12 @@ fn create(options: BundleCreate, output: &mut Output) -> Result<(), Failure> {
             (source, revision)
         }),
     };
-    let parcel = Parcel::open(&options.model, extras)?;
+    // A key that cannot be used shows before gigabytes are read.
+    let key = options.key.as_deref().map(Private::read).transpose()?;
+    let mut parcel = Parcel::open(&options.model, extras)?;
+    if let Some(key) = &key {
+        parcel.sign(key)?;
+    }
     let path = place(options.out.as_deref(), &parcel.manifest);
     pack(&parcel, &path)?;
     output.text(&format!("{}\n", path.display()))
@@ -110,6 +122,11 @@ fn write(parcel: &Parcel, path: &Path) -> Result<(), Failure> {
         if reader.bytes != member.bytes || reader.hasher.finish() != member.sha256 {
             return Err(damaged(&place.path, "it changed while it was being packed"));
         }
+    }
+    if let Some(signatures) = &parcel.signatures {
+        let text = signatures.to_string();
+        header = self::header(SIGNATURES_PATH, text.len() as u64, manifest).map_err(failed)?;
+        builder.append(&header, text.as_bytes()).map_err(failed)?;
     }
     let mut file = builder.into_inner().map_err(failed)?;
     file.flush().and_then(|()| file.sync_all()).map_err(failed)
@@ -183,6 +200,7 @@ pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
             path: path.to_owned(),
             offset: entry.raw_file_position(),
             bytes: entry.size(),
+            made: None,
         };
         if place
             .offset
@@ -192,12 +210,17 @@ pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
             return Err(damaged(path, &format!("it ends within {name:?}")));
         }
         let mut text = String::new();
-        if name == MANIFEST_PATH {
+        let most = match name.as_str() {
+            MANIFEST_PATH => MANIFEST_BYTES_MAX,
+            SIGNATURES_PATH => SIGNATURES_BYTES_MAX,
+            _ => 0,
+        };
+        if most > 0 {
             entry
                 .by_ref()
-                .take(MANIFEST_BYTES_MAX as u64 + 1)
+                .take(most as u64 + 1)
                 .read_to_string(&mut text)
-                .map_err(|error| none(&format!("its manifest: {error}")))?;
+                .map_err(|error| none(&format!("its {name}: {error}")))?;
         }
         Ok(Some((name, place, text)))
     };
@@ -224,14 +247,82 @@ pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
         }
         places.push(place);
     }
-    if let Some((name, ..)) = next()? {
-        return Err(damaged(path, &format!("{name:?} is not in the manifest")));
+    let mut signatures = None;
+    while let Some((name, _, text)) = next()? {
+        if name != SIGNATURES_PATH || signatures.is_some() {
+            return Err(damaged(path, &format!("{name:?} is not in the manifest")));
+        }
+        let found = text.parse().map_err(|error: SignaturesError| {
+            damaged(path, &format!("{SIGNATURES_PATH} in it: {error}"))
+        })?;
+        signatures = Some(found);
     }
     Ok(Parcel {
         manifest,
         text,
+        signatures,
         places,
     })
+}
+
+/// Signs a bundle, or a folder that one was unpacked into, in its place.
+fn sign(options: &BundleSign, output: &mut Output) -> Result<(), Failure> {
+    let key = Private::read(&options.key)?;
+    let path = &options.bundle;
+    let is_folder = path.is_dir();
+    if is_folder && !path.join(MANIFEST_PATH).exists() {
+        return Err(damaged(
+            path,
+            "it has no manifest: `andonctl bundle create` makes one",
+        ));
+    }
+    let mut parcel = if is_folder {
+        Parcel::open(path, Extras::default())?
+    } else {
+        open(path)?
+    };
+    // Whoever signs says that the files are those of the manifest.
+    parcel.verify()?;
+    parcel.sign(&key)?;
+    let text = parcel
+        .signatures
+        .as_ref()
+        .map_or_else(String::new, ToString::to_string);
+    if is_folder {
+        let place = path.join(SIGNATURES_PATH);
+        fs::write(&place, text).map_err(|error| Failure::file("write", &place, error))?;
+    } else {
+        put_signatures(&parcel, path, &text)
+            .map_err(|error| Failure::file("write", path, error))?;
+    }
+    output.text(&format!(
+        "{}: signed by {}\n",
+        parcel.manifest.name,
+        key.public().id()
+    ))
+}
+
+/// Writes the signatures behind the last member, where the end of the archive or earlier signatures are. Their header comes
+/// last: until it is there, the bundle is one without signatures.
+fn put_signatures(parcel: &Parcel, path: &Path, text: &str) -> std::io::Result<()> {
+    let end = parcel
+        .places
+        .last()
+        .map_or(0, |place| place.offset.saturating_add(place.bytes))
+        .next_multiple_of(BLOCK_BYTES);
+    let header = header(SIGNATURES_PATH, text.len() as u64, &parcel.manifest)?;
+    let mut data = text.as_bytes().to_vec();
+    // Whole blocks, and the two empty ones that end an archive.
+    data.resize(data.len().next_multiple_of(BLOCK_BYTES as usize), 0);
+    data.resize(data.len() + 2 * BLOCK_BYTES as usize, 0);
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&[0; BLOCK_BYTES as usize], end)?;
+    file.sync_all()?;
+    file.write_all_at(&data, end + BLOCK_BYTES)?;
+    file.set_len(end + BLOCK_BYTES + data.len() as u64)?;
+    file.sync_all()?;
+    file.write_all_at(header.as_bytes(), end)?;
+    file.sync_all()
 }
 
 fn show(options: &BundleRead, output: &mut Output) -> Result<(), Failure> {
@@ -239,20 +330,36 @@ fn show(options: &BundleRead, output: &mut Output) -> Result<(), Failure> {
     if options.json {
         return json(output, &*parcel.manifest);
     }
-    output.text(&describe(&parcel.manifest))
+    let mut text = describe(&parcel.manifest);
+    for signature in parcel.signatures.iter().flat_map(|all| &all.0) {
+        text.push_str(&format!(
+            "  says that {} signed it (`bundle verify --trust` looks whether that is so)\n",
+            signature.key
+        ));
+    }
+    output.text(&text)
 }
 
-fn verify(options: &BundleRead, output: &mut Output) -> Result<(), Failure> {
-    let parcel = open(&options.bundle)?;
+fn verify(options: &BundleVerify, output: &mut Output) -> Result<(), Failure> {
+    let path = &options.read.bundle;
+    let parcel = open(path)?;
+    let signed = options.trust.iter().find(|key| {
+        let mut signatures = parcel.signatures.iter().flat_map(|all| &all.0);
+        signatures.any(|signature| key.signed(&parcel.text, signature))
+    });
+    if signed.is_none() && !options.trust.is_empty() {
+        return Err(damaged(path, "none of these keys signed it"));
+    }
     parcel.verify()?;
-    if options.json {
+    if options.read.json {
         return json(output, &*parcel.manifest);
     }
     output.text(&format!(
-        "{}: {} files, {}, all as the manifest says\n",
+        "{}: {} files, {}, all as the manifest says{}\n",
         parcel.manifest.name,
         parcel.manifest.members.len(),
-        size(parcel.manifest.bytes())
+        size(parcel.manifest.bytes()),
+        signed.map_or_else(String::new, |key| format!(", signed by {}", key.id())),
     ))
 }
 

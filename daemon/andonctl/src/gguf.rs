@@ -14,6 +14,10 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const ENTRIES_MAX: u64 = 1 << 16;
 const KEY_BYTES_MAX: u64 = 1 << 16;
 const ARRAY_LENGTH_MAX: u64 = 1 << 24;
+const TENSORS_MAX: u64 = 1 << 17;
+const DIMENSIONS_MAX: u32 = 4;
+/// Alignment of tensors where the file does not say.
+const ALIGNMENT_DEFAULT: u64 = 32;
 /// Longest text that is kept; a longer one is skipped.
 const TEXT_BYTES_MAX: u64 = 1024;
 
@@ -29,6 +33,46 @@ pub(crate) struct Head {
     pub(crate) chat_template: bool,
 }
 
+/// Where the tensors of the file at `path` begin, and their names; in the order of the file, and no two at one place. A
+/// file that ends before a tensor has one less here: what is wrong with it is the daemon's to say.
+pub(crate) fn tensors(path: &Path, file_bytes: u64) -> Result<Vec<(u64, String)>, Failure> {
+    let file = File::open(path).map_err(|error| Failure::file("read", path, error))?;
+    directory(&mut BufReader::new(file), file_bytes)
+        .map_err(|why| Failure::Damaged(format!("{} is not a GGUF file: {why}", path.display())))
+}
+
+fn directory(
+    reader: &mut (impl Read + Seek),
+    file_bytes: u64,
+) -> Result<Vec<(u64, String)>, String> {
+    let (_, tensor_count, alignment) = metadata(reader)?;
+    if tensor_count > TENSORS_MAX {
+        return Err(format!("it claims {tensor_count} tensors"));
+    }
+    let mut tensors = Vec::new();
+    for _ in 0..tensor_count {
+        let name = text(reader, TEXT_BYTES_MAX)?.unwrap_or_default();
+        let dimensions = u32::from_le_bytes(bytes(reader)?);
+        if dimensions > DIMENSIONS_MAX {
+            return Err(format!("a tensor in it has {dimensions} dimensions"));
+        }
+        // Sizes, and the type.
+        forward(reader, u64::from(dimensions) * 8 + 4)?;
+        tensors.push((u64::from_le_bytes(bytes(reader)?), name));
+    }
+    let end = reader.stream_position().map_err(|error| broken(&error))?;
+    let data = end
+        .checked_next_multiple_of(alignment)
+        .ok_or("its alignment is absurd")?;
+    for (start, _) in &mut tensors {
+        *start = start.saturating_add(data);
+    }
+    tensors.retain(|(start, _)| *start < file_bytes);
+    tensors.sort();
+    tensors.dedup_by_key(|(start, _)| *start);
+    Ok(tensors)
+}
+
 /// Reads the head of the file at `path`.
 pub(crate) fn head(path: &Path) -> Result<Head, Failure> {
     let file = File::open(path).map_err(|error| Failure::file("read", path, error))?;
@@ -37,6 +81,15 @@ pub(crate) fn head(path: &Path) -> Result<Head, Failure> {
 }
 
 fn read(reader: &mut (impl Read + Seek)) -> Result<Head, String> {
+    let (head, ..) = metadata(reader)?;
+    if head.architecture.is_empty() {
+        return Err("it does not name its architecture".to_owned());
+    }
+    Ok(head)
+}
+
+/// Everything before the directory of tensors: what it says, how many tensors there are, and how they are aligned.
+fn metadata(reader: &mut (impl Read + Seek)) -> Result<(Head, u64, u64), String> {
     if bytes::<4>(reader)? != *MAGIC {
         return Err("it does not begin with GGUF".to_owned());
     }
@@ -44,12 +97,13 @@ fn read(reader: &mut (impl Read + Seek)) -> Result<Head, String> {
     if !matches!(version, 2 | 3) {
         return Err(format!("its version is {version}, not 2 or 3"));
     }
-    let _tensors = u64::from_le_bytes(bytes(reader)?);
+    let tensors = u64::from_le_bytes(bytes(reader)?);
     let entries = u64::from_le_bytes(bytes(reader)?);
     if entries > ENTRIES_MAX {
         return Err(format!("it claims {entries} entries of metadata"));
     }
     let mut head = Head::default();
+    let mut alignment = ALIGNMENT_DEFAULT;
     for _ in 0..entries {
         let key = text(reader, KEY_BYTES_MAX)?.unwrap_or_default();
         let kind = u32::from_le_bytes(bytes(reader)?);
@@ -62,16 +116,16 @@ fn read(reader: &mut (impl Read + Seek)) -> Result<Head, String> {
             ("general.file_type", 4) => {
                 head.quantization = quantization(u32::from_le_bytes(bytes(reader)?));
             }
+            ("general.alignment", 4) => {
+                alignment = u32::from_le_bytes(bytes(reader)?).max(1).into();
+            }
             _ => {
                 head.chat_template |= key == "tokenizer.chat_template";
                 skip(reader, kind)?;
             }
         }
     }
-    if head.architecture.is_empty() {
-        return Err("it does not name its architecture".to_owned());
-    }
-    Ok(head)
+    Ok((head, tensors, alignment))
 }
 
 fn bytes<const N: usize>(reader: &mut impl Read) -> Result<[u8; N], String> {
@@ -209,7 +263,7 @@ fn quantization(file_type: u32) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Head, read};
+    use super::{Head, directory, read};
     use std::io::Cursor;
 
     fn text(text: &str, out: &mut Vec<u8>) {
@@ -255,6 +309,29 @@ mod tests {
                 chat_template: true,
             }
         );
+    }
+
+    #[test]
+    fn tensors_are_found_where_they_lie() {
+        let mut file = sample();
+        file[8..16].copy_from_slice(&3u64.to_le_bytes());
+        for (name, offset) in [("b", 64u64), ("a", 0), ("gone", 1 << 40)] {
+            text(name, &mut file);
+            file.extend(2u32.to_le_bytes());
+            file.extend([0; 8 + 8 + 4]);
+            file.extend(offset.to_le_bytes());
+        }
+        let data = (file.len() as u64).next_multiple_of(32);
+        let found = directory(&mut Cursor::new(&file), data + 100).unwrap();
+        assert_eq!(found, [(data, "a".to_owned()), (data + 64, "b".to_owned())]);
+        let whole = file.len();
+        for length in sample().len()..whole {
+            let cut = &file[..length];
+            assert!(
+                directory(&mut Cursor::new(cut), 1 << 20).is_err(),
+                "{length}"
+            );
+        }
     }
 
     #[test]

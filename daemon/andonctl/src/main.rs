@@ -20,6 +20,7 @@ mod embed;
 mod failure;
 mod gguf;
 mod interrupt;
+mod key;
 mod kv;
 mod model;
 mod output;
@@ -28,6 +29,7 @@ mod progress;
 mod pull;
 mod report;
 mod spool;
+mod verity;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -58,6 +60,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Model(command) => model::run(socket, &command, output),
         Command::Pull(options) => pull::run(&options, output),
         Command::Bundle(command) => bundle::run(command, output),
+        Command::Key(command) => key::run(&command, output),
         Command::Corpus(command) => corpus::run(socket, &command, output),
         Command::Spool(command) => spool::run(socket, &command, output),
         Command::Kv(command) => kv::run(socket, &command, output),

@@ -16,8 +16,8 @@ use std::time::Duration;
 use andon_wire::limits::{CLIENT_FRAME_BYTES_MAX, MODEL_DATA_BYTES_MAX};
 use andon_wire::manifest::Role;
 use andon_wire::{
-    AddModel, Bytes, ClientFrame, HEADER_BYTES, ModelAction, ModelAdded, ModelData, ModelName,
-    ModelStage, ModelTask, RequestId, ServerFrame,
+    AddModel, AddSigned, Bytes, ClientFrame, HEADER_BYTES, ModelAction, ModelAdded, ModelData,
+    ModelName, ModelStage, ModelTask, RequestId, ServerFrame, SignatureState,
 };
 use serde::Serialize;
 
@@ -72,12 +72,20 @@ fn add(socket: &Path, options: &ModelAdd, output: &mut Output) -> Result<(), Fai
     let id = fresh_id(0)?;
     let mut connection = Connection::open(socket)?;
     connection.wait_at_most(Some(SILENCE_MAX))?;
-    let ask = AddModel {
-        id: id.clone(),
-        name: options.name.as_ref().map(name).transpose()?,
-        manifest: &parcel.text,
-    };
-    connection.send(&ClientFrame::AddModel(ask))?;
+    let named = options.name.as_ref().map(name).transpose()?;
+    match parcel.signatures.as_ref().map(ToString::to_string) {
+        Some(signatures) => connection.send(&ClientFrame::AddSigned(AddSigned {
+            id: id.clone(),
+            name: named,
+            manifest: &parcel.text,
+            signatures: &signatures,
+        }))?,
+        None => connection.send(&ClientFrame::AddModel(AddModel {
+            id: id.clone(),
+            name: named,
+            manifest: &parcel.text,
+        }))?,
+    }
     let begun = loop {
         match connection.receive()? {
             ServerFrame::AddReady(ready) if ready.id == id => break Ok(ready.weights),
@@ -234,6 +242,12 @@ struct Line {
     active: bool,
     /// Bytes of its packed weights, which are beside those of the model.
     packed_bytes: Option<u64>,
+    /// What the daemon finds of its signatures: unsigned, unchecked, unknown, good or bad.
+    signature: Option<&'static str>,
+    /// Id of the key that this is about.
+    key: Option<String>,
+    /// Whether the kernel keeps its weights from changing (fs-verity).
+    verity: Option<bool>,
 }
 
 fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> {
@@ -241,8 +255,14 @@ fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> 
     let mut lines = models(&mut connection)?;
     // A daemon that is older than the question ends the connection, and packs nothing.
     let packs = packs(&mut connection).unwrap_or_default();
+    let signed = signatures(&mut connection).unwrap_or_default();
     for line in &mut lines {
         line.packed_bytes = packs.get(&line.name).copied();
+        if let Some((state, key, verity)) = signed.get(&line.name) {
+            line.signature = Some(state.as_str());
+            line.key = Some(key.clone()).filter(|key| !key.is_empty());
+            line.verity = Some(*verity);
+        }
         if as_json {
             json(output, line)?;
         } else {
@@ -276,6 +296,9 @@ fn models(connection: &mut Connection) -> Result<Vec<Line>, Failure> {
                 sha256: model.sha256.to_string(),
                 active: model.active,
                 packed_bytes: None,
+                signature: None,
+                key: None,
+                verity: None,
             }),
             ServerFrame::ModelDone(done) if done.id == id => return Ok(lines),
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
@@ -305,6 +328,30 @@ fn packs(connection: &mut Connection) -> Result<BTreeMap<String, u64>, Failure> 
     }
 }
 
+/// What the daemon finds of signatures, by the names of models: state, key, and whether fs-verity is on.
+fn signatures(
+    connection: &mut Connection,
+) -> Result<BTreeMap<String, (SignatureState, String, bool)>, Failure> {
+    let id = fresh_id(2)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::Signatures,
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    let mut signed = BTreeMap::new();
+    loop {
+        match connection.receive()? {
+            ServerFrame::StoredSignature(found) if found.id == id => {
+                let what = (found.state, found.key.to_owned(), found.verity);
+                signed.insert(found.name.as_str().to_owned(), what);
+            }
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(signed),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("question for signatures")),
+        }
+    }
+}
+
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let license = match self.license.as_str() {
@@ -313,12 +360,20 @@ impl fmt::Display for Line {
         };
         writeln!(
             f,
-            "{:<32}  {:<8}  {:<8}  {:>10}  {license}{}{}",
+            "{:<32}  {:<8}  {:<8}  {:>10}  {license}{}{}{}{}",
             self.name,
             self.architecture,
             self.quantization,
             size(self.bytes),
             self.packed_bytes.map_or("", |_| "  packed"),
+            match (self.signature, &self.key) {
+                (Some("good"), Some(key)) => format!("  signed by {key}"),
+                (Some("unknown"), Some(key)) => format!("  signed by {key}, which is not trusted"),
+                (Some("bad"), _) => "  SIGNATURE IS BAD".to_owned(),
+                (Some("unchecked"), _) => "  signed, unchecked".to_owned(),
+                _ => String::new(),
+            },
+            self.verity.filter(|on| *on).map_or("", |_| "  verity"),
             if self.active { "  active" } else { "" },
         )
     }

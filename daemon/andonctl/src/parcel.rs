@@ -7,20 +7,28 @@
 //! Digests are those of the manifest; whoever reads the bytes compares.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek as _, SeekFrom};
+use std::io::{Cursor, ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use andon_wire::limits::{MANIFEST_BYTES_MAX, MEMBERS_MAX};
-use andon_wire::manifest::{
-    CHAT_TEMPLATE_PATH, FORMAT, LICENSE_PATH, MANIFEST_PATH, Manifest, Member, Role, TASKS_FOLDER,
-    is_model_name, part_of,
+use andon_wire::limits::{
+    MANIFEST_BYTES_MAX, MEMBERS_MAX, SIGNATURES_BYTES_MAX, SIGNATURES_MAX,
+    TENSOR_DIGESTS_BYTES_MAX, TENSOR_NAME_BYTES_MAX,
 };
+use andon_wire::manifest::{
+    CHAT_TEMPLATE_PATH, Digest, FORMAT, FORMAT_MIN, LICENSE_PATH, MANIFEST_PATH, Manifest, Member,
+    Role, SIGNATURES_PATH, TASKS_FOLDER, TENSORS_PATH, is_model_name, part_of,
+};
+use andon_wire::signature::{Signatures, SignaturesError};
+use andon_wire::tensors;
 use serde::Deserialize;
 
 use crate::bundle;
+use crate::digest::Hasher;
 use crate::failure::Failure;
 use crate::gguf::{self, Head};
+use crate::key::Private;
 use crate::progress::Progress;
 
 /// Most tasks and other files beside the weights that a folder may have.
@@ -31,6 +39,8 @@ pub(crate) struct Parcel {
     pub(crate) manifest: Box<Manifest>,
     /// The manifest's bytes, as they are kept.
     pub(crate) text: String,
+    /// Signatures over these bytes, as they came; at least well formed.
+    pub(crate) signatures: Option<Signatures>,
     /// Where each member's bytes are, in the manifest's order.
     pub(crate) places: Vec<Place>,
 }
@@ -41,15 +51,30 @@ pub(crate) struct Place {
     pub(crate) path: PathBuf,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+    /// What was made here and lies in no file.
+    pub(crate) made: Option<Arc<str>>,
 }
 
 impl Place {
     /// A reader of exactly these bytes.
-    pub(crate) fn open(&self) -> Result<impl Read + use<>, Failure> {
+    pub(crate) fn open(&self) -> Result<Box<dyn Read>, Failure> {
+        if let Some(made) = &self.made {
+            return Ok(Box::new(Cursor::new(made.as_bytes().to_vec())));
+        }
         let failed = |error| Failure::file("read", &self.path, error);
         let mut file = File::open(&self.path).map_err(failed)?;
         file.seek(SeekFrom::Start(self.offset)).map_err(failed)?;
-        Ok(file.take(self.bytes))
+        Ok(Box::new(file.take(self.bytes)))
+    }
+
+    /// All of a file.
+    fn whole(path: PathBuf, bytes: u64) -> Self {
+        Self {
+            path,
+            offset: 0,
+            bytes,
+            made: None,
+        }
     }
 }
 
@@ -115,15 +140,27 @@ impl Parcel {
                 );
                 return Err(damaged(&path, &why));
             }
-            places.push(Place {
-                path,
-                offset: 0,
-                bytes,
-            });
+            places.push(Place::whole(path, bytes));
         }
+        let path = folder.join(SIGNATURES_PATH);
+        let signatures = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(Failure::file("read", &path, error)),
+            Ok(file) => {
+                let mut text = String::new();
+                file.take(SIGNATURES_BYTES_MAX as u64 + 1)
+                    .read_to_string(&mut text)
+                    .map_err(|error| Failure::file("read", &path, error))?;
+                Some(
+                    text.parse()
+                        .map_err(|error: SignaturesError| damaged(&path, &error.to_string()))?,
+                )
+            }
+        };
         Ok(Self {
             manifest,
             text,
+            signatures,
             places,
         })
     }
@@ -210,23 +247,35 @@ impl Parcel {
             });
         }
         let mut places = Vec::new();
+        let mut push = |member: Member, place: Place| {
+            places.push(place);
+            let pushed = manifest.members.push(member);
+            pushed.map_err(|_| Failure::Usage(format!("a model has at most {MEMBERS_MAX} files")))
+        };
+        let mut digests = Digests::new();
         for (path, inside, role) in files {
             let bytes = size(&path)?;
+            let (sha256, verity) = match role {
+                Role::Weights => {
+                    // What is no sound file the daemon refuses, and says why.
+                    let tensors = gguf::tensors(&path, bytes).unwrap_or_default();
+                    let found = crate::digest::of_weights(&path, tensors, &progress)?;
+                    digests.add(&found.pieces);
+                    (found.whole, Some(found.verity))
+                }
+                _ => (crate::digest::of_file(&path, &progress)?, None),
+            };
             let member = Member {
                 path: bounded("the path", &inside)?,
                 role,
                 bytes,
-                sha256: crate::digest::of_file(&path, &progress)?,
+                sha256,
+                verity,
             };
-            manifest
-                .members
-                .push(member)
-                .map_err(|_| Failure::Usage(format!("a model has at most {MEMBERS_MAX} files")))?;
-            places.push(Place {
-                path,
-                offset: 0,
-                bytes,
-            });
+            push(member, Place::whole(path, bytes))?;
+        }
+        if let Some((member, place)) = digests.finish()? {
+            push(member, place)?;
         }
         manifest
             .check()
@@ -243,7 +292,20 @@ impl Parcel {
         Ok(Self {
             manifest,
             text,
+            signatures: None,
             places,
+        })
+    }
+
+    /// Signs it, beside whoever signed it before.
+    pub(crate) fn sign(&mut self, key: &Private) -> Result<(), Failure> {
+        let signature = key.sign(&self.text);
+        let signatures = self.signatures.get_or_insert_default();
+        signatures.0.retain(|other| other.key != signature.key);
+        signatures.0.push(signature).map_err(|_| {
+            Failure::Usage(format!(
+                "it has {SIGNATURES_MAX} signatures, the most there may be"
+            ))
         })
     }
 
@@ -264,6 +326,63 @@ impl Parcel {
             }
         }
         Ok(())
+    }
+}
+
+/// The digests of all tensors, as they are being written.
+struct Digests {
+    text: String,
+    files: usize,
+    tensors: bool,
+}
+
+impl Digests {
+    fn new() -> Self {
+        Self {
+            text: format!("{}\n", tensors::FIRST_LINE),
+            files: 0,
+            tensors: false,
+        }
+    }
+
+    fn add(&mut self, pieces: &[(u64, String, Digest)]) {
+        self.tensors |= pieces.len() > 1;
+        for (bytes, name, digest) in pieces {
+            let mut name: String = name
+                .chars()
+                .map(|c| if c.is_control() { '?' } else { c })
+                .collect();
+            let end = name.floor_char_boundary(TENSOR_NAME_BYTES_MAX);
+            name.truncate(end);
+            if name.is_empty() {
+                name.push('?');
+            }
+            self.text
+                .push_str(&format!("{digest} {} {bytes} {name}\n", self.files));
+        }
+        self.files += 1;
+    }
+
+    /// The member that they are; none where they would say no more than the manifest.
+    fn finish(self) -> Result<Option<(Member, Place)>, Failure> {
+        let bytes = self.text.len() as u64;
+        if !self.tensors || bytes > TENSOR_DIGESTS_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut hasher = Hasher::new();
+        hasher.update(self.text.as_bytes());
+        let member = Member {
+            path: bounded("the path", TENSORS_PATH)?,
+            role: Role::TensorDigests,
+            bytes,
+            sha256: hasher.finish(),
+            verity: None,
+        };
+        let place = Place {
+            made: Some(self.text.into()),
+            ..Place::whole(TENSORS_PATH.into(), bytes)
+        };
+        Ok(Some((member, place)))
     }
 }
 
@@ -307,9 +426,9 @@ pub(crate) fn read_manifest(text: &str) -> Result<Box<Manifest>, String> {
     }
     let found: Format =
         serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
-    if found.format != FORMAT {
+    if !(FORMAT_MIN..=FORMAT).contains(&found.format) {
         return Err(format!(
-            "its format is {}, this program reads {FORMAT}",
+            "its format is {}, this program reads {FORMAT_MIN} to {FORMAT}",
             found.format
         ));
     }

@@ -3,22 +3,24 @@
 //! ```text
 //! <dir>/.lock              held by the one daemon that may change what is here
 //! <dir>/.staging/<number>  models that are being added or removed; emptied at every start
-//! <dir>/<name>/            a model: manifest.json as it came, and its members at their paths
+//! <dir>/<name>/            a model: manifest.json as it came, its members at their paths, manifest.sig if it is signed
 //! ```
 //!
 //! Invariant: what has a name is whole. A model is received, verified, tried and brought to the disk in the
 //! staging folder, and gets its name by one rename; it loses it the same way. So at any moment, after
 //! `kill -9` or a power cut too, a model is there entirely or not at all.
 //!
-//! Nothing here hashes a model at start: digests were compared when it was added, and `verify` compares
-//! them again when it is asked to.
+//! Files are compared with their digests when a model is added, and when `verify` is asked to. What is done at every start
+//! is for `proof` to say.
 
 mod add;
 mod admin;
 mod packs;
+mod proof;
 mod serve;
 mod store;
 mod trial;
+mod trust;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -28,15 +30,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use andon_wire::ErrorCode;
-use andon_wire::manifest::{Manifest, is_model_name};
+use andon_wire::manifest::{Manifest, Role, is_model_name};
 
 use crate::config::models::ModelsConfig;
 
 pub use add::{Added, Begun, Receipt};
 pub use admin::{Peer, may_change};
 pub use packs::{Packed, Packs};
+pub use proof::{Proof, Proven};
 pub use serve::{Served, served, served_draft};
 pub use store::Stored;
+pub use trust::{Judgement, Trust};
 
 /// Name of the lock in the models' folder.
 const LOCK: &str = ".lock";
@@ -121,6 +125,7 @@ impl RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     config: ModelsConfig,
+    trust: Trust,
     /// The name that the configuration has the daemon serve, if it is one of ours.
     active: Option<String>,
     /// The name of the draft in use, if it is one of ours.
@@ -155,6 +160,7 @@ impl Registry {
         packs: Option<Packs>,
     ) -> Arc<Registry> {
         Arc::new(Registry {
+            trust: Trust::of(&config),
             config,
             active,
             draft,
@@ -340,7 +346,19 @@ impl Registry {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), RegistryError> {
         let _claim = self.claim(name)?;
-        self.find(name)?.verify(progress)
+        let stored = self.find(name)?;
+        stored.verify(progress)?;
+        self.trust.admit(name, &self.judge(&stored))
+    }
+
+    /// What is to be said of the signatures of a model that is kept.
+    pub fn judge(&self, stored: &Stored) -> Judgement {
+        self.trust.judge(&stored.text, stored.signatures.as_deref())
+    }
+
+    /// What is known of the bytes of a model that is to be served.
+    fn prove(&self, stored: &Stored) -> Result<Proof, RegistryError> {
+        Proof::of_kept(&self.trust, stored.clone(), &self.judge(stored))
     }
 
     /// Waits until a model is registered, but not longer than `most`.
@@ -423,7 +441,22 @@ impl Drop for Staging {
     }
 }
 
-/// Whether two manifests have the same files and say the same of how to use them.
+/// Whether two manifests have the same files and say the same of how to use them. Digests of tensors are no more than what
+/// can be made of the rest.
 fn same_model(a: &Manifest, b: &Manifest) -> bool {
-    a.members == b.members && a.pre_tokenizer == b.pre_tokenizer
+    let files = |manifest: &Manifest| -> Vec<_> {
+        let members = manifest.members.iter();
+        let files = members.filter(|member| member.role != Role::TensorDigests);
+        files
+            .map(|member| {
+                (
+                    member.path.clone(),
+                    member.role,
+                    member.bytes,
+                    member.sha256,
+                )
+            })
+            .collect()
+    };
+    files(a) == files(b) && a.pre_tokenizer == b.pre_tokenizer
 }

@@ -20,6 +20,7 @@ mod memory;
 mod pack;
 mod pages;
 mod prepare;
+mod proof;
 mod run;
 mod schedule;
 mod text;
@@ -42,8 +43,9 @@ use self::load::{Engine, LoadFailure};
 use self::pages::Pages;
 use self::prepare::Lane;
 use crate::config::Config;
+use crate::config::models::SignaturePolicy;
 use crate::fault::{Fault, FaultCode};
-use crate::registry::{self, Packs, Registry, RegistryError, Served};
+use crate::registry::{self, Packs, Proven, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -535,6 +537,8 @@ fn serve(shared: &Arc<Shared>) {
         "model loaded and tried"
     );
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
+    let proven = i64::from(loaded.proven != Proven::No);
+    shared.telemetry.weights_compared.set(proven);
     let drafts = loaded.draft_model.is_some();
     let mut corpora_max = 0;
     if let Some(memory) = &loaded.memory {
@@ -581,6 +585,14 @@ fn serve(shared: &Arc<Shared>) {
             }
             if let Some((draft, Some(key))) = &loaded.draft_model {
                 shared.pack(scope, packs, key, draft);
+            }
+        }
+        if !loaded.unproven.is_empty() {
+            let comparing = std::thread::Builder::new()
+                .name("proof".to_owned())
+                .spawn_scoped(scope, || proof::run(shared, &loaded.unproven));
+            if let Err(error) = comparing {
+                tracing::warn!(%error, "the weights are not compared with their manifest");
             }
         }
         let writing = std::thread::Builder::new()
@@ -658,7 +670,10 @@ impl Shared {
     ) {
         let packing = std::thread::Builder::new()
             .name("pack".to_owned())
-            .spawn_scoped(scope, || pack::run(self, model, packs.cache(), key));
+            .spawn_scoped(scope, move || {
+                let compare = self.config.models.signature == SignaturePolicy::Require;
+                pack::run(self, model, packs.cache(), key, compare);
+            });
         if let Err(error) = packing {
             tracing::warn!(%error, "the model's weights are not packed");
         }

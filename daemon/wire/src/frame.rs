@@ -18,8 +18,8 @@ use crate::guess::{CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
 use crate::kept::{KeptRequest, SpoolTask};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
-    AddModel, AddReady, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask, ModelText,
-    StoredModel, StoredPack,
+    AddModel, AddReady, AddSigned, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask,
+    ModelText, StoredModel, StoredPack, StoredSignature,
 };
 use crate::name::RequestId;
 use crate::page::{PageTask, StoredPages};
@@ -87,6 +87,8 @@ pub enum ClientFrame<'a> {
     SpoolTask(SpoolTask<'a>),
     /// Does something with what is kept on the disk of prompts; [`crate::PageAction`] says how each is answered.
     PageTask(PageTask),
+    /// Adds a model with signatures over its manifest; answered as [`ClientFrame::AddModel`] is.
+    AddSigned(AddSigned<'a>),
 }
 
 /// What a server sends.
@@ -137,6 +139,8 @@ pub enum ServerFrame<'a> {
     KeptRequest(KeptRequest<'a>),
     /// What is kept on the disk of prompts.
     StoredPages(StoredPages),
+    /// What is to be said of the signatures of a model that is kept.
+    StoredSignature(StoredSignature<'a>),
 }
 
 /// Why a frame could not be encoded.

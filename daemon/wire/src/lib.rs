@@ -13,6 +13,8 @@
 
 pub mod limits;
 pub mod manifest;
+pub mod signature;
+pub mod tensors;
 pub mod topic;
 
 mod ask;
@@ -39,8 +41,9 @@ pub use frame::{
 pub use guess::{CorpusAction, CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
 pub use kept::{KeptRequest, SpoolAction, SpoolTask};
 pub use model::{
-    AddModel, AddReady, Bytes, ModelAction, ModelAdded, ModelData, ModelDone, ModelProgress,
-    ModelStage, ModelTask, ModelText, StoredModel, StoredPack,
+    AddModel, AddReady, AddSigned, Bytes, ModelAction, ModelAdded, ModelData, ModelDone,
+    ModelProgress, ModelStage, ModelTask, ModelText, SignatureState, StoredModel, StoredPack,
+    StoredSignature,
 };
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
 pub use page::{PageAction, PageTask, StoredPages};

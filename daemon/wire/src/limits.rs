@@ -69,6 +69,21 @@ pub const MODEL_BYTES_MAX: u64 = 1 << 40;
 /// Most bytes in a licence, a chat template or a task of a model.
 pub const TEXT_MEMBER_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Most bytes of signatures over a manifest.
+pub const SIGNATURES_BYTES_MAX: usize = 2048;
+
+/// Most signatures over one manifest: of whoever made the model, whoever chose it, whoever runs the gateway.
+pub const SIGNATURES_MAX: usize = 8;
+
+/// Most bytes in the digests of a model's tensors: four times what the largest mixtures of experts need.
+pub const TENSOR_DIGESTS_BYTES_MAX: u64 = 32 << 20;
+
+/// Most pieces that the digests of tensors may cut a model into: its tensors, and the head of each file.
+pub const TENSOR_DIGESTS_MAX: usize = 1 << 18;
+
+/// Most bytes in the name of a piece.
+pub const TENSOR_NAME_BYTES_MAX: usize = 128;
+
 /// Most models in one list of models.
 pub const MODELS_MAX: usize = 16;
 

@@ -1,9 +1,9 @@
 //! What a model consists of: the manifest of a bundle, and of a model that a daemon keeps.
 //!
 //! A bundle is an uncompressed tar archive whose first member is `manifest.json`, this value as
-//! JSON; the other members follow in the manifest's order and are exactly those it lists. The name
-//! `manifest.sig` is kept free for a signature over the manifest's bytes, which is why those bytes
-//! are carried as they are and never written anew on the way.
+//! JSON; the other members follow in the manifest's order and are exactly those it lists. After them
+//! `manifest.sig` may stand, signatures over the manifest's bytes ([`crate::signature`]), which is why
+//! those bytes are carried as they are and never written anew on the way.
 //!
 //! Invariant: a manifest that [`Manifest::check`] let through names plain files only: no path of it
 //! leaves the folder it is unpacked in, none stands for two files, and each has its size and digest.
@@ -18,14 +18,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::{
     LABEL_BYTES_MAX, MEMBER_PATH_BYTES_MAX, MEMBERS_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX,
-    TEXT_MEMBER_BYTES_MAX,
+    TENSOR_DIGESTS_BYTES_MAX, TEXT_MEMBER_BYTES_MAX,
 };
 
 /// The format that this crate describes.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
+/// The oldest that it reads too: without digests of tensors and of fs-verity.
+pub const FORMAT_MIN: u16 = 1;
 
 /// Name of the manifest in a bundle and in a registered model's folder.
 pub const MANIFEST_PATH: &str = "manifest.json";
+/// Name of the signatures over the manifest, beside it.
+pub const SIGNATURES_PATH: &str = "manifest.sig";
+/// Path of the digests of tensors.
+pub const TENSORS_PATH: &str = "tensors.sha256";
 /// Path of the licence's text.
 pub const LICENSE_PATH: &str = "LICENSE";
 /// Path of the chat template that replaces the model's own.
@@ -40,7 +46,7 @@ const REPOSITORY_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Manifest {
-    /// Number of the format, [`FORMAT`].
+    /// Number of the format, [`FORMAT_MIN`] to [`FORMAT`].
     pub format: u16,
     /// The name it is registered under unless another is given.
     pub name: String<NAME_BYTES_MAX>,
@@ -85,6 +91,9 @@ pub struct Member {
     pub bytes: u64,
     /// SHA-256 of its bytes.
     pub sha256: Digest,
+    /// What the kernel measures of it once fs-verity is on: with SHA-256, blocks of 4096 bytes and no salt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<Digest>,
 }
 
 /// What a file of a model is.
@@ -99,6 +108,8 @@ pub enum Role {
     ChatTemplate,
     /// A task, as a `[task.<name>]` section of the configuration.
     Task,
+    /// Digests of the tensors ([`crate::tensors`]), so that one can be checked without the others.
+    TensorDigests,
 }
 
 /// A SHA-256 digest, written as 64 lower-case hexadecimal digits.
@@ -114,8 +125,11 @@ pub struct NotADigest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError<'a> {
     /// It is of another format.
-    #[error("the manifest's format is {0}, this version reads {FORMAT}")]
+    #[error("the manifest's format is {0}, this version reads {FORMAT_MIN} to {FORMAT}")]
     Format(u16),
+    /// It is of an older format that has no such thing.
+    #[error("{0:?} is, or has, what the manifest's format does not know")]
+    Newer(&'a str),
     /// The name is none.
     #[error(
         "{0:?} is not a model's name: 1 to {NAME_BYTES_MAX} letters, digits, '.', '-' or '_', not beginning with '.' or '-'"
@@ -159,6 +173,7 @@ impl Role {
             Self::License => "license",
             Self::ChatTemplate => "chat-template",
             Self::Task => "task",
+            Self::TensorDigests => "tensor-digests",
         }
     }
 }
@@ -169,7 +184,7 @@ impl Manifest {
     /// # Errors
     /// The first rule that is broken.
     pub fn check(&self) -> Result<(), ManifestError<'_>> {
-        if self.format != FORMAT {
+        if !(FORMAT_MIN..=FORMAT).contains(&self.format) {
             return Err(ManifestError::Format(self.format));
         }
         if !is_model_name(&self.name) {
@@ -177,6 +192,9 @@ impl Manifest {
         }
         for (index, member) in self.members.iter().enumerate() {
             member.check()?;
+            if self.format == FORMAT_MIN && member.is_of_format_2() {
+                return Err(ManifestError::Newer(&member.path));
+            }
             let earlier = self.members.get(..index).unwrap_or_default();
             // File systems that ignore case would put both into one file.
             if earlier
@@ -218,6 +236,12 @@ impl Manifest {
             .filter(move |member| member.role == role)
     }
 
+    /// The digests of its tensors, if it has them.
+    #[must_use]
+    pub fn tensor_digests(&self) -> Option<&Member> {
+        self.of(Role::TensorDigests).next()
+    }
+
     /// Bytes of all members together.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -239,6 +263,7 @@ impl Member {
                 .and_then(|rest| rest.strip_prefix('/'))
                 .and_then(|rest| rest.strip_suffix(".toml"))
                 .is_some_and(is_model_name),
+            Role::TensorDigests => path == TENSORS_PATH,
         };
         if !good {
             return Err(ManifestError::Path {
@@ -248,6 +273,7 @@ impl Member {
         }
         let bytes_max = match self.role {
             Role::Weights => MODEL_BYTES_MAX,
+            Role::TensorDigests => TENSOR_DIGESTS_BYTES_MAX,
             _ => TEXT_MEMBER_BYTES_MAX,
         };
         if self.bytes == 0 || self.bytes > bytes_max {
@@ -258,6 +284,10 @@ impl Member {
             });
         }
         Ok(())
+    }
+
+    fn is_of_format_2(&self) -> bool {
+        self.role == Role::TensorDigests || self.verity.is_some()
     }
 
     /// For a task, its name.
@@ -315,20 +345,25 @@ impl FromStr for Digest {
     type Err = NotADigest;
 
     fn from_str(text: &str) -> Result<Self, NotADigest> {
-        let mut digest = [0; 32];
-        if text.len() != 2 * digest.len() {
-            return Err(NotADigest);
-        }
-        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let pair = core::str::from_utf8(pair).map_err(|_| NotADigest)?;
-            // `from_str_radix` would take a sign.
-            if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(NotADigest);
-            }
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| NotADigest)?;
-        }
-        Ok(Self(digest))
+        hexadecimal(text).map(Self).ok_or(NotADigest)
     }
+}
+
+/// The bytes that so many pairs of hexadecimal digits stand for.
+pub(crate) fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let pair = core::str::from_utf8(pair).ok()?;
+        // `from_str_radix` would take a sign.
+        if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 impl Serialize for Digest {
@@ -370,6 +405,7 @@ mod tests {
             role,
             bytes: 5,
             sha256: Digest([7; 32]),
+            verity: None,
         }
     }
 
@@ -397,8 +433,10 @@ mod tests {
             member("LICENSE", Role::License),
             member("chat_template.jinja", Role::ChatTemplate),
             member("tasks/explain.toml", Role::Task),
+            member("tensors.sha256", Role::TensorDigests),
         ];
         assert_eq!(manifest(&full).check(), Ok(()));
+        assert!(manifest(&full).tensor_digests().is_some());
         assert_eq!(full[4].task_name(), Some("explain"));
     }
 
@@ -465,11 +503,29 @@ mod tests {
             Err(ManifestError::Size { .. })
         ));
         let mut other = manifest(&[member("model.gguf", Role::Weights)]);
-        other.format = 2;
-        assert_eq!(other.check(), Err(ManifestError::Format(2)));
+        for format in [0, FORMAT + 1] {
+            other.format = format;
+            assert_eq!(other.check(), Err(ManifestError::Format(format)));
+        }
         other.format = FORMAT;
         other.name = text("..");
         assert!(matches!(other.check(), Err(ManifestError::Name(_))));
+    }
+
+    #[test]
+    fn the_first_format_is_read_and_has_nothing_of_the_second() {
+        let mut old = manifest(&[member("model.gguf", Role::Weights)]);
+        old.format = 1;
+        assert_eq!(old.check(), Ok(()));
+        let mut newer = old.clone();
+        newer.members[0].verity = Some(Digest([1; 32]));
+        assert_eq!(newer.check(), Err(ManifestError::Newer("model.gguf")));
+        newer.format = FORMAT;
+        assert_eq!(newer.check(), Ok(()));
+        newer = old;
+        let digests = member("tensors.sha256", Role::TensorDigests);
+        newer.members.push(digests).unwrap();
+        assert_eq!(newer.check(), Err(ManifestError::Newer("tensors.sha256")));
     }
 
     #[test]

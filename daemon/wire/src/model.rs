@@ -1,6 +1,6 @@
 //! Keeping models: adding one, listing, showing, removing and verifying those a daemon has.
 //!
-//! To add a model a client sends [`AddModel`] with the manifest, waits for [`AddReady`], and sends
+//! To add a model a client sends [`AddModel`] or [`AddSigned`] with the manifest, waits for [`AddReady`], and sends
 //! the bytes of the members it was asked for, one after the other in the manifest's order, as
 //! [`ModelData`]. Nothing marks the borders between members: the manifest has their sizes. The
 //! stream's own back-pressure is the flow control; a daemon reads no faster than it stores.
@@ -23,6 +23,19 @@ pub struct AddModel<'a> {
     pub name: Option<ModelName>,
     /// The manifest as JSON, byte for byte as it is to be kept.
     pub manifest: &'a str,
+}
+
+/// Wish to add a model with signatures over its manifest. Answered as [`AddModel`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddSigned<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The name to register it under; unset, the manifest's.
+    pub name: Option<ModelName>,
+    /// The manifest as JSON, byte for byte as it was signed and is to be kept.
+    pub manifest: &'a str,
+    /// The signatures, as [`crate::signature`] writes them.
+    pub signatures: &'a str,
 }
 
 /// The next bytes of a model that is being added.
@@ -65,6 +78,8 @@ pub enum ModelAction {
     Unpack(ModelName),
     /// List what is packed: a [`StoredPack`] each, then [`ModelDone`].
     Packs,
+    /// List who signed what: a [`StoredSignature`] for each model, then [`ModelDone`].
+    Signatures,
 }
 
 /// The bytes of a model may be sent.
@@ -164,6 +179,50 @@ pub struct StoredPack {
     pub name: ModelName,
     /// Bytes of the pack, beside those of the model.
     pub bytes: u64,
+}
+
+/// What is to be said of the signatures of one of the models that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSignature<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The model's name.
+    pub name: ModelName,
+    /// What was found.
+    pub state: SignatureState,
+    /// Id of the key that this is about; empty where there is none.
+    pub key: &'a str,
+    /// Whether the kernel keeps its weights from changing, and compares them as they are read (fs-verity).
+    pub verity: bool,
+}
+
+/// What is found of a model's signatures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SignatureState {
+    /// It has none.
+    Unsigned,
+    /// It has some, and nobody looked at them: the configuration turns that off.
+    Unchecked,
+    /// It has some, of keys that the configuration does not trust.
+    Unknown,
+    /// A key that the configuration trusts signed just this manifest.
+    Good,
+    /// It says that a trusted key signed it, which is not so, or what it has is no list of signatures.
+    Bad,
+}
+
+impl SignatureState {
+    /// The word for this state.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unsigned => "unsigned",
+            Self::Unchecked => "unchecked",
+            Self::Unknown => "unknown",
+            Self::Good => "good",
+            Self::Bad => "bad",
+        }
+    }
 }
 
 /// A piece of a text, in order.

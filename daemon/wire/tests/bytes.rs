@@ -8,14 +8,15 @@ use andon_wire::limits::{
 };
 use andon_wire::manifest::Digest;
 use andon_wire::{
-    Accepted, AddModel, AddReady, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame, CorpusAction,
-    CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault, Finish,
-    HEADER_BYTES, Hello, Input, KeptRequest, Message, ModelAction, ModelAdded, ModelData,
+    Accepted, AddModel, AddReady, AddSigned, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame,
+    CorpusAction, CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault,
+    Finish, HEADER_BYTES, Hello, Input, KeptRequest, Message, ModelAction, ModelAdded, ModelData,
     ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText,
     Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority,
-    QueueStatus, Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame, Speed,
-    SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages, TaskName,
-    Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    QueueStatus, Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame,
+    SignatureState, Speed, SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack,
+    StoredPages, StoredSignature, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
+    checksum,
 };
 use serde::Serialize;
 
@@ -220,6 +221,25 @@ fn frames_about_models_that_are_kept() {
         &[b"\x05", b"\x011", b"\x01\x01m", b"\x02{}"],
     );
     client(
+        &ClientFrame::AddSigned(AddSigned {
+            id: id("1"),
+            name: Some(model("m")),
+            manifest: "{}",
+            signatures: "s",
+        }),
+        &[b"\x0d", b"\x011", b"\x01\x01m", b"\x02{}", b"\x01s"],
+    );
+    server(
+        &ServerFrame::StoredSignature(StoredSignature {
+            id: id("1"),
+            name: model("m"),
+            state: SignatureState::Good,
+            key: "k",
+            verity: true,
+        }),
+        &[b"\x15", b"\x011", b"\x01m", b"\x03", b"\x01k", b"\x01"],
+    );
+    client(
         &ClientFrame::ModelData(ModelData {
             id: id("1"),
             bytes: Bytes(b"GGUF\xff"),
@@ -234,6 +254,7 @@ fn frames_about_models_that_are_kept() {
         (ModelAction::Pack(model("m")), b"\x04\x01m"),
         (ModelAction::Unpack(model("m")), b"\x05\x01m"),
         (ModelAction::Packs, b"\x06"),
+        (ModelAction::Signatures, b"\x07"),
     ] {
         let task = ModelTask {
             id: id("1"),

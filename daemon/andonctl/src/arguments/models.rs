@@ -6,6 +6,7 @@ use std::str::FromStr;
 use andon_wire::manifest::is_model_name;
 use clap::{Args, Subcommand};
 
+use crate::key::Public;
 use crate::pull::{ENDPOINT_DEFAULT, Reference, revision};
 
 /// The name of a model that a daemon keeps.
@@ -73,7 +74,47 @@ pub(crate) enum BundleCommand {
     /// Show what a bundle has.
     Show(BundleRead),
     /// Compare everything in a bundle with its manifest.
-    Verify(BundleRead),
+    Verify(BundleVerify),
+    /// Sign a bundle, or a folder that one was unpacked into, in its place.
+    ///
+    /// Everything in it is compared with its manifest first. Signatures of other keys stay.
+    Sign(BundleSign),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BundleVerify {
+    #[command(flatten)]
+    pub(crate) read: BundleRead,
+
+    /// A public key, one of which has to have signed it; may be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) trust: Vec<Public>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BundleSign {
+    /// The bundle, or the folder.
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+
+    /// The private key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key, write it to a file that only its owner can read, and print its public half.
+    New(KeyFile),
+    /// Print the public half of a key.
+    Show(KeyFile),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KeyFile {
+    /// The file with the private key: PEM, as `openssl genpkey -algorithm ed25519` writes it.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -118,6 +159,10 @@ pub(crate) struct BundleCreate {
     /// The revision of that repository.
     #[arg(long, value_name = "REVISION", requires = "source")]
     pub(crate) revision: Option<String>,
+
+    /// Sign it with this private key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

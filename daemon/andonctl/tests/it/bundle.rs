@@ -10,7 +10,7 @@ use tar::{Builder, EntryType, Header};
 use crate::hub::sha256;
 use crate::pull::gguf;
 
-fn bundle(folder: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn bundle(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_andonctl"))
         .current_dir(folder)
         .arg("bundle")
@@ -20,14 +20,14 @@ fn bundle(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn good(output: &Output) -> String {
+pub(crate) fn good(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {stderr}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[track_caller]
-fn bad(output: &Output, status: i32, why: &str) {
+pub(crate) fn bad(output: &Output, status: i32, why: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{stderr}");
     assert!(stderr.contains(why), "{why:?} is not in: {stderr}");
@@ -81,7 +81,7 @@ fn a_folder_becomes_a_bundle_that_verifies() {
             "tasks/explain.toml"
         ]
     );
-    assert_eq!(manifest["format"], 1);
+    assert_eq!(manifest["format"], 2);
     assert_eq!(manifest["name"], "helper");
     assert_eq!(manifest["architecture"], "llama");
     assert_eq!(manifest["pre-tokenizer"], "qwen2");
@@ -316,9 +316,9 @@ fn manifests_that_cannot_be_trusted_are_refused() {
     };
     good(&with(&|_| {}));
     bad(
-        &with(&|m| m["format"] = json!(2)),
+        &with(&|m| m["format"] = json!(3)),
         1,
-        "its format is 2, this program reads 1",
+        "its format is 3, this program reads 1 to 2",
     );
     bad(
         &with(&|m| m["surprise"] = json!(1)),

@@ -9,4 +9,5 @@ mod hub;
 mod model;
 mod pull;
 mod report;
+mod signed;
 mod support;

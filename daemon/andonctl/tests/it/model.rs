@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddReady, ClientFrame, ErrorCode, Fault, ModelAction, ModelAdded, ModelDone, ModelName,
-    ModelProgress, ModelStage, Models, RequestId, ServerFrame, StoredModel, StoredPack,
+    ModelProgress, ModelStage, Models, RequestId, ServerFrame, SignatureState, StoredModel,
+    StoredPack, StoredSignature,
 };
 
 use crate::pull::gguf;
@@ -220,7 +221,7 @@ fn models_are_listed_one_a_line() {
 }
 
 #[test]
-fn packed_models_are_marked() {
+fn packed_and_signed_models_are_marked() {
     let serve = |peer: &mut Peer| {
         let (id, action) = task(peer);
         assert_eq!(action, ModelAction::List);
@@ -234,14 +235,29 @@ fn packed_models_are_marked() {
             bytes: 2100,
         }));
         peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 1 }));
+        let (id, action) = task(peer);
+        assert_eq!(action, ModelAction::Signatures);
+        peer.send(&ServerFrame::StoredSignature(StoredSignature {
+            id: id.clone(),
+            name: name("m"),
+            state: SignatureState::Good,
+            key: "0123456789abcdef",
+            verity: true,
+        }));
+        peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 1 }));
     };
     let server = Server::welcoming(serve);
     let outcome = server.run(["model", "ls"]);
     assert!(
-        outcome.stdout.ends_with("not stated  packed\n"),
+        outcome
+            .stdout
+            .ends_with("not stated  packed  signed by 0123456789abcdef  verity\n"),
         "{outcome:?}"
     );
     let outcome = server.run(["model", "ls", "--json"]);
     let line: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
     assert_eq!(line["packed_bytes"], 2100);
+    assert_eq!(line["signature"], "good");
+    assert_eq!(line["key"], "0123456789abcdef");
+    assert_eq!(line["verity"], true);
 }

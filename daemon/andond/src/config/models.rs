@@ -1,14 +1,41 @@
-//! `[models]`: the models that the daemon keeps, and who may change them.
+//! `[models]`: the models that the daemon keeps, who may change them, and whose it trusts.
 
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::VerifyingKey;
 use serde::Deserialize;
 
 use super::Problems;
 use andon_wire::limits::MODEL_BYTES_MAX;
+use andon_wire::signature::PUBLIC_KEY_PREFIX;
 
 /// Most groups that may be named.
 const GROUPS_MAX: usize = 16;
+/// Most keys that may be trusted.
+const KEYS_MAX: usize = 16;
+
+/// What is done about models that are not signed, or not as they were signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SignaturePolicy {
+    /// They are neither added nor served: nothing is computed from bytes that were not compared.
+    Require,
+    /// They are served, and it is said. What is served is compared while it is served.
+    Warn,
+    /// Nothing: bytes are compared when a model is added, and not again.
+    Off,
+}
+
+/// The public key that a line of base64 is: what stands between the first and the last line of its PEM. None that is weak:
+/// signatures can be made that fit it and anything.
+pub fn public_key(text: &str) -> Option<VerifyingKey> {
+    let bytes = STANDARD.decode(text).ok()?;
+    let bytes = <[u8; 32]>::try_from(bytes.strip_prefix(&PUBLIC_KEY_PREFIX)?).ok()?;
+    let key = VerifyingKey::from_bytes(&bytes).ok()?;
+    (!key.is_weak()).then_some(key)
+}
 
 /// `[models]`
 #[derive(Debug, Clone, Deserialize)]
@@ -24,6 +51,10 @@ pub struct ModelsConfig {
     pub free_bytes_min: u64,
     /// Whether tasks that come with the served model are served too; those of this file win.
     pub bundle_tasks: bool,
+    /// What is done about models that are not signed.
+    pub signature: SignaturePolicy,
+    /// The public keys whose signatures count, a line of base64 each.
+    pub trusted_keys: Vec<String>,
 }
 
 impl Default for ModelsConfig {
@@ -34,6 +65,8 @@ impl Default for ModelsConfig {
             bytes_max: 64 << 30,
             free_bytes_min: 256 << 20,
             bundle_tasks: false,
+            signature: SignaturePolicy::Warn,
+            trusted_keys: Vec::new(),
         }
     }
 }
@@ -52,6 +85,27 @@ impl ModelsConfig {
             "models.admin-groups",
             "is not a list of groups",
             "name at most 16",
+        );
+        problems.require(
+            self.trusted_keys.len() <= KEYS_MAX,
+            "models.trusted-keys",
+            "are too many",
+            "name at most 16",
+        );
+        for (number, key) in (1..).zip(&self.trusted_keys) {
+            if public_key(key).is_none() {
+                problems.add(
+                    "models.trusted-keys",
+                    format!("number {number} is no Ed25519 public key"),
+                    "`andonctl key show FILE` prints that of a private one",
+                );
+            }
+        }
+        problems.require(
+            self.signature != SignaturePolicy::Require || !self.trusted_keys.is_empty(),
+            "models.signature",
+            "asks for signatures, and no key is trusted",
+            "name one in trusted-keys",
         );
         problems.within("models.bytes-max", self.bytes_max, 1..=MODEL_BYTES_MAX);
         problems.within(

@@ -218,3 +218,32 @@ fn the_shipped_file_shows_every_key_and_no_other() {
         }
     }
 }
+
+#[test]
+fn keys_are_read_and_required_where_signatures_are() {
+    // The one of RFC 8032, 7.1, test 1.
+    let key = "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+    let parse = |models: &str| Config::parse(&format!("[model]\nname = \"m\"\n[models]\n{models}"));
+    let good = parse(&format!(
+        "signature = \"require\"\ntrusted-keys = [\"{key}\"]\n"
+    ));
+    assert_eq!(good.unwrap().models.trusted_keys, [key]);
+    // The neutral element, which fits signatures of anything.
+    let weak = "MCowBQYDK2VwAyEAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    for (models, word) in [
+        ("signature = \"require\"\n", "no key is trusted"),
+        ("signature = \"maybe\"\n", "models.signature"),
+        (
+            &format!("trusted-keys = [\"{key}\", \"{weak}\"]\n"),
+            "number 2 is no",
+        ),
+        (
+            &format!("trusted-keys = [\"{}\"]\n", &key[..40]),
+            "number 1 is no",
+        ),
+        ("trusted-keys = [\"own.pem\"]\n", "number 1 is no"),
+    ] {
+        let text = parse(models).unwrap_err().to_string();
+        assert!(text.contains(word), "{word:?} is not in {text}");
+    }
+}

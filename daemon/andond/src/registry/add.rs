@@ -5,15 +5,20 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use andon_os::verity;
 use andon_wire::ModelStage;
-use andon_wire::limits::MANIFEST_BYTES_MAX;
+use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_BYTES_MAX};
 use andon_wire::manifest::{Digest, MANIFEST_PATH, Manifest, Member, Role, TASKS_FOLDER};
 use sha2::{Digest as _, Sha256};
 
-use super::{Claim, REGISTERED_MAX, Registry, RegistryError, Staging, same_model, store, trial};
+use super::{
+    Claim, REGISTERED_MAX, Registry, RegistryError, Staging, Stored, proof, same_model, store,
+    trial,
+};
+use crate::config::models::SignaturePolicy;
 
 /// What became of the wish to add a model.
 #[derive(Debug)]
@@ -59,8 +64,8 @@ struct Incoming {
 }
 
 impl Registry {
-    /// Begins to add a model under `name`, or under its manifest's. `progress` hears of weights that are read since
-    /// they may be shared.
+    /// Begins to add a model under `name`, or under its manifest's, with signatures if it has some. `progress` hears of
+    /// weights that are read since they may be shared.
     ///
     /// # Errors
     /// Whatever can be said before its bytes are here.
@@ -68,6 +73,7 @@ impl Registry {
         self: &Arc<Self>,
         name: Option<&str>,
         text: &str,
+        signatures: Option<&str>,
         progress: &mut dyn FnMut(ModelStage, u64, u64),
     ) -> Result<Begun, RegistryError> {
         if text.len() > MANIFEST_BYTES_MAX {
@@ -79,8 +85,19 @@ impl Registry {
         let manifest = store::manifest(text)?;
         let name = name.unwrap_or(&manifest.name).to_owned();
         let mut claim = self.claim(&name)?;
+        let found = self.trust.judge(text, signatures);
+        self.trust.admit(&name, &found)?;
+        if let Some(signatures) = signatures.filter(|text| text.len() > SIGNATURES_BYTES_MAX) {
+            return Err(RegistryError::TooLarge(format!(
+                "the signatures have {} bytes, at most {SIGNATURES_BYTES_MAX} are taken",
+                signatures.len()
+            )));
+        }
         match self.find(&name) {
             Ok(there) if same_model(&there.manifest, &manifest) => {
+                if let Some(signatures) = signatures {
+                    self.sign(&there, text, signatures)?;
+                }
                 return Ok(Begun::Present(Added {
                     name,
                     bytes: manifest.bytes(),
@@ -114,6 +131,9 @@ impl Registry {
         for (member, path) in manifest.weights().zip(shared.iter().flatten()) {
             store::link(path, &staging.path.join(member.path.as_str()))?;
         }
+        if let Some(signatures) = signatures {
+            store::put_signatures(&staging.path, signatures)?;
+        }
         let path = staging.path.join(MANIFEST_PATH);
         let mut file = File::create_new(&path).map_err(RegistryError::io(&path, "make"))?;
         file.write_all(text.as_bytes())
@@ -131,6 +151,60 @@ impl Registry {
         };
         receipt.advance()?;
         Ok(Begun::Receive(Box::new(receipt)))
+    }
+
+    /// Puts signatures beside the manifest of a model that is kept already.
+    fn sign(&self, there: &Stored, text: &str, signatures: &str) -> Result<(), RegistryError> {
+        if there.signatures.as_deref() == Some(signatures) {
+            return Ok(());
+        }
+        if there.text != text {
+            return Err(RegistryError::Conflict(format!(
+                "{} is kept with a manifest of its own, which these signatures are not of; remove it, or add this under \
+                 another name",
+                there.name
+            )));
+        }
+        store::put_signatures(&self.config.dir.join(&there.name), signatures)?;
+        tracing::info!(name = there.name, "the model's signatures were replaced");
+        Ok(())
+    }
+
+    /// Has the kernel keep weights from changing, and compare them as they are read, where the file system can.
+    fn protect(&self, folder: &Path, manifest: &Manifest) -> Result<(), RegistryError> {
+        if self.trust.policy() == SignaturePolicy::Off {
+            return Ok(());
+        }
+        for member in manifest.weights() {
+            let path = folder.join(member.path.as_str());
+            let file = File::open(&path).map_err(RegistryError::io(&path, "read"))?;
+            match verity::protect(&file) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!(
+                        "the file system of {} has no fs-verity: weights are read and compared at every start",
+                        self.config.dir.display()
+                    );
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(path = %member.path, %error, "fs-verity cannot be turned on");
+                    continue;
+                }
+            }
+            let measured = verity::measured(&file)
+                .map_err(RegistryError::io(&path, "measure"))?
+                .map(Digest);
+            if let (Some(found), Some(said)) = (measured, member.verity)
+                && found != said
+            {
+                return Err(RegistryError::Rejected(format!(
+                    "{} measures {found} where the manifest says {said}",
+                    member.path
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The files of a model that has the same weights under another name: they are shared, not copied. `None` if
@@ -283,8 +357,15 @@ impl Receipt {
             manifest,
             ..
         } = self;
-        let model = trial::run(&staging.path, &manifest, progress)?;
         let registry = &claim.registry;
+        progress(ModelStage::Verifying, 0, 0);
+        registry.protect(&staging.path, &manifest)?;
+        let model = trial::run(&staging.path, &manifest, progress)?;
+        if manifest.tensor_digests().is_some() {
+            progress(ModelStage::Verifying, 0, 0);
+            let stored = Stored::read(&staging.path, &claim.name)?;
+            proof::check(&stored, &model, 1, proof::Which::All, &|_| true)?;
+        }
         registry.pack_tried(&manifest, &model, progress);
         drop(model);
         let tasks = staging.path.join(TASKS_FOLDER);

@@ -144,7 +144,11 @@ impl Registry {
         if matches!(packs.cache.find(&key), Ok(Some(_))) {
             return Ok(());
         }
-        let options = serve::load_options(&self.config.dir.join(name), &stored.manifest)?;
+        let options = serve::load_options(
+            &self.config.dir.join(name),
+            &stored.manifest,
+            self.trust.policy(),
+        )?;
         let model = Model::load_with(&stored.weights(), &options.for_draft())
             .map_err(|error| RegistryError::Rejected(error.to_string()))?;
         let made = packs.cache.make(&model, &key, THREADS, &mut |done, total| {

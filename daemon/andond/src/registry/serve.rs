@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use andon_engine::LoadOptions;
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::TemplateChoice;
-use andon_wire::limits::TEXT_MEMBER_BYTES_MAX;
 use andon_wire::manifest::{Manifest, Role};
 
-use super::{Registry, RegistryError, packs, store};
+use super::{Proof, Registry, RegistryError, packs, store};
+use crate::config::models::SignaturePolicy;
 use crate::config::speculation::DraftPlace;
 use crate::config::task::TaskConfig;
 use crate::config::{Config, Problems};
@@ -23,6 +23,8 @@ pub struct Served {
     pub options: LoadOptions,
     /// The key of its pack; `None` for a file of which nobody knows the digest.
     pub key: Option<Key>,
+    /// What is known of its bytes.
+    pub proof: Proof,
     /// The configuration's tasks, and the model's where those are wanted.
     pub tasks: BTreeMap<String, TaskConfig>,
 }
@@ -38,12 +40,16 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
             path: model.path.clone(),
             options: model.load_options(),
             key: None,
+            proof: Proof::of_path(&registry.trust, &model.name())?,
             tasks: config.task.clone(),
         });
     }
     let stored = registry.find(&model.name())?;
     let folder = registry.config.dir.join(&stored.name);
-    let mut options = load_options(&folder, &stored.manifest)?;
+    let policy = registry.trust.policy();
+    // Before anything else of it is believed.
+    let proof = registry.prove(&stored)?;
+    let mut options = load_options(&folder, &stored.manifest, policy)?;
     // The configuration is nearer to the operator than the bundle.
     if model.pre_tokenizer.is_some() {
         options = options.with_pre_tokenizer(model.pre_tokenizer.clone());
@@ -52,7 +58,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         options = options.with_chat_template(Some(choice));
     }
     let mut tasks = if config.models.bundle_tasks {
-        tasks_in(&folder, &stored.manifest)?
+        tasks_in(&folder, &stored.manifest, policy)?
     } else {
         BTreeMap::new()
     };
@@ -66,6 +72,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         path: stored.weights(),
         options,
         key: Some(packs::key(&stored.manifest)),
+        proof,
         tasks,
     })
 }
@@ -82,6 +89,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
                 path: path.to_owned(),
                 options: LoadOptions::default().for_draft(),
                 key: None,
+                proof: Proof::of_path(&registry.trust, &path.display().to_string())?,
                 tasks: BTreeMap::new(),
             });
         }
@@ -91,7 +99,8 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
     let folder = registry.config.dir.join(&stored.name);
     Ok(Served {
         path: stored.weights(),
-        options: load_options(&folder, &stored.manifest)?.for_draft(),
+        proof: registry.prove(&stored)?,
+        options: load_options(&folder, &stored.manifest, registry.trust.policy())?.for_draft(),
         key: Some(packs::key(&stored.manifest)),
         tasks: BTreeMap::new(),
     })
@@ -101,6 +110,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
 pub(super) fn load_options(
     folder: &Path,
     manifest: &Manifest,
+    policy: SignaturePolicy,
 ) -> Result<LoadOptions, RegistryError> {
     let mut options = LoadOptions::default().with_pre_tokenizer(
         manifest
@@ -109,7 +119,7 @@ pub(super) fn load_options(
             .map(|name| name.as_str().to_owned()),
     );
     if let Some(member) = manifest.of(Role::ChatTemplate).next() {
-        let text = store::text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
+        let text = store::text_of(folder, member, policy)?;
         options = options.with_chat_template(Some(TemplateChoice::Source(text)));
     }
     Ok(options)
@@ -119,10 +129,11 @@ pub(super) fn load_options(
 pub(super) fn tasks_in(
     folder: &Path,
     manifest: &Manifest,
+    policy: SignaturePolicy,
 ) -> Result<BTreeMap<String, TaskConfig>, RegistryError> {
     let mut tasks = BTreeMap::new();
     for member in manifest.of(Role::Task) {
-        let text = store::text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
+        let text = store::text_of(folder, member, policy)?;
         let name = member.task_name().unwrap_or_default();
         let rejected = |why: &dyn std::fmt::Display| {
             RegistryError::Rejected(format!("{}: {why}", member.path))

@@ -1,16 +1,19 @@
 //! One model's folder: what is read from it and how it is brought to the disk.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use andon_wire::limits::{MANIFEST_BYTES_MAX, TEXT_MEMBER_BYTES_MAX};
-use andon_wire::manifest::{Digest, FORMAT, MANIFEST_PATH, Manifest, Member};
+use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_BYTES_MAX, TEXT_MEMBER_BYTES_MAX};
+use andon_wire::manifest::{
+    Digest, FORMAT, FORMAT_MIN, MANIFEST_PATH, Manifest, Member, SIGNATURES_PATH,
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::RegistryError;
+use crate::config::models::SignaturePolicy;
 
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -26,6 +29,8 @@ pub struct Stored {
     pub manifest: Box<Manifest>,
     /// The manifest as it came.
     pub text: String,
+    /// The signatures over it as they came; empty where what is there cannot be such.
+    pub signatures: Option<String>,
     /// When it was added, in seconds since 1970.
     pub added_s: u64,
     folder: PathBuf,
@@ -53,6 +58,7 @@ impl Stored {
             name: name.to_owned(),
             manifest: manifest(&text)?,
             text,
+            signatures: signatures(folder)?,
             added_s,
             folder: folder.to_owned(),
         })
@@ -71,9 +77,14 @@ impl Stored {
             .map_or_else(PathBuf::new, |member| self.path(member))
     }
 
-    /// The text of a small member.
-    pub fn text_of(&self, member: &Member) -> Result<String, RegistryError> {
-        text(&self.path(member), TEXT_MEMBER_BYTES_MAX)
+    /// Whether the kernel vouches for its weights.
+    pub fn has_verity(&self) -> bool {
+        self.manifest.weights().all(|member| {
+            let measured = File::open(self.path(member))
+                .and_then(|file| andon_os::verity::measured(&file))
+                .unwrap_or_default();
+            measured.is_some() && measured == member.verity.map(|digest| digest.0)
+        })
     }
 
     pub(super) fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), RegistryError> {
@@ -118,6 +129,48 @@ pub(super) fn digest(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Diges
     }
 }
 
+/// The signatures in a model's folder.
+fn signatures(folder: &Path) -> Result<Option<String>, RegistryError> {
+    match text(&folder.join(SIGNATURES_PATH), SIGNATURES_BYTES_MAX as u64) {
+        Ok(text) => Ok(Some(text)),
+        Err(RegistryError::Rejected(_)) => Ok(Some(String::new())),
+        Err(RegistryError::Io(_, _, error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts signatures beside a manifest: those that were there, or these, and never half of them.
+pub(super) fn put_signatures(folder: &Path, text: &str) -> Result<(), RegistryError> {
+    let path = folder.join(SIGNATURES_PATH);
+    let part = folder.join(format!(".{SIGNATURES_PATH}"));
+    File::create(&part)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&part, &path))
+        .map_err(RegistryError::io(&path, "write"))?;
+    sync_folder(folder)
+}
+
+/// The text of a small member, compared with the manifest's digest as far as the policy asks for it.
+pub(super) fn text_of(
+    folder: &Path,
+    member: &Member,
+    policy: SignaturePolicy,
+) -> Result<String, RegistryError> {
+    let text = text(&folder.join(member.path.as_str()), TEXT_MEMBER_BYTES_MAX)?;
+    let is_same = || Digest(Sha256::digest(text.as_bytes()).into()) == member.sha256;
+    if policy != SignaturePolicy::Off && !is_same() {
+        let why = format!("{} is not what the manifest says", member.path);
+        if policy == SignaturePolicy::Require {
+            return Err(RegistryError::Rejected(why));
+        }
+        tracing::error!("{why}, and is used");
+    }
+    Ok(text)
+}
+
 /// Reads a manifest; a newer format is named as such, whatever else it holds.
 pub(super) fn manifest(text: &str) -> Result<Box<Manifest>, RegistryError> {
     #[derive(Deserialize)]
@@ -127,9 +180,9 @@ pub(super) fn manifest(text: &str) -> Result<Box<Manifest>, RegistryError> {
     let rejected =
         |error: &dyn std::fmt::Display| RegistryError::Rejected(format!("the manifest: {error}"));
     let Format { format } = serde_json::from_str(text).map_err(|error| rejected(&error))?;
-    if format != FORMAT {
+    if !(FORMAT_MIN..=FORMAT).contains(&format) {
         return Err(rejected(&format!(
-            "its format is {format}, this daemon reads {FORMAT}"
+            "its format is {format}, this daemon reads {FORMAT_MIN} to {FORMAT}"
         )));
     }
     let manifest: Box<Manifest> = serde_json::from_str(text).map_err(|error| rejected(&error))?;

@@ -12,6 +12,7 @@ use andon_wire::manifest::Manifest;
 
 use super::RegistryError;
 use super::serve;
+use crate::config::models::SignaturePolicy;
 
 /// What the model is asked. Any text would do; it is the same for every model.
 const PROMPT: &str = "The hydraulic press stops in the middle of its stroke because";
@@ -29,9 +30,10 @@ pub(super) fn run(
     progress: &mut dyn FnMut(ModelStage, u64, u64),
 ) -> Result<Arc<Model>, RegistryError> {
     progress(ModelStage::Checking, 0, 0);
-    serve::tasks_in(folder, manifest)?;
+    // All were compared as they came.
+    serve::tasks_in(folder, manifest, SignaturePolicy::Off)?;
     // What is no model to be served may still guess for one.
-    let options = serve::load_options(folder, manifest)?.for_draft();
+    let options = serve::load_options(folder, manifest, SignaturePolicy::Off)?.for_draft();
     let weights = manifest
         .weights()
         .next()

@@ -243,6 +243,10 @@ pub struct Telemetry {
     pub completion_tokens: Counter,
     /// Whether the served model's weights are read from a pack.
     pub packed: Gauge,
+    /// Whether what is served was compared with its manifest, or the kernel vouches for it.
+    pub weights_compared: Gauge,
+    /// Whether something was found to differ.
+    pub weights_differ: Gauge,
     /// Most bytes that each part of the served model takes.
     memory: Family<MemoryLabels, Gauge>,
     /// Requests waiting.
@@ -390,6 +394,8 @@ impl Telemetry {
             prefix_hits: Counter::default(),
             completion_tokens: Counter::default(),
             packed: Gauge::default(),
+            weights_compared: Gauge::default(),
+            weights_differ: Gauge::default(),
             memory: Family::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
@@ -450,6 +456,16 @@ impl Telemetry {
             "packed",
             "Whether the served model's weights are read from a pack",
             telemetry.packed.clone(),
+        );
+        registry.register(
+            "weights_compared",
+            "Whether the served model was compared with its manifest since the start, or the kernel vouches for it",
+            telemetry.weights_compared.clone(),
+        );
+        registry.register(
+            "weights_differ",
+            "Whether the served model was found to differ from its manifest",
+            telemetry.weights_differ.clone(),
         );
         registry.register_with_unit(
             "memory_max",

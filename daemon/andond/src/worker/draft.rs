@@ -11,10 +11,10 @@ use andon_engine::pack::Key;
 use andon_engine::speculate::DraftModel;
 use andon_engine::{Executor, ExecutorOptions, Model};
 
-use super::load::find_pack;
+use super::load::{find_pack, left_to_prove, prove};
 use super::memory::Memory;
 use crate::config::Config;
-use crate::registry::{self, Registry, Served};
+use crate::registry::{self, Proof, Registry, Served};
 
 /// Most tokens of one of its passes: a piece of a prompt, or what several answers lack.
 const BATCH_TOKENS_MAX: usize = 128;
@@ -48,6 +48,8 @@ pub(super) struct Loaded {
     pub(super) model: Arc<Model>,
     /// The key of its pack, if it is to have one.
     pub(super) key: Option<Key>,
+    /// The same model, if it is to be compared while it is used.
+    pub(super) unproven: Vec<(Arc<Model>, Proof)>,
     bytes: u64,
 }
 
@@ -97,6 +99,7 @@ fn load_served(
     let model =
         Model::load_with(&served.path, &served.options).map_err(|error| error.to_string())?;
     let model = Arc::new(model);
+    prove(config, served, &model).map_err(|error| error.to_string())?;
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));
@@ -126,6 +129,7 @@ fn load_served(
     Ok(Loaded {
         expected_cost: draft.expected_cost(target.model()),
         draft,
+        unproven: left_to_prove(served, &model),
         model,
         key,
         bytes: bytes as u64,

@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::pages::Pages;
 use super::{ModelFacts, SHARE_FOR_ALARMS};
 use crate::config::Config;
-use crate::registry::{Packs, Registry, Served};
+use crate::registry::{Packs, Proof, Proven, Registry, RegistryError, Served};
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -33,6 +33,10 @@ pub(super) struct Loaded {
     pub(super) draft_model: Option<(Arc<Model>, Option<Key>)>,
     /// What is kept of prompts.
     pub(super) pages: Pages,
+    /// How it is known that the model's bytes are those of its manifest.
+    pub(super) proven: Proven,
+    /// What is to be compared with manifests while it is served: the model, and the draft.
+    pub(super) unproven: Vec<(Arc<Model>, Proof)>,
 }
 
 /// What runs the model.
@@ -89,11 +93,17 @@ pub(super) fn load(
     let model =
         Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
     let model = Arc::new(model);
+    let proven = prove(config, served, &model).map_err(|error| LoadFailure::operator(&error))?;
+    let mut unproven = left_to_prove(served, &model);
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));
     if model.info().pooling.is_some() {
-        return load_embedder(config, path, model, key);
+        return Ok(Loaded {
+            proven,
+            unproven,
+            ..load_embedder(config, path, model, key)?
+        });
     }
     let options = ExecutorOptions {
         threads: config.engine.threads,
@@ -140,6 +150,7 @@ pub(super) fn load(
     let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
     let draft_model = loaded.flatten().map(|loaded| {
         generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
+        unproven.extend(loaded.unproven);
         (loaded.model, loaded.key)
     });
     Ok(Loaded {
@@ -151,14 +162,38 @@ pub(super) fn load(
         memory: Some(memory),
         draft_model,
         pages,
+        proven,
+        unproven,
     })
 }
 
-/// Has the model use its pack if there is a sound one; the key of the pack, if it is to have one.
+/// Before anything is computed with a model: has its bytes compared, where that is required.
+pub(super) fn prove(
+    config: &Config,
+    served: &Served,
+    model: &Model,
+) -> Result<Proven, RegistryError> {
+    let threads = config.engine.threads;
+    let threads = threads.unwrap_or_else(andon_os::available_threads);
+    served.proof.before_use(model, threads)
+}
+
+/// A model that is to be compared while it is served.
+pub(super) fn left_to_prove(served: &Served, model: &Arc<Model>) -> Vec<(Arc<Model>, Proof)> {
+    let proof = Some(&served.proof).filter(|proof| proof.is_left());
+    let left = proof.map(|proof| (Arc::clone(model), proof.clone()));
+    left.into_iter().collect()
+}
+
+/// Has the model use its pack if there is a sound one; the key of the pack, if it is to have one. Where everything has to be
+/// compared before it is computed with, that is left to the thread that packs.
 pub(super) fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option<Key> {
     let key = packs.key(served.key.as_ref(), model)?;
     let cache = packs.cache();
     cache.hold(&key);
+    if served.proof.is_required() {
+        return Some(key);
+    }
     let found = cache.find(&key).and_then(|pack| match pack {
         Some(pack) => model.attach_pack(pack),
         None => Ok(()),
@@ -217,6 +252,8 @@ fn load_embedder(
         memory: None,
         draft_model: None,
         pages: Pages::none(config),
+        proven: Proven::No,
+        unproven: Vec::new(),
     })
 }
 

@@ -18,13 +18,19 @@ const ATTEMPTS_MAX: usize = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves until the daemon stops.
-pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key) {
+///
+/// With `compare` a pack that is there is used only once it was found to be what packing the model gives: whoever trusts the
+/// model's own files, which were compared, does not trust the folder of packs for that.
+pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key, compare: bool) {
     if let Err(error) = andon_os::give_way() {
         tracing::debug!(%error, "packing has the rank of an answer");
     }
     for _ in 0..ATTEMPTS_MAX {
         if !needed(shared, model) {
             return;
+        }
+        if compare && use_compared(shared, model, cache, key) {
+            continue;
         }
         tracing::info!("the model's weights are being packed while nobody asks for anything");
         let made = cache.make(model, key, 1, &mut |_, _| goes_on(shared));
@@ -52,6 +58,31 @@ pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key) {
     }
 }
 
+/// Has the model use the pack that is there if it is the one of this model. False if there is none to be used.
+fn use_compared(shared: &Shared, model: &Model, cache: &Cache, key: &Key) -> bool {
+    let used = cache.find(key).and_then(|pack| {
+        let Some(pack) = pack else { return Ok(false) };
+        pack.compare(model, &mut |_, _| goes_on(shared))?;
+        model.attach_pack(pack)?;
+        Ok(true)
+    });
+    match used {
+        Ok(used) => {
+            if used {
+                shared.look_after_pack();
+                tracing::info!("the pack is the one of this model, and is used");
+            }
+            used
+        }
+        // The next look at the board ends it.
+        Err(PackError::Stopped) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the pack is made anew");
+            false
+        }
+    }
+}
+
 fn is_over(phase: Phase) -> bool {
     matches!(phase, Phase::Stopping(_) | Phase::Failed)
 }
@@ -71,7 +102,7 @@ fn needed(shared: &Shared, model: &Model) -> bool {
 }
 
 /// Waits until there are no requests and the machine is not being measured. False when the daemon stops.
-fn goes_on(shared: &Shared) -> bool {
+pub(super) fn goes_on(shared: &Shared) -> bool {
     let mut board = shared.board();
     loop {
         if is_over(board.phase) {

@@ -8,9 +8,9 @@ use andon_wire::limits::{
     VECTOR_PIECE_BYTES_MAX,
 };
 use andon_wire::{
-    Accepted, Cancelled, Chunk, ClientFrame, DecodeError, ELEMENT_BYTES, ErrorCode,
-    Fault as WireFault, FrameReader, HEADER_BYTES, ModelData, ModelName, Models, PROTOCOL_VERSION,
-    ReadError, RequestId, ServerFrame, VectorPiece, Welcome, shorten,
+    Accepted, AddModel, AddSigned, Cancelled, Chunk, ClientFrame, DecodeError, ELEMENT_BYTES,
+    ErrorCode, Fault as WireFault, FrameReader, HEADER_BYTES, ModelData, ModelName, Models,
+    PROTOCOL_VERSION, ReadError, RequestId, ServerFrame, VectorPiece, Welcome, shorten,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -291,7 +291,17 @@ impl Connection {
                 }
                 self.outgoing.send(&ServerFrame::Models(models)).await
             }
-            ClientFrame::AddModel(ask) => self.models.add(&ask).await,
+            ClientFrame::AddModel(ask) => self.models.add(&ask, None).await,
+            ClientFrame::AddSigned(ask) => {
+                let AddSigned {
+                    id,
+                    name,
+                    manifest,
+                    signatures,
+                } = ask;
+                let ask = AddModel { id, name, manifest };
+                self.models.add(&ask, Some(signatures)).await
+            }
             ClientFrame::ModelData(data) => self.model_data(&data).await,
             ClientFrame::ModelTask(task) => self.models.task(task).await,
             ClientFrame::CorpusTask(task) => self.models.corpora(&task).await,

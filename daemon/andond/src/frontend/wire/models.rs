@@ -16,7 +16,7 @@ use andon_wire::{
     AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
     ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, PageAction,
     PageTask, RequestId, ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack,
-    StoredPages, shorten,
+    StoredPages, StoredSignature, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -27,7 +27,9 @@ use super::connection::Outgoing;
 use super::convert::saturated;
 use super::spool;
 use crate::frontend::Context;
-use crate::registry::{Begun, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change};
+use crate::registry::{
+    Begun, Judgement, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change,
+};
 use crate::worker::{CorpusFacts, Erased, WorkerHandle};
 
 /// Pieces of a model between the connection and the disk: a megabyte.
@@ -50,6 +52,13 @@ pub(super) enum Event {
     Progress(ModelStage, u64, u64),
     Stored(Box<Stored>, bool),
     Packed(Packed),
+    Signed {
+        name: String,
+        found: Judgement,
+        /// Id of the key that this is about, or empty.
+        key: String,
+        verity: bool,
+    },
     Corpus(CorpusFacts),
     Kept(Box<spool::Facts>),
     Pages(usize, u64),
@@ -90,7 +99,7 @@ impl ModelDesk {
     }
 
     /// Begins to add a model. False when the connection is gone.
-    pub(super) async fn add(&mut self, ask: &AddModel<'_>) -> bool {
+    pub(super) async fn add(&mut self, ask: &AddModel<'_>, signatures: Option<&str>) -> bool {
         let id = ask.id.clone();
         if !self.free(&id).await {
             return true;
@@ -99,6 +108,7 @@ impl ModelDesk {
         self.adding = Some((id.clone(), pieces));
         let name = ask.name.as_ref().map(|name| name.as_str().to_owned());
         let manifest = ask.manifest.to_owned();
+        let signatures = signatures.map(str::to_owned);
         let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
         let config = self.context.config.models.clone();
         let runtime = Handle::current();
@@ -107,7 +117,7 @@ impl ModelDesk {
             add(
                 &registry,
                 name.as_deref(),
-                &manifest,
+                (&manifest, signatures.as_deref()),
                 &runtime,
                 incoming,
                 events,
@@ -145,6 +155,7 @@ impl ModelDesk {
                 Ok(())
             }
             ModelAction::Packs => packs(&registry, events),
+            ModelAction::Signatures => signatures(&registry, events),
             ModelAction::Pack(name) => {
                 may_change(&config, peer)?;
                 let mut pace = Pace::default();
@@ -298,13 +309,13 @@ impl Pace {
 fn add(
     registry: &Arc<Registry>,
     name: Option<&str>,
-    manifest: &str,
+    (manifest, signatures): (&str, Option<&str>),
     runtime: &Handle,
     mut incoming: mpsc::Receiver<Box<[u8]>>,
     events: &Events,
 ) -> Result<(), RegistryError> {
     let mut pace = Pace::default();
-    let begun = registry.begin(name, manifest, &mut |stage, bytes, total| {
+    let begun = registry.begin(name, manifest, signatures, &mut |stage, bytes, total| {
         pace.say(events, stage, bytes, total);
     })?;
     let mut receipt: Box<Receipt> = match begun {
@@ -363,6 +374,23 @@ fn list(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
     for model in registry.list()? {
         let active = registry.is_active(&model.name);
         send(events, Event::Stored(Box::new(model), active));
+        count += 1;
+    }
+    send(events, Event::Done { count });
+    Ok(())
+}
+
+fn signatures(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
+    let mut count = 0;
+    for model in registry.list()? {
+        let found = registry.judge(&model);
+        let event = Event::Signed {
+            verity: model.has_verity(),
+            key: found.key.map_or_else(String::new, |key| key.to_string()),
+            found,
+            name: model.name,
+        };
+        send(events, event);
         count += 1;
     }
     send(events, Event::Done { count });
@@ -534,6 +562,18 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             id,
             name: ModelName::new(&packed.name).ok()?,
             bytes: packed.bytes,
+        }),
+        Event::Signed {
+            name,
+            found,
+            key,
+            verity,
+        } => ServerFrame::StoredSignature(StoredSignature {
+            id,
+            name: ModelName::new(name).ok()?,
+            state: found.state,
+            key,
+            verity: *verity,
         }),
         Event::Corpus(facts) => ServerFrame::StoredCorpus(StoredCorpus {
             id,

@@ -1,0 +1,319 @@
+//! Whether what is computed with is what was signed, or at least what was added: at every start, by the manifest.
+//!
+//! A signature vouches for the manifest, the manifest for files whole, for what fs-verity measures of them, and for the
+//! digests of their tensors. Of a file that is under fs-verity the kernel is asked for its measure, which takes no time,
+//! and the kernel compares every page that is read from then on. Of any other file the pieces (its head, its tensors) are
+//! read and compared: before anything is computed where signatures are required, beside the service where they are wished
+//! for.
+//!
+//! Bytes are read from the very file that is mapped. Nothing here trusts anything else that lies beside the models: no note
+//! of an earlier look, which whoever can change a model could write as well.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use andon_engine::Model;
+use andon_wire::limits::TENSOR_DIGESTS_BYTES_MAX;
+use andon_wire::manifest::{Digest, Member};
+use andon_wire::tensors;
+use sha2::{Digest as _, Sha256};
+
+use super::trust::{Judgement, Trust};
+use super::{RegistryError, Stored, store};
+use crate::config::models::SignaturePolicy;
+
+/// Bytes read and hashed at a time; fewer than any cache of the second level.
+const PIECE_BYTES: usize = 256 * 1024;
+/// What may fill a file up between two tensors: the largest alignment that there is.
+const PADDING_BYTES: usize = 1 << 16;
+
+/// What is known of the bytes of a model that is served.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    policy: SignaturePolicy,
+    name: String,
+    /// `None` for a file that is served by its path, of which no manifest says anything.
+    kept: Option<Box<Stored>>,
+}
+
+/// How it is known that a model's bytes are those of its manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proven {
+    /// The kernel says so of all of its files, and goes on doing so.
+    Verity,
+    /// They were read and compared.
+    Compared {
+        /// Bytes that were.
+        bytes: u64,
+    },
+    /// It is not known: nobody looked, or there is nothing to compare them with.
+    No,
+}
+
+/// A piece of a file that is to be compared.
+struct Piece {
+    file: usize,
+    range: Range<u64>,
+    sha256: Digest,
+    name: String,
+}
+
+impl Proof {
+    /// For a model that is kept, of whose signatures `found` was found.
+    ///
+    /// # Errors
+    /// If it may not be served.
+    pub(super) fn of_kept(
+        trust: &Trust,
+        stored: Stored,
+        found: &Judgement,
+    ) -> Result<Proof, RegistryError> {
+        trust.serve(&stored.name, found)?;
+        Ok(Proof {
+            policy: trust.policy(),
+            name: stored.name.clone(),
+            kept: Some(Box::new(stored)),
+        })
+    }
+
+    /// For a file that is served by its path.
+    ///
+    /// # Errors
+    /// If it may not be served.
+    pub(super) fn of_path(trust: &Trust, name: &str) -> Result<Proof, RegistryError> {
+        if trust.policy() == SignaturePolicy::Require {
+            return Err(RegistryError::Rejected(format!(
+                "{name} is served by its path and so has no signature, which [models] signature = \"require\" asks \
+                 for; add it by `andonctl model add` and give its name"
+            )));
+        }
+        Ok(Proof {
+            policy: trust.policy(),
+            name: name.to_owned(),
+            kept: None,
+        })
+    }
+
+    /// Whether nothing may be computed from bytes that were not compared, those of packs included.
+    pub fn is_required(&self) -> bool {
+        self.policy == SignaturePolicy::Require
+    }
+
+    /// Before anything is computed with `model`: compares it, on so many threads, where that is required.
+    ///
+    /// # Errors
+    /// What differs, or cannot be read.
+    pub fn before_use(&self, model: &Model, threads: usize) -> Result<Proven, RegistryError> {
+        match &self.kept {
+            Some(stored) if self.is_required() => {
+                let proven = check(stored, model, threads, Which::InUse, &|_| true)?;
+                self.say(proven);
+                Ok(proven)
+            }
+            _ => Ok(Proven::No),
+        }
+    }
+
+    /// Whether [`Proof::beside`] has anything to do.
+    pub fn is_left(&self) -> bool {
+        self.policy == SignaturePolicy::Warn && self.kept.is_some()
+    }
+
+    /// While `model` is served: compares what is used of it on this thread, until `goes_on` answers with false; it may wait.
+    ///
+    /// # Errors
+    /// What differs, or cannot be read.
+    pub fn beside(
+        &self,
+        model: &Model,
+        goes_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Proven, RegistryError> {
+        let Some(stored) = self.kept.as_ref().filter(|_| self.is_left()) else {
+            return Ok(Proven::No);
+        };
+        let proven = check(stored, model, 1, Which::InUse, &|_| goes_on())?;
+        self.say(proven);
+        Ok(proven)
+    }
+
+    fn say(&self, proven: Proven) {
+        let name = &self.name;
+        match proven {
+            Proven::Verity => tracing::info!(name, "the kernel vouches for the weights"),
+            Proven::Compared { bytes } => {
+                tracing::info!(name, bytes, "the weights are those of the manifest");
+            }
+            Proven::No => {}
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// What is computed with, unless the kernel vouches for it: not what a pack in use takes the place of.
+    InUse,
+    /// All, whoever else vouches for it.
+    All,
+}
+
+/// Compares the files that `model` is of with the manifest of `stored`. `goes_on` is told bytes done and ends it by false.
+pub(super) fn check(
+    stored: &Stored,
+    model: &Model,
+    threads: usize,
+    which: Which,
+    goes_on: &(dyn Fn(u64) -> bool + Sync),
+) -> Result<Proven, RegistryError> {
+    let members: Vec<&Member> = stored.manifest.weights().collect();
+    let maps = model.maps();
+    let differs = |what: &dyn Display| {
+        RegistryError::Rejected(format!(
+            "the model {} is not what its manifest says: {what}; remove its folder and add it again",
+            stored.name
+        ))
+    };
+    if maps.len() != members.len() {
+        return Err(differs(&format!("it has {} files", maps.len())));
+    }
+    let mut verity = Vec::new();
+    for (member, map) in members.iter().zip(maps) {
+        if map.len() as u64 != member.bytes {
+            return Err(differs(&format!("{} has {} bytes", member.path, map.len())));
+        }
+        let measured = map
+            .verity()
+            .map_err(RegistryError::io(&stored.path(member), "measure"))?
+            .map(Digest);
+        match (measured, member.verity) {
+            (Some(found), Some(said)) if found != said => {
+                return Err(differs(&format!("{} measures {found}", member.path)));
+            }
+            (found, said) => verity.push(found.is_some() && said.is_some()),
+        }
+    }
+    if which == Which::InUse && verity.iter().all(|on| *on) {
+        return Ok(Proven::Verity);
+    }
+    let mut pieces = pieces(stored)?;
+    if which == Which::InUse {
+        pieces.retain(|piece| {
+            let range = || {
+                let place = |at: u64| usize::try_from(at).ok();
+                Some(place(piece.range.start)?..place(piece.range.end)?)
+            };
+            let packed =
+                range().is_some_and(|range| model.is_packed(piece.file, range, PADDING_BYTES));
+            !packed && !verity.get(piece.file).is_some_and(|on| *on)
+        });
+    }
+    let next = AtomicUsize::new(0);
+    let outcome = Mutex::new(Ok::<_, RegistryError>(Some(0)));
+    let work = || {
+        let mut buffer = vec![0; PIECE_BYTES];
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let read = digest(model, piece, &mut buffer, goes_on);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            let member = members.get(piece.file);
+            let path = member.map_or("", |member| &member.path);
+            match read {
+                Ok(Some(found)) if found == piece.sha256 => {
+                    if let Ok(Some(bytes)) = &mut *outcome {
+                        *bytes += piece.range.end - piece.range.start;
+                        continue;
+                    }
+                }
+                Ok(None) => *outcome = Ok(None),
+                Ok(Some(_)) => {
+                    let (start, end) = (piece.range.start, piece.range.end);
+                    *outcome = Err(differs(&format!(
+                        "{} differs in {} (bytes {start} to {end})",
+                        path, piece.name
+                    )));
+                }
+                Err(error) => {
+                    let path = member.map_or_else(Default::default, |member| stored.path(member));
+                    *outcome = Err(RegistryError::io(&path, "read")(error));
+                }
+            }
+            // Whatever else there is, it does not matter any more.
+            next.store(pieces.len(), Ordering::Relaxed);
+            return;
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads.min(pieces.len()) {
+            // Where there is no thread to be had, those that there are do its work.
+            drop(thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
+    });
+    let bytes = outcome
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)?;
+    Ok(bytes.map_or(Proven::No, |bytes| Proven::Compared { bytes }))
+}
+
+/// The pieces that a model's files consist of: those of its digests of tensors or, without, each file as one.
+fn pieces(stored: &Stored) -> Result<Vec<Piece>, RegistryError> {
+    let Some(member) = stored.manifest.tensor_digests() else {
+        let whole = stored.manifest.weights().enumerate();
+        return Ok(whole
+            .map(|(file, member)| Piece {
+                file,
+                range: 0..member.bytes,
+                sha256: member.sha256,
+                name: "its bytes".to_owned(),
+            })
+            .collect());
+    };
+    let path = stored.path(member);
+    let text = store::text(&path, TENSOR_DIGESTS_BYTES_MAX)?;
+    let rejected = |why: &dyn Display| {
+        RegistryError::Rejected(format!("{} of {}: {why}", member.path, stored.name))
+    };
+    if Digest(Sha256::digest(text.as_bytes()).into()) != member.sha256 {
+        return Err(rejected(&"it is not the one of the manifest"));
+    }
+    let mut pieces = Vec::new();
+    tensors::read(&text, &stored.manifest, &mut |piece| {
+        pieces.push(Piece {
+            file: piece.file,
+            range: piece.offset..piece.offset.saturating_add(piece.bytes),
+            sha256: piece.sha256,
+            name: piece.name.to_owned(),
+        });
+    })
+    .map_err(|error| rejected(&error))?;
+    Ok(pieces)
+}
+
+/// The digest of a piece as the model's own file has it; `None` if it is not to go on.
+fn digest(
+    model: &Model,
+    piece: &Piece,
+    buffer: &mut [u8],
+    goes_on: &(dyn Fn(u64) -> bool + Sync),
+) -> std::io::Result<Option<Digest>> {
+    let Some(map) = model.maps().get(piece.file) else {
+        return Err(std::io::ErrorKind::NotFound.into());
+    };
+    let mut hasher = Sha256::new();
+    let mut at = piece.range.start;
+    while at < piece.range.end {
+        let left = usize::try_from(piece.range.end - at).unwrap_or(usize::MAX);
+        let count = left.min(buffer.len());
+        let (bytes, _) = buffer.split_at_mut(count);
+        let place = usize::try_from(at).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+        map.read_at(place, bytes)?;
+        hasher.update(&*bytes);
+        at += count as u64;
+        if !goes_on(count as u64) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Digest(hasher.finalize().into())))
+}
