@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod abuse;
 mod andonctl;
 mod hardware;
 mod hostile;

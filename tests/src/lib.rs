@@ -16,3 +16,4 @@ pub mod programs;
 pub mod source;
 pub mod tiny_encoder;
 pub mod tiny_model;
+pub mod vitals;

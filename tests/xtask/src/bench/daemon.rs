@@ -36,6 +36,13 @@ impl Folder {
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// A folder in it.
+    pub(super) fn sub(&self, name: &str) -> Result<PathBuf> {
+        let place = self.0.join(name);
+        fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+        Ok(place)
+    }
 }
 
 impl Drop for Folder {
@@ -67,7 +74,7 @@ pub(super) fn start(programs: &Path, definition: &Definition, model: &Path) -> R
     let folder = Folder::make()?;
     let mut figures = json!({});
     for (pack, prefix) in [("never", "raw"), ("idle", "packed")] {
-        configure(&folder.0, definition, model, pack)?;
+        configure(&folder.0, definition, model, pack, toml::Table::new())?;
         if pack == "idle" {
             let mut daemon = launch(programs, &folder.0)?;
             daemon.wait_ready(&folder.0)?;
@@ -96,13 +103,14 @@ pub(super) fn start(programs: &Path, definition: &Definition, model: &Path) -> R
     Ok(figures)
 }
 
+/// Writes the configuration: what every daemon here is told, laid over `config`.
 pub(super) fn configure(
     folder: &Path,
     definition: &Definition,
     model: &Path,
     pack: &str,
+    mut config: toml::Table,
 ) -> Result<()> {
-    let mut config = toml::Table::new();
     let at = |name: &str| toml::Value::from(folder.join(name).display().to_string());
     let entries = [
         ("gateway", "name", toml::Value::from("bench")),
@@ -176,6 +184,14 @@ impl Daemon {
             }
         }
         bail!("andond is not ready after {} s", PATIENCE.as_secs())
+    }
+
+    /// Ends it as a service manager does, and waits until it has ended.
+    pub(super) fn terminate(&mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        crate::shell::output(Command::new("kill").args(["-TERM", &id]))?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Bytes that it keeps in memory, mapped files included.

@@ -23,6 +23,17 @@ pub(crate) enum Kind {
     Start,
     /// The daemon: to the first token while batch work decodes.
     Load,
+    /// The daemon: to the first token over both front ends, beside llama-server.
+    FirstToken,
+    /// The daemon: several clients at once, by one alone, beside llama-server.
+    Parallel,
+}
+
+impl Kind {
+    /// Whether everybody has the model loaded at once and is asked in turns, llama.cpp as a server.
+    pub(crate) fn is_served(self) -> bool {
+        matches!(self, Kind::FirstToken | Kind::Parallel)
+    }
 }
 
 /// A benchmark.
@@ -68,6 +79,12 @@ pub(crate) struct Definition {
     /// Batch jobs that decode `gen` tokens each, one after the other.
     #[serde(default)]
     pub(crate) jobs: usize,
+    /// Clients at a time.
+    #[serde(default)]
+    pub(crate) clients: usize,
+    /// Most prompts that everybody is asked in a run; 0 is as many as there are, or four for each client.
+    #[serde(default)]
+    pub(crate) requests: usize,
     /// llama.cpp on the same file.
     pub(crate) rival: Option<Rival>,
     /// What is to be reached; said in the report, never a failure.
@@ -213,9 +230,12 @@ mod tests {
         let definitions = definitions(&models).expect("definitions");
         assert!(definitions.iter().any(|one| one.kind == Kind::Speed));
         for definition in &definitions {
-            assert!(definition.rival.is_none() || definition.kind == Kind::Speed);
+            let served = definition.kind.is_served();
+            assert!(definition.rival.is_none() || served || definition.kind == Kind::Speed);
             assert_eq!(definition.hogs > 0, definition.kind == Kind::Hogs);
             assert_eq!(definition.jobs > 0, definition.kind == Kind::Load);
+            assert_eq!(definition.clients > 1, definition.kind == Kind::Parallel);
+            assert!(definition.requests == 0 || served);
             // llama.cpp would do other work.
             assert!(definition.rival.is_none() || definition.kv.is_none());
         }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::daemon::{self, Folder, PATIENCE};
 use super::definition::Definition;
+use super::percentile;
 
 /// Requests of each kind.
 const ASKED: usize = 100;
@@ -52,7 +53,7 @@ struct Load<'a> {
 /// When it does not start or does not answer.
 pub(super) fn load(programs: &Path, definition: &Definition, model: &Path) -> Result<Value> {
     let folder = Folder::make()?;
-    daemon::configure(folder.path(), definition, model, "idle")?;
+    daemon::configure(folder.path(), definition, model, "idle", toml::Table::new())?;
     let mut daemon = daemon::launch(programs, folder.path())?;
     daemon.wait_ready(folder.path())?;
     daemon::wait_for_pack(&folder.path().join("cache"))?;
@@ -190,26 +191,5 @@ impl Load<'_> {
         }
         ensure!(any, "andond did not answer with a stream");
         Ok(())
-    }
-}
-
-/// The value that `percent` of all are no greater than.
-fn percentile(values: &[f64], percent: usize) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let index = (values.len() * percent).div_ceil(100).saturating_sub(1);
-    values.get(index).copied().unwrap_or(f64::NAN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_of_the_values_given() {
-        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
-        assert_eq!(percentile(&values, 99), 99.0);
-        assert_eq!(percentile(&values, 50), 50.0);
-        assert_eq!(percentile(&[2.0, 1.0], 99), 2.0);
     }
 }

@@ -4,12 +4,18 @@
 //! measured before and after each round, and a round counts only if both are near the best that was seen. A definition
 //! is run again until it has its rounds, up to a limit. What is reported are medians over the rounds that count.
 
+mod broker;
 mod daemon;
 mod definition;
+mod first_token;
+mod llama_server;
 mod load;
 mod machine;
+mod parallel;
+mod prompts;
 mod record;
 mod rival;
+mod service;
 mod sides;
 
 use std::collections::BTreeMap;
@@ -21,7 +27,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::shell;
-use definition::{Build, Definition, Origin};
+use definition::{Build, Definition, Kind, Origin};
 use rival::Variant;
 
 /// Share of the best streaming read that a round must have, before and after.
@@ -57,6 +63,15 @@ pub(crate) struct Options {
     /// An interpreter that has llama-cpp-python built for this processor, in place of building it.
     #[arg(long, value_name = "PATH")]
     llama_python: Option<PathBuf>,
+    /// A llama-server built for this processor, in place of building it.
+    #[arg(long, value_name = "PATH")]
+    llama_server: Option<PathBuf>,
+    /// Prompts for what asks servers: JSON lines, each with a `prompt`.
+    #[arg(long, value_name = "PATH")]
+    prompts: Option<PathBuf>,
+    /// Ask servers no more prompts in a run than this.
+    #[arg(long, value_name = "COUNT")]
+    requests: Option<usize>,
     /// Do not write a record.
     #[arg(long)]
     no_record: bool,
@@ -69,6 +84,9 @@ pub(crate) struct Options {
 struct Programs {
     folder: PathBuf,
     interpreters: BTreeMap<Build, PathBuf>,
+    server: Option<PathBuf>,
+    /// What servers are asked.
+    prompts: Vec<String>,
 }
 
 impl Programs {
@@ -94,7 +112,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         bail!("--rounds must be at least 1, --best-read a figure in GB/s");
     }
     let models = definition::models()?;
-    let definitions = chosen(options, &models)?;
+    let mut definitions = chosen(options, &models)?;
+    if let Some(requests) = options.requests {
+        let served = definitions.iter_mut().filter(|one| one.kind.is_served());
+        served.for_each(|one| one.requests = requests);
+    }
     if options.list {
         for definition in &definitions {
             println!("{:<20} {}", definition.name, definition.title);
@@ -188,8 +210,19 @@ fn chosen(options: &Options, models: &BTreeMap<String, Origin>) -> Result<Vec<De
 fn build(options: &Options, definitions: &[Definition]) -> Result<Programs> {
     let packages = ["--package", "andon-lab", "--package", "andond"];
     shell::run(shell::cargo(&["build", "--release"]).args(packages))?;
+    let (mut prompts, mut server) = (Vec::new(), None);
+    if definitions.iter().any(|one| one.kind.is_served()) {
+        let (read, from) = prompts::read(options.prompts.as_deref())?;
+        println!("  {from}");
+        prompts = read;
+        if !options.alone {
+            let given = options.llama_server.clone();
+            server = Some(given.map_or_else(llama_server::ensure, Ok)?);
+        }
+    }
     let mut interpreters = BTreeMap::new();
-    let rivals = definitions.iter().filter_map(|one| one.rival.as_ref());
+    let measured = definitions.iter().filter(|one| !one.kind.is_served());
+    let rivals = measured.filter_map(|one| one.rival.as_ref());
     for build in rivals.map(|rival| rival.build) {
         if options.alone || build.missing().is_some() || interpreters.contains_key(&build) {
             continue;
@@ -203,6 +236,8 @@ fn build(options: &Options, definitions: &[Definition]) -> Result<Programs> {
     Ok(Programs {
         folder: shell::target_directory().join("release"),
         interpreters,
+        server,
+        prompts,
     })
 }
 
@@ -217,8 +252,13 @@ fn measure(
     let mut notes = Vec::new();
     let mut variants = Vec::new();
     if let Some(rival) = definition.rival.as_ref().filter(|_| !options.alone) {
-        match programs.interpreters.get(&rival.build) {
-            Some(python) => variants = rival::variants(rival, python),
+        let program = if definition.kind.is_served() {
+            programs.server.as_ref()
+        } else {
+            programs.interpreters.get(&rival.build)
+        };
+        match program {
+            Some(program) => variants = rival::variants(rival, program),
             None => notes.extend(rival.build.missing().map(str::to_owned)),
         }
     }
@@ -230,9 +270,18 @@ fn measure(
     let mut before = sides::read_gb_s(&lab, definition.threads)?;
     for number in 1..=options.rounds * TRIES {
         let mut figures = BTreeMap::new();
-        for turn in turns(number, variants.len()) {
+        // Servers are asked in turns within their measurement.
+        let served = definition.kind.is_served();
+        let (servers, alone) = if served {
+            (variants.as_slice(), 0)
+        } else {
+            (&[][..], variants.len())
+        };
+        for turn in turns(number, alone) {
             match turn {
-                Turn::Andon => figures.extend(sides::andon(programs, definition, model)?),
+                Turn::Andon => {
+                    figures.extend(sides::andon(programs, definition, model, servers)?);
+                }
                 Turn::Rival(index) => {
                     let measured = variants[index].measure(definition, model)?;
                     figures.insert(variants[index].name(), measured);
@@ -254,7 +303,7 @@ fn measure(
         }
         // A busy moment must not cost the rival its best setting.
         if mark.is_empty() {
-            variants.retain(|variant| is_hopeful(variant, &figures));
+            variants.retain(|variant| is_hopeful(definition.kind, variant, &figures));
         }
         rounds.push(Round { read, figures });
         let counted = rounds.iter().filter(|round| round.read >= QUIET * *best);
@@ -285,13 +334,26 @@ fn turns(round: usize, rivals: usize) -> Vec<Turn> {
 }
 
 /// Whether a setting of the rival was near its best in anything.
-fn is_hopeful(variant: &Variant, figures: &BTreeMap<String, Value>) -> bool {
+fn is_hopeful(kind: Kind, variant: &Variant, figures: &BTreeMap<String, Value>) -> bool {
     let own = &figures[&variant.name()];
-    ["prefill_tok_s", "decode_tok_s"].iter().any(|key| {
-        let rivals = figures.iter().filter(|(name, _)| *name != sides::ANDON);
-        let best = rivals.filter_map(|(_, values)| values[*key].as_f64());
+    let keys: &[&str] = match kind {
+        Kind::FirstToken => &["short-p50-ms", "task-p50-ms"],
+        Kind::Parallel => &["aggregate_tok_s"],
+        _ => &["prefill_tok_s", "decode_tok_s"],
+    };
+    keys.iter().any(|key| {
+        let speed = |values: &Value| {
+            let figure = values[*key].as_f64()?;
+            Some(if key.ends_with("-ms") {
+                1.0 / figure
+            } else {
+                figure
+            })
+        };
+        let rivals = figures.iter().filter(|(name, _)| !sides::is_ours(name));
+        let best = rivals.filter_map(|(_, values)| speed(values));
         let best = best.fold(0.0, f64::max);
-        own[*key].as_f64().is_some_and(|own| own >= HOPELESS * best)
+        speed(own).is_some_and(|own| own >= HOPELESS * best)
     })
 }
 
@@ -339,17 +401,18 @@ fn summary(definition: &Definition, counted: &[&Round], tried: usize, notes: &[S
         }
     }
     let mut ratios = Map::new();
-    for (key, name) in [
-        ("prefill_tok_s", "prefill-ratio"),
-        ("decode_tok_s", "decode-ratio"),
-    ] {
+    for (key, theirs, name) in RATIOS {
         let own = sides
             .get(sides::ANDON)
             .and_then(|values| values.get(key)?.as_f64());
-        let rivals = sides.iter().filter(|(name, _)| **name != sides::ANDON);
-        let best = rivals.filter_map(|(_, values)| values.get(key)?.as_f64());
-        let best = best.fold(0.0, f64::max);
-        if let Some(own) = own.filter(|_| best > 0.0) {
+        let rivals = sides.iter().filter(|(name, _)| !sides::is_ours(name));
+        let best = rivals.filter_map(|(_, values)| values.get(theirs)?.as_f64());
+        let best = if key.ends_with("-ms") {
+            best.reduce(f64::min)
+        } else {
+            best.reduce(f64::max)
+        };
+        if let (Some(own), Some(best)) = (own, best.filter(|best| *best > 0.0)) {
             ratios.insert(name.to_owned(), json!(record::round(own / best)));
         }
     }
@@ -373,6 +436,37 @@ fn summary(definition: &Definition, counted: &[&Round], tried: usize, notes: &[S
     })
 }
 
+/// Our figure, the rival's, and the name of the one by the best of the others.
+const RATIOS: [(&str, &str, &str); 11] = [
+    ("prefill_tok_s", "prefill_tok_s", "prefill-ratio"),
+    ("decode_tok_s", "decode_tok_s", "decode-ratio"),
+    ("aggregate_tok_s", "aggregate_tok_s", "aggregate-ratio"),
+    ("http-short-p50-ms", "short-p50-ms", "http-short-p50-ratio"),
+    ("http-short-p95-ms", "short-p95-ms", "http-short-p95-ratio"),
+    ("mqtt-short-p50-ms", "short-p50-ms", "mqtt-short-p50-ratio"),
+    ("mqtt-short-p95-ms", "short-p95-ms", "mqtt-short-p95-ratio"),
+    (
+        "http-long-p50-ms",
+        "long-p50-ms",
+        "http-long-p50-rival-ratio",
+    ),
+    (
+        "mqtt-long-p50-ms",
+        "long-p50-ms",
+        "mqtt-long-p50-rival-ratio",
+    ),
+    ("http-task-p95-ms", "task-p95-ms", "http-task-p95-ratio"),
+    ("mqtt-task-p95-ms", "task-p95-ms", "mqtt-task-p95-ratio"),
+];
+
+/// The value that `percent` of all are no greater than.
+fn percentile(values: &[f64], percent: usize) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let index = (values.len() * percent).div_ceil(100).saturating_sub(1);
+    values.get(index).copied().unwrap_or(f64::NAN)
+}
+
 /// The middle one of several values.
 fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
@@ -387,7 +481,7 @@ fn median(values: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Round, Turn, definition, median, sides, summary, turns};
+    use super::{Round, Turn, definition, median, percentile, sides, summary, turns};
     use serde_json::json;
     use std::collections::BTreeMap;
 
@@ -399,6 +493,14 @@ mod tests {
         assert_eq!(turns(2, 2), next);
         assert_eq!(turns(3, 2), first);
         assert_eq!(turns(2, 0), [Turn::Andon]);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_values_given() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(&values, 99), 99.0);
+        assert_eq!(percentile(&values, 50), 50.0);
+        assert_eq!(percentile(&[2.0, 1.0], 99), 2.0);
     }
 
     #[test]

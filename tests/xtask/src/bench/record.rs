@@ -9,6 +9,18 @@ use serde_json::Value;
 use super::definition::{Definition, folder};
 use super::sides::ANDON;
 
+/// Figures that are good when they are great; of all others little is good.
+const AT_LEAST: [&str; 8] = [
+    "decode-ratio",
+    "prefill-ratio",
+    "bandwidth-share",
+    "int8-share",
+    "depth-ratio",
+    "hogs-ratio",
+    "parallel-ratio",
+    "aggregate-ratio",
+];
+
 /// Names in the folder for one day, processor and revision.
 const NUMBER_MAX: usize = 1000;
 
@@ -46,10 +58,7 @@ pub(super) fn print(definition: &Definition, result: &Value) {
             .as_f64()
             .or_else(|| result["sides"][ANDON][name].as_f64());
         // Times, memory and costs are bounds from above.
-        let most = name.ends_with("-ms")
-            || ["cost-", "resident", "alarm"]
-                .iter()
-                .any(|at| name.starts_with(at));
+        let most = !AT_LEAST.contains(&name.as_str());
         let verdict = match found {
             None => "not measured".to_owned(),
             Some(found) if result["rounds"] == 0 => format!("{found} while busy, not judged"),

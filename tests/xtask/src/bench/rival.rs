@@ -15,10 +15,11 @@ use crate::{cache, packages, shell};
 /// The release compared with.
 pub(crate) const VERSION: &str = "0.3.36";
 
-/// A setting of llama.cpp, and where its interpreter is.
+/// A setting of llama.cpp, and what runs it.
 #[derive(Clone, Debug)]
 pub(crate) struct Variant {
-    python: PathBuf,
+    /// An interpreter that has it, or the server.
+    pub(crate) program: PathBuf,
     pub(crate) repack: bool,
     pub(crate) flash_attention: bool,
 }
@@ -50,17 +51,7 @@ impl Build {
 /// When there is no compiler, or it cannot be built.
 pub(crate) fn ensure(build: Build) -> Result<PathBuf> {
     let _lock = cache::lock()?;
-    let mut hash = Sha256::new();
-    // A native build runs where it was built only.
-    for part in [VERSION, build.flags(), &machine::flags()] {
-        hash.update(part);
-    }
-    let key: String = hash
-        .finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let key = key(build.flags());
     let folder = cache::folder()?.join(format!("llama-cpp-{VERSION}-{key}"));
     let (python, complete) = (folder.join("bin/python"), folder.join("complete"));
     if complete.is_file() && python.exists() {
@@ -82,13 +73,24 @@ pub(crate) fn ensure(build: Build) -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Names a build with these flags: a native one runs where it was built only.
+pub(crate) fn key(flags: &str) -> String {
+    let mut hash = Sha256::new();
+    for part in [VERSION, flags, &machine::flags()] {
+        hash.update(part);
+    }
+    let bytes = hash.finalize();
+    let letters = bytes.iter().take(6).map(|byte| format!("{byte:02x}"));
+    letters.collect()
+}
+
 /// Every setting that a definition asks for.
-pub(crate) fn variants(rival: &Rival, python: &Path) -> Vec<Variant> {
+pub(crate) fn variants(rival: &Rival, program: &Path) -> Vec<Variant> {
     let mut variants = Vec::new();
     for &repack in &rival.repack {
         for &flash_attention in &rival.flash_attention {
             variants.push(Variant {
-                python: python.to_path_buf(),
+                program: program.to_path_buf(),
                 repack,
                 flash_attention,
             });
@@ -118,7 +120,7 @@ impl Variant {
     /// # Errors
     /// When it does not run or says something else than figures.
     pub(crate) fn measure(&self, definition: &Definition, model: &Path) -> Result<Value> {
-        let mut command = Command::new(&self.python);
+        let mut command = Command::new(&self.program);
         command
             .arg(super::definition::folder().join("llama.py"))
             .arg(model);

@@ -9,11 +9,17 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::definition::{Definition, Kind};
-use super::{Programs, daemon, load};
+use super::rival::Variant;
+use super::{Programs, daemon, first_token, load, parallel};
 use crate::shell;
 
 /// Our name among the figures.
 pub(super) const ANDON: &str = "andon";
+
+/// Whether figures of this name are of a program of ours.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with(ANDON)
+}
 
 /// Tokens that are generated beyond the first when the wall clock is read.
 const OUTSIDE_PROMPT: &str = "The quick brown fox";
@@ -31,7 +37,7 @@ pub(super) fn read_gb_s(lab: &Path, threads: usize) -> Result<f64> {
         .context("andon-lab limits has no bandwidth_gb_s")
 }
 
-/// Measures andon once, by the kind of the definition.
+/// Measures andon once, by the kind of the definition, and with it these servers of the rival.
 ///
 /// # Errors
 /// When a program does not run, or says something else than figures.
@@ -39,6 +45,7 @@ pub(super) fn andon(
     programs: &Programs,
     definition: &Definition,
     model: &Path,
+    servers: &[Variant],
 ) -> Result<BTreeMap<String, Value>> {
     let lab = programs.lab();
     let figures = match definition.kind {
@@ -59,6 +66,8 @@ pub(super) fn andon(
         Kind::Outside => outside(&lab, definition, model)?,
         Kind::Start => daemon::start(&programs.folder, definition, model)?,
         Kind::Load => load::load(&programs.folder, definition, model)?,
+        Kind::FirstToken => return first_token::measure(programs, definition, model, servers),
+        Kind::Parallel => return parallel::measure(programs, definition, model, servers),
     };
     Ok(BTreeMap::from([(ANDON.to_owned(), figures)]))
 }
