@@ -44,6 +44,7 @@ pub(super) fn open(
     event_loop
         .network_options
         .set_connection_timeout(options.connect_timeout.as_secs());
+    event_loop.network_options.set_tcp_nodelay(true);
     let driver = tokio::spawn(drive(event_loop, options.clone(), events));
     (client, driver)
 }

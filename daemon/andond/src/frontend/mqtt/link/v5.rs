@@ -25,6 +25,9 @@ pub(super) fn open(
     mqtt.set_clean_start(clean);
     mqtt.set_manual_acks(true);
     mqtt.set_connection_timeout(options.connect_timeout.as_secs());
+    let mut network = mqtt.network_options();
+    network.set_tcp_nodelay(true);
+    mqtt.set_network_options(network);
     // One place more than the window, so that acknowledgements, which share rumqttc's queue with messages,
     // never wait for the broker's confirmations.
     mqtt.set_outgoing_inflight_upper_limit(options.unacknowledged_max.saturating_add(1));
