@@ -33,7 +33,8 @@ use axum::{Extension, Router};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use self::answer::Jobs;
 pub(crate) use self::durable::describe;
@@ -50,14 +51,25 @@ use crate::worker::{ModelFacts, WorkerState, detokenize};
 /// A request as axum has it.
 type HttpRequest = axum::http::Request<Body>;
 
-/// Most bodies read and parsed at once: bounds their memory to this many times `[limits] body-bytes-max`.
+/// Most long bodies read and parsed at once: bounds their memory to this many times `[limits] body-bytes-max`.
 const BODIES_MAX: usize = 8;
+
+/// Most bytes of a body that is read without one of these places, so that nobody who sends a long one slowly, or none at
+/// all, holds up the short ones of others. Connections bound the memory of these.
+const SHORT_BODY_BYTES_MAX: usize = 32 << 10;
+
+/// Most texts worked on at once beside the model, on threads that may block.
+const WORKS_MAX: usize = 8;
+
+/// A body, and the place that it holds until it has been parsed, if it is long.
+type Held<'a> = (Bytes, Option<SemaphorePermit<'a>>);
 
 /// What the handlers share.
 #[derive(Debug)]
 struct Service {
     context: Context,
     bodies: Semaphore,
+    works: Semaphore,
     responses: Mutex<responses::Store>,
     durable: durable::Desk,
     seeds: RandomState,
@@ -84,6 +96,7 @@ fn router(context: Context) -> (Router, Arc<Service>) {
     let service = Arc::new(Service {
         context,
         bodies: Semaphore::new(BODIES_MAX),
+        works: Semaphore::new(WORKS_MAX),
         responses: Mutex::default(),
         durable: durable::Desk::default(),
         seeds: RandomState::new(),
@@ -220,8 +233,7 @@ impl Service {
         let id = source.id(self, prefix);
         let (parsed, settled) = {
             // Held until the body's text is inside the request, whose bounds are checked.
-            let _place = self.bodies.acquire().await;
-            let (body, settled) = source
+            let ((body, _place), settled) = source
                 .body(self)
                 .await
                 .inspect_err(|_| telemetry.malformed(Origin::Http))?;
@@ -321,7 +333,8 @@ impl Service {
         format!("andon-{:016x}", hasher.finish())
     }
 
-    async fn read(&self, request: HttpRequest) -> Result<Bytes, ApiError> {
+    /// Reads a body. One that turns out to be long waits for its place, and the client's time is not running meanwhile.
+    async fn read(&self, request: HttpRequest) -> Result<Held<'_>, ApiError> {
         let bytes_max = self.context.config.limits.body_bytes_max;
         let announced = request
             .headers()
@@ -332,12 +345,30 @@ impl Service {
             return Err(ApiError::too_large(bytes_max));
         }
         let timeout = Duration::from_millis(self.context.config.http.body_timeout_ms);
-        let body = Limited::new(request.into_body(), bytes_max);
-        match tokio::time::timeout(timeout, body.collect()).await {
-            Err(_) => Err(ApiError::body_timeout()),
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(bytes_max)),
-            Ok(Err(_)) => Err(ApiError::bad_request("the body broke off")),
+        let mut deadline = Instant::now() + timeout;
+        let mut body = Limited::new(request.into_body(), bytes_max);
+        let (mut bytes, mut place) = (Vec::new(), None);
+        loop {
+            let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+                Err(_) => return Err(ApiError::body_timeout()),
+                Ok(None) => return Ok((bytes.into(), place)),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) if error.is::<LengthLimitError>() => {
+                    return Err(ApiError::too_large(bytes_max));
+                }
+                Ok(Some(Err(_))) => return Err(ApiError::bad_request("the body broke off")),
+            };
+            // Trailers mean nothing here.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if place.is_none() && bytes.len() + data.len() > SHORT_BODY_BYTES_MAX {
+                let began = Instant::now();
+                // The places are never closed.
+                place = self.bodies.acquire().await.ok();
+                deadline += began.elapsed();
+            }
+            bytes.extend_from_slice(&data);
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 
 use super::error::ApiError;
 use super::serve::Client;
-use super::{HttpRequest, Service, json_response, parse, responses};
+use super::{Held, HttpRequest, Service, json_response, parse, responses};
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::http::shape::Endpoint;
 use crate::request::{Origin, Request};
@@ -92,7 +92,7 @@ impl Source {
     }
 
     /// The body, and what else was settled before.
-    pub(super) async fn body(self, service: &Service) -> Result<(Bytes, Settled), ApiError> {
+    pub(super) async fn body(self, service: &Service) -> Result<(Held<'_>, Settled), ApiError> {
         match self {
             Source::Request(request) => Ok((service.read(request).await?, Settled(None))),
             Source::Spool {
@@ -100,7 +100,7 @@ impl Source {
                 seed,
                 deadline,
                 ..
-            } => Ok((body, Settled(Some((seed, deadline))))),
+            } => Ok(((body, None), Settled(Some((seed, deadline))))),
         }
     }
 }
@@ -252,8 +252,7 @@ pub(super) async fn serve(
     }
     let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
     let (body, first) = {
-        let _place = service.bodies.acquire().await;
-        let body = service.read(request).await.inspect_err(malformed)?;
+        let (body, _place) = service.read(request).await.inspect_err(malformed)?;
         let first = first(place, &body, client).inspect_err(malformed)?;
         (body, first)
     };

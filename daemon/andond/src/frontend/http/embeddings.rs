@@ -40,9 +40,8 @@ pub(super) async fn embeddings(
     let id = service.next_id("embd-");
     let (request, encoding) = {
         // Held until the body's text is inside the request, whose bounds are checked.
-        let _place = service.bodies.acquire().await;
         let malformed = |_: &ApiError| telemetry.malformed(Origin::Http);
-        let body = service.read(request).await.inspect_err(malformed)?;
+        let (body, _place) = service.read(request).await.inspect_err(malformed)?;
         parse_body(&body, &id, &client.0).inspect_err(malformed)?
     };
     service.check_model(request.model.as_deref())?;

@@ -1,6 +1,6 @@
 //! What users of llama-server expect beside OpenAI's endpoints: `/tokenize`, `/detokenize`, `/apply-template`.
 //!
-//! The work grows with the text, so it is done on a thread that may block; the places for bodies bound how much at once.
+//! The work grows with the text, so it is done on a thread that may block; places for it bound how much at once.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::Response;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
 
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
@@ -33,8 +34,8 @@ pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    let _place = service.bodies.acquire().await;
-    let mut fields = fields(&service, request).await?;
+    let (mut fields, _held) = fields(&service, request).await?;
+    let _place = service.works.acquire().await;
     let content = fields
         .string("content")?
         .ok_or_else(|| ApiError::invalid("content", "content is missing"))?;
@@ -100,8 +101,8 @@ pub(super) async fn detokenize(
     State(service): State<Arc<Service>>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    let _place = service.bodies.acquire().await;
-    let mut fields = fields(&service, request).await?;
+    let (mut fields, _held) = fields(&service, request).await?;
+    let _place = service.works.acquire().await;
     let tokens = match fields.take("tokens") {
         Some(Value::Array(tokens)) => token_ids("tokens", &tokens)?,
         Some(_) => {
@@ -122,8 +123,8 @@ pub(super) async fn apply_template(
     State(service): State<Arc<Service>>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    let _place = service.bodies.acquire().await;
-    let mut fields = fields(&service, request).await?;
+    let (mut fields, _held) = fields(&service, request).await?;
+    let _place = service.works.acquire().await;
     let messages = message::take(&mut fields)?;
     let tools = tools::described(&mut fields)?;
     let variables = template_variables(&mut fields)?;
@@ -142,10 +143,13 @@ pub(super) async fn apply_template(
     Ok(json_response(&json!({ "prompt": prompt })))
 }
 
-async fn fields(service: &Service, request: HttpRequest) -> Result<Fields, ApiError> {
+async fn fields(
+    service: &Service,
+    request: HttpRequest,
+) -> Result<(Fields, Option<SemaphorePermit<'_>>), ApiError> {
     let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
-    let body = service.read(request).await.inspect_err(malformed)?;
-    Fields::parse(&body).inspect_err(malformed)
+    let (body, place) = service.read(request).await.inspect_err(malformed)?;
+    Ok((Fields::parse(&body).inspect_err(malformed)?, place))
 }
 
 /// Refuses fields that nobody took, and a model that is not served.

@@ -65,8 +65,7 @@ pub(super) async fn answer(
     let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
     let (asked, settled) = {
         // Held until the body's text is inside the request, whose bounds are checked.
-        let _place = service.bodies.acquire().await;
-        let (body, settled) = source.body(service).await.inspect_err(malformed)?;
+        let ((body, _place), settled) = source.body(service).await.inspect_err(malformed)?;
         let asked = parse::body(&body, &id, &client.0).inspect_err(malformed)?;
         (asked, settled)
     };
