@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use andon_tests::mutate::Draw;
 use andon_wire::{
-    AddModel, Ask, Cancel, ClientFrame, HEADER_BYTES, Hello, Input, ModelData, PROTOCOL_VERSION,
-    RequestId, ServerFrame, TaskName, checksum,
+    AddModel, Ask, Bytes, Cancel, ClientFrame, HEADER_BYTES, Hello, Input, ModelData,
+    PROTOCOL_VERSION, RequestId, ServerFrame, TaskName, checksum,
 };
 
 use super::Campaign;
@@ -189,12 +189,12 @@ fn hostile(socket: &Path, draw: &mut Draw) {
             })));
             bytes.extend(encoded(&ClientFrame::ModelData(ModelData {
                 id,
-                bytes: &random(draw, 2000),
+                bytes: Bytes(&random(draw, 2000)),
             })));
         }
         12 => {
+            let deep;
             let mut wrong = Ask::new(RequestId::new("t").unwrap(), Input::Prompt("x"));
-            let mut deep = String::new();
             match draw.below(4) {
                 0 => wrong.sampling.temperature = Some(f32::NAN),
                 1 => wrong.deadline_ms = Some(0),
@@ -212,7 +212,6 @@ fn hostile(socket: &Path, draw: &mut Draw) {
             if let Ok(frame) = ClientFrame::Ask(wrong).encode(&mut buffer) {
                 bytes.extend(frame);
             }
-            drop(deep);
         }
         _ => {
             let all = ask("1", "x", 4);

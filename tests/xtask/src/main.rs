@@ -8,6 +8,7 @@
 
 mod bench;
 mod cache;
+mod campaign;
 mod demo;
 mod emulate;
 mod fuzz;
@@ -96,6 +97,27 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Send hostile requests over every front end to a real model's daemon, and judge what they leave behind.
+    Hostile {
+        /// How many over each.
+        #[arg(long, default_value_t = 100_000)]
+        count: u64,
+        /// What chance follows from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only over this: http, wire or mqtt.
+        #[arg(long, value_name = "FRONT_END")]
+        only: Option<String>,
+    },
+    /// Load the daemon for hours and watch what it holds; what was ended goes on where it was.
+    Soak {
+        /// How long in all.
+        #[arg(long, default_value_t = 2.0)]
+        hours: f64,
+        /// Where looks are kept, to go on from: target/soak.jsonl unless said.
+        #[arg(long, value_name = "PATH")]
+        state: Option<PathBuf>,
+    },
     /// Measure andon beside llama.cpp on the same files, and record it.
     Bench(bench::Options),
     /// Do the set-up of the tests and print the environment they run in.
@@ -114,6 +136,8 @@ fn main() -> ExitCode {
         Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
         Command::Sim { seed, events } => sim::run(seed, events),
         Command::Crash { rounds, seed } => fuzz::crash(rounds, seed),
+        Command::Hostile { count, seed, only } => campaign::hostile(count, seed, only.as_deref()),
+        Command::Soak { hours, state } => campaign::soak(hours, state),
         Command::Bench(options) => bench::run(&options),
         Command::Setup => stages::print_setup(),
     };

@@ -41,7 +41,7 @@ const RESTARTS: usize = 3;
 const CONTEXT: usize = 8192;
 
 /// Lengths whose reading is timed.
-const LENGTHS: [usize; 7] = [32, 64, 128, 256, 512, 1024, 2048];
+const LENGTHS: [usize; 4] = [64, 256, 1024, 2048];
 
 /// While what is measured once is.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -334,7 +334,7 @@ impl Reading {
                 ("--threads", definition.threads),
                 ("--prompt", length),
                 ("--gen", 1),
-                ("--runs", 3),
+                ("--runs", 2),
             ] {
                 command.arg(name).arg(value.to_string());
             }
