@@ -469,6 +469,11 @@ impl Executor {
         self.store = Some(store);
     }
 
+    /// Forgets what the KV cache remembers of sequences that have gone, and gives the memory of that back to the system.
+    pub fn shed(&mut self) {
+        self.cache.shed();
+    }
+
     /// What the KV cache remembers, to be forgotten.
     #[must_use]
     pub fn remembered(&self) -> Remembered {

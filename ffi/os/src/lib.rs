@@ -15,6 +15,6 @@ pub mod verity;
 
 pub use disk::free_bytes;
 pub use map::{Identity, Mapping, forget_cached};
-pub use memory::memory_bytes;
+pub use memory::{Number, give_back, memory_bytes};
 pub use pool::{Pool, available_threads};
 pub use priority::give_way;

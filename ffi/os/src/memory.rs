@@ -1,4 +1,4 @@
-//! How much memory there is for this process.
+//! How much memory there is for this process, and giving some of it back.
 
 use std::fs;
 use std::mem::MaybeUninit;
@@ -22,6 +22,41 @@ pub fn memory_bytes() -> Option<u64> {
         (Some(machine), Some(group)) => Some(machine.min(group)),
         (machine, group) => machine.or(group),
     }
+}
+
+/// Numbers of which every pattern of bits is one.
+pub trait Number: sealed::Sealed + Copy {}
+
+impl Number for i8 {}
+impl Number for u16 {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for i8 {}
+    impl Sealed for u16 {}
+}
+
+/// Gives the system's whole pages within `numbers` back to the system: they take no memory until they are written again. What
+/// the numbers there are afterwards is not said; those around them are what they were. Advice only.
+pub fn give_back<T: Number>(numbers: &mut [T]) {
+    // SAFETY: the call has no conditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let Some(page) = usize::try_from(page)
+        .ok()
+        .filter(|page| page.is_power_of_two())
+    else {
+        return;
+    };
+    let bytes = size_of_val(numbers);
+    let start = numbers.as_mut_ptr().cast::<u8>();
+    let skipped = start.addr().wrapping_neg() % page;
+    let whole = bytes.saturating_sub(skipped) / page * page;
+    if whole == 0 {
+        return;
+    }
+    // SAFETY: the pages lie within the slice, so nobody else has them; whatever the system puts in their place when they are
+    // read again (zeros in memory of the process's own, what a file has in a map of one) are numbers.
+    unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_DONTNEED) };
 }
 
 fn machine_bytes() -> Option<u64> {
@@ -59,12 +94,27 @@ fn group_bytes(root: &Path, text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{group_bytes, memory_bytes};
+    use super::{give_back, group_bytes, memory_bytes};
     use std::fs;
 
     #[test]
     fn the_machine_has_memory() {
         assert!(memory_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn what_is_given_back_is_whole_pages_and_can_be_written_again() {
+        let mut numbers = vec![7u16; 1 << 16];
+        for range in [0..0, 5..6, 3..(1 << 16) - 3, 0..1 << 16] {
+            give_back(&mut numbers[range]);
+            assert!(numbers.iter().all(|&number| number == 0 || number == 7));
+            numbers.fill(7);
+            assert!(numbers.iter().all(|&number| number == 7));
+        }
+        give_back(&mut numbers[1000..1 << 15]);
+        assert!(numbers[..1000].iter().all(|&number| number == 7));
+        assert!(numbers[1 << 15..].iter().all(|&number| number == 7));
+        assert!(numbers.contains(&0), "some whole pages were");
     }
 
     #[test]

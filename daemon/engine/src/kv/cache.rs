@@ -247,6 +247,17 @@ impl Cache {
         Remembered(Arc::clone(&self.pages))
     }
 
+    /// Forgets what no sequence holds, and gives the memory of spans that are free then back to the system, which has it
+    /// until they are written again.
+    pub(crate) fn shed(&mut self) {
+        let page = self.geometry.page();
+        for span in self.pages.shed() {
+            let of = |each: usize| span * SPAN * each..(span + 1) * SPAN * each;
+            andon_os::give_back(&mut self.levels[of(page.levels)]);
+            andon_os::give_back(&mut self.halves[of(page.halves)]);
+        }
+    }
+
     /// Has idle pages be worth keeping that are not yet, `most` at most, the last used before others.
     pub(crate) fn all_found(&self, most: usize) {
         self.pages.all_found(most);
@@ -461,6 +472,37 @@ mod tests {
         assert_eq!(cache.tokens_free(), 2 * PAGE);
         drop(first);
         assert_eq!(cache.tokens_free(), 3 * PAGE);
+    }
+
+    #[test]
+    fn what_is_shed_is_what_nobody_holds() {
+        let geometry = Geometry {
+            layer_count: 4,
+            head_count: 4,
+            head_dim: 64,
+            kv_type: KvType::F16,
+        };
+        let mut cache = Cache::new(geometry, 4 * SPAN * PAGE, true).expect("small");
+        cache.halves.fill(1);
+        let (mut held, mut idle) = (cache.sequence(), cache.sequence());
+        for (sequence, token) in [(&mut held, 7), (&mut idle, 8)] {
+            assert!(cache.reserve(sequence, PAGE));
+            sequence.append(&[token; PAGE], 0);
+        }
+        drop(idle);
+        assert_eq!(cache.sequence_of(&[8; PAGE + 1]).len(), PAGE);
+        cache.shed();
+        assert_eq!(cache.sequence_of(&[8; PAGE + 1]).len(), 0);
+        assert_eq!(cache.sequence_of(&[7; PAGE + 1]).len(), PAGE);
+        let parts: Vec<_> = cache.parts(held.pages()[0]).collect();
+        for (_, halves) in parts {
+            assert!(cache.halves[halves].iter().all(|&half| half == 1));
+        }
+        let kept = cache.halves.iter().filter(|&&half| half == 1).count();
+        let span = SPAN * geometry.page().halves;
+        assert!((span..2 * span).contains(&kept), "{kept} of {span}");
+        let mut next = cache.sequence();
+        assert!(cache.reserve(&mut next, 3 * SPAN * PAGE));
     }
 
     #[test]

@@ -37,6 +37,12 @@ impl Free {
         self.spans.contains(&WHOLE)
     }
 
+    /// Spans all of whose pages are free.
+    pub(super) fn whole_spans(&self) -> impl Iterator<Item = usize> + '_ {
+        let spans = self.spans.iter().enumerate();
+        spans.filter_map(|(span, &mask)| (mask == WHOLE).then_some(span))
+    }
+
     /// Puts a page back.
     pub(super) fn put(&mut self, page: u32) {
         let page = page as usize;

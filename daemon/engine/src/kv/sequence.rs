@@ -156,6 +156,15 @@ impl Pages {
         Some((worthy, named))
     }
 
+    /// Forgets what no sequence holds, and says which spans are free then.
+    pub(super) fn shed(&self) -> Vec<usize> {
+        let mut ledger = self.lock();
+        while let Some(page) = ledger.prefixes.evict() {
+            ledger.free.put(page);
+        }
+        ledger.free.whole_spans().collect()
+    }
+
     /// Pages that a sequence could take: those free and those kept only in case they are wanted again.
     pub(super) fn available(&self) -> usize {
         self.lock().available()
