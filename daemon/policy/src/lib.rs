@@ -17,4 +17,5 @@ pub mod queue;
 pub mod rate;
 pub mod scheduler;
 pub mod speed;
+pub mod stuck;
 pub mod throttle;

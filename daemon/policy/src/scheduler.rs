@@ -44,6 +44,7 @@ use crate::client::{ClientId, Clients, Rates};
 use crate::queue::patience_ms;
 use crate::rate::{Bucket, Rate};
 use crate::speed::{Speeds, Step};
+use crate::stuck;
 use crate::throttle::{Restraint, Throttle};
 
 /// How long others may be parked for alarms without a break.
@@ -258,6 +259,26 @@ impl Scheduler {
     /// Says what work is to give way, and how far.
     pub const fn restrain(&mut self, restraint: Restraint) {
         self.restraint = restraint;
+    }
+
+    /// What work is giving way, and how far.
+    #[must_use]
+    pub const fn restraint(&self) -> Restraint {
+        self.restraint
+    }
+
+    /// How long passes may take that bring a request in them nothing, by what passes took of late.
+    #[must_use]
+    pub fn stuck_us(&self) -> u64 {
+        let (mut prompts_us, mut answers) = (0u64, 0u32);
+        for entry in self.entries.values() {
+            if entry.stage == Stage::Running {
+                let prompt_us = self.speeds.prompt_us(entry.prompt_tokens).unwrap_or(0);
+                prompts_us = prompts_us.saturating_add(prompt_us);
+                answers = answers.saturating_add(entry.choices);
+            }
+        }
+        stuck::bound_us(prompts_us, self.speeds.step_us(answers).unwrap_or(0))
     }
 
     /// What was measured.

@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use andon_policy::admission::{
     Bounds, Demand, Load, Phase, RETRY_AFTER_MS, Reason, Refuses, Throttled, admit,
 };
+use andon_policy::memory::{Budget, Held, Limits, Part, Reading};
 use andon_policy::queue::{Waiting, patience_ms};
 use andon_wire::Priority;
 use proptest::collection::vec;
@@ -177,6 +178,102 @@ proptest! {
         if !other.aged(now_ms) && !other.expired(now_ms) {
             let expected = if batch.aged(now_ms) { Ordering::Less } else { Ordering::Greater };
             prop_assert_eq!(batch.order(&other, now_ms), expected);
+        }
+    }
+}
+
+/// What may happen to a budget.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Reserve(Part, Held, u64),
+    Require(Part, Held, u64),
+    /// The promise of this number, among those there are, is given back.
+    GiveBack(usize),
+    Read(Option<u64>, u64, u64),
+}
+
+fn part() -> impl Strategy<Value = Part> {
+    prop::sample::select(Part::ALL.to_vec())
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    prop::sample::select(vec![Held::Mapped, Held::Private, Held::Device])
+}
+
+fn bytes() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0..400u64, 1 => any::<u64>()]
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        4 => (part(), held(), bytes()).prop_map(|(part, held, bytes)| Happens::Reserve(part, held, bytes)),
+        2 => (part(), held(), bytes()).prop_map(|(part, held, bytes)| Happens::Require(part, held, bytes)),
+        3 => any::<usize>().prop_map(Happens::GiveBack),
+        2 => (of(bytes()), bytes(), 0..20_000u64)
+            .prop_map(|(left, resident, ms)| Happens::Read(left, resident, ms)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn promises_never_exceed_the_budget(
+        bytes_max in of(0..2_000u64),
+        reserve_bytes in 0..500u64,
+        unified in any::<bool>(),
+        all in vec(happens(), 0..64),
+    ) {
+        let mut budget = Budget::new(Limits { bytes_max, reserve_bytes, unified });
+        let counts = |held: Held| unified || held != Held::Device;
+        let mut promises: Vec<(Part, Held, u64)> = Vec::new();
+        let (mut now_ms, mut left) = (0, None);
+        for happens in all {
+            match happens {
+                Happens::Reserve(part, held, bytes) => {
+                    let could = budget.left();
+                    let promised = budget.reserve(part, held, bytes);
+                    if counts(held) && bytes < 1 << 50 {
+                        prop_assert_eq!(promised.is_ok(), could.is_none_or(|could| bytes <= could));
+                    }
+                    if let Err(refusal) = promised {
+                        prop_assert!(refusal.left < bytes);
+                    } else {
+                        promises.push((part, held, bytes));
+                    }
+                }
+                Happens::Require(part, held, bytes) => {
+                    if budget.require(part, held, bytes).is_ok() {
+                        promises.push((part, held, bytes));
+                    }
+                }
+                Happens::GiveBack(number) if !promises.is_empty() => {
+                    let (part, held, bytes) = promises.swap_remove(number % promises.len());
+                    budget.give_back(part, held, bytes);
+                }
+                Happens::GiveBack(_) => {}
+                Happens::Read(left_bytes, resident_bytes, ms) => {
+                    now_ms += ms;
+                    let before = budget.shortage();
+                    let reading = Reading { left_bytes, resident_bytes, stall_permille: None };
+                    let changed = budget.read(reading, now_ms);
+                    prop_assert_eq!(changed, budget.shortage() != before);
+                    left = left_bytes;
+                }
+            }
+            let sum = |part: Option<Part>| -> u64 {
+                let counted = promises.iter().filter(|&&(of, held, _)| {
+                    counts(held) && part.is_none_or(|part| part == of)
+                });
+                counted.map(|&(_, _, bytes)| bytes).sum()
+            };
+            prop_assert_eq!(budget.promised(), sum(None));
+            prop_assert!(bytes_max.is_none_or(|most| budget.promised() <= most));
+            for part in Part::ALL {
+                prop_assert_eq!(budget.part(part), sum(Some(part)));
+            }
+            // What could be promised is never more than the system has beside what it has to keep.
+            if let (Some(left), Some(could)) = (left, budget.left()) {
+                prop_assert!(could <= left.saturating_sub(reserve_bytes));
+            }
         }
     }
 }

@@ -84,6 +84,13 @@ struct Choice<'a> {
     sampler: &'a mut Sampler,
 }
 
+impl Active {
+    /// Tokens of its prompt that are read, and of its answer that are settled.
+    pub(super) fn progress(&self) -> usize {
+        self.read + self.settled
+    }
+}
+
 impl Choice<'_> {
     fn sample(&mut self, allowed: Option<&[u32]>) -> Result<u32, SampleError> {
         let another = allowed.is_some() && self.drawn.is_some();

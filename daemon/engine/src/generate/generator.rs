@@ -280,6 +280,14 @@ impl<F: Forward> Generator<F> {
         }
     }
 
+    /// How far a generation has come: tokens of its prompt that are read, and of its answer that are settled. `None` if it
+    /// is parked, or there is none.
+    #[must_use]
+    pub fn progress(&self, id: GenerationId) -> Option<usize> {
+        let running = |active: &&Active| active.id == id && !active.parked;
+        self.active.iter().find(running).map(Active::progress)
+    }
+
     /// Places in passes that are free.
     fn places(&self) -> usize {
         let running = self.active.iter().filter(|active| !active.parked).count();
