@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use andon_wire::{Cancel, ClientFrame, Models, MqttLink, ServerFrame, Status};
+use andon_wire::{Cancel, ClientFrame, HealthStatus, Models, MqttLink, ServerFrame, Status};
 use serde::Serialize;
 
 use crate::arguments::{CancelOptions, ModelsOptions, StatusOptions};
@@ -22,14 +22,22 @@ pub(crate) fn status(
     let mut connection = Connection::open(path)?;
     loop {
         let draft = draft(&mut connection)?;
+        let health = health(&mut connection)?;
         connection.send(&ClientFrame::Status)?;
         match connection.receive()? {
-            ServerFrame::Status(status) if options.json => json(output, &Shown { status, draft })?,
+            ServerFrame::Status(status) if options.json => {
+                let shown = Shown {
+                    status,
+                    draft,
+                    health,
+                };
+                json(output, &shown)?;
+            }
             ServerFrame::Status(status) => {
                 if options.watch.is_some() {
                     output.clear()?;
                 }
-                output.text(&describe(&status, draft.as_ref()))?;
+                output.text(&describe(&status, draft.as_ref(), &health))?;
             }
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for the status")),
@@ -48,6 +56,8 @@ struct Shown<'a> {
     status: Status<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     draft: Option<Draft>,
+    #[serde(flatten)]
+    health: HealthStatus,
 }
 
 /// The draft model that the daemon's configuration names.
@@ -73,6 +83,16 @@ fn draft(connection: &mut Connection) -> Result<Option<Draft>, Failure> {
         })),
         ServerFrame::Error(fault) => Err(Failure::from(&fault)),
         _ => Err(unexpected("question for the draft")),
+    }
+}
+
+/// What is not as it should be.
+fn health(connection: &mut Connection) -> Result<HealthStatus, Failure> {
+    connection.send(&ClientFrame::Health)?;
+    match connection.receive()? {
+        ServerFrame::Health(health) => Ok(health),
+        ServerFrame::Error(fault) => Err(Failure::from(&fault)),
+        _ => Err(unexpected("question for the health")),
     }
 }
 
@@ -112,7 +132,7 @@ pub(crate) fn json(output: &mut Output, value: &impl Serialize) -> Result<(), Fa
     output.bytes(&line)
 }
 
-fn describe(status: &Status<'_>, draft: Option<&Draft>) -> String {
+fn describe(status: &Status<'_>, draft: Option<&Draft>, health: &HealthStatus) -> String {
     let Status {
         requests,
         tokens,
@@ -202,6 +222,19 @@ fn describe(status: &Status<'_>, draft: Option<&Draft>) -> String {
             format!("{} is not used: {}", draft.name, draft.reason)
         };
         let _ = writeln!(text, "  {:<9} {value}", "draft");
+    }
+    let memory = &health.memory;
+    let mut value = format!("{} promised", size(memory.promised_bytes));
+    if let Some(budget) = memory.budget_bytes {
+        let _ = write!(value, " of {}", size(budget));
+    }
+    if let Some(left) = memory.left_bytes {
+        let _ = write!(value, ", {} to be had", size(left));
+    }
+    let _ = writeln!(text, "  {:<9} {value}", "memory");
+    if !health.degraded.is_empty() {
+        let words: Vec<&str> = health.degraded.iter().map(|mode| mode.as_str()).collect();
+        let _ = writeln!(text, "  {:<9} {}", "degraded", words.join(", "));
     }
     text
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::spool::Spool;
 use crate::telemetry::Telemetry;
@@ -24,6 +25,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     /// Where requests go.
     pub worker: WorkerHandle,
+    /// What memory is promised.
+    pub budget: Arc<Budget>,
     /// Where they are kept.
     pub spool: Spool,
     /// What is counted.

@@ -13,6 +13,7 @@ pub mod config;
 pub mod fault;
 pub mod frontend;
 pub mod hardware;
+pub mod health;
 pub mod memory;
 pub mod panics;
 pub mod registry;

@@ -102,6 +102,18 @@ impl Budget {
         self.state().left()
     }
 
+    /// Bytes of the budget that are not promised, whatever the system has left now; `None` if it has no bound.
+    #[must_use]
+    pub fn left_in_all(&self) -> Option<u64> {
+        self.state().left_of_budget()
+    }
+
+    /// Whether caches are to give way.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.state().shortage() != Shortage::None
+    }
+
     /// How short memory is, and when that changes.
     #[must_use]
     pub fn shortage(&self) -> watch::Receiver<Shortage> {

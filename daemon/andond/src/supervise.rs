@@ -11,20 +11,25 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
 use crate::frontend::{self, Context};
 use crate::hardware;
+use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Registry};
 use crate::socket::{Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
-use crate::worker::{WorkerHandle, WorkerState};
+use crate::worker::{UNREAD_BYTES_MAX, WorkerHandle, WorkerState};
 
 /// After the grace, what front ends have to write the last words.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How often the watchdog is fed within the time after which it bites.
+const FEEDS: u32 = 3;
 
 /// Why the daemon ended badly, and whose affair it is.
 #[derive(Debug)]
@@ -127,6 +132,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let bound = bind(&config)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
+    let budget = Budget::of(&config);
+    // To the end.
+    let _promised = promise(&config, &budget)?;
     let spool = Spool::open(&config.spool, Arc::clone(&telemetry))?;
     let active = config.model.is_kept().then(|| config.model.name());
     let packs = Packs::new(&config.cache);
@@ -141,12 +149,14 @@ pub fn run(config: Config) -> Result<(), Failure> {
         Arc::clone(&config),
         Arc::clone(&registry),
         Arc::clone(&telemetry),
+        Arc::clone(&budget),
     )
     .map_err(runtime("cannot start the worker"))?;
     let context = Context {
         config,
         registry,
         worker,
+        budget,
         spool: spool.clone(),
         telemetry,
         stopping: CancellationToken::new(),
@@ -160,6 +170,31 @@ pub fn run(config: Config) -> Result<(), Failure> {
     // The last words of the front ends are in it by now.
     spool.close();
     outcome
+}
+
+/// Has promised what does not depend on the model: what was asked and is not answered, and the spool's cache and book.
+fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 2], Failure> {
+    let open = config
+        .limits
+        .queue_max
+        .saturating_add(config.engine.parallel_max);
+    let each = config
+        .limits
+        .body_bytes_max
+        .saturating_add(UNREAD_BYTES_MAX);
+    let requests = open.saturating_mul(each) as u64;
+    let promised = |part, bytes| {
+        let promised = budget.require(part, Held::Private, bytes);
+        promised.map_err(|refusal| {
+            Failure::Operator(format!(
+                "{refusal}; give andond more ([memory] budget-bytes), or take fewer requests ([limits] queue-max)"
+            ))
+        })
+    };
+    Ok([
+        promised(Part::Requests, requests)?,
+        promised(Part::Spool, Spool::memory_bytes_max(&config.spool))?,
+    ])
 }
 
 struct Signals {
@@ -205,6 +240,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     }
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));
+    frontends.spawn(feed(context.clone()));
 
     notify(&[NotifyState::Status("loading the model")]);
     let outcome = watch(&context, &mut signals).await;
@@ -257,6 +293,29 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
             }
             // The sender lives as long as the context.
             _ = states.changed() => {}
+        }
+    }
+}
+
+/// Feeds the service manager's watchdog while what is answered makes progress: fed by a clock, it would be told that a clock
+/// runs.
+async fn feed(context: Context) {
+    let Some(within) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut ticks = interval(within / FEEDS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = context.stopping.cancelled() => return,
+        }
+        match context.worker.stalled() {
+            None => notify(&[NotifyState::Watchdog]),
+            Some(since) => tracing::error!(
+                seconds = since.as_secs(),
+                "what is being answered makes no progress"
+            ),
         }
     }
 }

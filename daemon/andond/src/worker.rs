@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use andon_engine::Model;
 use andon_engine::kv::disk::StoreError;
-use andon_policy::throttle::{Cause, Throttle};
+use andon_policy::throttle::{Cause, Restraint, Throttle};
 use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
@@ -43,8 +43,10 @@ use self::load::{Engine, LoadFailure};
 use self::pages::Pages;
 use self::prepare::Lane;
 use crate::config::Config;
+use crate::config::cache::PackWhen;
 use crate::config::models::SignaturePolicy;
 use crate::fault::{Fault, FaultCode};
+use crate::memory::Budget;
 use crate::registry::{self, Packs, Proven, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
@@ -65,9 +67,6 @@ const PLACES_FOR_ALARMS: u32 = 1;
 const SHARE_FOR_ALARMS: usize = 8;
 /// How often a stop is looked for while the model is not there.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// A pass over the largest batch of a large model on a small machine takes a few seconds.
-const STALL: Duration = Duration::from_secs(60);
-
 /// Where the worker is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerState {
@@ -136,6 +135,7 @@ pub(crate) struct Shared {
     /// Known once the model is.
     tasks: OnceLock<Tasks>,
     telemetry: Arc<Telemetry>,
+    budget: Arc<Budget>,
     state: watch::Sender<WorkerState>,
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
@@ -156,7 +156,9 @@ pub(crate) struct Shared {
     /// Where the policy's clock begins.
     epoch: Instant,
     throttle: Mutex<(Throttle, Option<Cause>)>,
-    /// When the running jobs last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
+    /// Whether the KV cache is to give back what nobody holds of it.
+    sheds: AtomicBool,
+    /// When what computes last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
     advanced_ms: AtomicU64,
     seeds: RandomState,
     seed_count: AtomicU64,
@@ -203,8 +205,15 @@ impl Shared {
         u64::try_from(micros.div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
+    /// How far batch work gives way, and why: to heat and power, or to a lack of memory.
     fn throttle(&self) -> (Throttle, Option<Cause>) {
-        *self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+        let told = *self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let short = self.budget.facts().shortage.throttle();
+        if short > told.0 {
+            (short, Some(Cause::Memory))
+        } else {
+            told
+        }
     }
 
     fn progress(&self) {
@@ -302,6 +311,7 @@ impl WorkerHandle {
         config: Arc<Config>,
         registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
+        budget: Arc<Budget>,
     ) -> std::io::Result<WorkerHandle> {
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
@@ -311,6 +321,7 @@ impl WorkerHandle {
             registry,
             tasks: OnceLock::new(),
             telemetry,
+            budget,
             state,
             ended,
             facts: OnceLock::new(),
@@ -326,6 +337,7 @@ impl WorkerHandle {
             measuring: AtomicBool::new(false),
             epoch: Instant::now(),
             throttle: Mutex::default(),
+            sheds: AtomicBool::new(false),
             advanced_ms: AtomicU64::new(0),
             seeds: RandomState::new(),
             seed_count: AtomicU64::new(0),
@@ -390,13 +402,26 @@ impl WorkerHandle {
         }
     }
 
-    /// Has batch work give way so far, until told otherwise.
+    /// Has batch work give way so far, and work of whatever class to a lack of memory, until told otherwise. To be called
+    /// whenever either changes.
     pub fn throttle(&self, throttle: Throttle, cause: Option<Cause>) {
-        *self
-            .shared
+        let shared = &self.shared;
+        *shared
             .throttle
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = (throttle, cause);
+        let restraint = Restraint {
+            batch: shared.throttle().0,
+            refuses: shared.budget.facts().shortage.refuses(),
+        };
+        shared.board().scheduler.restrain(restraint);
+        shared.changed.notify_all();
+    }
+
+    /// Has caches give way: pages of the KV cache that nobody holds, compiled shapes, and earlier answers that are on the disk
+    /// too. To be called again while memory is short.
+    pub fn shed(&self) {
+        self.shared.sheds.store(true, Ordering::Relaxed);
         self.shared.wake();
     }
 
@@ -413,7 +438,7 @@ impl WorkerHandle {
             .load(Ordering::Relaxed)
             .checked_sub(1)?;
         let since = Duration::from_millis(self.shared.now_ms().saturating_sub(advanced_ms));
-        (since > STALL).then_some(since)
+        (since > self.shared.config.gateway.stall()).then_some(since)
     }
 
     /// Takes nothing new, refuses what waits, and gives what runs this long to finish.
@@ -472,6 +497,22 @@ impl WorkerHandle {
         Some(self.shared.pages.get()?.erase())
     }
 
+    /// Whether what is computed for prompts should be kept on the disk and cannot be.
+    pub fn cannot_keep_pages(&self) -> bool {
+        self.shared.pages.get().is_some_and(|pages| pages.fails())
+    }
+
+    /// Whether the model is to be read from a pack and is not.
+    pub fn lacks_its_pack(&self) -> bool {
+        let config = &self.shared.config;
+        let wanted = match config.cache.pack {
+            PackWhen::Never => false,
+            PackWhen::Added => config.model.is_kept(),
+            PackWhen::Idle => true,
+        };
+        wanted && !self.shared.packed.load(Ordering::Relaxed)
+    }
+
     /// Names of the tasks that can be asked, once the model is there that answers them.
     pub fn tasks(&self) -> Vec<String> {
         let tasks = self.shared.tasks.get();
@@ -515,10 +556,12 @@ fn serve(shared: &Arc<Shared>) {
         Err(failure) => return shared.failed(failure),
     };
     let began = Instant::now();
-    let loaded = match load::load(&shared.config, &served, &shared.registry) {
+    let loaded = match load::load(&shared.config, &served, &shared.registry, &shared.budget) {
         Ok(loaded) => loaded,
         Err(failure) => return shared.failed(failure),
     };
+    // To the end, when nothing of the model is left.
+    let _promised = loaded.promised;
     match Tasks::new(&served.tasks) {
         Ok(tasks) => {
             shared.tasks.get_or_init(|| tasks);

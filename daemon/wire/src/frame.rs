@@ -15,6 +15,7 @@ use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
 use crate::embed::{Embed, VectorPiece};
 use crate::guess::{CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
+use crate::health::HealthStatus;
 use crate::kept::{KeptRequest, SpoolTask};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
@@ -89,6 +90,8 @@ pub enum ClientFrame<'a> {
     PageTask(PageTask),
     /// Adds a model with signatures over its manifest; answered as [`ClientFrame::AddModel`] is.
     AddSigned(AddSigned<'a>),
+    /// Asks what is not as it should be; answered by [`ServerFrame::Health`].
+    Health,
 }
 
 /// What a server sends.
@@ -141,6 +144,8 @@ pub enum ServerFrame<'a> {
     StoredPages(StoredPages),
     /// What is to be said of the signatures of a model that is kept.
     StoredSignature(StoredSignature<'a>),
+    /// What is not as it should be, and memory.
+    Health(HealthStatus),
 }
 
 /// Why a frame could not be encoded.

@@ -21,6 +21,7 @@ mod ask;
 mod embed;
 mod frame;
 mod guess;
+mod health;
 mod kept;
 mod model;
 mod name;
@@ -39,6 +40,7 @@ pub use frame::{
     ServerFrame, checksum, payload_bytes, unseal,
 };
 pub use guess::{CorpusAction, CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
+pub use health::{Degraded, HealthStatus, MemoryStatus};
 pub use kept::{KeptRequest, SpoolAction, SpoolTask};
 pub use model::{
     AddModel, AddReady, AddSigned, Bytes, ModelAction, ModelAdded, ModelData, ModelDone,

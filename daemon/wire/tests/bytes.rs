@@ -9,14 +9,14 @@ use andon_wire::limits::{
 use andon_wire::manifest::Digest;
 use andon_wire::{
     Accepted, AddModel, AddReady, AddSigned, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame,
-    CorpusAction, CorpusErased, CorpusTask, Done, DraftStatus, Egress, Embed, ErrorCode, Fault,
-    Finish, HEADER_BYTES, Hello, Input, KeptRequest, Message, ModelAction, ModelAdded, ModelData,
-    ModelDone, ModelEntry, ModelName, ModelProgress, ModelStage, ModelStatus, ModelTask, ModelText,
-    Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority,
-    QueueStatus, Readiness, RequestCounters, RequestId, Role, Sampling, ServerFrame,
-    SignatureState, Speed, SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack,
-    StoredPages, StoredSignature, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
-    checksum,
+    CorpusAction, CorpusErased, CorpusTask, Degraded, Done, DraftStatus, Egress, Embed, ErrorCode,
+    Fault, Finish, HEADER_BYTES, HealthStatus, Hello, Input, KeptRequest, MemoryStatus, Message,
+    ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
+    ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus, Origin,
+    PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness, RequestCounters,
+    RequestId, Role, Sampling, ServerFrame, SignatureState, Speed, SpoolAction, SpoolTask, Status,
+    StoredCorpus, StoredModel, StoredPack, StoredPages, StoredSignature, TaskName, Timings,
+    TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -409,6 +409,21 @@ fn frames_about_models_that_are_kept() {
             b"\x00",
             b"\xac\x02",
         ],
+    );
+    client(&ClientFrame::Health, &[b"\x0e"]);
+    let health = HealthStatus {
+        degraded: [Degraded::Throttled, Degraded::BrokerLost]
+            .into_iter()
+            .collect(),
+        memory: MemoryStatus {
+            budget_bytes: Some(300),
+            promised_bytes: 1,
+            left_bytes: None,
+        },
+    };
+    server(
+        &ServerFrame::Health(health),
+        &[b"\x16", b"\x02\x02\x09", b"\x01\xac\x02", b"\x01", b"\x00"],
     );
     server(&ServerFrame::Draft(None), &[b"\x11", b"\x00"]);
     server(

@@ -17,6 +17,8 @@ pub struct GatewayConfig {
     pub name: Option<String>,
     /// How long running answers may take to finish once the daemon is told to stop.
     pub shutdown_grace_ms: u64,
+    /// How long what is being answered may make no progress until the daemon says that it is not well.
+    pub stall_ms: u64,
 }
 
 impl Default for GatewayConfig {
@@ -24,6 +26,8 @@ impl Default for GatewayConfig {
         GatewayConfig {
             name: None,
             shutdown_grace_ms: 10_000,
+            // A pass over the largest batch of a large model on a small machine takes a few seconds.
+            stall_ms: 60_000,
         }
     }
 }
@@ -46,6 +50,11 @@ impl GatewayConfig {
         Duration::from_millis(self.shutdown_grace_ms)
     }
 
+    /// How long a pass may take until something is wrong.
+    pub fn stall(&self) -> Duration {
+        Duration::from_millis(self.stall_ms)
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         if let Some(name) = &self.name {
             problems.require(
@@ -60,6 +69,7 @@ impl GatewayConfig {
             self.shutdown_grace_ms,
             0..=600_000,
         );
+        problems.within("gateway.stall-ms", self.stall_ms, 1_000..=600_000);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use andon_policy::memory::Reading;
 use andon_policy::throttle::{Governor, Strain};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -40,8 +41,20 @@ pub async fn watch(context: Context) {
         sensors = Some(kept);
         context.telemetry.hardware(&readings);
         let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if governor.read(&strain(&readings), now_ms) {
-            let (throttle, cause) = governor.state();
+        let shortage = context.budget.read(left(&readings), now_ms);
+        if let Some(shortage) = shortage {
+            tracing::warn!(
+                gives_way = shortage.as_str(),
+                left_bytes = readings.memory.left_bytes(),
+                "memory is short by another measure than before"
+            );
+        }
+        if context.budget.is_short() {
+            context.worker.shed();
+        }
+        let changed = governor.read(&strain(&readings), now_ms);
+        let (throttle, cause) = governor.state();
+        if changed {
             tracing::warn!(
                 throttle = throttle.as_str(),
                 cause = cause.map(andon_policy::throttle::Cause::as_str),
@@ -49,8 +62,12 @@ pub async fn watch(context: Context) {
                 watts = readings.watts,
                 "batch work gives way by another measure than before"
             );
-            context.telemetry.throttle(throttle);
+        }
+        if changed || shortage.is_some() {
             context.worker.throttle(throttle, cause);
+            context
+                .telemetry
+                .throttle(context.worker.status().throttle.0);
         }
     }
 }
@@ -59,19 +76,29 @@ fn find(config: &HardwareConfig) -> Sensors {
     Sensors::find(&config.sys_dir, &config.proc_dir)
 }
 
+fn left(readings: &Readings) -> Reading {
+    Reading {
+        left_bytes: readings.memory.left_bytes(),
+        resident_bytes: readings.memory.resident_bytes.unwrap_or(0),
+        stall_permille: stall_permille(readings),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share is within 0 and 1"
+)]
+fn stall_permille(readings: &Readings) -> Option<u16> {
+    let stall = readings.memory.stall?;
+    Some((stall.some * 1000.0) as u16)
+}
+
 fn strain(readings: &Readings) -> Strain {
     Strain {
         margin_mc: readings.margin_mc(),
         power_mw: readings.watts.map(milliwatts),
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a share is within 0 and 1"
-        )]
-        stall_permille: readings
-            .memory
-            .stall
-            .map(|stall| (stall.some * 1000.0) as u16),
+        stall_permille: stall_permille(readings),
     }
 }
 

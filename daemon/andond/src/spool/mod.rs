@@ -41,6 +41,9 @@ use crate::telemetry::Telemetry;
 pub use error::SpoolError;
 pub use writer::{Kept, Then};
 
+/// What is known of a request in memory, in bytes: names of at most 300 bytes, numbers and their place in two maps.
+const BOOK_BYTES: u64 = 512;
+
 /// When a client may ask again that found the spool full.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -257,6 +260,16 @@ impl Spool {
         })
     }
 
+    /// Most bytes of memory that it takes: the store's cache, and what is known of each request. Without a file, all that is
+    /// kept.
+    pub fn memory_bytes_max(config: &SpoolConfig) -> u64 {
+        let book = (config.requests_max as u64).saturating_mul(BOOK_BYTES);
+        match config.durable {
+            Durable::On => book.saturating_add(store::CACHE_BYTES as u64),
+            Durable::Off => book.saturating_add(config.bytes_max),
+        }
+    }
+
     /// Whether what is kept survives the daemon.
     pub fn is_durable(&self) -> bool {
         self.inner.durable
@@ -270,6 +283,11 @@ impl Spool {
                 "the disk has failed for a while; see the journal".to_owned(),
             ))
         })
+    }
+
+    /// Whether it holds as much as it may, all of it unanswered or undelivered.
+    pub fn is_full(&self) -> bool {
+        self.inner.book().room_for(1).is_none()
     }
 
     /// The record of a name.

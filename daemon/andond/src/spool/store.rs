@@ -20,7 +20,7 @@ use super::record::Header;
 pub(super) const SCHEMA: u32 = 1;
 
 /// Pages that redb may keep in memory.
-const CACHE_BYTES: usize = 1 << 20;
+pub(super) const CACHE_BYTES: usize = 1 << 20;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const HEADERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("headers");

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use andon_policy::throttle::Throttle;
+use andon_wire::Degraded;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::hardware::Readings;
+use crate::memory::BudgetFacts;
 
 type Measure = Gauge<f64, AtomicU64>;
 
@@ -26,6 +28,16 @@ struct ZoneLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RailLabels {
     rail: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    part: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    mode: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +59,11 @@ pub(super) struct Hardware {
     memory_left: Family<NoLabels, Gauge>,
     memory_stall: Family<KindLabels, Measure>,
     throttle: Gauge,
+    promised: Family<PartLabels, Gauge>,
+    budget: Family<NoLabels, Gauge>,
+    promisable: Family<NoLabels, Gauge>,
+    shortage: Gauge,
+    degraded: Family<ModeLabels, Gauge>,
     /// Tokens and joules when energy per token was last said.
     last: Mutex<Option<(u64, f64)>>,
 }
@@ -103,7 +120,7 @@ impl Hardware {
         );
         registry.register_with_unit(
             "memory_left",
-            "What the daemon could still take of the machine's memory and its control group's",
+            "What the machine and the daemon's control group could still give if no page of any file were needed",
             Unit::Bytes,
             self.memory_left.clone(),
         );
@@ -112,6 +129,34 @@ impl Hardware {
             "Share of the last ten seconds in which some task, or all, waited for memory",
             Unit::Ratios,
             self.memory_stall.clone(),
+        );
+        registry.register_with_unit(
+            "memory_promised",
+            "Memory that is promised to each part of the daemon, taken or not",
+            Unit::Bytes,
+            self.promised.clone(),
+        );
+        registry.register_with_unit(
+            "memory_budget",
+            "Most memory that is promised in all",
+            Unit::Bytes,
+            self.budget.clone(),
+        );
+        registry.register_with_unit(
+            "memory_promisable",
+            "Memory that could be promised now, by the budget and by what the system has left",
+            Unit::Bytes,
+            self.promisable.clone(),
+        );
+        registry.register(
+            "memory_shortage",
+            "Who gives way to a lack of memory: 0 nobody, 1 caches, 2 idle models, 3 batch work, 4 all but alarms",
+            self.shortage.clone(),
+        );
+        registry.register(
+            "degraded",
+            "Whether the daemon does without something, or does less",
+            self.degraded.clone(),
         );
         registry.register(
             "throttle",
@@ -194,6 +239,36 @@ impl Hardware {
         Some(per_token)
     }
 
+    /// Notes what memory is promised.
+    pub(super) fn budget(&self, facts: &BudgetFacts) {
+        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        for (part, bytes) in facts.parts {
+            let part = part.as_str();
+            let promised = self.promised.get_or_create(&PartLabels { part });
+            promised.set(gauge(bytes));
+        }
+        for (family, bytes) in [
+            (&self.budget, facts.bytes_max),
+            (&self.promisable, facts.left),
+        ] {
+            if let Some(bytes) = bytes {
+                family.get_or_create(&NoLabels {}).set(gauge(bytes));
+            }
+        }
+        self.shortage.set(facts.shortage as i64);
+    }
+
+    /// Notes what the daemon does without.
+    pub(super) fn degraded(&self, degraded: &[Degraded]) {
+        for mode in Degraded::ALL {
+            let labels = ModeLabels {
+                mode: mode.as_str(),
+            };
+            let gauge = self.degraded.get_or_create(&labels);
+            gauge.set(i64::from(degraded.contains(&mode)));
+        }
+    }
+
     /// Notes how far batch work gives way.
     pub(super) fn throttle(&self, throttle: Throttle) {
         self.throttle.set(match throttle {
@@ -227,7 +302,7 @@ mod tests {
             .lines()
             .filter(|line| !line.starts_with('#'))
             .collect();
-        assert_eq!(values, ["throttle 0"]);
+        assert_eq!(values, ["memory_shortage 0", "throttle 0"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use andon_engine::generate::ConstraintCounts;
 use andon_engine::kv::disk::StoreCounts;
 use andon_engine::speculate::GuessCount;
 use andon_policy::throttle::Throttle;
-use andon_wire::{MqttLink, RequestCounters, Speed, TokenCounters};
+use andon_wire::{Degraded, MqttLink, RequestCounters, Speed, TokenCounters};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,6 +26,7 @@ use super::spool::SpoolMetrics;
 use crate::config::TASKS_MAX;
 use crate::fault::FaultCode;
 use crate::hardware::Readings;
+use crate::memory::BudgetFacts;
 use crate::request::Origin;
 use crate::worker::{Done, Finish, Usage};
 
@@ -255,6 +256,8 @@ pub struct Telemetry {
     pub running: Gauge,
     /// How often one of them stood aside for another.
     pub parked: Counter,
+    /// Requests that were ended since passes brought them nothing.
+    pub stuck: Counter,
     /// From submission to the first token, in seconds.
     pub first_token_seconds: Histogram,
     /// Open connections.
@@ -400,6 +403,7 @@ impl Telemetry {
             waiting: Gauge::default(),
             running: Gauge::default(),
             parked: Counter::default(),
+            stuck: Counter::default(),
             first_token_seconds: Histogram::new(edges),
             connections: Family::default(),
             malformed: Family::default(),
@@ -483,6 +487,11 @@ impl Telemetry {
             "parked",
             "How often a request being answered stood aside for another",
             telemetry.parked.clone(),
+        );
+        registry.register(
+            "stuck",
+            "Requests that were ended since passes brought them nothing",
+            telemetry.stuck.clone(),
         );
         registry.register_with_unit(
             "first_token",
@@ -715,6 +724,16 @@ impl Telemetry {
     /// Notes what was read of the machine.
     pub fn hardware(&self, readings: &Readings) {
         self.hardware.read(readings, self.completion_tokens.get());
+    }
+
+    /// Notes what the daemon does without.
+    pub fn degraded(&self, degraded: &[Degraded]) {
+        self.hardware.degraded(degraded);
+    }
+
+    /// Notes what memory is promised.
+    pub fn budget(&self, facts: &BudgetFacts) {
+        self.hardware.budget(facts);
     }
 
     /// Notes how far batch work gives way.

@@ -25,6 +25,9 @@ use crate::config::speculation::{CorpusScope, SpeculationConfig};
 /// How often what was learnt is written: a power cut loses no more.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
 
+/// How often those that nobody uses go while memory is short.
+const SHED_EVERY: Duration = Duration::from_secs(1);
+
 /// Where they are, in the folder of what can be made again.
 const FOLDER: &str = "corpora";
 
@@ -347,6 +350,19 @@ impl Corpora {
     }
 }
 
+impl Corpora {
+    /// Lets go of those that nobody uses and that can be read again.
+    fn shed(&self) {
+        self.write();
+        if self.keeps {
+            self.held().corpora.retain(|_, entry| {
+                let used = Arc::strong_count(&entry.corpus) > 1;
+                used || entry.corpus.added() != entry.written
+            });
+        }
+    }
+}
+
 /// Adds a part of a key, so that no two lists of parts look alike.
 fn part(digest: &mut Sha256, bytes: &[u8]) {
     digest.update((bytes.len() as u64).to_le_bytes());
@@ -362,20 +378,26 @@ pub(super) fn run(shared: &Shared, corpora: &Corpora) {
         tracing::debug!(%error, "writing has the rank of an answer");
     }
     loop {
-        let until = Instant::now() + WRITE_EVERY;
+        let began = Instant::now();
+        let until = began + WRITE_EVERY;
         let mut board = shared.board();
-        loop {
+        let sheds = loop {
             if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {
                 return;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+            let sheds = shared.budget.is_short() && began.elapsed() >= SHED_EVERY;
+            if left.is_zero() || sheds {
+                break sheds;
             }
             board = shared.wait(board, Some(left));
-        }
+        };
         drop(board);
-        corpora.write();
+        if sheds {
+            corpora.shed();
+        } else {
+            corpora.write();
+        }
     }
 }
 
@@ -545,6 +567,27 @@ mod tests {
         assert_eq!(erase(Some("triage"), None), (1, 0));
         assert_eq!(erase(None, None), (1, 0));
         assert_eq!(erase(None, Some("a")), (0, 0));
+    }
+
+    #[test]
+    fn what_is_shed_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let corpora = corpora(folder.path(), CorpusScope::Client, "m");
+        let clients = ["a", "b"].map(|name| client(Origin::Mqtt, name));
+        for client in &clients {
+            learn(&corpora, client, "explain");
+        }
+        let used = corpora.sources(&clients[0], Some("explain")).corpus;
+        corpora.shed();
+        assert_eq!(corpora.held().corpora.len(), 1);
+        drop(used);
+        corpora.shed();
+        assert_eq!(corpora.held().corpora.len(), 0);
+        assert!(
+            clients
+                .iter()
+                .all(|client| knows(&corpora, client, "explain"))
+        );
     }
 
     #[test]

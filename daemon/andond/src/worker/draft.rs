@@ -14,6 +14,7 @@ use andon_engine::{Executor, ExecutorOptions, Model};
 use super::load::{find_pack, left_to_prove, prove};
 use super::memory::Memory;
 use crate::config::Config;
+use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{self, Proof, Registry, Served};
 
 /// Most tokens of one of its passes: a piece of a prompt, or what several answers lack.
@@ -87,6 +88,32 @@ pub(super) fn load(
         }
     };
     Some((DraftFacts { name, state }, loaded))
+}
+
+/// The draft, if the budget has what it takes.
+pub(super) fn promised(
+    budget: &Arc<Budget>,
+    facts: Option<DraftFacts>,
+    loaded: Option<Loaded>,
+    promised: &mut Vec<Reservation>,
+) -> (Option<DraftFacts>, Option<Loaded>) {
+    let Some(draft) = loaded else {
+        return (facts, None);
+    };
+    match budget.reserve(Part::Draft, Held::Private, draft.bytes) {
+        Ok(reservation) => {
+            promised.push(reservation);
+            (facts, Some(draft))
+        }
+        Err(refusal) => {
+            tracing::warn!(why = %refusal, "there are no guesses of the draft model");
+            let refused = |facts: DraftFacts| DraftFacts {
+                state: Err(refusal.to_string()),
+                ..facts
+            };
+            (facts.map(refused), None)
+        }
+    }
 }
 
 fn load_served(

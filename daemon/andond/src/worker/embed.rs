@@ -13,6 +13,7 @@ use andon_engine::backend::cpu::encode::Encoding;
 use andon_engine::embed::{EmbedError, Embedder, shortened};
 use andon_policy::scheduler::{Decision, Ticket};
 use andon_policy::speed::Step;
+use andon_policy::throttle::Restraint;
 
 use super::Shared;
 use super::board::{Board, Job, Phase, Stage, Waiting};
@@ -58,6 +59,7 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
         let Some(current) = running.get_mut(&ticket) else {
             continue;
         };
+        shared.progress();
         let began = Instant::now();
         let result = current.step(shared, &mut embedder);
         let took = began.elapsed();
@@ -212,8 +214,10 @@ fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Tick
         if let Some(ticket) = board.scheduler.first(now_ms) {
             return Some(ticket);
         }
-        if running.is_empty() {
+        if running.is_empty() || board.scheduler.restraint() != Restraint::default() {
             shared.idle();
+        }
+        if running.is_empty() {
             if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
             {
                 return None;

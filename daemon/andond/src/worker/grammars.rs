@@ -22,6 +22,11 @@ pub(super) struct Grammars {
 }
 
 impl Grammars {
+    /// Lets go of them; whoever uses one keeps it.
+    pub(super) fn shed(&mut self) {
+        self.kept = VecDeque::new();
+    }
+
     /// Has the model's vocabulary made as masks need it, if it can be.
     pub(super) fn ready(shared: &Shared, model: &Model) {
         if let Ok(vocabulary) = model.grammar_vocabulary() {

@@ -16,6 +16,7 @@ use super::memory::Memory;
 use super::pages::Pages;
 use super::{ModelFacts, SHARE_FOR_ALARMS};
 use crate::config::Config;
+use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Proof, Proven, Registry, RegistryError, Served};
 
 /// A model ready to serve.
@@ -37,6 +38,8 @@ pub(super) struct Loaded {
     pub(super) proven: Proven,
     /// What is to be compared with manifests while it is served: the model, and the draft.
     pub(super) unproven: Vec<(Arc<Model>, Proof)>,
+    /// The memory that all of it was promised.
+    pub(super) promised: Vec<Reservation>,
 }
 
 /// What runs the model.
@@ -88,6 +91,7 @@ pub(super) fn load(
     config: &Config,
     served: &Served,
     registry: &Registry,
+    budget: &Arc<Budget>,
 ) -> Result<Loaded, LoadFailure> {
     let path = &served.path;
     let model =
@@ -102,7 +106,7 @@ pub(super) fn load(
         return Ok(Loaded {
             proven,
             unproven,
-            ..load_embedder(config, path, model, key)?
+            ..load_embedder(config, path, model, key, budget)?
         });
     }
     let options = ExecutorOptions {
@@ -115,6 +119,9 @@ pub(super) fn load(
     };
     let executor = Executor::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
+    // Before anything of it is touched.
+    let memory = Memory::of(config, &executor, served.tasks.len(), budget.left_in_all());
+    let mut promised = memory.promise(budget)?;
     let info = model.info();
     // One request must fit on its own, or it would wait for room that never comes.
     let context_tokens_max = info
@@ -146,9 +153,15 @@ pub(super) fn load(
         None => Pages::none(config),
     };
     let executor = generator.executor();
-    let memory = Memory::of(config, executor, served.tasks.len());
+    if pages.keeps() {
+        // One on its way to the disk, and one that is read.
+        let bytes = executor.page_bytes().saturating_mul(2) as u64;
+        let pages = budget.require(Part::Pages, Held::Private, bytes);
+        promised.push(pages.map_err(|refusal| LoadFailure::operator(&refusal))?);
+    }
     let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
-    let draft_model = loaded.flatten().map(|loaded| {
+    let (draft, loaded) = draft::promised(budget, draft, loaded.flatten(), &mut promised);
+    let draft_model = loaded.map(|loaded| {
         generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
         unproven.extend(loaded.unproven);
         (loaded.model, loaded.key)
@@ -164,6 +177,7 @@ pub(super) fn load(
         pages,
         proven,
         unproven,
+        promised,
     })
 }
 
@@ -210,6 +224,7 @@ fn load_embedder(
     path: &Path,
     model: Arc<Model>,
     key: Option<Key>,
+    budget: &Arc<Budget>,
 ) -> Result<Loaded, LoadFailure> {
     let options = EmbedderOptions {
         threads: config.engine.threads,
@@ -218,6 +233,10 @@ fn load_embedder(
     };
     let mut embedder = Embedder::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
+    let bytes = model.info().file_bytes as u64;
+    let promised = budget
+        .require(Part::Weights, Held::Mapped, bytes)
+        .map_err(|refusal| LoadFailure::operator(&refusal))?;
     let mut input = model.tokenizer().encode_prompt("Hello", Special::Plain);
     input.truncate(embedder.context_tokens_max());
     if input.is_empty() {
@@ -254,6 +273,7 @@ fn load_embedder(
         pages: Pages::none(config),
         proven: Proven::No,
         unproven: Vec::new(),
+        promised: vec![promised],
     })
 }
 

@@ -1,14 +1,17 @@
 //! What the served model and what goes with it may take of the memory that there is for andond.
 //!
-//! Invariant: nothing here keeps the model from being served. Earlier answers are kept of no more clients than fit beside
+//! Invariant: only a budget that is smaller than what the model cannot do without keeps it from being served. Earlier answers are kept of no more clients than fit beside
 //! it, and a draft gets what all that leaves.
 
 use std::fmt;
+use std::sync::Arc;
 
 use andon_engine::Executor;
 use andon_engine::speculate::Corpus;
 
+use super::load::LoadFailure;
 use crate::config::Config;
+use crate::memory::{Budget, Held, Part, Reservation};
 
 /// Bytes, each the most that its part takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +30,17 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// That of what `executor` runs, to which `tasks` tasks are configured.
-    pub(super) fn of(config: &Config, executor: &Executor, tasks: usize) -> Memory {
+    /// That of what `executor` runs, to which `tasks` tasks are configured,
+    /// and for which there are `all` bytes.
+    pub(super) fn of(
+        config: &Config,
+        executor: &Executor,
+        tasks: usize,
+        all: Option<u64>,
+    ) -> Memory {
         let model = executor.model();
         let memory = Memory {
-            all: andon_os::memory_bytes().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            all: all.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             weights: model.info().file_bytes,
             working: executor.bytes(),
             shapes: model.grammar_vocabulary_bytes(),
@@ -80,6 +89,27 @@ impl Memory {
         let parts = [self.weights, self.working, self.shapes, self.answers];
         let taken = parts.into_iter().fold(0, usize::saturating_add);
         self.all.map(|all| all.saturating_sub(taken))
+    }
+
+    /// Has all parts promised.
+    ///
+    /// # Errors
+    /// The budget is smaller than what the model cannot do without.
+    pub(super) fn promise(&self, budget: &Arc<Budget>) -> Result<Vec<Reservation>, LoadFailure> {
+        [
+            (Part::Weights, Held::Mapped, self.weights),
+            (Part::Working, Held::Private, self.working),
+            (Part::Shapes, Held::Private, self.shapes),
+            (Part::Answers, Held::Private, self.answers),
+        ]
+        .into_iter()
+        .map(|(part, held, bytes)| budget.require(part, held, bytes as u64))
+        .collect::<Result<_, _>>()
+        .map_err(|refusal| {
+            LoadFailure::operator(&format!(
+                "{refusal}; give andond more ([memory] budget-bytes), or the model less ([model] kv-tokens-max)"
+            ))
+        })
     }
 
     /// The parts by the names that metrics have for them.

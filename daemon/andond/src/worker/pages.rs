@@ -56,6 +56,8 @@ pub(super) struct Pages {
     start_pages_max: usize,
     /// Whether one is on its way to the disk.
     writing: AtomicBool,
+    /// Whether there is no store although there should be, or the disk did not take the last page.
+    failing: AtomicBool,
 }
 
 impl Pages {
@@ -67,7 +69,13 @@ impl Pages {
             stop_pages_max: 0,
             start_pages_max: 0,
             writing: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
         }
+    }
+
+    /// Whether pages should be kept on the disk and cannot be.
+    pub(super) fn fails(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
     }
 
     /// Those of the model of `executor`, which looks for pages there from then on. `key` is that of its pack, if it is known.
@@ -92,6 +100,7 @@ impl Pages {
             }
             Err(why) => {
                 tracing::warn!("nothing is kept of prompts for the next start: {why}");
+                none.failing.store(true, Ordering::Relaxed);
                 none
             }
         }
@@ -120,6 +129,11 @@ impl Pages {
         };
         let store = PageStore::open(options, root, executor.page_bytes());
         store.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    /// Whether any are kept.
+    pub(super) fn keeps(&self) -> bool {
+        self.store.is_some()
     }
 
     fn disk(&self) -> Option<&PageStore> {
@@ -333,11 +347,13 @@ pub(super) fn run(shared: &Shared, pages: &Pages, incoming: &Receiver<PageCopy>)
         if let Some(page) = page {
             match store.write(&page) {
                 Ok(_) => {
+                    pages.failing.store(false, Ordering::Relaxed);
                     pages.writing.store(false, Ordering::Release);
                     shared.wake();
                 }
                 Err(error) => {
                     tracing::warn!(%error, "what is kept of prompts for the next start is not written");
+                    pages.failing.store(true, Ordering::Relaxed);
                     left = Some(page);
                 }
             }

@@ -81,7 +81,7 @@ pub(super) fn run(
         shared.changed.notify_all();
     }
     loop {
-        let Some((job, request)) = next(shared, lane) else {
+        let Some((job, request)) = next(shared, lane, &mut grammars) else {
             return;
         };
         if let Input::Embeddings { inputs, dimensions } = request.input {
@@ -225,7 +225,7 @@ fn embeddings(
     })
 }
 
-fn next(shared: &Shared, lane: Lane) -> Option<(Arc<Job>, Request)> {
+fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job>, Request)> {
     let mut board = shared.board();
     loop {
         if !matches!(board.phase, Phase::Loading | Phase::Serving) {
@@ -236,6 +236,10 @@ fn next(shared: &Shared, lane: Lane) -> Option<(Arc<Job>, Request)> {
         if let Some(next) = board.take_submitted(shared.now_ms(), mine) {
             board.rendering[lane as usize] = true;
             return Some(next);
+        }
+        // Whoever says that memory has become short wakes this thread.
+        if shared.budget.is_short() {
+            grammars.shed();
         }
         board = shared.wait(board, None);
     }

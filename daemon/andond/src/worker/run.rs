@@ -13,6 +13,8 @@ use andon_engine::generate::{
 use andon_engine::tokenizer::Tokenizer;
 use andon_policy::scheduler::{Decision, Scheduler, Ticket};
 use andon_policy::speed::Step;
+use andon_policy::stuck::Progress;
+use andon_policy::throttle::Restraint;
 use andon_wire::Priority;
 
 use super::Shared;
@@ -38,6 +40,8 @@ struct Running {
     /// Tokens of its prompt that were computed, and of its answers, that the scheduler is yet to be told of.
     read: Option<u32>,
     decoded: u32,
+    /// Whether passes bring it anything.
+    progress: Progress,
     /// What the answers that ended took.
     usage: Usage,
     timings: Timings,
@@ -59,6 +63,39 @@ impl Running {
         if decoded > 0 {
             scheduler.decoded(now_ms, self.job.ticket, decoded);
         }
+    }
+}
+
+impl Running {
+    /// Gives it up if passes have brought it nothing for longer than they may. It is ended before the next one.
+    fn look_after<F: Forward>(
+        &mut self,
+        shared: &Shared,
+        generator: &Generator<F>,
+        took_us: u64,
+        stuck_us: u64,
+    ) {
+        let made = self.open().filter_map(|id| generator.progress(id));
+        let Some(made) = made.reduce(usize::saturating_add) else {
+            return;
+        };
+        if !self.progress.passed(made as u64, took_us, stuck_us) || self.fault.is_some() {
+            return;
+        }
+        let idle_ms = self.progress.idle_us() / 1000;
+        tracing::error!(
+            origin = self.job.origin.name(),
+            client = self.job.key.client,
+            id = self.job.key.id,
+            idle_ms,
+            tokens = made,
+            "a request is stuck: passes bring it nothing; it is ended"
+        );
+        shared.telemetry.stuck.inc();
+        self.fault = Some(Fault::new(
+            FaultCode::Internal,
+            format!("the request got stuck: it made no progress in {idle_ms} ms of passes"),
+        ));
     }
 }
 
@@ -142,6 +179,8 @@ pub(super) fn run<F: Forward>(
         keeping.as_mut(),
         &mut readers,
     ) {
+        // From now on it is to be seen if a pass hangs, also the first after a rest.
+        shared.progress();
         let began = Instant::now();
         let mut decoded = 0;
         let reading = Reading {
@@ -199,12 +238,14 @@ impl Shared {
         let last = generator.last_pass();
         let mut board = self.board();
         let now_ms = self.now_ms();
+        let (took_us, stuck_us) = (microseconds(took), board.scheduler.stuck_us());
         for running in jobs.running.values_mut() {
             running.note(&mut board.scheduler, now_ms);
+            running.look_after(self, generator, took_us, stuck_us);
         }
         if last.answering > 0 || last.prompt_tokens > 0 {
             let step = Step {
-                took_us: microseconds(took),
+                took_us,
                 answers: saturated(last.answering),
                 answer_tokens: saturated(decoded),
                 prompt_tokens: saturated(last.prompt_tokens),
@@ -240,6 +281,13 @@ fn next_pass<F: Forward>(
             apply(shared, generator, jobs, tokenizer, &mut turn);
             continue;
         }
+        if shared.sheds.swap(false, Ordering::Relaxed)
+            && let Some(executor) = generator.executor_mut()
+        {
+            drop(board);
+            executor.shed();
+            continue;
+        }
         if board.scheduler.computes() {
             let tokens = board.scheduler.pass(now_ms, &mut reading);
             readers.clear();
@@ -248,8 +296,11 @@ fn next_pass<F: Forward>(
             }
             return Some(usize::try_from(tokens).unwrap_or(usize::MAX));
         }
-        if jobs.running.is_empty() {
+        // Who is to give way waits for something else than a pass.
+        if jobs.running.is_empty() || board.scheduler.restraint() != Restraint::default() {
             shared.idle();
+        }
+        if jobs.running.is_empty() {
             if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
             {
                 return None;
@@ -374,6 +425,7 @@ fn start<F: Forward>(
                 choices: ids.map(|id| (id, None)).collect(),
                 read: None,
                 decoded: 0,
+                progress: Progress::default(),
                 usage: Usage::default(),
                 timings: Timings::default(),
             });

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::error::ApiError;
 use super::{Service, json_response};
 use crate::fault::{Fault, FaultCode};
+use crate::health;
 use crate::worker::WorkerState;
 
 /// Alive: whatever is being answered makes progress.
@@ -59,7 +60,11 @@ fn unavailable(why: impl Into<String>) -> ApiError {
 
 /// Everything that is counted, as Prometheus reads it.
 pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response<Body> {
-    let mut response = text(StatusCode::OK, service.context.telemetry.encode());
+    let context = &service.context;
+    context.telemetry.budget(&context.budget.facts());
+    let degraded = health::degraded(context, &context.worker.status());
+    context.telemetry.degraded(&degraded);
+    let mut response = text(StatusCode::OK, context.telemetry.encode());
     response.headers_mut().insert(
         CONTENT_TYPE,
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),

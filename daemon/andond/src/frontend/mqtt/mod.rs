@@ -44,6 +44,7 @@ use crate::config::Config;
 use crate::config::limits::LimitsConfig;
 use crate::config::mqtt::MqttConfig;
 use crate::fault::Fault;
+use crate::health;
 use crate::request::{Origin, Request};
 use crate::spool::killed;
 use crate::spool::record::{Door, Key};
@@ -222,6 +223,7 @@ impl Frontend {
                 &self.context.worker.tasks(),
                 connection.link.version(),
                 self.desk.unanswered(),
+                &health::degraded(&self.context, &status),
             );
             if self.board.show(&value, Instant::now()) {
                 self.desk

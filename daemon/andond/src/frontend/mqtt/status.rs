@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use andon_wire::Degraded;
 use andon_wire::topic::Topics;
 use serde_json::{Value, json};
 
@@ -27,6 +28,7 @@ pub(super) fn online(
     tasks: &[String],
     version: Version,
     unanswered: usize,
+    degraded: &[Degraded],
 ) -> Value {
     let (phase, why) = match &status.state {
         WorkerState::Loading => ("loading", None),
@@ -42,6 +44,7 @@ pub(super) fn online(
         "ready": status.state == WorkerState::Ready,
         "phase": phase,
         "tasks": tasks,
+        "degraded": degraded,
         "load": {
             "waiting": status.waiting,
             "running": status.running,

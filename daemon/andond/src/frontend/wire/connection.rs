@@ -23,6 +23,7 @@ use super::convert::{self, StatusTexts};
 use super::models::ModelDesk;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
+use crate::health;
 use crate::registry::Peer;
 use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream};
@@ -307,6 +308,10 @@ impl Connection {
             ClientFrame::CorpusTask(task) => self.models.corpora(&task).await,
             ClientFrame::SpoolTask(task) => self.models.spool(&task).await,
             ClientFrame::PageTask(task) => self.models.pages(task).await,
+            ClientFrame::Health => {
+                let health = health::health(&self.context);
+                self.outgoing.send(&ServerFrame::Health(health)).await
+            }
             ClientFrame::Draft => {
                 let draft = self.context.worker.status().draft;
                 let draft = draft.as_deref().map(convert::draft);
