@@ -76,7 +76,9 @@ fn words(draw: &mut Draw) -> String {
 
 /// One request over HTTP: read to its end, left in the middle, or wrong.
 fn ask(http: &Client, priority: &str, draw: &mut Draw, counts: &Counts) {
-    let add = |count: &AtomicUsize| drop(count.fetch_add(1, Ordering::Relaxed));
+    let add = |count: &AtomicUsize| {
+        count.fetch_add(1, Ordering::Relaxed);
+    };
     let mut body = json!({
         "messages": [{ "role": "user", "content": words(draw) }],
         "max_tokens": 1 + draw.below(if priority == "batch" { 96 } else { 32 }),
