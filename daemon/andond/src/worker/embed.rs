@@ -217,11 +217,9 @@ fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Tick
         if running.is_empty() || board.scheduler.restraint() != Restraint::default() {
             shared.idle();
         }
-        if running.is_empty() {
-            if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
-            {
-                return None;
-            }
+        let ends = matches!(board.phase, Phase::Stopping(_) | Phase::Failed);
+        if running.is_empty() && ends && board.renders_nothing() {
+            return None;
         }
         let wait = board.wake_after(now_ms);
         drop(shared.wait(board, wait));
