@@ -2,7 +2,7 @@
 //!
 //! Policy decides and never does. It reads no clock (the time is an argument, in milliseconds on
 //! any clock that does not run backwards) and has not heard of tensors, threads or sockets. What it
-//! keeps between calls is in one value, the [`scheduler::Scheduler`], which is told what happens
+//! keeps between calls is in a value, such as the [`scheduler::Scheduler`], which is told what happens
 //! and asked what to do. So the same events give the same decisions, in a simulator as in the
 //! daemon, and a refusal is a decision, not an error.
 #![no_std]
@@ -15,7 +15,9 @@ pub mod client;
 pub mod memory;
 pub mod queue;
 pub mod rate;
+pub mod residency;
 pub mod scheduler;
 pub mod speed;
 pub mod stuck;
 pub mod throttle;
+pub mod turns;
