@@ -2,6 +2,7 @@
 
 mod files;
 mod packs;
+mod several;
 mod signed;
 
 use std::fs;

@@ -17,7 +17,7 @@ use andon_wire::limits::{CLIENT_FRAME_BYTES_MAX, MODEL_DATA_BYTES_MAX};
 use andon_wire::manifest::Role;
 use andon_wire::{
     AddModel, AddSigned, Bytes, ClientFrame, HEADER_BYTES, ModelAction, ModelAdded, ModelData,
-    ModelName, ModelStage, ModelTask, RequestId, ServerFrame, SignatureState,
+    ModelName, ModelStage, ModelTask, RequestId, ServerFrame, SignatureState, SwapModel,
 };
 use serde::Serialize;
 
@@ -54,6 +54,24 @@ pub(crate) fn run(
         }
         ModelCommand::Unpack(options) => {
             named(socket, ModelAction::Unpack(name(&options.name)?), "unpack")
+        }
+        ModelCommand::Load(options) => {
+            named(socket, ModelAction::Load(name(&options.name)?), "load")
+        }
+        ModelCommand::Unload(options) => {
+            named(socket, ModelAction::Unload(name(&options.name)?), "unload")
+        }
+        ModelCommand::Swap(options) => {
+            let swap = SwapModel {
+                model: name(&options.name)?,
+                name: options.place.as_ref().map(name).transpose()?,
+                unload_first: options.unload_first,
+            };
+            named(socket, ModelAction::Swap(swap), "swap")
+        }
+        ModelCommand::Rollback(options) => {
+            let place = options.place.as_ref().map(name).transpose()?;
+            named(socket, ModelAction::Rollback(place), "roll back")
         }
     }
 }
@@ -207,7 +225,7 @@ fn said(
         eprintln!("andonctl: it is the one that [model] of andond.toml names");
     } else {
         eprintln!(
-            "andonctl: to serve it, write name = \"{name}\" and no path into [model] of andond.toml, and restart \
+            "andonctl: to have it answer in place of the present one: andonctl model swap {name}; or write name = \"{name}\" and no path into [model] of andond.toml, and restart \
              andond"
         );
     }
@@ -248,6 +266,10 @@ struct Line {
     key: Option<String>,
     /// Whether the kernel keeps its weights from changing (fs-verity).
     verity: Option<bool>,
+    /// Whether it is loaded: `kept` if it is not.
+    state: String,
+    /// The other names that it answers to.
+    answers_to: Vec<String>,
 }
 
 fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> {
@@ -256,12 +278,21 @@ fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> 
     // A daemon that is older than the question ends the connection, and packs nothing.
     let packs = packs(&mut connection).unwrap_or_default();
     let signed = signatures(&mut connection).unwrap_or_default();
+    let served = served(&mut connection)?;
     for line in &mut lines {
         line.packed_bytes = packs.get(&line.name).copied();
         if let Some((state, key, verity)) = signed.get(&line.name) {
             line.signature = Some(state.as_str());
             line.key = Some(key.clone()).filter(|key| !key.is_empty());
             line.verity = Some(*verity);
+        }
+        for (name, model, state) in &served {
+            if *model == line.name {
+                line.state.clone_from(state);
+                if name != model {
+                    line.answers_to.push(name.clone());
+                }
+            }
         }
         if as_json {
             json(output, line)?;
@@ -299,8 +330,39 @@ fn models(connection: &mut Connection) -> Result<Vec<Line>, Failure> {
                 signature: None,
                 key: None,
                 verity: None,
+                state: "kept".to_owned(),
+                answers_to: Vec::new(),
             }),
             ServerFrame::ModelDone(done) if done.id == id => return Ok(lines),
+            ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
+            _ => return Err(unexpected("question for the models")),
+        }
+    }
+}
+
+/// The names that requests may say, each with the model that answers and whether that is loaded.
+fn served(connection: &mut Connection) -> Result<Vec<(String, String, String)>, Failure> {
+    let id = fresh_id(2)?;
+    let task = ModelTask {
+        id: id.clone(),
+        action: ModelAction::Served,
+    };
+    connection.send(&ClientFrame::ModelTask(task))?;
+    let mut served = Vec::new();
+    loop {
+        match connection.receive()? {
+            ServerFrame::ServedModel(model) if model.id == id => {
+                let answers = match model.model {
+                    "" => model.name,
+                    other => other,
+                };
+                served.push((
+                    model.name.to_owned(),
+                    answers.to_owned(),
+                    model.residence.as_str().to_owned(),
+                ));
+            }
+            ServerFrame::ModelDone(done) if done.id == id => return Ok(served),
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for the models")),
         }
@@ -360,7 +422,7 @@ impl fmt::Display for Line {
         };
         writeln!(
             f,
-            "{:<32}  {:<8}  {:<8}  {:>10}  {license}{}{}{}{}",
+            "{:<32}  {:<8}  {:<8}  {:>10}  {license}{}{}{}{}{}{}",
             self.name,
             self.architecture,
             self.quantization,
@@ -374,7 +436,15 @@ impl fmt::Display for Line {
                 _ => String::new(),
             },
             self.verity.filter(|on| *on).map_or("", |_| "  verity"),
+            match self.state.as_str() {
+                "kept" => String::new(),
+                state => format!("  {state}"),
+            },
             if self.active { "  active" } else { "" },
+            match self.answers_to.as_slice() {
+                [] => String::new(),
+                names => format!("  answers to {}", names.join(", ")),
+            },
         )
     }
 }

@@ -11,7 +11,7 @@ use crate::task::Tasks;
 
 /// Adds what stands in the way of serving this configuration on this machine.
 pub fn environment(config: &Config, problems: &mut Problems) {
-    let registry = Registry::new(config.models.clone(), None, None, None);
+    let registry = Registry::new(config.models.clone(), None, None);
     let served = (!config.model.is_kept() || config.model.name.is_some())
         .then(|| registry::served(config, &registry));
     let tasks = match &served {

@@ -14,7 +14,7 @@ use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::spool::Spool;
 use crate::telemetry::Telemetry;
-use crate::worker::WorkerHandle;
+use crate::workers::Workers;
 
 /// What every front end is given.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub struct Context {
     /// The models that are kept.
     pub registry: Arc<Registry>,
     /// Where requests go.
-    pub worker: WorkerHandle,
+    pub workers: Workers,
     /// What memory is promised.
     pub budget: Arc<Budget>,
     /// Where they are kept.

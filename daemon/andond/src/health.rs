@@ -18,14 +18,14 @@ pub fn degraded(context: &Context, status: &Status) -> Vec<Degraded> {
                 WorkerState::Failed(_) | WorkerState::Broken(_)
             )
         }
-        Degraded::Stalled => context.worker.stalled().is_some(),
+        Degraded::Stalled => context.workers.stalled().is_some(),
         Degraded::Throttled => status.throttle.0 != Throttle::None,
         Degraded::MemoryShort => context.budget.facts().shortage != Shortage::None,
         Degraded::SpoolFailing => context.spool.failing().is_some(),
         Degraded::SpoolFull => context.spool.is_full(),
-        Degraded::CacheFailing => context.worker.cannot_keep_pages(),
+        Degraded::CacheFailing => context.workers.cannot_keep_pages(),
         Degraded::PackUnused => {
-            status.state == WorkerState::Ready && context.worker.lacks_its_pack()
+            status.state == WorkerState::Ready && context.workers.lacks_its_pack()
         }
         Degraded::DraftUnused => {
             let draft = status.draft.as_ref();
@@ -42,7 +42,7 @@ pub fn health(context: &Context) -> HealthStatus {
     let facts = context.budget.facts();
     let promised = facts.parts.iter().map(|(_, bytes)| bytes);
     HealthStatus {
-        degraded: degraded(context, &context.worker.status())
+        degraded: degraded(context, &context.workers.status())
             .into_iter()
             .collect(),
         memory: MemoryStatus {

@@ -24,3 +24,4 @@ pub mod supervise;
 pub mod task;
 pub mod telemetry;
 pub mod worker;
+pub mod workers;

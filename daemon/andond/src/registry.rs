@@ -3,7 +3,8 @@
 //! ```text
 //! <dir>/.lock              held by the one daemon that may change what is here
 //! <dir>/.staging/<number>  models that are being added or removed; emptied at every start
-//! <dir>/<name>/            a model: manifest.json as it came, its members at their paths, manifest.sig if it is signed
+//! <dir>/.names.json        the names that another model answers to than the one of that name
+//! <dir>/<name>/            a model: manifest.json as it came, its members at their paths, manifest.sig if it is signed, .known.json
 //! ```
 //!
 //! Invariant: what has a name is whole. A model is received, verified, tried and brought to the disk in the
@@ -15,6 +16,7 @@
 
 mod add;
 mod admin;
+mod known;
 mod packs;
 mod proof;
 mod serve;
@@ -22,7 +24,7 @@ mod store;
 mod trial;
 mod trust;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ use crate::config::models::ModelsConfig;
 
 pub use add::{Added, Begun, Receipt};
 pub use admin::{Peer, may_change};
+pub use known::Known;
 pub use packs::{Packed, Packs};
 pub use proof::{Proof, Proven};
 pub use serve::{Served, served, served_draft};
@@ -46,6 +49,10 @@ pub use trust::{Judgement, Trust};
 const LOCK: &str = ".lock";
 /// Name of the folder of what has no name yet.
 const STAGING: &str = ".staging";
+/// Name of the file of names that another model answers to.
+const NAMES: &str = ".names.json";
+/// Most bytes of it.
+const NAMES_BYTES_MAX: u64 = 256 * 1024;
 /// Most models that are kept.
 pub const REGISTERED_MAX: usize = 256;
 /// Most models that are added or verified at once; each reads or writes gigabytes.
@@ -126,8 +133,6 @@ impl RegistryError {
 pub struct Registry {
     config: ModelsConfig,
     trust: Trust,
-    /// The name that the configuration has the daemon serve, if it is one of ours.
-    active: Option<String>,
     /// The name of the draft in use, if it is one of ours.
     draft: Option<String>,
     packs: Option<Packs>,
@@ -148,21 +153,30 @@ struct State {
     next: u64,
     /// How often a model was registered.
     registrations: u64,
+    /// The names of those that are kept, as they were last seen.
+    kept: BTreeSet<String>,
+    /// Those in use, which are not removed, and what for.
+    used: BTreeMap<String, Use>,
+}
+
+/// What a model that is kept is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It answers to the configured name.
+    Served,
+    /// It answers to another name than its own.
+    Named,
+    /// It is loaded.
+    Loaded,
 }
 
 impl Registry {
-    /// A registry of the configured folder. `active` is the model in use and `draft` what guesses for it, which are not
-    /// removed; models are packed into `packs`.
-    pub fn new(
-        config: ModelsConfig,
-        active: Option<String>,
-        draft: Option<String>,
-        packs: Option<Packs>,
-    ) -> Arc<Registry> {
+    /// A registry of the configured folder. `draft` is what guesses for the served model, which is not removed; models are
+    /// packed into `packs`.
+    pub fn new(config: ModelsConfig, draft: Option<String>, packs: Option<Packs>) -> Arc<Registry> {
         Arc::new(Registry {
             trust: Trust::of(&config),
             config,
-            active,
             draft,
             packs,
             state: Mutex::default(),
@@ -175,6 +189,10 @@ impl Registry {
     pub fn start(&self) {
         if !self.config.dir.is_dir() {
             return;
+        }
+        match self.names() {
+            Ok(names) => self.state().kept = names,
+            Err(error) => tracing::warn!(%error, "it is not known which models are kept"),
         }
         if let Err(error) = self.locked() {
             tracing::warn!(%error, "models can be served, but not added or removed");
@@ -264,6 +282,7 @@ impl Registry {
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<impl Iterator<Item = Stored>, RegistryError> {
         let names = self.names()?;
+        self.state().kept.clone_from(&names);
         Ok(names.into_iter().filter_map(|name| {
             self.find(&name)
                 .inspect_err(|error| {
@@ -304,18 +323,72 @@ impl Registry {
         Stored::read(&self.config.dir.join(name), name)
     }
 
-    /// Whether `name` is the model that the configuration has the daemon serve.
+    /// Whether `name` is the model that answers to the configured name.
     pub fn is_active(&self, name: &str) -> bool {
-        self.active.as_deref() == Some(name)
+        self.state().used.get(name) == Some(&Use::Served)
+    }
+
+    /// Whether a model of this name is kept, as far as is known without asking the disk.
+    pub fn is_kept(&self, name: &str) -> bool {
+        self.state().kept.contains(name)
+    }
+
+    /// The names of those that are kept, as far as is known without asking the disk.
+    pub fn kept(&self) -> BTreeSet<String> {
+        self.state().kept.clone()
+    }
+
+    /// Sets which are in use.
+    pub fn set_used(&self, used: BTreeMap<String, Use>) {
+        self.state().used = used;
+    }
+
+    /// The names that another model answers to, as they were written; `None` if there are none.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read_names(&self) -> Result<Option<String>, RegistryError> {
+        let path = self.config.dir.join(NAMES);
+        if !path.exists() {
+            return Ok(None);
+        }
+        store::text(&path, NAMES_BYTES_MAX).map(Some)
+    }
+
+    /// Writes them, so that after a power cut the former or these are there.
+    ///
+    /// # Errors
+    /// If they cannot be brought to the disk.
+    pub fn write_names(&self, text: &str) -> Result<(), RegistryError> {
+        // Another daemon's names are not written over.
+        drop(self.locked()?);
+        let staging = self.staging()?;
+        let new = staging.path.join(NAMES);
+        File::create(&new)
+            .and_then(|mut file| {
+                io::Write::write_all(&mut file, text.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(RegistryError::io(&new, "write"))?;
+        let path = self.config.dir.join(NAMES);
+        fs::rename(&new, &path).map_err(RegistryError::io(&path, "write"))?;
+        store::sync_folder(&self.config.dir)
     }
 
     /// Removes one that is not served.
     pub fn remove(self: &Arc<Self>, name: &str) -> Result<(), RegistryError> {
         let _claim = self.claim(name)?;
-        if self.is_active(name) {
-            return Err(RegistryError::Conflict(format!(
-                "{name} is being served; name another in [model] first"
-            )));
+        let used = self.state().used.get(name).copied();
+        let why = match used {
+            Some(Use::Served) => {
+                Some("is being served; name another in [model], or swap it, first")
+            }
+            Some(Use::Named) => Some("answers to another name; swap or roll back that first"),
+            Some(Use::Loaded) => Some("is loaded; unload it first"),
+            None => None,
+        };
+        if let Some(why) = why {
+            return Err(RegistryError::Conflict(format!("{name} {why}")));
         }
         if self.draft.as_deref() == Some(name) {
             return Err(RegistryError::Conflict(format!(
@@ -331,6 +404,7 @@ impl Registry {
         let staging = self.staging()?;
         let gone = staging.path.join("removed");
         fs::rename(&folder, &gone).map_err(RegistryError::io(&folder, "remove"))?;
+        self.state().kept.remove(name);
         store::sync_folder(&self.config.dir)?;
         if let Some(manifest) = manifest {
             self.forget_pack(&manifest);

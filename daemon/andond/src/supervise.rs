@@ -23,7 +23,8 @@ use crate::socket::{Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
-use crate::worker::{UNREAD_BYTES_MAX, WorkerHandle, WorkerState};
+use crate::worker::{UNREAD_BYTES_MAX, WorkerState};
+use crate::workers::Workers;
 
 /// After the grace, what front ends have to write the last words.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -136,26 +137,25 @@ pub fn run(config: Config) -> Result<(), Failure> {
     // To the end.
     let _promised = promise(&config, &budget)?;
     let spool = Spool::open(&config.spool, Arc::clone(&telemetry))?;
-    let active = config.model.is_kept().then(|| config.model.name());
     let packs = Packs::new(&config.cache);
     let draft = match config.speculation.draft_place() {
         Some(DraftPlace::Kept(name)) => Some(name.to_owned()),
         Some(DraftPlace::Path(_)) | None => None,
     };
-    let registry = Registry::new(config.models.clone(), active, draft, Some(packs));
+    let registry = Registry::new(config.models.clone(), draft, Some(packs));
     // After the sockets: nobody else can be adding models for this daemon now.
     registry.start();
-    let worker = WorkerHandle::start(
+    let workers = Workers::start(
         Arc::clone(&config),
         Arc::clone(&registry),
         Arc::clone(&telemetry),
         Arc::clone(&budget),
     )
-    .map_err(runtime("cannot start the worker"))?;
+    .map_err(runtime("cannot start a worker"))?;
     let context = Context {
         config,
         registry,
-        worker,
+        workers,
         budget,
         spool: spool.clone(),
         telemetry,
@@ -251,7 +251,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
 
 /// Serves until there is a reason to stop.
 async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> {
-    let mut states = context.worker.states();
+    let mut states = context.workers.states();
     loop {
         let state = states.borrow_and_update().clone();
         match state {
@@ -269,7 +269,7 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
                 ]);
             }
             WorkerState::Failed(message) => {
-                return Err(if context.worker.operator_at_fault() {
+                return Err(if context.workers.operator_at_fault() {
                     Failure::Operator(message)
                 } else {
                     Failure::Runtime(message)
@@ -310,7 +310,7 @@ async fn feed(context: Context) {
             _ = ticks.tick() => {}
             () = context.stopping.cancelled() => return,
         }
-        match context.worker.stalled() {
+        match context.workers.stalled() {
             None => notify(&[NotifyState::Watchdog]),
             Some(since) => tracing::error!(
                 seconds = since.as_secs(),
@@ -327,10 +327,10 @@ async fn stop(context: &Context, signals: &mut Signals, frontends: &mut JoinSet<
         NotifyState::Status("finishing what is open"),
     ]);
     let grace = context.config.gateway.shutdown_grace();
-    context.worker.stop(grace);
+    context.workers.stop(grace);
     context.stopping.cancel();
     let orderly = async {
-        context.worker.ended().await;
+        context.workers.ended().await;
         while frontends.join_next().await.is_some() {}
     };
     tokio::select! {

@@ -3,6 +3,7 @@
 mod hardware;
 pub mod journal;
 pub mod metrics;
+mod models;
 mod spool;
 
-pub use metrics::Telemetry;
+pub use metrics::{Telemetry, Told};

@@ -15,7 +15,9 @@ mod draft;
 mod embed;
 mod grammars;
 mod job;
+mod life;
 mod load;
+mod machine;
 mod memory;
 mod pack;
 mod pages;
@@ -25,9 +27,10 @@ mod run;
 mod schedule;
 mod text;
 mod tools;
+mod trying;
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -51,6 +54,10 @@ use crate::registry::{self, Packs, Proven, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
+
+pub(crate) use life::{Around, Setup};
+pub(crate) use machine::Machine;
+pub(crate) use trying::Proved;
 
 pub use corpora::{CorpusFacts, Erased};
 pub use draft::{DraftFacts, DraftUse};
@@ -132,10 +139,24 @@ pub struct WorkerHandle {
 pub(crate) struct Shared {
     config: Arc<Config>,
     registry: Arc<Registry>,
+    /// What it shares with the workers of other models.
+    machine: Arc<Machine>,
+    around: life::Around,
+    budget: Arc<Budget>,
+    /// Those of the configuration, which can be asked while the model is loaded for whoever asks.
+    early_tasks: Option<Tasks>,
     /// Known once the model is.
     tasks: OnceLock<Tasks>,
+    /// How the model did when it was tried.
+    proved: OnceLock<Proved>,
+    /// What it took to load it, in milliseconds, and the memory that it has.
+    load_ms: AtomicU64,
+    bytes: AtomicU64,
+    /// How many passes have failed.
+    failures: AtomicU64,
+    /// The load that was told last: how many wait and run.
+    told: [AtomicI64; 2],
     telemetry: Arc<Telemetry>,
-    budget: Arc<Budget>,
     state: watch::Sender<WorkerState>,
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
@@ -235,6 +256,11 @@ impl Shared {
     fn closed(&self) -> Fault {
         match &*self.state.borrow() {
             WorkerState::Broken(why) => Fault::new(FaultCode::Unavailable, why),
+            WorkerState::Failed(why) => {
+                let name = self.config.model.name();
+                let message = format!("the model {name} cannot be served: {why}");
+                Fault::new(FaultCode::Unavailable, message)
+            }
             _ => Shared::stopping(),
         }
     }
@@ -249,6 +275,7 @@ impl Shared {
         }
         drop(board);
         self.changed.notify_all();
+        self.around.tell();
     }
 
     fn stopping() -> Fault {
@@ -303,23 +330,39 @@ impl Shared {
 }
 
 impl WorkerHandle {
-    /// Starts the worker's threads; the model is loaded in the background. See [`WorkerHandle::states`].
+    /// Starts the worker's threads; the model is loaded in the background.
     ///
     /// # Errors
     /// What the system says when it has no thread to give.
-    pub fn start(
-        config: Arc<Config>,
-        registry: Arc<Registry>,
-        telemetry: Arc<Telemetry>,
-        budget: Arc<Budget>,
-    ) -> std::io::Result<WorkerHandle> {
+    pub(crate) fn start(setup: Setup) -> std::io::Result<WorkerHandle> {
+        let Setup {
+            config,
+            registry,
+            telemetry,
+            machine,
+            budget,
+            around,
+        } = setup;
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
-        let board = Board::new(admit::scheduling(&config));
+        let board = Board::new(admit::scheduling(&config), around.asked);
+        // The configuration's check lets no other tasks through.
+        let early_tasks = around
+            .asked
+            .then(|| Tasks::new(&config.task).ok())
+            .flatten();
         let shared = Arc::new(Shared {
             config,
             registry,
+            machine,
+            around,
+            early_tasks,
             tasks: OnceLock::new(),
+            proved: OnceLock::new(),
+            load_ms: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            told: [const { AtomicI64::new(0) }; 2],
             telemetry,
             budget,
             state,
@@ -348,7 +391,9 @@ impl WorkerHandle {
             .spawn(move || {
                 let _guard = AbortOnPanic;
                 serve(&worker);
+                worker.no_load();
                 worker.ended.send_replace(true);
+                worker.around.tell();
             })?;
         Ok(WorkerHandle { shared })
     }
@@ -425,11 +470,6 @@ impl WorkerHandle {
         self.shared.wake();
     }
 
-    /// Changes of state; the present one is seen first.
-    pub fn states(&self) -> watch::Receiver<WorkerState> {
-        self.shared.state.subscribe()
-    }
-
     /// For how long what is running has made no progress, if that is longer than any pass takes.
     pub fn stalled(&self) -> Option<Duration> {
         let advanced_ms = self
@@ -480,7 +520,7 @@ impl WorkerHandle {
             let Input::Task { name, .. } = &request.input else {
                 return None;
             };
-            let (_, deadline) = self.shared.tasks.get()?.defaults(name)?;
+            let (_, deadline) = self.shared.tasks().ok()?.defaults(name)?;
             Instant::now().checked_add(deadline?)
         };
         request.deadline.or_else(by_task)
@@ -556,7 +596,7 @@ fn serve(shared: &Arc<Shared>) {
         Err(failure) => return shared.failed(failure),
     };
     let began = Instant::now();
-    let loaded = match load::load(&shared.config, &served, &shared.registry, &shared.budget) {
+    let loaded = match load::load(shared, &served) {
         Ok(loaded) => loaded,
         Err(failure) => return shared.failed(failure),
     };
@@ -569,6 +609,8 @@ fn serve(shared: &Arc<Shared>) {
         Err(problems) => return shared.failed(LoadFailure::operator(&problems)),
     }
     let context_tokens_max = loaded.facts.context_tokens_max;
+    let load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    shared.load_ms.store(load_ms, Ordering::Relaxed);
     tracing::info!(
         model = loaded.facts.name,
         architecture = loaded.facts.architecture,
@@ -576,23 +618,26 @@ fn serve(shared: &Arc<Shared>) {
         threads = loaded.facts.threads,
         context_tokens_max,
         packed = loaded.model.pack().is_some(),
-        load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        load_ms,
+        tokens_per_second = loaded.proved.tokens_per_second,
         "model loaded and tried"
     );
+    shared.proved.get_or_init(|| loaded.proved);
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let proven = i64::from(loaded.proven != Proven::No);
     shared.telemetry.weights_compared.set(proven);
+    let mut parts = life::Parts::new(shared);
     let drafts = loaded.draft_model.is_some();
     let mut corpora_max = 0;
     if let Some(memory) = &loaded.memory {
         corpora_max = memory.corpora_max();
         for (part, bytes) in memory.parts() {
-            shared.telemetry.memory(part, bytes as u64);
+            parts.add(part, bytes as u64);
         }
     }
     if let Some(draft) = loaded.draft {
         let bytes = draft.state.as_ref().map_or(0, |used| used.bytes);
-        shared.telemetry.memory("draft", bytes);
+        parts.add("draft", bytes);
         shared.draft.get_or_init(|| Arc::new(draft));
         shared.telemetry.draft(drafts);
     }
@@ -619,6 +664,7 @@ fn serve(shared: &Arc<Shared>) {
                 shared.changed.notify_all();
                 let message = format!("cannot start a thread: {error}");
                 shared.state.send_replace(WorkerState::Failed(message));
+                shared.around.tell();
                 return;
             }
         }
@@ -664,6 +710,7 @@ fn serve(shared: &Arc<Shared>) {
                 shared.state.send_replace(WorkerState::Ready);
             }
         }
+        shared.around.tell();
         match engine {
             Engine::Generator(generator) => {
                 run::run(shared, *generator, model.tokenizer(), keeping);
@@ -680,7 +727,7 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
     loop {
         match registry::served(&shared.config, &shared.registry) {
             Ok(served) => return Ok(Some(served)),
-            Err(RegistryError::Unknown(name)) => {
+            Err(RegistryError::Unknown(name)) if !shared.around.asked => {
                 let why = format!(
                     "no model {name} is kept here; `andonctl model add --name {name} FILE` adds it"
                 );
@@ -695,6 +742,7 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
                     }
                     changed
                 });
+                shared.around.tell();
                 shared.registry.wait(LOOK_AGAIN);
             }
             Err(error) => return Err(LoadFailure::operator(&error)),
@@ -727,7 +775,7 @@ impl Shared {
     fn look_after_pack(&self) {
         let packed = self.model.get().is_some_and(|model| model.pack().is_some());
         if self.packed.swap(packed, Ordering::Relaxed) != packed {
-            self.telemetry.packed.set(i64::from(packed));
+            self.telemetry.packed.inc_by(if packed { 1 } else { -1 });
             if !packed {
                 self.wake();
             }
@@ -736,16 +784,24 @@ impl Shared {
 
     fn failed(&self, failure: LoadFailure) {
         self.operator_at_fault.get_or_init(|| failure.operator);
-        self.board().enter(Phase::Failed);
+        let mut board = self.board();
+        board.enter(Phase::Failed);
         self.state
             .send_replace(WorkerState::Failed(failure.message));
+        let mut turn = schedule::Turn::default();
+        turn.gather(self, &mut board, self.now_ms());
+        drop(board);
+        turn.tell(self);
     }
 
     /// The tasks, once the model is there that answers them.
     fn tasks(&self) -> Result<&Tasks, Fault> {
-        self.tasks.get().ok_or_else(|| {
-            Fault::new(FaultCode::Unavailable, "the model is not loaded yet")
-                .retry_after(Duration::from_secs(1))
-        })
+        let tasks = self.tasks.get().or(self.early_tasks.as_ref());
+        tasks.ok_or_else(Shared::loading)
+    }
+
+    fn loading() -> Fault {
+        Fault::new(FaultCode::Unavailable, "the model is not loaded yet")
+            .retry_after(Duration::from_secs(1))
     }
 }

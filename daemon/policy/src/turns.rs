@@ -80,7 +80,7 @@ impl Turns {
     }
 
     /// Gives the turn to one of those that wait, if there is one.
-    pub fn next(&mut self) -> Option<SeatId> {
+    pub fn pass_on(&mut self) -> Option<SeatId> {
         let first = |wish: &Wish| {
             let overdue = wish.passed >= PASSED_MAX;
             (
@@ -89,13 +89,19 @@ impl Turns {
                 wish.served,
             )
         };
-        let (at, _) = (0..).zip(&self.wishes).min_by_key(|(_, wish)| first(wish))?;
+        let (at, _) = (0..)
+            .zip(&self.wishes)
+            .min_by_key(|(_, wish)| first(wish))?;
         let chosen = self.wishes.remove(at);
         for wish in &mut self.wishes {
             wish.passed = wish.passed.saturating_add(1);
         }
         self.count = self.count.saturating_add(1);
-        match self.served.iter_mut().find(|(seat, _)| *seat == chosen.seat) {
+        match self
+            .served
+            .iter_mut()
+            .find(|(seat, _)| *seat == chosen.seat)
+        {
             Some((_, at)) => *at = self.count,
             None => self.served.push((chosen.seat, self.count)),
         }
@@ -125,7 +131,7 @@ mod tests {
                 for &(seat, priority) in all {
                     order.wish(SeatId(seat), priority);
                 }
-                order.next().map(|seat| seat.0)
+                order.pass_on().map(|seat| seat.0)
             })
             .collect()
     }
@@ -164,10 +170,10 @@ mod tests {
         order.wish(SeatId(1), Priority::Batch);
         order.wish(SeatId(2), Priority::Batch);
         order.withdraw(SeatId(1));
-        assert_eq!((order.waiting(), order.next()), (1, Some(SeatId(2))));
+        assert_eq!((order.waiting(), order.pass_on()), (1, Some(SeatId(2))));
         order.wish(SeatId(2), Priority::Batch);
         order.forget(SeatId(2));
-        assert_eq!(order.next(), None);
+        assert_eq!(order.pass_on(), None);
     }
 
     #[test]
@@ -176,7 +182,7 @@ mod tests {
         order.wish(SeatId(1), Priority::Interactive);
         order.wish(SeatId(2), Priority::Batch);
         order.wish(SeatId(2), Priority::Alarm);
-        assert_eq!(order.next(), Some(SeatId(2)));
-        assert_eq!(order.next(), Some(SeatId(1)));
+        assert_eq!(order.pass_on(), Some(SeatId(2)));
+        assert_eq!(order.pass_on(), Some(SeatId(1)));
     }
 }

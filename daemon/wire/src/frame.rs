@@ -20,7 +20,7 @@ use crate::kept::{KeptRequest, SpoolTask};
 use crate::limits::{CLIENT_FRAME_BYTES_MAX, SERVER_FRAME_BYTES_MAX};
 use crate::model::{
     AddModel, AddReady, AddSigned, ModelAdded, ModelData, ModelDone, ModelProgress, ModelTask,
-    ModelText, StoredModel, StoredPack, StoredSignature,
+    ModelText, ServedModel, StoredModel, StoredPack, StoredSignature,
 };
 use crate::name::RequestId;
 use crate::page::{PageTask, StoredPages};
@@ -146,6 +146,8 @@ pub enum ServerFrame<'a> {
     StoredSignature(StoredSignature<'a>),
     /// What is not as it should be, and memory.
     Health(HealthStatus),
+    /// A name that requests may say.
+    ServedModel(ServedModel<'a>),
 }
 
 /// Why a frame could not be encoded.

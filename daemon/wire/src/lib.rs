@@ -44,8 +44,8 @@ pub use health::{Degraded, HealthStatus, MemoryStatus};
 pub use kept::{KeptRequest, SpoolAction, SpoolTask};
 pub use model::{
     AddModel, AddReady, AddSigned, Bytes, ModelAction, ModelAdded, ModelData, ModelDone,
-    ModelProgress, ModelStage, ModelTask, ModelText, SignatureState, StoredModel, StoredPack,
-    StoredSignature,
+    ModelProgress, ModelResidence, ModelStage, ModelTask, ModelText, ServedModel, SignatureState,
+    StoredModel, StoredPack, StoredSignature, SwapModel,
 };
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
 pub use page::{PageAction, PageTask, StoredPages};

@@ -80,6 +80,80 @@ pub enum ModelAction {
     Packs,
     /// List who signed what: a [`StoredSignature`] for each model, then [`ModelDone`].
     Signatures,
+    /// Load one, which then stays loaded: [`ModelProgress`] from time to time, then [`ModelDone`].
+    Load(ModelName),
+    /// Have one answer what it has taken and then unload it: [`ModelProgress`] from time to time, then [`ModelDone`].
+    Unload(ModelName),
+    /// Have one take another's place: [`ModelProgress`] from time to time, then [`ModelDone`].
+    Swap(SwapModel),
+    /// Have the model answer to a name, by default the configured one, that did before: [`ModelProgress`] from time to time,
+    /// then [`ModelDone`].
+    Rollback(Option<ModelName>),
+    /// List the names that requests may say: a [`ServedModel`] each, then [`ModelDone`].
+    Served,
+}
+
+/// How a model is to take another's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapModel {
+    /// The model.
+    pub model: ModelName,
+    /// The name that it is to answer to; unset, the configured one.
+    pub name: Option<ModelName>,
+    /// Whether the other is to be unloaded first, for want of memory. Requests wait meanwhile.
+    pub unload_first: bool,
+}
+
+/// Whether a model can answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ModelResidence {
+    /// It is kept, and loaded when it is asked for.
+    Kept,
+    /// It is being loaded.
+    Loading,
+    /// It answers.
+    Loaded,
+    /// It answers what it has taken, and goes.
+    Leaving,
+    /// It cannot be served.
+    Failed,
+}
+
+impl ModelResidence {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Loading => "loading",
+            Self::Loaded => "loaded",
+            Self::Leaving => "leaving",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A name that requests may say, and the model that answers to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedModel<'a> {
+    /// Id of the operation.
+    pub id: RequestId,
+    /// The name.
+    pub name: &'a str,
+    /// The kept model that answers, if its own name is another; else empty.
+    pub model: &'a str,
+    /// The model that answered before, which a rollback has back; else empty.
+    pub former: &'a str,
+    /// Whether it can answer.
+    pub residence: ModelResidence,
+    /// Whether requests that name none go there.
+    pub default: bool,
+    /// Whether it stays loaded until it is told to go.
+    pub pinned: bool,
+    /// Whether the model that answered before takes the name back if this one fails.
+    pub probation: bool,
+    /// Bytes of memory that it has.
+    pub memory_bytes: u64,
 }
 
 /// The bytes of a model may be sent.
@@ -105,6 +179,10 @@ pub enum ModelStage {
     Verifying,
     /// It is packing the weights.
     Packing,
+    /// It is loading it.
+    Loading,
+    /// It waits until all is answered that was taken, and unloads it.
+    Unloading,
 }
 
 impl ModelStage {
@@ -117,6 +195,8 @@ impl ModelStage {
             Self::Testing => "testing",
             Self::Verifying => "verifying",
             Self::Packing => "packing",
+            Self::Loading => "loading",
+            Self::Unloading => "unloading",
         }
     }
 }
@@ -239,7 +319,7 @@ pub struct ModelText<'a> {
 pub struct ModelDone {
     /// Id of the operation.
     pub id: RequestId,
-    /// How many models were listed, shown, removed or verified, or packs listed, made or removed.
+    /// How many models were listed, shown, removed, verified, loaded, unloaded or swapped, or packs listed, made or removed.
     pub count: u32,
 }
 

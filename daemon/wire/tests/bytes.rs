@@ -12,11 +12,12 @@ use andon_wire::{
     CorpusAction, CorpusErased, CorpusTask, Degraded, Done, DraftStatus, Egress, Embed, ErrorCode,
     Fault, Finish, HEADER_BYTES, HealthStatus, Hello, Input, KeptRequest, MemoryStatus, Message,
     ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
-    ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus, Origin,
-    PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness, RequestCounters,
-    RequestId, Role, Sampling, ServerFrame, SignatureState, Speed, SpoolAction, SpoolTask, Status,
-    StoredCorpus, StoredModel, StoredPack, StoredPages, StoredSignature, TaskName, Timings,
-    TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
+    Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness,
+    RequestCounters, RequestId, Role, Sampling, ServedModel, ServerFrame, SignatureState, Speed,
+    SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages,
+    StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
+    checksum,
 };
 use serde::Serialize;
 
@@ -255,6 +256,18 @@ fn frames_about_models_that_are_kept() {
         (ModelAction::Unpack(model("m")), b"\x05\x01m"),
         (ModelAction::Packs, b"\x06"),
         (ModelAction::Signatures, b"\x07"),
+        (ModelAction::Load(model("m")), b"\x08\x01m"),
+        (ModelAction::Unload(model("m")), b"\x09\x01m"),
+        (
+            ModelAction::Swap(SwapModel {
+                model: model("m"),
+                name: Some(model("n")),
+                unload_first: true,
+            }),
+            b"\x0a\x01m\x01\x01n\x01",
+        ),
+        (ModelAction::Rollback(None), b"\x0b\x00"),
+        (ModelAction::Served, b"\x0c"),
     ] {
         let task = ModelTask {
             id: id("1"),
@@ -392,6 +405,31 @@ fn frames_about_models_that_are_kept() {
     server(
         &ServerFrame::StoredPages(pages),
         &[b"\x14", b"\x011", b"\xac\x02", b"\xac\x02"],
+    );
+    server(
+        &ServerFrame::ServedModel(ServedModel {
+            id: id("1"),
+            name: "n",
+            model: "m",
+            former: "",
+            residence: ModelResidence::Loaded,
+            default: true,
+            pinned: false,
+            probation: true,
+            memory_bytes: 300,
+        }),
+        &[
+            b"\x17",
+            b"\x011",
+            b"\x01n",
+            b"\x01m",
+            b"\x00",
+            b"\x02",
+            b"\x01",
+            b"\x00",
+            b"\x01",
+            b"\xac\x02",
+        ],
     );
     server(
         &ServerFrame::StoredCorpus(StoredCorpus {

@@ -180,7 +180,8 @@ pub(crate) struct BundleRead {
 pub(crate) enum ModelCommand {
     /// Hand a model over to the daemon, which checks, tries and registers it.
     ///
-    /// To serve it, write its name into `[model]` of andond.toml and restart andond.
+    /// To serve it, ask for it by its name, have it take the place of another by `model swap`, or write its name into `[model]`
+    /// of andond.toml and restart andond.
     Add(ModelAdd),
     /// List the models that the daemon keeps.
     Ls(ModelLs),
@@ -198,6 +199,41 @@ pub(crate) enum ModelCommand {
     ///
     /// The model that andond serves is packed again after its next start, unless the configuration has `pack = "never"`.
     Unpack(ModelNamed),
+    /// Load one beside those that are loaded; it then stays until it is unloaded.
+    ///
+    /// Models are loaded for whoever asks for them; this has one be there before that, and stay.
+    Load(ModelNamed),
+    /// Have one answer what it has taken, and then unload it.
+    Unload(ModelNamed),
+    /// Have one answer in place of the model of `[model]`, or of another name.
+    ///
+    /// It is loaded and tried while the other answers, and takes its place only if it does well. No request is lost. It stays
+    /// so over restarts, and the other is remembered.
+    Swap(ModelSwap),
+    /// Have the model answer again that did before a swap.
+    Rollback(ModelRollback),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelSwap {
+    /// Its name, as `model ls` shows it.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: StoredName,
+
+    /// The name that it is to answer to, instead of that of `[model]`.
+    #[arg(long = "for", value_name = "NAME")]
+    pub(crate) place: Option<StoredName>,
+
+    /// Unload the other one first, where memory does not suffice for both; requests wait meanwhile.
+    #[arg(long)]
+    pub(crate) unload_first: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelRollback {
+    /// The name that was answered by another model, instead of that of `[model]`.
+    #[arg(long = "for", value_name = "NAME")]
+    pub(crate) place: Option<StoredName>,
 }
 
 #[derive(Args, Debug)]

@@ -123,7 +123,7 @@ impl Config {
             );
         }
         for (name, task) in &self.task {
-            task.check(name, &self.model.name(), problems);
+            task.check(name, problems);
         }
         self.limits.check(problems);
         self.memory.check(problems);

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::Problems;
 use andon_wire::limits::MODEL_BYTES_MAX;
+use andon_wire::manifest::is_model_name;
 use andon_wire::signature::PUBLIC_KEY_PREFIX;
 
 /// Most groups that may be named.
@@ -36,6 +37,10 @@ pub fn public_key(text: &str) -> Option<VerifyingKey> {
     let key = VerifyingKey::from_bytes(&bytes).ok()?;
     (!key.is_weak()).then_some(key)
 }
+/// Most models that may be loaded at once.
+const LOADED_MAX: usize = 16;
+/// A week.
+const SECONDS_MAX: u64 = 604_800;
 
 /// `[models]`
 #[derive(Debug, Clone, Deserialize)]
@@ -55,6 +60,17 @@ pub struct ModelsConfig {
     pub signature: SignaturePolicy,
     /// The public keys whose signatures count, a line of base64 each.
     pub trusted_keys: Vec<String>,
+    /// Most models that are loaded at once: with 1 only the one of `[model]`.
+    pub loaded_max: usize,
+    /// Models that are loaded at the start and stay.
+    pub preload: Vec<String>,
+    /// After this time without a request a model is unloaded, if it is neither that of `[model]` nor one of `preload`; 0
+    /// is never.
+    pub idle_unload_s: u64,
+    /// A model that makes fewer tokens in a second takes no other's place; 0 asks for nothing.
+    pub tokens_per_second_min: f32,
+    /// For this time after a model took another's place the other is ready to take it back, should the new one fail.
+    pub probation_s: u64,
 }
 
 impl Default for ModelsConfig {
@@ -67,6 +83,11 @@ impl Default for ModelsConfig {
             bundle_tasks: false,
             signature: SignaturePolicy::Warn,
             trusted_keys: Vec::new(),
+            loaded_max: 4,
+            preload: Vec::new(),
+            idle_unload_s: 600,
+            tokens_per_second_min: 0.0,
+            probation_s: 60,
         }
     }
 }
@@ -113,5 +134,20 @@ impl ModelsConfig {
             self.free_bytes_min,
             0..=MODEL_BYTES_MAX,
         );
+        problems.within("models.loaded-max", self.loaded_max, 1..=LOADED_MAX);
+        problems.require(
+            self.preload.len() < self.loaded_max
+                && self.preload.iter().all(|name| is_model_name(name)),
+            "models.preload",
+            "is not a list of fewer models than loaded-max",
+            "name models of `andonctl model ls`, or raise loaded-max",
+        );
+        problems.within("models.idle-unload-s", self.idle_unload_s, 0..=SECONDS_MAX);
+        problems.within(
+            "models.tokens-per-second-min",
+            self.tokens_per_second_min,
+            0.0..=1e6,
+        );
+        problems.within("models.probation-s", self.probation_s, 0..=SECONDS_MAX);
     }
 }

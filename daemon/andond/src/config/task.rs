@@ -72,8 +72,7 @@ impl TaskConfig {
         Ok(Some(AnswerFormat { constraint, param }))
     }
 
-    /// `served` is the name of the model that is served.
-    pub(crate) fn check(&self, name: &str, served: &str, problems: &mut Problems) {
+    pub(crate) fn check(&self, name: &str, problems: &mut Problems) {
         let key = |field: &str| format!("task.{name}.{field}");
         if !is_name(name) {
             problems.add(
@@ -104,12 +103,14 @@ impl TaskConfig {
             problems.add(key("schema"), error, "mend the schema");
         }
         if let Some(model) = &self.model
-            && model != served
+            && (model.is_empty()
+                || model.len() > crate::request::MODEL_NAME_BYTES_MAX
+                || model.chars().any(char::is_control))
         {
             problems.add(
                 key("model"),
-                format!("{model:?} is not served here"),
-                format!("leave it out, or name {served:?}"),
+                format!("{model:?} is no model's name"),
+                "leave it out, or name that of [model] or one of `andonctl model ls`",
             );
         }
         if let Some(deadline) = self.deadline_ms {
@@ -135,7 +136,7 @@ mod tests {
 
     fn problems(config: &TaskConfig) -> Vec<String> {
         let mut problems = Problems::default();
-        config.check("explain", "tiny", &mut problems);
+        config.check("explain", &mut problems);
         problems.iter().map(|problem| problem.key.clone()).collect()
     }
 
@@ -155,7 +156,7 @@ mod tests {
             instructions: "{{ code ".to_owned(),
             system: Some("{% if %}".to_owned()),
             schema: Some(r#"{"not": {}}"#.to_owned()),
-            model: Some("huge".to_owned()),
+            model: Some("no\nname".to_owned()),
             deadline_ms: Some(0),
             temperature: Some(9.0),
             ..TaskConfig::default()

@@ -44,9 +44,10 @@ use self::parse::Parsed;
 use self::serve::Client;
 use self::shape::{Endpoint, Frame, Shape};
 use super::Context;
-use crate::fault::{Fault, FaultCode};
+use crate::fault::Fault;
 use crate::request::{Input, Origin, Request};
-use crate::worker::{ModelFacts, WorkerState, detokenize};
+use crate::worker::{ModelFacts, detokenize};
+use crate::workers::Named;
 
 /// A request as axum has it.
 type HttpRequest = axum::http::Request<Body>;
@@ -162,21 +163,22 @@ async fn response(
 }
 
 async fn models(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
-    let facts = service.model()?;
-    Ok(json_response(
-        &json!({"object": "list", "data": [model_object(&facts)]}),
-    ))
+    // Until there is one that could answer, as ever.
+    service.model()?;
+    let models = service.context.workers.list();
+    let models: Vec<Value> = models.iter().map(model_object).collect();
+    Ok(json_response(&json!({"object": "list", "data": models})))
 }
 
 async fn model(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
-    let facts = service.model()?;
-    if name != facts.name {
-        return Err(ApiError::unknown_model(&name));
-    }
-    Ok(json_response(&model_object(&facts)))
+    service.model()?;
+    let models = service.context.workers.list();
+    let model = models.iter().find(|model| model.name == name);
+    let model = model.ok_or_else(|| ApiError::unknown_model(&name))?;
+    Ok(json_response(&model_object(model)))
 }
 
 /// What clients of llama-server ask before they begin.
@@ -185,7 +187,7 @@ async fn props(State(service): State<Arc<Service>>) -> Result<Response<Body>, Ap
     Ok(json_response(&json!({
         "total_slots": service.context.config.engine.parallel_max,
         "default_generation_settings": {"n_ctx": facts.context_tokens_max},
-        "model_alias": facts.name,
+        "model_alias": service.context.config.model.name(),
         "build_info": concat!("andon ", env!("CARGO_PKG_VERSION")),
     })))
 }
@@ -254,6 +256,7 @@ impl Service {
             return Err(ApiError::invalid("prompt", "prompt is empty"));
         };
         self.check_model(request.model.as_deref())?;
+        let model = self.context.workers.name_of(request);
         let stream = request.stream;
         let logprobs = request.logprobs.is_some();
         let choices = usize::try_from(request.choices).unwrap_or(usize::MAX);
@@ -265,14 +268,14 @@ impl Service {
         // The number of answers is checked on submission, so the shape comes after it.
         let jobs = requests
             .into_iter()
-            .map(|request| self.context.worker.submit(request))
+            .map(|request| self.context.workers.submit(request))
             .collect::<Result<Vec<_>, Fault>>()?;
         let shape = Shape::new(Frame {
             endpoint,
             id,
             created_s: since_1970().as_secs(),
-            model: self.context.config.model.name(),
-            fingerprint: self.fingerprint(),
+            fingerprint: self.fingerprint(&model),
+            model,
             logprobs,
             include_usage,
             choices: jobs.len().saturating_mul(choices),
@@ -285,10 +288,10 @@ impl Service {
         }
     }
 
-    /// Refuses a model that is not served, once it is known which is.
+    /// Refuses a model that is not served.
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
-        if let (Some(name), Ok(facts)) = (name, self.model())
-            && *name != facts.name
+        if let Some(name) = name
+            && !self.context.workers.knows(name)
         {
             self.context.telemetry.malformed(Origin::Http);
             return Err(ApiError::unknown_model(name));
@@ -304,11 +307,19 @@ impl Service {
                 Input::Prompt(prompt) => prompt.clone(),
                 Input::Gap(gap) => gap.before.clone(),
                 // It will be refused, whatever it reads.
-                Input::Tokens(tokens) if tokens.len() > self.model()?.context_tokens_max => {
+                Input::Tokens(tokens)
+                    if tokens.len()
+                        > self
+                            .context
+                            .workers
+                            .facts(request.model.as_deref())?
+                            .context_tokens_max =>
+                {
                     String::new()
                 }
                 Input::Tokens(tokens) => {
-                    let (model, tokens) = (self.context.worker.model()?, tokens.clone());
+                    let model = self.context.workers.model(request.model.as_deref())?;
+                    let tokens = tokens.clone();
                     text::blocking(move || {
                         detokenize(&model, &tokens).map_err(|fault| Fault {
                             param: Some("prompt"),
@@ -324,10 +335,10 @@ impl Service {
     }
 
     /// Equal for answers of the same daemon with the same model file: with equal seeds, options and text they are equal.
-    fn fingerprint(&self) -> String {
+    fn fingerprint(&self, model: &str) -> String {
         let mut hasher = DefaultHasher::new();
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        if let Ok(facts) = self.model() {
+        if let Ok(facts) = self.context.workers.facts(Some(model)) {
             (&facts.name, facts.file_bytes, facts.created_s).hash(&mut hasher);
         }
         format!("andon-{:016x}", hasher.finish())
@@ -373,17 +384,7 @@ impl Service {
     }
 
     fn model(&self) -> Result<Arc<ModelFacts>, ApiError> {
-        let status = self.context.worker.status();
-        match (status.state, status.model) {
-            (WorkerState::Ready | WorkerState::Stopping, Some(facts)) => Ok(facts),
-            (WorkerState::Broken(why) | WorkerState::Waiting(why), _) => {
-                Err(Fault::new(FaultCode::Unavailable, why).into())
-            }
-            _ => {
-                let fault = Fault::new(FaultCode::Unavailable, "the model is being loaded");
-                Err(fault.retry_after(Duration::from_secs(1)).into())
-            }
-        }
+        Ok(self.context.workers.facts(None)?)
     }
 
     /// A number to draw an answer with.
@@ -405,21 +406,31 @@ fn since_1970() -> Duration {
         .unwrap_or_default()
 }
 
-fn model_object(facts: &ModelFacts) -> Value {
-    let capabilities: &[&str] = match facts.embedding {
-        Some(_) => &["embeddings"],
-        None => &["chat.completions", "completions"],
-    };
+fn model_object(model: &Named) -> Value {
     let mut object = json!({
-        "id": facts.name,
+        "id": model.name,
         "object": "model",
-        "created": facts.created_s,
+        "created": model.facts.as_ref().map_or(0, |facts| facts.created_s),
         "owned_by": "andon",
-        "context_length": facts.context_tokens_max,
-        "capabilities": capabilities,
+        "state": model.state.name(),
     });
-    if let (Some(dimensions), Value::Object(object)) = (facts.embedding, &mut object) {
-        object.insert("embedding_dimensions".to_owned(), dimensions.into());
+    let Value::Object(fields) = &mut object else {
+        return object;
+    };
+    if let Some(answers) = &model.model {
+        fields.insert("answered_by".to_owned(), answers.as_str().into());
+    }
+    // What a model is like is known once it is loaded.
+    if let Some(facts) = &model.facts {
+        let capabilities: &[&str] = match facts.embedding {
+            Some(_) => &["embeddings"],
+            None => &["chat.completions", "completions"],
+        };
+        fields.insert("context_length".to_owned(), facts.context_tokens_max.into());
+        fields.insert("capabilities".to_owned(), capabilities.into());
+        if let Some(dimensions) = facts.embedding {
+            fields.insert("embedding_dimensions".to_owned(), dimensions.into());
+        }
     }
     object
 }

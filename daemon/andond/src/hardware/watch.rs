@@ -50,7 +50,7 @@ pub async fn watch(context: Context) {
             );
         }
         if context.budget.is_short() {
-            context.worker.shed();
+            context.workers.shed();
         }
         let changed = governor.read(&strain(&readings), now_ms);
         let (throttle, cause) = governor.state();
@@ -64,10 +64,10 @@ pub async fn watch(context: Context) {
             );
         }
         if changed || shortage.is_some() {
-            context.worker.throttle(throttle, cause);
+            context.workers.throttle(throttle, cause);
             context
                 .telemetry
-                .throttle(context.worker.status().throttle.0);
+                .throttle(context.workers.status().throttle.0);
         }
     }
 }

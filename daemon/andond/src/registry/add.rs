@@ -360,7 +360,10 @@ impl Receipt {
         let registry = &claim.registry;
         progress(ModelStage::Verifying, 0, 0);
         registry.protect(&staging.path, &manifest)?;
-        let model = trial::run(&staging.path, &manifest, progress)?;
+        let (model, known) = trial::run(&staging.path, &manifest, progress)?;
+        if let Some(known) = known {
+            known.write(&staging.path)?;
+        }
         if manifest.tensor_digests().is_some() {
             progress(ModelStage::Verifying, 0, 0);
             let stored = Stored::read(&staging.path, &claim.name)?;
@@ -383,7 +386,11 @@ impl Receipt {
             architecture = manifest.architecture.as_str(),
             "model registered"
         );
-        registry.state().registrations += 1;
+        {
+            let mut state = registry.state();
+            state.registrations += 1;
+            state.kept.insert(claim.name.clone());
+        }
         registry.registered.notify_all();
         store::sync_folder(&registry.config.dir)?;
         Ok(Added {

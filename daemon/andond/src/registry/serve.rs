@@ -8,7 +8,7 @@ use andon_engine::pack::Key;
 use andon_engine::tokenizer::TemplateChoice;
 use andon_wire::manifest::{Manifest, Role};
 
-use super::{Proof, Registry, RegistryError, packs, store};
+use super::{Known, Proof, Registry, RegistryError, packs, store};
 use crate::config::models::SignaturePolicy;
 use crate::config::speculation::DraftPlace;
 use crate::config::task::TaskConfig;
@@ -25,6 +25,8 @@ pub struct Served {
     pub key: Option<Key>,
     /// What is known of its bytes.
     pub proof: Proof,
+    /// What it is known to make.
+    pub known: Option<Known>,
     /// The configuration's tasks, and the model's where those are wanted.
     pub tasks: BTreeMap<String, TaskConfig>,
 }
@@ -41,6 +43,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
             options: model.load_options(),
             key: None,
             proof: Proof::of_path(&registry.trust, &model.name())?,
+            known: None,
             tasks: config.task.clone(),
         });
     }
@@ -73,6 +76,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         options,
         key: Some(packs::key(&stored.manifest)),
         proof,
+        known: Known::read(&folder),
         tasks,
     })
 }
@@ -90,6 +94,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
                 options: LoadOptions::default().for_draft(),
                 key: None,
                 proof: Proof::of_path(&registry.trust, &path.display().to_string())?,
+                known: None,
                 tasks: BTreeMap::new(),
             });
         }
@@ -102,6 +107,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
         proof: registry.prove(&stored)?,
         options: load_options(&folder, &stored.manifest, registry.trust.policy())?.for_draft(),
         key: Some(packs::key(&stored.manifest)),
+        known: None,
         tasks: BTreeMap::new(),
     })
 }
@@ -143,7 +149,7 @@ pub(super) fn tasks_in(
             return Err(rejected(&"a task that comes with a model names none"));
         }
         let mut problems = Problems::default();
-        task.check(name, "", &mut problems);
+        task.check(name, &mut problems);
         problems
             .into_result(())
             .map_err(|problems| rejected(&problems))?;

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use andon_engine::embed::{Embedder, EmbedderError, EmbedderOptions};
+use andon_engine::kv::KvType;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
 use andon_wire::ModelStage;
 use andon_wire::manifest::Manifest;
 
-use super::RegistryError;
-use super::serve;
+use super::known::Known;
+use super::{RegistryError, serve};
 use crate::config::models::SignaturePolicy;
 
 /// What the model is asked. Any text would do; it is the same for every model.
@@ -28,7 +29,7 @@ pub(super) fn run(
     folder: &Path,
     manifest: &Manifest,
     progress: &mut dyn FnMut(ModelStage, u64, u64),
-) -> Result<Arc<Model>, RegistryError> {
+) -> Result<(Arc<Model>, Option<Known>), RegistryError> {
     progress(ModelStage::Checking, 0, 0);
     // All were compared as they came.
     serve::tasks_in(folder, manifest, SignaturePolicy::Off)?;
@@ -65,12 +66,12 @@ pub(super) fn run(
         context_tokens_max: Some(PROMPT_TOKENS_MAX),
         ..EmbedderOptions::default()
     };
-    match Embedder::new(Arc::clone(&model), &options) {
-        Ok(embedder) => embed(embedder, &prompt, progress)?,
-        Err(EmbedderError::NoEncoder { .. }) => decode(&model, &prompt, progress)?,
+    let known = match Embedder::new(Arc::clone(&model), &options) {
+        Ok(embedder) => embed(embedder, &prompt, progress).map(|()| None)?,
+        Err(EmbedderError::NoEncoder { .. }) => Some(decode(&model, prompt, progress)?),
         Err(error) => return Err(rejected(&error)),
-    }
-    Ok(model)
+    };
+    Ok((model, known))
 }
 
 fn rejected(why: &dyn Display) -> RegistryError {
@@ -95,51 +96,72 @@ fn embed(
     same(&bits)
 }
 
-/// Has a decoder make the same tokens twice.
+/// Has a decoder make the same tokens twice, and once with keys and values in 8 bits.
 fn decode(
     model: &Arc<Model>,
-    prompt: &[u32],
+    prompt: Vec<u32>,
     progress: &mut dyn FnMut(ModelStage, u64, u64),
-) -> Result<(), RegistryError> {
-    let options = ExecutorOptions {
-        threads: Some(THREADS),
-        batch_tokens_max: PROMPT_TOKENS_MAX,
-        // Each of the two runs has its own sequence.
-        kv_tokens_max: 4 * (PROMPT_TOKENS_MAX + TOKENS),
-        ..ExecutorOptions::default()
-    };
-    let mut executor =
-        Executor::new(Arc::clone(model), &options).map_err(|error| rejected(&error))?;
-    let mut runs = Vec::new();
-    for run in 0..2u64 {
-        let mut tokens = prompt.to_vec();
-        let mut sequence = executor.sequence();
-        let mut made = Vec::new();
-        for step in 0..TOKENS {
+) -> Result<Known, RegistryError> {
+    let (mut runs, mut made) = (Vec::new(), Vec::new());
+    let kinds = [KvType::F16, KvType::F16, KvType::Q8];
+    for (run, kv_type) in (0..).zip(kinds) {
+        let options = ExecutorOptions {
+            threads: Some(THREADS),
+            batch_tokens_max: PROMPT_TOKENS_MAX,
+            kv_tokens_max: 4 * (PROMPT_TOKENS_MAX + TOKENS),
+            kv_type,
+            ..ExecutorOptions::default()
+        };
+        let executor =
+            Executor::new(Arc::clone(model), &options).map_err(|error| rejected(&error))?;
+        let (checksums, tokens) = tokens(executor, &prompt, &mut |step| {
+            let steps = kinds.len() * TOKENS;
             progress(
                 ModelStage::Testing,
-                run * TOKENS as u64 + step as u64,
-                2 * TOKENS as u64,
+                run * TOKENS as u64 + step,
+                steps as u64,
             );
-            let logits = executor
-                .forward(&mut [Chunk {
-                    sequence: &mut sequence,
-                    tokens: &tokens,
-                    logits: LogitsFor::Last,
-                }])
-                .map_err(|error| rejected(&format!("it cannot be computed with: {error}")))?;
-            let row = logits.row(0);
-            if let Some(at) = row.iter().position(|value| !value.is_finite()) {
-                return Err(rejected(&format!(
-                    "its weights give a result that is no number (token {at} of step {step}): the file is damaged"
-                )));
-            }
-            made.push(checksum(row));
-            tokens = vec![token_of(model, greatest(row))];
-        }
-        runs.push(made);
+        })?;
+        runs.push(checksums);
+        made.push(tokens);
     }
-    same(&runs)
+    same(runs.get(..2).unwrap_or_default())?;
+    let q8 = made.pop().unwrap_or_default();
+    let f16 = made.pop().unwrap_or_default();
+    Ok(Known::new(prompt, f16, q8))
+}
+
+/// What follows a prompt: a number for each row of logits, and the most probable tokens.
+fn tokens(
+    mut executor: Executor,
+    prompt: &[u32],
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Vec<u64>, Vec<u32>), RegistryError> {
+    let mut next = prompt.to_vec();
+    let mut sequence = executor.sequence();
+    let (mut checksums, mut made) = (Vec::new(), Vec::new());
+    for step in 0..TOKENS {
+        progress(step as u64);
+        let logits = executor
+            .forward(&mut [Chunk {
+                sequence: &mut sequence,
+                tokens: &next,
+                logits: LogitsFor::Last,
+            }])
+            .map_err(|error| rejected(&format!("it cannot be computed with: {error}")))?;
+        let row = logits.row(0);
+        if let Some(at) = row.iter().position(|value| !value.is_finite()) {
+            return Err(rejected(&format!(
+                "its weights give a result that is no number (token {at} of step {step}): the file is damaged"
+            )));
+        }
+        checksums.push(checksum(row));
+        let place = greatest(row);
+        let token = token_of(executor.model(), place);
+        made.push(token);
+        next = vec![token];
+    }
+    Ok((checksums, made))
 }
 
 fn same<T: PartialEq>(runs: &[T]) -> Result<(), RegistryError> {

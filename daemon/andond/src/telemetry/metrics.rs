@@ -3,7 +3,7 @@
 //! Labels come from closed sets of the daemon's own words and from the configuration, never from a client: their number is
 //! bounded.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::hardware::Hardware;
+use super::models::ModelMetrics;
 use super::spool::SpoolMetrics;
 use crate::config::TASKS_MAX;
 use crate::fault::FaultCode;
@@ -242,7 +243,7 @@ pub struct Telemetry {
     pub prefix_hits: Counter,
     /// Tokens of answers.
     pub completion_tokens: Counter,
-    /// Whether the served model's weights are read from a pack.
+    /// How many of the loaded models have their weights read from a pack.
     pub packed: Gauge,
     /// Whether what is served was compared with its manifest, or the kernel vouches for it.
     pub weights_compared: Gauge,
@@ -272,6 +273,7 @@ pub struct Telemetry {
     guesses: Guesses,
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
+    pub(super) models: ModelMetrics,
     kept: Kept,
     hardware: Hardware,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
@@ -374,6 +376,13 @@ impl Guesses {
     }
 }
 
+/// What one of several that count has told already.
+#[derive(Debug, Default)]
+pub struct Told {
+    guesses: HashMap<GuessLabels, [u64; 3]>,
+    constrained: ConstraintCounts,
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
         Telemetry::new()
@@ -413,6 +422,7 @@ impl Telemetry {
             guesses: Guesses::default(),
             constraints: Constraints::default(),
             spool: SpoolMetrics::default(),
+            models: ModelMetrics::default(),
             kept: Kept::default(),
             hardware: Hardware::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
@@ -422,6 +432,7 @@ impl Telemetry {
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
         telemetry.spool.register(registry);
+        telemetry.models.register(registry);
         telemetry.kept.register(registry);
         telemetry.hardware.register(registry);
         registry.register_with_unit(
@@ -458,7 +469,7 @@ impl Telemetry {
         );
         registry.register(
             "packed",
-            "Whether the served model's weights are read from a pack",
+            "How many of the loaded models have their weights read from a pack",
             telemetry.packed.clone(),
         );
         registry.register(
@@ -522,10 +533,10 @@ impl Telemetry {
         telemetry
     }
 
-    /// Sets the most memory that a part of what is served takes.
-    pub fn memory(&self, part: &'static str, bytes: u64) {
+    /// Changes the most memory that a part of what is served takes.
+    pub fn memory(&self, part: &'static str, more: i64) {
         let gauge = self.memory.get_or_create(&MemoryLabels { part });
-        gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        gauge.inc_by(more);
     }
 
     /// Counts a submission.
@@ -624,20 +635,20 @@ impl Telemetry {
     }
 
     /// Sets what was guessed so far. Only one thread may.
-    pub fn guesses(&self, counts: impl Iterator<Item = GuessCount>) {
+    pub fn guesses(&self, told: &mut Told, counts: impl Iterator<Item = GuessCount>) {
         for count in counts.filter(|count| count.passes > 0) {
             let labels = GuessLabels {
                 source: count.source.name(),
                 agreement: u32::try_from(count.agreement).unwrap_or(u32::MAX),
             };
+            let now = [count.passes, count.guessed, count.accepted];
+            let before = told.guesses.entry(labels.clone()).or_default();
+            let before = std::mem::replace(before, now);
             let guesses = &self.guesses;
-            for (family, now) in [
-                (&guesses.passes, count.passes),
-                (&guesses.guessed, count.guessed),
-                (&guesses.accepted, count.accepted),
-            ] {
-                let counter = family.get_or_create(&labels);
-                counter.inc_by(now.saturating_sub(counter.get()));
+            let families = [&guesses.passes, &guesses.guessed, &guesses.accepted];
+            for ((family, now), before) in families.into_iter().zip(now).zip(before) {
+                let more = now.saturating_sub(before);
+                family.get_or_create(&labels).inc_by(more);
             }
         }
     }
@@ -655,16 +666,17 @@ impl Telemetry {
     }
 
     /// Sets what constraints took so far. Only one thread may.
-    pub fn constrained(&self, counts: ConstraintCounts) {
+    pub fn constrained(&self, told: &mut Told, counts: ConstraintCounts) {
+        let before = std::mem::replace(&mut told.constrained, counts);
         let constraints = &self.constraints;
-        for (counter, now) in [
-            (&constraints.choices, counts.choices),
-            (&constraints.masks, counts.masks),
+        for (counter, now, before) in [
+            (&constraints.choices, counts.choices, before.choices),
+            (&constraints.masks, counts.masks, before.masks),
         ] {
-            counter.inc_by(now.saturating_sub(counter.get()));
+            counter.inc_by(now.saturating_sub(before));
         }
-        let more = counts.masking.as_secs_f64() - constraints.masking.get();
-        constraints.masking.inc_by(more.max(0.0));
+        let more = counts.masking.saturating_sub(before.masking);
+        constraints.masking.inc_by(more.as_secs_f64());
     }
 
     /// Sets what is kept of prompts. Only one thread may.
@@ -689,10 +701,10 @@ impl Telemetry {
         self.prefix_hits.inc_by(u64::from(cached > 0));
     }
 
-    /// Sets the load.
-    pub fn load(&self, waiting: usize, running: usize) {
-        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    /// Changes the load: so many more requests wait and run.
+    pub fn load(&self, waiting: i64, running: i64) {
+        self.waiting.inc_by(waiting);
+        self.running.inc_by(running);
     }
 
     /// Sets the recent speed of decoding, in tokens per second over all requests.

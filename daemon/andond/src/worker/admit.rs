@@ -22,19 +22,7 @@ impl Shared {
     /// Takes a request in, or says why not.
     pub(super) fn admit(&self, request: Request) -> Result<Arc<Mailbox>, Fault> {
         request.check(&self.config.limits)?;
-        if let Some(name) = &request.model
-            && *name != self.config.model.name()
-        {
-            let shown: String = name.chars().take(128).collect();
-            let message = format!("the model {shown} is not served here");
-            return Err(Fault {
-                param: Some("model"),
-                ..Fault::new(FaultCode::UnknownModel, message)
-            });
-        }
-        if let Some(facts) = self.facts.get() {
-            check_kind(facts, &request.input)?;
-        }
+        self.check_kind(&request.input)?;
         if usize::try_from(request.choices)
             .map_or(true, |count| count > self.config.engine.parallel_max)
         {
@@ -48,6 +36,10 @@ impl Shared {
         let (mut priority, mut deadline) = (None, None);
         if let Input::Task { name, .. } = &request.input {
             let Some(defaults) = self.tasks()?.defaults(name) else {
+                // It may be among those that come with the model.
+                if self.tasks.get().is_none() {
+                    return Err(Shared::loading());
+                }
                 return Err(Fault::new(
                     FaultCode::UnknownTask,
                     "no task of this name is configured",
@@ -69,7 +61,7 @@ impl Shared {
 
         let now_ms = self.now_ms();
         let mut board = self.board();
-        if board.phase == Phase::Failed {
+        if matches!(board.phase, Phase::Failed | Phase::Draining) {
             return Err(self.closed());
         }
         let key = Key::new(request.origin, &request.client, &request.id);
@@ -110,6 +102,13 @@ impl Shared {
         drop(board);
         self.changed.notify_all();
         Ok(mailbox)
+    }
+
+    /// Refuses what the model is not made for, once it is known what that is.
+    pub(super) fn check_kind(&self, input: &Input) -> Result<(), Fault> {
+        self.facts
+            .get()
+            .map_or(Ok(()), |facts| check_kind(facts, input))
     }
 }
 

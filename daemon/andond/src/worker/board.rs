@@ -86,6 +86,8 @@ pub(super) struct Prepared {
 pub(super) enum Phase {
     Loading,
     Serving,
+    /// Nothing new; what was taken is answered.
+    Draining,
     /// Nothing new; what runs may go on until the instant.
     Stopping(Instant),
     Failed,
@@ -104,10 +106,17 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn new(config: Config) -> Board {
+    /// One of a model that is being loaded. With `takes`, requests may wait for that.
+    pub(super) fn new(config: Config, takes: bool) -> Board {
+        let mut scheduler = Scheduler::new(config, 0);
+        scheduler.set_phase(if takes {
+            admission::Phase::Serving
+        } else {
+            admission::Phase::Starting
+        });
         Board {
             phase: Phase::Loading,
-            scheduler: Scheduler::new(config, 0),
+            scheduler,
             waiting: BTreeMap::new(),
             rendering: [false; Lane::COUNT],
             readying: false,
@@ -120,7 +129,8 @@ impl Board {
         self.phase = phase;
         self.scheduler.set_phase(match phase {
             Phase::Loading => admission::Phase::Starting,
-            Phase::Serving => admission::Phase::Serving,
+            // What was taken is still prepared. Nothing else is handed over.
+            Phase::Serving | Phase::Draining => admission::Phase::Serving,
             Phase::Stopping(_) | Phase::Failed => admission::Phase::Draining,
         });
     }
@@ -128,6 +138,16 @@ impl Board {
     /// Jobs that the engine has begun to work on.
     pub(super) fn running(&self) -> usize {
         self.scheduler.resident()
+    }
+
+    /// Whether all is done that there was to be done before the end.
+    pub(super) fn is_over(&self) -> bool {
+        let drained = match self.phase {
+            Phase::Stopping(_) | Phase::Failed => true,
+            Phase::Draining => self.waiting.is_empty(),
+            Phase::Loading | Phase::Serving => false,
+        };
+        drained && self.renders_nothing()
     }
 
     /// Whether nothing is being rendered, or got ready for that.

@@ -14,10 +14,12 @@ use andon_engine::embed::{EmbedError, Embedder, shortened};
 use andon_policy::scheduler::{Decision, Ticket};
 use andon_policy::speed::Step;
 use andon_policy::throttle::Restraint;
+use andon_wire::Priority;
 
 use super::Shared;
 use super::board::{Board, Job, Phase, Stage, Waiting};
 use super::job::{Done, Finish, JobEvent, Timings, Usage, Vectors};
+use super::machine::Seat;
 use super::run::microseconds;
 use super::schedule::{Turn, cancelled, expired};
 use crate::fault::{Fault, FaultCode};
@@ -55,7 +57,8 @@ struct Running {
 /// Serves until the daemon stops and the last job has ended.
 pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
     let mut running = BTreeMap::new();
-    while let Some(ticket) = next(shared, &mut running) {
+    let mut seat = shared.machine.seat();
+    while let Some(ticket) = next(shared, &mut running, &mut seat) {
         let Some(current) = running.get_mut(&ticket) else {
             continue;
         };
@@ -83,6 +86,7 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
             Ok(_) => shared.fail(&current.job, expired("before all vectors were computed")),
             Err(error) => {
                 tracing::error!(%error, "an encoding failed");
+                shared.pass_failed();
                 let fault = Fault::new(FaultCode::Internal, error.to_string());
                 shared.fail(&current.job, fault);
                 if let EmbedError::ModelChanged { .. } = error {
@@ -180,7 +184,11 @@ fn finish(shared: &Shared, running: Running, dimensions: usize) {
 
 /// Waits until there is something to compute, with everything done that the scheduler says, and gives what goes first.
 /// `None` when all is over.
-fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Ticket> {
+fn next(
+    shared: &Shared,
+    running: &mut BTreeMap<Ticket, Running>,
+    seat: &mut Seat,
+) -> Option<Ticket> {
     let mut turn = Turn::default();
     loop {
         let mut board = shared.board();
@@ -202,7 +210,7 @@ fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Tick
                 running.insert(ticket, Running::new(job, request));
             }
         }
-        shared.telemetry.load(board.waiting.len(), board.running());
+        shared.tell_load(&board);
         if !over.is_empty() || !turn.is_empty() {
             drop(board);
             turn.tell(shared);
@@ -212,15 +220,24 @@ fn next(shared: &Shared, running: &mut BTreeMap<Ticket, Running>) -> Option<Tick
             continue;
         }
         if let Some(ticket) = board.scheduler.first(now_ms) {
-            return Some(ticket);
+            let priority = running
+                .get(&ticket)
+                .map_or(Priority::Batch, |running| running.job.priority);
+            if seat.take(priority) {
+                return Some(ticket);
+            }
+            drop(board);
+            seat.wait();
+            continue;
         }
         if running.is_empty() || board.scheduler.restraint() != Restraint::default() {
             shared.idle();
         }
-        let ends = matches!(board.phase, Phase::Stopping(_) | Phase::Failed);
-        if running.is_empty() && ends && board.renders_nothing() {
+        if running.is_empty() && board.is_over() {
+            shared.leave(&mut board);
             return None;
         }
+        seat.release();
         let wait = board.wake_after(now_ms);
         drop(shared.wait(board, wait));
     }
@@ -236,7 +253,7 @@ fn end_some(
     let closed = match board.phase {
         Phase::Stopping(until) => Instant::now() >= until,
         Phase::Failed => true,
-        Phase::Loading | Phase::Serving => false,
+        Phase::Loading | Phase::Serving | Phase::Draining => false,
     };
     let mut over = Vec::new();
     running.retain(|&ticket, running| {

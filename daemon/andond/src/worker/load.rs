@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use andon_engine::embed::{Embedder, EmbedderOptions};
-use andon_engine::generate::{Event, FinishReason, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Isa, Model};
+use andon_wire::Priority;
 
 use super::admit::scheduling;
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
 use super::pages::Pages;
-use super::{ModelFacts, SHARE_FOR_ALARMS};
+use super::trying::{self, Proved};
+use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
-use crate::memory::{Budget, Held, Part, Reservation};
-use crate::registry::{Packs, Proof, Proven, Registry, RegistryError, Served};
+use crate::memory::{Held, Part, Reservation};
+use crate::registry::{Packs, Proof, Proven, RegistryError, Served};
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -38,6 +40,8 @@ pub(super) struct Loaded {
     pub(super) proven: Proven,
     /// What is to be compared with manifests while it is served: the model, and the draft.
     pub(super) unproven: Vec<(Arc<Model>, Proof)>,
+    /// How it did when it was tried.
+    pub(super) proved: Proved,
     /// The memory that all of it was promised.
     pub(super) promised: Vec<Reservation>,
 }
@@ -66,7 +70,7 @@ impl LoadFailure {
         }
     }
 
-    fn machine(message: &impl ToString) -> LoadFailure {
+    pub(super) fn machine(message: &impl ToString) -> LoadFailure {
         LoadFailure {
             message: message.to_string(),
             operator: false,
@@ -87,12 +91,8 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 }
 
 /// Maps the model and its pack, makes its executor, and decodes a token with it.
-pub(super) fn load(
-    config: &Config,
-    served: &Served,
-    registry: &Registry,
-    budget: &Arc<Budget>,
-) -> Result<Loaded, LoadFailure> {
+pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailure> {
+    let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
     let model =
         Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
@@ -106,7 +106,7 @@ pub(super) fn load(
         return Ok(Loaded {
             proven,
             unproven,
-            ..load_embedder(config, path, model, key, budget)?
+            ..load_embedder(shared, path, model, key)?
         });
     }
     let options = ExecutorOptions {
@@ -119,9 +119,6 @@ pub(super) fn load(
     };
     let executor = Executor::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
-    // Before anything of it is touched.
-    let memory = Memory::of(config, &executor, served.tasks.len(), budget.left_in_all());
-    let mut promised = memory.promise(budget)?;
     let info = model.info();
     // One request must fit on its own, or it would wait for room that never comes.
     let context_tokens_max = info
@@ -146,21 +143,38 @@ pub(super) fn load(
         kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
         ..GeneratorOptions::default()
     };
+    // Before anything of it is touched.
+    let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
     let mut generator = Generator::new(executor, options);
-    self_test(&model, &mut generator)?;
+    let mut seat = shared.machine.seat();
+    let known = served
+        .known
+        .as_ref()
+        .filter(|known| known.fits(context_tokens_max, info.vocabulary_count))
+        .map(|known| (known, config.model.kv_type.into()));
+    let proved = trying::prove(
+        &model,
+        &mut generator,
+        known,
+        !shared.around.asked,
+        &mut seat,
+    )?;
+    // What pages are known by is computed.
+    seat.take_waiting(Priority::Batch, || true);
     let pages = match generator.executor_mut() {
         Some(executor) => Pages::open(config, key.as_ref(), executor),
         None => Pages::none(config),
     };
+    drop(seat);
     let executor = generator.executor();
     if pages.keeps() {
         // One on its way to the disk, and one that is read.
         let bytes = executor.page_bytes().saturating_mul(2) as u64;
-        let pages = budget.require(Part::Pages, Held::Private, bytes);
+        let pages = shared.budget.require(Part::Pages, Held::Private, bytes);
         promised.push(pages.map_err(|refusal| LoadFailure::operator(&refusal))?);
     }
     let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
-    let (draft, loaded) = draft::promised(budget, draft, loaded.flatten(), &mut promised);
+    let (draft, loaded) = draft::promised(&shared.budget, draft, loaded.flatten(), &mut promised);
     let draft_model = loaded.map(|loaded| {
         generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
         unproven.extend(loaded.unproven);
@@ -177,6 +191,7 @@ pub(super) fn load(
         pages,
         proven,
         unproven,
+        proved,
         promised,
     })
 }
@@ -220,12 +235,13 @@ pub(super) fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option
 
 /// Makes the model's embedder, and a vector with it.
 fn load_embedder(
-    config: &Config,
+    shared: &Shared,
     path: &Path,
     model: Arc<Model>,
     key: Option<Key>,
-    budget: &Arc<Budget>,
 ) -> Result<Loaded, LoadFailure> {
+    let config = &*shared.config;
+    let promised = shared.promised_weights(model.info().file_bytes as u64)?;
     let options = EmbedderOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
@@ -233,19 +249,18 @@ fn load_embedder(
     };
     let mut embedder = Embedder::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
-    let bytes = model.info().file_bytes as u64;
-    let promised = budget
-        .require(Part::Weights, Held::Mapped, bytes)
-        .map_err(|refusal| LoadFailure::operator(&refusal))?;
     let mut input = model.tokenizer().encode_prompt("Hello", Special::Plain);
     input.truncate(embedder.context_tokens_max());
     if input.is_empty() {
         // A vocabulary without these letters still has a first token.
         input.push(0);
     }
+    let mut seat = shared.machine.seat();
+    seat.take_waiting(Priority::Batch, || true);
     embedder
         .embed(&[&input])
         .map_err(|error| LoadFailure::operator(&format!("the self-test failed: {error}")))?;
+    drop(seat);
     let info = model.info();
     let facts = ModelFacts {
         name: config.model.name(),
@@ -273,41 +288,9 @@ fn load_embedder(
         pages: Pages::none(config),
         proven: Proven::No,
         unproven: Vec::new(),
+        proved: Proved::default(),
         promised: vec![promised],
     })
-}
-
-/// Decodes one token: what `/readyz` promises.
-fn self_test(model: &Model, generator: &mut Generator<Executor>) -> Result<(), LoadFailure> {
-    let failed = |why: &str| LoadFailure::operator(&format!("the self-test failed: {why}"));
-    let mut prompt = model.tokenizer().encode_prompt("Hello", Special::Plain);
-    if prompt.is_empty() {
-        // A vocabulary without these letters still has a first token.
-        prompt.push(0);
-    }
-    let request = GenerationRequest {
-        prompt,
-        tokens_max: Some(1),
-        ignore_end: true,
-        ..GenerationRequest::default()
-    };
-    generator
-        .start(request)
-        .map_err(|error| failed(&error.to_string()))?;
-    let mut finished = None;
-    while generator.active() > 0 {
-        let step = generator.step(&mut |_, event| {
-            if let Event::Finished { reason, usage, .. } = event {
-                finished = Some((reason, usage.completion_tokens));
-            }
-        });
-        step.map_err(|error| failed(&error.to_string()))?;
-    }
-    match finished {
-        Some((FinishReason::Length, 1)) => Ok(()),
-        Some((FinishReason::Failed(why), _)) => Err(failed(&why)),
-        _ => Err(failed("no token came out")),
-    }
 }
 
 fn changed_s(path: &Path) -> u64 {

@@ -1,7 +1,8 @@
-//! What the served model and what goes with it may take of the memory that there is for andond.
+//! What the loaded models and what goes with them may take of the memory that there is for andond.
 //!
-//! Invariant: only a budget that is smaller than what the model cannot do without keeps it from being served. Earlier answers are kept of no more clients than fit beside
-//! it, and a draft gets what all that leaves.
+//! Invariant: only a budget that is smaller than what the configured model cannot do without keeps it from being served.
+//! Earlier answers are kept of no more clients than fit beside it, and a draft gets what all that leaves. A model that somebody
+//! asks for is loaded only where the system has what it takes left, too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,9 +10,8 @@ use std::sync::Arc;
 use andon_engine::Executor;
 use andon_engine::speculate::Corpus;
 
-use super::load::LoadFailure;
 use crate::config::Config;
-use crate::memory::{Budget, Held, Part, Reservation};
+use crate::memory::{Budget, Held, Part, Refusal, Reservation};
 
 /// Bytes, each the most that its part takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// That of what `executor` runs, to which `tasks` tasks are configured,
-    /// and for which there are `all` bytes.
+    /// That of what `executor` runs, to which `tasks` tasks are configured, of `all` that there is for it.
     pub(super) fn of(
         config: &Config,
         executor: &Executor,
@@ -84,18 +83,15 @@ impl Memory {
         self.corpora_max
     }
 
-    /// Bytes that are left for others; `None` if that is not known.
-    pub(super) fn left(&self) -> Option<usize> {
-        let parts = [self.weights, self.working, self.shapes, self.answers];
-        let taken = parts.into_iter().fold(0, usize::saturating_add);
-        self.all.map(|all| all.saturating_sub(taken))
-    }
-
-    /// Has all parts promised.
+    /// Has all parts promised; of a model that somebody asks for only if the system has that left now.
     ///
     /// # Errors
-    /// The budget is smaller than what the model cannot do without.
-    pub(super) fn promise(&self, budget: &Arc<Budget>) -> Result<Vec<Reservation>, LoadFailure> {
+    /// There is not so much.
+    pub(super) fn promise(
+        &self,
+        budget: &Arc<Budget>,
+        asked: bool,
+    ) -> Result<Vec<Reservation>, Refusal> {
         [
             (Part::Weights, Held::Mapped, self.weights),
             (Part::Working, Held::Private, self.working),
@@ -103,13 +99,26 @@ impl Memory {
             (Part::Answers, Held::Private, self.answers),
         ]
         .into_iter()
-        .map(|(part, held, bytes)| budget.require(part, held, bytes as u64))
-        .collect::<Result<_, _>>()
-        .map_err(|refusal| {
-            LoadFailure::operator(&format!(
-                "{refusal}; give andond more ([memory] budget-bytes), or the model less ([model] kv-tokens-max)"
-            ))
+        .map(|(part, held, bytes)| {
+            if asked {
+                budget.reserve(part, held, bytes as u64)
+            } else {
+                budget.require(part, held, bytes as u64)
+            }
         })
+        .collect()
+    }
+
+    /// Bytes of all parts together.
+    pub(super) fn bytes(&self) -> usize {
+        let parts = self.parts().map(|(_, bytes)| bytes);
+        parts.into_iter().fold(0, usize::saturating_add)
+    }
+
+    /// Bytes that are left for others; `None` if that is not known.
+    pub(super) fn left(&self) -> Option<usize> {
+        let taken = self.bytes();
+        self.all.map(|all| all.saturating_sub(taken))
     }
 
     /// The parts by the names that metrics have for them.

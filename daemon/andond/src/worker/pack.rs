@@ -109,7 +109,11 @@ pub(super) fn goes_on(shared: &Shared) -> bool {
             return false;
         }
         let measuring = shared.measuring.load(Ordering::Relaxed);
-        if board.running() == 0 && board.waiting.is_empty() && !measuring {
+        if board.running() == 0
+            && board.waiting.is_empty()
+            && !measuring
+            && shared.machine.is_idle()
+        {
             return true;
         }
         board = shared.wait(board, Some(LOOK_AGAIN));

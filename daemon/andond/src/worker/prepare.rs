@@ -84,6 +84,11 @@ pub(super) fn run(
         let Some((job, request)) = next(shared, lane, &mut grammars) else {
             return;
         };
+        // One that was handed over before the model was known.
+        if let Err(fault) = shared.check_kind(&request.input) {
+            put(shared, lane, &job, Err(fault), None);
+            continue;
+        }
         if let Input::Embeddings { inputs, dimensions } = request.input {
             let prepared = embeddings(model, context_tokens_max, inputs, dimensions);
             let size = prepared.as_ref().ok().map(|prepared| Size {
@@ -136,7 +141,7 @@ fn put(
     board.rendering[lane as usize] = false;
     let fault = match (ready, accepted, board.phase) {
         (Err(fault), ..) => Some(fault),
-        (Ok(stage), Some((size, accepted)), Phase::Serving) => {
+        (Ok(stage), Some((size, accepted)), Phase::Loading | Phase::Serving | Phase::Draining) => {
             offer(shared, &mut board, job, stage, size, accepted).err()
         }
         (Ok(_), ..) => Some(shared.closed()),
@@ -177,6 +182,7 @@ fn offer(
     if job.priority == Priority::Alarm {
         // Under the board's lock, like the look at it.
         shared.alarm_ready.store(true, Ordering::Relaxed);
+        shared.machine.alarm();
     }
     Ok(())
 }
@@ -228,7 +234,7 @@ fn embeddings(
 fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job>, Request)> {
     let mut board = shared.board();
     loop {
-        if !matches!(board.phase, Phase::Loading | Phase::Serving) {
+        if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {
             return None;
         }
         let tasks = shared.tasks.get();

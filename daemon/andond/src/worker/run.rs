@@ -22,9 +22,14 @@ use super::admit::saturated;
 use super::board::{Board, Job, Phase, Prepared, Stage, Waiting};
 use super::calibrate::Calibrating;
 use super::job::{Done, Finish, JobEvent, Timings, TokenLogprob, TopLogprob, Usage};
+use super::machine::Seat;
 use super::pages::Keeping;
 use super::schedule::{Turn, cancelled, expired};
 use crate::fault::{Fault, FaultCode};
+use crate::telemetry::Told;
+
+/// How long measuring the machine waits for a moment in which nobody computes.
+const MEASURE_LATER: Duration = Duration::from_millis(50);
 
 /// A job the engine works on.
 #[derive(Debug)]
@@ -115,6 +120,19 @@ impl Jobs {
         self.running.insert(ticket, running);
     }
 
+    /// How urgent the most urgent of them is.
+    fn urgency(&self) -> Priority {
+        let jobs = self.running.values();
+        let first =
+            jobs.map(|running| running.job.priority)
+                .min_by_key(|priority| match priority {
+                    Priority::Alarm => 0,
+                    Priority::Interactive => 1,
+                    Priority::Batch => 2,
+                });
+        first.unwrap_or(Priority::Batch)
+    }
+
     /// The job of a generation, and which of its answers that is.
     fn of(&mut self, id: GenerationId) -> Option<(&mut Running, u32)> {
         let &(ticket, place) = self.owners.get(&id)?;
@@ -169,6 +187,8 @@ pub(super) fn run<F: Forward>(
     let mut speed = SpeedMeter::default();
     let mut calibration = Calibrating::default();
     let mut readers = Vec::new();
+    let mut seat = shared.machine.seat();
+    let mut told = Told::default();
     shared.measuring.store(true, Ordering::Relaxed);
     while let Some(tokens_max) = next_pass(
         shared,
@@ -177,10 +197,11 @@ pub(super) fn run<F: Forward>(
         tokenizer,
         &mut calibration,
         keeping.as_mut(),
-        &mut readers,
+        (&mut readers, &mut seat),
     ) {
         // From now on it is to be seen if a pass hangs, also the first after a rest.
         shared.progress();
+        let alarms = seat.alarms();
         let began = Instant::now();
         let mut decoded = 0;
         let reading = Reading {
@@ -192,10 +213,11 @@ pub(super) fn run<F: Forward>(
         let result = generator.step_reading(
             reading,
             &mut |id, event| deliver(shared, &mut jobs, tokenizer, id, event, &mut decoded),
-            &|| shared.alarm_ready.load(Ordering::Relaxed),
+            &|| shared.alarm_ready.load(Ordering::Relaxed) || seat.alarms() != alarms,
         );
         if let Err(error) = result {
             tracing::error!(%error, "a pass failed; what was running has been told");
+            shared.pass_failed();
             if let StepError(ForwardError::ModelChanged { .. }) = error {
                 shared.breaks(error.to_string());
             }
@@ -208,11 +230,15 @@ pub(super) fn run<F: Forward>(
         if let Some(model) = shared.model.get().filter(|_| decoded > 0) {
             shared.telemetry.decode_pass(model.bytes_per_token(), took);
         }
-        shared.telemetry.guesses(generator.guess_counts());
+        shared
+            .telemetry
+            .guesses(&mut told, generator.guess_counts());
         if let Some(cost) = generator.draft_cost() {
             shared.telemetry.draft_cost(cost);
         }
-        shared.telemetry.constrained(generator.constraint_counts());
+        shared
+            .telemetry
+            .constrained(&mut told, generator.constraint_counts());
         if let Some(keeping) = &mut keeping {
             keeping.stepped(&mut generator);
             keeping.tell(shared);
@@ -264,7 +290,7 @@ fn next_pass<F: Forward>(
     tokenizer: &Tokenizer,
     calibration: &mut Calibrating,
     mut keeping: Option<&mut Keeping>,
-    readers: &mut Vec<GenerationId>,
+    (readers, seat): (&mut Vec<GenerationId>, &mut Seat),
 ) -> Option<usize> {
     let mut turn = Turn::default();
     let mut reading = Vec::new();
@@ -274,7 +300,7 @@ fn next_pass<F: Forward>(
         let now_ms = shared.now_ms();
         let given_up = jobs.give_up(&mut board, now_ms);
         turn.gather(shared, &mut board, now_ms);
-        shared.telemetry.load(board.waiting.len(), board.running());
+        shared.tell_load(&board);
         if given_up || !turn.is_empty() {
             drop(board);
             turn.tell(shared);
@@ -289,20 +315,30 @@ fn next_pass<F: Forward>(
             continue;
         }
         if board.scheduler.computes() {
-            let tokens = board.scheduler.pass(now_ms, &mut reading);
+            if !seat.take(jobs.urgency()) {
+                drop(board);
+                seat.wait();
+                continue;
+            }
+            let mut tokens = board.scheduler.pass(now_ms, &mut reading);
+            if seat.is_wanted() {
+                // Those of another model wait no longer for a prompt than its own answers would.
+                tokens = board.scheduler.speeds().chunk_tokens(1, tokens).min(tokens);
+            }
             readers.clear();
             for running in reading.iter().filter_map(|ticket| jobs.running.get(ticket)) {
                 readers.extend(running.open());
             }
             return Some(usize::try_from(tokens).unwrap_or(usize::MAX));
         }
+        seat.release();
         // Who is to give way waits for something else than a pass.
         if jobs.running.is_empty() || board.scheduler.restraint() != Restraint::default() {
             shared.idle();
         }
         if jobs.running.is_empty() {
-            if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) && board.renders_nothing()
-            {
+            if board.is_over() {
+                shared.leave(&mut board);
                 return None;
             }
             let asked = !board.renders_nothing() || !board.waiting.is_empty();
@@ -315,6 +351,11 @@ fn next_pass<F: Forward>(
                 continue;
             }
             if !asked && !calibration.is_over() {
+                if !seat.take_idle() {
+                    // Another model computes, which is no time to measure anything.
+                    drop(shared.wait(board, Some(MEASURE_LATER)));
+                    continue;
+                }
                 drop(board);
                 calibration.step(shared, generator);
                 shared

@@ -34,7 +34,7 @@ impl Turn {
                     self.give_up(board, ticket, shared.closed());
                 }
             }
-            Phase::Loading | Phase::Serving => {
+            Phase::Loading | Phase::Serving | Phase::Draining => {
                 let gone = |(&ticket, waiting): (&Ticket, &Waiting)| {
                     waiting.job.mailbox.cancelled().then_some(ticket)
                 };

@@ -279,7 +279,7 @@ pub(super) async fn serve(
                 id: service.next_id(place.prefix()),
                 body: body.to_vec(),
             };
-            let left = service.context.worker.deadline(&first);
+            let left = service.context.workers.deadline(&first);
             let (told, safe) = oneshot::channel();
             let new = New {
                 key: key.clone(),
@@ -630,7 +630,7 @@ fn find(service: &Service, client: &Client, id: &str) -> Result<(u64, Header), A
 pub(super) async fn look_after(service: Arc<Service>) {
     let context = &service.context;
     let mut orders = context.spool.orders(Door::Http);
-    let mut states = context.worker.states();
+    let mut states = context.workers.states();
     let serving = states.wait_for(|state| *state == WorkerState::Ready);
     tokio::select! {
         _ = serving => {}

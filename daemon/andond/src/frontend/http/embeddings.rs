@@ -45,9 +45,9 @@ pub(super) async fn embeddings(
         parse_body(&body, &id, &client.0).inspect_err(malformed)?
     };
     service.check_model(request.model.as_deref())?;
-    let job = service.context.worker.submit(request)?;
+    let model = service.context.workers.name_of(&request);
+    let job = service.context.workers.submit(request)?;
     let (vectors, done) = wait(job).await?;
-    let model = service.context.config.model.name();
     // Millions of numbers take a while to write, and an alarm may be waiting for this thread.
     let text = blocking(move || written(&model, encoding, &vectors, &done)).await?;
     Ok(json_text(text))

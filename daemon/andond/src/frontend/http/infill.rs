@@ -41,8 +41,8 @@ pub(super) async fn infill(
     };
     service.check_model(request.model.as_deref())?;
     let streams = request.stream;
-    let job = service.context.worker.submit(request)?;
-    let model = service.context.config.model.name();
+    let model = service.context.workers.name_of(&request);
+    let job = service.context.workers.submit(request)?;
     if streams {
         streamed(job, model).await
     } else {

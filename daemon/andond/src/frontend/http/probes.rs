@@ -16,7 +16,7 @@ use crate::worker::WorkerState;
 
 /// Alive: whatever is being answered makes progress.
 pub(super) async fn health(State(service): State<Arc<Service>>) -> Response<Body> {
-    match service.context.worker.stalled() {
+    match service.context.workers.stalled() {
         None => text(StatusCode::OK, "ok\n"),
         Some(since) => text(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -27,7 +27,7 @@ pub(super) async fn health(State(service): State<Arc<Service>>) -> Response<Body
 
 /// Ready: a real token has been decoded and requests are taken.
 pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body> {
-    match service.context.worker.status().state {
+    match service.context.workers.status().state {
         WorkerState::Ready => text(StatusCode::OK, "ready\n"),
         WorkerState::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
         WorkerState::Waiting(why) => {
@@ -45,7 +45,7 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response<Body>
 pub(super) async fn health_json(
     State(service): State<Arc<Service>>,
 ) -> Result<Response<Body>, ApiError> {
-    match service.context.worker.status().state {
+    match service.context.workers.status().state {
         WorkerState::Ready => Ok(json_response(&json!({"status": "ok"}))),
         WorkerState::Loading => Err(unavailable("the model is being loaded")),
         WorkerState::Stopping => Err(unavailable("the daemon is stopping")),
@@ -62,7 +62,7 @@ fn unavailable(why: impl Into<String>) -> ApiError {
 pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response<Body> {
     let context = &service.context;
     context.telemetry.budget(&context.budget.facts());
-    let degraded = health::degraded(context, &context.worker.status());
+    let degraded = health::degraded(context, &context.workers.status());
     context.telemetry.degraded(&degraded);
     let mut response = text(StatusCode::OK, context.telemetry.encode());
     response.headers_mut().insert(

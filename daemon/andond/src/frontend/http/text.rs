@@ -43,7 +43,7 @@ pub(super) async fn tokenize(
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
     finish(&service, fields)?;
-    let model = service.context.worker.model()?;
+    let model = service.context.workers.model(None)?;
     let text = blocking(move || {
         let ids = worker::tokenize(&model, &content, add_special, parse_special);
         // Written as it is made: there may be a token for every byte of the body, and a `Value` is large.
@@ -114,7 +114,7 @@ pub(super) async fn detokenize(
         None => return Err(ApiError::invalid("tokens", "tokens is missing")),
     };
     finish(&service, fields)?;
-    let model = service.context.worker.model()?;
+    let model = service.context.workers.model(None)?;
     let content = blocking(move || worker::detokenize(&model, &tokens)).await?;
     Ok(json_response(&json!({ "content": content })))
 }
@@ -136,7 +136,7 @@ pub(super) async fn apply_template(
     let Input::Messages(messages) = whole.input else {
         return Err(ApiError::invalid("messages", "messages is missing"));
     };
-    let model = service.context.worker.model()?;
+    let model = service.context.workers.model(None)?;
     let tools = whole.tools;
     let prompt =
         blocking(move || worker::apply_template(&model, messages, &tools, &variables)).await?;

@@ -34,6 +34,7 @@ use crate::spool::record::{self, Fingerprint, Header, Key, State};
 use crate::spool::{Kept, New, Order, Spool};
 use crate::telemetry::Telemetry;
 use crate::worker::{Done, JobEvent};
+use crate::workers::Swapped;
 
 /// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -113,6 +114,8 @@ struct Repeat {
 #[derive(Debug)]
 struct Job {
     number: u64,
+    /// The model that was asked for, if one was.
+    model: Option<String>,
     reply: ReplyTo,
     text: String,
     chunks_sent: u32,
@@ -219,7 +222,7 @@ impl Desk {
         filters
     }
 
-    /// The model whose name answers carry.
+    /// The model whose name answers carry that nobody named a model for.
     pub(super) fn set_model(&mut self, name: &str) {
         if self.model != name {
             name.clone_into(&mut self.model);
@@ -535,8 +538,11 @@ impl Desk {
             }
         };
         reply.attempt = attempt;
+        let task = reply.task.as_ref();
+        let by_task = task.and_then(|task| self.config.task.get(task.as_str())?.model.clone());
         let job = Job {
             number,
+            model: request.model.or(by_task),
             reply,
             text: String::new(),
             chunks_sent: 0,
@@ -635,7 +641,7 @@ impl Desk {
         let answer = Answer {
             text: &job.text,
             done,
-            model: &self.model,
+            model: job.model.as_deref().unwrap_or(&self.model),
             attempt: job.reply.attempt.saturating_add(u16::from(again)),
             chunks_sent: if again { 0 } else { job.chunks_sent },
         };
@@ -885,6 +891,7 @@ impl Desk {
         let kept = ReplyTo::kept(std::slice::from_ref(&message));
         let job = Job {
             number,
+            model: None,
             reply: reply.clone(),
             text: String::new(),
             chunks_sent: 0,
@@ -963,6 +970,18 @@ impl Desk {
     pub(super) fn throttled(&mut self, throttle: Throttle, cause: Option<Cause>) {
         let value = json!({ "batch": throttle.as_str(), "cause": cause.map(Cause::as_str) });
         self.tell(Event::Throttled, value.to_string().into());
+    }
+
+    /// Tells the event topic which model answers to a name by now.
+    pub(super) fn swapped(&mut self, swapped: &Swapped) {
+        let value = json!({
+            "name": swapped.name,
+            "from": swapped.from,
+            "to": swapped.to,
+            "rolled_back": swapped.rolled_back,
+            "reason": swapped.why,
+        });
+        self.tell(Event::ModelSwapped, value.to_string().into());
     }
 
     fn announce(&mut self, event: Event, reply: &ReplyTo, refusal: &Refusal) {

@@ -155,7 +155,9 @@ impl Frontend {
     }
 
     async fn run(&mut self) {
-        let mut states = self.context.worker.states();
+        let mut states = self.context.workers.states();
+        let mut swaps = self.context.workers.swaps();
+        self.desk.set_model(&self.config.model.name());
         let stopping = self.context.stopping.clone();
         let mut worker_lives = true;
         let mut ticks = interval(Duration::from_millis(self.config.mqtt.status_interval_ms));
@@ -175,6 +177,8 @@ impl Frontend {
                 Some((key, event)) = self.arrivals.recv() => self.desk.event(&key, event, Instant::now()),
                 Some(note) = self.notes.recv() => self.note(note),
                 Some(order) = self.orders.recv() => self.order(order),
+                // What was missed is in the status all the same.
+                Ok(swapped) = swaps.recv() => self.desk.swapped(&swapped),
                 () = at(backlog_at) => {}
                 changed = states.changed(), if worker_lives => worker_lives = changed.is_ok(),
                 _ = ticks.tick() => {}
@@ -196,10 +200,7 @@ impl Frontend {
 
     /// Does what has become possible since the last event.
     fn settle(&mut self) {
-        let status = self.context.worker.status();
-        if let Some(model) = &status.model {
-            self.desk.set_model(&model.name);
-        }
+        let status = self.context.workers.status();
         if !is_starting(&status.state) && !self.is_stopping() {
             while let Some(message) = self.held.pop_front() {
                 self.receive(&message);
@@ -220,7 +221,8 @@ impl Frontend {
         {
             let value = status::online(
                 &status,
-                &self.context.worker.tasks(),
+                &self.context.workers.list(),
+                &self.context.workers.tasks(),
                 connection.link.version(),
                 self.desk.unanswered(),
                 &health::degraded(&self.context, &status),
@@ -364,7 +366,7 @@ impl Frontend {
             }
             LinkEvent::Subscribed(outcomes) => self.subscribed(&outcomes),
             LinkEvent::Message(message) => {
-                let loading = is_starting(&self.context.worker.status().state);
+                let loading = is_starting(&self.context.workers.status().state);
                 let room = self.held.len() < usize::from(self.config.mqtt.unacknowledged_max);
                 if self.is_stopping() && message.ack.is_some() {
                     // Without an acknowledgement the broker keeps it for the next start.
@@ -429,9 +431,9 @@ impl Frontend {
     /// Hands a request to the worker, which begins while the spool makes it safe: what comes of it is not heard of
     /// before it is.
     fn submit(&mut self, mut prepared: Prepared) -> Verdict {
-        let worker = &self.context.worker;
-        prepared.request.deadline = worker.deadline(&prepared.request);
-        match worker.submit(prepared.request.clone()) {
+        let workers = &self.context.workers;
+        prepared.request.deadline = workers.deadline(&prepared.request);
+        match workers.submit(prepared.request.clone()) {
             Ok(stream) => {
                 let key = prepared.key.clone();
                 if self.desk.accept(prepared) {
@@ -444,8 +446,8 @@ impl Frontend {
     }
 
     fn cancel(&self, key: &Key) {
-        let worker = &self.context.worker;
-        worker.cancel(Origin::Mqtt, &key.client, &key.id);
+        let workers = &self.context.workers;
+        workers.cancel(Origin::Mqtt, &key.client, &key.id);
     }
 
     fn note(&mut self, note: Note) {

@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 use super::message::{Outgoing, Properties, Version};
 use crate::worker::{Status, WorkerState};
+use crate::workers::{Named, Residence};
+
+/// Most models that are told of beside the configured one.
+const MODELS_MAX: usize = 32;
 
 /// What the last will says, and a farewell too.
 pub(super) fn offline(topics: &Topics, reason: &str) -> Outgoing {
@@ -25,6 +29,7 @@ pub(super) fn offline(topics: &Topics, reason: &str) -> Outgoing {
 /// What is said while the link is up.
 pub(super) fn online(
     status: &Status,
+    models: &[Named],
     tasks: &[String],
     version: Version,
     unanswered: usize,
@@ -61,6 +66,13 @@ pub(super) fn online(
             "context_tokens_max": model.context_tokens_max,
         });
     }
+    let others = models.iter().filter(|model| {
+        model.state != Residence::Kept && (!model.default || model.model.is_some())
+    });
+    let others: Vec<Value> = others.take(MODELS_MAX).map(named).collect();
+    if !others.is_empty() {
+        value["models"] = others.into();
+    }
     if let (throttle, Some(cause)) = status.throttle {
         value["throttled"] = json!({ "batch": throttle.as_str(), "cause": cause.as_str() });
     }
@@ -74,6 +86,18 @@ pub(super) fn online(
             }),
             Err(why) => json!({ "name": draft.name, "used": false, "reason": why }),
         };
+    }
+    value
+}
+
+/// A model that is loaded beside the configured one, or answers in its place.
+fn named(model: &Named) -> Value {
+    let mut value = json!({ "name": model.name, "state": model.state.name() });
+    if let Some(answers) = &model.model {
+        value["answered_by"] = answers.as_str().into();
+    }
+    if model.probation {
+        value["probation"] = true.into();
     }
     value
 }

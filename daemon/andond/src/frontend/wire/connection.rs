@@ -27,6 +27,7 @@ use crate::health;
 use crate::registry::Peer;
 use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream};
+use crate::workers::Named;
 
 /// Frames that may wait for the writer; with the largest frames 512 KiB.
 const FRAMES_WAITING_MAX: usize = 64;
@@ -268,7 +269,7 @@ impl Connection {
             ClientFrame::Cancel(cancel) => {
                 let found =
                     self.context
-                        .worker
+                        .workers
                         .cancel(Origin::Wire, &self.client, cancel.id.as_str());
                 self.outgoing
                     .send(&ServerFrame::Cancelled(Cancelled {
@@ -284,11 +285,19 @@ impl Connection {
                     .await
             }
             ClientFrame::Models => {
-                let facts = self.context.worker.status().model;
+                let named = self.context.workers.list();
+                let (loaded, kept): (Vec<&Named>, Vec<&Named>) =
+                    named.iter().partition(|model| model.facts.is_some());
                 let mut models = Models::default();
-                if let Some(entry) = facts.as_deref().and_then(convert::model_entry) {
-                    // One fits into an empty list.
-                    drop(models.models.push(entry));
+                for entry in loaded
+                    .into_iter()
+                    .chain(kept)
+                    .filter_map(convert::model_entry)
+                {
+                    // As many as the frame has room for; `ModelAction::Served` tells of all.
+                    if models.models.push(entry).is_err() {
+                        break;
+                    }
                 }
                 self.outgoing.send(&ServerFrame::Models(models)).await
             }
@@ -313,7 +322,7 @@ impl Connection {
                 self.outgoing.send(&ServerFrame::Health(health)).await
             }
             ClientFrame::Draft => {
-                let draft = self.context.worker.status().draft;
+                let draft = self.context.workers.status().draft;
                 let draft = draft.as_deref().map(convert::draft);
                 self.outgoing.send(&ServerFrame::Draft(draft)).await
             }
@@ -330,12 +339,13 @@ impl Connection {
     /// Hands a request over and has its answer written as it comes.
     async fn ask(&mut self, id: RequestId, request: Result<Request, Fault>) -> bool {
         match request.and_then(|request| self.submit(request)) {
-            Ok((job, stream)) => {
+            Ok((job, stream, model)) => {
                 let answer = Answer {
                     id,
                     outgoing: self.outgoing.clone(),
                     context: self.context.clone(),
                     stream,
+                    model,
                     sent: 0,
                 };
                 self.asks.spawn(answer.run(job));
@@ -353,7 +363,7 @@ impl Connection {
         false
     }
 
-    fn submit(&mut self, request: Request) -> Result<(JobStream, bool), Fault> {
+    fn submit(&mut self, request: Request) -> Result<(JobStream, bool, String), Fault> {
         while self.asks.try_join_next().is_some() {}
         let requests_max = self.context.config.wire.requests_max;
         if self.asks.len() >= requests_max {
@@ -363,7 +373,8 @@ impl Connection {
             return Err(Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(1)));
         }
         let stream = request.stream;
-        Ok((self.context.worker.submit(request)?, stream))
+        let model = self.context.workers.name_of(&request);
+        Ok((self.context.workers.submit(request)?, stream, model))
     }
 }
 
@@ -384,6 +395,8 @@ struct Answer {
     outgoing: Outgoing,
     context: Context,
     stream: bool,
+    /// The name of the model that was asked.
+    model: String,
     /// Chunks sent.
     sent: u32,
 }
@@ -404,8 +417,7 @@ impl Answer {
                 }
                 JobEvent::Done(done) => {
                     self.text(&gathered).await;
-                    let name = self.context.config.model.name();
-                    match ModelName::new(&name) {
+                    match ModelName::new(&self.model) {
                         Ok(model) => {
                             let done = convert::done(self.id.clone(), model, self.sent, &done);
                             self.outgoing.send(&ServerFrame::Done(done)).await
@@ -431,7 +443,7 @@ impl Answer {
     }
 
     async fn accepted(&self) -> bool {
-        let status = self.context.worker.status();
+        let status = self.context.workers.status();
         // Itself is among those that wait, if it still does.
         let before = status.waiting.saturating_sub(1);
         self.outgoing

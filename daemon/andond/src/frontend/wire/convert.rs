@@ -12,6 +12,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::request::{Egress, EmbeddingInput, Input, Message, Origin, Priority, Request, Sampling};
 use crate::worker::{Done, DraftFacts, Finish, ModelFacts, WorkerState};
+use crate::workers::{Named, Residence};
 
 /// Name and version as the protocol shows them.
 pub(super) const SOFTWARE: &str = concat!("andond ", env!("CARGO_PKG_VERSION"));
@@ -154,7 +155,7 @@ pub(super) struct StatusTexts {
 
 impl StatusTexts {
     pub(super) fn gather(context: &Context) -> StatusTexts {
-        let status = context.worker.status();
+        let status = context.workers.status();
         let mqtt = &context.config.mqtt;
         StatusTexts {
             gateway: context.config.gateway.name(),
@@ -234,15 +235,16 @@ pub(super) fn draft(facts: &DraftFacts) -> DraftStatus<'_> {
     }
 }
 
-/// The one model there is, once it is loaded.
-pub(super) fn model_entry(facts: &ModelFacts) -> Option<ModelEntry<'_>> {
+/// A model that requests may name. What one is like is known once it is loaded.
+pub(super) fn model_entry(model: &Named) -> Option<ModelEntry<'_>> {
+    let facts = model.facts.as_deref();
     Some(ModelEntry {
-        name: ModelName::new(&facts.name).ok()?,
-        architecture: &facts.architecture,
-        context_tokens_max: saturated(facts.context_tokens_max),
-        file_bytes: facts.file_bytes,
-        loaded: true,
-        default: true,
+        name: ModelName::new(&model.name).ok()?,
+        architecture: facts.map_or("", |facts| &facts.architecture),
+        context_tokens_max: facts.map_or(0, |facts| saturated(facts.context_tokens_max)),
+        file_bytes: facts.map_or(0, |facts| facts.file_bytes),
+        loaded: model.state == Residence::Loaded,
+        default: model.default,
     })
 }
 

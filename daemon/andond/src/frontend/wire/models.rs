@@ -14,9 +14,9 @@ use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
-    ModelData, ModelDone, ModelName, ModelProgress, ModelStage, ModelTask, ModelText, PageAction,
-    PageTask, RequestId, ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack,
-    StoredPages, StoredSignature, shorten,
+    ModelData, ModelDone, ModelName, ModelProgress, ModelResidence, ModelStage, ModelTask,
+    ModelText, PageAction, PageTask, RequestId, ServedModel, ServerFrame, SpoolTask, StoredCorpus,
+    StoredModel, StoredPack, StoredPages, StoredSignature, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -30,7 +30,8 @@ use crate::frontend::Context;
 use crate::registry::{
     Begun, Judgement, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change,
 };
-use crate::worker::{CorpusFacts, Erased, WorkerHandle};
+use crate::worker::{CorpusFacts, Erased};
+use crate::workers::{Named, Residence, Workers};
 
 /// Pieces of a model between the connection and the disk: a megabyte.
 const PIECES_WAITING_MAX: usize = 4;
@@ -59,6 +60,7 @@ pub(super) enum Event {
         key: String,
         verity: bool,
     },
+    Served(Box<Named>),
     Corpus(CorpusFacts),
     Kept(Box<spool::Facts>),
     Pages(usize, u64),
@@ -144,6 +146,7 @@ impl ModelDesk {
             return true;
         }
         let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
+        let workers = self.context.workers.clone();
         let config = self.context.config.models.clone();
         self.run(task.id, move |events| match task.action {
             ModelAction::List => list(&registry, events),
@@ -171,6 +174,49 @@ impl ModelDesk {
                 send(events, Event::Done { count });
                 Ok(())
             }
+            ModelAction::Load(name) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                workers.load(name.as_str(), &mut |stage| pace.say(events, stage, 0, 0))?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Unload(name) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                let gone = workers.unload(name.as_str(), &mut |stage| {
+                    pace.say(events, stage, 0, 0);
+                })?;
+                let count = u32::from(gone);
+                send(events, Event::Done { count });
+                Ok(())
+            }
+            ModelAction::Swap(swap) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                let name = swap.name.as_ref().map(ModelName::as_str);
+                let said = &mut |stage| pace.say(events, stage, 0, 0);
+                workers.swap(swap.model.as_str(), name, swap.unload_first, said)?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Rollback(name) => {
+                may_change(&config, peer)?;
+                let mut pace = Pace::default();
+                let name = name.as_ref().map(ModelName::as_str);
+                workers.roll_back(name, &mut |stage| pace.say(events, stage, 0, 0))?;
+                send(events, Event::Done { count: 1 });
+                Ok(())
+            }
+            ModelAction::Served => {
+                let models = workers.list();
+                let count = saturated(models.len());
+                for model in models {
+                    send(events, Event::Served(Box::new(model)));
+                }
+                send(events, Event::Done { count });
+                Ok(())
+            }
             ModelAction::Verify(name) => {
                 may_change(&config, peer)?;
                 let mut pace = Pace::default();
@@ -189,7 +235,7 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (worker, peer) = (self.context.worker.clone(), self.peer);
+        let (workers, peer) = (self.context.workers.clone(), self.peer);
         let config = self.context.config.models.clone();
         let erase = match &task.action {
             CorpusAction::List => None,
@@ -200,7 +246,7 @@ impl ModelDesk {
         };
         self.run(task.id.clone(), move |events| {
             may_change(&config, peer)?;
-            corpora(&worker, erase, events)
+            corpora(&workers, erase, events)
         })
         .await
     }
@@ -225,11 +271,11 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (worker, peer) = (self.context.worker.clone(), self.peer);
+        let (workers, peer) = (self.context.workers.clone(), self.peer);
         let config = self.context.config.models.clone();
         self.run(task.id, move |events| {
             may_change(&config, peer)?;
-            pages(&worker, task.action, events)
+            pages(&workers, task.action, events)
         })
         .await
     }
@@ -409,7 +455,7 @@ fn packs(registry: &Registry, events: &Events) -> Result<(), RegistryError> {
 
 /// Lists the earlier answers, or erases those of a task and a client.
 fn corpora(
-    worker: &WorkerHandle,
+    workers: &Workers,
     erase: Option<(Option<String>, Option<String>)>,
     events: &Events,
 ) -> Result<(), RegistryError> {
@@ -419,14 +465,17 @@ fn corpora(
     let loading = || RegistryError::Busy("the model is not loaded yet".to_owned());
     match erase {
         Some((task, client)) => {
-            let erased = worker.erase_corpora(task.as_deref(), client.as_deref());
+            let erased = workers.erase_corpora(task.as_deref(), client.as_deref());
             let erased = erased.ok_or_else(loading)?.map_err(failed)?;
             let Erased { count, shared } = erased;
             tracing::info!(?task, ?client, count, shared, "earlier answers erased");
             send(events, Event::Erased(erased));
         }
         None => {
-            let listed = worker.list_corpora().ok_or_else(loading)?.map_err(failed)?;
+            let listed = workers
+                .list_corpora()
+                .ok_or_else(loading)?
+                .map_err(failed)?;
             let count = saturated(listed.len());
             for facts in listed {
                 send(events, Event::Corpus(facts));
@@ -438,7 +487,7 @@ fn corpora(
 }
 
 /// Says how much is kept of prompts, or erases it.
-fn pages(worker: &WorkerHandle, action: PageAction, events: &Events) -> Result<(), RegistryError> {
+fn pages(workers: &Workers, action: PageAction, events: &Events) -> Result<(), RegistryError> {
     let loading = || RegistryError::Busy("the model is not loaded yet".to_owned());
     let failed = |error: StoreError| {
         let error = std::io::Error::other(error);
@@ -446,12 +495,12 @@ fn pages(worker: &WorkerHandle, action: PageAction, events: &Events) -> Result<(
     };
     let count = match action {
         PageAction::Show => {
-            let (pages, bytes) = worker.kept_pages().ok_or_else(loading)?.map_err(failed)?;
+            let (pages, bytes) = workers.kept_pages().ok_or_else(loading)?.map_err(failed)?;
             send(events, Event::Pages(pages, bytes));
             pages
         }
         PageAction::Erase => {
-            let erased = worker.erase_pages().ok_or_else(loading)?;
+            let erased = workers.erase_pages().ok_or_else(loading)?;
             let erased = erased.map_err(failed)?;
             tracing::info!(erased, "pages of keys and values erased");
             erased
@@ -574,6 +623,23 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             state: found.state,
             key,
             verity: *verity,
+        }),
+        Event::Served(model) => ServerFrame::ServedModel(ServedModel {
+            id,
+            name: shorten(&model.name, LABEL_BYTES_MAX),
+            model: shorten(model.model.as_deref().unwrap_or_default(), LABEL_BYTES_MAX),
+            former: shorten(model.former.as_deref().unwrap_or_default(), LABEL_BYTES_MAX),
+            residence: match model.state {
+                Residence::Kept => ModelResidence::Kept,
+                Residence::Loading => ModelResidence::Loading,
+                Residence::Loaded => ModelResidence::Loaded,
+                Residence::Leaving => ModelResidence::Leaving,
+                Residence::Failed => ModelResidence::Failed,
+            },
+            default: model.default,
+            pinned: model.pinned,
+            probation: model.probation,
+            memory_bytes: model.bytes,
         }),
         Event::Corpus(facts) => ServerFrame::StoredCorpus(StoredCorpus {
             id,

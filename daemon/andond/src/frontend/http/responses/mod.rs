@@ -100,7 +100,7 @@ pub(super) async fn answer(
     let reply = Reply {
         item_id: service.next_id("msg_"),
         created_s: since_1970().as_secs(),
-        model: config.name(),
+        model: service.context.workers.name_of(&request),
         temperature: request.sampling.temperature.unwrap_or(config.temperature),
         top_p: request.sampling.top_p.unwrap_or(config.top_p),
         id,
@@ -111,7 +111,7 @@ pub(super) async fn answer(
         conversation,
     });
     let streams = request.stream;
-    let job = service.context.worker.submit(request).map_err(named)?;
+    let job = service.context.workers.submit(request).map_err(named)?;
     if streams {
         stream::streamed(Arc::clone(service), job, reply, keep).await
     } else {

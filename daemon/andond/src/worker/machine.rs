@@ -1,0 +1,285 @@
+//! Who computes, where several models are loaded: one at a time, so that their threads never get into each other's way.
+//!
+//! A worker takes the machine before a pass and keeps it from pass to pass while nobody else wants it, which costs a look
+//! at a number. Who goes first is for [`Turns`] to say.
+//!
+//! Invariant: at most one seat has the machine. One that waits for it is woken when it gets it and when an alarm comes, and
+//! looks at its own requests again every [`LOOK_AGAIN`], so that neither a deadline nor a client that goes away waits for
+//! another model.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use andon_policy::turns::{SeatId, Turns};
+use andon_wire::Priority;
+
+/// How long one waits for the machine before it looks at its own requests again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The machine, which one model computes on at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// How many wait.
+    waiting: AtomicUsize,
+    /// How many alarms have become ready.
+    alarms: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    turns: Turns,
+    holder: Option<SeatId>,
+    seats: u32,
+}
+
+impl Machine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place among those that may have the machine.
+    pub(crate) fn seat(self: &Arc<Machine>) -> Seat {
+        let mut state = self.state();
+        state.seats = state.seats.wrapping_add(1);
+        Seat {
+            id: SeatId(state.seats),
+            machine: Arc::clone(self),
+            has: false,
+            wishes: false,
+        }
+    }
+
+    /// An alarm has become ready: whoever waits looks again at how urgent it is.
+    pub(crate) fn alarm(&self) {
+        self.alarms.fetch_add(1, Ordering::Relaxed);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            drop(self.state());
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many alarms have become ready. One more than before a pass ends that pass, if it reads a prompt.
+    pub(crate) fn alarms(&self) -> u64 {
+        self.alarms.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody computes.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state().holder.is_none()
+    }
+}
+
+/// A worker's place. Dropped, it lets go of the machine.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    id: SeatId,
+    machine: Arc<Machine>,
+    has: bool,
+    wishes: bool,
+}
+
+impl Seat {
+    /// Takes the machine for something as urgent as this, or keeps it. False if another goes first; then
+    /// [`Seat::wait`] waits.
+    pub(crate) fn take(&mut self, priority: Priority) -> bool {
+        let machine = &self.machine;
+        if self.has && machine.waiting.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        let mut state = machine.state();
+        let had = std::mem::take(&mut self.has);
+        if !had && state.holder.is_some() {
+            if state.holder != Some(self.id) {
+                state.turns.wish(self.id, priority);
+                machine.count(&state);
+            }
+        } else {
+            // Nobody has it, or this one is through with a pass.
+            state.turns.wish(self.id, priority);
+            state.holder = state.turns.pass_on();
+            machine.count(&state);
+        }
+        self.has = state.holder == Some(self.id);
+        self.wishes = !self.has;
+        drop(state);
+        if had && !self.has {
+            machine.changed.notify_all();
+        }
+        self.has
+    }
+
+    /// Takes the machine, or keeps it, if nobody else has it or wants it.
+    pub(crate) fn take_idle(&mut self) -> bool {
+        let mut state = self.machine.state();
+        let free = state.holder.is_none_or(|holder| holder == self.id);
+        if !free || state.turns.waiting() > 0 {
+            drop(state);
+            self.release();
+            return false;
+        }
+        state.holder = Some(self.id);
+        drop(state);
+        self.has = true;
+        self.wishes = false;
+        true
+    }
+
+    /// Waits until the machine is there, or it is time to look at the requests again.
+    pub(crate) fn wait(&mut self) {
+        let machine = &self.machine;
+        let state = machine.state();
+        if state.holder == Some(self.id) {
+            return;
+        }
+        drop(
+            machine
+                .changed
+                .wait_timeout(state, LOOK_AGAIN)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Takes the machine, however long that takes. `goes_on` is asked now and then; false if it says so.
+    pub(crate) fn take_waiting(
+        &mut self,
+        priority: Priority,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> bool {
+        while !self.take(priority) {
+            if !goes_on() {
+                self.release();
+                return false;
+            }
+            self.wait();
+        }
+        true
+    }
+
+    /// Lets go of the machine, or of the wish for it.
+    pub(crate) fn release(&mut self) {
+        if !self.has && !self.wishes {
+            return;
+        }
+        let mut state = self.machine.state();
+        state.turns.withdraw(self.id);
+        if state.holder == Some(self.id) {
+            state.holder = state.turns.pass_on();
+        }
+        self.machine.count(&state);
+        drop(state);
+        self.machine.changed.notify_all();
+        self.has = false;
+        self.wishes = false;
+    }
+
+    /// Whether others wait for the machine.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.machine.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// See [`Machine::alarms`].
+    pub(crate) fn alarms(&self) -> u64 {
+        self.machine.alarms()
+    }
+}
+
+impl Machine {
+    fn count(&self, state: &State) {
+        self.waiting.store(state.turns.waiting(), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.release();
+        self.machine.state().turns.forget(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Machine, Seat};
+    use andon_wire::Priority;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    fn seats() -> (Arc<Machine>, Seat, Seat) {
+        let machine = Arc::new(Machine::default());
+        let (one, two) = (machine.seat(), machine.seat());
+        (machine, one, two)
+    }
+
+    #[test]
+    fn one_alone_keeps_it() {
+        let (machine, mut one, two) = seats();
+        for _ in 0..3 {
+            assert!(one.take(Priority::Batch) && !one.is_wanted());
+        }
+        assert!(!machine.is_idle());
+        one.release();
+        assert!(machine.is_idle());
+        drop(two);
+    }
+
+    #[test]
+    fn equals_pass_it_to_and_fro_and_the_more_urgent_keeps_it() {
+        let (_, mut one, mut two) = seats();
+        assert!(one.take(Priority::Interactive));
+        assert!(!two.take(Priority::Interactive));
+        assert!(one.is_wanted());
+        assert!(!one.take(Priority::Interactive));
+        assert!(two.take(Priority::Interactive));
+        // Now the first waits; what is more urgent goes on before it.
+        for _ in 0..4 {
+            assert!(two.take(Priority::Alarm));
+        }
+        two.release();
+        assert!(one.take(Priority::Batch) && !two.is_wanted());
+    }
+
+    #[test]
+    fn who_goes_away_holds_nobody_up() {
+        let (machine, mut one, mut two) = seats();
+        assert!(one.take(Priority::Batch) && !two.take(Priority::Batch));
+        drop(one);
+        two.wait();
+        assert!(two.take(Priority::Batch));
+        drop(two);
+        assert!(machine.is_idle());
+        let mut three = machine.seat();
+        assert!(three.take(Priority::Batch));
+        let mut four = machine.seat();
+        assert!(!four.take_waiting(Priority::Batch, || false));
+        three.release();
+        assert!(four.take_waiting(Priority::Batch, || false));
+    }
+
+    #[test]
+    fn never_do_two_have_it() {
+        let machine = Arc::new(Machine::default());
+        let inside = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for number in 0..4 {
+                let (machine, inside) = (&machine, &inside);
+                scope.spawn(move || {
+                    let mut seat = machine.seat();
+                    let priorities = [Priority::Alarm, Priority::Interactive, Priority::Batch];
+                    for turn in 0..300 {
+                        assert!(seat.take_waiting(priorities[(turn + number) % 3], || true));
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        if turn % 7 == number {
+                            seat.release();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(machine.is_idle());
+    }
+}

@@ -1,0 +1,731 @@
+//! Several models: a worker for each that is loaded, and which of them answers to a name.
+//!
+//! Front ends hold a [`Workers`] and hand it requests; each goes to the worker of the model that it, or its task, names. A
+//! model that is kept and not loaded is loaded for whoever asks, where there is room; requests wait for it meanwhile in
+//! its worker's bounded queue. Models compute one at a time ([`Machine`]).
+//!
+//! Invariant: a name is answered by the same model until [`Workers::swap`] or a rollback has the next one ready; what
+//! was taken before is answered by the model that took it.
+
+mod names;
+mod room;
+mod swap;
+mod tend;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use andon_engine::Model;
+use andon_engine::kv::disk::StoreError;
+use andon_policy::residency::Heat;
+use andon_policy::throttle::{Cause, Throttle};
+use tokio::sync::{broadcast, watch};
+
+use self::names::{Names, Target};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::memory::Budget;
+use crate::registry::{Registry, Use};
+use crate::request::{Input, Origin, Request};
+use crate::telemetry::Telemetry;
+use crate::worker::{
+    CorpusFacts, Erased, JobStream, Machine, ModelFacts, Status, WorkerHandle, WorkerState,
+};
+
+/// Words about models that took another's place which wait for whoever listens.
+const SWAPS_WAITING_MAX: usize = 16;
+/// For how long a model that could not be loaded is not tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
+/// The way to the workers; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    inner: Arc<Inner>,
+}
+
+/// A model took another's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swapped {
+    /// The name that is answered by another model now.
+    pub name: String,
+    /// Which answered before; `None` if none did.
+    pub from: Option<String>,
+    /// Which does now.
+    pub to: String,
+    /// Whether that is the former one again.
+    pub rolled_back: bool,
+    /// Why, if nobody asked for it.
+    pub why: Option<String>,
+}
+
+/// A model, by a name that it answers to.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// The kept model that answers, if its own name is another.
+    pub model: Option<String>,
+    /// Whether it is loaded.
+    pub state: Residence,
+    /// Whether requests that name none go there.
+    pub default: bool,
+    /// Whether it stays loaded until it is told to go.
+    pub pinned: bool,
+    /// Whether the model that answered before would take the name back if this one fails.
+    pub probation: bool,
+    /// Which model answered before, which a rollback has back.
+    pub former: Option<String>,
+    /// Bytes of memory that it has.
+    pub bytes: u64,
+    /// What it is like, once that is known.
+    pub facts: Option<Arc<ModelFacts>>,
+}
+
+/// How far a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// It is kept, and loaded when it is asked for.
+    Kept,
+    /// It is being loaded.
+    Loading,
+    /// It answers.
+    Loaded,
+    /// It answers what it has taken, and goes.
+    Leaving,
+    /// It cannot be served.
+    Failed,
+}
+
+impl Residence {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Residence::Kept => "kept",
+            Residence::Loading => "loading",
+            Residence::Loaded => "loaded",
+            Residence::Leaving => "leaving",
+            Residence::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Arc<Config>,
+    registry: Arc<Registry>,
+    telemetry: Arc<Telemetry>,
+    machine: Arc<Machine>,
+    budget: Arc<Budget>,
+    epoch: Instant,
+    state: Mutex<State>,
+    /// Counts changes of the workers' states.
+    changes: Mutex<u64>,
+    changed: Condvar,
+    /// The state of the model that answers to the configured name.
+    served: watch::Sender<WorkerState>,
+    /// Becomes true when all workers' threads are done.
+    ended: watch::Sender<bool>,
+    swaps: broadcast::Sender<Swapped>,
+    /// Held by whoever has a model take another's place.
+    swapping: Mutex<()>,
+    operator_at_fault: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: BTreeMap<Target, Member>,
+    names: Names,
+    /// Models that could not be loaded, and when that was.
+    failed: BTreeMap<Target, (Instant, String)>,
+    probations: Vec<Probation>,
+    throttle: (Throttle, Option<Cause>),
+    stopping: bool,
+}
+
+/// A model that is loaded, or being loaded.
+#[derive(Debug)]
+struct Member {
+    worker: WorkerHandle,
+    heat: Heat,
+    /// It stays until it is told to go.
+    pinned: bool,
+    /// Somebody waits for it, so that it must not make room for others.
+    held: u32,
+    /// It was loaded as the one that answers to the configured name.
+    default: bool,
+    /// It has been told to go.
+    leaving: bool,
+    /// It has been told that it is loaded.
+    told: bool,
+}
+
+/// A model that took another's place, which may have it back.
+#[derive(Debug)]
+struct Probation {
+    name: String,
+    target: Target,
+    /// Until when; unknown before it is loaded.
+    until: Option<Instant>,
+    /// How many passes had failed when it began.
+    failures: u64,
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn changes(&self) -> MutexGuard<'_, u64> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's state has changed.
+    fn nudge(&self) {
+        let mut changes = self.changes();
+        *changes = changes.wrapping_add(1);
+        drop(changes);
+        self.changed.notify_all();
+    }
+
+    /// Waits until there were more changes than `seen`, but not longer than `most`. Gives how many there were.
+    fn wait(&self, seen: u64, most: Duration) -> u64 {
+        let changes = self.changes();
+        *self
+            .changed
+            .wait_timeout_while(changes, most, |changes| *changes == seen)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// The name that requests go to which name no model.
+    fn default_name(&self) -> String {
+        self.config.model.name()
+    }
+
+    /// What the configuration names.
+    fn configured(&self) -> Target {
+        if self.config.model.is_kept() {
+            Target::Kept(self.default_name())
+        } else {
+            Target::Configured
+        }
+    }
+
+    /// What answers to a name of itself.
+    fn own(&self, name: &str) -> Option<Target> {
+        if self.default_name() == name {
+            Some(self.configured())
+        } else {
+            self.registry
+                .is_kept(name)
+                .then(|| Target::Kept(name.to_owned()))
+        }
+    }
+
+    /// What answers to a name.
+    fn target(&self, state: &State, name: &str) -> Option<Target> {
+        let named = state.names.get(name).map(|entry| entry.target.clone());
+        named.or_else(|| self.own(name))
+    }
+
+    fn default_target(&self, state: &State) -> Target {
+        let named = state.names.get(&self.default_name());
+        named.map_or_else(|| self.configured(), |entry| entry.target.clone())
+    }
+
+    /// What a model is called.
+    fn label(&self, target: &Target) -> String {
+        match target {
+            Target::Configured => self.default_name(),
+            Target::Kept(name) => name.clone(),
+        }
+    }
+
+    /// The worker of the model that answers to the configured name.
+    fn served<'a>(&self, state: &'a State) -> Option<&'a Member> {
+        state.members.get(&self.default_target(state))
+    }
+
+    /// Tells the registry which models must stay.
+    fn note_used(&self, state: &State) {
+        let mut used = BTreeMap::new();
+        let mut note = |target: &Target, as_what| {
+            if let Target::Kept(name) = target {
+                used.insert(name.clone(), as_what);
+            }
+        };
+        state
+            .members
+            .keys()
+            .for_each(|target| note(target, Use::Loaded));
+        for (_, entry) in state.names.iter() {
+            note(&entry.target, Use::Named);
+        }
+        note(&self.default_target(state), Use::Served);
+        self.registry.set_used(used);
+    }
+
+    /// The model that a request is for.
+    fn name_of<'a>(&'a self, request: &'a Request) -> Option<&'a str> {
+        let by_task = || match &request.input {
+            Input::Task { name, .. } => self.config.task.get(name)?.model.as_deref(),
+            _ => None,
+        };
+        request.model.as_deref().or_else(by_task)
+    }
+
+    fn unknown(name: &str) -> Fault {
+        let shown: String = name.chars().take(128).collect();
+        let message = format!("the model {shown} is not served here");
+        Fault {
+            param: Some("model"),
+            ..Fault::new(FaultCode::UnknownModel, message)
+        }
+    }
+
+    /// Finds the worker for a request, loading its model if need be.
+    fn route(self: &Arc<Inner>, request: &Request) -> Result<(WorkerHandle, String), Fault> {
+        let default = self.default_name();
+        let name = self.name_of(request).unwrap_or(&default);
+        let mut state = self.state();
+        let Some(target) = self.target(&state, name) else {
+            drop(state);
+            // What is wrong with the rest goes first, as ever.
+            request.check(&self.config.limits)?;
+            return Err(Inner::unknown(name));
+        };
+        let elsewhere = |(other, member): (&Target, &Member)| {
+            *other != target
+                && member
+                    .worker
+                    .has(request.origin, &request.client, &request.id)
+        };
+        if state.members.len() > 1 && state.members.iter().any(elsewhere) {
+            return Err(Fault {
+                param: Some("id"),
+                ..Fault::new(
+                    FaultCode::DuplicateId,
+                    "a request of this client and id is in flight",
+                )
+            });
+        }
+        if !state.members.contains_key(&target) {
+            request.check(&self.config.limits)?;
+        }
+        let worker = self.obtain(&mut state, &target)?;
+        Ok((worker, self.label(&target)))
+    }
+}
+
+impl Workers {
+    /// Starts a worker for the model that answers to the configured name, and those that are to be there from the start.
+    /// See [`Workers::states`].
+    ///
+    /// # Errors
+    /// What the system says when it has no thread to give.
+    pub fn start(
+        config: Arc<Config>,
+        registry: Arc<Registry>,
+        telemetry: Arc<Telemetry>,
+        budget: Arc<Budget>,
+    ) -> std::io::Result<Workers> {
+        let names = match registry.read_names() {
+            Ok(None) => Names::default(),
+            Ok(Some(text)) => Names::parse(&text).unwrap_or_else(|error| {
+                tracing::error!(
+                    error,
+                    "the file of models' names is damaged; each answers to its own"
+                );
+                Names::default()
+            }),
+            Err(error) => {
+                tracing::error!(%error, "the file of models' names is not used; each answers to its own");
+                Names::default()
+            }
+        };
+        let (served, _) = watch::channel(WorkerState::Loading);
+        let (ended, _) = watch::channel(false);
+        let (swaps, _) = broadcast::channel(SWAPS_WAITING_MAX);
+        let inner = Arc::new(Inner {
+            config,
+            registry,
+            telemetry,
+            machine: Arc::default(),
+            budget,
+            epoch: Instant::now(),
+            state: Mutex::new(State {
+                names,
+                ..State::default()
+            }),
+            changes: Mutex::new(0),
+            changed: Condvar::new(),
+            served,
+            ended,
+            swaps,
+            swapping: Mutex::new(()),
+            operator_at_fault: AtomicBool::new(false),
+        });
+        inner.begin()?;
+        let tending = Arc::clone(&inner);
+        std::thread::Builder::new()
+            .name("workers".to_owned())
+            .spawn(move || tending.tend())?;
+        Ok(Workers { inner })
+    }
+
+    /// The name of the model that a request is for.
+    pub fn name_of(&self, request: &Request) -> String {
+        let name = self.inner.name_of(request).map(str::to_owned);
+        name.unwrap_or_else(|| self.inner.default_name())
+    }
+
+    /// Hands a request over. Never blocks.
+    ///
+    /// # Errors
+    /// As [`WorkerHandle::submit`], and where its model is unknown or cannot be loaded now.
+    pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
+        let (worker, label) = self.inner.route(&request).inspect_err(|fault| {
+            let telemetry = &self.inner.telemetry;
+            telemetry.request(request.origin);
+            telemetry.refused(request.origin, fault.code);
+        })?;
+        let stream = worker.submit(request)?;
+        self.inner.telemetry.model_request(&label);
+        Ok(stream)
+    }
+
+    fn workers(&self) -> Vec<WorkerHandle> {
+        let state = self.inner.state();
+        let members = state.members.values();
+        members.map(|member| member.worker.clone()).collect()
+    }
+
+    fn served(&self) -> Option<WorkerHandle> {
+        let state = self.inner.state();
+        self.inner
+            .served(&state)
+            .map(|member| member.worker.clone())
+    }
+
+    /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
+    pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
+        let workers = self.workers();
+        workers
+            .iter()
+            .any(|worker| worker.cancel(origin, client, id))
+    }
+
+    /// How the model is that answers to the configured name, and the load of all now.
+    pub fn status(&self) -> Status {
+        let state = self.inner.state();
+        let load = |status: &Status| (status.waiting, status.running);
+        let mut waiting = 0;
+        let mut running = 0;
+        let default = self.inner.default_target(&state);
+        let mut served = None;
+        for (target, member) in &state.members {
+            let status = member.worker.status();
+            let (more_waiting, more_running) = load(&status);
+            waiting += more_waiting;
+            running += more_running;
+            if *target == default {
+                served = Some(status);
+            }
+        }
+        let throttle = state.throttle;
+        match served {
+            // It knows of memory, too.
+            Some(status) => Status {
+                waiting,
+                running,
+                ..status
+            },
+            None => Status {
+                state: self.inner.served.borrow().clone(),
+                model: None,
+                draft: None,
+                waiting,
+                running,
+                throttle,
+            },
+        }
+    }
+
+    /// The models, by the names that they answer to: first the configured one, then the others in order.
+    pub fn list(&self) -> Vec<Named> {
+        let inner = &self.inner;
+        let kept = inner.registry.kept();
+        let state = inner.state();
+        let default = inner.default_name();
+        let mut names: Vec<&str> = kept.iter().map(String::as_str).collect();
+        names.extend(state.names.iter().map(|(name, _)| name));
+        names.push(&default);
+        names.sort_unstable();
+        names.dedup();
+        let only = inner.config.models.loaded_max == 1;
+        let rows = names.into_iter().filter_map(|name| {
+            let target = inner.target(&state, name)?;
+            let member = state.members.get(&target);
+            let is_default = name == default;
+            // Nothing else is ever loaded.
+            if only && member.is_none() && !is_default {
+                return None;
+            }
+            let residence = member.map_or(Residence::Kept, |member| match member.worker.state() {
+                _ if member.leaving => Residence::Leaving,
+                WorkerState::Loading | WorkerState::Waiting(_) => Residence::Loading,
+                WorkerState::Ready => Residence::Loaded,
+                WorkerState::Stopping => Residence::Leaving,
+                WorkerState::Failed(_) | WorkerState::Broken(_) => Residence::Failed,
+            });
+            let entry = state.names.get(name);
+            let label = inner.label(&target);
+            Some(Named {
+                name: name.to_owned(),
+                model: (label != name).then_some(label),
+                state: residence,
+                default: is_default,
+                pinned: member.is_some_and(|member| member.pinned),
+                probation: entry.is_some_and(|entry| entry.probation.is_some()),
+                former: entry
+                    .and_then(|entry| entry.former.as_ref())
+                    .map(|former| inner.label(former)),
+                bytes: member.map_or(0, |member| member.worker.bytes()),
+                facts: member.and_then(|member| member.worker.facts()),
+            })
+        });
+        let mut rows: Vec<Named> = rows.collect();
+        rows.sort_by_key(|row| !row.default);
+        rows
+    }
+
+    /// What the model is like that answers to a name, else to the configured one.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it is not loaded.
+    pub fn facts(&self, name: Option<&str>) -> Result<Arc<ModelFacts>, Fault> {
+        let worker = self.named(name)?;
+        match (worker.state(), worker.facts()) {
+            (WorkerState::Ready | WorkerState::Stopping, Some(facts)) => Ok(facts),
+            (WorkerState::Broken(why) | WorkerState::Waiting(why), _) => {
+                Err(Fault::new(FaultCode::Unavailable, why))
+            }
+            _ => Err(Workers::loading()),
+        }
+    }
+
+    /// The model that answers to a name, else to the configured one.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it is not loaded.
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<Model>, Fault> {
+        self.named(name)?.model()
+    }
+
+    /// The worker of the model that answers to a name, if it is loaded or being loaded.
+    fn named(&self, name: Option<&str>) -> Result<WorkerHandle, Fault> {
+        let state = self.inner.state();
+        let target = match name {
+            None => self.inner.default_target(&state),
+            Some(name) => self
+                .inner
+                .target(&state, name)
+                .ok_or_else(|| Inner::unknown(name))?,
+        };
+        let member = state.members.get(&target);
+        let worker = member.map(|member| member.worker.clone());
+        worker.ok_or_else(|| {
+            Fault::new(
+                FaultCode::Unavailable,
+                format!("the model {} is not loaded", self.inner.label(&target)),
+            )
+        })
+    }
+
+    fn loading() -> Fault {
+        Fault::new(FaultCode::Unavailable, "the model is being loaded")
+            .retry_after(Duration::from_secs(1))
+    }
+
+    /// Whether a request may name this model.
+    pub fn knows(&self, name: &str) -> bool {
+        let state = self.inner.state();
+        match self.inner.target(&state, name) {
+            None => false,
+            Some(target) => {
+                self.inner.config.models.loaded_max > 1
+                    || state.members.contains_key(&target)
+                    || target == self.inner.default_target(&state)
+            }
+        }
+    }
+
+    /// Models that take another's place from now on.
+    pub fn swaps(&self) -> broadcast::Receiver<Swapped> {
+        self.inner.swaps.subscribe()
+    }
+
+    /// Has batch work give way so far, until told otherwise.
+    pub fn throttle(&self, throttle: Throttle, cause: Option<Cause>) {
+        let mut state = self.inner.state();
+        state.throttle = (throttle, cause);
+        for member in state.members.values() {
+            member.worker.throttle(throttle, cause);
+        }
+    }
+
+    /// Has caches give way. To be called again while memory is short.
+    pub fn shed(&self) {
+        self.workers().iter().for_each(WorkerHandle::shed);
+    }
+
+    /// Whether what is computed for prompts should be kept on the disk and cannot be.
+    pub fn cannot_keep_pages(&self) -> bool {
+        let workers = self.workers();
+        workers.iter().any(WorkerHandle::cannot_keep_pages)
+    }
+
+    /// Whether the model that answers to the configured name is to be read from a pack and is not.
+    pub fn lacks_its_pack(&self) -> bool {
+        self.served().is_some_and(|worker| worker.lacks_its_pack())
+    }
+
+    /// Changes of state of the model that answers to the configured name; the present one is seen first.
+    pub fn states(&self) -> watch::Receiver<WorkerState> {
+        self.inner.served.subscribe()
+    }
+
+    /// For how long what is running has made no progress, if that is longer than any pass takes.
+    pub fn stalled(&self) -> Option<Duration> {
+        let workers = self.workers();
+        workers.iter().filter_map(WorkerHandle::stalled).max()
+    }
+
+    /// Takes nothing new, refuses what waits, and gives what runs this long to finish.
+    pub fn stop(&self, grace: Duration) {
+        let mut state = self.inner.state();
+        state.stopping = true;
+        for member in state.members.values() {
+            member.worker.stop(grace);
+        }
+        drop(state);
+        self.inner.nudge();
+    }
+
+    /// Waits until the workers' threads are done: after [`Workers::stop`] or a failure.
+    pub async fn ended(&self) {
+        // The sender lives in `inner`, so waiting ends by the value only.
+        drop(self.inner.ended.subscribe().wait_for(|ended| *ended).await);
+    }
+
+    /// Whose earlier answers are kept for guesses; `None` until a model is loaded. Reads the disk.
+    pub fn list_corpora(&self) -> Option<std::io::Result<Vec<CorpusFacts>>> {
+        let mut all = Vec::new();
+        let workers = self.workers();
+        let lists = workers.iter().filter_map(WorkerHandle::list_corpora);
+        let mut any = false;
+        for list in lists {
+            any = true;
+            match list {
+                Ok(list) => all.extend(list),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        // Each sees what the others have on the disk; what one has in memory is later.
+        let whose = |facts: &CorpusFacts| (facts.task.clone(), facts.client.clone(), facts.local);
+        all.sort_by_key(|facts| (whose(facts), std::cmp::Reverse(facts.tokens)));
+        all.dedup_by_key(|facts| whose(facts));
+        any.then_some(Ok(all))
+    }
+
+    /// Erases earlier answers to a task, of clients of this name, or all; `None` until a model is loaded. Writes to the
+    /// disk.
+    pub fn erase_corpora(
+        &self,
+        task: Option<&str>,
+        client: Option<&str>,
+    ) -> Option<std::io::Result<Erased>> {
+        let mut all: Option<Erased> = None;
+        for worker in self.workers() {
+            match worker.erase_corpora(task, client) {
+                None => {}
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(erased)) => {
+                    let all = all.get_or_insert(Erased {
+                        count: 0,
+                        shared: 0,
+                    });
+                    all.count += erased.count;
+                    all.shared = all.shared.max(erased.shared);
+                }
+            }
+        }
+        all.map(Ok)
+    }
+
+    /// When the answer to a request is worthless: as it says, else as its task does, from now on.
+    pub fn deadline(&self, request: &Request) -> Option<Instant> {
+        if request.deadline.is_some() {
+            return request.deadline;
+        }
+        match &request.input {
+            Input::Task { name, .. } => match self.inner.config.task.get(name) {
+                Some(task) => Instant::now().checked_add(Duration::from_millis(task.deadline_ms?)),
+                None => self.served()?.deadline(request),
+            },
+            _ => None,
+        }
+    }
+
+    /// How many pages of keys and values are kept on the disk, and their bytes; `None` until the model is loaded.
+    pub fn kept_pages(&self) -> Option<Result<(usize, u64), StoreError>> {
+        self.served()?.kept_pages()
+    }
+
+    /// Erases what is kept of prompts, on the disk and in memory, and says how many pages that were on the disk; `None` until
+    /// the model is loaded. Writes to the disk.
+    pub fn erase_pages(&self) -> Option<Result<usize, StoreError>> {
+        let mut all = None;
+        for worker in self.workers() {
+            match worker.erase_pages() {
+                None => {}
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(count)) => *all.get_or_insert(0) += count,
+            }
+        }
+        all.map(Ok)
+    }
+
+    /// Names of the tasks that can be asked, once the model is there that answers them.
+    pub fn tasks(&self) -> Vec<String> {
+        self.served().map_or_else(Vec::new, |worker| worker.tasks())
+    }
+
+    /// Whether a [`WorkerState::Failed`] is the configuration's or the model file's fault.
+    pub fn operator_at_fault(&self) -> bool {
+        self.inner.operator_at_fault.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Display for Swapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.rolled_back {
+            "answers again to"
+        } else {
+            "answers to"
+        };
+        write!(f, "{} {verb} {}", self.to, self.name)?;
+        match &self.why {
+            Some(why) => write!(f, ": {why}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Which model answers to which name, where that is another than its own, and what answered before.
+//!
+//! This outlives the daemon: it is written to the models' folder before it holds, in one rename, so that after a power cut
+//! either the former model answers or the new one.
+
+use std::collections::BTreeMap;
+
+use andon_wire::manifest::is_model_name;
+use serde::{Deserialize, Serialize};
+
+use crate::request::MODEL_NAME_BYTES_MAX;
+
+/// Version of the file.
+const FORMAT: u32 = 1;
+/// Most names.
+pub(super) const NAMES_MAX: usize = 64;
+/// How often the daemon may start with a model on probation without having got through that.
+const STARTS_MAX: u32 = 2;
+
+/// A model that can be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Target {
+    /// The file that the configuration names by its path.
+    Configured,
+    /// One of those that are kept.
+    Kept(String),
+}
+
+/// What answers to a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Entry {
+    /// What does.
+    pub(super) target: Target,
+    /// What did before.
+    pub(super) former: Option<Target>,
+    /// While it is on probation, how often the daemon started with it.
+    pub(super) probation: Option<u32>,
+}
+
+/// The names that are answered by another model than the one of that name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Written {
+    format: u32,
+    names: BTreeMap<String, Entry>,
+}
+
+impl Names {
+    /// Reads them; what is wrong is said as a text.
+    pub(super) fn parse(text: &str) -> Result<Names, String> {
+        let written: Written = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if written.format != FORMAT {
+            return Err(format!(
+                "its format is {}, this daemon reads {FORMAT}",
+                written.format
+            ));
+        }
+        if written.names.len() > NAMES_MAX {
+            return Err(format!("it has more than {NAMES_MAX} names"));
+        }
+        for (name, entry) in &written.names {
+            let targets = entry.former.iter().chain([&entry.target]);
+            let wrong = targets.into_iter().any(|target| match target {
+                Target::Configured => false,
+                Target::Kept(name) => !is_model_name(name),
+            });
+            if wrong || name.is_empty() || name.len() > MODEL_NAME_BYTES_MAX {
+                return Err("it has a name that is none".to_owned());
+            }
+        }
+        Ok(Names {
+            entries: written.names,
+        })
+    }
+
+    /// Writes them.
+    pub(super) fn text(&self) -> String {
+        let written = Written {
+            format: FORMAT,
+            names: self.entries.clone(),
+        };
+        // Texts and numbers are all there is.
+        serde_json::to_string_pretty(&written).unwrap_or_default()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Has `target` answer to a name, to which `own` does of itself.
+    pub(super) fn set(&mut self, name: &str, own: Option<&Target>, entry: Entry) {
+        if own == Some(&entry.target) && entry.former.is_none() {
+            self.entries.remove(name);
+        } else {
+            self.entries.insert(name.to_owned(), entry);
+        }
+    }
+
+    /// Has what answered before do so again, and nothing be remembered. What did is handed out.
+    pub(super) fn roll_back(&mut self, name: &str, own: Option<&Target>) -> Option<Target> {
+        let entry = self.entries.get(name)?;
+        let (target, former) = (entry.target.clone(), entry.former.clone()?);
+        let entry = Entry {
+            target: former,
+            former: None,
+            probation: None,
+        };
+        self.set(name, own, entry);
+        Some(target)
+    }
+
+    /// A model is through its probation. Says whether it was on it.
+    pub(super) fn prove(&mut self, name: &str) -> bool {
+        let entry = self.entries.get_mut(name);
+        entry.is_some_and(|entry| entry.probation.take().is_some())
+    }
+
+    /// The daemon ends in good order: what is on probation may start as often again. Says whether something is.
+    pub(super) fn rest(&mut self) -> bool {
+        let mut any = false;
+        for probation in self
+            .entries
+            .values_mut()
+            .filter_map(|entry| entry.probation.as_mut())
+        {
+            any |= *probation != 0;
+            *probation = 0;
+        }
+        any
+    }
+
+    /// The daemon starts. Gives the names whose models on probation have not let it get through that, and says whether
+    /// something is to be written.
+    pub(super) fn start(&mut self) -> (Vec<String>, bool) {
+        let mut broken = Vec::new();
+        let mut any = false;
+        for (name, entry) in &mut self.entries {
+            if let Some(starts) = &mut entry.probation {
+                any = true;
+                *starts = starts.saturating_add(1);
+                if *starts > STARTS_MAX && entry.former.is_some() {
+                    broken.push(name.clone());
+                }
+            }
+        }
+        (broken, any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Names, STARTS_MAX, Target};
+
+    fn kept(name: &str) -> Target {
+        Target::Kept(name.to_owned())
+    }
+
+    fn swapped() -> Names {
+        let mut names = Names::default();
+        let entry = Entry {
+            target: kept("new"),
+            former: Some(Target::Configured),
+            probation: Some(0),
+        };
+        names.set("ours", Some(&Target::Configured), entry);
+        names
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let names = swapped();
+        assert_eq!(Names::parse(&names.text()), Ok(names));
+        let text = Names::default().text();
+        assert_eq!(Names::parse(&text), Ok(Names::default()));
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_believed() {
+        let text = swapped().text();
+        for damaged in [
+            "",
+            "{}",
+            &text[..text.len() / 2],
+            &text.replace("\"format\": 1", "\"format\": 2"),
+            &text.replace("\"new\"", "\"../new\""),
+            &text.replace("\"ours\"", "\"\""),
+            &text.replace("\"former\"", "\"other\""),
+        ] {
+            assert!(Names::parse(damaged).is_err(), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn rolling_back_forgets_and_a_name_of_its_own_needs_no_entry() {
+        let own = Target::Configured;
+        let mut names = swapped();
+        assert_eq!(names.roll_back("ours", Some(&own)), Some(kept("new")));
+        assert_eq!(names, Names::default());
+        assert_eq!(names.roll_back("ours", Some(&own)), None);
+
+        let mut names = swapped();
+        assert_eq!(names.roll_back("ours", None), Some(kept("new")));
+        assert_eq!(
+            names.get("ours").map(|entry| &entry.target),
+            Some(&Target::Configured)
+        );
+        assert_eq!(names.roll_back("ours", None), None);
+    }
+
+    #[test]
+    fn who_does_not_get_through_its_probation_is_found_out() {
+        let mut names = swapped();
+        for _ in 0..STARTS_MAX {
+            assert_eq!(names.start(), (Vec::new(), true));
+        }
+        assert_eq!(names.clone().start(), (vec!["ours".to_owned()], true));
+        // One that ends in good order does not count.
+        assert!(names.rest() && !names.rest());
+        assert_eq!(names.start().0, Vec::<String>::new());
+        assert!(names.prove("ours") && !names.prove("ours"));
+        assert_eq!(names.start(), (Vec::new(), false));
+    }
+}

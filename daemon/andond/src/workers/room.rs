@@ -1,0 +1,313 @@
+//! Loading models and letting them go.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use andon_policy::residency::{Candidate, Heat, least};
+
+use super::names::{Entry, Names, Target};
+use super::{Inner, Member, Probation, State, Swapped, TRY_AGAIN};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::worker::{Around, Setup, WorkerHandle, WorkerState};
+
+impl Inner {
+    /// Starts what is to be there from the start.
+    pub(super) fn begin(self: &Arc<Inner>) -> std::io::Result<()> {
+        let mut state = self.state();
+        let (broken, on_probation) = state.names.start();
+        for name in broken {
+            let why = "the daemon did not get through its probation with it".to_owned();
+            let own = self.own(&name);
+            if let Some(from) = state.names.roll_back(&name, own.as_ref()) {
+                self.announce_back(&state, name, &from, Some(why));
+            }
+        }
+        for (name, entry) in state.names.clone().iter() {
+            if entry.probation.is_some() {
+                state.probations.push(Probation {
+                    name: name.to_owned(),
+                    target: entry.target.clone(),
+                    until: None,
+                    failures: 0,
+                });
+            }
+        }
+        if on_probation {
+            self.keep_names(&state.names);
+        }
+        let target = self.default_target(&state);
+        self.load(&mut state, &target, false)?;
+        let preload = &self.config.models.preload;
+        for name in preload {
+            let target = Target::Kept(name.clone());
+            if state.members.contains_key(&target) {
+                continue;
+            }
+            match self.load(&mut state, &target, true) {
+                Ok(member) => member.pinned = true,
+                Err(error) => tracing::error!(name, %error, "the model is not loaded"),
+            }
+        }
+        self.note_used(&state);
+        Ok(())
+    }
+
+    /// Writes the names; where that fails, what is so now may not be so after the next start.
+    pub(super) fn keep_names(&self, names: &Names) {
+        if let Err(error) = self.registry.write_names(&names.text()) {
+            tracing::error!(%error, "which model answers to which name is not kept for the next start");
+        }
+    }
+
+    /// Tells that a model took another's place.
+    pub(super) fn announce(&self, swapped: Swapped) {
+        let outcome = if swapped.rolled_back {
+            "rolled-back"
+        } else {
+            "swapped"
+        };
+        self.telemetry.model_swap(&swapped.to, outcome);
+        if swapped.why.is_some() {
+            tracing::error!(
+                name = swapped.name,
+                from = swapped.from,
+                to = swapped.to,
+                why = swapped.why,
+                "model rolled back"
+            );
+        } else {
+            tracing::info!(
+                name = swapped.name,
+                from = swapped.from,
+                to = swapped.to,
+                outcome,
+                "model swapped"
+            );
+        }
+        // Nobody may be listening.
+        drop(self.swaps.send(swapped));
+    }
+
+    /// Tells that what answered before `from` does so again.
+    pub(super) fn announce_back(
+        &self,
+        state: &State,
+        name: String,
+        from: &Target,
+        why: Option<String>,
+    ) {
+        let to = self.target(state, &name);
+        self.announce(Swapped {
+            from: Some(self.label(from)),
+            to: to.map_or_else(|| name.clone(), |to| self.label(&to)),
+            name,
+            rolled_back: true,
+            why,
+        });
+    }
+
+    /// The configuration for a model's worker.
+    fn config_of(&self, target: &Target, default: bool) -> Arc<Config> {
+        if *target == self.configured() && default {
+            return Arc::clone(&self.config);
+        }
+        let mut config = (*self.config).clone();
+        if let Target::Kept(name) = target {
+            config.model.path = std::path::PathBuf::new();
+            config.model.name = Some(name.clone());
+            // These are of the configured model.
+            if *target != self.configured() {
+                config.model.pre_tokenizer = None;
+                config.model.chat_template = None;
+            }
+        }
+        if !default {
+            // A draft guesses for the served model, whose pages are the ones to be kept over a restart.
+            config.speculation.draft = None;
+            config.cache.kv_keep = false;
+            config.models.bundle_tasks = false;
+        }
+        Arc::new(config)
+    }
+
+    /// Starts a worker. With `asked` for somebody who waits for it, else as the daemon starts.
+    pub(super) fn load<'a>(
+        self: &Arc<Inner>,
+        state: &'a mut State,
+        target: &Target,
+        asked: bool,
+    ) -> std::io::Result<&'a mut Member> {
+        let default = self.default_target(state) == *target;
+        self.load_as(state, target, asked, default)
+    }
+
+    /// The same; `default` says whether it answers, or is to answer, to the configured name.
+    pub(super) fn load_as<'a>(
+        self: &Arc<Inner>,
+        state: &'a mut State,
+        target: &Target,
+        asked: bool,
+        default: bool,
+    ) -> std::io::Result<&'a mut Member> {
+        let changed: Weak<Inner> = Arc::downgrade(self);
+        let room = Weak::clone(&changed);
+        let own = target.clone();
+        let around = Around {
+            asked,
+            changed: Box::new(move || {
+                if let Some(inner) = changed.upgrade() {
+                    inner.nudge();
+                }
+            }),
+            make_room: Box::new(move || room.upgrade().is_some_and(|inner| inner.make_room(&own))),
+        };
+        let worker = WorkerHandle::start(Setup {
+            config: self.config_of(target, default),
+            registry: Arc::clone(&self.registry),
+            telemetry: Arc::clone(&self.telemetry),
+            machine: Arc::clone(&self.machine),
+            budget: Arc::clone(&self.budget),
+            around,
+        })?;
+        let (throttle, cause) = state.throttle;
+        worker.throttle(throttle, cause);
+        let mut heat = Heat::default();
+        heat.used(self.now_ms());
+        let member = Member {
+            worker,
+            heat,
+            pinned: false,
+            held: 0,
+            default,
+            leaving: false,
+            told: false,
+        };
+        state.failed.remove(target);
+        state.members.insert(target.clone(), member);
+        self.note_used(state);
+        state
+            .members
+            .get_mut(target)
+            .ok_or_else(|| std::io::Error::other("the worker is gone"))
+    }
+
+    /// The worker of a model, which is loaded if need be.
+    pub(super) fn obtain(
+        self: &Arc<Inner>,
+        state: &mut State,
+        target: &Target,
+    ) -> Result<WorkerHandle, Fault> {
+        let now_ms = self.now_ms();
+        let unavailable =
+            |message: String, after| Fault::new(FaultCode::Unavailable, message).retry_after(after);
+        let second = Duration::from_secs(1);
+        if let Some(member) = state.members.get_mut(target) {
+            member.heat.used(now_ms);
+            if member.leaving && !state.stopping {
+                if !member.worker.undrain() {
+                    let message = format!("the model {} is being unloaded", self.label(target));
+                    return Err(unavailable(message, second));
+                }
+                member.leaving = false;
+            }
+            return Ok(member.worker.clone());
+        }
+        if state.stopping {
+            let message = "the daemon is stopping".to_owned();
+            return Err(unavailable(message, Duration::from_secs(5)));
+        }
+        if self.config.models.loaded_max == 1 && *target != self.default_target(state) {
+            return Err(Inner::unknown(&self.label(target)));
+        }
+        if let Some((at, why)) = state.failed.get(target)
+            && let Some(left) = TRY_AGAIN.checked_sub(at.elapsed())
+        {
+            let message = format!("the model {} cannot be loaded: {why}", self.label(target));
+            return Err(unavailable(message, left.max(second)));
+        }
+        let loaded = state.members.values().filter(|member| !member.leaving);
+        let most = self.config.models.loaded_max;
+        if loaded.count() >= most && !self.evict(state, target) {
+            let message =
+                format!("{most} models are loaded, the most at once, and all of them are in use");
+            return Err(Fault::new(FaultCode::Busy, message).retry_after(second));
+        }
+        tracing::info!(
+            model = self.label(target),
+            "a model is loaded for who asks for it"
+        );
+        let member = self.load(state, target, true).map_err(|error| {
+            let message = format!("cannot start a thread: {error}");
+            Fault::new(FaultCode::Internal, message)
+        })?;
+        Ok(member.worker.clone())
+    }
+
+    /// Has the model go that is worth least, if one may. Says whether one does.
+    pub(super) fn evict(&self, state: &mut State, except: &Target) -> bool {
+        let default = self.default_target(state);
+        let now_ms = self.now_ms();
+        let may = state.members.iter().filter(|(target, member)| {
+            **target != default
+                && *target != except
+                && !member.pinned
+                && !member.leaving
+                && member.held == 0
+                && member.worker.state() == WorkerState::Ready
+                && member.worker.is_idle()
+        });
+        let candidates = may.map(|(target, member)| {
+            let candidate = Candidate {
+                heat: member.heat,
+                load_ms: member.worker.load_ms(),
+                bytes: member.worker.bytes(),
+            };
+            (target.clone(), candidate)
+        });
+        let Some(target) = least(now_ms, candidates) else {
+            return false;
+        };
+        tracing::info!(
+            model = self.label(&target),
+            "a model is unloaded to make room"
+        );
+        self.let_go(state, &target);
+        true
+    }
+
+    /// Has a model answer what it has taken, and go.
+    pub(super) fn let_go(&self, state: &mut State, target: &Target) {
+        if let Some(member) = state.members.get_mut(target) {
+            member.leaving = true;
+            member.worker.drain();
+        }
+    }
+
+    /// Has another model make room for one that is being loaded. Says whether it is worth trying again. Blocks for a moment.
+    fn make_room(&self, target: &Target) -> bool {
+        let seen = *self.changes();
+        let mut state = self.state();
+        if state.stopping {
+            return false;
+        }
+        let goes = state.members.values().any(|member| member.leaving);
+        let goes = goes || self.evict(&mut state, target);
+        drop(state);
+        if goes {
+            self.wait(seen, Duration::from_millis(100));
+        }
+        goes
+    }
+}
+
+impl Entry {
+    /// A model that takes the place of `former`.
+    pub(super) fn taking(target: Target, former: Option<Target>, probation: bool) -> Entry {
+        Entry {
+            target,
+            former,
+            probation: probation.then_some(0),
+        }
+    }
+}

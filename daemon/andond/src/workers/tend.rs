@@ -1,0 +1,288 @@
+//! The thread that looks after the workers: it notices what became of them, ends probations, and unloads what nobody asks
+//! for. It never computes, and waits for nobody.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::names::Target;
+use super::{Inner, State};
+use crate::memory::Shortage;
+use crate::worker::WorkerState;
+
+/// How often requests are looked at that wait for a model.
+const TEND_EVERY: Duration = Duration::from_millis(100);
+/// How often the rest is, if nothing changes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A panic here would leave the daemon without anybody to look after its models; systemd restarts what aborts.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Inner {
+    /// Looks after the workers until the last has ended after a stop.
+    pub(super) fn tend(self: &Arc<Inner>) {
+        let _guard = AbortOnPanic;
+        loop {
+            let seen = *self.changes();
+            let Some(pause) = self.look() else { break };
+            self.wait(seen, pause);
+        }
+        let mut names = self.state().names.clone();
+        if names.rest() {
+            self.keep_names(&names);
+        }
+        self.ended.send_replace(true);
+    }
+
+    /// Does what is due. Gives for how long nothing else is; `None` when all is over.
+    fn look(self: &Arc<Inner>) -> Option<Duration> {
+        let mut state = self.state();
+        self.note_changes(&mut state);
+        if !state.stopping {
+            self.unload_idle(&mut state);
+            if self.budget.facts().shortage >= Shortage::Idle {
+                let default = self.default_target(&state);
+                self.evict(&mut state, &default);
+            }
+            self.have_served(&mut state);
+        }
+        let mut pause = LOOK_EVERY;
+        for member in state.members.values() {
+            if member.worker.state() == WorkerState::Loading {
+                member.worker.tend();
+                pause = TEND_EVERY;
+            }
+        }
+        let over = state.stopping
+            && state
+                .members
+                .values()
+                .all(|member| member.worker.has_ended());
+        if over {
+            return None;
+        }
+        if state.stopping {
+            return Some(pause);
+        }
+        let (failed, over) = self.judge(&mut state);
+        drop(state);
+        self.prove(&over);
+        for (name, why) in failed {
+            self.roll_back_failed(&name, why);
+            pause = Duration::ZERO;
+        }
+        Some(pause)
+    }
+
+    /// Notices what became of the workers.
+    fn note_changes(&self, state: &mut State) {
+        let default = self.default_target(state);
+        let mut gone = Vec::new();
+        for (target, member) in &mut state.members {
+            let (label, now) = (self.label(target), member.worker.state());
+            if !member.told && now == WorkerState::Ready {
+                member.told = true;
+                self.telemetry.model_loaded(&label, true);
+                self.telemetry.model_load(&label, "ready");
+            }
+            let why = match now {
+                WorkerState::Failed(why) | WorkerState::Broken(why) => Some(why),
+                _ => None,
+            };
+            // The one that answers to the configured name is kept as it is, so that its state is seen.
+            if member.worker.has_ended() && (*target != default || why.is_none()) {
+                gone.push((target.clone(), why));
+            }
+        }
+        if let Some(member) = state.members.get(&default) {
+            let now = member.worker.state();
+            if let WorkerState::Failed(_) = now {
+                let operator = member.worker.operator_at_fault();
+                self.operator_at_fault.store(operator, Ordering::Relaxed);
+            }
+            // What takes its place is seen instead.
+            if !self.falls_back(state, &now) {
+                self.show(now);
+            }
+        }
+        if gone.is_empty() || state.stopping {
+            return;
+        }
+        for (target, why) in gone {
+            let Some(member) = state.members.remove(&target) else {
+                continue;
+            };
+            let label = self.label(&target);
+            self.telemetry.model_loaded(&label, false);
+            match why {
+                Some(why) => {
+                    if !member.told {
+                        self.telemetry.model_load(&label, "failed");
+                    }
+                    tracing::error!(model = label, why, "a model is not served");
+                    state.failed.insert(target, (Instant::now(), why));
+                }
+                None => tracing::info!(model = label, "model unloaded"),
+            }
+        }
+        self.note_used(state);
+    }
+
+    /// Shows the state of the model that answers to the configured name.
+    fn show(&self, now: WorkerState) {
+        self.served.send_if_modified(|shown| {
+            let changed = *shown != now;
+            if changed {
+                *shown = now;
+            }
+            changed
+        });
+    }
+
+    /// Whether the model that answered to the configured name before takes the place of the one that is in this state: where
+    /// that cannot be loaded, and on probation where it breaks.
+    fn falls_back(&self, state: &State, now: &WorkerState) -> bool {
+        let entry = state.names.get(&self.default_name());
+        entry.is_some_and(|entry| match now {
+            WorkerState::Failed(_) => entry.former.is_some(),
+            WorkerState::Broken(_) => entry.former.is_some() && entry.probation.is_some(),
+            _ => false,
+        })
+    }
+
+    /// Has the model be there that answers to the configured name.
+    fn have_served(self: &Arc<Inner>, state: &mut State) {
+        let target = self.default_target(state);
+        if !state.members.contains_key(&target)
+            && let Err(error) = self.load(state, &target, true)
+        {
+            tracing::error!(%error, model = self.label(&target), "the model is not loaded");
+        }
+    }
+
+    /// Unloads what nobody asked for in a long time.
+    fn unload_idle(&self, state: &mut State) {
+        let idle_s = self.config.models.idle_unload_s;
+        if idle_s == 0 {
+            return;
+        }
+        let default = self.default_target(state);
+        let (now_ms, idle_ms) = (self.now_ms(), idle_s.saturating_mul(1000));
+        let idle = state.members.iter().filter(|(target, member)| {
+            **target != default
+                && !member.pinned
+                && !member.leaving
+                && member.held == 0
+                && now_ms.saturating_sub(member.heat.used_ms()) >= idle_ms
+                && member.worker.state() == WorkerState::Ready
+                && member.worker.is_idle()
+        });
+        let idle: Vec<Target> = idle.map(|(target, _)| target.clone()).collect();
+        for target in idle {
+            tracing::info!(
+                model = self.label(&target),
+                idle_s,
+                "nobody asks for a model"
+            );
+            self.let_go(state, &target);
+        }
+    }
+
+    /// Looks at those on probation. Gives the names whose models failed, and how; and those whose models are through.
+    fn judge(&self, state: &mut State) -> (Vec<(String, String)>, Vec<String>) {
+        let mut failed = Vec::new();
+        let mut over = Vec::new();
+        if let Some(member) = self.served(state)
+            && let WorkerState::Failed(why) = member.worker.state()
+            && self.falls_back(state, &WorkerState::Failed(why.clone()))
+        {
+            failed.push((self.default_name(), why));
+        }
+        let most = Duration::from_secs(self.config.models.probation_s);
+        for probation in &mut state.probations {
+            if failed.iter().any(|(name, _)| *name == probation.name) {
+                continue;
+            }
+            let Some(member) = state.members.get(&probation.target) else {
+                // It was unloaded, and what made it go is not its fault.
+                let why = state.failed.get(&probation.target);
+                if let Some((_, why)) = why {
+                    failed.push((probation.name.clone(), why.clone()));
+                }
+                continue;
+            };
+            match member.worker.state() {
+                WorkerState::Failed(why) | WorkerState::Broken(why) => {
+                    failed.push((probation.name.clone(), why));
+                }
+                WorkerState::Ready if member.worker.failures() > probation.failures => {
+                    let why = "a pass of it failed".to_owned();
+                    failed.push((probation.name.clone(), why));
+                }
+                WorkerState::Ready => {
+                    let until = *probation.until.get_or_insert_with(|| Instant::now() + most);
+                    if Instant::now() >= until {
+                        over.push(probation.name.clone());
+                    }
+                }
+                WorkerState::Loading | WorkerState::Waiting(_) | WorkerState::Stopping => {}
+            }
+        }
+        (failed, over)
+    }
+
+    /// Ends the probation of these names' models, and lets the models go that answered before, where nobody else wants
+    /// them.
+    fn prove(&self, over: &[String]) {
+        if over.is_empty() {
+            return;
+        }
+        // Later, if another model is taking a place just now.
+        let Ok(_swapping) = self.swapping() else {
+            return;
+        };
+        let mut state = self.state();
+        for name in over {
+            state.names.prove(name);
+            tracing::info!(name, "a model is through its probation");
+        }
+        state
+            .probations
+            .retain(|probation| !over.contains(&probation.name));
+        for name in over {
+            let entry = state.names.get(name);
+            let former = entry.and_then(|entry| entry.former.clone());
+            if let Some(former) = former {
+                self.let_unnamed_go(&mut state, &former);
+            }
+        }
+        let names = state.names.clone();
+        drop(state);
+        self.keep_names(&names);
+    }
+
+    /// Lets a model go that answered to a name and does not any more, unless it has another reason to stay.
+    pub(super) fn let_unnamed_go(&self, state: &mut State, target: &Target) {
+        let default = self.default_target(state);
+        let named = state.names.iter().any(|(_, entry)| entry.target == *target);
+        let awaited = state.probations.iter().any(|probation| {
+            let entry = state.names.get(&probation.name);
+            entry.is_some_and(|entry| entry.former.as_ref() == Some(target))
+        });
+        let stays = state
+            .members
+            .get(target)
+            .is_none_or(|member| member.pinned || member.held > 0 || member.leaving);
+        if !(named || awaited || stays || *target == default) {
+            self.let_go(state, target);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Several models: asked for side by side, loaded for who asks, one in another's place, and back.
+
+use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::thread;
+use std::time::Duration;
+
+use andon_tests::daemon::Daemon;
+use andon_tests::tiny_model::TinyModel;
+use serde_json::{Value, json};
+
+use super::{andonctl, bad, eventually, file, good, ready};
+
+/// A daemon that serves one model by its path, and keeps two others.
+fn three(config: &str) -> Daemon {
+    let daemon = Daemon::builder().config(config).start().unwrap();
+    for (name, seed) in [("one", 7), ("two", 8)] {
+        let model = TinyModel {
+            seed,
+            ..TinyModel::default()
+        };
+        let gguf = format!("{name}.gguf");
+        file(&daemon, &gguf, &model.bytes());
+        good(&andonctl(&daemon, &["model", "add", &gguf]));
+    }
+    daemon
+}
+
+fn ask(daemon: &Daemon, model: Option<&str>) -> Value {
+    let mut body = json!({ "prompt": "hello", "max_tokens": 12, "ignore_eos": true });
+    if let Some(model) = model {
+        body["model"] = model.into();
+    }
+    let reply = daemon.http().post("/v1/completions", &body).unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json().unwrap()
+}
+
+fn text(daemon: &Daemon, model: Option<&str>) -> String {
+    ask(daemon, model)["choices"][0]["text"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn state(daemon: &Daemon, name: &str) -> String {
+    let reply = daemon.http().get(&format!("/v1/models/{name}")).unwrap();
+    let model = reply.json().unwrap();
+    model["state"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn models_are_loaded_for_who_asks_and_answer_side_by_side() {
+    let daemon = three("[models]\nloaded-max = 2\n");
+    let default = text(&daemon, None);
+    assert_eq!(state(&daemon, "one"), "kept");
+    let unknown = json!({ "prompt": "hello", "model": "three" });
+    let reply = daemon.http().post("/v1/completions", &unknown).unwrap();
+    assert_eq!(reply.status, 404);
+    assert_eq!(reply.json().unwrap()["error"]["code"], "model_not_found");
+
+    // All of those who ask while it is loaded wait for it.
+    let (one, others) = thread::scope(|scope| {
+        let asking: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| text(&daemon, Some("one"))))
+            .collect();
+        let others: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| text(&daemon, None)))
+            .collect();
+        let join = |all: Vec<thread::ScopedJoinHandle<'_, String>>| {
+            let mut all: Vec<String> = all.into_iter().map(|one| one.join().unwrap()).collect();
+            all.dedup();
+            all
+        };
+        (join(asking), join(others))
+    });
+    assert_eq!(others, [default.clone()]);
+    assert_eq!(one.len(), 1);
+    assert_ne!(one[0], default);
+    assert_eq!(ask(&daemon, Some("one"))["model"], "one");
+    assert_eq!(state(&daemon, "one"), "loaded");
+    bad(
+        &andonctl(&daemon, &["model", "rm", "one"]),
+        1,
+        "unload it first",
+    );
+
+    // The third takes the place of the one that nobody asks just now.
+    let two = text(&daemon, Some("two"));
+    assert_ne!(two, one[0]);
+    eventually("the other is gone", || state(&daemon, "one") == "kept");
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    assert!(
+        metrics.contains("andon_model_loaded{model=\"one\"} 0"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("andon_model_loaded{model=\"two\"} 1"),
+        "{metrics}"
+    );
+
+    good(&andonctl(&daemon, &["model", "unload", "two"]));
+    assert_eq!(state(&daemon, "two"), "kept");
+    good(&andonctl(&daemon, &["model", "load", "one"]));
+    assert!(good(&andonctl(&daemon, &["model", "ls"])).contains("loaded"));
+    assert_eq!(text(&daemon, Some("one")), one[0]);
+    // What is loaded by hand stays.
+    let reply = daemon
+        .http()
+        .post(
+            "/v1/completions",
+            &json!({ "prompt": "hello", "model": "two" }),
+        )
+        .unwrap();
+    assert_eq!(reply.status, 429, "{}", reply.text());
+    assert_eq!(text(&daemon, None), default);
+}
+
+#[test]
+fn a_model_takes_anothers_place_and_nothing_is_lost() {
+    let mut daemon = three("[model]\nname = 'ours'\n");
+    let (old, one) = (text(&daemon, None), text(&daemon, Some("one")));
+    let long = json!({ "prompt": "hello", "max_tokens": 200, "ignore_eos": true, "stream": true });
+    let answers: Vec<String> = thread::scope(|scope| {
+        let asking: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut all = Vec::new();
+                    for _ in 0..4 {
+                        let events = daemon.http().events("/v1/completions", &long).unwrap();
+                        all.push(events.rest().unwrap());
+                    }
+                    all
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(50));
+        good(&andonctl(&daemon, &["model", "swap", "one"]));
+        let all = asking.into_iter().flat_map(|asking| asking.join().unwrap());
+        all.collect()
+    });
+    for answer in &answers {
+        assert!(
+            answer.contains("[DONE]") && !answer.contains("\"error\""),
+            "{answer}"
+        );
+    }
+    assert_eq!(text(&daemon, None), one);
+    assert_eq!(text(&daemon, Some("ours")), one);
+    assert_eq!(ask(&daemon, None)["model"], "ours");
+    let models = daemon.http().get("/v1/models").unwrap().json().unwrap();
+    assert_eq!(models["data"][0]["id"], "ours");
+    assert_eq!(models["data"][0]["answered_by"], "one");
+    bad(
+        &andonctl(&daemon, &["model", "swap", "one"]),
+        1,
+        "answers to ours already",
+    );
+    bad(
+        &andonctl(&daemon, &["model", "rm", "one"]),
+        1,
+        "is being served",
+    );
+
+    // It stays so, also where the daemon had no time to prepare for its end.
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    eventually("the model is served again", || ready(&daemon));
+    assert_eq!(text(&daemon, None), one);
+
+    // Another name.
+    good(&andonctl(
+        &daemon,
+        &["model", "swap", "two", "--for", "spare"],
+    ));
+    let two = text(&daemon, Some("spare"));
+    assert_eq!(two, text(&daemon, Some("two")));
+
+    good(&andonctl(&daemon, &["model", "rollback"]));
+    assert_eq!(text(&daemon, None), old);
+    bad(
+        &andonctl(&daemon, &["model", "rollback"]),
+        1,
+        "no other model is remembered",
+    );
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(super::PATIENCE).unwrap().success());
+    daemon.restart().unwrap();
+    assert_eq!(text(&daemon, None), old);
+    assert_eq!(text(&daemon, Some("spare")), two);
+}
+
+/// Turns the bits of a few bytes in the middle of a model's weights, which leaves them numbers.
+fn damage(daemon: &Daemon, name: &str) {
+    let path = daemon.folder().join(format!("models/{name}/{name}.gguf"));
+    let bytes = fs::metadata(&path).unwrap().len();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let mut piece = vec![0; 4096];
+    file.seek(SeekFrom::Start(bytes / 2)).unwrap();
+    file.read_exact(&mut piece).unwrap();
+    piece.iter_mut().for_each(|byte| *byte ^= 0x15);
+    file.seek(SeekFrom::Start(bytes / 2)).unwrap();
+    file.write_all(&piece).unwrap();
+}
+
+#[test]
+fn a_damaged_model_takes_nobodys_place() {
+    let mut daemon = three("[cache]\npack = 'never'\n[models]\nprobation-s = 0\n");
+    let old = text(&daemon, None);
+    damage(&daemon, "one");
+    bad(
+        &andonctl(&daemon, &["model", "swap", "one"]),
+        1,
+        "self-test",
+    );
+    assert_eq!(text(&daemon, None), old);
+    bad(
+        &andonctl(&daemon, &["model", "swap", "one", "--unload-first"]),
+        1,
+        "self-test",
+    );
+    eventually("the old one is there again", || ready(&daemon));
+    assert_eq!(text(&daemon, None), old);
+
+    // One that is damaged later is found out at the start, and what answered before does again.
+    good(&andonctl(&daemon, &["model", "swap", "two"]));
+    assert_ne!(text(&daemon, None), old);
+    damage(&daemon, "two");
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(super::PATIENCE).unwrap().success());
+    daemon.restart().unwrap();
+    assert_eq!(text(&daemon, None), old);
+    assert!(daemon.log().contains("rolled back"), "{}", daemon.log());
+
+    // Too slow is not good enough either.
+    let slow = Daemon::builder()
+        .config("[models]\ntokens-per-second-min = 1e6\n")
+        .start()
+        .unwrap();
+    file(&slow, "one.gguf", &TinyModel::default().bytes());
+    good(&andonctl(&slow, &["model", "add", "one.gguf"]));
+    bad(
+        &andonctl(&slow, &["model", "swap", "one"]),
+        1,
+        "tokens per second",
+    );
+}
