@@ -135,7 +135,13 @@ impl Workers {
             inner.let_unnamed_go(&mut state, former);
             inner.note_used(&state);
         }
-        let held = inner.hold(&target, name == default)?;
+        let held = match inner.hold(&target, name == default) {
+            Ok(held) => held,
+            Err(error) => {
+                inner.undo(&name, before, former.as_ref(), &target, was_loaded);
+                return Err(error);
+            }
+        };
         let fit = inner
             .ready(&target, progress)
             .and_then(|worker| inner.fit(&worker, former.as_ref()));
@@ -296,8 +302,16 @@ impl Inner {
                 .get(target)
                 .is_some_and(|member| member.worker.has_ended() && !member.leaving);
             if broken && *target == self.default_target(&state) {
+                let state = state
+                    .members
+                    .get(target)
+                    .map(|member| member.worker.state());
+                let why = match state {
+                    Some(WorkerState::Failed(why) | WorkerState::Broken(why)) => why,
+                    _ => "it has ended".to_owned(),
+                };
                 return Err(RegistryError::Rejected(format!(
-                    "{} cannot be served",
+                    "{} cannot be served: {why}",
                     self.label(target)
                 )));
             }
