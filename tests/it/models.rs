@@ -601,7 +601,7 @@ fn manifests_that_lead_elsewhere_are_refused() {
     let mut client = Client::new(&daemon);
     let sound = manifest("m", 10);
     for (number, (key, value)) in [
-        ("format", json!(2)),
+        ("format", json!(andon_wire::manifest::FORMAT + 1)),
         ("name", json!("../../m")),
         ("name", json!(".staging")),
         ("surprise", json!(true)),
