@@ -1,5 +1,8 @@
 //! Requests over HTTP that outlive their connection and the daemon.
 
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -122,4 +125,37 @@ fn a_request_for_later_is_answered_by_the_next_daemon() {
         .send(Method::DELETE, &path, &[], String::new());
     assert_eq!(gone.unwrap().json().unwrap()["deleted"], true);
     assert_eq!(daemon.http().get(&path).unwrap().status, 404);
+}
+
+#[test]
+fn what_was_accepted_is_computed_whoever_stays_and_however_busy_it_is() {
+    let daemon = Daemon::builder()
+        .config("[limits]\nclient-requests-max = 1\n")
+        .start()
+        .unwrap();
+    // Clients that close at once, most of them before the disk has synced; and no place for more than one at a time.
+    let body = question(2).to_string();
+    for number in 0..8 {
+        let mut stream = UnixStream::connect(daemon.http_socket()).unwrap();
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nhost: x\r\nidempotency-key: gone-{number}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
+    }
+    for number in 0..8 {
+        let id = format!("later-{number}");
+        let later = [
+            ("prefer", "respond-async"),
+            ("idempotency-key", id.as_str()),
+        ];
+        assert_eq!(post(&daemon, CHAT, &later, &question(2)).status, 202);
+    }
+    for number in 0..8 {
+        assert_eq!(wait_for(&daemon, &format!("later-{number}"))["status"], 200);
+        let key = format!("gone-{number}");
+        let reply = post(&daemon, CHAT, &[("idempotency-key", &key)], &question(2));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
 }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use andon_engine::calls::CallFormat;
 use axum::body::Body;
@@ -25,6 +26,22 @@ use crate::worker::{Done, Finish, JobEvent, JobStream, TokenLogprob};
 pub(super) fn broken_off() -> Fault {
     // The mailbox always ends with a terminal event; this is what is left to say if it did not.
     Fault::new(FaultCode::Internal, "the answer broke off")
+}
+
+/// How a streamed reply has ended, beside its bytes: an extension of the reply. Text of a model looks like any end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ending(Arc<OnceLock<Result<(), FaultCode>>>);
+
+impl Ending {
+    /// Notes the end; the first counts.
+    pub(super) fn set(&self, outcome: Result<(), FaultCode>) {
+        let _ = self.0.set(outcome);
+    }
+
+    /// How it ended; without an end it broke off.
+    pub(super) fn get(&self) -> Result<(), FaultCode> {
+        self.0.get().copied().unwrap_or(Err(FaultCode::Internal))
+    }
 }
 
 /// The events of several jobs, with the place of each job.
@@ -188,18 +205,20 @@ pub(super) async fn streamed(mut jobs: Jobs, shape: Shape) -> Result<Response<Bo
         }
     }
     let frames = Frames::new(jobs, shape);
+    let ending = frames.ending.clone();
     let body = stream::unfold(frames, |mut frames| async move {
         frames
             .next()
             .await
             .map(|bytes| (Ok::<Bytes, Infallible>(bytes), frames))
     });
-    Ok(event_stream(Body::from_stream(body)))
+    Ok(event_stream(Body::from_stream(body), ending))
 }
 
 /// A reply of server-sent events.
-pub(super) fn event_stream(body: Body) -> Response<Body> {
+pub(super) fn event_stream(body: Body, ending: Ending) -> Response<Body> {
     let mut response = Response::new(body);
+    response.extensions_mut().insert(ending);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -213,6 +232,7 @@ struct Frames {
     readings: Vec<Reading>,
     ready: VecDeque<Bytes>,
     over: bool,
+    ending: Ending,
 }
 
 impl Frames {
@@ -234,6 +254,7 @@ impl Frames {
             shape,
             ready,
             over: false,
+            ending: Ending::default(),
         }
     }
 
@@ -260,6 +281,7 @@ impl Frames {
                 // The status is sent long since; clients look for an error object in the stream.
                 JobEvent::Failed(fault) => {
                     self.over = true;
+                    self.ending.set(Err(fault.code));
                     return Some(frame(&ApiError::from(fault).body()));
                 }
             }
@@ -311,6 +333,7 @@ impl Frames {
             self.end(job, done.finish, Some(done));
         } else if done.finish == Finish::Cancelled {
             self.over = true;
+            self.ending.set(Err(FaultCode::Cancelled));
             return;
         }
         if let Some(spent) = self.jobs.done(done) {
@@ -319,10 +342,25 @@ impl Frames {
             self.ready
                 .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
             self.over = true;
+            self.ending.set(Ok(()));
         }
     }
 }
 
 fn frame(value: &Value) -> Bytes {
     Bytes::from(format!("data: {value}\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_ended_as_its_maker_says_and_else_broke_off() {
+        let ending = Ending::default();
+        assert_eq!(ending.get(), Err(FaultCode::Internal));
+        ending.clone().set(Err(FaultCode::Unavailable));
+        ending.set(Ok(()));
+        assert_eq!(ending.get(), Err(FaultCode::Unavailable));
+    }
 }

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
+use super::answer::Ending;
 use super::error::ApiError;
 use super::serve::Client;
 use super::{Held, HttpRequest, Service, json_response, parse, responses};
@@ -37,6 +38,8 @@ use crate::worker::WorkerState;
 const KEY_BYTES_MAX: usize = 128;
 /// Between two tries to have a request of the spool computed, for which there was no place.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between two tries to read a request while the disk fails.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -153,6 +156,19 @@ struct Said {
     pieces: Vec<Bytes>,
     over: bool,
     computing: Option<AbortHandle>,
+    /// Whether the request is kept, once that is known.
+    safe: Option<Result<(), Fault>>,
+    /// Whether somebody was told that the request is kept, and relies on it.
+    promised: bool,
+    /// How many wait for the head, and so hear of a refusal.
+    hearers: usize,
+}
+
+impl Said {
+    /// Whether a refusal for want of a place may end it: somebody hears it, and nobody was told otherwise before.
+    fn may_be_refused(&self) -> bool {
+        self.hearers > 0 && !self.promised
+    }
 }
 
 impl Live {
@@ -180,6 +196,23 @@ impl Live {
     }
 }
 
+/// Somebody who waits for the head of a reply.
+struct Hearer(Arc<Live>);
+
+impl Hearer {
+    fn new(live: &Arc<Live>) -> Hearer {
+        live.lock().hearers += 1;
+        Hearer(Arc::clone(live))
+    }
+}
+
+impl Drop for Hearer {
+    fn drop(&mut self) {
+        let mut said = self.0.lock();
+        said.hearers = said.hearers.saturating_sub(1);
+    }
+}
+
 /// The replies that are being made, by number.
 #[derive(Debug, Default)]
 pub(super) struct Desk(Mutex<HashMap<u64, Arc<Live>>>);
@@ -202,6 +235,31 @@ impl Desk {
                     computing.abort();
                 }
             });
+        }
+    }
+
+    /// Ends this reply, but none that was begun since under the same number.
+    fn end_of(&self, number: u64, live: &Arc<Live>) {
+        let mut lives = self.lock();
+        if lives.get(&number).is_some_and(|of| Arc::ptr_eq(of, live)) {
+            lives.remove(&number);
+        }
+        drop(lives);
+        live.say(|said| said.over = true);
+    }
+}
+
+/// Ends a reply with the task that makes it, however that ends: nobody waits for what nobody makes.
+struct Ended {
+    service: Weak<Service>,
+    number: u64,
+    live: Arc<Live>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(service) = self.service.upgrade() {
+            service.durable.end_of(self.number, &self.live);
         }
     }
 }
@@ -256,8 +314,6 @@ pub(super) async fn serve(
         let first = first(place, &body, client).inspect_err(malformed)?;
         (body, first)
     };
-    service.check_model(first.model.as_deref())?;
-    service.model()?;
     let later = wish.later;
     let key = Key {
         door: Door::Http,
@@ -274,6 +330,9 @@ pub(super) async fn serve(
             (number, Some(header))
         }
         None => {
+            // What was asked before needs no model: its reply may be there.
+            service.check_model(first.model.as_deref())?;
+            service.model()?;
             let ask = KeptAsk {
                 place,
                 id: service.next_id(place.prefix()),
@@ -292,26 +351,24 @@ pub(super) async fn serve(
                     .unwrap_or_default(),
             };
             let then = Box::new(move |outcome| drop(told.send(outcome)));
-            let live = Arc::new(Live::default());
             let number = spool.accept(new, then)?;
-            // Whoever comes with the same key in the meantime reads along.
-            service.durable.lock().insert(number, Arc::clone(&live));
-            let outcome = safe
-                .await
-                .unwrap_or_else(|_| Err(super::answer::broken_off()));
-            if let Err(fault) = outcome {
-                service.context.telemetry.spool_unkept();
-                service.durable.end(number);
-                return Err(fault.into());
-            }
-            compute(&service, number, Some(live));
+            // On its own from here on: this client may go away before it is safe.
+            compute(&service, number, Some((ask, safe)));
             (number, None)
         }
     };
+    drop((body, first));
+    let live = service.durable.get(number);
+    let _hearer = live.as_ref().map(Hearer::new);
+    if let Some(live) = &live {
+        live.say(|said| said.promised |= later);
+        live.until(|said| said.safe.clone().or(said.over.then_some(Ok(()))))
+            .await?;
+    }
     if later {
         return Ok(accepted(&service, &key, number));
     }
-    read(&service, number, known.as_ref()).await
+    read(&service, number, known.as_ref(), live).await
 }
 
 /// The first request of a body, which says what holds for all.
@@ -368,29 +425,58 @@ fn accepted(service: &Service, key: &Key, number: u64) -> Response<Body> {
     response
 }
 
+/// What a request that just came asks, and the word on whether it is kept.
+type Fresh = (KeptAsk, oneshot::Receiver<Result<(), Fault>>);
+
 /// Has a request of the spool computed, on its own.
-fn compute(service: &Arc<Service>, number: u64, live: Option<Arc<Live>>) {
-    let live = live.unwrap_or_else(|| {
-        let mut lives = service.durable.lock();
-        Arc::clone(lives.entry(number).or_default())
+fn compute(service: &Arc<Service>, number: u64, fresh: Option<Fresh>) {
+    let live = Arc::new(Live::default());
+    // Whoever comes with the same key in the meantime reads along.
+    service.durable.lock().insert(number, Arc::clone(&live));
+    let ended = Ended {
+        service: Arc::downgrade(service),
+        number,
+        live: Arc::clone(&live),
+    };
+    let service = Arc::clone(service);
+    let making = Arc::clone(&live);
+    let task = tokio::spawn(async move {
+        let _ended = ended;
+        computed(service, number, making, fresh).await;
     });
-    let task = tokio::spawn(computed(Arc::clone(service), number, Arc::clone(&live)));
     live.say(|said| said.computing = Some(task.abort_handle()));
 }
 
-async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>) {
-    let Some(Kept {
-        header, request, ..
-    }) = fetch(&service, number).await.ok().flatten()
-    else {
-        return service.durable.end(number);
+async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Option<Fresh>) {
+    let spool = &service.context.spool;
+    let ask = match fresh {
+        Some((ask, safe)) => {
+            let outcome = safe
+                .await
+                .unwrap_or_else(|_| Err(super::answer::broken_off()));
+            let kept = outcome.is_ok();
+            live.say(|said| said.safe = Some(outcome));
+            if !kept {
+                return service.context.telemetry.spool_unkept();
+            }
+            ask
+        }
+        None => {
+            live.say(|said| said.safe = Some(Ok(())));
+            let Some(kept) = fetch_patiently(&service, number).await else {
+                return;
+            };
+            let Ok(ask) = postcard::from_bytes::<KeptAsk>(&kept.request) else {
+                tracing::error!(number, "a record of the spool is no request over HTTP");
+                return;
+            };
+            ask
+        }
     };
-    let Ok(ask) = postcard::from_bytes::<KeptAsk>(&request) else {
-        tracing::error!(number, "a record of the spool is no request over HTTP");
-        return service.durable.end(number);
+    let Some(header) = spool.get(number) else {
+        return;
     };
     let client = Client(header.key.client.as_str().into());
-    let spool = &service.context.spool;
     let again = header.attempt > 1;
     let outcome = loop {
         let source = Source::Spool {
@@ -401,8 +487,11 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>) {
         };
         spool.running(number);
         match reply(&service, ask.place, &client, source).await {
-            // Nobody waits who could try again.
-            Err(error) if again && error.status == StatusCode::TOO_MANY_REQUESTS => {
+            // Nobody waits who could try again, or somebody was told that it is kept.
+            Err(error)
+                if error.status == StatusCode::TOO_MANY_REQUESTS
+                    && (again || !live.lock().may_be_refused()) =>
+            {
                 tokio::time::sleep(PAUSE).await;
             }
             outcome => break outcome,
@@ -411,21 +500,26 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>) {
     if let Err(error) = &outcome {
         match error.status {
             // The next start answers it.
-            StatusCode::SERVICE_UNAVAILABLE => return leave(&service, number, outcome).await,
+            StatusCode::SERVICE_UNAVAILABLE => return leave(&live, outcome).await,
             // It never began: the client may come with the same key.
             StatusCode::TOO_MANY_REQUESTS => {
                 spool.forget(number);
-                return leave(&service, number, outcome).await;
+                return leave(&live, outcome).await;
             }
             _ => {}
         }
     }
     let code = outcome.as_ref().err().and_then(|error| error.code);
     let response = outcome.unwrap_or_else(ApiError::into_response);
+    let ending = response.extensions().get::<Ending>().cloned();
     let kept = gather(response, &live).await;
-    if service.context.stopping.is_cancelled() && !is_whole(&kept) {
-        return service.durable.end(number);
-    }
+    let code = match ending.map_or(Ok(()), |ending| ending.get()) {
+        Ok(()) => code,
+        // The next start answers it; what was read so far says that it broke off.
+        Err(FaultCode::Unavailable) => return say_rest(&live, &kept),
+        Err(_) if service.context.stopping.is_cancelled() => return say_rest(&live, &kept),
+        Err(code) => ApiError::from(Fault::new(code, "")).code,
+    };
     let (told, safe) = oneshot::channel();
     let then = Box::new(move |outcome: Result<(), Fault>| drop(told.send(outcome)));
     let bytes = postcard::to_stdvec(&kept)
@@ -437,24 +531,23 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>) {
         tracing::error!(number, %fault, "a reply is sent that is not safe on the disk");
     }
     // Readers hold what is said; nobody else needs it any more.
-    live.say(|said| said.computing = None);
-    let rest = live.lock().pieces.iter().map(Bytes::len).sum::<usize>();
-    let rest = kept.body.get(rest..).unwrap_or_default().to_vec();
-    live.say(|said| said.pieces.push(rest.into()));
-    service.durable.end(number);
+    say_rest(&live, &kept);
+}
+
+/// Says what of a reply was held back.
+fn say_rest(live: &Live, kept: &KeptReply) {
+    live.say(|said| {
+        let rest = said.pieces.iter().map(Bytes::len).sum::<usize>();
+        let rest = kept.body.get(rest..).unwrap_or_default().to_vec();
+        said.pieces.push(rest.into());
+    });
 }
 
 /// Tells whoever reads why there is no reply now, without its being the reply.
-async fn leave(service: &Service, number: u64, outcome: Result<Response<Body>, ApiError>) {
-    if let Some(live) = service.durable.get(number) {
-        let response = outcome.unwrap_or_else(ApiError::into_response);
-        let kept = gather(response, &live).await;
-        live.say(|said| {
-            said.computing = None;
-            said.pieces = vec![kept.body.into()];
-        });
-    }
-    service.durable.end(number);
+async fn leave(live: &Live, outcome: Result<Response<Body>, ApiError>) {
+    let response = outcome.unwrap_or_else(ApiError::into_response);
+    let kept = gather(response, live).await;
+    say_rest(live, &kept);
 }
 
 /// Passes a reply on as it is made, but for its last piece, and returns all of it.
@@ -480,13 +573,6 @@ async fn gather(response: Response<Body>, live: &Live) -> KeptReply {
     }
 }
 
-/// Whether a reply was made to its end, rather than cut off by the daemon's.
-fn is_whole(reply: &KeptReply) -> bool {
-    let streamed = reply.content_type.starts_with("text/event-stream");
-    let ends = |end: &[u8]| reply.body.windows(end.len()).any(|bytes| bytes == end);
-    !streamed || ends(b"data: [DONE]") || ends(b"response.completed")
-}
-
 async fn fetch(service: &Service, number: u64) -> Result<Option<Kept>, Fault> {
     let (told, kept) = oneshot::channel();
     let then = Box::new(move |kept| drop(told.send(kept)));
@@ -495,14 +581,32 @@ async fn fetch(service: &Service, number: u64) -> Result<Option<Kept>, Fault> {
         .unwrap_or_else(|_| Err(super::answer::broken_off()))
 }
 
+/// Fetches a record that is to be answered, however long the disk fails; `None` if it is not there, or is damaged.
+async fn fetch_patiently(service: &Arc<Service>, number: u64) -> Option<Kept> {
+    loop {
+        match fetch(service, number).await {
+            Ok(kept) => return kept,
+            Err(fault) if fault.code == FaultCode::Unavailable => {
+                tracing::debug!(number, %fault, "a request of the spool cannot be read now");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+            Err(fault) => {
+                tracing::error!(number, %fault, "a request of the spool cannot be answered");
+                return None;
+            }
+        }
+    }
+}
+
 /// Reads a reply: as it is made, or as it was made.
 async fn read(
     service: &Arc<Service>,
     number: u64,
     known: Option<&Header>,
+    live: Option<Arc<Live>>,
 ) -> Result<Response<Body>, ApiError> {
     let attempt = known.map_or(1, |header| header.attempt);
-    let Some(live) = service.durable.get(number) else {
+    let Some(live) = live else {
         let kept = fetch(service, number).await?;
         let kept = kept
             .and_then(|kept| kept.answer)
@@ -524,11 +628,17 @@ async fn read(
         *response.body_mut() = body(pieces, Arc::downgrade(service), number);
         return Ok(response);
     };
-    let head = live.until(|said| {
-        let over = said.over.then_some(None);
-        said.head.clone().map(Some).or(over)
-    });
-    let Some((status, kind)) = head.await else {
+    let head = {
+        let _hearer = Hearer::new(&live);
+        live.until(|said| {
+            let refused = said.safe.clone().and_then(Result::err).map(Err);
+            let over = said.over.then_some(Ok(None));
+            let head = said.head.clone().map(|head| Ok(Some(head)));
+            head.or(refused).or(over)
+        })
+        .await?
+    };
+    let Some((status, kind)) = head else {
         return Err(waiting(number));
     };
     let mut response = Response::new(body(live, Arc::downgrade(service), number));
@@ -582,6 +692,9 @@ pub(super) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
     let (number, header) = find(&service, &client, &id)?;
+    if let Some(live) = service.durable.get(number) {
+        live.say(|said| said.promised = true);
+    }
     let mut object = json!({
         "id": id,
         "object": "request",
@@ -636,31 +749,58 @@ pub(super) async fn look_after(service: Arc<Service>) {
         _ = serving => {}
         () = context.stopping.cancelled() => return,
     }
-    for (number, header) in context.spool.list(&Filter::default()) {
-        if header.key.door == Door::Http
-            && !header.state.is_answered()
-            && service.durable.get(number).is_none()
-        {
-            compute(&service, number, None);
-        }
-    }
+    compute_unanswered(&service, false);
     loop {
         let order = tokio::select! {
             order = orders.recv() => order,
+            changed = states.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // What a worker without a model has left.
+                if *states.borrow_and_update() == WorkerState::Ready {
+                    compute_unanswered(&service, true);
+                }
+                continue;
+            }
             () = context.stopping.cancelled() => return,
         };
         match order {
             None => return,
             Some(Order::Dropped(number, _)) => service.durable.end(number),
             Some(Order::Again(number)) => {
-                let failed =
-                    (context.spool.get(number)).is_some_and(|header| header.fault.is_some());
-                if failed && service.durable.get(number).is_none() {
-                    context.spool.again(number, None, Box::new(drop));
+                let Some(header) = context.spool.get(number) else {
+                    continue;
+                };
+                let over = header.fault.is_some() || !header.state.is_answered();
+                if over && service.durable.get(number).is_none() {
+                    let left = context
+                        .spool
+                        .left(&header)
+                        .filter(|_| header.fault.is_none());
+                    context.spool.again(number, left, Box::new(drop));
                     compute(&service, number, None);
                 }
             }
         }
+    }
+}
+
+/// Has everything computed that has no answer and is not being made: as another attempt if this process may have said
+/// something of one before.
+fn compute_unanswered(service: &Arc<Service>, again: bool) {
+    let spool = &service.context.spool;
+    for (number, header) in spool.list(&Filter::default()) {
+        let waits = header.key.door == Door::Http
+            && !header.state.is_answered()
+            && service.durable.get(number).is_none();
+        if !waits {
+            continue;
+        }
+        if again {
+            spool.again(number, spool.left(&header), Box::new(drop));
+        }
+        compute(service, number, None);
     }
 }
 
@@ -705,17 +845,27 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_broke_off_is_no_reply() {
-        let reply = |content_type: &str, body: &str| KeptReply {
-            status: 200,
-            content_type: content_type.to_owned(),
-            body: body.as_bytes().to_vec(),
-        };
-        assert!(is_whole(&reply("application/json", "{}")));
-        assert!(is_whole(&reply(
-            "text/event-stream",
-            "data: {}\n\ndata: [DONE]\n\n"
-        )));
-        assert!(!is_whole(&reply("text/event-stream", "data: {}\n\n")));
+    fn only_who_hears_it_and_was_promised_nothing_is_refused() {
+        let live = Arc::new(Live::default());
+        assert!(!live.lock().may_be_refused(), "nobody hears it");
+        let hearer = Hearer::new(&live);
+        assert!(live.lock().may_be_refused());
+        live.say(|said| said.promised = true);
+        assert!(!live.lock().may_be_refused(), "202 was said");
+        live.say(|said| said.promised = false);
+        drop(hearer);
+        assert!(!live.lock().may_be_refused(), "it went away");
+    }
+
+    #[test]
+    fn a_reply_whose_task_ends_is_over_but_not_the_next_of_its_number() {
+        let desk = Desk::default();
+        let (first, second) = (Arc::new(Live::default()), Arc::new(Live::default()));
+        desk.lock().insert(1, Arc::clone(&second));
+        desk.end_of(1, &first);
+        assert!(first.lock().over && !second.lock().over);
+        assert!(desk.get(1).is_some());
+        desk.end_of(1, &second);
+        assert!(second.lock().over && desk.get(1).is_none());
     }
 }

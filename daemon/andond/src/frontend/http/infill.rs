@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use super::answer::{broken_off, event_stream};
+use super::answer::{Ending, broken_off, event_stream};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::parse::{common, refuse_unsupported};
@@ -187,7 +187,7 @@ async fn streamed(mut job: JobStream, model: String) -> Result<Response<Body>, A
             return Some((Ok::<Bytes, Infallible>(frame), (job, model)));
         }
     });
-    Ok(event_stream(Body::from_stream(body)))
+    Ok(event_stream(Body::from_stream(body), Ending::default()))
 }
 
 /// What ends an answer, with what of its text was not said yet.

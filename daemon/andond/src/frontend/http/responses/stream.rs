@@ -11,7 +11,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use super::super::Service;
-use super::super::answer::{broken_off, event_stream};
+use super::super::answer::{Ending, broken_off, event_stream};
 use super::super::calls::{Call, Part, Reading, gather};
 use super::super::error::ApiError;
 use super::shape::{Answer, Stage, call_item, call_item_id, last_event, part};
@@ -48,7 +48,9 @@ pub(super) async fn streamed(
         items: 0,
         number: 0,
         ready: VecDeque::new(),
+        ending: Ending::default(),
     };
+    let ending = events.ending.clone();
     events.begin();
     let body = stream::unfold(events, |mut events| async move {
         events
@@ -56,7 +58,7 @@ pub(super) async fn streamed(
             .await
             .map(|bytes| (Ok::<Bytes, Infallible>(bytes), events))
     });
-    Ok(event_stream(Body::from_stream(body)))
+    Ok(event_stream(Body::from_stream(body), ending))
 }
 
 /// The item that is being written.
@@ -79,6 +81,7 @@ struct Events {
     items: usize,
     number: u64,
     ready: VecDeque<Bytes>,
+    ending: Ending,
 }
 
 impl Events {
@@ -235,11 +238,13 @@ impl Events {
             keep.keep(&self.service, &self.reply.id, object.to_string(), answer);
         }
         self.push(last_event(done.finish), json!({"response": object}));
+        self.ending.set(Ok(()));
     }
 
     fn fail(&mut self, fault: &Fault) {
         let answer = &self.answer;
         let object = self.reply.object(Stage::Failed { answer, fault });
         self.push("response.failed", json!({"response": object}));
+        self.ending.set(Err(fault.code));
     }
 }
