@@ -40,6 +40,14 @@ use crate::workers::Swapped;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Records of an earlier process that are fetched at once.
 const FETCHED_MAX: usize = 8;
+/// Pauses before an answer that the broker has refused is sent again; after the last it is given up.
+const REFUSED_PAUSES: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(16),
+    Duration::from_secs(64),
+    Duration::from_secs(256),
+];
 
 /// What to do with a message.
 #[derive(Debug)]
@@ -93,9 +101,9 @@ struct KeptRequest {
 /// The word of the spool on a request.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// It is safe, or cannot be kept.
-    Accepted(Key, Result<(), Fault>),
-    /// Its answer is safe, or that takes too long.
+    /// The job of this serial is safe, or cannot be kept.
+    Accepted(Key, u64, Result<(), Fault>),
+    /// The answer of the job of this serial is safe, or that takes too long.
     Answered(Key, u64, Result<(), Fault>),
     /// What was kept of it.
     Read(u64, Box<Result<Option<Kept>, Fault>>),
@@ -113,6 +121,8 @@ struct Repeat {
 
 #[derive(Debug)]
 struct Job {
+    /// No other job of this process has it: names and numbers come again.
+    serial: u64,
     number: u64,
     /// The model that was asked for, if one was.
     model: Option<String>,
@@ -131,6 +141,8 @@ struct Job {
     /// Whether the worker has left it for a later attempt.
     left: bool,
     expired: Option<Refusal>,
+    /// Whether it is another attempt at what has failed.
+    again: bool,
 }
 
 /// The desk.
@@ -150,6 +162,13 @@ pub(super) struct Desk {
     fetched: HashSet<u64>,
     /// Answers that are being read to be given again.
     repeats: HashMap<u64, Repeat>,
+    /// Those of them that could not be read.
+    unread: Vec<u64>,
+    /// Whether something could not be read since that was asked last.
+    read_failed: bool,
+    /// How often the broker has refused the answer of a record, and when that is sent again.
+    refused: HashMap<u64, (usize, Option<Instant>)>,
+    serials: u64,
     /// Those of them that were cancelled.
     cancelled: HashSet<u64>,
     acks: Vec<AckToken>,
@@ -193,6 +212,10 @@ impl Desk {
             fetched: HashSet::new(),
             cancelled: HashSet::new(),
             repeats: HashMap::new(),
+            unread: Vec::new(),
+            read_failed: false,
+            refused: HashMap::new(),
+            serials: 0,
             acks: Vec::new(),
             model: String::new(),
             outbox,
@@ -359,13 +382,15 @@ impl Desk {
             Some((number, header)) => {
                 match self.known(number, &header, &key, &mut reply, message) {
                     Repetition::Waits(verdict) => return verdict,
-                    // What has an answer is not told otherwise. What has none of its own to be acknowledged is not bounded by
-                    // what the broker sends, and takes a place like any other.
-                    Repetition::HasAnswer if !full || message.ack.is_some() => {
+                    // Repetitions that nobody waits to have acknowledged are bounded by nothing: over the bound they hear
+                    // nothing, for anything but the answer would be a second one.
+                    Repetition::HasAnswer if full && message.ack.is_none() => {
+                        return Verdict::Done;
+                    }
+                    Repetition::HasAnswer => {
                         self.repeat(number, &key, reply, message.ack);
                         return Verdict::Later;
                     }
-                    Repetition::HasAnswer => {}
                     Repetition::HasFailed => source = Source::Again(number),
                 }
             }
@@ -377,9 +402,7 @@ impl Desk {
             );
             return self.turn_away(&reply, &fault.retry_after(RETRY_AFTER).into(), message.ack);
         }
-        if source == Source::New
-            && let Some(fault) = self.spool.failing()
-        {
+        if let Some(fault) = self.spool.failing() {
             self.telemetry.spool_unkept();
             return self.turn_away(&reply, &fault.into(), message.ack);
         }
@@ -458,6 +481,10 @@ impl Desk {
         }
         let acks = ack.into_iter().collect();
         self.repeats.insert(number, Repeat { reply, acks });
+        self.read_again(number);
+    }
+
+    fn read_again(&self, number: u64) {
         let notes = self.notes.clone();
         self.spool.read(
             number,
@@ -504,7 +531,8 @@ impl Desk {
             source,
         } = prepared;
         let (notes, name) = (self.notes.clone(), key.clone());
-        let then = Box::new(move |outcome| drop(notes.send(Note::Accepted(name, outcome))));
+        let serial = self.next_serial();
+        let then = Box::new(move |outcome| drop(notes.send(Note::Accepted(name, serial, outcome))));
         let left = (request.deadline).map(|at| at.saturating_duration_since(Instant::now()));
         let accepted = match source {
             Source::New => {
@@ -541,6 +569,7 @@ impl Desk {
         let task = reply.task.as_ref();
         let by_task = task.and_then(|task| self.config.task.get(task.as_str())?.model.clone());
         let job = Job {
+            serial,
             number,
             model: request.model.or(by_task),
             reply,
@@ -553,9 +582,25 @@ impl Desk {
             answer: None,
             left: false,
             expired: None,
+            again: matches!(source, Source::Again(_)),
         };
         self.jobs.insert(key, job);
         true
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serials = self.serials.wrapping_add(1);
+        self.serials
+    }
+
+    /// Whether this is the job of that name.
+    pub(super) fn is_current(&self, key: &Key, serial: u64) -> bool {
+        self.jobs.get(key).is_some_and(|job| job.serial == serial)
+    }
+
+    /// Whether something could not be read since this was asked last.
+    pub(super) fn take_read_failed(&mut self) -> bool {
+        std::mem::take(&mut self.read_failed)
     }
 
     /// The worker has not taken the request. Says what to do with its message.
@@ -664,8 +709,11 @@ impl Desk {
     }
 
     fn keep_answer(&mut self, key: &Key, number: u64, kept: Bytes, code: Option<FaultCode>) {
+        let Some(serial) = self.jobs.get(key).map(|job| job.serial) else {
+            return;
+        };
         let (notes, name) = (self.notes.clone(), key.clone());
-        let then = Box::new(move |outcome| drop(notes.send(Note::Answered(name, number, outcome))));
+        let then = Box::new(move |outcome| drop(notes.send(Note::Answered(name, serial, outcome))));
         let fault = code.map(FaultCode::name);
         if !self.spool.answer(number, kept, fault, then) {
             // Dropped meanwhile.
@@ -676,12 +724,16 @@ impl Desk {
     /// The spool says something about a request. Returns one that is to be submitted.
     pub(super) fn note(&mut self, note: Note, now: Instant) -> Option<Box<Prepared>> {
         match note {
-            Note::Accepted(key, outcome) => {
-                self.accepted(&key, outcome);
+            Note::Accepted(key, serial, outcome) => {
+                if self.is_current(&key, serial) {
+                    self.accepted(&key, outcome);
+                }
                 None
             }
-            Note::Answered(key, number, outcome) => {
-                self.answered(&key, number, outcome);
+            Note::Answered(key, serial, outcome) => {
+                if self.is_current(&key, serial) {
+                    self.answered(&key, outcome);
+                }
                 None
             }
             Note::Read(number, kept) => {
@@ -689,38 +741,74 @@ impl Desk {
                 match *kept {
                     Ok(Some(kept)) => self.recover(number, kept, now),
                     Ok(None) => None,
-                    Err(_) => {
+                    Err(fault) if fault.code == FaultCode::Unavailable => {
+                        self.read_failed = true;
                         self.backlog.push_back(number);
+                        None
+                    }
+                    // No later reading reads it better.
+                    Err(fault) => {
+                        tracing::error!(number, %fault, "a record of the spool cannot be answered or delivered");
                         None
                     }
                 }
             }
             Note::Repeated(number, kept) => {
-                let Repeat { reply, mut acks } = self.repeats.remove(&number)?;
-                let messages = match *kept {
-                    Ok(Some(kept)) => reply.again(kept.answer.as_deref().unwrap_or_default(), now),
-                    Ok(None) | Err(_) => Vec::new(),
-                };
-                if messages.is_empty() {
-                    let fault = Fault::new(
-                        FaultCode::Unavailable,
-                        "the answer was given and cannot be read now",
-                    );
-                    let message = reply.fault(&fault.retry_after(RETRY_AFTER), None);
-                    let mut letter = Letter::passing(message);
-                    letter.acks.append(&mut acks);
-                    self.outbox.put(letter);
-                }
-                let last = messages.len();
-                for (index, message) in (1..).zip(messages) {
-                    let mut letter = reply.last(message, number);
-                    if index == last {
-                        letter.acks.append(&mut acks);
-                    }
-                    self.outbox.put(letter);
-                }
+                self.repeated(number, *kept, now);
                 None
             }
+        }
+    }
+
+    /// An answer that is to be given again was read. While the disk fails it waits, and its acknowledgements with it:
+    /// an error in its place would be a second answer.
+    fn repeated(&mut self, number: u64, kept: Result<Option<Kept>, Fault>, now: Instant) {
+        let unread = match &kept {
+            Ok(Some(kept)) => kept.header.state.is_answered() && kept.answer.is_none(),
+            Ok(None) => false,
+            Err(fault) => fault.code == FaultCode::Unavailable,
+        };
+        if unread {
+            self.read_failed = true;
+            self.unread.push(number);
+            return;
+        }
+        let Some(Repeat {
+            mut reply,
+            mut acks,
+        }) = self.repeats.remove(&number)
+        else {
+            return;
+        };
+        let messages = match kept {
+            // Another attempt was begun meanwhile, whose answer comes.
+            Ok(Some(kept)) if !kept.header.state.is_answered() => {
+                return self.acks.append(&mut acks);
+            }
+            Ok(Some(kept)) => {
+                reply.attempt = kept.header.attempt;
+                reply.again(kept.answer.as_deref().unwrap_or_default(), now)
+            }
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        if messages.is_empty() {
+            let fault = Fault::new(
+                FaultCode::Unavailable,
+                "the answer was given and cannot be read any more",
+            );
+            let message = reply.fault(&fault.retry_after(RETRY_AFTER), None);
+            let mut letter = Letter::passing(message);
+            letter.acks.append(&mut acks);
+            self.outbox.put(letter);
+        }
+        let last = messages.len();
+        for (index, message) in (1..).zip(messages) {
+            let mut letter = reply.last(message, number);
+            letter.sent = true;
+            if index == last {
+                letter.acks.append(&mut acks);
+            }
+            self.outbox.put(letter);
         }
     }
 
@@ -744,6 +832,13 @@ impl Desk {
                     return;
                 };
                 self.telemetry.spool_unkept();
+                let mut job = job;
+                if job.again {
+                    // The record has gone on to this attempt, and is not taken back: it is answered once the disk works, as
+                    // of a later attempt than the refusal.
+                    self.backlog.push_back(job.number);
+                    job.reply.attempt = job.reply.attempt.saturating_sub(1);
+                }
                 let refusal = fault.into();
                 if job.acks.is_empty() {
                     self.turn_away(&job.reply, &refusal, None);
@@ -757,13 +852,11 @@ impl Desk {
 
     /// An answer is safe, or has waited for that long enough: then it is published all the same. It is the same that a
     /// later attempt would give, and a machine may wait for it.
-    fn answered(&mut self, key: &Key, number: u64, outcome: Result<(), Fault>) {
-        if self.jobs.get(key).is_none_or(|job| job.number != number) {
-            return;
-        }
+    fn answered(&mut self, key: &Key, outcome: Result<(), Fault>) {
         let Some(mut job) = self.jobs.remove(key) else {
             return;
         };
+        let number = job.number;
         if let Err(fault) = outcome {
             tracing::error!(number, %fault, "an answer is published that is not safe on the disk");
         }
@@ -779,11 +872,22 @@ impl Desk {
 
     /// Whether requests wait in the spool that no job is for.
     pub(super) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+        !self.backlog.is_empty() || !self.unread.is_empty()
     }
 
     /// Fetches what waits in the spool: answers always, requests if the worker takes some.
-    pub(super) fn fetch(&mut self, serving: bool) {
+    pub(super) fn fetch(&mut self, serving: bool, now: Instant) {
+        for number in std::mem::take(&mut self.unread) {
+            self.read_again(number);
+        }
+        for number in self.outbox.take_unsendable() {
+            self.give_up(number, "no packet of the broker is large enough");
+        }
+        for (number, (_, at)) in &mut self.refused {
+            if at.take_if(|at| *at <= now).is_some() {
+                self.backlog.push_back(*number);
+            }
+        }
         for _ in 0..self.backlog.len() {
             let room = self
                 .config
@@ -849,7 +953,10 @@ impl Desk {
         reply.deadline = self.spool.deadline(&header);
         if header.state.is_answered() {
             for message in reply.again(answer.as_deref().unwrap_or_default(), now) {
-                self.outbox.put(reply.last(message, number));
+                let mut letter = reply.last(message, number);
+                // By an earlier process, or before the broker has refused a part of it.
+                letter.sent = true;
+                self.outbox.put(letter);
             }
             return None;
         }
@@ -890,6 +997,7 @@ impl Desk {
         let code = refusal.fault.code;
         let kept = ReplyTo::kept(std::slice::from_ref(&message));
         let job = Job {
+            serial: self.next_serial(),
             number,
             model: None,
             reply: reply.clone(),
@@ -902,6 +1010,7 @@ impl Desk {
             answer: Some(vec![message]),
             left: false,
             expired: (code == FaultCode::DeadlineExceeded).then_some(refusal),
+            again: false,
         };
         self.jobs.insert(key.clone(), job);
         self.keep_answer(key, number, kept, Some(code));
@@ -912,6 +1021,10 @@ impl Desk {
         match order {
             Order::Dropped(number, key) => {
                 self.outbox.forget(number);
+                self.refused.remove(&number);
+                if self.jobs.get(&key)?.number != number {
+                    return None;
+                }
                 let job = self.jobs.remove(&key)?;
                 // It was safe, and the operator knows better.
                 self.acks.extend(job.acks);
@@ -936,19 +1049,45 @@ impl Desk {
         let Some(left) = self.outbox.confirmed(packet_id) else {
             return;
         };
-        match (left.record, refused) {
-            (Some(number), None) => self.spool.delivered(number),
-            // It stays in the spool, to be sent at the next start, or when it is asked for again.
-            (record, Some(why)) => {
-                tracing::warn!(
-                    topic = left.topic,
-                    record,
-                    why,
-                    "the broker refused a message"
-                );
+        if let Some(why) = refused {
+            tracing::warn!(
+                topic = left.topic,
+                record = left.of,
+                why,
+                "the broker refused a message"
+            );
+            if let Some(number) = left.of {
+                self.refused.entry(number).or_default().1 = Some(Instant::now());
             }
-            (None, None) => {}
         }
+        let Some(number) = left.record else {
+            return;
+        };
+        // Set only if the broker has refused a part of what has just left.
+        match self.refused.get_mut(&number) {
+            Some((count, at @ Some(_))) => match REFUSED_PAUSES.get(*count) {
+                Some(pause) => {
+                    *count += 1;
+                    *at = Instant::now().checked_add(*pause);
+                }
+                None => self.give_up(number, refused.unwrap_or("the broker refuses a part of it")),
+            },
+            _ => {
+                self.refused.remove(&number);
+                self.spool.delivered(number);
+            }
+        }
+    }
+
+    /// Tries no more to deliver an answer: it gives way to new requests as if it were delivered.
+    fn give_up(&mut self, number: u64, why: &str) {
+        tracing::error!(
+            number,
+            why,
+            "an answer cannot be delivered and is given up; it stays in the spool for a while, to be asked for again"
+        );
+        self.refused.remove(&number);
+        self.spool.delivered(number);
     }
 
     /// Tells the client and the event topic that a request is refused. Says what to do with its message.

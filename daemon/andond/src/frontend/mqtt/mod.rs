@@ -61,6 +61,9 @@ const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 /// When the worker is asked again that had no place for a request of the spool.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(100);
 
+/// When the spool is asked again that could not read something.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
 /// Longest reason for the end of a connection in the log, in characters.
 const WHY_CHARS_MAX: usize = 300;
 
@@ -207,7 +210,8 @@ impl Frontend {
             }
         }
         if !self.is_stopping() && self.backlog_at <= Instant::now() {
-            self.desk.fetch(status.state == WorkerState::Ready);
+            self.desk
+                .fetch(status.state == WorkerState::Ready, Instant::now());
         }
         self.unacknowledged.extend(self.desk.take_acks());
         if status.throttle != self.throttle {
@@ -453,7 +457,9 @@ impl Frontend {
     fn note(&mut self, note: Note) {
         let abandoned = match &note {
             // What cannot be kept is not computed either.
-            Note::Accepted(key, Err(_)) => Some(key.clone()),
+            Note::Accepted(key, serial, Err(_)) if self.desk.is_current(key, *serial) => {
+                Some(key.clone())
+            }
             _ => None,
         };
         if let Some(prepared) = self.desk.note(note, Instant::now()) {
@@ -465,6 +471,9 @@ impl Frontend {
             if self.desk.has_backlog() {
                 self.backlog_at = Instant::now() + BACKLOG_PAUSE;
             }
+        }
+        if self.desk.take_read_failed() {
+            self.backlog_at = Instant::now() + READ_PAUSE;
         }
         if let Some(key) = abandoned {
             self.cancel(&key);

@@ -19,7 +19,7 @@ use super::message::{AckToken, Outgoing, Version};
 pub(super) struct Substitutes {
     /// Instead of one that the broker would not take for its size.
     pub(super) too_large: Outgoing,
-    /// Instead of one whose reader no longer wants it, and since when that is.
+    /// Instead of one whose reader no longer wants it, and since when that is; never of one that may have been sent.
     pub(super) late: Option<(Instant, Outgoing)>,
 }
 
@@ -34,6 +34,8 @@ pub(super) struct Letter {
     pub(super) substitutes: Option<Box<Substitutes>>,
     /// What to acknowledge once it has left: never dropped before.
     pub(super) acks: Vec<AckToken>,
+    /// Whether a reader may have it already: then nothing else is said in its place.
+    pub(super) sent: bool,
 }
 
 impl Letter {
@@ -44,6 +46,7 @@ impl Letter {
             record: None,
             substitutes: None,
             acks: Vec::new(),
+            sent: false,
         }
     }
 
@@ -67,6 +70,8 @@ pub(super) struct Confirmed {
     pub(super) topic: String,
     /// The record whose answer it is, if that was the last of it in the box.
     pub(super) record: Option<u64>,
+    /// The record whose answer, or a part of it, it is.
+    pub(super) of: Option<u64>,
 }
 
 /// What the broker takes.
@@ -104,6 +109,8 @@ pub(super) struct Outbox {
     order: u64,
     /// What may be acknowledged now.
     released: Vec<AckToken>,
+    /// Records whose answers the broker takes in no form.
+    unsendable: Vec<u64>,
 }
 
 impl Outbox {
@@ -119,6 +126,7 @@ impl Outbox {
             under_way: BTreeMap::new(),
             order: 0,
             released: Vec::new(),
+            unsendable: Vec::new(),
         }
     }
 
@@ -155,6 +163,11 @@ impl Outbox {
     /// What may be acknowledged since this was asked last.
     pub(super) fn take_released(&mut self) -> Vec<AckToken> {
         std::mem::take(&mut self.released)
+    }
+
+    /// Records whose answers cannot be sent at all, since this was asked last.
+    pub(super) fn take_unsendable(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.unsendable)
     }
 
     /// Whether the answer of a record is on its way to this topic; `ack` is then acknowledged when it has left.
@@ -226,6 +239,7 @@ impl Outbox {
                     "the broker takes no packet large enough for this message"
                 );
                 self.passing -= usize::from(passing);
+                self.unsendable.extend(entry.letter.record);
                 self.released.extend(entry.letter.acks);
                 continue;
             }
@@ -234,6 +248,7 @@ impl Outbox {
                 return;
             }
             self.passing -= usize::from(passing);
+            entry.letter.sent = true;
             if entry.letter.message.confirmed {
                 self.given.push_back(entry);
             } else {
@@ -259,6 +274,7 @@ impl Outbox {
         };
         Some(Confirmed {
             record: letter.record.filter(|record| !open(*record)),
+            of: letter.record,
             topic: letter.message.topic,
         })
     }
@@ -304,7 +320,10 @@ impl Outbox {
 fn fit(letter: &mut Letter, gate: Gate, now: Instant) -> bool {
     let fits = |message: &Outgoing| message.packet_bytes(gate.version) <= gate.packet_bytes_max;
     if let Some(substitutes) = &mut letter.substitutes {
-        if let Some((_, late)) = substitutes.late.take_if(|(since, _)| *since <= now) {
+        // A later message than the answer itself would be a second answer.
+        if !letter.sent
+            && let Some((_, late)) = substitutes.late.take_if(|(since, _)| *since <= now)
+        {
             letter.message = late;
         }
         if !fits(&letter.message) {
@@ -349,6 +368,7 @@ mod tests {
             record: Some(7),
             substitutes: Some(Box::new(substitutes)),
             acks: Vec::new(),
+            sent: false,
         }
     }
 
@@ -438,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_replaced() {
+    fn a_late_answer_is_replaced_unless_it_may_have_been_read() {
         let now = Instant::now();
         let mut outbox = Outbox::new(9);
         let mut letter = answer("a");
@@ -458,7 +478,7 @@ mod tests {
             sent.push(message.payload.clone());
             true
         });
-        assert_eq!(sent, ["a", "late", "late"]);
+        assert_eq!(sent, ["a", "a", "late"]);
     }
 
     #[test]

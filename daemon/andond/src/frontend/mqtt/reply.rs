@@ -252,6 +252,7 @@ impl ReplyTo {
             record: Some(record),
             substitutes: Some(Box::new(Substitutes { too_large, late })),
             acks: Vec::new(),
+            sent: false,
         }
     }
 

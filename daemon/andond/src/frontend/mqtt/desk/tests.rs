@@ -392,7 +392,11 @@ fn what_cannot_be_kept_is_refused_and_acknowledged_with_the_refusal() {
     // The spool's word comes too late to be heard twice; as if it had been the other one:
     let fault = Fault::new(FaultCode::Unavailable, "the request cannot be kept");
     desk.jobs.get_mut(&key).unwrap().acks.push(ACK);
-    desk.note(Note::Accepted(key, Err(fault)), Instant::now());
+    let serial = desk.jobs[&key].serial;
+    let stale = Note::Accepted(key.clone(), serial - 1, Err(fault.clone()));
+    desk.note(stale, Instant::now());
+    assert_eq!(desk.unanswered(), 1, "that was about another job");
+    desk.note(Note::Accepted(key, serial, Err(fault)), Instant::now());
     assert!(desk.take_acks().is_empty(), "the broker does not know yet");
     assert_eq!(sent(&mut desk)[0].1["error"]["code"], "unavailable");
     assert_eq!(desk.take_acks(), [ACK]);
@@ -435,7 +439,7 @@ fn the_next_process_goes_on_with_what_the_last_one_left() {
         desk.receive(&cancel, Instant::now()),
         Verdict::Done
     ));
-    desk.fetch(true);
+    desk.fetch(true, Instant::now());
     assert!(desk.hear().is_none(), "its answer is there");
     let prepared = desk.hear().expect("it is to be computed again");
     assert_eq!(prepared.request.seed_unsaid, Some(seed));
@@ -475,4 +479,125 @@ fn a_daemon_that_stops_leaves_its_requests_to_the_next() {
     assert_eq!(desk.unanswered(), 0);
     assert!(sent(&mut desk).is_empty());
     assert!(!desk.spool.find(&key).unwrap().1.state.is_answered());
+}
+
+fn unavailable() -> Fault {
+    Fault::new(FaultCode::Unavailable, "it fails")
+}
+
+#[test]
+fn a_repetition_waits_for_a_disk_that_fails_and_hears_nothing_else() {
+    let mut desk = small(1);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    sent(&mut desk);
+    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+    let Ok(Note::Repeated(number, kept)) = desk.notes.blocking_recv().ok_or(()) else {
+        panic!("it is read");
+    };
+    let failed = Note::Repeated(number, Box::new(Err(unavailable())));
+    desk.note(failed, Instant::now());
+    assert!(sent(&mut desk).is_empty() && desk.take_acks().is_empty());
+    assert!(desk.take_read_failed() && desk.has_backlog());
+    // Published before it was safe, it is not in the table yet.
+    let unsafe_yet = (*kept).unwrap().map(|kept| Kept {
+        answer: None,
+        ..kept
+    });
+    desk.fetch(true, Instant::now());
+    let early = Note::Repeated(number, Box::new(Ok(unsafe_yet)));
+    desk.note(early, Instant::now());
+    assert!(sent(&mut desk).is_empty() && desk.take_acks().is_empty());
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["answer"], "hello");
+    assert_eq!(desk.take_acks(), [ACK]);
+    // With nothing to acknowledge and no place it hears nothing rather than `busy`.
+    let verdict = ask(&mut desk, "2", "hi");
+    accept(&mut desk, verdict);
+    let mut loose = message("andon/gw1/request/plc", r#"{"id":"1","prompt":"hi"}"#);
+    loose.ack = None;
+    let verdict = desk.receive(&loose, Instant::now());
+    assert!(matches!(verdict, Verdict::Done));
+    assert!(sent(&mut desk).is_empty());
+}
+
+#[test]
+fn another_attempt_that_cannot_be_kept_is_refused_as_of_the_last_and_made_later() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    let fault = Fault::new(FaultCode::Internal, "broken");
+    desk.event(&key, JobEvent::Failed(fault), Instant::now());
+    desk.hear();
+    sent(&mut desk);
+    let Verdict::Submit(prepared) = ask(&mut desk, "1", "hi") else {
+        panic!("another attempt");
+    };
+    assert!(desk.accept(*prepared));
+    let serial = desk.jobs[&key].serial;
+    let note = Note::Accepted(key.clone(), serial, Err(unavailable()));
+    desk.note(note, Instant::now());
+    let refused = &sent(&mut desk)[0].1;
+    assert_eq!(
+        (&refused["error"]["code"], &refused["attempt"]),
+        (&"unavailable".into(), &1.into())
+    );
+    assert!(desk.has_backlog());
+    desk.hear();
+    desk.fetch(true, Instant::now());
+    let prepared = desk.hear().expect("it is computed after all");
+    assert!(desk.accept(*prepared));
+    finish(&mut desk, &key, "at last");
+    assert_eq!(sent(&mut desk)[0].1["attempt"], 2);
+}
+
+#[test]
+fn an_answer_that_the_broker_refuses_is_sent_again_for_a_while_and_then_gives_way() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    let gate = Gate {
+        version: Version::V5,
+        packet_bytes_max: 65_536,
+        window: 9,
+    };
+    for round in 0..=REFUSED_PAUSES.len() {
+        let mut count = 0;
+        desk.outbox.pump(gate, Instant::now(), |_| {
+            count += 1;
+            true
+        });
+        assert_eq!(count, 1, "round {round}");
+        let (_, header) = desk.spool.find(&key).unwrap();
+        assert_eq!(header.state, State::Answered);
+        desk.outbox.sent(1);
+        desk.confirmed(1, Some("not authorized"));
+        desk.fetch(true, Instant::now());
+        assert!(desk.outbox.is_empty() && desk.fetched.is_empty());
+        if round < REFUSED_PAUSES.len() {
+            desk.fetch(true, Instant::now() + REFUSED_PAUSES[round]);
+            desk.hear();
+        }
+    }
+    let (_, header) = desk.spool.find(&key).unwrap();
+    assert_eq!(header.state, State::Delivered);
+    assert!(desk.refused.is_empty());
+}
+
+#[test]
+fn an_answer_of_an_earlier_process_goes_out_as_it_is_after_its_deadline_too() {
+    let mut desk = small(4);
+    let payload = r#"{"id":"1","prompt":"hi","deadline_ms":1}"#;
+    let verdict = desk.receive(&message("andon/gw1/request/plc", payload), Instant::now());
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    let spool = desk.spool.clone();
+    std::thread::sleep(Duration::from_millis(5));
+    // It may have left before the last process ended.
+    let mut desk = on(spool, 4);
+    desk.fetch(true, Instant::now());
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["answer"], "hello");
 }
