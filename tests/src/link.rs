@@ -106,12 +106,9 @@ impl Drop for Link {
 fn serve(listener: &TcpListener, port: u16, state: &Arc<State>) {
     let mut pumps = Vec::new();
     while !state.over.load(Ordering::SeqCst) {
-        let guest = match listener.accept() {
-            Ok((guest, _)) => guest,
-            Err(_) => {
-                thread::sleep(LOOK);
-                continue;
-            }
+        let Ok((guest, _)) = listener.accept() else {
+            thread::sleep(LOOK);
+            continue;
         };
         if state.weather() == Weather::Down {
             continue;

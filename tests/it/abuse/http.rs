@@ -77,14 +77,14 @@ fn hostile_requests_over_http_leave_nothing_behind() {
 
 /// Dribbles the head or the body of a request until it is closed, and begins again.
 fn slow(socket: &Path, number: usize, over: &AtomicBool) {
-    let text = if number % 2 == 0 {
+    let text = if number.is_multiple_of(2) {
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ".to_owned() + &"y".repeat(4000)
     } else {
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{\"prompt\":\""
             .to_owned()
             + &"y".repeat(3900)
     };
-    let head = if number % 2 == 0 {
+    let head = if number.is_multiple_of(2) {
         8
     } else {
         text.find('{').unwrap()
@@ -133,7 +133,7 @@ fn hostile(socket: &Path, draw: &mut Draw, number: usize, statuses: &Statuses) {
                 "GET /{} HTTP/1.1\r\nHost: x\r\n\r\n",
                 "a/".repeat(draw.below(60_000))
             )
-            .into_bytes()
+            .into_bytes();
         }
         2 => {
             let header = format!("X-Long: {}\r\n", "z".repeat(draw.below(200_000)));

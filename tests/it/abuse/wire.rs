@@ -105,7 +105,11 @@ fn next(stream: &mut UnixStream) -> Option<String> {
 /// Dribbles a frame until the connection is closed, and begins again.
 fn slow(socket: &Path, number: usize, over: &AtomicBool) {
     let mut bytes = hello(PROTOCOL_VERSION);
-    let whole = if number % 2 == 0 { 2 } else { bytes.len() };
+    let whole = if number.is_multiple_of(2) {
+        2
+    } else {
+        bytes.len()
+    };
     bytes.extend(ask("slow", &"y".repeat(4000), 1));
     while !over.load(Ordering::Relaxed) {
         let Ok(mut stream) = UnixStream::connect(socket) else {

@@ -74,7 +74,7 @@ fn models_are_loaded_for_who_asks_and_answer_side_by_side() {
         };
         (join(asking), join(others))
     });
-    assert_eq!(others, [default.clone()]);
+    assert_eq!(others, std::slice::from_ref(&default));
     assert_eq!(one.len(), 1);
     assert_ne!(one[0], default);
     assert_eq!(ask(&daemon, Some("one"))["model"], "one");
