@@ -209,6 +209,32 @@ fn after_a_start_only_what_is_new_is_computed() {
 }
 
 #[test]
+fn what_is_read_before_anybody_asks_takes_no_room() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = model(folder.path());
+    let asked = of_length(5 * PAGE + 9, 8);
+    let (mut generator, store) = start(&model, KvType::F16, folder.path(), 99);
+    let expected = ask(&mut generator, &asked);
+    ask(&mut generator, &asked);
+    write(&generator, &store, 99);
+    let (mut generator, store) = start(&model, KvType::F16, folder.path(), 99);
+    let executor = generator.executor_mut().expect("an executor");
+    let free = executor.kv_tokens_free();
+    let mut chains = store.chains(99);
+    let mut text = chains.next().expect("a text");
+    text.push(0);
+    for restored in 1..=5 {
+        assert!(executor.remember_next(&text));
+        assert_eq!(store.counts().restored, restored);
+        assert_eq!(executor.kv_tokens_free(), free, "nobody holds it");
+    }
+    assert!(!executor.remember_next(&text), "that was all");
+    let again = ask(&mut generator, &asked);
+    assert_eq!((again.said, again.cached), (expected.said, 5 * PAGE));
+    assert_eq!(store.counts().restored, 5);
+}
+
+#[test]
 fn what_is_behind_a_page_that_is_missing_is_computed() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = model(folder.path());

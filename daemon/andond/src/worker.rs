@@ -459,7 +459,11 @@ impl WorkerHandle {
             batch: shared.throttle().0,
             refuses: shared.budget.facts().shortage.refuses(),
         };
-        shared.board().scheduler.restrain(restraint);
+        let mut board = shared.board();
+        if !matches!(board.phase, Phase::Stopping(_)) {
+            board.scheduler.restrain(restraint);
+        }
+        drop(board);
         shared.changed.notify_all();
     }
 

@@ -517,6 +517,13 @@ impl Executor {
         }
     }
 
+    /// Takes the first page of `text` that is not remembered from the store, and remembers it. Nothing holds it then, so that
+    /// it takes no room from anyone. False where [`Executor::restore`] says so.
+    pub fn remember_next(&mut self, text: &[u32]) -> bool {
+        let mut sequence = self.sequence_of(text);
+        self.restore(&mut sequence, text)
+    }
+
     /// A copy of a page that is worth keeping and that the store does not have, those before it in a text first; `None`
     /// if there is none. Worth keeping is what a later sequence was begun with again.
     #[must_use]

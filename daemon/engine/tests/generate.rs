@@ -360,6 +360,25 @@ fn room_is_kept_for_urgent_requests() {
 }
 
 #[test]
+fn a_large_request_starts_whatever_is_known_of_its_prompt() {
+    let options = GeneratorOptions {
+        kv_tokens_for_urgent: 2 * PAGE,
+        ..GeneratorOptions::default()
+    };
+    for known in 0..5 {
+        let mut generator = scripted_with(CONTEXT, cycle, 6, options);
+        generator.executor().known.set(known * PAGE);
+        let large = request(&[A; 21], 2);
+        let id = generator.start(large.clone()).expect("it fits");
+        assert_eq!(finish(&mut generator)[&id].text, alone(cycle, large).text);
+        // Beside another it leaves the room that is kept.
+        assert!(generator.start(request(&[A; 5], 3)).is_ok());
+        let another = generator.start(request(&[A; 9], 7));
+        assert!(matches!(another, Err(StartError::KvFull { .. })), "{known}");
+    }
+}
+
+#[test]
 fn whoever_interrupts_all_the_time_stops_nobody() {
     let mut generator = scripted(cycle, 64);
     let mut answers = Answers::new();

@@ -69,6 +69,9 @@ const DUTY: Rate = Rate {
 /// For how long a request computes until it no longer counts as having waited.
 pub const SLICE_MS: u64 = 10_000;
 
+/// After so long without a pass, what passes took before is no reason to refuse one request at a time.
+const TRY_MS: u64 = 10_000;
+
 /// What a token of an answer costs, in tokens of a prompt: these share a pass over the weights.
 const ANSWER_TOKEN_COST: u64 = 8;
 
@@ -205,6 +208,8 @@ pub struct Scheduler {
     next_ticket: u64,
     clients: Clients,
     speeds: Speeds,
+    /// When a pass was last made.
+    measured_ms: u64,
     waiting: u32,
     /// When to look for requests that are too late.
     overdue_ms: u64,
@@ -240,6 +245,7 @@ impl Scheduler {
             next_ticket: 0,
             clients: Clients::new(config.rates),
             speeds: Speeds::new(),
+            measured_ms: now_ms,
             waiting: 0,
             overdue_ms: u64::MAX,
             hold: Bucket::full(HOLD, now_ms),
@@ -394,11 +400,24 @@ impl Scheduler {
         entry.tokens_max = size.tokens_max;
         let entry = *entry;
         self.overdue_ms = self.overdue_ms.min(self.latest_start_ms(&entry));
-        let refusal = self.cannot_be_met(ticket, &entry, now_ms);
+        let mut refusal = self.cannot_be_met(ticket, &entry, now_ms);
+        let too_slow = |refusal: &Refusal| refusal.reason == Reason::TooSlow;
+        if refusal.as_ref().is_some_and(too_slow) && self.may_try(now_ms) {
+            // Nobody is held up by it, and without anyone computed it would never be seen that it is faster again.
+            refusal = None;
+            if let Some(entry) = self.entries.get_mut(&ticket) {
+                entry.tries = true;
+            }
+        }
         if refusal.is_some() {
             self.forget(now_ms, ticket);
         }
         refusal.map_or(Ok(()), Err)
+    }
+
+    /// Whether a request may be computed to see how fast that goes: there is no other, and it was not seen of late.
+    fn may_try(&self, now_ms: u64) -> bool {
+        self.entries.len() == 1 && now_ms.saturating_sub(self.measured_ms) >= TRY_MS
     }
 
     /// Why the answer to a request that is ready cannot be there in time.
@@ -519,11 +538,21 @@ impl Scheduler {
         }
     }
 
+    /// Takes in that the pass of which [`Scheduler::stepped`] is told next read something of a request's prompt. Those whose
+    /// prompts it did not come to have waited meanwhile.
+    pub fn took_part(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.entries.get_mut(&ticket) {
+            entry.took_part = true;
+        }
+    }
+
     /// Takes in that a pass was made, and what it took; not one that was given up.
     pub fn stepped(&mut self, now_ms: u64, step: &Step) {
         self.speeds.stepped(step);
+        self.measured_ms = now_ms;
         for entry in self.entries.values_mut() {
-            if entry.stage == Stage::Running {
+            let took_part = core::mem::take(&mut entry.took_part) || entry.read;
+            if entry.stage == Stage::Running && took_part {
                 entry.computed(now_ms, step.took_us);
             }
         }

@@ -36,6 +36,12 @@ const ALONE_MIN: u32 = 128;
 /// Share of a new value in a mean, in 1 / `2^SHIFT`.
 const SHIFT: u32 = 3;
 
+/// A pass that took so many times as long for its prompts as was expected counts as no longer.
+const SLOWER: u64 = 4;
+
+/// What one pass took, this many times, is the most that is expected of the next.
+const FASTER: u64 = 4;
+
 /// A pass that was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
@@ -104,7 +110,8 @@ impl Speeds {
     pub fn stepped(&mut self, step: &Step) {
         if step.prompt_tokens == 0 {
             if let Some(index) = index(step.answers) {
-                let mean = u64::from(self.step_us[index]);
+                // What was taken while something held passes up is no measure of later ones.
+                let mean = u64::from(self.step_us[index]).min(step.took_us.saturating_mul(FASTER));
                 let mean = blend(mean, step.took_us).max(1);
                 self.step_us[index] = u32::try_from(mean).unwrap_or(u32::MAX);
                 let each = u64::from(step.answer_tokens) * 256 / u64::from(step.answers);
@@ -123,8 +130,19 @@ impl Speeds {
             },
         };
         if step.prompt_tokens >= PROMPT_TOKENS_MIN {
-            self.prompt_us += step.took_us.saturating_sub(answers_us);
-            self.prompt_tokens += u64::from(step.prompt_tokens);
+            let tokens = u64::from(step.prompt_tokens);
+            let mut us = step.took_us.saturating_sub(answers_us);
+            if let Some(expected_us) = self.prompt_us(step.prompt_tokens) {
+                // One that was held up says little; and if one was so much faster, those before were held up. Beside answers
+                // a part of the time is theirs.
+                us = us.min(expected_us.saturating_mul(SLOWER));
+                if step.answers == 0 && us.saturating_mul(FASTER) < expected_us {
+                    let most = us.saturating_mul(FASTER).saturating_mul(self.prompt_tokens);
+                    self.prompt_us = (most / tokens).max(1);
+                }
+            }
+            self.prompt_us = self.prompt_us.saturating_add(us);
+            self.prompt_tokens += tokens;
             if self.prompt_tokens > 2 * MEMORY_TOKENS {
                 self.prompt_us /= 2;
                 self.prompt_tokens /= 2;
@@ -300,14 +318,42 @@ mod tests {
     #[test]
     fn a_slow_machine_still_reads_something() {
         let mut speeds = measured();
-        speeds.stepped(&Step {
-            took_us: 10_000_000,
+        for _ in 0..10 {
+            speeds.stepped(&reading(10_000_000));
+        }
+        assert_eq!(speeds.chunk_tokens(1, 512), CHUNK_MIN);
+        assert_eq!(speeds.chunk_tokens(0, 512), ALONE_MIN);
+    }
+
+    /// A pass over 64 tokens of a prompt.
+    fn reading(took_us: u64) -> Step {
+        Step {
+            took_us,
             answers: 0,
             answer_tokens: 0,
             prompt_tokens: 64,
-        });
-        assert_eq!(speeds.chunk_tokens(1, 512), CHUNK_MIN);
-        assert_eq!(speeds.chunk_tokens(0, 512), ALONE_MIN);
+        }
+    }
+
+    #[test]
+    fn a_pass_that_was_held_up_says_little_of_prompts_too() {
+        let mut speeds = measured();
+        speeds.stepped(&reading(10_000_000));
+        // 25.6 ms and four times as much of two passes.
+        assert_eq!(speeds.prompt_us(128), Some(128_000));
+        let mut first = Speeds::default();
+        first.stepped(&reading(10_000_000));
+        first.stepped(&reading(25_600));
+        assert_eq!(first.prompt_us(128), Some(128_000));
+        let answer = |took_us| Step {
+            took_us,
+            answers: 1,
+            answer_tokens: 1,
+            prompt_tokens: 0,
+        };
+        first.stepped(&answer(10_000_000));
+        first.stepped(&answer(6_000));
+        assert!(first.step_us(1).is_some_and(|us| us <= 24_000));
     }
 
     #[test]

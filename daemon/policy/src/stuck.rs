@@ -1,7 +1,7 @@
 //! When a request that computes has got stuck: passes are made, and it gets nothing of them.
 //!
-//! Every pass that a request is in brings it a token, or some of its prompt, unless other prompts are read before it. What
-//! counts is the time of such passes and not that of a clock, so that neither a machine that sleeps nor a request that stands
+//! Every pass that a request is in brings it a token, or some of its prompt, unless other prompts are read before it: such
+//! passes do not count. What counts is the time of such passes and not that of a clock, so that neither a machine that sleeps nor a request that stands
 //! aside is taken for stuck.
 //!
 //! Invariant: whoever makes progress in one of any passes that take the bound together is never stuck.
@@ -31,6 +31,12 @@ impl Progress {
         let before = self.idle_us;
         self.idle_us = before.saturating_add(took_us);
         before <= bound_us && self.idle_us > bound_us
+    }
+
+    /// Tokens read and chosen by when it was last looked at.
+    #[must_use]
+    pub const fn made(&self) -> u64 {
+        self.made
     }
 
     /// How long it has got nothing of passes, in microseconds.

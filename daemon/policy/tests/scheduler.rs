@@ -1,7 +1,7 @@
 //! What the scheduler decides, case by case; what holds in any world is `tests/sim`'s to find out.
 #![forbid(unsafe_code)]
 
-use andon_policy::admission::{Bounds, Phase, Reason, Refuses};
+use andon_policy::admission::{Bounds, Phase, Reason, Refusal, Refuses};
 use andon_policy::client::{ClientId, Rates};
 use andon_policy::queue::patience_ms;
 use andon_policy::rate::Rate;
@@ -226,7 +226,7 @@ fn batch_work_that_has_waited_long_has_its_turn_and_then_waits_again() {
     while now_ms < patience + SLICE_MS {
         assert_eq!(decide(&mut scheduler, now_ms), []);
         now_ms += 100;
-        step(&mut scheduler, now_ms, 100_000, &[]);
+        step(&mut scheduler, now_ms, 100_000, &[batch]);
     }
     assert_eq!(
         decide(&mut scheduler, now_ms),
@@ -606,4 +606,79 @@ fn what_waits_can_be_cleared_and_what_runs_goes_on() {
     assert_eq!(refused.reason, Reason::Draining);
     assert!(scheduler.finished(2, all[0]) && scheduler.finished(2, all[1]));
     assert_eq!((scheduler.waiting(), scheduler.resident()), (0, 0));
+}
+
+#[test]
+fn whoever_gets_nothing_of_passes_has_waited() {
+    let mut scheduler = scheduler();
+    let batch = ready(&mut scheduler, 0, arrival(Batch));
+    assert_eq!(decide(&mut scheduler, 0), [Decision::Start(batch)]);
+    let mut readers = Vec::new();
+    let mut now_ms = 0;
+    let mut read_ms = None;
+    // One prompt after the other takes all that a pass reads.
+    while read_ms.is_none() && now_ms < 200_000 {
+        let other = ready(&mut scheduler, now_ms, arrival(Interactive));
+        assert_eq!(decide(&mut scheduler, now_ms), [Decision::Start(other)]);
+        for _ in 0..5 {
+            scheduler.pass(now_ms, &mut readers);
+            let first = readers[0];
+            now_ms += 1_000;
+            if first == batch {
+                read_ms = Some(now_ms);
+            }
+            scheduler.took_part(first);
+            let step = Step {
+                took_us: 1_000_000,
+                answers: 0,
+                answer_tokens: 0,
+                prompt_tokens: 64,
+            };
+            scheduler.stepped(now_ms, &step);
+        }
+        scheduler.finished(now_ms, other);
+        decide(&mut scheduler, now_ms);
+    }
+    assert!(read_ms.is_some_and(|ms| ms <= 70_000), "{read_ms:?}");
+}
+
+#[test]
+fn a_machine_that_was_slow_once_is_tried_again() {
+    let mut scheduler = scheduler();
+    for (answers, prompt_tokens) in [(1, 0), (0, 64)] {
+        let step = Step {
+            took_us: 10_000_000,
+            answers,
+            answer_tokens: answers,
+            prompt_tokens,
+        };
+        scheduler.stepped(0, &step);
+    }
+    let hurried = |scheduler: &mut Scheduler, now_ms: u64| {
+        let arrival = Arrival {
+            deadline_ms: Some(now_ms + 2_000),
+            ..arrival(Interactive)
+        };
+        let ticket = scheduler.arrived(now_ms, &arrival).expect("taken in");
+        assert_eq!(scheduler.prepare_next(now_ms, |_| true), Some(ticket));
+        scheduler.prepared(now_ms, ticket, SIZE).map(|()| ticket)
+    };
+    let refused = |refusal: Refusal| refusal.reason == Reason::TooSlow;
+    assert!(hurried(&mut scheduler, 1_000).is_err_and(refused));
+    // One at a time, when nothing was computed for a while.
+    let tried = hurried(&mut scheduler, 20_000).expect("tried");
+    assert!(hurried(&mut scheduler, 20_000).is_err_and(refused));
+    assert_eq!(decide(&mut scheduler, 20_000), [Decision::Start(tried)]);
+    for (took_us, answers, prompt_tokens) in [(25_600, 0, 64), (5_000, 1, 0)] {
+        let step = Step {
+            took_us,
+            answers,
+            answer_tokens: answers,
+            prompt_tokens,
+        };
+        scheduler.took_part(tried);
+        scheduler.stepped(20_100, &step);
+    }
+    assert!(scheduler.finished(20_100, tried));
+    assert!(hurried(&mut scheduler, 20_200).is_ok());
 }

@@ -876,6 +876,7 @@ impl World {
         for ticket in reads.chain(&pass.decodes) {
             let request = &mut self.requests[self.tickets[ticket]];
             batch |= request.priority == Priority::Batch;
+            self.scheduler.took_part(*ticket);
             request.since_us = self.now_us;
             request.restrained = self.restraint != Restraint::default();
             request.computed_us += pass.took_us;

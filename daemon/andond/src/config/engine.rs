@@ -37,13 +37,13 @@ impl EngineConfig {
         if let Some(threads) = self.threads {
             problems.within("engine.threads", threads, 1..=1024);
         }
-        problems.within("engine.batch-tokens-max", self.batch_tokens_max, 1..=8192);
+        problems.within("engine.batch-tokens-max", self.batch_tokens_max, 2..=8192);
         problems.within("engine.parallel-max", self.parallel_max, 1..=256);
         problems.require(
-            self.parallel_max <= self.batch_tokens_max,
+            self.parallel_max < self.batch_tokens_max,
             "engine.parallel-max",
-            "is larger than engine.batch-tokens-max",
-            "every request decoded at once needs a place in the pass",
+            "is not smaller than engine.batch-tokens-max",
+            "every request decoded at once needs a place in the pass, and so does an alarm beside them",
         );
     }
 }

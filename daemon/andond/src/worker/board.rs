@@ -12,6 +12,7 @@ use std::time::Instant;
 use andon_engine::generate::GenerationRequest;
 use andon_policy::admission;
 use andon_policy::scheduler::{Config, Scheduler, Ticket};
+use andon_policy::throttle::Restraint;
 use andon_wire::Priority;
 
 use super::embed::EmbeddingRequest;
@@ -127,6 +128,10 @@ impl Board {
     /// Goes on to the next part of the daemon's life.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
+        if let Phase::Stopping(_) = phase {
+            // What would end it is no longer looked at, and what runs is to come to its end.
+            self.scheduler.restrain(Restraint::default());
+        }
         self.scheduler.set_phase(match phase {
             Phase::Loading => admission::Phase::Starting,
             // What was taken is still prepared. Nothing else is handed over.

@@ -17,6 +17,7 @@ use andon_policy::throttle::Restraint;
 use andon_wire::Priority;
 
 use super::Shared;
+use super::admit::saturated;
 use super::board::{Board, Job, Phase, Stage, Waiting};
 use super::job::{Done, Finish, JobEvent, Timings, Usage, Vectors};
 use super::machine::Seat;
@@ -71,7 +72,12 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
             took_us: microseconds(took),
             ..Step::default()
         };
-        shared.board().scheduler.stepped(shared.now_ms(), &step);
+        {
+            // The others have waited meanwhile.
+            let mut board = shared.board();
+            board.scheduler.took_part(ticket);
+            board.scheduler.stepped(shared.now_ms(), &step);
+        }
         shared.progress();
         shared.look_after_pack();
         if let Ok(false) = result {
@@ -80,7 +86,12 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
         let Some(current) = running.remove(&ticket) else {
             continue;
         };
-        let in_time = shared.board().scheduler.finished(shared.now_ms(), ticket);
+        let in_time = {
+            let (mut board, now_ms) = (shared.board(), shared.now_ms());
+            let tokens = saturated(current.request.tokens());
+            board.scheduler.prompt_read(now_ms, ticket, tokens);
+            board.scheduler.finished(now_ms, ticket)
+        };
         match result {
             Ok(_) if in_time => finish(shared, current, embedder.dimensions()),
             Ok(_) => shared.fail(&current.job, expired("before all vectors were computed")),

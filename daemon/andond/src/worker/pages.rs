@@ -17,11 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use andon_engine::Executor;
 use andon_engine::generate::{Forward, Generator};
 use andon_engine::kv::disk::{self, Chains, PageCopy, PageStore, PageStoreOptions, StoreError};
 use andon_engine::kv::{PAGE, Remembered};
 use andon_engine::pack::Key;
-use andon_engine::{Executor, Sequence};
 
 use super::Shared;
 use crate::config::Config;
@@ -203,8 +203,9 @@ pub(super) struct Keeping {
 enum Start {
     /// It is to be seen what there is.
     Listing,
-    /// Texts that are yet to be read, and the one that is being.
-    Reading(Chains, Option<(Sequence, Vec<u32>)>),
+    /// Texts that are yet to be read, the one that is being, and of how many of its pages that was tried. Between two pages
+    /// nothing of it is held: all room is that of requests.
+    Reading(Chains, Vec<u32>, usize),
     /// All is there.
     Over,
 }
@@ -233,21 +234,22 @@ impl Keeping {
         match &mut self.start {
             Start::Listing => {
                 let chains = store.chains(self.pages.start_pages_max);
-                self.start = Start::Reading(chains, None);
+                self.start = Start::Reading(chains, Vec::new(), 0);
             }
-            Start::Reading(chains, reading) => {
-                if let Some((sequence, text)) = reading
-                    && executor.restore(sequence, text)
-                {
+            Start::Reading(chains, text, tried) => {
+                *tried += 1;
+                // Also where pages give way at once.
+                if *tried <= text.len() / PAGE && executor.remember_next(text) {
                     return;
                 }
-                *reading = chains.next().map(|mut text| {
-                    // A sequence never has all of a text; this token stands for what is asked behind it.
-                    text.push(0);
-                    (executor.sequence_of(&text), text)
-                });
-                if reading.is_none() {
-                    self.start = Start::Over;
+                match chains.next() {
+                    Some(next) => {
+                        *text = next;
+                        // A sequence never has all of a text; this token stands for what is asked behind it.
+                        text.push(0);
+                        *tried = 0;
+                    }
+                    None => self.start = Start::Over,
                 }
             }
             Start::Over => {}

@@ -45,6 +45,8 @@ struct Running {
     /// Tokens of its prompt that were computed, and of its answers, that the scheduler is yet to be told of.
     read: Option<u32>,
     decoded: u32,
+    /// Whether its prompt is read, so that it is in every pass.
+    answers: bool,
     /// Whether passes bring it anything.
     progress: Progress,
     /// What the answers that ended took.
@@ -72,18 +74,15 @@ impl Running {
 }
 
 impl Running {
-    /// Gives it up if passes have brought it nothing for longer than they may. It is ended before the next one.
-    fn look_after<F: Forward>(
-        &mut self,
-        shared: &Shared,
-        generator: &Generator<F>,
-        took_us: u64,
-        stuck_us: u64,
-    ) {
+    /// What its answers have made, in tokens; `None` if it is parked.
+    fn made<F: Forward>(&self, generator: &Generator<F>) -> Option<usize> {
         let made = self.open().filter_map(|id| generator.progress(id));
-        let Some(made) = made.reduce(usize::saturating_add) else {
-            return;
-        };
+        made.reduce(usize::saturating_add)
+    }
+
+    /// Gives it up if passes that were for it have brought it nothing for longer than they may. It is ended before the next
+    /// one.
+    fn look_after(&mut self, shared: &Shared, made: usize, took_us: u64, stuck_us: u64) {
         if !self.progress.passed(made as u64, took_us, stuck_us) || self.fault.is_some() {
             return;
         }
@@ -223,7 +222,7 @@ pub(super) fn run<F: Forward>(
             }
         }
         let took = began.elapsed();
-        shared.stepped(&mut jobs, &generator, decoded, took);
+        shared.stepped(&mut jobs, &generator, readers.first(), decoded, took);
         shared.progress();
         shared.look_after_pack();
         speed.stepped(shared, decoded, took);
@@ -253,11 +252,12 @@ pub(super) fn run<F: Forward>(
 }
 
 impl Shared {
-    /// Tells the scheduler what a pass came to.
+    /// Tells the scheduler what a pass came to, which was to read the prompt of `first` before others.
     fn stepped<F: Forward>(
         &self,
         jobs: &mut Jobs,
         generator: &Generator<F>,
+        first: Option<&GenerationId>,
         decoded: usize,
         took: Duration,
     ) {
@@ -265,9 +265,22 @@ impl Shared {
         let mut board = self.board();
         let now_ms = self.now_ms();
         let (took_us, stuck_us) = (microseconds(took), board.scheduler.stuck_us());
-        for running in jobs.running.values_mut() {
+        let first = first
+            .and_then(|id| jobs.owners.get(id))
+            .map(|owner| owner.0);
+        for (&ticket, running) in &mut jobs.running {
             running.note(&mut board.scheduler, now_ms);
-            running.look_after(self, generator, took_us, stuck_us);
+            let Some(made) = running.made(generator) else {
+                continue;
+            };
+            let moved = running.progress.made() != made as u64;
+            if moved {
+                board.scheduler.took_part(ticket);
+            }
+            // Whose prompt the pass did not come to waits, and has not got stuck.
+            if moved || running.answers || first == Some(ticket) {
+                running.look_after(self, made, took_us, stuck_us);
+            }
         }
         if last.answering > 0 || last.prompt_tokens > 0 {
             let step = Step {
@@ -406,6 +419,7 @@ fn apply<F: Forward>(
             Decision::Resume(ticket) => (ticket, false),
             _ => continue,
         };
+        let mut lost = false;
         let open = jobs.running.get(ticket).into_iter().flat_map(Running::open);
         for id in open {
             let done = if parks {
@@ -413,7 +427,13 @@ fn apply<F: Forward>(
             } else {
                 generator.resume(id)
             };
-            debug_assert!(done, "the scheduler counts other places");
+            lost |= !done;
+        }
+        if lost && let Some(running) = jobs.running.get_mut(ticket) {
+            // It would be in no pass any more while the scheduler has it in all: rather an error than silence.
+            tracing::error!(parks, "the engine and the scheduler count different places");
+            let fault = Fault::new(FaultCode::Internal, "there is no place for the request");
+            running.fault.get_or_insert(fault);
         }
         if parks {
             shared.telemetry.parked.inc();
@@ -466,6 +486,7 @@ fn start<F: Forward>(
                 choices: ids.map(|id| (id, None)).collect(),
                 read: None,
                 decoded: 0,
+                answers: false,
                 progress: Progress::default(),
                 usage: Usage::default(),
                 timings: Timings::default(),
@@ -512,6 +533,7 @@ fn deliver(
         } => {
             shared.telemetry.prompt_read(prompt_tokens, cached_tokens);
             if let Some((running, _)) = jobs.of(id) {
+                running.answers = true;
                 running.read = Some(saturated(prompt_tokens.saturating_sub(cached_tokens)));
             }
         }

@@ -1,7 +1,7 @@
 //! What the engine's thread does between two passes: it tells the scheduler who is gone, and gathers what is to be done.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_policy::scheduler::{Cancelled, Decision, Expiry, Ticket};
 
@@ -85,10 +85,19 @@ impl Turn {
 }
 
 impl Board {
-    /// When the scheduler is to be asked if nothing happens before, as a time from now.
+    /// When the engine's thread is to look again if nothing happens before, as a time from now: when the scheduler is to be
+    /// asked, or what runs has had the time that it is given at the end.
     pub(super) fn wake_after(&self, now_ms: u64) -> Option<Duration> {
-        let wake_ms = self.scheduler.wake_ms()?;
-        Some(Duration::from_millis(wake_ms.saturating_sub(now_ms).max(1)))
+        let asked = self.scheduler.wake_ms().map(|wake_ms| {
+            // Not at once again.
+            Duration::from_millis(wake_ms.saturating_sub(now_ms).max(1))
+        });
+        let Phase::Stopping(until) = self.phase else {
+            return asked;
+        };
+        let grace = until.saturating_duration_since(Instant::now());
+        let grace = (!grace.is_zero()).then_some(grace);
+        asked.into_iter().chain(grace).min()
     }
 }
 
@@ -101,4 +110,32 @@ pub(super) fn expired(when: &str) -> Fault {
         FaultCode::DeadlineExceeded,
         format!("the deadline passed {when}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use andon_policy::throttle::{Restraint, Throttle};
+
+    use super::super::admit::scheduling;
+    use super::{Board, Phase};
+    use crate::config::Config;
+
+    #[test]
+    fn who_stands_aside_at_the_end_is_waited_for_no_longer_than_the_grace() {
+        let mut board = Board::new(scheduling(&Config::default()), true);
+        assert_eq!(board.wake_after(0), None);
+        board.scheduler.restrain(Restraint {
+            batch: Throttle::Hold,
+            ..Restraint::default()
+        });
+        let grace = Duration::from_secs(3600);
+        board.enter(Phase::Stopping(Instant::now() + grace));
+        assert!(board.wake_after(0).is_some_and(|wait| wait <= grace));
+        // And what was accepted is no longer held back.
+        assert_eq!(board.scheduler.restraint(), Restraint::default());
+        board.enter(Phase::Stopping(Instant::now()));
+        assert_eq!(board.wake_after(0), None);
+    }
 }

@@ -247,6 +247,11 @@ impl Active {
             .saturating_sub(held)
     }
 
+    /// KV pages that it had before anything was computed for it.
+    pub(super) fn kv_pages_known(&self, page_tokens: usize) -> usize {
+        self.cached.div_ceil(page_tokens)
+    }
+
     /// Takes the place of `leader`, which ended before it had read the prompt.
     pub(super) fn lead(&mut self, leader: &Active) {
         self.follows = None;

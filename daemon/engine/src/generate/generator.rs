@@ -254,7 +254,12 @@ impl<F: Forward> Generator<F> {
             Some(first) if !first.urgent => self.kv_pages_for_urgent,
             _ => 0,
         };
-        let free = free.saturating_sub(kept.min(self.kv_pages.saturating_sub(needed)));
+        // What is known of the prompt is not free and not needed: it counts as a part of what they take in all.
+        let known = new
+            .first()
+            .map_or(0, |first| first.kv_pages_known(page_tokens));
+        let taken = needed.saturating_add(known);
+        let free = free.saturating_sub(kept.min(self.kv_pages.saturating_sub(taken)));
         if needed > free {
             return Err(StartError::KvFull {
                 tokens_needed: needed * page_tokens,

@@ -36,6 +36,8 @@ pub(crate) struct Scripted {
     script: Script,
     context: usize,
     pub(crate) passes: Rc<Cell<usize>>,
+    /// How many tokens are known of the next prompt that is looked for.
+    pub(crate) known: Cell<usize>,
 }
 
 pub(crate) struct Pages {
@@ -105,14 +107,17 @@ impl Forward for Scripted {
     fn kv_tokens_free(&self) -> usize {
         self.pages_free.get() * PAGE
     }
-    fn sequence(&self, _prompt: &[u32]) -> (Pages, usize) {
+    fn sequence(&self, prompt: &[u32]) -> (Pages, usize) {
+        let held = self.known.take().min(prompt.len() - 1) / PAGE;
+        let left = self.pages_free.get() - held;
+        self.pages_free.set(left);
         let pages = Pages {
-            tokens: Vec::new(),
-            held: 0,
+            tokens: prompt[..held * PAGE].to_vec(),
+            held,
             shared: RefCell::new(None),
             pages_free: Rc::clone(&self.pages_free),
         };
-        (pages, 0)
+        (pages, held * PAGE)
     }
     fn fork(&mut self, sequence: &Pages) -> Option<Pages> {
         // Full pages are freed with the last that shares them.
@@ -229,6 +234,7 @@ pub(crate) fn scripted_with(
         pages_free: Rc::new(Cell::new(pages)),
         script,
         passes: Rc::new(Cell::new(0)),
+        known: Cell::new(0),
     };
     Generator::new(forward, options)
 }

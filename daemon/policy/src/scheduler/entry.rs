@@ -34,8 +34,11 @@ pub(super) struct Entry {
     /// Known from `Ready` on; before, nothing and as many as are asked for.
     pub(super) prompt_tokens: u32,
     pub(super) tokens_max: u32,
-    /// Whether the prompt is read.
+    /// Whether the prompt is read; and, while it is not, whether the last pass read some of it.
     pub(super) read: bool,
+    pub(super) took_part: bool,
+    /// It is computed to see how fast that goes, whatever is expected.
+    pub(super) tries: bool,
     /// Tokens of all its answers so far.
     pub(super) tokens: u32,
     /// Since when it waits: it has not computed for [`SLICE_MS`] since.
@@ -63,6 +66,8 @@ impl Entry {
             prompt_tokens: 0,
             tokens_max: arrival.tokens_max.unwrap_or(u32::MAX),
             read: false,
+            took_part: false,
+            tries: false,
             tokens: 0,
             since_ms: now_ms,
             computed_us: 0,

@@ -36,7 +36,7 @@ impl Scheduler {
             return u64::MAX;
         };
         // An alarm is answered even if an estimate says that it comes late.
-        if entry.stage != Stage::Ready || entry.priority == Priority::Alarm {
+        if entry.stage != Stage::Ready || entry.priority == Priority::Alarm || entry.tries {
             return deadline_ms;
         }
         let needed_us = self.speeds.first_token_us(entry.prompt_tokens);
