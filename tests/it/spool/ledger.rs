@@ -155,6 +155,13 @@ pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> usize {
             .map(|end| serde_json::from_str(end).expect("JSON"))
             .collect();
         let first = ends.first().expect("settled");
+        // Killed over it again and again, the daemon tries it no more; that then is its answer.
+        let why = first["error"]["message"].as_str().unwrap_or_default();
+        if why.starts_with("the daemon ended") {
+            assert!(entry.ends.iter().all(|end| *end == entry.ends[0]), "{id}");
+            repeated += ends.len() - 1;
+            continue;
+        }
         assert_eq!(first["type"], "answer", "{id}: {first}");
         repeated += ends.len() - 1;
         for (end, text) in ends.iter().zip(&entry.ends) {

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::clock::{Stamp, elapsed_ms};
+use super::clock::{Stamp, ran_ms};
 use super::record::{Header, Key, State};
 
 /// What the spool may hold.
@@ -144,7 +144,8 @@ impl Book {
         let mut held = self.bytes;
         let mut outdated = Vec::new();
         for (number, header) in &self.records {
-            let age_ms = |since: &Stamp| elapsed_ms(since, &self.seen, now);
+            // Not by the wall clock, also over a start: one that is ahead would give everything up.
+            let age_ms = |since: &Stamp| ran_ms(since, &self.seen, now);
             let old = match header.state {
                 // Answers may have come in larger than there was room for.
                 State::Delivered => {
@@ -208,6 +209,10 @@ pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, seen: &Stamp, now: &S
         if header.state.is_answered() {
             continue;
         }
+        // A machine that was started again may have lost its power; a daemon that stops in order leaves nothing running.
+        if header.state == State::Running && seen.boot == now.boot {
+            header.crashes = header.crashes.saturating_add(1);
+        }
         header.state = State::Accepted;
         header.attempt = header.attempt.saturating_add(1);
         if let Some(due) = &mut header.due {
@@ -250,6 +255,7 @@ mod tests {
             fault: None,
             request_bytes: bytes,
             answer_bytes: 0,
+            crashes: 0,
         }
     }
 
@@ -328,6 +334,54 @@ mod tests {
         assert_eq!(of(3), (1, State::Answered));
         assert_eq!(of(4), (1, State::Delivered));
         assert_eq!(records[&1].due.map(|due| due.left_ms), Some(800));
+    }
+
+    #[test]
+    fn only_what_ran_when_the_daemon_alone_ended_has_a_crash() {
+        let crashes = |state, seen: Stamp| {
+            let mut records = BTreeMap::from([(1, header("1", state, 0))]);
+            begin_attempts(&mut records, &seen, &at(300));
+            records[&1].crashes
+        };
+        assert_eq!(crashes(State::Running, at(200)), 1);
+        assert_eq!(crashes(State::Accepted, at(200)), 0);
+        let before = Stamp { boot: 2, ..at(200) };
+        assert_eq!(crashes(State::Running, before), 0, "its power was cut");
+        let mut deadly = header("1", State::Accepted, 0);
+        assert!(deadly.too_many_crashes().is_none());
+        deadly.crashes = 3;
+        assert!(deadly.too_many_crashes().is_some());
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_ahead_after_a_start_gives_nothing_up() {
+        let sane = 1_800_000_000_000;
+        let arrived = Stamp {
+            wall_ms: sane,
+            ..at(0)
+        };
+        let mut records = BTreeMap::new();
+        records.insert(
+            1,
+            Header {
+                arrived,
+                ..header("1", State::Answered, 0)
+            },
+        );
+        let book = Book::new(
+            BOUNDS,
+            records,
+            Stamp {
+                wall_ms: sane,
+                ..at(100)
+            },
+        );
+        let now = Stamp {
+            boot: 2,
+            up_ms: 50,
+            wall_ms: 2 * sane,
+        };
+        assert!(book.outdated(&now).is_empty());
     }
 
     #[test]

@@ -65,7 +65,20 @@ impl Default for Clock {
 
 /// Milliseconds from `since` to `now`; `seen` is the last moment noted before the machine was started again, if it was.
 pub fn elapsed_ms(since: &Stamp, seen: &Stamp, now: &Stamp) -> u64 {
-    if since.boot == now.boot && since.boot != 0 {
+    let ran_ms = ran_ms(since, seen, now);
+    let same = since.boot == now.boot && since.boot != 0;
+    let sane = since.wall_ms >= SANE_MS && now.wall_ms >= since.wall_ms;
+    if sane && !same {
+        ran_ms.max(now.wall_ms - since.wall_ms)
+    } else {
+        ran_ms
+    }
+}
+
+/// Of these, the milliseconds that the machine was seen to run.
+pub fn ran_ms(since: &Stamp, seen: &Stamp, now: &Stamp) -> u64 {
+    // Where the starts have no names, a clock that went on is taken for the same start.
+    if since.boot == now.boot && (since.boot != 0 || now.up_ms >= since.up_ms) {
         return now.up_ms.saturating_sub(since.up_ms);
     }
     // It ran so long at least: until it was seen last, and since it was started again.
@@ -74,13 +87,7 @@ pub fn elapsed_ms(since: &Stamp, seen: &Stamp, now: &Stamp) -> u64 {
     } else {
         0
     };
-    let ran_ms = before.saturating_add(now.up_ms);
-    let sane = since.wall_ms >= SANE_MS && now.wall_ms >= since.wall_ms;
-    if sane {
-        ran_ms.max(now.wall_ms - since.wall_ms)
-    } else {
-        ran_ms
-    }
+    before.saturating_add(now.up_ms)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -126,6 +133,7 @@ mod tests {
     fn a_machine_that_does_not_say_which_start_it_is_counts_no_uptime_across() {
         let since = stamp(0, 9000, 0);
         assert_eq!(elapsed_ms(&since, &since, &stamp(0, 400, 0)), 400);
+        assert_eq!(elapsed_ms(&since, &since, &stamp(0, 9500, 0)), 500);
     }
 
     #[test]

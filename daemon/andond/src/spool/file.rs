@@ -77,12 +77,13 @@ impl Folder {
         })
     }
 
-    /// Opens the store, which is made if there is none, and written anew if it is to be encrypted from now on, after a
-    /// sync that failed, or if `anew` says so.
+    /// Opens the store, which is written anew if it is to be encrypted from now on, and after a sync that failed. If there is
+    /// none, `make` says whether that is the beginning, or a file that has gone: then an empty one in its place would pass
+    /// for what was kept.
     ///
     /// # Errors
     /// See [`Store::open`].
-    pub(super) fn open(&self, anew: bool) -> Result<Store, SpoolError> {
+    pub(super) fn open(&self, make: bool) -> Result<Store, SpoolError> {
         let failed = |error| SpoolError::Folder(self.path.clone(), error);
         let place = self.path.join(NAME);
         match std::fs::remove_file(self.path.join(NEW)) {
@@ -92,12 +93,18 @@ impl Folder {
             Err(error) => return Err(failed(error)),
         }
         if !place.try_exists().map_err(failed)? {
+            if !make {
+                return Err(failed(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("{NAME} has gone"),
+                )));
+            }
             self.replace(None)?;
             return self.open_file(NAME);
         }
         let store = self.open_file(NAME)?;
         let unsealed = self.secret.is_some() && !store.is_encrypted();
-        if anew || unsealed || self.sync_failed.load(Ordering::Relaxed) {
+        if unsealed || self.sync_failed.load(Ordering::Relaxed) {
             return self.rewrite(store);
         }
         Ok(store)
@@ -141,7 +148,7 @@ impl Folder {
     fn open_file(&self, name: &str) -> Result<Store, SpoolError> {
         let failed = |error| SpoolError::Folder(self.path.clone(), error);
         let file = OpenOptions::new()
-            .create(true)
+            .create(name == NEW)
             .truncate(false)
             .read(true)
             .write(true)
@@ -199,5 +206,24 @@ impl StorageBackend for Disk {
 
     fn close(&self) -> io::Result<()> {
         self.inner.close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_gone_is_not_made_again() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let folder = Folder::take(folder.path(), None).expect("taken");
+        drop(folder.open(true).expect("made"));
+        drop(folder.open(false).expect("there"));
+        std::fs::rename(folder.path.join(NAME), folder.path.join("away")).expect("moved");
+        let error = folder.open(false).expect_err("it has gone");
+        assert!(matches!(error, SpoolError::Folder(..)), "{error}");
+        assert!(!folder.path.join(NAME).exists());
+        std::fs::rename(folder.path.join("away"), folder.path.join(NAME)).expect("moved");
+        drop(folder.open(false).expect("there again"));
     }
 }

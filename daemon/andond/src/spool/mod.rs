@@ -31,7 +31,7 @@ use self::book::{Book, Bounds, Filter, begin_attempts};
 use self::cipher::Secret;
 use self::clock::Clock;
 use self::file::Folder;
-use self::record::{Door, Due, Fingerprint, Header, Key, State};
+use self::record::{CRASHES_MAX, Door, Due, Fingerprint, Header, Key, State};
 use self::store::{Change, Store};
 use self::writer::{Job, Place, Queue, Writer};
 use crate::config::spool::{Durable, SpoolConfig};
@@ -191,7 +191,7 @@ impl Spool {
             Durable::On => {
                 let secret = config.key_file.as_deref().map(Secret::read).transpose()?;
                 let folder = Folder::take(&config.dir, secret)?;
-                let store = folder.open(false)?;
+                let store = folder.open(true)?;
                 (Place::Disk(folder), store)
             }
         };
@@ -362,6 +362,7 @@ impl Spool {
             fault: None,
             request_bytes: new.request.len() as u64,
             answer_bytes: 0,
+            crashes: 0,
         };
         let mut book = self.inner.book();
         let Some(gone) = book.room_for(header.bytes()) else {
@@ -408,6 +409,8 @@ impl Spool {
             header.answered = None;
             header.fault = None;
             header.answer_bytes = 0;
+            // Whoever asks for it gets one.
+            header.crashes = header.crashes.min(CRASHES_MAX - 1);
             true
         })?;
         let put = Change::Put {
@@ -442,13 +445,16 @@ impl Spool {
             forward
         });
         if let Some(header) = header {
+            // If the daemon has ended over it before, that it runs should be on the disk before it can do so again.
+            let soon = state == State::Running && header.attempt > 1;
+            let then = soon.then(|| Box::new(drop) as Then<()>);
             let put = Change::Put {
                 number,
                 header: Box::new(header),
                 request: None,
                 answer: None,
             };
-            self.inner.push(put, state, None, None);
+            self.inner.push(put, state, then, None);
         }
     }
 
@@ -531,6 +537,24 @@ impl Spool {
 
     /// Writes what is left and ends the thread. Blocks.
     pub fn close(&self) {
+        // What runs now was not ended by what it asks.
+        for (number, _) in self.list(&Filter::default()) {
+            let mut book = self.inner.book();
+            let header = book.change(number, |header| {
+                let runs = header.state == State::Running;
+                header.state = if runs { State::Accepted } else { header.state };
+                runs
+            });
+            if let Some(header) = header {
+                let put = Change::Put {
+                    number,
+                    header: Box::new(header),
+                    request: None,
+                    answer: None,
+                };
+                self.inner.push(put, State::Accepted, None, None);
+            }
+        }
         self.inner.queue().stopping = true;
         self.inner.changed.notify_one();
         let thread = self

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::clock::{Stamp, elapsed_ms};
+use crate::fault::{Fault, FaultCode};
 use crate::request::Origin;
 
 /// The way a request came.
@@ -125,7 +126,12 @@ pub struct Header {
     pub request_bytes: u64,
     /// Bytes of what was answered.
     pub answer_bytes: u64,
+    /// How often the daemon ended without order while an answer was being made, and the machine stayed up.
+    pub crashes: u8,
 }
+
+/// So many ends of the daemon over one request are enough.
+pub const CRASHES_MAX: u8 = 3;
 
 /// A deadline: so much time was left at that moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +153,20 @@ impl Due {
 const RECORD_BYTES: u64 = 512;
 
 impl Header {
+    /// Why there is no other attempt, if the daemon has ended too often during those before: a request that ends the daemon
+    /// must not end it for all others, for ever.
+    pub fn too_many_crashes(&self) -> Option<Fault> {
+        (self.crashes >= CRASHES_MAX).then(|| {
+            Fault::new(
+                FaultCode::Internal,
+                format!(
+                    "the daemon ended {} times while it answered this",
+                    self.crashes
+                ),
+            )
+        })
+    }
+
     /// Bytes the record takes, about.
     pub fn bytes(&self) -> u64 {
         RECORD_BYTES

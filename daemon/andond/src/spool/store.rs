@@ -17,7 +17,7 @@ use super::error::{SpoolError, storage};
 use super::record::Header;
 
 /// The schema that this version writes. A change of [`Header`] or of a table raises it and gets a step in `migrate`.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
 /// Pages that redb may keep in memory.
 pub(super) const CACHE_BYTES: usize = 1 << 20;
@@ -133,7 +133,7 @@ impl Store {
         Ok(())
     }
 
-    /// Brings an older schema to this one. There is no older one yet.
+    /// Brings an older schema to this one.
     fn migrate(&self, found: u32) -> Result<(), SpoolError> {
         match found {
             SCHEMA => Ok(()),
@@ -141,8 +141,33 @@ impl Store {
                 found,
                 known: SCHEMA,
             }),
+            // Headers end with the number of crashes since 2.
+            1 => self.each_header(SCHEMA, |header| header.push(0)),
             _ => Err(SpoolError::Damaged(format!("there is no schema {found}"))),
         }
+    }
+
+    /// Changes every header's bytes and the number of the schema, as one.
+    fn each_header(&self, schema: u32, change: impl Fn(&mut Vec<u8>)) -> Result<(), SpoolError> {
+        let write = self.database.begin_write().map_err(storage)?;
+        {
+            let mut table = write.open_table(HEADERS).map_err(storage)?;
+            let mut changed = Vec::new();
+            for entry in table.iter().map_err(storage)? {
+                let (number, value) = entry.map_err(storage)?;
+                let number = number.value();
+                let mut header = self.unseal(OF_HEADERS, number, value.value())?;
+                change(&mut header);
+                changed.push((number, self.seal(OF_HEADERS, number, &header)?));
+            }
+            for (number, value) in &changed {
+                table.insert(*number, value.as_slice()).map_err(storage)?;
+            }
+            let mut meta = write.open_table(META).map_err(storage)?;
+            let schema = schema.to_le_bytes();
+            meta.insert("schema", schema.as_slice()).map_err(storage)?;
+        }
+        write.commit().map_err(storage)
     }
 
     /// Whether values are sealed.
@@ -301,6 +326,13 @@ impl Store {
             None => Ok(value.to_vec()),
             Some(cipher) => cipher.open(table, number, value),
         }
+    }
+
+    /// Makes the file one of the first schema.
+    #[cfg(test)]
+    pub(super) fn pretend_first_schema(&self) {
+        let shorten = |header: &mut Vec<u8>| header.truncate(header.len() - 1);
+        self.each_header(1, shorten).expect("changed");
     }
 
     /// Makes the file that of another schema, as a later version would.

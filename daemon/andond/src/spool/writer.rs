@@ -314,9 +314,19 @@ impl Writer {
             }))
         };
         let outcome: Result<_, SpoolError> = read();
-        outcome.map_err(|error| {
-            self.failed(&error);
-            unkept(&error)
+        outcome.map_err(|error| match error {
+            // One value is damaged; nothing is wrong with the disk, and opening the file again mends nothing.
+            SpoolError::Damaged(_) => {
+                tracing::error!(number, %error, "a record of the spool cannot be read");
+                Fault::new(
+                    FaultCode::Internal,
+                    format!("the record cannot be read: {error}"),
+                )
+            }
+            error => {
+                self.failed(&error);
+                unkept(&error)
+            }
         })
     }
 

@@ -479,6 +479,9 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
     let client = Client(header.key.client.as_str().into());
     let again = header.attempt > 1;
     let outcome = loop {
+        if let Some(fault) = header.too_many_crashes() {
+            break Err(fault.into());
+        }
         let source = Source::Spool {
             body: ask.body.clone().into(),
             id: ask.id.clone(),

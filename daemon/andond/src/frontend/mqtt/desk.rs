@@ -960,6 +960,11 @@ impl Desk {
             }
             return None;
         }
+        let deadly = header.too_many_crashes();
+        let outcome = match deadly {
+            Some(fault) => outcome.and(Err(fault.into())),
+            None => outcome,
+        };
         let refusal = match outcome {
             _ if self.cancelled.remove(&number) => {
                 Fault::new(FaultCode::Cancelled, "the client ended the request").into()

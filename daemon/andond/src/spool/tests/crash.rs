@@ -33,6 +33,7 @@ pub(super) fn header(number: u64, state: State) -> Header {
         fault: None,
         request_bytes: 0,
         answer_bytes: 0,
+        crashes: 0,
     }
 }
 

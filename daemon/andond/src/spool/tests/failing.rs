@@ -137,6 +137,24 @@ fn another_key_no_key_and_a_later_schema_are_told_apart() {
 }
 
 #[test]
+fn a_file_of_the_first_schema_is_brought_up_to_date() {
+    let secret = Secret::new(vec![1; 40]).expect("a key");
+    let disk = Disk::default();
+    let mut store = Store::open(disk.clone(), Some(&secret)).expect("opens");
+    store
+        .apply(&[put(1, 9), put(2, 9)], &Stamp::default())
+        .expect("kept");
+    let before = store.headers().expect("headers");
+    store.pretend_first_schema();
+    assert!(store.headers().is_err(), "they are too short");
+    drop(store);
+    for _ in 0..2 {
+        let store = Store::open(disk.clone(), Some(&secret)).expect("opens");
+        assert_eq!(store.headers().expect("headers"), before);
+    }
+}
+
+#[test]
 fn what_is_no_spool_is_not_opened_and_not_changed() {
     let image = vec![b'x'; 8192];
     let disk = Disk::of(image.clone());

@@ -120,6 +120,23 @@ fn a_request_goes_through_its_states_and_starts() {
 }
 
 #[test]
+fn a_daemon_that_stops_in_order_leaves_nothing_running() {
+    let folder = TempDir::new().expect("a folder");
+    let config = config(folder.path());
+    let mut number = 0;
+    for _ in 0..2 {
+        let spool = open(&config);
+        if number == 0 {
+            number = accept(&spool, new("1", "x")).expect("kept");
+        }
+        spool.running(number);
+        spool.close();
+    }
+    let header = open(&config).get(number).expect("there");
+    assert_eq!((header.attempt, header.crashes), (3, 0));
+}
+
+#[test]
 fn what_is_dropped_is_gone_from_the_file_too() {
     let folder = TempDir::new().expect("a folder");
     let config = config(folder.path());

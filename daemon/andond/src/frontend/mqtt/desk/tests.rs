@@ -563,7 +563,8 @@ fn an_answer_that_the_broker_refuses_is_sent_again_for_a_while_and_then_gives_wa
         packet_bytes_max: 65_536,
         window: 9,
     };
-    for round in 0..=REFUSED_PAUSES.len() {
+    let pauses = REFUSED_PAUSES.iter().map(Some).chain([None]);
+    for (round, pause) in pauses.enumerate() {
         let mut count = 0;
         desk.outbox.pump(gate, Instant::now(), |_| {
             count += 1;
@@ -576,8 +577,8 @@ fn an_answer_that_the_broker_refuses_is_sent_again_for_a_while_and_then_gives_wa
         desk.confirmed(1, Some("not authorized"));
         desk.fetch(true, Instant::now());
         assert!(desk.outbox.is_empty() && desk.fetched.is_empty());
-        if round < REFUSED_PAUSES.len() {
-            desk.fetch(true, Instant::now() + REFUSED_PAUSES[round]);
+        if let Some(pause) = pause {
+            desk.fetch(true, Instant::now() + *pause);
             desk.hear();
         }
     }
