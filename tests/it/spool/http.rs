@@ -102,7 +102,9 @@ fn a_request_for_later_is_answered_by_the_next_daemon() {
     let found = wait_for(&daemon, "night-1");
     assert_eq!(found["attempt"], 2);
     assert_eq!(found["status"], 200);
-    assert_eq!(found["response"]["usage"]["completion_tokens"], 400);
+    // Whole: what is drawn may also end before.
+    let finish = &found["response"]["choices"][0]["finish_reason"];
+    assert!(finish == "length" || finish == "stop", "{found}");
     // The same through the key, and once it is read it is delivered.
     let again = post(&daemon, CHAT, &[later[1]], &question(400));
     assert_eq!(again.json().unwrap(), found["response"]);
