@@ -94,6 +94,7 @@ impl ReplyTo {
         if self.format == Format::Text {
             user.push(("type".to_owned(), kind.to_owned()));
             user.push(("id".to_owned(), self.id.as_str().to_owned()));
+            user.push(("attempt".to_owned(), self.attempt.to_string()));
             if let Some(sequence) = sequence {
                 user.push(("sequence".to_owned(), sequence.to_string()));
             }
@@ -566,6 +567,8 @@ mod tests {
     fn a_text_answer_is_the_bare_text() {
         let messages = reply(Format::Text).answer(&answer("Clear the jam."), Instant::now());
         assert_eq!(messages[0].payload, "Clear the jam.");
+        let attempt = ("attempt".to_owned(), "1".to_owned());
+        assert!(messages[0].properties.user.contains(&attempt));
         assert!(
             messages[0]
                 .properties
