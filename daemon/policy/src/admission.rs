@@ -220,7 +220,12 @@ pub fn admit(bounds: &Bounds, load: &Load, demand: &Demand, now_ms: u64) -> Resu
     {
         return Err(Refusal::of(Reason::DeadlinePassed));
     }
-    if load.client_open >= bounds.client_open_max {
+    // Who has asked for much else may still raise an alarm.
+    let beyond = match demand.priority {
+        Priority::Alarm => bounds.waiting_kept_for_alarms,
+        Priority::Interactive | Priority::Batch => 0,
+    };
+    if load.client_open >= bounds.client_open_max.saturating_add(beyond) {
         return Err(Refusal::until(Reason::ClientFull, load.turn_ms));
     }
     if let Some(throttled) = load.throttled {

@@ -100,7 +100,11 @@ proptest! {
         match admit(&bounds, &load, &demand, now_ms) {
             Ok(()) => {
                 prop_assert!(load.waiting < bounds.waiting_max);
-                prop_assert!(load.client_open < bounds.client_open_max);
+                let beyond = match demand.priority {
+                    Priority::Alarm => bounds.waiting_kept_for_alarms,
+                    _ => 0,
+                };
+                prop_assert!(load.client_open < bounds.client_open_max + beyond);
                 prop_assert!(load.throttled.is_none());
                 prop_assert!(demand.tokens_max.is_none_or(|tokens| tokens <= bounds.tokens_max));
                 prop_assert!(demand.deadline_ms.is_none_or(|deadline| deadline > now_ms));

@@ -682,3 +682,19 @@ fn a_machine_that_was_slow_once_is_tried_again() {
     assert!(scheduler.finished(20_100, tried));
     assert!(hurried(&mut scheduler, 20_200).is_ok());
 }
+
+#[test]
+fn a_client_with_much_open_may_still_raise_an_alarm() {
+    let mut config = CONFIG;
+    config.bounds.client_open_max = 2;
+    let mut scheduler = scheduler_of(config);
+    for _ in 0..2 {
+        ready(&mut scheduler, 0, arrival(Batch));
+    }
+    let full = |refusal: Refusal| refusal.reason == Reason::ClientFull;
+    assert!(scheduler.arrived(0, &arrival(Batch)).is_err_and(full));
+    for _ in 0..4 {
+        assert!(scheduler.arrived(0, &arrival(Alarm)).is_ok());
+    }
+    assert!(scheduler.arrived(0, &arrival(Alarm)).is_err_and(full));
+}

@@ -541,7 +541,8 @@ impl World {
             .open
             .iter()
             .filter(|&&request| self.requests[request].client == client);
-        if of_client.count() as u32 > bounds.client_open_max {
+        let most = bounds.client_open_max + bounds.waiting_kept_for_alarms;
+        if of_client.count() as u32 > most {
             return Err("a client has more open than it may".to_owned());
         }
         Ok(())
