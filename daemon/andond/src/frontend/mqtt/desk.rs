@@ -10,6 +10,9 @@
 //! no answer before it is; every request gets exactly one last message, be it an answer or an error; a request that
 //! runs or was answered is not computed again.
 
+mod again;
+mod backlog;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use self::again::{Repeat, Repetition};
 use super::message::{AckToken, Incoming, Outgoing, Properties};
 use super::outbox::{Letter, Outbox};
 use super::reply::{self, Answer, Format, ReplyTo};
@@ -30,11 +34,13 @@ use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Origin, Request};
 use crate::spool::book::Filter;
-use crate::spool::record::{self, Fingerprint, Header, Key, State};
-use crate::spool::{Kept, New, Order, Spool};
+use crate::spool::record::{self, Fingerprint, Key, State};
+use crate::spool::{Kept, New, Spool};
 use crate::telemetry::Telemetry;
 use crate::worker::{Done, JobEvent};
 use crate::workers::Swapped;
+
+pub(super) use self::backlog::describe;
 
 /// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -109,14 +115,6 @@ pub(super) enum Note {
     Read(u64, Box<Result<Option<Kept>, Fault>>),
     /// What was kept of it, for whoever asks again.
     Repeated(u64, Box<Result<Option<Kept>, Fault>>),
-}
-
-/// Whoever asked again for an answer that is being read.
-#[derive(Debug)]
-struct Repeat {
-    reply: ReplyTo,
-    /// Acknowledged once the answer has left.
-    acks: Vec<AckToken>,
 }
 
 #[derive(Debug)]
@@ -424,74 +422,6 @@ impl Desk {
         }))
     }
 
-    /// What a request that is in the spool and comes again has a right to.
-    fn known(
-        &mut self,
-        number: u64,
-        header: &Header,
-        key: &Key,
-        reply: &mut ReplyTo,
-        message: &Incoming,
-    ) -> Repetition {
-        if let Some(job) = self.jobs.get_mut(key) {
-            self.telemetry.spool_repeated();
-            tracing::info!(
-                client = key.client,
-                id = key.id,
-                "a request came again while it is being answered"
-            );
-            // The answer goes to whoever asked last: the first asker gave up or is the same.
-            reply.stream = job.reply.stream;
-            reply.attempt = job.reply.attempt;
-            job.reply = reply.clone();
-            if job.safe {
-                return Repetition::Waits(Verdict::Done);
-            }
-            job.acks.extend(message.ack);
-            return Repetition::Waits(Verdict::Later);
-        }
-        if !header.state.is_answered() {
-            tracing::info!(number, "a request came again that waits in the spool");
-            self.telemetry.spool_repeated();
-            return Repetition::Waits(Verdict::Done);
-        }
-        // The broker sends again what it does not know to be acknowledged; a client asks again because it wants an
-        // answer in place of the error.
-        if header.fault.is_some() && !message.repeated {
-            return Repetition::HasFailed;
-        }
-        Repetition::HasAnswer
-    }
-
-    /// Gives an answer again, unless it is on its way.
-    fn repeat(&mut self, number: u64, key: &Key, reply: ReplyTo, ack: Option<AckToken>) {
-        tracing::info!(
-            client = key.client,
-            id = key.id,
-            "a request came again and gets its answer again"
-        );
-        self.telemetry.spool_repeated();
-        if self.outbox.brings(number, &reply.topic, ack) {
-            return;
-        }
-        if let Some(repeat) = self.repeats.get_mut(&number) {
-            repeat.reply = reply;
-            repeat.acks.extend(ack);
-            return;
-        }
-        let acks = ack.into_iter().collect();
-        self.repeats.insert(number, Repeat { reply, acks });
-        self.read_again(number);
-    }
-
-    fn read_again(&self, number: u64) {
-        let notes = self.notes.clone();
-        self.spool.read(
-            number,
-            Box::new(move |kept| drop(notes.send(Note::Repeated(number, Box::new(kept))))),
-        );
-    }
-
     fn cancel(&mut self, client: &str, payload: &[u8]) -> Verdict {
         let Some(id) = request::cancel_id(payload) else {
             tracing::warn!(client, "a cancel names no id");
@@ -760,58 +690,6 @@ impl Desk {
         }
     }
 
-    /// An answer that is to be given again was read. While the disk fails it waits, and its acknowledgements with it:
-    /// an error in its place would be a second answer.
-    fn repeated(&mut self, number: u64, kept: Result<Option<Kept>, Fault>, now: Instant) {
-        let unread = match &kept {
-            Ok(Some(kept)) => kept.header.state.is_answered() && kept.answer.is_none(),
-            Ok(None) => false,
-            Err(fault) => fault.code == FaultCode::Unavailable,
-        };
-        if unread {
-            self.read_failed = true;
-            self.unread.push(number);
-            return;
-        }
-        let Some(Repeat {
-            mut reply,
-            mut acks,
-        }) = self.repeats.remove(&number)
-        else {
-            return;
-        };
-        let messages = match kept {
-            // Another attempt was begun meanwhile, whose answer comes.
-            Ok(Some(kept)) if !kept.header.state.is_answered() => {
-                return self.acks.append(&mut acks);
-            }
-            Ok(Some(kept)) => {
-                reply.attempt = kept.header.attempt;
-                reply.again(kept.answer.as_deref().unwrap_or_default(), now)
-            }
-            Ok(None) | Err(_) => Vec::new(),
-        };
-        if messages.is_empty() {
-            let fault = Fault::new(
-                FaultCode::Unavailable,
-                "the answer was given and cannot be read any more",
-            );
-            let message = reply.fault(&fault.retry_after(RETRY_AFTER), None);
-            let mut letter = Letter::passing(message);
-            letter.acks.append(&mut acks);
-            self.outbox.put(letter);
-        }
-        let last = messages.len();
-        for (index, message) in (1..).zip(messages) {
-            let mut letter = reply.last(message, number);
-            letter.sent = true;
-            if index == last {
-                letter.acks.append(&mut acks);
-            }
-            self.outbox.put(letter);
-        }
-    }
-
     fn accepted(&mut self, key: &Key, outcome: Result<(), Fault>) {
         let Some(job) = self.jobs.get_mut(key) else {
             return;
@@ -867,185 +745,6 @@ impl Desk {
         }
         if let Some(refusal) = &job.expired {
             self.announce(Event::Expired, &job.reply, refusal);
-        }
-    }
-
-    /// Whether requests wait in the spool that no job is for.
-    pub(super) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty() || !self.unread.is_empty()
-    }
-
-    /// Fetches what waits in the spool: answers always, requests if the worker takes some.
-    pub(super) fn fetch(&mut self, serving: bool, now: Instant) {
-        for number in std::mem::take(&mut self.unread) {
-            self.read_again(number);
-        }
-        for number in self.outbox.take_unsendable() {
-            self.give_up(number, "no packet of the broker is large enough");
-        }
-        for (number, (_, at)) in &mut self.refused {
-            if at.take_if(|at| *at <= now).is_some() {
-                self.backlog.push_back(*number);
-            }
-        }
-        for _ in 0..self.backlog.len() {
-            let room = self
-                .config
-                .mqtt
-                .requests_max
-                .saturating_sub(self.jobs.len());
-            if self.fetched.len() >= FETCHED_MAX.min(room) {
-                return;
-            }
-            let Some(number) = self.backlog.pop_front() else {
-                return;
-            };
-            let Some(header) = self.spool.get(number) else {
-                self.cancelled.remove(&number);
-                continue;
-            };
-            if self.jobs.contains_key(&header.key) {
-                continue;
-            }
-            if !header.state.is_answered() && !serving {
-                self.backlog.push_back(number);
-                continue;
-            }
-            self.fetched.insert(number);
-            let notes = self.notes.clone();
-            let then = Box::new(move |kept| drop(notes.send(Note::Read(number, Box::new(kept)))));
-            self.spool.read(number, then);
-        }
-    }
-
-    /// Goes on with a record of an earlier process.
-    fn recover(&mut self, number: u64, kept: Kept, now: Instant) -> Option<Box<Prepared>> {
-        let Kept {
-            header,
-            request,
-            answer,
-        } = kept;
-        let (Ok(kept), Ok(id)) = (
-            postcard::from_bytes::<KeptRequest>(&request),
-            RequestId::new(&header.key.id),
-        ) else {
-            tracing::error!(number, "a record of the spool is no request over MQTT");
-            return None;
-        };
-        let message = Incoming {
-            topic: kept.topic.clone(),
-            payload: Bytes::from(kept.payload.clone()),
-            retain: false,
-            repeated: true,
-            properties: kept.properties.clone(),
-            ack: None,
-        };
-        let Some((mut reply, outcome)) = self.read(&message, Some(id), now) else {
-            tracing::error!(
-                number,
-                topic = kept.topic,
-                "a record's topic is none of this gateway"
-            );
-            return None;
-        };
-        reply.topic.clone_from(&kept.reply_topic);
-        reply.attempt = header.attempt;
-        reply.deadline = self.spool.deadline(&header);
-        if header.state.is_answered() {
-            for message in reply.again(answer.as_deref().unwrap_or_default(), now) {
-                let mut letter = reply.last(message, number);
-                // By an earlier process, or before the broker has refused a part of it.
-                letter.sent = true;
-                self.outbox.put(letter);
-            }
-            return None;
-        }
-        let deadly = header.too_many_crashes();
-        let outcome = match deadly {
-            Some(fault) => outcome.and(Err(fault.into())),
-            None => outcome,
-        };
-        let refusal = match outcome {
-            _ if self.cancelled.remove(&number) => {
-                Fault::new(FaultCode::Cancelled, "the client ended the request").into()
-            }
-            Err(refusal) => refusal,
-            Ok(parsed) => {
-                tracing::info!(
-                    client = header.key.client,
-                    id = header.key.id,
-                    attempt = header.attempt,
-                    "a request of the spool is answered"
-                );
-                let mut request = parsed.request;
-                request.seed_unsaid = Some(header.seed);
-                // What is left of the first one; the task's own would begin anew.
-                request.deadline = reply.deadline;
-                return Some(Box::new(Prepared {
-                    request,
-                    key: header.key,
-                    ack: None,
-                    reply,
-                    fingerprint: header.fingerprint,
-                    kept,
-                    source: Source::Spool(number),
-                }));
-            }
-        };
-        self.end_without_job(number, &header.key, &reply, refusal);
-        None
-    }
-
-    /// Ends a record that will not be computed.
-    fn end_without_job(&mut self, number: u64, key: &Key, reply: &ReplyTo, refusal: Refusal) {
-        let message = reply.fault(&refusal.fault, refusal.field.as_deref());
-        let code = refusal.fault.code;
-        let kept = ReplyTo::kept(std::slice::from_ref(&message));
-        let job = Job {
-            serial: self.next_serial(),
-            number,
-            model: None,
-            reply: reply.clone(),
-            text: String::new(),
-            chunks_sent: 0,
-            chunk_lost: false,
-            safe: true,
-            acks: Vec::new(),
-            held: Vec::new(),
-            answer: Some(vec![message]),
-            left: false,
-            expired: (code == FaultCode::DeadlineExceeded).then_some(refusal),
-            again: false,
-        };
-        self.jobs.insert(key.clone(), job);
-        self.keep_answer(key, number, kept, Some(code));
-    }
-
-    /// An operator wants something of a record. Returns a running request that is to be cancelled.
-    pub(super) fn order(&mut self, order: Order) -> Option<Key> {
-        match order {
-            Order::Dropped(number, key) => {
-                self.outbox.forget(number);
-                self.refused.remove(&number);
-                if self.jobs.get(&key)?.number != number {
-                    return None;
-                }
-                let job = self.jobs.remove(&key)?;
-                // It was safe, and the operator knows better.
-                self.acks.extend(job.acks);
-                Some(key)
-            }
-            Order::Again(number) => {
-                let header = self.spool.get(number)?;
-                if self.jobs.contains_key(&header.key) || self.backlog.contains(&number) {
-                    return None;
-                }
-                if header.fault.is_some() {
-                    self.spool.again(number, None, Box::new(drop));
-                }
-                self.backlog.push_back(number);
-                None
-            }
         }
     }
 
@@ -1144,35 +843,6 @@ impl Desk {
         };
         self.outbox.put(Letter::passing(message));
     }
-}
-
-/// What a record says, for an operator.
-pub(super) fn describe(kept: &Kept) -> serde_json::Value {
-    let text = |bytes: &[u8]| {
-        serde_json::from_slice(bytes)
-            .unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
-    };
-    let mut object = serde_json::json!({});
-    if let Ok(request) = postcard::from_bytes::<KeptRequest>(&kept.request) {
-        object["topic"] = request.topic.into();
-        object["reply_topic"] = request.reply_topic.into();
-        object["request"] = text(&request.payload);
-    }
-    if let Some(answer) = &kept.answer {
-        let payloads = reply::payloads(answer);
-        object["answer"] = payloads.iter().map(|payload| text(payload)).collect();
-    }
-    object
-}
-
-/// What a request that comes again has a right to.
-enum Repetition {
-    /// It waits for the answer that is being made.
-    Waits(Verdict),
-    /// The answer that was made.
-    HasAnswer,
-    /// Another attempt.
-    HasFailed,
 }
 
 #[cfg(test)]

@@ -1,0 +1,228 @@
+//! What waits in the spool and has no job: requests of an earlier process, answers that were not delivered, and what an operator
+//! asks for.
+//!
+//! Invariant: a record is fetched by number, once at a time, and what is fetched is what the spool says by then.
+
+use std::time::Instant;
+
+use andon_wire::RequestId;
+use bytes::Bytes;
+
+use super::{Desk, FETCHED_MAX, Job, KeptRequest, Note, Prepared, Source};
+use crate::fault::{Fault, FaultCode};
+use crate::frontend::mqtt::message::Incoming;
+use crate::frontend::mqtt::reply::{self, ReplyTo};
+use crate::frontend::mqtt::request::Refusal;
+use crate::spool::record::Key;
+use crate::spool::{Kept, Order};
+
+impl Desk {
+    /// Whether requests wait in the spool that no job is for.
+    pub(in crate::frontend::mqtt) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty() || !self.unread.is_empty()
+    }
+
+    /// Fetches what waits in the spool: answers always, requests if the worker takes some.
+    pub(in crate::frontend::mqtt) fn fetch(&mut self, serving: bool, now: Instant) {
+        for number in std::mem::take(&mut self.unread) {
+            self.read_again(number);
+        }
+        for number in self.outbox.take_unsendable() {
+            self.give_up(number, "no packet of the broker is large enough");
+        }
+        for (number, (_, at)) in &mut self.refused {
+            if at.take_if(|at| *at <= now).is_some() {
+                self.backlog.push_back(*number);
+            }
+        }
+        for _ in 0..self.backlog.len() {
+            let room = self
+                .config
+                .mqtt
+                .requests_max
+                .saturating_sub(self.jobs.len());
+            if self.fetched.len() >= FETCHED_MAX.min(room) {
+                return;
+            }
+            let Some(number) = self.backlog.pop_front() else {
+                return;
+            };
+            let Some(header) = self.spool.get(number) else {
+                self.cancelled.remove(&number);
+                continue;
+            };
+            if self.jobs.contains_key(&header.key) {
+                continue;
+            }
+            if !header.state.is_answered() && !serving {
+                self.backlog.push_back(number);
+                continue;
+            }
+            self.fetched.insert(number);
+            let notes = self.notes.clone();
+            let then = Box::new(move |kept| drop(notes.send(Note::Read(number, Box::new(kept)))));
+            self.spool.read(number, then);
+        }
+    }
+
+    /// Goes on with a record of an earlier process.
+    pub(super) fn recover(
+        &mut self,
+        number: u64,
+        kept: Kept,
+        now: Instant,
+    ) -> Option<Box<Prepared>> {
+        let Kept {
+            header,
+            request,
+            answer,
+        } = kept;
+        let (Ok(kept), Ok(id)) = (
+            postcard::from_bytes::<KeptRequest>(&request),
+            RequestId::new(&header.key.id),
+        ) else {
+            tracing::error!(number, "a record of the spool is no request over MQTT");
+            return None;
+        };
+        let message = Incoming {
+            topic: kept.topic.clone(),
+            payload: Bytes::from(kept.payload.clone()),
+            retain: false,
+            repeated: true,
+            properties: kept.properties.clone(),
+            ack: None,
+        };
+        let Some((mut reply, outcome)) = self.read(&message, Some(id), now) else {
+            tracing::error!(
+                number,
+                topic = kept.topic,
+                "a record's topic is none of this gateway"
+            );
+            return None;
+        };
+        reply.topic.clone_from(&kept.reply_topic);
+        reply.attempt = header.attempt;
+        reply.deadline = self.spool.deadline(&header);
+        if header.state.is_answered() {
+            for message in reply.again(answer.as_deref().unwrap_or_default(), now) {
+                let mut letter = reply.last(message, number);
+                // By an earlier process, or before the broker has refused a part of it.
+                letter.sent = true;
+                self.outbox.put(letter);
+            }
+            return None;
+        }
+        let deadly = header.too_many_crashes();
+        let outcome = match deadly {
+            Some(fault) => outcome.and(Err(fault.into())),
+            None => outcome,
+        };
+        let refusal = match outcome {
+            _ if self.cancelled.remove(&number) => {
+                Fault::new(FaultCode::Cancelled, "the client ended the request").into()
+            }
+            Err(refusal) => refusal,
+            Ok(parsed) => {
+                tracing::info!(
+                    client = header.key.client,
+                    id = header.key.id,
+                    attempt = header.attempt,
+                    "a request of the spool is answered"
+                );
+                let mut request = parsed.request;
+                request.seed_unsaid = Some(header.seed);
+                // What is left of the first one; the task's own would begin anew.
+                request.deadline = reply.deadline;
+                return Some(Box::new(Prepared {
+                    request,
+                    key: header.key,
+                    ack: None,
+                    reply,
+                    fingerprint: header.fingerprint,
+                    kept,
+                    source: Source::Spool(number),
+                }));
+            }
+        };
+        self.end_without_job(number, &header.key, &reply, refusal);
+        None
+    }
+
+    /// Ends a record that will not be computed.
+    pub(super) fn end_without_job(
+        &mut self,
+        number: u64,
+        key: &Key,
+        reply: &ReplyTo,
+        refusal: Refusal,
+    ) {
+        let message = reply.fault(&refusal.fault, refusal.field.as_deref());
+        let code = refusal.fault.code;
+        let kept = ReplyTo::kept(std::slice::from_ref(&message));
+        let job = Job {
+            serial: self.next_serial(),
+            number,
+            model: None,
+            reply: reply.clone(),
+            text: String::new(),
+            chunks_sent: 0,
+            chunk_lost: false,
+            safe: true,
+            acks: Vec::new(),
+            held: Vec::new(),
+            answer: Some(vec![message]),
+            left: false,
+            expired: (code == FaultCode::DeadlineExceeded).then_some(refusal),
+            again: false,
+        };
+        self.jobs.insert(key.clone(), job);
+        self.keep_answer(key, number, kept, Some(code));
+    }
+
+    /// An operator wants something of a record. Returns a running request that is to be cancelled.
+    pub(in crate::frontend::mqtt) fn order(&mut self, order: Order) -> Option<Key> {
+        match order {
+            Order::Dropped(number, key) => {
+                self.outbox.forget(number);
+                self.refused.remove(&number);
+                if self.jobs.get(&key)?.number != number {
+                    return None;
+                }
+                let job = self.jobs.remove(&key)?;
+                // It was safe, and the operator knows better.
+                self.acks.extend(job.acks);
+                Some(key)
+            }
+            Order::Again(number) => {
+                let header = self.spool.get(number)?;
+                if self.jobs.contains_key(&header.key) || self.backlog.contains(&number) {
+                    return None;
+                }
+                if header.fault.is_some() {
+                    self.spool.again(number, None, Box::new(drop));
+                }
+                self.backlog.push_back(number);
+                None
+            }
+        }
+    }
+}
+
+/// What a record says, for an operator.
+pub(in crate::frontend::mqtt) fn describe(kept: &Kept) -> serde_json::Value {
+    let text = |bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
+    };
+    let mut object = serde_json::json!({});
+    if let Ok(request) = postcard::from_bytes::<KeptRequest>(&kept.request) {
+        object["topic"] = request.topic.into();
+        object["reply_topic"] = request.reply_topic.into();
+        object["request"] = text(&request.payload);
+    }
+    if let Some(answer) = &kept.answer {
+        let payloads = reply::payloads(answer);
+        object["answer"] = payloads.iter().map(|payload| text(payload)).collect();
+    }
+    object
+}
