@@ -157,7 +157,7 @@ fn output_is_the_same_whatever_the_threads_and_instructions() {
     for engine in [
         "[engine]\n",
         "[engine]\nthreads = 2\n",
-        "[engine]\nthreads = 3\nbatch-tokens-max = 8\n",
+        "[engine]\nthreads = 3\nbatch-tokens-max = 8\nparallel-max = 4\n",
     ] {
         assert_eq!(run(engine), expected, "{engine}");
     }

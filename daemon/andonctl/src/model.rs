@@ -267,7 +267,7 @@ struct Line {
     /// Whether the kernel keeps its weights from changing (fs-verity).
     verity: Option<bool>,
     /// Whether it is loaded: `kept` if it is not.
-    state: String,
+    state: Option<String>,
     /// The other names that it answers to.
     answers_to: Vec<String>,
 }
@@ -275,10 +275,10 @@ struct Line {
 fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> {
     let mut connection = Connection::open(socket)?;
     let mut lines = models(&mut connection)?;
-    // A daemon that is older than the question ends the connection, and packs nothing.
+    // A daemon that is older than a question ends the connection, and does nothing of what that is about.
     let packs = packs(&mut connection).unwrap_or_default();
     let signed = signatures(&mut connection).unwrap_or_default();
-    let served = served(&mut connection)?;
+    let served = served(&mut connection).ok();
     for line in &mut lines {
         line.packed_bytes = packs.get(&line.name).copied();
         if let Some((state, key, verity)) = signed.get(&line.name) {
@@ -286,9 +286,10 @@ fn ls(socket: &Path, as_json: bool, output: &mut Output) -> Result<(), Failure> 
             line.key = Some(key.clone()).filter(|key| !key.is_empty());
             line.verity = Some(*verity);
         }
-        for (name, model, state) in &served {
+        line.state = served.as_ref().map(|_| "kept".to_owned());
+        for (name, model, state) in served.iter().flatten() {
             if *model == line.name {
-                line.state.clone_from(state);
+                line.state = Some(state.clone());
                 if name != model {
                     line.answers_to.push(name.clone());
                 }
@@ -330,7 +331,7 @@ fn models(connection: &mut Connection) -> Result<Vec<Line>, Failure> {
                 signature: None,
                 key: None,
                 verity: None,
-                state: "kept".to_owned(),
+                state: None,
                 answers_to: Vec::new(),
             }),
             ServerFrame::ModelDone(done) if done.id == id => return Ok(lines),
@@ -436,9 +437,9 @@ impl fmt::Display for Line {
                 _ => String::new(),
             },
             self.verity.filter(|on| *on).map_or("", |_| "  verity"),
-            match self.state.as_str() {
-                "kept" => String::new(),
-                state => format!("  {state}"),
+            match self.state.as_deref() {
+                None | Some("kept") => String::new(),
+                Some(state) => format!("  {state}"),
             },
             if self.active { "  active" } else { "" },
             match self.answers_to.as_slice() {

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddReady, ClientFrame, ErrorCode, Fault, ModelAction, ModelAdded, ModelDone, ModelName,
-    ModelProgress, ModelStage, Models, RequestId, ServerFrame, SignatureState, StoredModel,
-    StoredPack, StoredSignature,
+    ModelProgress, ModelResidence, ModelStage, Models, RequestId, ServedModel, ServerFrame,
+    SignatureState, StoredModel, StoredPack, StoredSignature,
 };
 
 use crate::pull::gguf;
@@ -203,7 +203,7 @@ fn models_are_listed_one_a_line() {
         stored(peer, &id, false);
         peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 2 }));
     };
-    // One that does not know what packs are hangs up; the models are listed all the same.
+    // One that does not know what packs are, or which models answer, hangs up; the models are listed all the same.
     let server = Server::welcoming(serve);
     let outcome = server.run(["model", "ls"]);
     let lines: Vec<&str> = outcome.stdout.lines().collect();
@@ -217,6 +217,7 @@ fn models_are_listed_one_a_line() {
     let first: serde_json::Value =
         serde_json::from_str(outcome.stdout.lines().next().unwrap()).unwrap();
     assert_eq!(first["active"], true);
+    assert_eq!(first["state"], serde_json::Value::Null);
     assert_eq!(first["sha256"], "ab".repeat(32));
 }
 
@@ -245,13 +246,29 @@ fn packed_and_signed_models_are_marked() {
             verity: true,
         }));
         peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 1 }));
+        let (id, action) = task(peer);
+        assert_eq!(action, ModelAction::Served);
+        for name in ["m", "chat"] {
+            peer.send(&ServerFrame::ServedModel(ServedModel {
+                id: id.clone(),
+                name,
+                model: if name == "m" { "" } else { "m" },
+                former: "",
+                residence: ModelResidence::Loaded,
+                default: false,
+                pinned: false,
+                probation: false,
+                memory_bytes: 0,
+            }));
+        }
+        peer.send(&ServerFrame::ModelDone(ModelDone { id, count: 2 }));
     };
     let server = Server::welcoming(serve);
     let outcome = server.run(["model", "ls"]);
     assert!(
-        outcome
-            .stdout
-            .ends_with("not stated  packed  signed by 0123456789abcdef  verity\n"),
+        outcome.stdout.ends_with(
+            "not stated  packed  signed by 0123456789abcdef  verity  loaded  answers to chat\n"
+        ),
         "{outcome:?}"
     );
     let outcome = server.run(["model", "ls", "--json"]);
@@ -260,4 +277,6 @@ fn packed_and_signed_models_are_marked() {
     assert_eq!(line["signature"], "good");
     assert_eq!(line["key"], "0123456789abcdef");
     assert_eq!(line["verity"], true);
+    assert_eq!(line["state"], "loaded");
+    assert_eq!(line["answers_to"], serde_json::json!(["chat"]));
 }

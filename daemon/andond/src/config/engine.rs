@@ -14,7 +14,7 @@ pub struct EngineConfig {
     pub isa: Option<String>,
     /// Most tokens of one pass over the weights.
     pub batch_tokens_max: usize,
-    /// Most requests decoded at once.
+    /// Most requests decoded at once; fewer than `batch_tokens_max`.
     pub parallel_max: usize,
     /// Whether requests that begin with the same text share what was computed for it.
     pub prefix_cache: bool,
