@@ -1,0 +1,259 @@
+//! How a request of the spool gets its reply: computed on its own, whoever stays to read, and kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse as _;
+use http_body_util::BodyExt as _;
+use tokio::sync::oneshot;
+
+use super::live::{Ended, Live};
+use super::{KeptAsk, KeptReply, Source, fetch, reply};
+use crate::fault::{Fault, FaultCode};
+use crate::frontend::http::Service;
+use crate::frontend::http::answer::{self, Ending};
+use crate::frontend::http::error::ApiError;
+use crate::frontend::http::serve::Client;
+use crate::spool::book::Filter;
+use crate::spool::record::Door;
+use crate::spool::{Kept, Order};
+use crate::worker::WorkerState;
+
+/// Between two tries to have a request of the spool computed, for which there was no place.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Between two tries to read a request while the disk fails.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a request that just came asks, and the word on whether it is kept.
+pub(super) type Fresh = (KeptAsk, oneshot::Receiver<Result<(), Fault>>);
+
+/// Has a request of the spool computed, on its own.
+pub(super) fn compute(service: &Arc<Service>, number: u64, fresh: Option<Fresh>) {
+    let live = Arc::new(Live::default());
+    // Whoever comes with the same key in the meantime reads along.
+    service.durable.lock().insert(number, Arc::clone(&live));
+    let ended = Ended {
+        service: Arc::downgrade(service),
+        number,
+        live: Arc::clone(&live),
+    };
+    let service = Arc::clone(service);
+    let making = Arc::clone(&live);
+    let task = tokio::spawn(async move {
+        let _ended = ended;
+        computed(service, number, making, fresh).await;
+    });
+    live.say(|said| said.computing = Some(task.abort_handle()));
+}
+
+async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Option<Fresh>) {
+    let spool = &service.context.spool;
+    let ask = match fresh {
+        Some((ask, safe)) => {
+            let outcome = safe.await.unwrap_or_else(|_| Err(answer::broken_off()));
+            let kept = outcome.is_ok();
+            live.say(|said| said.safe = Some(outcome));
+            if !kept {
+                return service.context.telemetry.spool_unkept();
+            }
+            ask
+        }
+        None => {
+            live.say(|said| said.safe = Some(Ok(())));
+            let Some(kept) = fetch_patiently(&service, number).await else {
+                return;
+            };
+            let Ok(ask) = postcard::from_bytes::<KeptAsk>(&kept.request) else {
+                tracing::error!(number, "a record of the spool is no request over HTTP");
+                return;
+            };
+            ask
+        }
+    };
+    let Some(header) = spool.get(number) else {
+        return;
+    };
+    let client = Client(header.key.client.as_str().into());
+    let again = header.attempt > 1;
+    let outcome = loop {
+        if let Some(fault) = header.too_many_crashes() {
+            break Err(fault.into());
+        }
+        let source = Source::Spool {
+            body: ask.body.clone().into(),
+            id: ask.id.clone(),
+            seed: header.seed,
+            deadline: spool.deadline(&header),
+        };
+        spool.running(number);
+        match reply(&service, ask.place, &client, source).await {
+            // Nobody waits who could try again, or somebody was told that it is kept.
+            Err(error)
+                if error.status == StatusCode::TOO_MANY_REQUESTS
+                    && (again || !live.lock().may_be_refused()) =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => break outcome,
+        }
+    };
+    if let Err(error) = &outcome {
+        match error.status {
+            // The next start answers it.
+            StatusCode::SERVICE_UNAVAILABLE => return leave(&live, outcome).await,
+            // It never began: the client may come with the same key.
+            StatusCode::TOO_MANY_REQUESTS => {
+                spool.forget(number);
+                return leave(&live, outcome).await;
+            }
+            _ => {}
+        }
+    }
+    let code = outcome.as_ref().err().and_then(|error| error.code);
+    let response = outcome.unwrap_or_else(ApiError::into_response);
+    let ending = response.extensions().get::<Ending>().cloned();
+    let kept = gather(response, &live).await;
+    let code = match ending.map_or(Ok(()), |ending| ending.get()) {
+        Ok(()) => code,
+        // The next start answers it; what was read so far says that it broke off.
+        Err(FaultCode::Unavailable) => return say_rest(&live, &kept),
+        Err(_) if service.context.stopping.is_cancelled() => return say_rest(&live, &kept),
+        Err(code) => ApiError::from(Fault::new(code, "")).code,
+    };
+    let (told, safe) = oneshot::channel();
+    let then = Box::new(move |outcome: Result<(), Fault>| drop(told.send(outcome)));
+    let bytes = postcard::to_stdvec(&kept)
+        .map(Bytes::from)
+        .unwrap_or_default();
+    if spool.answer(number, bytes, code, then)
+        && let Ok(Err(fault)) = safe.await
+    {
+        tracing::error!(number, %fault, "a reply is sent that is not safe on the disk");
+    }
+    // Readers hold what is said; nobody else needs it any more.
+    say_rest(&live, &kept);
+}
+
+/// Says what of a reply was held back.
+fn say_rest(live: &Live, kept: &KeptReply) {
+    live.say(|said| {
+        let rest = said.pieces.iter().map(Bytes::len).sum::<usize>();
+        let rest = kept.body.get(rest..).unwrap_or_default().to_vec();
+        said.pieces.push(rest.into());
+    });
+}
+
+/// Tells whoever reads why there is no reply now, without its being the reply.
+async fn leave(live: &Live, outcome: Result<Response<Body>, ApiError>) {
+    let response = outcome.unwrap_or_else(ApiError::into_response);
+    let kept = gather(response, live).await;
+    say_rest(live, &kept);
+}
+
+/// Passes a reply on as it is made, but for its last piece, and returns all of it.
+async fn gather(response: Response<Body>, live: &Live) -> KeptReply {
+    let (head, mut body) = response.into_parts();
+    let content_type = head.headers.get(CONTENT_TYPE).cloned();
+    let content_type = content_type.unwrap_or_else(|| HeaderValue::from_static("application/json"));
+    live.say(|said| said.head = Some((head.status, content_type.clone())));
+    let mut whole = Vec::new();
+    let mut held: Option<Bytes> = None;
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Ok(piece) = frame.into_data() {
+            whole.extend_from_slice(&piece);
+            if let Some(before) = held.replace(piece) {
+                live.say(|said| said.pieces.push(before));
+            }
+        }
+    }
+    KeptReply {
+        status: head.status.as_u16(),
+        content_type: content_type.to_str().unwrap_or_default().to_owned(),
+        body: whole,
+    }
+}
+
+/// Fetches a record that is to be answered, however long the disk fails; `None` if it is not there, or is damaged.
+async fn fetch_patiently(service: &Arc<Service>, number: u64) -> Option<Kept> {
+    loop {
+        match fetch(service, number).await {
+            Ok(kept) => return kept,
+            Err(fault) if fault.code == FaultCode::Unavailable => {
+                tracing::debug!(number, %fault, "a request of the spool cannot be read now");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+            Err(fault) => {
+                tracing::error!(number, %fault, "a request of the spool cannot be answered");
+                return None;
+            }
+        }
+    }
+}
+
+/// Goes on with what an earlier process left, and does what operators want, until the daemon stops.
+pub(in crate::frontend::http) async fn look_after(service: Arc<Service>) {
+    let context = &service.context;
+    let mut orders = context.spool.orders(Door::Http);
+    let mut states = context.workers.states();
+    let serving = states.wait_for(|state| *state == WorkerState::Ready);
+    tokio::select! {
+        _ = serving => {}
+        () = context.stopping.cancelled() => return,
+    }
+    compute_unanswered(&service, false);
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            changed = states.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // What a worker without a model has left.
+                if *states.borrow_and_update() == WorkerState::Ready {
+                    compute_unanswered(&service, true);
+                }
+                continue;
+            }
+            () = context.stopping.cancelled() => return,
+        };
+        match order {
+            None => return,
+            Some(Order::Dropped(number, _)) => service.durable.end(number),
+            Some(Order::Again(number)) => {
+                let Some(header) = context.spool.get(number) else {
+                    continue;
+                };
+                let over = header.fault.is_some() || !header.state.is_answered();
+                if over && service.durable.get(number).is_none() {
+                    let left = context
+                        .spool
+                        .left(&header)
+                        .filter(|_| header.fault.is_none());
+                    context.spool.again(number, left, Box::new(drop));
+                    compute(&service, number, None);
+                }
+            }
+        }
+    }
+}
+
+/// Has everything computed that has no answer and is not being made: as another attempt if this process may have said
+/// something of one before.
+fn compute_unanswered(service: &Arc<Service>, again: bool) {
+    let spool = &service.context.spool;
+    for (number, header) in spool.list(&Filter::default()) {
+        let waits = header.key.door == Door::Http
+            && !header.state.is_answered()
+            && service.durable.get(number).is_none();
+        if !waits {
+            continue;
+        }
+        if again {
+            spool.again(number, spool.left(&header), Box::new(drop));
+        }
+        compute(service, number, None);
+    }
+}

@@ -1,0 +1,202 @@
+//! What a client gets to read: a reply as it is made or as it was made, and what is known of a request.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use futures_util::stream;
+use serde_json::{Value, json};
+
+use super::live::{Hearer, Live};
+use super::{KEY_BYTES_MAX, KeptAsk, KeptReply, fetch};
+use crate::fault::{Fault, FaultCode};
+use crate::frontend::http::error::ApiError;
+use crate::frontend::http::serve::Client;
+use crate::frontend::http::{Service, json_response};
+use crate::spool::Kept;
+use crate::spool::record::{Door, Header, Key, State as Stage};
+
+const APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const ATTEMPT: HeaderName = HeaderName::from_static("andon-attempt");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// What a client gets that will ask again.
+pub(super) fn accepted(service: &Service, key: &Key, number: u64) -> Response<Body> {
+    let header = service.context.spool.get(number);
+    let state = header.map_or(Stage::Accepted, |header| header.state);
+    let mut response = json_response(&json!({
+        "id": key.id,
+        "object": "request",
+        "state": state.name(),
+    }));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    let headers = response.headers_mut();
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/requests/{}", key.id)) {
+        headers.insert(LOCATION, location);
+    }
+    headers.insert(APPLIED, HeaderValue::from_static("respond-async"));
+    response
+}
+
+/// Reads a reply: as it is made, or as it was made.
+pub(super) async fn read(
+    service: &Arc<Service>,
+    number: u64,
+    known: Option<&Header>,
+    live: Option<Arc<Live>>,
+) -> Result<Response<Body>, ApiError> {
+    let attempt = known.map_or(1, |header| header.attempt);
+    let Some(live) = live else {
+        let kept = fetch(service, number).await?;
+        let kept = kept
+            .and_then(|kept| kept.answer)
+            .ok_or_else(|| waiting(number))?;
+        let reply: KeptReply = postcard::from_bytes(&kept).map_err(|_| waiting(number))?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
+        if let Ok(kind) = HeaderValue::from_str(&reply.content_type) {
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+        }
+        let headers = response.headers_mut();
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+        headers.insert(ATTEMPT, attempt.into());
+        let pieces = Arc::new(Live::default());
+        pieces.say(|said| {
+            said.pieces.push(reply.body.into());
+            said.over = true;
+        });
+        *response.body_mut() = body(pieces, Arc::downgrade(service), number);
+        return Ok(response);
+    };
+    let head = {
+        let _hearer = Hearer::new(&live);
+        live.until(|said| {
+            let refused = said.safe.clone().and_then(Result::err).map(Err);
+            let over = said.over.then_some(Ok(None));
+            let head = said.head.clone().map(|head| Ok(Some(head)));
+            head.or(refused).or(over)
+        })
+        .await?
+    };
+    let Some((status, kind)) = head else {
+        return Err(waiting(number));
+    };
+    let mut response = Response::new(body(live, Arc::downgrade(service), number));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, kind);
+    headers.insert(ATTEMPT, attempt.into());
+    if known.is_some() {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+fn waiting(number: u64) -> ApiError {
+    tracing::debug!(number, "a request of the spool has no reply yet");
+    let fault = Fault::new(
+        FaultCode::Unavailable,
+        "the request is kept and not answered yet; ask again with the same key",
+    );
+    fault.retry_after(Duration::from_secs(1)).into()
+}
+
+/// The body of a reply; what was read to its end is delivered.
+fn body(live: Arc<Live>, service: Weak<Service>, number: u64) -> Body {
+    let pieces = stream::unfold(
+        (0, live, service),
+        move |(next, live, service)| async move {
+            let piece = live.until(|said| {
+                let over = said.over.then_some(None);
+                said.pieces.get(next).cloned().map(Some).or(over)
+            });
+            let Some(piece) = piece.await else {
+                if let Some(service) = service.upgrade() {
+                    service.context.spool.delivered(number);
+                }
+                return None;
+            };
+            Some((
+                Ok::<Bytes, std::convert::Infallible>(piece),
+                (next + 1, live, service),
+            ))
+        },
+    );
+    Body::from_stream(pieces)
+}
+
+/// `GET /v1/requests/{id}`
+pub(in crate::frontend::http) async fn retrieve(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    let (number, header) = find(&service, &client, &id)?;
+    if let Some(live) = service.durable.get(number) {
+        live.say(|said| said.promised = true);
+    }
+    let mut object = json!({
+        "id": id,
+        "object": "request",
+        "state": header.state.name(),
+        "attempt": header.attempt,
+    });
+    if header.state.is_answered()
+        && let Some(answer) = fetch(&service, number).await?.and_then(|kept| kept.answer)
+        && let Ok(reply) = postcard::from_bytes::<KeptReply>(&answer)
+    {
+        let text = String::from_utf8_lossy(&reply.body);
+        object["status"] = reply.status.into();
+        object["content_type"] = reply.content_type.into();
+        object["response"] =
+            serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.into_owned()));
+        service.context.spool.delivered(number);
+    }
+    Ok(json_response(&object))
+}
+
+/// `DELETE /v1/requests/{id}`
+pub(in crate::frontend::http) async fn delete(
+    State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    let (number, _) = find(&service, &client, &id)?;
+    service.context.spool.forget(number);
+    service.durable.end(number);
+    Ok(json_response(
+        &json!({"id": id, "object": "request", "deleted": true}),
+    ))
+}
+
+fn find(service: &Service, client: &Client, id: &str) -> Result<(u64, Header), ApiError> {
+    let key = Key {
+        door: Door::Http,
+        client: client.0.to_string(),
+        id: id.to_owned(),
+    };
+    let shown: String = id.chars().take(KEY_BYTES_MAX).collect();
+    (service.context.spool.find(&key)).ok_or_else(|| ApiError::unknown_request(&shown))
+}
+
+/// What a record of this front end says, for an operator.
+pub(crate) fn describe(kept: &Kept) -> Value {
+    let text = |bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()))
+    };
+    let mut object = json!({});
+    if let Ok(ask) = postcard::from_bytes::<KeptAsk>(&kept.request) {
+        object["request"] = text(&ask.body);
+    }
+    let answer = kept.answer.as_deref().unwrap_or_default();
+    if let Ok(reply) = postcard::from_bytes::<KeptReply>(answer) {
+        object["status"] = reply.status.into();
+        object["answer"] = text(&reply.body);
+    }
+    object
+}
