@@ -31,15 +31,18 @@ pub enum FaultCode {
     Cancelled,
     /// The client did not read its answer in time.
     SlowReader,
-    /// The daemon is starting or stopping.
+    /// The daemon is stopping, or what it keeps cannot be read or written now.
     Unavailable,
+    /// The model is not there now: it is loaded, unloaded or broken, or there is no room for it. The daemon goes on, and the
+    /// same request may be answered later.
+    ModelUnavailable,
     /// A fault of the daemon or of the model file.
     Internal,
 }
 
 impl FaultCode {
     /// Every code, in the order of declaration.
-    pub const ALL: [FaultCode; 13] = [
+    pub const ALL: [FaultCode; 14] = [
         FaultCode::InvalidRequest,
         FaultCode::TooLarge,
         FaultCode::UnknownModel,
@@ -52,6 +55,7 @@ impl FaultCode {
         FaultCode::Cancelled,
         FaultCode::SlowReader,
         FaultCode::Unavailable,
+        FaultCode::ModelUnavailable,
         FaultCode::Internal,
     ];
 
@@ -70,6 +74,7 @@ impl FaultCode {
             FaultCode::Cancelled => "cancelled",
             FaultCode::SlowReader => "slow_reader",
             FaultCode::Unavailable => "unavailable",
+            FaultCode::ModelUnavailable => "model_unavailable",
             FaultCode::Internal => "internal",
         }
     }

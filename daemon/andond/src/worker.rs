@@ -172,6 +172,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// Whether an alarm has become ready since the engine's thread last looked: a pass over another prompt then ends.
     alarm_ready: AtomicBool,
+    /// Whether the daemon stops, and not just this worker.
+    stops: AtomicBool,
     /// Whether the machine is being measured, beside which nothing else is to run.
     measuring: AtomicBool,
     /// Where the policy's clock begins.
@@ -254,15 +256,16 @@ impl Shared {
 
     /// Why nothing is taken any more.
     fn closed(&self) -> Fault {
-        match &*self.state.borrow() {
-            WorkerState::Broken(why) => Fault::new(FaultCode::Unavailable, why),
-            WorkerState::Failed(why) => {
-                let name = self.config.model.name();
-                let message = format!("the model {name} cannot be served: {why}");
-                Fault::new(FaultCode::Unavailable, message)
-            }
-            _ => Shared::stopping(),
+        if self.stops.load(Ordering::Relaxed) {
+            return Shared::stopping();
         }
+        let name = self.config.model.name();
+        let message = match &*self.state.borrow() {
+            WorkerState::Broken(why) => why.clone(),
+            WorkerState::Failed(why) => format!("the model {name} cannot be served: {why}"),
+            _ => format!("the model {name} is being unloaded"),
+        };
+        Fault::new(FaultCode::ModelUnavailable, message).retry_after(Duration::from_secs(1))
     }
 
     /// Ends all service with the model; what waits is refused by whoever waits for it.
@@ -377,6 +380,7 @@ impl WorkerHandle {
             board: Mutex::new(board),
             changed: Condvar::new(),
             alarm_ready: AtomicBool::new(false),
+            stops: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
             epoch: Instant::now(),
             throttle: Mutex::default(),
@@ -489,6 +493,7 @@ impl WorkerHandle {
     pub fn stop(&self, grace: Duration) {
         let until = Instant::now() + grace;
         let mut board = self.shared.board();
+        self.shared.stops.store(true, Ordering::Relaxed);
         if board.phase != Phase::Failed {
             board.enter(Phase::Stopping(until));
             self.shared.state.send_replace(WorkerState::Stopping);
@@ -805,7 +810,7 @@ impl Shared {
     }
 
     fn loading() -> Fault {
-        Fault::new(FaultCode::Unavailable, "the model is not loaded yet")
+        Fault::new(FaultCode::ModelUnavailable, "the model is not loaded yet")
             .retry_after(Duration::from_secs(1))
     }
 }

@@ -139,10 +139,19 @@ struct State {
     members: BTreeMap<Target, Member>,
     names: Names,
     /// Models that could not be loaded, and when that was.
-    failed: BTreeMap<Target, (Instant, String)>,
+    failed: BTreeMap<Target, Failed>,
     probations: Vec<Probation>,
     throttle: (Throttle, Option<Cause>),
     stopping: bool,
+}
+
+/// A model that could not be loaded, or broke.
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    why: String,
+    /// Whether its file or the configuration is at fault, so that no later try does better.
+    for_good: bool,
 }
 
 /// A model that is loaded, or being loaded.
@@ -516,7 +525,7 @@ impl Workers {
         match (worker.state(), worker.facts()) {
             (WorkerState::Ready | WorkerState::Stopping, Some(facts)) => Ok(facts),
             (WorkerState::Broken(why) | WorkerState::Waiting(why), _) => {
-                Err(Fault::new(FaultCode::Unavailable, why))
+                Err(Fault::new(FaultCode::ModelUnavailable, why))
             }
             _ => Err(Workers::loading()),
         }
@@ -544,14 +553,14 @@ impl Workers {
         let worker = member.map(|member| member.worker.clone());
         worker.ok_or_else(|| {
             Fault::new(
-                FaultCode::Unavailable,
+                FaultCode::ModelUnavailable,
                 format!("the model {} is not loaded", self.inner.label(&target)),
             )
         })
     }
 
     fn loading() -> Fault {
-        Fault::new(FaultCode::Unavailable, "the model is being loaded")
+        Fault::new(FaultCode::ModelUnavailable, "the model is being loaded")
             .retry_after(Duration::from_secs(1))
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::TinyModel;
+use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{andonctl, bad, eventually, file, good, ready};
@@ -225,6 +226,24 @@ fn a_damaged_model_takes_nobodys_place() {
     );
     eventually("the old one is there again", || ready(&daemon));
     assert_eq!(text(&daemon, None), old);
+
+    // Who was promised an answer by it hears that there is none.
+    let later = [
+        ("idempotency-key", "a-1"),
+        ("prefer", "respond-async"),
+        ("content-type", "application/json"),
+    ];
+    let body = json!({ "prompt": "hello", "model": "one" }).to_string();
+    let reply = daemon
+        .http()
+        .send(Method::POST, "/v1/completions", &later, body)
+        .unwrap();
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    eventually("it is answered", || {
+        let reply = daemon.http().get("/v1/requests/a-1").unwrap();
+        let request = reply.json().unwrap();
+        request["status"] == 500 && request["response"].to_string().contains("self-test")
+    });
 
     // One that is damaged later is found out at the start, and what answered before does again.
     good(&andonctl(&daemon, &["model", "swap", "two"]));

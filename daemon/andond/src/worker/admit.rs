@@ -61,7 +61,10 @@ impl Shared {
 
         let now_ms = self.now_ms();
         let mut board = self.board();
-        if matches!(board.phase, Phase::Failed | Phase::Draining) {
+        if matches!(
+            board.phase,
+            Phase::Failed | Phase::Draining | Phase::Stopping(_)
+        ) {
             return Err(self.closed());
         }
         let key = Key::new(request.origin, &request.client, &request.id);
@@ -168,7 +171,8 @@ fn check_kind(facts: &ModelFacts, input: &Input) -> Result<(), Fault> {
 /// A refusal, in the daemon's words.
 pub(super) fn fault_of(refusal: &Refusal) -> Fault {
     let (code, param) = match refusal.reason {
-        Reason::Starting | Reason::Draining => (FaultCode::Unavailable, None),
+        Reason::Starting => (FaultCode::ModelUnavailable, None),
+        Reason::Draining => (FaultCode::Unavailable, None),
         Reason::TokensMax => (FaultCode::InvalidRequest, Some("max_tokens")),
         Reason::DeadlinePassed | Reason::DeadlineTooShort | Reason::TooSlow => {
             (FaultCode::DeadlineExceeded, None)

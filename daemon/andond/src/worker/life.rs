@@ -15,6 +15,7 @@ use super::schedule::Turn;
 use super::trying::Proved;
 use super::{Shared, WorkerHandle, WorkerState};
 use crate::config::Config;
+use crate::fault::Fault;
 use crate::memory::{Budget, Held, Part, Refusal, Reservation};
 use crate::registry::Registry;
 use crate::request::Origin;
@@ -171,6 +172,11 @@ impl Drop for Parts<'_> {
 }
 
 impl WorkerHandle {
+    /// Why nothing is taken while the daemon stops.
+    pub(crate) fn stopping() -> Fault {
+        Shared::stopping()
+    }
+
     /// Takes nothing new, answers what was taken, and ends. A model that is not there yet is given up.
     pub(crate) fn drain(&self) {
         let mut board = self.shared.board();

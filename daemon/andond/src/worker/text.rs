@@ -23,7 +23,7 @@ impl WorkerHandle {
     /// While it is being loaded.
     pub fn model(&self) -> Result<Arc<Model>, Fault> {
         self.shared.model.get().cloned().ok_or_else(|| {
-            Fault::new(FaultCode::Unavailable, "the model is being loaded")
+            Fault::new(FaultCode::ModelUnavailable, "the model is being loaded")
                 .retry_after(Duration::from_secs(1))
         })
     }

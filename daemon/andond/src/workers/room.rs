@@ -199,8 +199,9 @@ impl Inner {
         target: &Target,
     ) -> Result<WorkerHandle, Fault> {
         let now_ms = self.now_ms();
-        let unavailable =
-            |message: String, after| Fault::new(FaultCode::Unavailable, message).retry_after(after);
+        let unavailable = |message: String, after| {
+            Fault::new(FaultCode::ModelUnavailable, message).retry_after(after)
+        };
         let second = Duration::from_secs(1);
         if let Some(member) = state.members.get_mut(target) {
             member.heat.used(now_ms);
@@ -214,17 +215,22 @@ impl Inner {
             return Ok(member.worker.clone());
         }
         if state.stopping {
-            let message = "the daemon is stopping".to_owned();
-            return Err(unavailable(message, Duration::from_secs(5)));
+            return Err(WorkerHandle::stopping());
         }
         if self.config.models.loaded_max == 1 && *target != self.default_target(state) {
             return Err(Inner::unknown(&self.label(target)));
         }
-        if let Some((at, why)) = state.failed.get(target)
-            && let Some(left) = TRY_AGAIN.checked_sub(at.elapsed())
+        if let Some(failed) = state.failed.get(target)
+            && let Some(left) = TRY_AGAIN.checked_sub(failed.at.elapsed())
         {
-            let message = format!("the model {} cannot be loaded: {why}", self.label(target));
-            return Err(unavailable(message, left.max(second)));
+            let (label, why) = (self.label(target), &failed.why);
+            let message = format!("the model {label} cannot be loaded: {why}");
+            return Err(if failed.for_good {
+                // Whoever waits is told so, rather than wait for ever.
+                Fault::new(FaultCode::Internal, message)
+            } else {
+                unavailable(message, left.max(second))
+            });
         }
         let loaded = state.members.values().filter(|member| !member.leaving);
         let most = self.config.models.loaded_max;

@@ -332,7 +332,7 @@ impl Inner {
             let state = self.state();
             let member = state.members.get(target);
             let worker = member.map(|member| member.worker.clone());
-            let failed = state.failed.get(target).map(|(_, why)| why.clone());
+            let failed = state.failed.get(target).map(|failed| failed.why.clone());
             drop(state);
             let Some(worker) = worker else {
                 let why = failed.unwrap_or_else(|| "it was unloaded".to_owned());

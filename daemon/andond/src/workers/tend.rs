@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::names::Target;
-use super::{Inner, State};
+use super::{Failed, Inner, State};
 use crate::memory::Shortage;
 use crate::worker::WorkerState;
 
@@ -128,7 +128,12 @@ impl Inner {
                         self.telemetry.model_load(&label, "failed");
                     }
                     tracing::error!(model = label, why, "a model is not served");
-                    state.failed.insert(target, (Instant::now(), why));
+                    let failed = Failed {
+                        at: Instant::now(),
+                        why,
+                        for_good: member.worker.operator_at_fault(),
+                    };
+                    state.failed.insert(target, failed);
                 }
                 None => tracing::info!(model = label, "model unloaded"),
             }
@@ -214,8 +219,8 @@ impl Inner {
             let Some(member) = state.members.get(&probation.target) else {
                 // It was unloaded, and what made it go is not its fault.
                 let why = state.failed.get(&probation.target);
-                if let Some((_, why)) = why {
-                    failed.push((probation.name.clone(), why.clone()));
+                if let Some(model) = why {
+                    failed.push((probation.name.clone(), model.why.clone()));
                 }
                 continue;
             };

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, FaultCode};
 
+/// The code of a refusal for want of the model, which may be there later.
+const MODEL_UNAVAILABLE: &str = "model_unavailable";
+
 /// A refusal as an HTTP client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
@@ -29,6 +32,11 @@ impl ApiError {
             message: message.into(),
             retry_after_s: None,
         }
+    }
+
+    /// Whether the same request may be answered later by this daemon: there was no place for it, or no model.
+    pub(super) fn may_pass(&self) -> bool {
+        self.status == StatusCode::TOO_MANY_REQUESTS || self.code == Some(MODEL_UNAVAILABLE)
     }
 
     /// The request as a whole is not understood.
@@ -217,6 +225,11 @@ impl From<Fault> for ApiError {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "server_error",
                 "unavailable",
+            ),
+            FaultCode::ModelUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                MODEL_UNAVAILABLE,
             ),
             FaultCode::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,

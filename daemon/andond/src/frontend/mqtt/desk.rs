@@ -117,6 +117,15 @@ pub(super) enum Note {
     Repeated(u64, Box<Result<Option<Kept>, Fault>>),
 }
 
+/// Who is to answer what has been left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// The next start.
+    ToTheNextStart,
+    /// This process, once the model is there.
+    ToLater,
+}
+
 #[derive(Debug)]
 struct Job {
     /// No other job of this process has it: names and numbers come again.
@@ -136,8 +145,8 @@ struct Job {
     held: Vec<Outgoing>,
     /// The last messages, once there are some.
     answer: Option<Vec<Outgoing>>,
-    /// Whether the worker has left it for a later attempt.
-    left: bool,
+    /// Whether the worker has left it for a later attempt, and whether that is this process's.
+    left: Option<Left>,
     expired: Option<Refusal>,
     /// Whether it is another attempt at what has failed.
     again: bool,
@@ -164,6 +173,8 @@ pub(super) struct Desk {
     unread: Vec<u64>,
     /// Whether something could not be read since that was asked last.
     read_failed: bool,
+    /// Whether something was left for later since that was asked last.
+    has_left: bool,
     /// How often the broker has refused the answer of a record, and when that is sent again.
     refused: HashMap<u64, (usize, Option<Instant>)>,
     serials: u64,
@@ -212,6 +223,7 @@ impl Desk {
             repeats: HashMap::new(),
             unread: Vec::new(),
             read_failed: false,
+            has_left: false,
             refused: HashMap::new(),
             serials: 0,
             acks: Vec::new(),
@@ -510,7 +522,7 @@ impl Desk {
             acks: ack.into_iter().collect(),
             held: Vec::new(),
             answer: None,
-            left: false,
+            left: None,
             expired: None,
             again: matches!(source, Source::Again(_)),
         };
@@ -540,9 +552,10 @@ impl Desk {
         };
         match fault.code {
             // It waits on: for a place, or for a daemon that does not stop.
-            FaultCode::Busy | FaultCode::Unavailable | FaultCode::DuplicateId => {
-                self.backlog.push_back(number);
-            }
+            FaultCode::Busy
+            | FaultCode::Unavailable
+            | FaultCode::ModelUnavailable
+            | FaultCode::DuplicateId => self.backlog.push_back(number),
             _ => self.end_without_job(number, &prepared.key, &prepared.reply, fault.into()),
         }
         Verdict::Later
@@ -573,17 +586,24 @@ impl Desk {
                 }
             }
             JobEvent::Done(done) => self.done(key, done, now),
-            JobEvent::Failed(fault) if fault.code == FaultCode::Unavailable => {
-                // The daemon stops, or its model is of no use: the next start answers. What is not safe yet is left with
-                // the broker, or becomes safe and is acknowledged.
+            JobEvent::Failed(Fault {
+                code: code @ (FaultCode::Unavailable | FaultCode::ModelUnavailable),
+                message,
+                ..
+            }) => {
+                // What is not safe yet is left with the broker, or becomes safe and is acknowledged.
                 tracing::info!(
                     client = key.client,
                     id = key.id,
+                    why = message,
                     "a request is left in the spool"
                 );
-                job.left = true;
+                job.left = Some(match code {
+                    FaultCode::ModelUnavailable => Left::ToLater,
+                    _ => Left::ToTheNextStart,
+                });
                 if job.safe {
-                    self.jobs.remove(key);
+                    self.leave(key);
                 }
             }
             JobEvent::Failed(fault) => {
@@ -604,6 +624,29 @@ impl Desk {
                 self.keep_answer(key, number, kept, Some(code));
             }
         }
+    }
+
+    /// Takes a job out that is safe and has been left.
+    fn leave(&mut self, key: &Key) {
+        let Some(job) = self.jobs.remove(key) else {
+            return;
+        };
+        if job.left != Some(Left::ToLater) {
+            return;
+        }
+        if job.chunks_sent > 0
+            && let Some(header) = self.spool.get(job.number)
+        {
+            let left = self.spool.left(&header);
+            self.spool.again(job.number, left, Box::new(drop));
+        }
+        self.backlog.push_back(job.number);
+        self.has_left = true;
+    }
+
+    /// Whether something was left for later since that was asked last.
+    pub(super) fn take_has_left(&mut self) -> bool {
+        std::mem::take(&mut self.has_left)
     }
 
     fn done(&mut self, key: &Key, done: Done, now: Instant) {
@@ -701,8 +744,8 @@ impl Desk {
                 for message in job.held.drain(..) {
                     job.chunk_lost |= !self.outbox.put(Letter::passing(message));
                 }
-                if job.left {
-                    self.jobs.remove(key);
+                if job.left.is_some() {
+                    self.leave(key);
                 }
             }
             Err(fault) => {

@@ -209,6 +209,9 @@ impl Frontend {
                 self.receive(&message);
             }
         }
+        if self.desk.take_has_left() {
+            self.backlog_at = Instant::now() + BACKLOG_PAUSE;
+        }
         if !self.is_stopping() && self.backlog_at <= Instant::now() {
             self.desk
                 .fetch(status.state == WorkerState::Ready, Instant::now());

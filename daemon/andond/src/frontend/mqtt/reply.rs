@@ -404,7 +404,7 @@ fn wire_code(code: FaultCode) -> andon_wire::ErrorCode {
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,
         FaultCode::Cancelled => ErrorCode::Cancelled,
-        FaultCode::Unavailable => ErrorCode::Unavailable,
+        FaultCode::Unavailable | FaultCode::ModelUnavailable => ErrorCode::Unavailable,
         FaultCode::Internal => ErrorCode::Internal,
     }
 }

@@ -112,7 +112,7 @@ pub(super) fn code(code: FaultCode) -> ErrorCode {
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,
         FaultCode::Cancelled => ErrorCode::Cancelled,
-        FaultCode::Unavailable => ErrorCode::Unavailable,
+        FaultCode::Unavailable | FaultCode::ModelUnavailable => ErrorCode::Unavailable,
         FaultCode::Internal => ErrorCode::Internal,
     }
 }

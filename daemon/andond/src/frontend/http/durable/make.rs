@@ -22,8 +22,10 @@ use crate::spool::record::Door;
 use crate::spool::{Kept, Order};
 use crate::worker::WorkerState;
 
-/// Between two tries to have a request of the spool computed, for which there was no place.
+/// Between two tries to have a request of the spool computed, for which there was no place; and most between two for which
+/// there was no model.
 const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Between two tries to read a request while the disk fails.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -92,24 +94,24 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
         match reply(&service, ask.place, &client, source).await {
             // Nobody waits who could try again, or somebody was told that it is kept.
             Err(error)
-                if error.status == StatusCode::TOO_MANY_REQUESTS
-                    && (again || !live.lock().may_be_refused()) =>
+                if error.may_pass()
+                    && (again || !live.lock().may_be_refused())
+                    && !service.context.stopping.is_cancelled() =>
             {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(pause(&error)).await;
             }
             outcome => break outcome,
         }
     };
     if let Err(error) = &outcome {
-        match error.status {
-            // The next start answers it.
-            StatusCode::SERVICE_UNAVAILABLE => return leave(&live, outcome).await,
+        if error.may_pass() && !service.context.stopping.is_cancelled() {
             // It never began: the client may come with the same key.
-            StatusCode::TOO_MANY_REQUESTS => {
-                spool.forget(number);
-                return leave(&live, outcome).await;
-            }
-            _ => {}
+            spool.forget(number);
+            return leave(&live, outcome).await;
+        }
+        // The next start answers it.
+        if error.may_pass() || error.status == StatusCode::SERVICE_UNAVAILABLE {
+            return leave(&live, outcome).await;
         }
     }
     let code = outcome.as_ref().err().and_then(|error| error.code);
@@ -121,6 +123,13 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
         // The next start answers it; what was read so far says that it broke off.
         Err(FaultCode::Unavailable) => return say_rest(&live, &kept),
         Err(_) if service.context.stopping.is_cancelled() => return say_rest(&live, &kept),
+        // What was read so far says that it broke off; whoever asks again reads another attempt.
+        Err(FaultCode::ModelUnavailable) => {
+            say_rest(&live, &kept);
+            tokio::time::sleep(PAUSE).await;
+            spool.again(number, spool.left(&header), Box::new(drop));
+            return compute(&service, number, None);
+        }
         Err(code) => ApiError::from(Fault::new(code, "")).code,
     };
     let (told, safe) = oneshot::channel();
@@ -135,6 +144,15 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
     }
     // Readers hold what is said; nobody else needs it any more.
     say_rest(&live, &kept);
+}
+
+/// For how long a request waits that may be answered later.
+fn pause(error: &ApiError) -> Duration {
+    let pause = match error.status {
+        StatusCode::TOO_MANY_REQUESTS => PAUSE,
+        _ => error.retry_after_s.map_or(PAUSE_MAX, Duration::from_secs),
+    };
+    pause.min(PAUSE_MAX)
 }
 
 /// Says what of a reply was held back.

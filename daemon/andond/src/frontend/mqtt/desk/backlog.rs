@@ -171,7 +171,7 @@ impl Desk {
             acks: Vec::new(),
             held: Vec::new(),
             answer: Some(vec![message]),
-            left: false,
+            left: None,
             expired: (code == FaultCode::DeadlineExceeded).then_some(refusal),
             again: false,
         };

@@ -481,6 +481,47 @@ fn a_daemon_that_stops_leaves_its_requests_to_the_next() {
     assert!(!desk.spool.find(&key).unwrap().1.state.is_answered());
 }
 
+#[test]
+fn what_has_lost_its_model_is_computed_once_that_is_there() {
+    let mut desk = small(4);
+    let gone = || {
+        let fault = Fault::new(FaultCode::ModelUnavailable, "the model is being unloaded");
+        JobEvent::Failed(fault)
+    };
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    desk.event(&key, gone(), Instant::now());
+    assert!(desk.take_has_left() && desk.has_backlog());
+    assert!(sent(&mut desk).is_empty());
+    // One that is not safe yet is left once it is.
+    let Verdict::Submit(prepared) = ask(&mut desk, "2", "hi") else {
+        panic!("it is new");
+    };
+    let second = prepared.key.clone();
+    assert!(desk.accept(*prepared));
+    desk.event(&second, gone(), Instant::now());
+    assert_eq!(desk.unanswered(), 1);
+    desk.hear();
+    assert_eq!((desk.unanswered(), desk.take_acks().len()), (0, 1));
+
+    desk.fetch(true, Instant::now());
+    let prepared = desk.hear().expect("it is tried again");
+    // The model is not there yet: it waits on.
+    let fault = Fault::new(FaultCode::ModelUnavailable, "the model is being loaded");
+    assert!(matches!(desk.refused(&prepared, fault), Verdict::Later));
+    desk.hear();
+    desk.fetch(true, Instant::now());
+    let prepared = desk.hear().expect("and again");
+    assert_eq!(prepared.key, key);
+    assert!(desk.accept(*prepared));
+    finish(&mut desk, &key, "at last");
+    let answer = &sent(&mut desk)[0].1;
+    assert_eq!(
+        (&answer["answer"], &answer["attempt"]),
+        (&"at last".into(), &1.into())
+    );
+}
+
 fn unavailable() -> Fault {
     Fault::new(FaultCode::Unavailable, "it fails")
 }
