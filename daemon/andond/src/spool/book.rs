@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::clock::{Stamp, ran_ms};
+use super::clock::Stamp;
 use super::record::{Header, Key, State};
 
 /// What the spool may hold.
@@ -52,13 +52,11 @@ pub struct Book {
     numbers: HashMap<Key, u64>,
     next: u64,
     bytes: u64,
-    /// The last moment noted before this process.
-    seen: Stamp,
 }
 
 impl Book {
-    /// The book of what is on the disk. Of two records of one name, which no writer makes, the later counts.
-    pub fn new(bounds: Bounds, records: BTreeMap<u64, Header>, seen: Stamp) -> Book {
+    /// The book of what is on the disk. Of two records of one name, which no spool takes, the later counts.
+    pub fn new(bounds: Bounds, records: BTreeMap<u64, Header>) -> Book {
         let next = records.keys().next_back().map_or(1, |last| last + 1);
         let bytes = records.values().map(Header::bytes).sum();
         let numbers = records
@@ -71,7 +69,6 @@ impl Book {
             numbers,
             next,
             bytes,
-            seen,
         }
     }
 
@@ -108,7 +105,7 @@ impl Book {
 
     /// What is left until a deadline.
     pub fn left_ms(&self, header: &Header, now: &Stamp) -> Option<u64> {
-        header.due.map(|due| due.left_ms(&self.seen, now))
+        header.due.map(|due| due.left_ms(now))
     }
 
     /// What must give way so that a record of so many bytes can come; `None` if what may give way is not enough.
@@ -145,12 +142,12 @@ impl Book {
         let mut outdated = Vec::new();
         for (number, header) in &self.records {
             // Not by the wall clock, also over a start: one that is ahead would give everything up.
-            let age_ms = |since: &Stamp| ran_ms(since, &self.seen, now);
+            let age_ms = |since: &Stamp| now.ran_since(since);
             let old = match header.state {
                 // Answers may have come in larger than there was room for.
                 State::Delivered => {
                     held > bytes_max
-                        || age_ms(header.answered.as_ref().unwrap_or(&header.arrived)) >= keep_ms
+                        || age_ms(header.delivered.as_ref().unwrap_or(&header.arrived)) >= keep_ms
                 }
                 State::Accepted | State::Running | State::Answered => {
                     age_ms(&header.arrived) >= age_max_ms
@@ -202,23 +199,20 @@ impl Book {
     }
 }
 
-/// Begins a new attempt at everything that has no answer, as of now: what a start does before anything is published.
-pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, seen: &Stamp, now: &Stamp) -> Vec<u64> {
+/// Begins a new attempt at everything that has no answer: what a start does before anything is published. `same_start` says
+/// whether the machine has stayed up since.
+pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, same_start: bool) -> Vec<u64> {
     let mut begun = Vec::new();
     for (number, header) in records {
         if header.state.is_answered() {
             continue;
         }
         // A machine that was started again may have lost its power; a daemon that stops in order leaves nothing running.
-        if header.state == State::Running && seen.boot == now.boot {
+        if header.state == State::Running && same_start {
             header.crashes = header.crashes.saturating_add(1);
         }
         header.state = State::Accepted;
         header.attempt = header.attempt.saturating_add(1);
-        if let Some(due) = &mut header.due {
-            due.left_ms = due.left_ms(seen, now);
-            due.at = *now;
-        }
         begun.push(*number);
     }
     begun
@@ -228,12 +222,12 @@ pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, seen: &Stamp, now: &S
 mod tests {
     use super::super::record::{Door, Due, Fingerprint};
     use super::*;
+    use crate::request::Priority;
 
-    fn at(up_ms: u64) -> Stamp {
+    fn at(ran_ms: u64) -> Stamp {
         Stamp {
-            boot: 1,
-            up_ms,
-            wall_ms: 0,
+            ran_ms,
+            ..Stamp::default()
         }
     }
 
@@ -245,6 +239,7 @@ mod tests {
                 id: id.to_owned(),
             },
             task: None,
+            priority: Priority::Interactive,
             fingerprint: Fingerprint::of(&[b"x"]),
             state,
             attempt: 1,
@@ -252,6 +247,7 @@ mod tests {
             arrived: at(0),
             due: None,
             answered: None,
+            delivered: None,
             fault: None,
             request_bytes: bytes,
             answer_bytes: 0,
@@ -260,7 +256,7 @@ mod tests {
     }
 
     fn book(bounds: Bounds) -> Book {
-        Book::new(bounds, BTreeMap::new(), Stamp::default())
+        Book::new(bounds, BTreeMap::new())
     }
 
     const BOUNDS: Bounds = Bounds {
@@ -291,7 +287,8 @@ mod tests {
     fn time_takes_the_delivered_soon_and_the_others_late() {
         let mut book = book(BOUNDS);
         let delivered = book.put(Header {
-            answered: Some(at(500)),
+            answered: Some(at(100)),
+            delivered: Some(at(500)),
             ..header("1", State::Delivered, 0)
         });
         let stuck = book.put(header("2", State::Answered, 0));
@@ -327,26 +324,25 @@ mod tests {
             header.due = due;
             records.insert(number, header);
         }
-        assert_eq!(begin_attempts(&mut records, &at(0), &at(300)), [1, 2]);
+        assert_eq!(begin_attempts(&mut records, true), [1, 2]);
         let of = |number: u64| (records[&number].attempt, records[&number].state);
         assert_eq!(of(1), (2, State::Accepted));
         assert_eq!(of(2), (2, State::Accepted));
         assert_eq!(of(3), (1, State::Answered));
         assert_eq!(of(4), (1, State::Delivered));
-        assert_eq!(records[&1].due.map(|due| due.left_ms), Some(800));
+        assert_eq!(records[&1].due.map(|due| due.left_ms(&at(300))), Some(800));
     }
 
     #[test]
     fn only_what_ran_when_the_daemon_alone_ended_has_a_crash() {
-        let crashes = |state, seen: Stamp| {
+        let crashes = |state, same_start| {
             let mut records = BTreeMap::from([(1, header("1", state, 0))]);
-            begin_attempts(&mut records, &seen, &at(300));
+            begin_attempts(&mut records, same_start);
             records[&1].crashes
         };
-        assert_eq!(crashes(State::Running, at(200)), 1);
-        assert_eq!(crashes(State::Accepted, at(200)), 0);
-        let before = Stamp { boot: 2, ..at(200) };
-        assert_eq!(crashes(State::Running, before), 0, "its power was cut");
+        assert_eq!(crashes(State::Running, true), 1);
+        assert_eq!(crashes(State::Accepted, true), 0);
+        assert_eq!(crashes(State::Running, false), 0, "its power was cut");
         let mut deadly = header("1", State::Accepted, 0);
         assert!(deadly.too_many_crashes().is_none());
         deadly.crashes = 3;
@@ -357,31 +353,26 @@ mod tests {
     fn a_wall_clock_that_is_ahead_after_a_start_gives_nothing_up() {
         let sane = 1_800_000_000_000;
         let arrived = Stamp {
-            wall_ms: sane,
-            ..at(0)
+            wall_ms: Some(sane),
+            ..at(100)
         };
-        let mut records = BTreeMap::new();
-        records.insert(
-            1,
-            Header {
-                arrived,
-                ..header("1", State::Answered, 0)
-            },
-        );
-        let book = Book::new(
-            BOUNDS,
-            records,
-            Stamp {
-                wall_ms: sane,
-                ..at(100)
-            },
-        );
+        let waiting = Header {
+            arrived,
+            ..header("1", State::Answered, 0)
+        };
+        let book = Book::new(BOUNDS, BTreeMap::from([(1, waiting)]));
         let now = Stamp {
-            boot: 2,
-            up_ms: 50,
-            wall_ms: 2 * sane,
+            starts: 1,
+            ran_ms: 150,
+            wall_ms: Some(2 * sane),
         };
         assert!(book.outdated(&now).is_empty());
+        // But what it was seen to run for counts, however often it was started.
+        let now = Stamp {
+            starts: 9,
+            ..at(5100)
+        };
+        assert_eq!(book.outdated(&now), [1]);
     }
 
     #[test]

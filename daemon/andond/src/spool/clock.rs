@@ -1,11 +1,15 @@
-//! Time that survives a restart: how much of a deadline is left on a machine whose clock may be wrong.
+//! Time that survives a restart: how old a request is, and how much of its deadline is left, on a machine whose wall clock may
+//! be wrong.
 //!
-//! A deadline is kept as a length after an arrival, never as a time of day. While the machine stays up, what has
-//! passed is told by the clock that counts from its start and also while it sleeps; nobody can set that one. Over a start
-//! of the machine, the wall clock tells it if it reads sane both times; otherwise only the time that the machine was
-//! seen to run counts, so that a gateway without a clock battery keeps a deadline open for as long as it was switched off,
-//! rather than drop a request that may still matter.
+//! The spool has a clock of its own: how long the machine was seen to run. While it stays up, that is the clock that counts from
+//! its start, sleep included, which nobody can set. Over a start of the machine it goes on from the last moment noted.
+//! A deadline is a length after an arrival on this clock, never a time of day. What a machine was switched off for counts
+//! only if its wall clock was known to be right both when the request came and now: a gateway without a clock battery answers
+//! late rather than drop a request that may still matter, and no wrong time of day drops anything.
+//!
+//! Invariant: this clock never goes back, whatever becomes of the wall clock.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -13,81 +17,123 @@ use serde::{Deserialize, Serialize};
 
 /// Where the kernel names this start of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// A wall clock that reads less than this, the beginning of 2026, was never set.
-const SANE_MS: u64 = 1_767_225_600_000;
+/// There once the wall clock was set by a time server since this start, by systemd-timesyncd or whoever stands in for it. The
+/// kernel's own word on it would be had by a system call that the daemon's unit forbids, for the same one sets the clock.
+const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
-/// A moment, on both clocks.
+/// A moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Which start of the machine; 0 if that is not known, which equals no other.
+    /// After so many starts of the machine that the spool has seen.
+    pub starts: u32,
+    /// So long the machine was seen to run by then, sleep included, in milliseconds.
+    pub ran_ms: u64,
+    /// Since 1970, in milliseconds, if the wall clock was known to be right.
+    pub wall_ms: Option<u64>,
+}
+
+impl Stamp {
+    /// How long after `since` this is, as far as the machine was seen to run, in milliseconds.
+    pub fn ran_since(&self, since: &Stamp) -> u64 {
+        self.ran_ms.saturating_sub(since.ran_ms)
+    }
+
+    /// How long after `since` this is, in milliseconds: with what the machine was switched off for, where that is known.
+    pub fn since(&self, since: &Stamp) -> u64 {
+        let ran_ms = self.ran_since(since);
+        match (since.wall_ms, self.wall_ms) {
+            (Some(then), Some(now)) if since.starts != self.starts => {
+                ran_ms.max(now.saturating_sub(then))
+            }
+            _ => ran_ms,
+        }
+    }
+}
+
+/// What is noted of the clock with every commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Seen {
+    /// Which start of the machine; 0 if it does not say.
     pub boot: u128,
     /// Since that start, sleep included, in milliseconds.
     pub up_ms: u64,
-    /// Since 1970, in milliseconds, as the wall clock had it.
-    pub wall_ms: u64,
+    /// After so many starts.
+    pub starts: u32,
+    /// So long the machine was seen to run.
+    pub ran_ms: u64,
 }
 
 /// Tells the time.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     boot: u128,
+    starts: u32,
+    /// How long it was seen to run before it was started.
+    before_ms: u64,
+    same_start: bool,
 }
 
 impl Clock {
-    /// This machine's clock.
-    pub fn new() -> Clock {
+    /// This machine's clock, which goes on after what was noted last.
+    pub fn after(seen: &Seen) -> Clock {
         let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
         let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        Clock::going_on(seen, u128::from_str_radix(&hex, 16).unwrap_or(0), up_ms())
+    }
+
+    fn going_on(seen: &Seen, boot: u128, up_ms: u64) -> Clock {
+        // Where starts have no names, a clock that went on is taken for the same start.
+        let same_start = seen.boot == boot && (boot != 0 || up_ms >= seen.up_ms);
+        let (starts, before_ms) = if same_start {
+            (seen.starts, seen.ran_ms.saturating_sub(seen.up_ms))
+        } else {
+            (seen.starts.saturating_add(1), seen.ran_ms)
+        };
         Clock {
-            boot: u128::from_str_radix(&hex, 16).unwrap_or(0),
+            boot,
+            starts,
+            before_ms,
+            same_start,
         }
+    }
+
+    /// Whether the machine was not started again since what was noted last.
+    pub fn is_same_start(&self) -> bool {
+        self.same_start
     }
 
     /// Now.
     pub fn now(&self) -> Stamp {
-        let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-        let wall = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let wall = Path::new(SYNCHRONISED).exists().then(|| {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+        });
         Stamp {
-            boot: self.boot,
-            up_ms: millis(up),
-            wall_ms: millis(wall),
+            starts: self.starts,
+            ran_ms: self.ran_ms(up_ms()),
+            wall_ms: wall.map(millis),
         }
     }
-}
 
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock::new()
+    /// What is to be noted now.
+    pub fn seen(&self) -> Seen {
+        let up_ms = up_ms();
+        Seen {
+            boot: self.boot,
+            up_ms,
+            starts: self.starts,
+            ran_ms: self.ran_ms(up_ms),
+        }
+    }
+
+    fn ran_ms(&self, up_ms: u64) -> u64 {
+        self.before_ms.saturating_add(up_ms)
     }
 }
 
-/// Milliseconds from `since` to `now`; `seen` is the last moment noted before the machine was started again, if it was.
-pub fn elapsed_ms(since: &Stamp, seen: &Stamp, now: &Stamp) -> u64 {
-    let ran_ms = ran_ms(since, seen, now);
-    let same = since.boot == now.boot && since.boot != 0;
-    let sane = since.wall_ms >= SANE_MS && now.wall_ms >= since.wall_ms;
-    if sane && !same {
-        ran_ms.max(now.wall_ms - since.wall_ms)
-    } else {
-        ran_ms
-    }
-}
-
-/// Of these, the milliseconds that the machine was seen to run.
-pub fn ran_ms(since: &Stamp, seen: &Stamp, now: &Stamp) -> u64 {
-    // Where the starts have no names, a clock that went on is taken for the same start.
-    if since.boot == now.boot && (since.boot != 0 || now.up_ms >= since.up_ms) {
-        return now.up_ms.saturating_sub(since.up_ms);
-    }
-    // It ran so long at least: until it was seen last, and since it was started again.
-    let before = if seen.boot == since.boot {
-        seen.up_ms.saturating_sub(since.up_ms)
-    } else {
-        0
-    };
-    before.saturating_add(now.up_ms)
+fn up_ms() -> u64 {
+    millis(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -98,50 +144,73 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn stamp(boot: u128, up_ms: u64, wall_ms: u64) -> Stamp {
+    fn stamp(starts: u32, ran_ms: u64, wall_ms: Option<u64>) -> Stamp {
         Stamp {
-            boot,
-            up_ms,
+            starts,
+            ran_ms,
             wall_ms,
         }
     }
 
     #[test]
     fn steps_of_the_wall_clock_change_nothing_while_the_machine_is_up() {
-        let since = stamp(1, 1000, SANE_MS + 5000);
-        for wall_ms in [0, SANE_MS, SANE_MS + 1_000_000_000] {
-            let now = stamp(1, 4000, wall_ms);
-            assert_eq!(elapsed_ms(&since, &since, &now), 3000);
+        let since = stamp(1, 1000, Some(5_000_000));
+        for wall_ms in [None, Some(0), Some(9_000_000_000)] {
+            assert_eq!(stamp(1, 4000, wall_ms).since(&since), 3000);
         }
     }
 
     #[test]
-    fn over_a_start_a_sane_wall_clock_tells_and_any_other_does_not() {
-        let since = stamp(1, 1000, SANE_MS);
-        let seen = stamp(1, 3000, SANE_MS + 2000);
-        let now = stamp(2, 500, SANE_MS + 60_000);
-        assert_eq!(elapsed_ms(&since, &seen, &now), 60_000);
-        // It went back, or was never set: what is sure is 2 s before and half a second after.
-        for wall_ms in [0, SANE_MS - 1] {
-            assert_eq!(elapsed_ms(&since, &seen, &stamp(2, 500, wall_ms)), 2500);
-        }
-        let unset = stamp(1, 1000, 3000);
-        assert_eq!(elapsed_ms(&unset, &seen, &now), 2500);
+    fn over_a_start_a_wall_clock_known_to_be_right_tells_and_any_other_does_not() {
+        let since = stamp(1, 1000, Some(5_000_000));
+        assert_eq!(stamp(2, 3500, Some(5_060_000)).since(&since), 60_000);
+        assert_eq!(stamp(2, 3500, Some(5_060_000)).ran_since(&since), 2500);
+        // It went back, is not known to be right, or was not when the request came.
+        assert_eq!(stamp(2, 3500, Some(0)).since(&since), 2500);
+        assert_eq!(stamp(2, 3500, None).since(&since), 2500);
+        let unset = stamp(1, 1000, None);
+        assert_eq!(stamp(2, 3500, Some(5_060_000)).since(&unset), 2500);
     }
 
     #[test]
-    fn a_machine_that_does_not_say_which_start_it_is_counts_no_uptime_across() {
-        let since = stamp(0, 9000, 0);
-        assert_eq!(elapsed_ms(&since, &since, &stamp(0, 400, 0)), 400);
-        assert_eq!(elapsed_ms(&since, &since, &stamp(0, 9500, 0)), 500);
+    fn the_clock_goes_on_over_processes_and_starts_of_the_machine() {
+        let first = Clock::going_on(&Seen::default(), 7, 10_000);
+        assert_eq!((first.ran_ms(10_000), first.same_start), (10_000, false));
+        let seen = |boot, clock: &Clock, up_ms| Seen {
+            boot,
+            up_ms,
+            starts: clock.starts,
+            ran_ms: clock.ran_ms(up_ms),
+        };
+        let next = Clock::going_on(&seen(7, &first, 12_000), 7, 15_000);
+        assert_eq!((next.ran_ms(15_000), next.same_start), (15_000, true));
+        // Twice started again: both lives before count, and so does this one.
+        let again = Clock::going_on(&seen(7, &next, 20_000), 8, 300);
+        assert_eq!((again.ran_ms(300), again.same_start), (20_300, false));
+        let again = Clock::going_on(&seen(8, &again, 1000), 9, 50);
+        assert_eq!((again.ran_ms(50), again.starts), (21_050, first.starts + 2));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_name_its_starts_is_told_by_its_uptime() {
+        let seen = Seen {
+            boot: 0,
+            up_ms: 9000,
+            starts: 3,
+            ran_ms: 9000,
+        };
+        let same = Clock::going_on(&seen, 0, 9500);
+        assert_eq!((same.ran_ms(9500), same.starts), (9500, 3));
+        let other = Clock::going_on(&seen, 0, 400);
+        assert_eq!((other.ran_ms(400), other.starts), (9400, 4));
     }
 
     #[test]
     fn time_goes_on() {
-        let clock = Clock::new();
-        let since = clock.now();
-        let now = clock.now();
-        assert_eq!(since.boot, now.boot);
-        assert!(elapsed_ms(&since, &since, &now) < 60_000);
+        let clock = Clock::after(&Seen::default());
+        let (since, seen) = (clock.now(), clock.seen());
+        let now = Clock::after(&seen).now();
+        assert_eq!(since.starts, now.starts);
+        assert!(now.ran_ms >= since.ran_ms && now.since(&since) < 60_000);
     }
 }

@@ -14,6 +14,7 @@ pub mod clock;
 mod error;
 mod file;
 pub mod record;
+mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use self::store::{Change, Store};
 use self::writer::{Job, Place, Queue, Writer};
 use crate::config::spool::{Durable, SpoolConfig};
 use crate::fault::{Fault, FaultCode};
+use crate::request::Priority;
 use crate::telemetry::Telemetry;
 
 pub use error::SpoolError;
@@ -54,6 +56,8 @@ pub struct New {
     pub key: Key,
     /// The task it asks.
     pub task: Option<String>,
+    /// How urgent it is.
+    pub priority: Priority,
     /// What was asked, shortened.
     pub fingerprint: Fingerprint,
     /// What draws begin with where nobody says.
@@ -204,10 +208,9 @@ impl Spool {
         place: Place,
         mut store: Store,
     ) -> Result<Spool, SpoolError> {
-        let clock = Clock::new();
-        let (seen, now) = (store.seen()?, clock.now());
+        let clock = Clock::after(&store.seen()?);
         let mut records = store.headers()?;
-        let begun = begin_attempts(&mut records, &seen, &now);
+        let begun = begin_attempts(&mut records, clock.is_same_start());
         let puts = begun.iter().filter_map(|number| {
             Some(Change::Put {
                 number: *number,
@@ -217,9 +220,9 @@ impl Spool {
             })
         });
         killed("before-attempts");
-        store.apply(&puts.collect::<Vec<_>>(), &now)?;
+        store.apply(&puts.collect::<Vec<_>>(), &clock.seen())?;
         killed("after-attempts");
-        let book = Book::new(bounds(config), records, seen);
+        let book = Book::new(bounds(config), records);
         if let Place::Disk(folder) = &place {
             if folder.is_spare(book.bytes()) {
                 store = folder.rewrite(store)?;
@@ -333,7 +336,7 @@ impl Spool {
     /// How long ago a record came and, if it is answered, was answered, as far as that is known.
     pub fn ages(&self, header: &Header) -> (Duration, Option<Duration>) {
         let now = self.inner.clock.now();
-        let age = |since| Duration::from_millis(clock::elapsed_ms(since, since, &now));
+        let age = |since| Duration::from_millis(now.since(since));
         (age(&header.arrived), header.answered.as_ref().map(age))
     }
 
@@ -349,16 +352,15 @@ impl Spool {
         let header = Header {
             key: new.key,
             task: new.task,
+            priority: new.priority,
             fingerprint: new.fingerprint,
             state: State::Accepted,
             attempt: 1,
             seed: new.seed,
             arrived: now,
-            due: new.left.map(|left| Due {
-                left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-                at: now,
-            }),
+            due: new.left.map(|left| Due::new(left, now)),
             answered: None,
+            delivered: None,
             fault: None,
             request_bytes: new.request.len() as u64,
             answer_bytes: 0,
@@ -402,11 +404,9 @@ impl Spool {
             header.state = State::Accepted;
             header.attempt = header.attempt.saturating_add(1);
             header.arrived = now;
-            header.due = left.map(|left| Due {
-                left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-                at: now,
-            });
+            header.due = left.map(|left| Due::new(left, now));
             header.answered = None;
+            header.delivered = None;
             header.fault = None;
             header.answer_bytes = 0;
             // Whoever asks for it gets one.
@@ -437,11 +437,13 @@ impl Spool {
     }
 
     fn note(&self, number: u64, state: State) {
+        let now = self.inner.clock.now();
         let mut book = self.inner.book();
         let header = book.change(number, |header| {
             let forward = header.state < state
                 && (state != State::Delivered || header.state == State::Answered);
             header.state = header.state.max(state);
+            header.delivered = (header.state == State::Delivered).then_some(now);
             forward
         });
         if let Some(header) = header {

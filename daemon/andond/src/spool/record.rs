@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::clock::{Stamp, elapsed_ms};
+use super::clock::Stamp;
 use crate::fault::{Fault, FaultCode};
-use crate::request::Origin;
+use crate::request::{Origin, Priority};
 
 /// The way a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ impl Door {
     }
 }
 
-/// Who asked what, by name. Two requests with the same are the same.
+/// Who asked what, by name. Two requests with the same are the same, or the later one is refused: the fingerprint decides.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// The way it came.
@@ -42,7 +42,7 @@ pub struct Key {
     pub id: String,
 }
 
-/// How far a request is. It never goes back but by an operator's word.
+/// How far a request is. It goes back only if a client or an operator asks for another attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum State {
     /// It is safe here.
@@ -106,6 +106,8 @@ pub struct Header {
     pub key: Key,
     /// The task it asks.
     pub task: Option<String>,
+    /// How urgent it is.
+    pub priority: Priority,
     /// What was asked, shortened.
     pub fingerprint: Fingerprint,
     /// How far it is.
@@ -120,6 +122,8 @@ pub struct Header {
     pub due: Option<Due>,
     /// When it was answered.
     pub answered: Option<Stamp>,
+    /// When the answer was delivered.
+    pub delivered: Option<Stamp>,
     /// The kind of failure, if the answer is that there is none.
     pub fault: Option<String>,
     /// Bytes of what was asked.
@@ -143,9 +147,17 @@ pub struct Due {
 }
 
 impl Due {
-    /// What is left now; `seen` is the last moment noted before the machine was started again.
-    pub fn left_ms(&self, seen: &Stamp, now: &Stamp) -> u64 {
-        self.left_ms.saturating_sub(elapsed_ms(&self.at, seen, now))
+    /// A deadline so long after a moment.
+    pub fn new(left: std::time::Duration, at: Stamp) -> Due {
+        Due {
+            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            at,
+        }
+    }
+
+    /// What is left now.
+    pub fn left_ms(&self, now: &Stamp) -> u64 {
+        self.left_ms.saturating_sub(now.since(&self.at))
     }
 }
 

@@ -12,12 +12,13 @@ use redb::{
 };
 
 use super::cipher::{Cipher, SALT_BYTES, Secret, salt};
-use super::clock::Stamp;
+use super::clock::Seen;
 use super::error::{SpoolError, storage};
 use super::record::Header;
+use super::schema::{self, SCHEMA};
 
-/// The schema that this version writes. A change of [`Header`] or of a table raises it and gets a step in `migrate`.
-pub(super) const SCHEMA: u32 = 2;
+/// Bytes of records that are copied to another file in one step.
+const COPIED_BYTES: u64 = 1 << 20;
 
 /// Pages that redb may keep in memory.
 pub(super) const CACHE_BYTES: usize = 1 << 20;
@@ -141,14 +142,25 @@ impl Store {
                 found,
                 known: SCHEMA,
             }),
-            // Headers end with the number of crashes since 2.
-            1 => self.each_header(SCHEMA, |header| header.push(0)),
+            1 | 2 => {
+                let seen: schema::Moment = match self.meta("seen")? {
+                    None => schema::Moment::default(),
+                    Some(bytes) => decode(&bytes)?,
+                };
+                let change = |header| schema::header(found, header, seen);
+                self.each_header(SCHEMA, &seen.seen(), change)
+            }
             _ => Err(SpoolError::Damaged(format!("there is no schema {found}"))),
         }
     }
 
-    /// Changes every header's bytes and the number of the schema, as one.
-    fn each_header(&self, schema: u32, change: impl Fn(&mut Vec<u8>)) -> Result<(), SpoolError> {
+    /// Changes every header's bytes, what is noted of the clock and the number of the schema, as one.
+    fn each_header(
+        &self,
+        schema: u32,
+        seen: &impl serde::Serialize,
+        change: impl Fn(Vec<u8>) -> Result<Vec<u8>, SpoolError>,
+    ) -> Result<(), SpoolError> {
         let write = self.database.begin_write().map_err(storage)?;
         {
             let mut table = write.open_table(HEADERS).map_err(storage)?;
@@ -156,8 +168,7 @@ impl Store {
             for entry in table.iter().map_err(storage)? {
                 let (number, value) = entry.map_err(storage)?;
                 let number = number.value();
-                let mut header = self.unseal(OF_HEADERS, number, value.value())?;
-                change(&mut header);
+                let header = change(self.unseal(OF_HEADERS, number, value.value())?)?;
                 changed.push((number, self.seal(OF_HEADERS, number, &header)?));
             }
             for (number, value) in &changed {
@@ -166,6 +177,8 @@ impl Store {
             let mut meta = write.open_table(META).map_err(storage)?;
             let schema = schema.to_le_bytes();
             meta.insert("schema", schema.as_slice()).map_err(storage)?;
+            let seen = encode(seen)?;
+            meta.insert("seen", seen.as_slice()).map_err(storage)?;
         }
         write.commit().map_err(storage)
     }
@@ -185,26 +198,35 @@ impl Store {
         Ok(value.map(|value| value.value().to_vec()))
     }
 
-    /// The last moment noted.
+    /// What was noted of the clock last.
     ///
     /// # Errors
     /// Damage, or what the backend says.
-    pub(super) fn seen(&self) -> Result<Stamp, SpoolError> {
+    pub(super) fn seen(&self) -> Result<Seen, SpoolError> {
         match self.meta("seen")? {
-            None => Ok(Stamp::default()),
+            None => Ok(Seen::default()),
             Some(bytes) => decode(&bytes),
         }
     }
 
-    /// Applies changes as one, in this order, and notes the moment. They are on the disk when this returns.
+    /// Applies changes as one, in this order, and notes the clock. They are on the disk when this returns.
     ///
     /// # Errors
     /// What the backend says. The changes may then be there or not: they are to be applied again after the store was
     /// opened anew, which does no harm if they are.
-    pub(super) fn apply(&mut self, changes: &[Change], seen: &Stamp) -> Result<(), SpoolError> {
+    pub(super) fn apply(&mut self, changes: &[Change], seen: &Seen) -> Result<(), SpoolError> {
+        self.apply_as(Durability::Immediate, changes, seen)
+    }
+
+    fn apply_as(
+        &mut self,
+        durability: Durability,
+        changes: &[Change],
+        seen: &Seen,
+    ) -> Result<(), SpoolError> {
         let mut write = self.database.begin_write().map_err(storage)?;
         write
-            .set_durability(Durability::Immediate)
+            .set_durability(durability)
             .map_err(|error| SpoolError::Storage(error.to_string()))?;
         {
             let mut headers = write.open_table(HEADERS).map_err(storage)?;
@@ -301,17 +323,23 @@ impl Store {
     /// What either backend says.
     pub(super) fn copy_to(&self, to: &mut Store) -> Result<(), SpoolError> {
         let seen = self.seen()?;
-        // One record at a time, so that no more than that is in memory beside what the target has not written.
+        // So many bytes at a time that memory holds them; one sync is enough for all, at the end.
+        let (mut puts, mut bytes) = (Vec::new(), 0);
         for (number, header) in self.headers()? {
-            let put = Change::Put {
+            bytes += header.bytes();
+            puts.push(Change::Put {
                 number,
                 header: Box::new(header),
                 request: self.request(number)?,
                 answer: self.answer(number)?,
-            };
-            to.apply(&[put], &seen)?;
+            });
+            if bytes >= COPIED_BYTES {
+                to.apply_as(Durability::None, &puts, &seen)?;
+                puts.clear();
+                bytes = 0;
+            }
         }
-        to.apply(&[], &seen)
+        to.apply(&puts, &seen)
     }
 
     fn seal(&self, table: u8, number: u64, value: &[u8]) -> Result<Vec<u8>, SpoolError> {
@@ -328,11 +356,16 @@ impl Store {
         }
     }
 
-    /// Makes the file one of the first schema.
+    /// Makes the file one of an earlier schema, with these headers and this note of the clock.
     #[cfg(test)]
-    pub(super) fn pretend_first_schema(&self) {
-        let shorten = |header: &mut Vec<u8>| header.truncate(header.len() - 1);
-        self.each_header(1, shorten).expect("changed");
+    pub(super) fn pretend_earlier(&self, schema: u32, header: &[u8], seen: &[u8]) {
+        let header = |_| Ok(header.to_vec());
+        self.each_header(schema, &(), header).expect("changed");
+        let write = self.database.begin_write().expect("begun");
+        let mut table = write.open_table(META).expect("opened");
+        table.insert("seen", seen).expect("put");
+        drop(table);
+        write.commit().expect("committed");
     }
 
     /// Makes the file that of another schema, as a later version would.
@@ -347,12 +380,12 @@ impl Store {
     }
 }
 
-fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, SpoolError> {
+pub(super) fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, SpoolError> {
     postcard::to_stdvec(value)
         .map_err(|error| SpoolError::Storage(format!("a record cannot be encoded: {error}")))
 }
 
-fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, SpoolError> {
+pub(super) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, SpoolError> {
     postcard::from_bytes(bytes)
         .map_err(|error| SpoolError::Damaged(format!("a record reads as none: {error}")))
 }

@@ -202,7 +202,7 @@ impl Writer {
             return;
         };
         let began = Instant::now();
-        match store.apply(&changes, &self.inner.clock.now()) {
+        match store.apply(&changes, &self.inner.clock.seen()) {
             Ok(()) => {
                 self.inner.telemetry.spool_committed(began.elapsed());
                 for state in &made {

@@ -29,7 +29,7 @@ use super::serve::Client;
 use super::{Held, HttpRequest, Service, parse, responses};
 use crate::fault::Fault;
 use crate::frontend::http::shape::Endpoint;
-use crate::request::{Origin, Request};
+use crate::request::{Origin, Priority, Request};
 use crate::spool::record::{Door, Fingerprint, Key};
 use crate::spool::{Kept, New};
 
@@ -214,6 +214,7 @@ pub(super) async fn serve(
             let new = New {
                 key: key.clone(),
                 task: None,
+                priority: first.priority.unwrap_or(Priority::Interactive),
                 fingerprint,
                 seed: service.seed(),
                 left: left.map(|at| at.saturating_duration_since(Instant::now())),

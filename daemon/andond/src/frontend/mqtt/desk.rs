@@ -32,7 +32,7 @@ use super::reply::{self, Answer, Format, ReplyTo};
 use super::request::{self, IdSource, Ids, Place, Refusal};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Origin, Request};
+use crate::request::{Origin, Priority, Request};
 use crate::spool::book::Filter;
 use crate::spool::record::{self, Fingerprint, Key, State};
 use crate::spool::{Kept, New, Spool};
@@ -481,6 +481,7 @@ impl Desk {
                 let new = New {
                     key: key.clone(),
                     task: reply.task.clone(),
+                    priority: self.priority(&request, &reply),
                     fingerprint,
                     seed: request.seed_unsaid.unwrap_or_default(),
                     left,
@@ -528,6 +529,15 @@ impl Desk {
         };
         self.jobs.insert(key, job);
         true
+    }
+
+    /// How urgent a request is, as far as that is known without its model.
+    fn priority(&self, request: &Request, reply: &ReplyTo) -> Priority {
+        let task = || self.config.task.get(reply.task.as_deref()?)?.priority;
+        request
+            .priority
+            .or_else(task)
+            .unwrap_or(Priority::Interactive)
     }
 
     fn next_serial(&mut self) -> u64 {

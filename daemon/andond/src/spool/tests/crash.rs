@@ -6,9 +6,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::backend::Disk;
+use crate::request::Priority;
 use crate::spool::book::begin_attempts;
 use crate::spool::cipher::Secret;
-use crate::spool::clock::Stamp;
+use crate::spool::clock::{Seen, Stamp};
 use crate::spool::record::{Door, Fingerprint, Header, Key, State};
 use crate::spool::store::{Change, Store};
 
@@ -23,6 +24,7 @@ pub(super) fn header(number: u64, state: State) -> Header {
             id: number.to_string(),
         },
         task: None,
+        priority: Priority::Interactive,
         fingerprint: Fingerprint::of(&[&number.to_le_bytes()]),
         state,
         attempt: 1,
@@ -30,6 +32,7 @@ pub(super) fn header(number: u64, state: State) -> Header {
         arrived: Stamp::default(),
         due: None,
         answered: None,
+        delivered: None,
         fault: None,
         request_bytes: 0,
         answer_bytes: 0,
@@ -168,7 +171,7 @@ proptest! {
         let (mut model, mut next) = (Model::new(), 0);
         for step in &steps {
             let (changes, after) = changes(step, &model, &mut next);
-            store.apply(&changes, &Stamp::default()).expect("applied");
+            store.apply(&changes, &Seen::default()).expect("applied");
             model = after;
         }
         let image = disk.after_power_cut(chooser(seed, likely));
@@ -200,12 +203,12 @@ proptest! {
         let (last, before) = steps.split_last().expect("a step at least");
         for step in before {
             let (changes, after) = changes(step, &model, &mut next);
-            store.apply(&changes, &Stamp::default()).expect("applied");
+            store.apply(&changes, &Seen::default()).expect("applied");
             model = after;
         }
         let (changes, after) = changes(last, &model, &mut next);
         disk.fail_in(operations, std::io::ErrorKind::Other);
-        let outcome = store.apply(&changes, &Stamp::default());
+        let outcome = store.apply(&changes, &Seen::default());
         let image = if cut_power {
             disk.after_power_cut(chooser(seed, likely))
         } else {
@@ -220,7 +223,7 @@ proptest! {
         let mut store = Store::open(disk, secret.as_ref()).expect("opens after a cut");
         prop_assert!(possible.contains(&contents(&store)), "neither before nor after");
         // What the writer does then: the same again.
-        store.apply(&changes, &Stamp::default()).expect("applied again");
+        store.apply(&changes, &Seen::default()).expect("applied again");
         prop_assert_eq!(contents(&store), after);
     }
 }
@@ -244,14 +247,14 @@ proptest! {
             request: Some(Bytes::from_static(b"x")),
             answer: None,
         };
-        store.apply(&[accepted], &Stamp::default()).expect("applied");
+        store.apply(&[accepted], &Seen::default()).expect("applied");
         let mut image = disk.after_power_cut(chooser(seed, likely));
         let mut published = 1;
         for start in 0..starts {
             let disk = Disk::of(image);
             let mut store = Store::open(disk.clone(), None).expect("opens");
             let mut records = store.headers().expect("headers");
-            begin_attempts(&mut records, &Stamp::default(), &Stamp::default());
+            begin_attempts(&mut records, false);
             let begun = records[&1].clone();
             prop_assert!(begun.attempt > published);
             let put = Change::Put {
@@ -262,7 +265,7 @@ proptest! {
             };
             // Nothing is published of an attempt whose beginning was cut off.
             if (seed >> start) & 1 == 0 {
-                store.apply(&[put], &Stamp::default()).expect("applied");
+                store.apply(&[put], &Seen::default()).expect("applied");
                 published = begun.attempt;
             }
             image = disk.after_power_cut(chooser(seed ^ start as u64, likely));

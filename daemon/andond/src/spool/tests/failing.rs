@@ -8,9 +8,10 @@ use super::backend::Disk;
 use super::crash::header;
 use crate::spool::SpoolError;
 use crate::spool::cipher::Secret;
-use crate::spool::clock::Stamp;
+use crate::spool::clock::Seen;
 use crate::spool::record::State;
-use crate::spool::store::{Change, SCHEMA, Store};
+use crate::spool::schema::{SCHEMA, sample};
+use crate::spool::store::{Change, Store};
 
 fn put(number: u64, bytes: usize) -> Change {
     Change::Put {
@@ -25,14 +26,12 @@ fn put(number: u64, bytes: usize) -> Change {
 fn a_full_disk_loses_nothing_and_goes_on_once_there_is_room() {
     let disk = Disk::default();
     let mut store = Store::open(disk.clone(), None).expect("opens");
-    store
-        .apply(&[put(1, 100)], &Stamp::default())
-        .expect("room");
+    store.apply(&[put(1, 100)], &Seen::default()).expect("room");
     disk.fill_at(disk.bytes());
     let mut number = 1;
     let error = loop {
         number += 1;
-        match store.apply(&[put(number, 30_000)], &Stamp::default()) {
+        match store.apply(&[put(number, 30_000)], &Seen::default()) {
             Ok(()) => {}
             Err(error) => break error,
         }
@@ -47,7 +46,7 @@ fn a_full_disk_loses_nothing_and_goes_on_once_there_is_room() {
     disk.mend();
     let mut store = Store::open(disk, None).expect("opens");
     store
-        .apply(&[put(number, 30_000)], &Stamp::default())
+        .apply(&[put(number, 30_000)], &Seen::default())
         .expect("room again");
     assert_eq!(store.headers().expect("headers").len() as u64, number);
 }
@@ -58,10 +57,10 @@ fn whatever_operation_fails_the_store_opens_again_with_all_that_was_safe() {
         let disk = Disk::default();
         let mut store = Store::open(disk.clone(), None).expect("opens");
         store
-            .apply(&[put(1, 5000)], &Stamp::default())
+            .apply(&[put(1, 5000)], &Seen::default())
             .expect("kept");
         disk.fail_in(operations, ErrorKind::ReadOnlyFilesystem);
-        let kept = store.apply(&[put(2, 5000)], &Stamp::default()).is_ok();
+        let kept = store.apply(&[put(2, 5000)], &Seen::default()).is_ok();
         drop(store);
         // Broken still: it cannot be opened, and says so.
         if !kept {
@@ -82,10 +81,10 @@ fn whatever_operation_fails_the_store_opens_again_with_all_that_was_safe() {
 fn a_commit_costs_one_sync() {
     let disk = Disk::default();
     let mut store = Store::open(disk.clone(), None).expect("opens");
-    store.apply(&[put(1, 10)], &Stamp::default()).expect("kept");
+    store.apply(&[put(1, 10)], &Seen::default()).expect("kept");
     let before = disk.syncs();
     let many: Vec<Change> = (2..50).map(|number| put(number, 200)).collect();
-    store.apply(&many, &Stamp::default()).expect("kept");
+    store.apply(&many, &Seen::default()).expect("kept");
     assert_eq!(disk.syncs() - before, 1);
 }
 
@@ -97,11 +96,11 @@ fn space_is_used_again() {
     for round in 0..400 {
         let number = round + 1;
         store
-            .apply(&[put(number, 20_000)], &Stamp::default())
+            .apply(&[put(number, 20_000)], &Seen::default())
             .expect("kept");
         if round >= 10 {
             store
-                .apply(&[Change::Drop(number - 10)], &Stamp::default())
+                .apply(&[Change::Drop(number - 10)], &Seen::default())
                 .expect("dropped");
         }
         if round == 100 {
@@ -120,9 +119,7 @@ fn another_key_no_key_and_a_later_schema_are_told_apart() {
     let secret = |byte| Secret::new(vec![byte; 40]).expect("a key");
     let disk = Disk::default();
     let mut store = Store::open(disk.clone(), Some(&secret(1))).expect("opens");
-    store
-        .apply(&[put(1, 100)], &Stamp::default())
-        .expect("kept");
+    store.apply(&[put(1, 100)], &Seen::default()).expect("kept");
     store.pretend_schema(SCHEMA + 1);
     drop(store);
     let image = disk.now();
@@ -137,20 +134,25 @@ fn another_key_no_key_and_a_later_schema_are_told_apart() {
 }
 
 #[test]
-fn a_file_of_the_first_schema_is_brought_up_to_date() {
-    let secret = Secret::new(vec![1; 40]).expect("a key");
-    let disk = Disk::default();
-    let mut store = Store::open(disk.clone(), Some(&secret)).expect("opens");
-    store
-        .apply(&[put(1, 9), put(2, 9)], &Stamp::default())
-        .expect("kept");
-    let before = store.headers().expect("headers");
-    store.pretend_first_schema();
-    assert!(store.headers().is_err(), "they are too short");
-    drop(store);
-    for _ in 0..2 {
-        let store = Store::open(disk.clone(), Some(&secret)).expect("opens");
-        assert_eq!(store.headers().expect("headers"), before);
+fn a_file_of_an_earlier_schema_is_brought_up_to_date() {
+    for found in [1, 2] {
+        let secret = Secret::new(vec![1; 40]).expect("a key");
+        let disk = Disk::default();
+        let mut store = Store::open(disk.clone(), Some(&secret)).expect("opens");
+        store
+            .apply(&[put(1, 9), put(2, 9)], &Seen::default())
+            .expect("kept");
+        let (header, seen, becomes) = sample(found);
+        store.pretend_earlier(found, &header, &seen);
+        drop(store);
+        for _ in 0..2 {
+            let store = Store::open(disk.clone(), Some(&secret)).expect("opens");
+            let headers = store.headers().expect("headers");
+            assert!(headers.len() == 2 && headers.values().all(|header| *header == becomes));
+            let seen = store.seen().expect("noted");
+            assert_eq!((seen.boot, seen.up_ms, seen.ran_ms), (7, 9000, 9000));
+            assert!(store.request(1).expect("readable").is_some());
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::config::spool::{Durable, SpoolConfig};
 use crate::fault::{Fault, FaultCode};
+use crate::request::Priority;
 use crate::spool::book::Filter;
 use crate::spool::record::{Door, Fingerprint, Key, State};
 use crate::spool::{Kept, New, Order, Spool, SpoolError, Then};
@@ -38,6 +39,7 @@ fn new(id: &str, request: &'static str) -> New {
     New {
         key: key(id),
         task: Some("explain".to_owned()),
+        priority: Priority::Interactive,
         fingerprint: Fingerprint::of(&[request.as_bytes()]),
         seed: 9,
         left: Some(Duration::from_secs(60)),
