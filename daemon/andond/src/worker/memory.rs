@@ -19,8 +19,9 @@ pub(super) struct Memory {
     /// All that there is; `None` if the system does not say.
     all: Option<usize>,
     weights: usize,
-    /// Activations and KV cache.
-    working: usize,
+    activations: usize,
+    /// The KV cache when it is full.
+    kv_cache: usize,
     /// The vocabulary that answers with a shape need.
     shapes: usize,
     /// Earlier answers to tasks.
@@ -38,10 +39,14 @@ impl Memory {
         all: Option<u64>,
     ) -> Memory {
         let model = executor.model();
+        let kv_cache = executor
+            .kv_tokens_max()
+            .saturating_mul(executor.kv_bytes_per_token());
         let memory = Memory {
             all: all.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             weights: model.info().file_bytes,
-            working: executor.bytes(),
+            activations: executor.bytes().saturating_sub(kv_cache),
+            kv_cache,
             shapes: model.grammar_vocabulary_bytes(),
             answers: 0,
             corpora_max: 0,
@@ -51,7 +56,8 @@ impl Memory {
         tracing::info!(
             all = memory.all,
             weights = memory.weights,
-            activations_and_kv_cache = memory.working,
+            activations = memory.activations,
+            kv_cache = memory.kv_cache,
             shapes = memory.shapes,
             earlier_answers = memory.answers,
             "bytes of memory, at most"
@@ -94,7 +100,11 @@ impl Memory {
     ) -> Result<Vec<Reservation>, Refusal> {
         [
             (Part::Weights, Held::Mapped, self.weights),
-            (Part::Working, Held::Private, self.working),
+            (
+                Part::Working,
+                Held::Private,
+                self.activations.saturating_add(self.kv_cache),
+            ),
             (Part::Shapes, Held::Private, self.shapes),
             (Part::Answers, Held::Private, self.answers),
         ]
@@ -122,10 +132,11 @@ impl Memory {
     }
 
     /// The parts by the names that metrics have for them.
-    pub(super) fn parts(&self) -> [(&'static str, usize); 4] {
+    pub(super) fn parts(&self) -> [(&'static str, usize); 5] {
         [
             ("weights", self.weights),
-            ("working", self.working),
+            ("activations", self.activations),
+            ("kv_cache", self.kv_cache),
             ("shapes", self.shapes),
             ("answers", self.answers),
         ]
@@ -136,11 +147,12 @@ impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "of {} bytes, the model's weights take {}, its activations and KV cache {}, its vocabulary for answers with a \
+            "of {} bytes, the model's weights take {}, its activations {}, its KV cache {}, its vocabulary for answers with a \
              shape {}, and earlier answers up to {} ([speculation] corpora-max and corpus-tokens-max)",
             self.all.unwrap_or(usize::MAX),
             self.weights,
-            self.working,
+            self.activations,
+            self.kv_cache,
             self.shapes,
             self.answers
         )
@@ -158,7 +170,8 @@ mod tests {
         Memory {
             all,
             weights: 100,
-            working: 20,
+            activations: 5,
+            kv_cache: 15,
             shapes: 3,
             answers: 0,
             corpora_max: 0,
@@ -174,7 +187,8 @@ mod tests {
         let says = full.to_string();
         for part in [
             "weights take 100",
-            "cache 20",
+            "activations 5",
+            "cache 15",
             "shape 3",
             "up to 40960",
             "corpora-max",

@@ -1,40 +1,64 @@
 //! Mixed load: questions over both front ends, alarms, batch work, tasks, cancels, clients that go away, and mistakes.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use andon_tests::broker::Broker;
+use andon_tests::broker::{Broker, Watcher};
 use andon_tests::http::Client;
 use andon_tests::mutate::Draw;
-use serde_json::{Value, json};
+use anyhow::{Result, bail};
+use serde_json::json;
 
-/// What the daemon is told beside its broker.
-pub(crate) const CONFIG: &str = "[task.explain]\nsystem = \"You help the operators of a press. Answer in one sentence.\"\n\
+use crate::record::Load;
+
+/// What the daemon is told beside its broker: a KV cache that is full before the looks count.
+pub(crate) const CONFIG: &str = "[model]\nkv-tokens-max = 4096\n[task.explain]\nsystem = \"You help the operators of a press. Answer in one sentence.\"\n\
     instructions = \"Explain fault {{ code }}.\"\ntokens-max = 24\n";
 
 /// Pauses between two requests of one client, at most, in milliseconds.
 const PAUSE_MS: usize = 400;
 
+/// Longest wait for the words that are still missing at the end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// What has been asked and what became of it.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    answered: AtomicUsize,
-    left: AtomicUsize,
-    refused: AtomicUsize,
-    failed: AtomicUsize,
-    published: AtomicUsize,
+    answered: AtomicU64,
+    left: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    published: AtomicU64,
+    ended: AtomicU64,
+    /// Ids over the broker that have no last word.
+    open: Mutex<BTreeSet<String>>,
 }
 
 impl Counts {
-    pub(crate) fn said(&self) -> Value {
-        let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-        json!({
-            "answered": of(&self.answered), "left": of(&self.left), "refused": of(&self.refused),
-            "failed": of(&self.failed), "published": of(&self.published),
-        })
+    pub(crate) fn now(&self) -> Load {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Load {
+            answered: of(&self.answered),
+            left: of(&self.left),
+            refused: of(&self.refused),
+            failed: of(&self.failed),
+            published: of(&self.published),
+            ended: of(&self.ended),
+            open: self.open().len() as u64,
+        }
     }
+
+    fn open(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn add(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Starts everybody; they end once it is over.
@@ -44,8 +68,9 @@ pub(crate) fn start<'scope>(
     broker: &'scope Broker,
     over: &'scope AtomicBool,
     counts: &'scope Counts,
-) -> Vec<ScopedJoinHandle<'scope, ()>> {
-    let mut all = Vec::new();
+) -> Result<Vec<ScopedJoinHandle<'scope, Result<()>>>> {
+    let watcher = broker.watch("andon/test/response/plc/#", "mqttv5")?;
+    let mut all = vec![scope.spawn(move || listen(&watcher, over, counts))];
     for (number, priority) in ["alarm", "interactive", "interactive", "batch", "batch"]
         .into_iter()
         .enumerate()
@@ -57,10 +82,14 @@ pub(crate) fn start<'scope>(
                 ask(&http, priority, &mut draw, counts);
                 thread::sleep(Duration::from_millis(draw.below(PAUSE_MS) as u64));
             }
+            Ok(())
         }));
     }
-    all.push(scope.spawn(move || publish(broker, over, counts)));
-    all
+    all.push(scope.spawn(move || {
+        publish(broker, over, counts);
+        Ok(())
+    }));
+    Ok(all)
 }
 
 fn words(draw: &mut Draw) -> String {
@@ -76,9 +105,6 @@ fn words(draw: &mut Draw) -> String {
 
 /// One request over HTTP: read to its end, left in the middle, or wrong.
 fn ask(http: &Client, priority: &str, draw: &mut Draw, counts: &Counts) {
-    let add = |count: &AtomicUsize| {
-        count.fetch_add(1, Ordering::Relaxed);
-    };
     let mut body = json!({
         "messages": [{ "role": "user", "content": words(draw) }],
         "max_tokens": 1 + draw.below(if priority == "batch" { 96 } else { 32 }),
@@ -134,12 +160,44 @@ fn publish(broker: &Broker, over: &AtomicBool, counts: &Counts) {
                     .to_string(),
             ),
         };
+        let is_request = !topic.contains("cancel");
+        if is_request {
+            counts.open().insert(id.to_string());
+        }
         let mut client = broker.client("mosquitto_pub");
         client.args(["-q", "1", "-t", topic, "-m", &payload]);
         let done = client.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if done.is_ok_and(|status| status.success()) {
-            counts.published.fetch_add(1, Ordering::Relaxed);
+        if !done.is_ok_and(|status| status.success()) {
+            add(&counts.failed);
+        } else if is_request {
+            add(&counts.published);
         }
         thread::sleep(Duration::from_millis(draw.below(2 * PAUSE_MS) as u64));
+    }
+}
+
+/// Counts last words, until each request has one.
+fn listen(watcher: &Watcher, over: &AtomicBool, counts: &Counts) -> Result<()> {
+    let mut ending = None;
+    loop {
+        if let Ok(seen) = watcher.next(Duration::from_secs(1)) {
+            let value = seen.json()?;
+            if value["type"] != "chunk" {
+                add(&counts.ended);
+                counts
+                    .open()
+                    .remove(value["id"].as_str().unwrap_or_default());
+            }
+        }
+        if over.load(Ordering::Relaxed) {
+            let began = ending.get_or_insert_with(Instant::now);
+            let open = counts.open();
+            if open.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                bail!("no last word on {open:?}");
+            }
+        }
     }
 }
