@@ -32,7 +32,7 @@ pub(crate) enum Stage {
     Units,
     /// Licences, sources and banned crates.
     Deny,
-    /// The workspace built for aarch64; the crates below the daemon, and the daemon itself, tested on emulated processors.
+    /// The daemon and its client built for aarch64, beside the stages before; the crates below the daemon, and the daemon itself, tested on emulated processors.
     Aarch64,
 }
 
@@ -171,13 +171,16 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
         setup = Setup::make();
     }
     let setup_time = start.elapsed();
+    let mut building = stages
+        .contains(&Stage::Aarch64)
+        .then(emulate::Building::start);
 
     let mut lines = Vec::new();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for stage in stages {
         println!("== {}", stage.name());
         let began = Instant::now();
-        let (mark, note) = match run_stage(stage, &setup) {
+        let (mark, note) = match run_stage(stage, &setup, &mut building) {
             Ok(Outcome::Passed(note)) => {
                 passed += 1;
                 ("passed", note)
@@ -216,7 +219,11 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
     })
 }
 
-fn run_stage(stage: Stage, setup: &Setup) -> Result<Outcome> {
+fn run_stage(
+    stage: Stage,
+    setup: &Setup,
+    building: &mut Option<emulate::Building>,
+) -> Result<Outcome> {
     let done = |()| Outcome::Passed(String::new());
     match stage {
         Stage::Format => shell::run(&mut shell::cargo(&["fmt", "--all", "--check"])).map(done),
@@ -247,7 +254,9 @@ fn run_stage(stage: Stage, setup: &Setup) -> Result<Outcome> {
         Stage::NoStd => no_std::check().map(done),
         Stage::Units => units::check(),
         Stage::Deny => deny(),
-        Stage::Aarch64 => emulate::aarch64(),
+        Stage::Aarch64 => {
+            emulate::aarch64(building.take().unwrap_or_else(emulate::Building::start))
+        }
     }
 }
 
