@@ -262,6 +262,7 @@ pub(crate) fn open(path: &Path) -> Result<Parcel, Failure> {
         text,
         signatures,
         places,
+        is_own: false,
     })
 }
 
@@ -281,16 +282,13 @@ fn sign(options: &BundleSign, output: &mut Output) -> Result<(), Failure> {
     } else {
         open(path)?
     };
-    // Whoever signs says that the files are those of the manifest.
-    parcel.verify()?;
     parcel.sign(&key)?;
     let text = parcel
         .signatures
         .as_ref()
         .map_or_else(String::new, ToString::to_string);
     if is_folder {
-        let place = path.join(SIGNATURES_PATH);
-        fs::write(&place, text).map_err(|error| Failure::file("write", &place, error))?;
+        put_beside(path, &text)?;
     } else {
         put_signatures(&parcel, path, &text)
             .map_err(|error| Failure::file("write", path, error))?;
@@ -300,6 +298,20 @@ fn sign(options: &BundleSign, output: &mut Output) -> Result<(), Failure> {
         parcel.manifest.name,
         key.public().id()
     ))
+}
+
+/// Writes the signatures into a folder: those that were there, or these, and never half of them.
+fn put_beside(folder: &Path, text: &str) -> Result<(), Failure> {
+    let path = folder.join(SIGNATURES_PATH);
+    let part = folder.join(format!(".{SIGNATURES_PATH}"));
+    File::create(&part)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&part, &path))
+        .map_err(|error| Failure::file("write", &path, error))?;
+    sync_folder(&path)
 }
 
 /// Writes the signatures behind the last member, where the end of the archive or earlier signatures are. Their header comes

@@ -29,7 +29,6 @@ mod progress;
 mod pull;
 mod report;
 mod spool;
-mod verity;
 
 use std::io::Write as _;
 use std::process::ExitCode;

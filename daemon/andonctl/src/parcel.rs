@@ -43,6 +43,8 @@ pub(crate) struct Parcel {
     pub(crate) signatures: Option<Signatures>,
     /// Where each member's bytes are, in the manifest's order.
     pub(crate) places: Vec<Place>,
+    /// Whether its digests were made here, of these bytes, rather than by whom it is from.
+    pub(crate) is_own: bool,
 }
 
 /// Bytes of a file.
@@ -162,6 +164,7 @@ impl Parcel {
             text,
             signatures,
             places,
+            is_own: false,
         })
     }
 
@@ -259,7 +262,10 @@ impl Parcel {
                 Role::Weights => {
                     // What is no sound file the daemon refuses, and says why.
                     let tensors = gguf::tensors(&path, bytes).unwrap_or_default();
-                    let found = crate::digest::of_weights(&path, tensors, &progress)?;
+                    let failed = |error| Failure::file("read", &path, error);
+                    let mut file = File::open(&path).map_err(failed)?;
+                    let found =
+                        crate::digest::of_weights(&mut file, tensors, &progress).map_err(failed)?;
                     digests.add(&found.pieces);
                     (found.whole, Some(found.verity))
                 }
@@ -294,11 +300,19 @@ impl Parcel {
             text,
             signatures: None,
             places,
+            is_own: true,
         })
     }
 
-    /// Signs it, beside whoever signed it before.
+    /// Signs it, beside whoever signed it before. Whoever signs says that the files are those of the manifest, so what
+    /// others say of them is compared first.
+    ///
+    /// # Errors
+    /// What differs, and what [`Parcel::verify`] says.
     pub(crate) fn sign(&mut self, key: &Private) -> Result<(), Failure> {
+        if !self.is_own {
+            self.verify()?;
+        }
         let signature = key.sign(&self.text);
         let signatures = self.signatures.get_or_insert_default();
         signatures.0.retain(|other| other.key != signature.key);
@@ -309,23 +323,72 @@ impl Parcel {
         })
     }
 
-    /// Compares every member with its digest.
+    /// Compares every member with all that the manifest says of it: the digest of the whole, what fs-verity measures, and
+    /// the digests of tensors. A daemon goes by any of the three.
+    ///
+    /// # Errors
+    /// What differs, or cannot be read.
     pub(crate) fn verify(&self) -> Result<(), Failure> {
         let progress = Progress::bytes(&self.manifest.name, Some(self.manifest.bytes()));
+        let mut lists = self.pieces()?.into_iter();
         for (member, place) in self.manifest.members.iter().zip(&self.places) {
-            let found = crate::digest::of_reader(&mut place.open()?, &progress)
-                .map_err(|error| Failure::file("read", &place.path, error))?;
-            if found != member.sha256 {
-                return Err(damaged(
-                    &place.path,
-                    &format!(
-                        "{} has the digest {found} where the manifest says {}",
-                        member.path, member.sha256
-                    ),
-                ));
+            let failed = |error| Failure::file("read", &place.path, error);
+            let differs = |what: &str, found: &Digest, said: &Digest| {
+                let path = &member.path;
+                let why = format!("{path} {what} {found} where the manifest says {said}");
+                damaged(&place.path, &why)
+            };
+            let mut reader = place.open()?;
+            let failure = if member.role == Role::Weights {
+                let pieces = lists.next().unwrap_or_default();
+                let borders = pieces.iter().map(|piece| (piece.0, piece.1.clone()));
+                let borders = borders.skip(1).collect();
+                let found =
+                    crate::digest::of_weights(&mut reader, borders, &progress).map_err(failed)?;
+                let whole = (found.whole != member.sha256)
+                    .then(|| differs("has the digest", &found.whole, &member.sha256));
+                let verity = member.verity.filter(|said| *said != found.verity);
+                let verity = verity.map(|said| differs("measures", &found.verity, &said));
+                let mut pieces = pieces.iter().zip(&found.pieces);
+                let piece = pieces.find(|((_, _, said), (_, _, found))| said != found);
+                let piece = piece.map(|((_, name, said), (_, _, found))| {
+                    let what = format!("has in {name}, by {TENSORS_PATH}, the digest");
+                    differs(&what, found, said)
+                });
+                whole.or(verity).or(piece)
+            } else {
+                let found = crate::digest::of_reader(&mut reader, &progress).map_err(failed)?;
+                (found != member.sha256).then(|| differs("has the digest", &found, &member.sha256))
+            };
+            if let Some(failure) = failure {
+                return Err(failure);
             }
         }
         Ok(())
+    }
+
+    /// The pieces that its digests of tensors say each file of weights has: where they begin, and what they are.
+    fn pieces(&self) -> Result<Vec<Vec<(u64, String, Digest)>>, Failure> {
+        let mut members = self.manifest.members.iter().zip(&self.places);
+        let Some((member, place)) = members.find(|(member, _)| member.role == Role::TensorDigests)
+        else {
+            return Ok(Vec::new());
+        };
+        let mut text = String::new();
+        place
+            .open()?
+            .take(TENSOR_DIGESTS_BYTES_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(|error| Failure::file("read", &place.path, error))?;
+        let mut lists: Vec<Vec<_>> = Vec::new();
+        tensors::read(&text, &self.manifest, &mut |piece| {
+            lists.resize_with(lists.len().max(piece.file + 1), Vec::new);
+            if let Some(list) = lists.last_mut() {
+                list.push((piece.offset, piece.name.to_owned(), piece.sha256));
+            }
+        })
+        .map_err(|error| damaged(&place.path, &format!("{}: {error}", member.path)))?;
+        Ok(lists)
     }
 }
 

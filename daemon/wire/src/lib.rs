@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod signature;
 pub mod tensors;
 pub mod topic;
+pub mod verity;
 
 mod ask;
 mod embed;

@@ -9,6 +9,7 @@ use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_BYTES_MAX, TEXT_MEMBER_B
 use andon_wire::manifest::{
     Digest, FORMAT, FORMAT_MIN, MANIFEST_PATH, Manifest, Member, SIGNATURES_PATH,
 };
+use andon_wire::verity::Measurement;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -92,14 +93,14 @@ impl Stored {
         let mut done = 0;
         progress(0, total);
         for member in &self.manifest.members {
-            let found = digest(&self.path(member), &mut |bytes| {
+            let differs = compare(&self.path(member), member, &mut |bytes| {
                 progress(done + bytes, total);
             })?;
             done += member.bytes;
-            if found != member.sha256 {
+            if let Some(what) = differs {
                 return Err(RegistryError::Rejected(format!(
-                    "{} of {} has the digest {found} where the manifest says {}; remove the model and add it again",
-                    member.path, self.name, member.sha256
+                    "{} of {} has {what}; remove the model and add it again",
+                    member.path, self.name
                 )));
             }
         }
@@ -107,20 +108,67 @@ impl Stored {
     }
 }
 
-/// The digest of a file; `progress` is told the bytes read.
-pub(super) fn digest(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest, RegistryError> {
+/// All that a manifest says of a file as a whole, being compared with its bytes: the digest, and what fs-verity measures,
+/// which the kernel is believed at every start once the file lies where there is fs-verity.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    sha256: Sha256,
+    said: Digest,
+    verity: Option<(Box<Measurement>, Digest)>,
+}
+
+impl Comparison {
+    pub(super) fn with(member: &Member) -> Comparison {
+        let measurement = |said| {
+            let sha256 = |bytes: &[u8]| Sha256::digest(bytes).into();
+            (Box::new(Measurement::new(sha256)), said)
+        };
+        Comparison {
+            sha256: Sha256::new(),
+            said: member.sha256,
+            verity: member.verity.map(measurement),
+        }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+        if let Some((measurement, _)) = &mut self.verity {
+            measurement.update(bytes);
+        }
+    }
+
+    /// What differs, if something does.
+    pub(super) fn finish(self) -> Option<String> {
+        let found = Digest(self.sha256.finalize().into());
+        if found != self.said {
+            let said = self.said;
+            return Some(format!("the digest {found} where the manifest says {said}"));
+        }
+        let (measurement, said) = self.verity?;
+        let found = measurement.finish();
+        (found != said)
+            .then(|| format!("the fs-verity digest {found} where the manifest says {said}"))
+    }
+}
+
+/// Compares a file with what its manifest says, and says what differs, if something does; `progress` is told the bytes read.
+pub(super) fn compare(
+    path: &Path,
+    member: &Member,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Option<String>, RegistryError> {
     let mut file = File::open(path).map_err(RegistryError::io(path, "read"))?;
-    let mut hasher = Sha256::new();
+    let mut comparison = Comparison::with(member);
     let (mut done, mut said) = (0, 0);
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let count = match file.read(&mut piece) {
-            Ok(0) => return Ok(Digest(hasher.finalize().into())),
+            Ok(0) => return Ok(comparison.finish()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(RegistryError::io(path, "read")(error)),
         };
-        hasher.update(piece.get(..count).unwrap_or_default());
+        comparison.update(piece.get(..count).unwrap_or_default());
         done += count as u64;
         if done - said >= PROGRESS_BYTES {
             said = done;
