@@ -50,7 +50,7 @@ use crate::config::cache::PackWhen;
 use crate::config::models::SignaturePolicy;
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
-use crate::registry::{self, Packs, Proven, Registry, RegistryError, Served};
+use crate::registry::{self, Packs, Proof, Proven, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -633,8 +633,8 @@ fn serve(shared: &Arc<Shared>) {
     );
     shared.proved.get_or_init(|| loaded.proved);
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
-    let proven = i64::from(loaded.proven != Proven::No);
-    shared.telemetry.weights_compared.set(proven);
+    let looked = proof::Looked::new(&shared.telemetry);
+    looked.compared(loaded.proven != Proven::No);
     let mut parts = life::Parts::new(shared);
     let drafts = loaded.draft_model.is_some();
     let mut corpora_max = 0;
@@ -678,17 +678,22 @@ fn serve(shared: &Arc<Shared>) {
             }
         }
         if let Some(packs) = shared.registry.packs() {
+            let proof = |model: &Arc<Model>| {
+                let mut left = loaded.unproven.iter();
+                let found = left.find(|(one, _)| Arc::ptr_eq(one, model));
+                found.map(|(_, proof)| proof)
+            };
             if let Some(key) = &loaded.key {
-                shared.pack(scope, packs, key, &model);
+                shared.pack(scope, packs, key, &model, proof(&model));
             }
             if let Some((draft, Some(key))) = &loaded.draft_model {
-                shared.pack(scope, packs, key, draft);
+                shared.pack(scope, packs, key, draft, proof(draft));
             }
         }
         if !loaded.unproven.is_empty() {
             let comparing = std::thread::Builder::new()
                 .name("proof".to_owned())
-                .spawn_scoped(scope, || proof::run(shared, &loaded.unproven));
+                .spawn_scoped(scope, || proof::run(shared, &loaded.unproven, &looked));
             if let Err(error) = comparing {
                 tracing::warn!(%error, "the weights are not compared with their manifest");
             }
@@ -767,12 +772,13 @@ impl Shared {
         packs: &'scope Packs,
         key: &'scope andon_engine::pack::Key,
         model: &'scope Model,
+        proof: Option<&'scope Proof>,
     ) {
         let packing = std::thread::Builder::new()
             .name("pack".to_owned())
             .spawn_scoped(scope, move || {
                 let compare = self.config.models.signature == SignaturePolicy::Require;
-                pack::run(self, model, packs.cache(), key, compare);
+                pack::run(self, model, packs.cache(), key, compare, proof);
             });
         if let Err(error) = packing {
             tracing::warn!(%error, "the model's weights are not packed");

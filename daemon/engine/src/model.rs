@@ -6,13 +6,12 @@ use crate::gguf::{GgufError, SplitError};
 use crate::grammar::{self, GrammarError};
 use crate::kv::KvType;
 use crate::models::{self, Architecture, Encoder, Pooling};
-use crate::pack::{Key, Pack, PackError};
+use crate::pack::{Key, Pack, PackError, Progress};
 use crate::tokenizer::{
     ChatTemplate, TemplateChoice, TemplateError, TemplateOrigin, Tokenizer, TokenizerError,
 };
 use crate::weights::{Matrix, Weights, WeightsError};
 use andon_os::Mapping;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -432,30 +431,6 @@ impl Model {
         self.files.maps()
     }
 
-    /// Whether so many bytes of one of its files are all of matrices that the pack in use takes the place of, but for fewer
-    /// than `padding` at their end.
-    #[must_use]
-    pub fn is_packed(&self, part: usize, range: Range<usize>, padding: usize) -> bool {
-        let Some(pack) = self.pack() else {
-            return false;
-        };
-        let mut packed: Vec<_> = self
-            .matrices
-            .iter()
-            .filter(|matrix| matrix.part == part)
-            .filter(|matrix| matrix.slot.is_some_and(|slot| pack.has(slot)))
-            .map(|matrix| &matrix.range)
-            .collect();
-        packed.sort_by_key(|range| range.start);
-        let mut end = range.start;
-        for packed in packed {
-            if packed.start <= end {
-                end = end.max(packed.end);
-            }
-        }
-        end > range.start && range.end.saturating_sub(end) < padding
-    }
-
     pub(crate) fn files(&self) -> &Files {
         &self.files
     }
@@ -513,14 +488,41 @@ impl Model {
     pub(crate) fn leave_damaged(&self, pack: Option<&Arc<Pack>>) -> bool {
         let Some(pack) = pack else { return false };
         let broken = pack.is_broken();
-        if let Some(failure) = pack.failure() {
-            let mut place = self.pack.write().unwrap_or_else(PoisonError::into_inner);
-            if place.as_ref().is_some_and(|used| Arc::ptr_eq(used, pack)) {
-                *place = None;
-                tracing::warn!("{failure}; the weights are taken from the model's file");
-            }
+        if let Some(failure) = pack.failure()
+            && self.leave(pack)
+        {
+            tracing::warn!("{failure}; the weights are taken from the model's file");
         }
         broken
+    }
+
+    /// Leaves this pack, if it is the one in use.
+    fn leave(&self, pack: &Arc<Pack>) -> bool {
+        let mut place = self.pack.write().unwrap_or_else(PoisonError::into_inner);
+        let is_used = place.as_ref().is_some_and(|used| Arc::ptr_eq(used, pack));
+        if is_used {
+            *place = None;
+        }
+        is_used
+    }
+
+    /// Compares the pack in use, if there is one, with what packing the model gives, as [`Pack::compare`] does. One that
+    /// differs is left.
+    ///
+    /// # Errors
+    /// What differs, or cannot be read; [`PackError::Stopped`], with which the pack stays in use.
+    pub fn compare_pack(&self, progress: &mut Progress<'_>) -> Result<(), PackError> {
+        let Some(pack) = self.pack() else {
+            return Ok(());
+        };
+        let compared = pack.compare(self, progress);
+        match compared {
+            Err(PackError::Stopped) => {}
+            Err(_) => drop(self.leave(&pack)),
+            // What was read of it for that is in memory twice now.
+            Ok(()) => self.files.maps().iter().for_each(Mapping::release),
+        }
+        compared
     }
 
     /// Asks the system to read ahead what running the model reads.

@@ -33,6 +33,8 @@ fn workshop() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let model = TinyModel {
         weights: TensorType::Q8_0,
+        // Its embedding is packed as the output, and read from the file as well.
+        tied: true,
         ..TinyModel::default()
     };
     model.write(&folder.path().join("m.gguf")).unwrap();
@@ -269,5 +271,159 @@ fn where_signatures_are_wished_for_it_is_said_and_where_not_nobody_looks() {
     daemon.wait_ready().unwrap();
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     eventually("it is compared again", || compared(&daemon));
+    assert_eq!(metric(&daemon, "weights_differ"), "0");
+}
+
+/// Puts a hexadecimal digit in place of another.
+fn other_digit(text: &str, at: usize) -> String {
+    let digit = if &text[at..=at] == "0" { "1" } else { "0" };
+    format!("{}{digit}{}", &text[..at], &text[at + 1..])
+}
+
+#[test]
+fn nobody_vouches_for_more_than_the_files_are() {
+    let (workshop, _) = workshop();
+    let folder = workshop.path().join("unpacked");
+    fs::create_dir(&folder).unwrap();
+    let mut tar = Command::new("tar");
+    let tar = tar.arg("-xf").arg(workshop.path().join("plain.andon"));
+    good(&tar.current_dir(&folder).output().unwrap());
+    let manifest = fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let tensors = fs::read_to_string(folder.join("tensors.sha256")).unwrap();
+    let bundle = |out: &str| {
+        let folder = folder.to_str().unwrap();
+        let _ = fs::remove_file(workshop.path().join(out));
+        good(&tool(
+            workshop.path(),
+            &["bundle", "create", folder, "--out", out],
+        ));
+    };
+    let refused = |why: &str| {
+        let folder = folder.to_str().unwrap();
+        let sign = |path| {
+            tool(
+                workshop.path(),
+                &["bundle", "sign", path, "--key", "own.pem"],
+            )
+        };
+        bad(&sign(folder), 1, why);
+        let create = [
+            "bundle", "create", folder, "--key", "own.pem", "--out", "x.andon",
+        ];
+        bad(&tool(workshop.path(), &create), 1, why);
+        bundle("wrong.andon");
+        bad(&sign("wrong.andon"), 1, why);
+        bad(
+            &tool(workshop.path(), &["bundle", "verify", "wrong.andon"]),
+            1,
+            why,
+        );
+    };
+    let daemon = Daemon::builder().kept("helper").start().unwrap();
+    let taken = || {
+        let path = workshop.path().join("wrong.andon");
+        andonctl(&daemon, &["model", "add", path.to_str().unwrap()])
+    };
+
+    // What fs-verity would say of other weights.
+    let verity = manifest.find("\"verity\"").unwrap() + "\"verity\": \"".len();
+    fs::write(folder.join("manifest.json"), other_digit(&manifest, verity)).unwrap();
+    refused("m.gguf measures ");
+    bad(&taken(), 1, "m.gguf came with the fs-verity digest");
+
+    // The digests of other tensors, which the manifest has the digest of.
+    let line = tensors.lines().nth(5).unwrap();
+    let start = tensors.find(line).unwrap();
+    let others = other_digit(&tensors, start);
+    fs::write(folder.join("tensors.sha256"), &others).unwrap();
+    let said: Value = serde_json::from_str(&manifest).unwrap();
+    let members = said["members"].as_array().unwrap();
+    let member = members.iter().find(|one| one["path"] == "tensors.sha256");
+    let digest = member.unwrap()["sha256"].as_str().unwrap();
+    let mut summed = Command::new("sha256sum");
+    let summed = good(&summed.arg(folder.join("tensors.sha256")).output().unwrap());
+    let changed = manifest.replace(digest, &summed[..digest.len()]);
+    fs::write(folder.join("manifest.json"), changed).unwrap();
+    let name = line.rsplit(' ').next().unwrap();
+    refused(&format!(
+        "m.gguf has in {name}, by tensors.sha256, the digest"
+    ));
+    bad(&taken(), 1, &format!("m.gguf differs in {name}"));
+
+    fs::write(folder.join("manifest.json"), &manifest).unwrap();
+    fs::write(folder.join("tensors.sha256"), &tensors).unwrap();
+    let sign = [
+        "bundle",
+        "sign",
+        folder.to_str().unwrap(),
+        "--key",
+        "own.pem",
+    ];
+    good(&tool(workshop.path(), &sign));
+}
+
+#[test]
+fn packed_weights_are_those_of_a_sound_model_or_none() {
+    let (workshop, _) = workshop();
+    let mut daemon = Daemon::builder()
+        .kept("helper")
+        .config("[models]\nsignature = 'warn'\n[cache]\npack = 'added'\n")
+        .start()
+        .unwrap();
+    let bundle = workshop.path().join("plain.andon");
+    good(&andonctl(
+        &daemon,
+        &["model", "add", bundle.to_str().unwrap()],
+    ));
+    eventually("the model is served", || ready(&daemon));
+    let is = |daemon: &Daemon, name: &str, value: &str| metric(daemon, name) == value;
+    eventually("all is compared", || is(&daemon, "weights_compared", "1"));
+    assert_eq!(metric(&daemon, "packed"), "1");
+    let answer = good(&andonctl(&daemon, &ASK));
+    let weights = daemon.folder().join("models/helper/m.gguf");
+    let packs = daemon.folder().join("cache");
+
+    // What is packed and read from the file as well.
+    flip(&weights, "token_embd.weight");
+    again(&mut daemon, "\"warn\"", "\"warn\"");
+    daemon.wait_ready().unwrap();
+    eventually("the difference is found", || {
+        is(&daemon, "weights_differ", "1")
+    });
+    assert!(daemon.log().contains("differs in token_embd.weight"));
+    flip(&weights, "token_embd.weight");
+
+    // Damaged weights are not packed.
+    flip(&weights, "blk.0.ffn_up.weight");
+    fs::remove_dir_all(&packs).unwrap();
+    again(&mut daemon, "\"warn\"", "\"warn\"");
+    daemon.wait_ready().unwrap();
+    let unpacked = "are not packed: they are not what its manifest says";
+    eventually("they are left as they are", || {
+        daemon.log().contains(unpacked)
+    });
+    assert_eq!(metric(&daemon, "weights_differ"), "1");
+    assert_eq!(metric(&daemon, "packed"), "0");
+    bad(
+        &andonctl(&daemon, &["model", "pack", "helper"]),
+        1,
+        "differs in blk.0.ffn_up.weight",
+    );
+
+    // Where nobody looks they are; who looks later leaves that pack.
+    again(&mut daemon, "\"warn\"", "\"off\"");
+    daemon.wait_ready().unwrap();
+    eventually("they are packed", || is(&daemon, "packed", "1"));
+    flip(&weights, "blk.0.ffn_up.weight");
+    again(&mut daemon, "\"off\"", "\"warn\"");
+    daemon.wait_ready().unwrap();
+    eventually("the difference is found", || {
+        is(&daemon, "weights_differ", "1")
+    });
+    eventually("they are packed anew", || is(&daemon, "packed", "1"));
+    assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
+    again(&mut daemon, "\"warn\"", "\"warn\"");
+    daemon.wait_ready().unwrap();
+    eventually("all is compared", || is(&daemon, "weights_compared", "1"));
     assert_eq!(metric(&daemon, "weights_differ"), "0");
 }

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use andon_engine::Model;
-use andon_engine::pack::{Cache, CacheOptions, Key, PackError};
+use andon_engine::pack::{Cache, CacheOptions, Key, Pack, PackError};
 use andon_wire::ModelStage;
 use andon_wire::manifest::Manifest;
 use sha2::{Digest as _, Sha256};
 
-use super::{Registry, RegistryError, serve};
+use super::{Registry, RegistryError, proof, serve};
 use crate::config::cache::{CacheConfig, PackWhen};
 
 /// One thread: whoever is being served has the others.
@@ -49,6 +49,27 @@ impl Packs {
     /// The folder of packs.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// The pack of a model whose files were compared with its manifest: the one that is there, if that is what packing the
+    /// model gives, or a new one.
+    fn ensure(
+        &self,
+        model: &Model,
+        key: &Key,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Pack, PackError> {
+        let mut on = |done, total| {
+            progress(done, total);
+            true
+        };
+        if let Ok(Some(pack)) = self.cache.find(key) {
+            match pack.compare(model, &mut on) {
+                Ok(()) => return Ok(pack),
+                Err(error) => tracing::warn!(%error, "the pack is made anew"),
+            }
+        }
+        self.cache.make(model, key, THREADS, &mut on)
     }
 
     /// The key of a model that is served: of one that is kept the one it is known by, of one that is served by its path
@@ -110,14 +131,9 @@ impl Registry {
         progress: &mut dyn FnMut(ModelStage, u64, u64),
     ) {
         let Some(packs) = self.packs() else { return };
-        let key = key(manifest);
-        if matches!(packs.cache.find(&key), Ok(Some(_))) {
-            return;
-        }
         progress(ModelStage::Packing, 0, 0);
-        let made = packs.cache.make(model, &key, THREADS, &mut |done, total| {
+        let made = packs.ensure(model, &key(manifest), &mut |done, total| {
             progress(ModelStage::Packing, done, total);
-            true
         });
         match made {
             Ok(pack) => tracing::info!(bytes = pack.bytes(), "the model's weights are packed"),
@@ -128,10 +144,11 @@ impl Registry {
         }
     }
 
-    /// Packs a model that is kept, if it is not; it is used from the next start on.
+    /// Packs a model that is kept, if it is not; it is used from the next start on. Its files are compared with its manifest
+    /// before: packed from damaged ones, weights would look sound ever after.
     ///
     /// # Errors
-    /// If there is no such model, or no room for its pack.
+    /// If there is no such model, it is not what its manifest says, or there is no room for its pack.
     pub fn pack(
         self: &Arc<Self>,
         name: &str,
@@ -140,10 +157,6 @@ impl Registry {
         let packs = self.packs_or_refuse()?;
         let _claim = self.claim(name)?;
         let stored = self.find(name)?;
-        let key = key(&stored.manifest);
-        if matches!(packs.cache.find(&key), Ok(Some(_))) {
-            return Ok(());
-        }
         let options = serve::load_options(
             &self.config.dir.join(name),
             &stored.manifest,
@@ -151,10 +164,8 @@ impl Registry {
         )?;
         let model = Model::load_with(&stored.weights(), &options.for_draft())
             .map_err(|error| RegistryError::Rejected(error.to_string()))?;
-        let made = packs.cache.make(&model, &key, THREADS, &mut |done, total| {
-            progress(done, total);
-            true
-        });
+        proof::check(&stored, &model, THREADS, proof::Which::All, &|_| true)?;
+        let made = packs.ensure(&model, &key(&stored.manifest), progress);
         made.map(drop).map_err(|error| rejected(&error))
     }
 

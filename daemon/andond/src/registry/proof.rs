@@ -4,7 +4,7 @@
 //! digests of their tensors. Of a file that is under fs-verity the kernel is asked for its measure, which takes no time,
 //! and the kernel compares every page that is read from then on. Of any other file the pieces (its head, its tensors) are
 //! read and compared: before anything is computed where signatures are required, beside the service where they are wished
-//! for.
+//! for. Packed weights are compared with the file that they were made of, and made only of one that was compared.
 //!
 //! Bytes are read from the very file that is mapped. Nothing here trusts anything else that lies beside the models: no note
 //! of an earlier look, which whoever can change a model could write as well.
@@ -12,7 +12,7 @@
 use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use andon_engine::Model;
@@ -27,8 +27,6 @@ use crate::config::models::SignaturePolicy;
 
 /// Bytes read and hashed at a time; fewer than any cache of the second level.
 const PIECE_BYTES: usize = 256 * 1024;
-/// What may fill a file up between two tensors: the largest alignment that there is.
-const PADDING_BYTES: usize = 1 << 16;
 
 /// What is known of the bytes of a model that is served.
 #[derive(Debug, Clone)]
@@ -37,6 +35,8 @@ pub struct Proof {
     name: String,
     /// `None` for a file that is served by its path, of which no manifest says anything.
     kept: Option<Box<Stored>>,
+    /// Whether [`Proof::beside`] found the model to be what its manifest says, once it has looked.
+    sound: Arc<OnceLock<bool>>,
 }
 
 /// How it is known that a model's bytes are those of its manifest.
@@ -76,6 +76,7 @@ impl Proof {
             policy: trust.policy(),
             name: stored.name.clone(),
             kept: Some(Box::new(stored)),
+            sound: Arc::default(),
         })
     }
 
@@ -94,6 +95,7 @@ impl Proof {
             policy: trust.policy(),
             name: name.to_owned(),
             kept: None,
+            sound: Arc::default(),
         })
     }
 
@@ -109,7 +111,7 @@ impl Proof {
     pub fn before_use(&self, model: &Model, threads: usize) -> Result<Proven, RegistryError> {
         match &self.kept {
             Some(stored) if self.is_required() => {
-                let proven = check(stored, model, threads, Which::InUse, &|_| true)?;
+                let proven = check(stored, model, threads, Which::Unprotected, &|_| true)?;
                 self.say(proven);
                 Ok(proven)
             }
@@ -122,7 +124,7 @@ impl Proof {
         self.policy == SignaturePolicy::Warn && self.kept.is_some()
     }
 
-    /// While `model` is served: compares what is used of it on this thread, until `goes_on` answers with false; it may wait.
+    /// While `model` is served: compares it on this thread, until `goes_on` answers with false; it may wait.
     ///
     /// # Errors
     /// What differs, or cannot be read.
@@ -134,9 +136,17 @@ impl Proof {
         let Some(stored) = self.kept.as_ref().filter(|_| self.is_left()) else {
             return Ok(Proven::No);
         };
-        let proven = check(stored, model, 1, Which::InUse, &|_| goes_on())?;
-        self.say(proven);
-        Ok(proven)
+        let proven = check(stored, model, 1, Which::Unprotected, &|_| goes_on());
+        if !matches!(proven, Ok(Proven::No)) {
+            self.sound.get_or_init(|| proven.is_ok());
+        }
+        self.say(*proven.as_ref().unwrap_or(&Proven::No));
+        proven
+    }
+
+    /// What [`Proof::beside`] found; `None` until it has.
+    pub fn is_sound(&self) -> Option<bool> {
+        self.sound.get().copied()
     }
 
     fn say(&self, proven: Proven) {
@@ -154,8 +164,8 @@ impl Proof {
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    /// What is computed with, unless the kernel vouches for it: not what a pack in use takes the place of.
-    InUse,
+    /// The files that the kernel does not vouch for.
+    Unprotected,
     /// All, whoever else vouches for it.
     All,
 }
@@ -195,20 +205,12 @@ pub(super) fn check(
             (found, said) => verity.push(found.is_some() && said.is_some()),
         }
     }
-    if which == Which::InUse && verity.iter().all(|on| *on) {
+    if which == Which::Unprotected && verity.iter().all(|on| *on) {
         return Ok(Proven::Verity);
     }
     let mut pieces = pieces(stored)?;
-    if which == Which::InUse {
-        pieces.retain(|piece| {
-            let range = || {
-                let place = |at: u64| usize::try_from(at).ok();
-                Some(place(piece.range.start)?..place(piece.range.end)?)
-            };
-            let packed =
-                range().is_some_and(|range| model.is_packed(piece.file, range, PADDING_BYTES));
-            !packed && !verity.get(piece.file).is_some_and(|on| *on)
-        });
+    if which == Which::Unprotected {
+        pieces.retain(|piece| !verity.get(piece.file).is_some_and(|on| *on));
     }
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Ok::<_, RegistryError>(Some(0)));
@@ -226,7 +228,12 @@ pub(super) fn check(
                         continue;
                     }
                 }
-                Ok(None) => *outcome = Ok(None),
+                // What another thread found stands.
+                Ok(None) => {
+                    if let Ok(done) = &mut *outcome {
+                        *done = None;
+                    }
+                }
                 Ok(Some(_)) => {
                     let (start, end) = (piece.range.start, piece.range.end);
                     *outcome = Err(differs(&format!(

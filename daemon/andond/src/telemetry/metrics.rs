@@ -245,9 +245,9 @@ pub struct Telemetry {
     pub completion_tokens: Counter,
     /// How many of the loaded models have their weights read from a pack.
     pub packed: Gauge,
-    /// Whether what is served was compared with its manifest, or the kernel vouches for it.
+    /// How many of the loaded models were compared with their manifests, or have the kernel vouch for them.
     pub weights_compared: Gauge,
-    /// Whether something was found to differ.
+    /// Of how many of them something was found to differ.
     pub weights_differ: Gauge,
     /// Most bytes that each part of the served model takes.
     memory: Family<MemoryLabels, Gauge>,
@@ -474,12 +474,12 @@ impl Telemetry {
         );
         registry.register(
             "weights_compared",
-            "Whether the served model was compared with its manifest since the start, or the kernel vouches for it",
+            "How many of the loaded models were compared with their manifests since they were loaded, or have the kernel vouch for them",
             telemetry.weights_compared.clone(),
         );
         registry.register(
             "weights_differ",
-            "Whether the served model was found to differ from its manifest",
+            "How many of the loaded models were found to differ from their manifests, or from their packed weights",
             telemetry.weights_differ.clone(),
         );
         registry.register_with_unit(

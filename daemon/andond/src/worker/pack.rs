@@ -11,6 +11,7 @@ use andon_engine::pack::{Cache, Key, PackError};
 
 use super::Shared;
 use super::board::Phase;
+use crate::registry::Proof;
 
 /// A disk that damages what is written again and again is not written to for ever.
 const ATTEMPTS_MAX: usize = 3;
@@ -20,13 +21,27 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Serves until the daemon stops.
 ///
 /// With `compare` a pack that is there is used only once it was found to be what packing the model gives: whoever trusts the
-/// model's own files, which were compared, does not trust the folder of packs for that.
-pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key, compare: bool) {
+/// model's own files, which were compared, does not trust the folder of packs for that. With a `proof` that is being sought
+/// beside the service, that is waited for: packed from a damaged file, weights would look sound ever after.
+pub(super) fn run(
+    shared: &Shared,
+    model: &Model,
+    cache: &Cache,
+    key: &Key,
+    compare: bool,
+    proof: Option<&Proof>,
+) {
     if let Err(error) = andon_os::give_way() {
         tracing::debug!(%error, "packing has the rank of an answer");
     }
     for _ in 0..ATTEMPTS_MAX {
-        if !needed(shared, model) {
+        if !needed(shared, model, proof) {
+            return;
+        }
+        if proof.is_some_and(|proof| proof.is_sound() == Some(false)) {
+            tracing::warn!(
+                "the model's weights are not packed: they are not what its manifest says"
+            );
             return;
         }
         if compare && use_compared(shared, model, cache, key) {
@@ -50,7 +65,7 @@ pub(super) fn run(shared: &Shared, model: &Model, cache: &Cache, key: &Key, comp
             }
         }
     }
-    if needed(shared, model) {
+    if needed(shared, model, proof) {
         tracing::warn!(
             "packed weights were damaged {ATTEMPTS_MAX} times: is the disk of {} sound?",
             cache.dir().display()
@@ -87,14 +102,14 @@ fn is_over(phase: Phase) -> bool {
     matches!(phase, Phase::Stopping(_) | Phase::Failed)
 }
 
-/// Waits until the model is not packed. False when the daemon stops.
-fn needed(shared: &Shared, model: &Model) -> bool {
+/// Waits until the model is not packed, and may be. False when the daemon stops.
+fn needed(shared: &Shared, model: &Model, proof: Option<&Proof>) -> bool {
     let mut board = shared.board();
     loop {
         if is_over(board.phase) {
             return false;
         }
-        if model.pack().is_none() {
+        if model.pack().is_none() && proof.is_none_or(|proof| proof.is_sound().is_some()) {
             return true;
         }
         board = shared.wait(board, None);

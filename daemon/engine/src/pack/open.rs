@@ -117,11 +117,6 @@ impl Pack {
         usable.then(|| self.data(place))
     }
 
-    /// Whether it has the matrix with a slot.
-    pub(crate) fn has(&self, slot: usize) -> bool {
-        self.place(slot).is_some()
-    }
-
     /// Compares the pack with what packing `model` gives, on one thread: whoever trusts the model's files, and not the
     /// folder that the pack lies in, then may use the pack. Comparing ends when `progress` answers with false, which it is
     /// asked every few megabytes.
