@@ -1,6 +1,7 @@
 //! Running other programs: what is run is printed, and a failure says which command it was.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -58,6 +59,16 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A command that is killed with us, however we end: what runs in the background must not outlive whoever started it.
+pub(crate) fn mortal(program: impl AsRef<OsStr>) -> Command {
+    let Some(setpriv) = find("setpriv") else {
+        return Command::new(program);
+    };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
 }
 
 /// The full path of `program`, looked for in PATH and where Debian keeps daemons.

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ impl Broker {
         let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n");
         fs::write(&config, text)?;
         let log = fs::File::create(folder.join("mosquitto.log"))?;
-        let mut command = Command::new(program);
+        let mut command = shell::mortal(program);
         command.arg("-c").arg(&config).stdin(Stdio::null());
         let mut child = command
             .stdout(log.try_clone()?)
@@ -121,7 +121,7 @@ impl Asker {
         }
         let filter = format!("{base}/response/{client}/#");
         // The first line is the retained status of a gateway that takes requests.
-        let mut subscriber = Command::new("stdbuf");
+        let mut subscriber = shell::mortal("stdbuf");
         subscriber.args(["-oL", "mosquitto_sub"]).args(to(port));
         subscriber.args(["-q", "1", "-F", "%p", "-t", &filter, "-t"]);
         subscriber.arg(format!("{base}/status"));
@@ -140,7 +140,7 @@ impl Asker {
                 }
             }
         });
-        let mut publisher = Command::new("mosquitto_pub");
+        let mut publisher = shell::mortal("mosquitto_pub");
         publisher.args(to(port));
         publisher.args(["-q", "1", "-t", &request, "-l"]);
         let mut publisher = publisher
@@ -155,19 +155,39 @@ impl Asker {
             answers,
             asked: 0,
         };
-        loop {
-            let (_, status) = asker.next()?;
-            if status["state"] == "online" && status["ready"] == true {
-                return Ok(asker);
-            }
-        }
+        asker.wait_ready()?;
+        Ok(asker)
     }
 
-    fn next(&self) -> Result<(Instant, Value)> {
+    /// Waits until andond has said that it is there and takes requests.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn wait_ready(&self) -> Result<()> {
+        self.wait(|status| status["state"] == "online" && status["ready"] == true)
+    }
+
+    /// Waits until andond has said that it is gone.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn wait_gone(&self) -> Result<()> {
+        self.wait(|status| status["state"] == "offline")
+    }
+
+    fn wait(&self, holds: impl Fn(&Value) -> bool) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !holds(&self.next(until)?.1) {}
+        Ok(())
+    }
+
+    /// The next that comes, but not after `until`: other lines do not prolong the wait for the one that is missing.
+    fn next(&self, until: Instant) -> Result<(Instant, Value)> {
+        let left = until.saturating_duration_since(Instant::now());
         let (at, line) = self
             .answers
-            .recv_timeout(PATIENCE)
-            .context("nothing comes from the broker")?;
+            .recv_timeout(left)
+            .context("it does not come from the broker")?;
         let value = serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
         Ok((at, value))
     }
@@ -202,7 +222,7 @@ impl Asker {
         self.questions.write_all(line.as_bytes())?;
         let mut first = None;
         loop {
-            let (at, value) = self.next()?;
+            let (at, value) = self.next(began + PATIENCE)?;
             if value["id"] != id.as_str() {
                 // The status, which changes with every request.
                 continue;

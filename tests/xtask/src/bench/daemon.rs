@@ -26,9 +26,34 @@ const STARTS: usize = 5;
 /// A folder of our own, removed when dropped.
 pub(super) struct Folder(PathBuf);
 
+/// What names of such folders begin with; after it comes the id of the process.
+const PREFIX: &str = "andon-bench-";
+
+/// The kind of file system that such folders are on: on one in memory, what is brought to the disk costs nothing.
+pub(super) fn scratch() -> Result<String> {
+    let mut command = Command::new("stat");
+    command.args(["-f", "-c", "%T"]).arg(std::env::temp_dir());
+    Ok(crate::shell::output(&mut command)?.trim().to_owned())
+}
+
+/// Removes folders of processes that were ended before they could.
+fn clear_away() {
+    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let id = id.and_then(|id| id.parse::<u32>().ok());
+        if id.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            // Another's is left to it.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl Folder {
     pub(super) fn make() -> Result<Folder> {
-        let place = std::env::temp_dir().join(format!("andon-bench-{}", std::process::id()));
+        clear_away();
+        let place = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
         Ok(Folder(place))
     }
@@ -148,7 +173,7 @@ pub(super) fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
     notify.set_read_timeout(Some(LOOK))?;
     let log = fs::File::create(folder.join("log"))?;
     let program = programs.join("andond");
-    let mut command = Command::new(&program);
+    let mut command = crate::shell::mortal(&program);
     command.arg("--config").arg(folder.join("andond.toml"));
     command
         .env("NOTIFY_SOCKET", &socket)

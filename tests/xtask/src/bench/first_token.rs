@@ -1,11 +1,11 @@
 //! How soon an answer begins to whom asks over either front end, beside llama-server.
 //!
 //! Three servers have the model loaded: andond asked over its socket, another andond asked through a mosquitto, and
-//! llama-server. Each prompt goes to all of them, one after the other, and who is first changes from prompt to prompt, so that a
+//! llama-server. Each prompt goes to all of them, one after the other, and the order changes from prompt to prompt, so that a
 //! slower moment of the machine is nobody's advantage. No server sees a prompt twice. Of the time to the first text count
 //! prompts of at most [`SHORT`] new tokens by themselves; longer ones are held against the time that `andon-lab` needs to
 //! read as many tokens, measured before and after. The same is done with questions behind one long beginning that is known
-//! already, and with the first such question after a restart.
+//! already, and with such a question right after a restart.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,9 +33,10 @@ const ANSWER_TOKENS: usize = 4;
 /// Requests that warm everything up.
 const WARM: usize = 4;
 
-/// Questions behind the known beginning, and restarts after which one is asked.
+/// Questions behind the known beginning; those asked of one server alone, and restarts after which one is asked.
 const TASK_ASKED: usize = 40;
-const RESTARTS: usize = 3;
+const ALONE_ASKED: usize = 9;
+const RESTARTS: usize = 9;
 
 /// Tokens of context, which holds the longest prompt.
 const CONTEXT: usize = 8192;
@@ -45,6 +46,9 @@ const LENGTHS: [usize; 4] = [64, 256, 1024, 2048];
 
 /// While what is measured once is.
 const SETTLE: Duration = Duration::from_secs(3);
+
+/// Between two questions, so that what one leaves to be done in the background is not done while the next is answered.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The gateway's name, and the name of the task.
 const GATEWAY: &str = "bench";
@@ -67,7 +71,9 @@ const HANDBOOK: &str = "You answer operators of packing line 7. Keep to this han
     6. Compressed air is 6 bar. Below 5.5 the grippers lose cartons: E21. Look for leaks at the couplings of stations 4 to 6, \
     then at the dryer. A dryer whose dew point is above 5 degrees is reported.\n\
     7. The palletizer counts layers. If its count and the one of the line controller differ, E60 is raised; empty the pallet, \
-    set both to zero, begin again. A pallet that is begun is never continued after a change of the product.";
+    set both to zero, begin again. A pallet that is begun is never continued after a change of the product.\n\
+    8. Before a line is left, the book is signed: what was changed, by whom, and what is still to be done. The next shift reads \
+    it before the first carton, and asks whoever wrote it where a word is not clear.";
 
 /// One after the other, in milliseconds, with the tokens that were new.
 #[derive(Default)]
@@ -99,7 +105,7 @@ pub(super) fn measure(
     daemon::configure(&one, definition, model, "idle", toml::Table::new())?;
     daemon::configure(&two, definition, model, "idle", mqtt(broker.port)?)?;
     let mut over_http = start(programs, &one)?;
-    let _over_mqtt = start(programs, &two)?;
+    let mut over_mqtt = start(programs, &two)?;
     let room = Room {
         threads: definition.threads,
         parallel: 1,
@@ -134,13 +140,30 @@ pub(super) fn measure(
             .for_each(|(times, answer)| times.0.push(answer));
     }
     let reading = before.and(&Reading::measure(programs, definition, model)?);
-    let task = asked.task(broker.port)?;
-    let warm = percentile(&task[0].milliseconds(), 50);
+    let mut asker = Asker::connect(broker.port, GATEWAY, Some(TASK))?;
+    let task = asked.task(&mut asker)?;
     let mut figures = BTreeMap::new();
-    let mut ours = json!({
-        "prefill_tok_s": 512.0 / reading.milliseconds(512) * 1e3,
-        "restart-ratio": restart(programs, &one, &mut over_http)? / warm,
-    });
+    let mut ours = json!({ "prefill_tok_s": 512.0 / reading.milliseconds(512) * 1e3 });
+    let again = |daemon: &mut Daemon, folder: &Path| -> Result<()> {
+        *daemon = daemon::launch(&programs.folder, folder)?;
+        daemon.wait_ready(folder).map(drop)
+    };
+    ours["http-restart-ratio"] = json!(restart(|number, restarted| {
+        if restarted {
+            over_http.terminate()?;
+            again(&mut over_http, &one)?;
+        }
+        asked.http.stream(&conversation(number), ANSWER_TOKENS)
+    })?);
+    ours["mqtt-restart-ratio"] = json!(restart(|number, restarted| {
+        if restarted {
+            over_mqtt.terminate()?;
+            asker.wait_gone()?;
+            again(&mut over_mqtt, &two)?;
+            asker.wait_ready()?;
+        }
+        asker.task(&json!({ "text": question(number) }))
+    })?);
     // Whether a prompt is short is decided by what is new of it to us, for everybody.
     let new: Vec<usize> = all[0].0.iter().map(Answer::new_tokens).collect();
     let kinds = [("short", true), ("long", false)];
@@ -224,19 +247,35 @@ fn conversation(number: usize) -> Conversation {
     vec![("system", HANDBOOK.to_owned()), ("user", question(number))]
 }
 
-/// Milliseconds to the first text of a question behind the handbook after a restart.
-fn restart(programs: &Programs, folder: &Path, daemon: &mut Daemon) -> Result<f64> {
-    let mut times = Vec::new();
-    for number in 0..RESTARTS {
-        daemon.terminate()?;
-        *daemon = daemon::launch(&programs.folder, folder)?;
-        daemon.wait_ready(folder)?;
-        thread::sleep(SETTLE);
-        let address = Address::Socket(folder.join("http.sock"));
-        let answer = address.stream(&conversation(1000 + number), ANSWER_TOKENS)?;
-        times.push(answer.first_ms);
+/// How long the first question after a restart takes to its first text, by the questions to a daemon that has been running.
+/// `ask` asks one question, right after a restart if it is told so; nobody else is asked anything meanwhile.
+fn restart(mut ask: impl FnMut(usize, bool) -> Result<Answer>) -> Result<f64> {
+    let mut numbers = 1000..;
+    let mut times = |count: usize, restarted: bool| -> Result<f64> {
+        let mut times = Vec::new();
+        for number in numbers.by_ref().take(count) {
+            thread::sleep(PAUSE);
+            times.push(ask(number, restarted)?.first_ms);
+        }
+        Ok(super::median(&times))
+    };
+    // Before and after, since what was restarted may be at something still.
+    let before = times(ALONE_ASKED, false)?;
+    let restarted = times(RESTARTS, true)?;
+    thread::sleep(SETTLE);
+    let after = times(ALONE_ASKED, false)?;
+    Ok(restarted / f64::midpoint(before, after))
+}
+
+/// Who is asked when, of so many: everybody begins once and in both directions, so that nobody always comes after the same
+/// one.
+fn order(number: usize, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.rotate_left(number / 2 % count);
+    if number % 2 == 1 {
+        order.reverse();
     }
-    Ok(super::median(&times))
+    order
 }
 
 impl Asked<'_> {
@@ -253,8 +292,7 @@ impl Asked<'_> {
     }
 
     /// Asks everybody the questions behind the handbook, of which the first two make it known.
-    fn task(&mut self, port: u16) -> Result<Vec<Times>> {
-        let mut asker = Asker::connect(port, GATEWAY, Some(TASK))?;
+    fn task(&mut self, asker: &mut Asker) -> Result<Vec<Times>> {
         let mut all: Vec<Times> = (0..2 + self.rivals.len())
             .map(|_| Times::default())
             .collect();
@@ -277,7 +315,7 @@ impl Asked<'_> {
         Ok(all)
     }
 
-    /// Does something with each, beginning with another every time.
+    /// Does something with each, in another order every time.
     fn each(
         &mut self,
         number: usize,
@@ -285,8 +323,8 @@ impl Asked<'_> {
     ) -> Result<Vec<Answer>> {
         let count = 2 + self.rivals.len();
         let mut answers = vec![Answer::default(); count];
-        for turn in 0..count {
-            let who = (number + turn) % count;
+        for who in order(number, count) {
+            thread::sleep(PAUSE);
             answers[who] = ask(self, who)?;
         }
         let lengths: Vec<usize> = answers.iter().map(|answer| answer.prompt).collect();
@@ -376,7 +414,19 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
-    use super::Reading;
+    use super::{Reading, order};
+
+    #[test]
+    fn who_comes_after_whom_changes() {
+        assert_eq!(order(0, 3), [0, 1, 2]);
+        assert_eq!(order(1, 3), [2, 1, 0]);
+        assert_eq!(order(2, 3), [1, 2, 0]);
+        assert_eq!(order(7, 3), [2, 1, 0]);
+        let first: Vec<usize> = (0..6).map(|number| order(number, 3)[0]).collect();
+        for who in 0..3 {
+            assert_eq!(first.iter().filter(|one| **one == who).count(), 2);
+        }
+    }
 
     #[test]
     fn times_between_two_lengths_lie_between_theirs() {

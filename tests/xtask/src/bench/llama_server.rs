@@ -125,7 +125,7 @@ impl Server {
         let port = free_port()?;
         let path = folder.join(format!("llama-server-{port}.log"));
         let log = fs::File::create(&path)?;
-        let mut command = Command::new(&variant.program);
+        let mut command = shell::mortal(&variant.program);
         command.arg("-m").arg(model).args(["--host", "127.0.0.1"]);
         for (name, value) in [
             ("--port", usize::from(port)),

@@ -2,7 +2,7 @@
 //!
 //! A few jobs decode without end. Meanwhile one request after the other is sent, each with a prompt that nobody sent
 //! before; what counts is the time to its first event. The same is measured of alarms while there is nothing else, and the
-//! time between two events of a job is that of a step.
+//! time between two events of a job, before any alarm comes, is that of a step.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -35,15 +35,20 @@ const IDS: usize = 20_000;
 /// While what is measured once is.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// While steps of the jobs are timed.
+const STEPS: Duration = Duration::from_secs(5);
+
 /// What all threads share.
 struct Load<'a> {
     socket: &'a Path,
     /// Makes every prompt another.
     prompts: AtomicUsize,
     over: AtomicBool,
-    /// Milliseconds between two events of a job.
+    /// Milliseconds between two events of a job, while nothing but jobs runs.
     gaps: Mutex<Vec<f64>>,
-    /// Jobs that have begun to answer.
+    /// Whether that is now.
+    alone: AtomicBool,
+    /// Jobs that decode now.
     decoding: AtomicUsize,
 }
 
@@ -64,6 +69,7 @@ pub(super) fn load(programs: &Path, definition: &Definition, model: &Path) -> Re
         prompts: AtomicUsize::new(0),
         over: AtomicBool::new(false),
         gaps: Mutex::default(),
+        alone: AtomicBool::new(false),
         decoding: AtomicUsize::new(0),
     };
     let alone = load.ask("alarm", definition.prompt)?;
@@ -72,6 +78,10 @@ pub(super) fn load(programs: &Path, definition: &Definition, model: &Path) -> Re
             .map(|_| scope.spawn(|| load.job(definition.generate)))
             .collect();
         let asked = load.wait_for_jobs(definition.jobs).and_then(|()| {
+            // A step is that of the jobs, not of what is measured against it.
+            load.alone.store(true, Ordering::Relaxed);
+            thread::sleep(STEPS);
+            load.alone.store(false, Ordering::Relaxed);
             let alarm = load.ask("alarm", definition.prompt)?;
             Ok((alarm, load.ask("interactive", definition.prompt)?))
         });
@@ -84,6 +94,7 @@ pub(super) fn load(programs: &Path, definition: &Definition, model: &Path) -> Re
         asked
     })?;
     let gaps = load.gaps.into_inner().unwrap_or_default();
+    ensure!(!gaps.is_empty(), "no step of the jobs was seen");
     let step = super::median(&gaps);
     let own = super::median(&alone);
     let late = percentile(&alarm, 99);
@@ -102,18 +113,25 @@ impl Load<'_> {
     /// Decodes without end, until it is over.
     fn job(&self, tokens: usize) -> Result<()> {
         while !self.over.load(Ordering::Relaxed) {
-            let mut last: Option<Instant> = None;
-            let mut gaps = Vec::new();
-            self.stream("batch", JOB_PROMPT, tokens, |at| {
-                match last.replace(at) {
-                    Some(last) => gaps.push((at - last).as_secs_f64() * 1e3),
+            // Whether it was alone then, too: a gap counts that is so from end to end.
+            let mut last: Option<(Instant, bool)> = None;
+            let streamed = self.stream("batch", JOB_PROMPT, tokens, |at| {
+                let alone = self.alone.load(Ordering::Relaxed);
+                match last.replace((at, alone)) {
+                    Some((last, true)) if alone => {
+                        if let Ok(mut gaps) = self.gaps.lock() {
+                            gaps.push((at - last).as_secs_f64() * 1e3);
+                        }
+                    }
+                    Some(_) => {}
                     None => drop(self.decoding.fetch_add(1, Ordering::Relaxed)),
                 }
                 !self.over.load(Ordering::Relaxed)
-            })?;
-            if let Ok(mut all) = self.gaps.lock() {
-                all.extend(gaps);
+            });
+            if last.is_some() {
+                self.decoding.fetch_sub(1, Ordering::Relaxed);
             }
+            streamed?;
         }
         Ok(())
     }

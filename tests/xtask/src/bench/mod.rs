@@ -135,7 +135,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     // Only now is the best read known that the rounds are held against.
     let mut results = Vec::new();
-    let mut quiet = true;
+    let (mut quiet, mut reached) = (true, true);
     println!("== results (best streaming read {best:.1} GB/s)");
     for (definition, rounds, notes) in &measured {
         let counted: Vec<&Round> = rounds
@@ -151,22 +151,28 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         };
         let mut result = summary(definition, &used, rounds.len(), notes);
         result["rounds"] = counted.len().into();
-        record::print(definition, &result);
+        reached &= record::print(definition, &result);
         results.push(result);
     }
     let record = json!({
         "date": shell::output(std::process::Command::new("date").args(["-u", "+%F"]))?.trim(),
         "machine": machine::describe()?,
         "best_read_gb_s": record::round(best),
+        "scratch": daemon::scratch()?,
         "results": results,
     });
     if !options.no_record {
         println!("  written: {}", record::write(&record)?.display());
     }
-    Ok(if quiet {
+    if !quiet {
+        println!("some benchmarks have too few rounds in which the machine was quiet");
+    }
+    if !reached {
+        println!("some bars were missed or not measured");
+    }
+    Ok(if quiet && reached {
         ExitCode::SUCCESS
     } else {
-        println!("some benchmarks have too few rounds in which the machine was quiet");
         ExitCode::FAILURE
     })
 }
@@ -337,7 +343,13 @@ fn turns(round: usize, rivals: usize) -> Vec<Turn> {
 fn is_hopeful(kind: Kind, variant: &Variant, figures: &BTreeMap<String, Value>) -> bool {
     let own = &figures[&variant.name()];
     let keys: &[&str] = match kind {
-        Kind::FirstToken => &["short-p50-ms", "task-p50-ms"],
+        Kind::FirstToken => &[
+            "short-p50-ms",
+            "short-p95-ms",
+            "long-p50-ms",
+            "task-p50-ms",
+            "task-p95-ms",
+        ],
         Kind::Parallel => &["aggregate_tok_s"],
         _ => &["prefill_tok_s", "decode_tok_s"],
     };
@@ -459,6 +471,11 @@ const RATIOS: [(&str, &str, &str); 11] = [
     ("mqtt-task-p95-ms", "task-p95-ms", "mqtt-task-p95-ratio"),
 ];
 
+/// Whether a figure is one of ours by a rival's.
+fn needs_rival(name: &str) -> bool {
+    RATIOS.iter().any(|(.., ratio)| *ratio == name)
+}
+
 /// The value that `percent` of all are no greater than.
 fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut values = values.to_vec();
@@ -481,7 +498,7 @@ fn median(values: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Round, Turn, definition, median, percentile, sides, summary, turns};
+    use super::{Round, Turn, definition, median, needs_rival, percentile, sides, summary, turns};
     use serde_json::json;
     use std::collections::BTreeMap;
 
@@ -493,6 +510,18 @@ mod tests {
         assert_eq!(turns(2, 2), next);
         assert_eq!(turns(3, 2), first);
         assert_eq!(turns(2, 0), [Turn::Andon]);
+    }
+
+    #[test]
+    fn bars_are_of_figures_that_there_are() {
+        let models = definition::models().expect("models");
+        for definition in definition::definitions(&models).expect("definitions") {
+            for name in definition.bar.keys() {
+                let is_figure = definition.kind.figures().contains(&name.as_str());
+                let is_ratio = needs_rival(name) && definition.rival.is_some();
+                assert!(is_figure || is_ratio, "{}: no {name}", definition.name);
+            }
+        }
     }
 
     #[test]

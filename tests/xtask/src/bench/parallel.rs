@@ -92,7 +92,7 @@ pub(super) fn measure(
                 speed(
                     address,
                     definition.clients,
-                    &["Say what this is."; 8].map(str::to_owned),
+                    &vec!["Say what this is.".to_owned(); definition.clients],
                     4,
                 )?;
             }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::definition::{Definition, folder};
-use super::sides::ANDON;
+use super::needs_rival;
+use super::sides::{ANDON, is_ours};
 
 /// Figures that are good when they are great; of all others little is good.
 const AT_LEAST: [&str; 8] = [
@@ -40,8 +41,9 @@ pub(super) fn short(values: &Value) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
-/// Prints what a definition came to, and where it stands to its bars.
-pub(super) fn print(definition: &Definition, result: &Value) {
+/// Prints what a definition came to, and where it stands to its bars. Whether all of them were reached, but for those that
+/// hold it against a rival which was not there.
+pub(super) fn print(definition: &Definition, result: &Value) -> bool {
     println!(
         "  {}: {} of {} rounds count",
         definition.name, result["rounds"], result["rounds_tried"]
@@ -53,6 +55,9 @@ pub(super) fn print(definition: &Definition, result: &Value) {
     for (name, value) in ratios {
         println!("    {name:<28} {value}");
     }
+    let mut reached = true;
+    let sides = result["sides"].as_object();
+    let beside = sides.is_some_and(|sides| sides.keys().any(|name| !is_ours(name)));
     for (name, bar) in &definition.bar {
         let found = result["ratios"][name]
             .as_f64()
@@ -60,10 +65,17 @@ pub(super) fn print(definition: &Definition, result: &Value) {
         // Times, memory and costs are bounds from above.
         let most = !AT_LEAST.contains(&name.as_str());
         let verdict = match found {
-            None => "not measured".to_owned(),
+            None if !beside && needs_rival(name) => "not measured, for want of a rival".to_owned(),
+            None => {
+                reached = false;
+                "NOT MEASURED".to_owned()
+            }
             Some(found) if result["rounds"] == 0 => format!("{found} while busy, not judged"),
             Some(found) if (found >= *bar) != most || found == *bar => format!("{found}, reached"),
-            Some(found) => format!("{found}, MISSED"),
+            Some(found) => {
+                reached = false;
+                format!("{found}, MISSED")
+            }
         };
         let sign = if most { '≤' } else { '≥' };
         println!("    bar: {name} {sign} {bar}: {verdict}");
@@ -71,6 +83,7 @@ pub(super) fn print(definition: &Definition, result: &Value) {
     for note in result["notes"].as_array().into_iter().flatten() {
         println!("    note: {}", note.as_str().unwrap_or_default());
     }
+    reached
 }
 
 /// Writes a record to a new file of `tests/bench/record`.
@@ -110,13 +123,38 @@ pub(super) fn write(record: &Value) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{folder, round};
+    use super::super::definition::{definitions, models};
+    use super::{folder, print, round};
+    use serde_json::json;
 
     #[test]
     fn figures_have_four_digits() {
         assert_eq!(round(123.456), 123.5);
         assert_eq!(round(0.012_345_6), 0.012_35);
         assert_eq!(round(0.0), 0.0);
+    }
+
+    #[test]
+    fn what_is_missed_or_not_measured_is_not_reached() {
+        let models = models().expect("models");
+        let mut definition = definitions(&models).expect("definitions").swap_remove(0);
+        definition.bar = [("decode-ratio", 2.0), ("load_ms", 5.0)]
+            .map(|(name, bar)| (name.to_owned(), bar))
+            .into();
+        let alone = json!({ "rounds": 3, "sides": { "andon": { "load_ms": 4.0 } }, "ratios": {} });
+        assert!(print(&definition, &alone));
+        let mut beside = alone.clone();
+        beside["sides"]["repacked"] = json!({});
+        assert!(!print(&definition, &beside));
+        beside["ratios"]["decode-ratio"] = json!(2.0);
+        assert!(print(&definition, &beside));
+        beside["ratios"]["decode-ratio"] = json!(1.9);
+        assert!(!print(&definition, &beside));
+        beside["rounds"] = json!(0);
+        assert!(print(&definition, &beside));
+        let mut slow = alone.clone();
+        slow["sides"]["andon"]["load_ms"] = json!(6.0);
+        assert!(!print(&definition, &slow));
     }
 
     #[test]

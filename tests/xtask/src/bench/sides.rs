@@ -21,7 +21,7 @@ pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with(ANDON)
 }
 
-/// Tokens that are generated beyond the first when the wall clock is read.
+/// What is written on when the wall clock is read.
 const OUTSIDE_PROMPT: &str = "The quick brown fox";
 
 /// The streaming read now.
