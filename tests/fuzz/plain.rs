@@ -15,6 +15,8 @@ mod gguf;
 mod grammar;
 #[path = "targets/http.rs"]
 mod http;
+#[path = "targets/manifest.rs"]
+mod manifest;
 #[path = "targets/mqtt.rs"]
 mod mqtt;
 #[path = "targets/pack.rs"]
@@ -46,7 +48,7 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
@@ -54,6 +56,7 @@ const TARGETS: [Target; 10] = [
     ("grammar", grammar::run, grammar_seeds),
     ("calls", calls::run, calls_seeds),
     ("wire", wire::run, wire_seeds),
+    ("manifest", manifest::run, manifest_seeds),
     ("http", http::run, http_seeds),
     ("mqtt", mqtt::run, mqtt_seeds),
     ("config", config::run, config_seeds),
@@ -285,6 +288,56 @@ fn wire_seeds() -> Seeds {
         seeds.push([&[1], &frame[4..frame.len() - 4]].concat());
     }
     seeds
+}
+
+fn manifest_seeds() -> Seeds {
+    let digest = "0".repeat(64);
+    let weights = json!({ "path": "m.gguf", "role": "weights", "bytes": 7, "sha256": digest, "verity": digest });
+    let part = |number: usize| json!({ "path": format!("m-{number:05}-of-00002.gguf"), "role": "weights", "bytes": 9, "sha256": digest });
+    let other = |path: &str, role: &str| json!({ "path": path, "role": role, "bytes": 5, "sha256": digest });
+    let whole = |format: u16, members: &[serde_json::Value]| {
+        json!({ "format": format, "name": "m", "architecture": "llama", "quantization": "Q4_0", "created-s": 1, "license": "mit",
+            "source": { "repository": "a/b", "revision": "main" }, "pre-tokenizer": "smollm", "members": members })
+        .to_string()
+    };
+    let line = |file: usize, bytes: u64, name: &str| format!("{digest} {file} {bytes} {name}\n");
+    let manifests = [
+        (
+            whole(2, std::slice::from_ref(&weights)),
+            line(0, 3, "(head)") + &line(0, 4, "a.weight"),
+        ),
+        (
+            whole(
+                2,
+                &[part(1), part(2), other("tensors.sha256", "tensor-digests")],
+            ),
+            line(0, 9, "a") + &line(1, 2, "b") + &line(1, 7, "c d"),
+        ),
+        (
+            whole(
+                2,
+                &[
+                    weights,
+                    other("tasks/a.toml", "task"),
+                    other("LICENSE", "license"),
+                ],
+            ),
+            line(0, 8, "a"),
+        ),
+        (whole(1, &[other("m.gguf", "weights")]), String::new()),
+    ];
+    let signature = format!("ed25519 {} {}\n", "0".repeat(16), "0".repeat(128));
+    let signatures = format!("andon-signatures-v1\n{}", signature.repeat(2));
+    let seed = |(manifest, pieces): &(String, String)| {
+        let pieces = format!("andon-tensors-v1\n{pieces}");
+        [
+            manifest.as_bytes(),
+            signatures.as_bytes(),
+            pieces.as_bytes(),
+        ]
+        .join(&0xff)
+    };
+    manifests.iter().map(seed).collect()
 }
 
 fn http_seeds() -> Seeds {

@@ -34,6 +34,7 @@ fn hostile_messages_leave_nothing_behind() {
     let campaign = Campaign::asked();
     let broker = Broker::start_with("max_queued_messages 0").unwrap();
     let config = broker.config()
+        + super::CONFIG
         + "[task.explain]\ninstructions = \"Explain {{ code }}.\"\ntokens-max = 2\n";
     let status = broker.watch("andon/test/status", "mqttv5").unwrap();
     let mut daemon = campaign.daemon().config(&config).start().unwrap();
@@ -46,9 +47,9 @@ fn hostile_messages_leave_nothing_behind() {
         "over MQTT",
         &mut daemon,
         || sender.good("x"),
-        |_| {
+        |_, numbers| {
             // One after the other: the order is the seed's, and the broker keeps it.
-            for number in 0..campaign.count {
+            for number in numbers {
                 let mut draw = Draw::new(campaign.seed ^ ((number as u64) << 20));
                 sender.hostile(&mut draw);
                 if number % WINDOW == WINDOW - 1 {
@@ -66,10 +67,17 @@ fn hostile_messages_leave_nothing_behind() {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     };
-    eprintln!(
-        "over MQTT {} requests came, {} were malformed",
+    let (came, malformed) = (
         count("andon_requests_total"),
-        count("andon_malformed_total")
+        count("andon_malformed_total"),
+    );
+    eprintln!("over MQTT {came} requests came, {malformed} were malformed");
+    // Some have topics that nobody listens to, say what is no request, or say again what was said.
+    let sent = campaign.count as f64;
+    assert!(malformed > sent / 8.0, "{malformed} of {sent}");
+    assert!(
+        came + malformed > sent / 3.0,
+        "{came} and {malformed} of {sent}"
     );
 }
 

@@ -1,16 +1,18 @@
 //! Over the compact socket: frames that are none, lie, or come in no order.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use andon_tests::mutate::Draw;
 use andon_wire::{
-    AddModel, Ask, Bytes, Cancel, ClientFrame, HEADER_BYTES, Hello, Input, ModelData,
+    AddModel, AddSigned, Ask, Bytes, Cancel, ClientFrame, HEADER_BYTES, Hello, Input, ModelData,
     PROTOCOL_VERSION, RequestId, ServerFrame, TaskName, checksum,
 };
 
@@ -25,7 +27,7 @@ const SLOW: usize = 24;
 #[test]
 fn hostile_frames_leave_nothing_behind() {
     let campaign = Campaign::asked();
-    let mut config = String::new();
+    let mut config = super::CONFIG.to_owned();
     if !campaign.timed {
         config += "[wire]\nframe-timeout-ms = 500\n";
     }
@@ -41,19 +43,46 @@ fn hostile_frames_leave_nothing_behind() {
         }
         began.elapsed()
     };
-    campaign.run("over the compact socket", &mut daemon, good, |daemon| {
-        let socket = daemon.wire_socket();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            for number in 0..SLOW {
-                let (socket, over) = (&socket, &over);
-                scope.spawn(move || slow(socket, number, over));
-            }
-            campaign.send(|draw, _| hostile(&socket, draw));
-            over.store(true, Ordering::Relaxed);
-        });
-    });
+    let answers = Answers::default();
+    campaign.run(
+        "over the compact socket",
+        &mut daemon,
+        good,
+        |daemon, numbers| {
+            let socket = daemon.wire_socket();
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                for number in 0..SLOW {
+                    let (socket, over) = (&socket, &over);
+                    scope.spawn(move || slow(socket, number, over));
+                }
+                let _over = super::Over(&over);
+                campaign.send(numbers, |draw, _| hostile(&socket, draw, &answers));
+            });
+        },
+    );
+    let answers = answers.into_inner().unwrap();
+    eprintln!("answers over the compact socket: {answers:?}");
+    let count = |kind: &str| answers.get(kind).copied().unwrap_or_default();
+    // They came, and were looked at.
+    let read: usize = answers.values().sum();
+    assert!(read > campaign.count / 4, "{answers:?}");
+    for kind in ["error InvalidRequest", "error Rejected"] {
+        assert!(count(kind) > 0, "{kind}: {answers:?}");
+    }
+    let models = std::fs::read_dir(daemon.folder().join("models"));
+    let models = models.into_iter().flatten().flatten();
+    let names: Vec<_> = models.map(|entry| entry.file_name()).collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| name.to_string_lossy().starts_with('.')),
+        "{names:?}"
+    );
 }
+
+/// How many frames of each kind came back.
+type Answers = Mutex<BTreeMap<String, usize>>;
 
 fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).unwrap();
@@ -97,7 +126,7 @@ fn next(stream: &mut UnixStream) -> Option<String> {
     stream.read_exact(&mut payload).ok()?;
     Some(match ServerFrame::decode(&payload).unwrap() {
         ServerFrame::Done(_) => "done".to_owned(),
-        ServerFrame::Error(fault) => format!("error {:?} {}", fault.code, fault.message),
+        ServerFrame::Error(fault) => format!("error {:?}", fault.code),
         _ => "other".to_owned(),
     })
 }
@@ -129,7 +158,7 @@ fn slow(socket: &Path, number: usize, over: &AtomicBool) {
 }
 
 /// What one hostile client does.
-fn hostile(socket: &Path, draw: &mut Draw) {
+fn hostile(socket: &Path, draw: &mut Draw, answers: &Answers) {
     let mut stream = connect(socket);
     let mut bytes = hello(PROTOCOL_VERSION);
     // Whether the answers are read: most are left unread.
@@ -179,21 +208,25 @@ fn hostile(socket: &Path, draw: &mut Draw) {
             bytes.extend(encoded(&ClientFrame::Cancel(Cancel { id })).repeat(50));
         }
         11 => {
-            let manifest = [
-                "{",
-                "{}",
-                "[1]",
-                "{\"version\":1,\"files\":[{\"path\":\"../x\"}]}",
-            ][draw.below(4)];
+            let (manifest, data) = manifest(draw);
             let id = RequestId::new("add").unwrap();
-            bytes.extend(encoded(&ClientFrame::AddModel(AddModel {
-                id: id.clone(),
-                name: None,
-                manifest,
-            })));
+            let signatures = signatures(draw);
+            bytes.extend(match &signatures {
+                Some(signatures) => encoded(&ClientFrame::AddSigned(AddSigned {
+                    id: id.clone(),
+                    name: None,
+                    manifest: &manifest,
+                    signatures,
+                })),
+                None => encoded(&ClientFrame::AddModel(AddModel {
+                    id: id.clone(),
+                    name: None,
+                    manifest: &manifest,
+                })),
+            });
             bytes.extend(encoded(&ClientFrame::ModelData(ModelData {
                 id,
-                bytes: Bytes(&random(draw, 2000)),
+                bytes: Bytes(&data),
             })));
         }
         12 => {
@@ -229,10 +262,128 @@ fn hostile(socket: &Path, draw: &mut Draw) {
         let began = Instant::now();
         while let Some(frame) = next(&mut stream) {
             assert!(!frame.starts_with("error Internal"), "{frame}");
+            *answers.lock().unwrap().entry(frame).or_default() += 1;
         }
         assert!(
             began.elapsed() < PATIENCE,
             "no end of the answers to {bytes:?}"
         );
+    }
+}
+
+/// A manifest that is right but for something, and bytes that may be those of its one file.
+fn manifest(draw: &mut Draw) -> (String, Vec<u8>) {
+    /// The digest of `abc`.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let member = |path: &str, role: &str, bytes: u64, sha256: &str| {
+        format!(r#"{{"path":"{path}","role":"{role}","bytes":{bytes},"sha256":"{sha256}"}}"#)
+    };
+    let whole = |format: u64, name: &str, members: &str| {
+        format!(
+            r#"{{"format":{format},"name":"{name}","architecture":"llama","quantization":"F32","created-s":0,"members":{members}}}"#
+        )
+    };
+    let weights = member("m.gguf", "weights", 3, ABC);
+    let sound = whole(2, "evil", &format!("[{weights}]"));
+    let mut data = b"abc".to_vec();
+    let text = match draw.below(14) {
+        // Its bytes are those of the digest, and no model.
+        0 => sound,
+        // They are others, fewer, or more.
+        1 => {
+            data = [&b"abd"[..], b"a", b"abcd"][draw.below(3)].to_vec();
+            sound
+        }
+        2 => {
+            let path = [
+                "../m.gguf",
+                "/m.gguf",
+                "a/../../m.gguf",
+                ".gguf",
+                "m.gguf\\u0000",
+            ][draw.below(5)];
+            whole(2, "evil", &format!("[{}]", member(path, "weights", 3, ABC)))
+        }
+        3 => {
+            let (path, role) = [
+                ("tasks/../../x.toml", "task"),
+                ("manifest.json", "license"),
+                ("tensors.sha256", "tensor-digests"),
+                ("LICENSE", "root"),
+                ("x.jinja", "chat-template"),
+            ][draw.below(5)];
+            let other = member(path, role, 3, ABC);
+            whole(2, "evil", &format!("[{weights},{other}]"))
+        }
+        4 => whole(2, "evil", &format!("[{weights},{weights}]")),
+        5 => {
+            let bytes = [0, 1 << 40, 1 << 63, u64::MAX][draw.below(4)];
+            whole(
+                2,
+                "evil",
+                &format!("[{}]", member("m.gguf", "weights", bytes, ABC)),
+            )
+        }
+        6 => {
+            let count = 1 + draw.below(400);
+            let parts: Vec<String> = (1..=count)
+                .map(|part| {
+                    let path = format!("m-{part:05}-of-{:05}.gguf", count + draw.below(2));
+                    member(&path, "weights", u64::MAX / 2, ABC)
+                })
+                .collect();
+            whole(2, "evil", &format!("[{}]", parts.join(",")))
+        }
+        7 => {
+            let name = ["..", "", "a/b", "-x", &"n".repeat(300)][draw.below(5)].to_owned();
+            whole(2, &name, &format!("[{weights}]"))
+        }
+        8 => whole(
+            [0, 1, 3, 65_536][draw.below(4)],
+            "evil",
+            &format!("[{weights}]"),
+        ),
+        9 => {
+            let digest = [&ABC[1..], &ABC.replace('b', "g"), &ABC.to_uppercase(), ""]
+                [draw.below(4)]
+            .to_owned();
+            whole(
+                2,
+                "evil",
+                &format!("[{}]", member("m.gguf", "weights", 3, &digest)),
+            )
+        }
+        10 => whole(
+            2,
+            "evil",
+            ["{}", "null", "[]", "[[]]", "\"x\""][draw.below(5)],
+        ),
+        // What fs-verity measures is not that.
+        11 => sound.replace(r#"","bytes""#, &format!(r#"","verity":"{ABC}","bytes""#)),
+        _ => {
+            let mut bytes = sound.into_bytes();
+            for _ in 0..=draw.below(3) {
+                let at = draw.below(bytes.len());
+                bytes[at] = draw.number().to_le_bytes()[0];
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+    };
+    (text, data)
+}
+
+/// What may be signatures, or none.
+fn signatures(draw: &mut Draw) -> Option<String> {
+    let whole = format!(
+        "andon-signatures-v1\ned25519 {} {}\n",
+        "0".repeat(16),
+        "0".repeat(128)
+    );
+    match draw.below(8) {
+        0 => Some(String::new()),
+        1 => Some("x".repeat(draw.below(5000))),
+        2 => Some(whole[..draw.below(whole.len())].to_owned()),
+        3 => Some(whole),
+        _ => None,
     }
 }

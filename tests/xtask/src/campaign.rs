@@ -15,6 +15,30 @@ fn programs() -> Result<PathBuf> {
     Ok(shell::target_directory().join("release"))
 }
 
+/// Runs those of the tests against the daemon that have these words in their names, of which there are so many: a name that
+/// no test has any more would be a campaign that finds nothing.
+///
+/// # Errors
+/// When there are others.
+pub(crate) fn tests(words: &[&str], count: usize) -> Result<Command> {
+    let command = || {
+        let mut cargo = shell::cargo(&["test", "--package", "andon-tests", "--test", "it", "--"]);
+        cargo.args(words);
+        cargo
+    };
+    let listed = shell::output(command().args(["--list", "--format", "terse"]))?;
+    let found = listed.lines().filter(|line| line.ends_with(": test"));
+    let found = found.count();
+    ensure!(
+        found == count,
+        "{found} tests are called {}, not {count}",
+        words.join(" or ")
+    );
+    let mut cargo = command();
+    cargo.arg("--nocapture");
+    Ok(cargo)
+}
+
 /// So many hostile requests over each front end.
 ///
 /// # Errors
@@ -31,8 +55,7 @@ pub(crate) fn hostile(count: u64, seed: u64, only: Option<&str>) -> Result<ExitC
         .filter(|front| only.is_none_or(|only| only == *front))
     {
         let filter = format!("abuse::{front}");
-        let mut cargo = shell::cargo(&["test", "--package", "andon-tests", "--test", "it"]);
-        cargo.args([&filter, "--", "--nocapture"]);
+        let mut cargo = tests(&[&filter], 1)?;
         cargo
             .env("ANDON_BIN_DIR", &programs)
             .env("ANDON_HOSTILE_MODEL", &model)

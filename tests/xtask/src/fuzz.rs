@@ -12,10 +12,10 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell;
+use crate::{campaign, shell};
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 10] = [
+const TARGETS: [&str; 11] = [
     "gguf",
     "pack",
     "tokenizer",
@@ -23,6 +23,7 @@ const TARGETS: [&str; 10] = [
     "grammar",
     "calls",
     "wire",
+    "manifest",
     "http",
     "mqtt",
     "config",
@@ -221,8 +222,7 @@ pub(crate) fn crash(rounds: u64, seed: u64) -> Result<ExitCode> {
         "--package",
         "andonctl",
     ]))?;
-    let mut cargo = shell::cargo(&["test", "--package", "andon-tests", "--test", "it"]);
-    cargo.args(["--", "--nocapture", "spool::campaign", "spool::network"]);
+    let mut cargo = campaign::tests(&["spool::campaign", "spool::network"], 3)?;
     cargo
         .env("ANDON_CRASH_ROUNDS", rounds.to_string())
         .env("ANDON_CRASH_SEED", seed.to_string());
