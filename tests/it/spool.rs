@@ -7,6 +7,7 @@ mod ledger;
 mod network;
 mod operator;
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use andon_tests::broker::Broker;
@@ -14,12 +15,17 @@ use andon_tests::daemon::Daemon;
 
 /// A broker that keeps its sessions and messages over its own end, in this folder.
 fn lasting_broker(folder: &Path) -> Broker {
-    Broker::start_with(&format!(
+    lasting_broker_at(folder, None)
+}
+
+/// The same, which also listens at another address, at the same port.
+fn lasting_broker_at(folder: &Path, address: Option<Ipv4Addr>) -> Broker {
+    let options = format!(
         "persistence true\npersistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n\
          max_queued_messages 0\nmax_inflight_messages 64",
         folder.display()
-    ))
-    .unwrap()
+    );
+    Broker::start_at(&options, address).unwrap()
 }
 
 /// A figure of the daemon's metrics, summed over its labels that have `with` in them.

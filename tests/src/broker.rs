@@ -61,6 +61,14 @@ impl Broker {
     /// # Errors
     /// When mosquitto is not installed or does not start.
     pub fn start_with(lines: &str) -> io::Result<Broker> {
+        Broker::start_at(lines, None)
+    }
+
+    /// Starts one that also listens at another address of this machine, at the same port.
+    ///
+    /// # Errors
+    /// When mosquitto is not installed or does not start.
+    pub fn start_at(lines: &str, address: Option<Ipv4Addr>) -> io::Result<Broker> {
         let folder = tempfile::Builder::new().prefix("andon-broker-").tempdir()?;
         let mut broker = Broker {
             child: None,
@@ -70,10 +78,13 @@ impl Broker {
         for _ in 0..PORT_TRIES {
             broker.port = free_port()?;
             // As root, mosquitto would change to a user who may not read the folder.
-            let config = format!(
+            let mut config = format!(
                 "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nlog_type all\n{lines}\n",
                 broker.port
             );
+            if let Some(address) = address {
+                config.push_str(&format!("listener {} {address}\n", broker.port));
+            }
             fs::write(broker.folder.path().join("mosquitto.conf"), config)?;
             if broker.launch()? {
                 return Ok(broker);

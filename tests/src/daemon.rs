@@ -32,6 +32,7 @@ pub struct Builder {
     model: Option<PathBuf>,
     kept: Option<String>,
     programs: Option<PathBuf>,
+    before: Vec<String>,
     config: Table,
 }
 
@@ -54,6 +55,13 @@ impl Builder {
     #[must_use]
     pub fn programs(mut self, folder: &Path) -> Builder {
         self.programs = Some(folder.to_path_buf());
+        self
+    }
+
+    /// Puts these words before the program: what runs it where it is to run, and becomes it.
+    #[must_use]
+    pub fn before(mut self, words: Vec<String>) -> Builder {
+        self.before = words;
         self
     }
 
@@ -123,12 +131,13 @@ impl Builder {
         };
         let notify = UnixDatagram::bind(folder.path().join("notify"))?;
         notify.set_nonblocking(true)?;
-        let (child, started) = launch(&programs, folder.path(), &[])?;
+        let (child, started) = launch(&self.before, &programs, folder.path(), &[])?;
         Ok(Daemon {
             child,
             started,
             ready: None,
             notify,
+            before: self.before,
             programs,
             folder,
         })
@@ -142,6 +151,7 @@ pub struct Daemon {
     started: Instant,
     ready: Option<Duration>,
     notify: UnixDatagram,
+    before: Vec<String>,
     programs: PathBuf,
     folder: TempDir,
 }
@@ -314,7 +324,8 @@ impl Daemon {
     pub fn relaunch(&mut self, variables: &[(&str, &str)]) -> io::Result<()> {
         let mut stale = [0; 4096];
         while self.notify.recv(&mut stale).is_ok() {}
-        (self.child, self.started) = launch(&self.programs, self.folder.path(), variables)?;
+        (self.child, self.started) =
+            launch(&self.before, &self.programs, self.folder.path(), variables)?;
         self.ready = None;
         Ok(())
     }
@@ -330,6 +341,7 @@ impl Drop for Daemon {
 }
 
 fn launch(
+    before: &[String],
     programs: &Path,
     folder: &Path,
     variables: &[(&str, &str)],
@@ -339,7 +351,14 @@ fn launch(
         .append(true)
         .open(folder.join("log"))?;
     let program = programs.join("andond");
-    let mut command = Command::new(&program);
+    let mut command = match before.split_first() {
+        None => Command::new(&program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(&program);
+            command
+        }
+    };
     command.arg("--config").arg(folder.join("andond.toml"));
     command
         .env("NOTIFY_SOCKET", folder.join("notify"))

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod http;
 pub mod link;
 pub mod mutate;
+pub mod network;
 pub mod programs;
 pub mod source;
 pub mod tiny_encoder;

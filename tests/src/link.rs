@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How often a pump that waits looks around.
 const LOOK: Duration = Duration::from_millis(5);
+/// Longest wait for a side that does not read; then the connection ends.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a pump takes at once; small, so that cuts fall inside messages.
 const PIECE: usize = 512;
 
@@ -110,10 +112,11 @@ fn serve(listener: &TcpListener, port: u16, state: &Arc<State>) {
             thread::sleep(LOOK);
             continue;
         };
+        // In this order: whoever comes before a cut is cut by it.
+        let cuts = state.cuts.load(Ordering::SeqCst);
         if state.weather() == Weather::Down {
             continue;
         }
-        let cuts = state.cuts.load(Ordering::SeqCst);
         let pair = TcpStream::connect(("127.0.0.1", port))
             .and_then(|inside| Ok([(guest.try_clone()?, inside.try_clone()?), (inside, guest)]));
         for (from, to) in pair.into_iter().flatten() {
@@ -135,6 +138,7 @@ fn serve(listener: &TcpListener, port: u16, state: &Arc<State>) {
 fn pump(mut from: &TcpStream, mut to: &TcpStream, state: &State, cuts: u64) -> io::Result<()> {
     from.set_nonblocking(false)?;
     from.set_read_timeout(Some(LOOK))?;
+    to.set_write_timeout(Some(LOOK))?;
     to.set_nodelay(true)?;
     let mut piece = [0; PIECE];
     let is_cut = || state.cuts.load(Ordering::SeqCst) != cuts;
@@ -146,14 +150,7 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, state: &State, cuts: u64) -> i
         let count = match from.read(&mut piece) {
             Ok(0) => break,
             Ok(count) => count,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) =>
-            {
-                continue;
-            }
+            Err(error) if is_late(&error) => continue,
             Err(error) => return Err(error),
         };
         let arrived = Instant::now();
@@ -165,7 +162,23 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, state: &State, cuts: u64) -> i
                 Weather::Slow(_) | Weather::Silent | Weather::Down => thread::sleep(LOOK),
             }
         }
-        to.write_all(piece.get(..count).unwrap_or_default())?;
+        let mut rest = piece.get(..count).unwrap_or_default();
+        let began = Instant::now();
+        while !rest.is_empty() {
+            match to.write(rest) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                // It does not read; a cut is noticed all the same.
+                Err(error) if is_late(&error) && !is_cut() && began.elapsed() < PATIENCE => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
     Ok(())
+}
+
+fn is_late(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }

@@ -79,7 +79,7 @@ fn until_refused(publisher: &Publisher, name: &str) -> usize {
 fn on_a_full_or_read_only_disk_requests_are_refused_and_none_is_lost() {
     let Some(mount) = Mount::make("size=2m") else {
         eprintln!(
-            "nothing may be mounted here; full disks are left to the tests of failing backends"
+            "skipped: nothing may be mounted here; full disks are left to the tests of failing backends"
         );
         return;
     };

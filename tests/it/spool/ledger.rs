@@ -32,6 +32,8 @@ pub(super) struct Publisher {
     client: Client,
     ledger: Ledger,
     over: Arc<AtomicBool>,
+    /// The first message that was none of the daemon's.
+    wrong: Arc<Mutex<Option<String>>>,
     thread: Option<JoinHandle<()>>,
     topic: String,
 }
@@ -45,9 +47,11 @@ impl Publisher {
         let (client, mut connection) = Client::new(options, 4096);
         let ledger: Ledger = Ledger::default();
         let over = Arc::new(AtomicBool::new(false));
+        let wrong: Arc<Mutex<Option<String>>> = Arc::default();
         let filter = format!("andon/test/response/{name}/#");
         let thread = {
             let (client, ledger, over) = (client.clone(), ledger.clone(), over.clone());
+            let wrong = Arc::clone(&wrong);
             thread::spawn(move || {
                 for event in connection.iter() {
                     match event {
@@ -55,7 +59,12 @@ impl Publisher {
                             client.try_subscribe(&filter, QoS::AtLeastOnce).unwrap();
                         }
                         Ok(Event::Incoming(Packet::Publish(publish))) => {
-                            note(&ledger, &String::from_utf8_lossy(&publish.payload));
+                            let payload = String::from_utf8_lossy(&publish.payload);
+                            if let Err(what) = note(&ledger, &payload) {
+                                let mut wrong =
+                                    wrong.lock().unwrap_or_else(PoisonError::into_inner);
+                                wrong.get_or_insert(format!("{what}: {payload}"));
+                            }
                         }
                         Ok(_) => {}
                         // The broker is away; it is tried again until it is back.
@@ -69,6 +78,7 @@ impl Publisher {
             client,
             ledger,
             over,
+            wrong,
             thread: Some(thread),
             topic: format!("andon/test/request/{name}"),
         }
@@ -104,6 +114,9 @@ impl Publisher {
     pub(super) fn settled(&self) -> BTreeMap<String, Entry> {
         let began = Instant::now();
         while self.open() > 0 {
+            let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(wrong.is_none(), "{wrong:?}");
+            drop(wrong);
             let open: Vec<String> = self
                 .lock()
                 .iter()
@@ -115,6 +128,8 @@ impl Publisher {
         }
         // Whatever still comes twice.
         thread::sleep(Duration::from_millis(300));
+        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(wrong.is_none(), "{wrong:?}");
         self.lock().clone()
     }
 }
@@ -129,25 +144,35 @@ impl Drop for Publisher {
     }
 }
 
-fn note(ledger: &Ledger, payload: &str) {
-    let value: Value = serde_json::from_str(payload).expect("JSON");
-    let id = value["id"].as_str().expect("an id").to_owned();
+fn note(ledger: &Ledger, payload: &str) -> Result<(), String> {
+    let value: Value = serde_json::from_str(payload).map_err(|error| error.to_string())?;
+    let id = value["id"].as_str().ok_or("no id")?.to_owned();
     let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
     let entry = ledger.entry(id).or_default();
     if value["type"] == "chunk" {
-        let number = |name: &str| value[name].as_u64().expect("a number");
-        let text = value["text"].as_str().expect("a text").to_owned();
+        let number = |name: &str| value[name].as_u64().ok_or(format!("no {name}"));
+        let text = value["text"].as_str().ok_or("no text")?.to_owned();
         entry
             .chunks
-            .push((number("attempt"), number("sequence"), text));
+            .push((number("attempt")?, number("sequence")?, text));
     } else {
         entry.ends.push(payload.to_owned());
     }
+    Ok(())
 }
 
-/// Holds the ledger against what was promised, chunks too unless connections ended (`lossy`). Returns how many answers came more than once.
-pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> usize {
-    let mut repeated = 0;
+/// What a ledger came to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Answers that came more than once.
+    pub(super) repeated: usize,
+    /// Requests that were given up, since the daemon ended over them again and again.
+    pub(super) given_up: usize,
+}
+
+/// Holds the ledger against what was promised, chunks too unless connections ended (`lossy`).
+pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> Outcome {
+    let mut outcome = Outcome::default();
     for (id, entry) in ledger {
         let ends: Vec<Value> = entry
             .ends
@@ -159,11 +184,12 @@ pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> usize {
         let why = first["error"]["message"].as_str().unwrap_or_default();
         if why.starts_with("the daemon ended") {
             assert!(entry.ends.iter().all(|end| *end == entry.ends[0]), "{id}");
-            repeated += ends.len() - 1;
+            outcome.repeated += ends.len() - 1;
+            outcome.given_up += 1;
             continue;
         }
         assert_eq!(first["type"], "answer", "{id}: {first}");
-        repeated += ends.len() - 1;
+        outcome.repeated += ends.len() - 1;
         for (end, text) in ends.iter().zip(&entry.ends) {
             assert_eq!(
                 end["answer"], first["answer"],
@@ -200,5 +226,5 @@ pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> usize {
             );
         }
     }
-    repeated
+    outcome
 }

@@ -584,6 +584,25 @@ fn bounds(config: &SpoolConfig) -> Bounds {
 /// Where a test may end the daemon as a kill would: `POINT` or `POINT:N`, the N-th time it comes there.
 const KILL_VARIABLE: &str = "ANDOND_KILL_AT";
 
+/// What `POINT` may be.
+pub const KILL_POINTS: [&str; 15] = [
+    "before-accepted",
+    "after-accepted",
+    "acknowledging",
+    "after-running",
+    "publishing",
+    "before-answered",
+    "after-answered",
+    "confirmed",
+    "before-delivered",
+    "after-delivered",
+    "unsynced",
+    "before-attempts",
+    "after-attempts",
+    "before-running",
+    "replacing",
+];
+
 /// Ends the process on the spot if a test asked for it here. What a crash may find half done is to be tried where it
 /// matters, not where a timer happens to hit.
 pub fn killed(point: &'static str) {
@@ -591,14 +610,18 @@ pub fn killed(point: &'static str) {
     if !cfg!(debug_assertions) {
         return;
     }
+    debug_assert!(KILL_POINTS.contains(&point), "{point}");
     static WANTED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
         let text = std::env::var(KILL_VARIABLE).ok()?;
-        let (point, count) = match text.split_once(':') {
-            Some((point, count)) => (point.to_owned(), count.parse().ok()?),
-            None => (text, 1),
+        let (point, count) = text.split_once(':').unwrap_or((&text, "1"));
+        let count = count.parse().ok();
+        // A test that asks for what there is not would try nothing.
+        let Some(count) = count.filter(|_| KILL_POINTS.contains(&point)) else {
+            tracing::error!("{KILL_VARIABLE}={text} is no place to be killed at");
+            std::process::exit(2);
         };
-        Some((point, AtomicU64::new(count)))
+        Some((point.to_owned(), AtomicU64::new(count)))
     });
     if let Some((wanted, count)) = wanted
         && wanted == point
