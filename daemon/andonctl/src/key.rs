@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -15,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use crate::arguments::models::KeyCommand;
 use crate::failure::Failure;
@@ -26,6 +27,8 @@ const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 /// Most bytes of a file with a key: one has some 120.
 const FILE_BYTES_MAX: u64 = 4096;
+/// Permissions of others than a file's owner.
+const OTHERS: u32 = 0o077;
 
 /// The command `key`.
 pub(crate) fn run(command: &KeyCommand, output: &mut Output) -> Result<(), Failure> {
@@ -42,7 +45,7 @@ pub(crate) fn run(command: &KeyCommand, output: &mut Output) -> Result<(), Failu
     Ok(())
 }
 
-/// What signs. It is erased from memory when it is dropped.
+/// What signs. It is erased from memory when it is dropped, and so is what it was made or read from.
 pub(crate) struct Private(SigningKey);
 
 /// What signatures are checked with.
@@ -53,17 +56,19 @@ impl Private {
     /// Makes a key from the system's randomness and writes it to a file that is not there yet.
     fn make(path: &Path) -> Result<Self, Failure> {
         let failed = |error| Failure::file("write", path, error);
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(|error| failed(error.into()))?;
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *seed).map_err(|error| failed(error.into()))?;
         let key = Self(SigningKey::from_bytes(&seed));
-        let text = STANDARD.encode([&PRIVATE_KEY_PREFIX[..], &seed].concat());
+        let bytes = Zeroizing::new([&PRIVATE_KEY_PREFIX[..], &*seed].concat());
+        let text = Zeroizing::new(STANDARD.encode(&*bytes));
+        let text = Zeroizing::new(format!("{BEGIN}\n{}\n{END}\n", *text));
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(path)
             .map_err(failed)?;
-        file.write_all(format!("{BEGIN}\n{text}\n{END}\n").as_bytes())
+        file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(failed)?;
         sync_folder(path)?;
@@ -72,16 +77,28 @@ impl Private {
 
     /// The key in a file.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
-            .map_err(|error| Failure::file("read", path, error))?;
+        let failed = |error| Failure::file("read", path, error);
+        let file = File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.permissions().mode();
+        if mode & OTHERS != 0 {
+            eprintln!(
+                "andonctl: {} is a private key that others than its owner may use; `chmod 600` keeps it from them",
+                path.display()
+            );
+        }
+        // With room for all of it: a text that grows leaves its beginnings behind.
+        let mut text = Zeroizing::new(String::with_capacity(2 * FILE_BYTES_MAX as usize));
+        file.take(FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
         let seed = (|| {
             let (_, rest) = text.split_once(BEGIN)?;
             let (inside, _) = rest.split_once(END)?;
-            let line: String = inside.split_whitespace().collect();
-            let key = STANDARD.decode(line).ok()?;
-            <[u8; 32]>::try_from(key.strip_prefix(&PRIVATE_KEY_PREFIX)?).ok()
+            let mut line = Zeroizing::new(String::with_capacity(inside.len()));
+            line.extend(inside.split_whitespace());
+            let key = Zeroizing::new(STANDARD.decode(&*line).ok()?);
+            let seed = key.strip_prefix(&PRIVATE_KEY_PREFIX)?;
+            <[u8; 32]>::try_from(seed).ok().map(Zeroizing::new)
         })();
         match seed {
             Some(seed) => Ok(Self(SigningKey::from_bytes(&seed))),

@@ -47,6 +47,9 @@ pub(crate) struct Parcel {
     pub(crate) is_own: bool,
 }
 
+/// A piece of a file of weights: where it begins, what it is called, and its digest.
+type Piece = (u64, String, Digest);
+
 /// Bytes of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -314,7 +317,9 @@ impl Parcel {
             self.verify()?;
         }
         let signature = key.sign(&self.text);
-        let signatures = self.signatures.get_or_insert_default();
+        let signatures = self
+            .signatures
+            .get_or_insert_with(|| Signatures(heapless::Vec::new()));
         signatures.0.retain(|other| other.key != signature.key);
         signatures.0.push(signature).map_err(|_| {
             Failure::Usage(format!(
@@ -368,7 +373,7 @@ impl Parcel {
     }
 
     /// The pieces that its digests of tensors say each file of weights has: where they begin, and what they are.
-    fn pieces(&self) -> Result<Vec<Vec<(u64, String, Digest)>>, Failure> {
+    fn pieces(&self) -> Result<Vec<Vec<Piece>>, Failure> {
         let mut members = self.manifest.members.iter().zip(&self.places);
         let Some((member, place)) = members.find(|(member, _)| member.role == Role::TensorDigests)
         else {

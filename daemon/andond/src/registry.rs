@@ -422,7 +422,7 @@ impl Registry {
         let _claim = self.claim(name)?;
         let stored = self.find(name)?;
         stored.verify(progress)?;
-        self.trust.admit(name, &self.judge(&stored))
+        self.trust.admit(name, &self.judge(&stored), "verified")
     }
 
     /// What is to be said of the signatures of a model that is kept.

@@ -108,7 +108,9 @@ impl Files {
         Some((index, self.paths.get(index)?))
     }
 
-    pub(crate) fn maps(&self) -> &[Mapping] {
+    /// The maps, in the order of the parts.
+    #[must_use]
+    pub fn maps(&self) -> &[Mapping] {
         &self.maps
     }
 }

@@ -118,7 +118,7 @@ pub struct Digest(pub [u8; 32]);
 
 /// A text that is no digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not a SHA-256 digest of 64 hexadecimal digits")]
+#[error("is not a SHA-256 digest of 64 lower-case hexadecimal digits")]
 pub struct NotADigest;
 
 /// Why a manifest cannot be used.
@@ -357,8 +357,11 @@ pub(crate) fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
     }
     for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
         let pair = core::str::from_utf8(pair).ok()?;
-        // `from_str_radix` would take a sign.
-        if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        // `from_str_radix` would take a sign, and capitals: two texts of one meaning.
+        if !pair
+            .bytes()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return None;
         }
         *byte = u8::from_str_radix(pair, 16).ok()?;
@@ -379,7 +382,7 @@ impl<'de> Deserialize<'de> for Digest {
             type Value = Digest;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("64 hexadecimal digits")
+                f.write_str("64 lower-case hexadecimal digits")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Digest, E> {
@@ -548,6 +551,7 @@ mod tests {
         assert!("+1".parse::<Digest>().is_err());
         let signed = text::<64>("+1ff07000000000000000000000000000000000000000000000000000000000f");
         assert!(signed.parse::<Digest>().is_err());
+        assert!("00FF07".to_owned_hex().parse::<Digest>().is_err());
     }
 
     trait Padded {

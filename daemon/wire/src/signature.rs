@@ -51,7 +51,7 @@ pub struct Signature {
 }
 
 /// All signatures of a manifest; at least one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signatures(pub Vec<Signature, SIGNATURES_MAX>);
 
 /// Why a text is no list of signatures. Lines are counted from 1.

@@ -157,6 +157,18 @@ impl Mapping {
         }
     }
 
+    /// Has the kernel keep the file from changing, and compare its pages as they are read from now on
+    /// ([`crate::verity::protect`]). False where it cannot.
+    ///
+    /// # Errors
+    /// If it can, and does not.
+    pub fn protect(&self) -> io::Result<bool> {
+        match &self.file {
+            Some(file) => crate::verity::protect(file),
+            None => Ok(false),
+        }
+    }
+
     fn is_short(&self, file: &File) -> bool {
         file.metadata()
             .is_ok_and(|metadata| metadata.len() < self.map.len() as u64)

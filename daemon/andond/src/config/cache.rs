@@ -31,8 +31,9 @@ pub struct CacheConfig {
     pub bytes_max: u64,
     /// Room on the disk that nothing here may take.
     pub free_bytes_min: u64,
-    /// Whether what was computed for prompts is kept for later ones that begin alike, also for the next start.
-    pub kv_keep: bool,
+    /// Whether what was computed for prompts is kept for later ones that begin alike, also for the next start. Unset: unless
+    /// signatures are required, since nobody signed it.
+    pub kv_keep: Option<bool>,
     /// Most bytes of that.
     pub kv_bytes_max: u64,
 }
@@ -44,7 +45,7 @@ impl Default for CacheConfig {
             pack: PackWhen::Added,
             bytes_max: 64 << 30,
             free_bytes_min: 256 << 20,
-            kv_keep: true,
+            kv_keep: None,
             kv_bytes_max: 1 << 30,
         }
     }

@@ -16,12 +16,16 @@ use andon_wire::signature::PUBLIC_KEY_PREFIX;
 const GROUPS_MAX: usize = 16;
 /// Most keys that may be trusted.
 const KEYS_MAX: usize = 16;
+/// Most models that may be loaded at once.
+const LOADED_MAX: usize = 16;
+/// A week.
+const SECONDS_MAX: u64 = 604_800;
 
 /// What is done about models that are not signed, or not as they were signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SignaturePolicy {
-    /// They are neither added nor served: nothing is computed from bytes that were not compared.
+    /// They are neither added nor served: no weights are computed with that were not compared.
     Require,
     /// They are served, and it is said. What is served is compared while it is served.
     Warn,
@@ -37,10 +41,6 @@ pub fn public_key(text: &str) -> Option<VerifyingKey> {
     let key = VerifyingKey::from_bytes(&bytes).ok()?;
     (!key.is_weak()).then_some(key)
 }
-/// Most models that may be loaded at once.
-const LOADED_MAX: usize = 16;
-/// A week.
-const SECONDS_MAX: u64 = 604_800;
 
 /// `[models]`
 #[derive(Debug, Clone, Deserialize)]

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use andon_os::verity;
 use andon_wire::ModelStage;
-use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_BYTES_MAX};
+use andon_wire::limits::{MANIFEST_BYTES_MAX, SIGNATURES_MAX};
 use andon_wire::manifest::{Digest, MANIFEST_PATH, Manifest, Member, Role, TASKS_FOLDER};
+use andon_wire::signature::Signatures;
 
 use super::{
     Claim, REGISTERED_MAX, Registry, RegistryError, Staging, Stored, proof, same_model, store,
@@ -85,16 +86,15 @@ impl Registry {
         let name = name.unwrap_or(&manifest.name).to_owned();
         let mut claim = self.claim(&name)?;
         let found = self.trust.judge(text, signatures);
-        self.trust.admit(&name, &found)?;
-        if let Some(signatures) = signatures.filter(|text| text.len() > SIGNATURES_BYTES_MAX) {
-            return Err(RegistryError::TooLarge(format!(
-                "the signatures have {} bytes, at most {SIGNATURES_BYTES_MAX} are taken",
-                signatures.len()
-            )));
-        }
+        self.trust.admit(&name, &found, "added")?;
+        // Whoever looks at them or not.
+        let parsed = signatures.map(str::parse::<Signatures>).transpose();
+        let parsed = parsed.map_err(|error| {
+            RegistryError::Rejected(format!("the signatures of {name} are none: {error}"))
+        })?;
         match self.find(&name) {
             Ok(there) if same_model(&there.manifest, &manifest) => {
-                if let Some(signatures) = signatures {
+                if let Some(signatures) = &parsed {
                     self.sign(&there, text, signatures)?;
                 }
                 return Ok(Begun::Present(Added {
@@ -152,20 +152,31 @@ impl Registry {
         Ok(Begun::Receive(Box::new(receipt)))
     }
 
-    /// Puts signatures beside the manifest of a model that is kept already.
-    fn sign(&self, there: &Stored, text: &str, signatures: &str) -> Result<(), RegistryError> {
-        if there.signatures.as_deref() == Some(signatures) {
-            return Ok(());
-        }
+    /// Puts signatures beside the manifest of a model that is kept already, and beside those that it has.
+    fn sign(&self, there: &Stored, text: &str, new: &Signatures) -> Result<(), RegistryError> {
+        let kept = there.signatures.as_deref();
         if there.text != text {
+            if kept == Some(&new.to_string()) {
+                return Ok(());
+            }
             return Err(RegistryError::Conflict(format!(
                 "{} is kept with a manifest of its own, which these signatures are not of; remove it, or add this under \
                  another name",
                 there.name
             )));
         }
-        store::put_signatures(&self.config.dir.join(&there.name), signatures)?;
-        tracing::info!(name = there.name, "the model's signatures were replaced");
+        let Some(all) = self.trust.joined(text, kept, new) else {
+            return Err(RegistryError::Conflict(format!(
+                "{} would have more than {SIGNATURES_MAX} signatures",
+                there.name
+            )));
+        };
+        let all = all.to_string();
+        if kept == Some(&all) {
+            return Ok(());
+        }
+        store::put_signatures(&self.config.dir.join(&there.name), &all)?;
+        tracing::info!(name = there.name, "the model has other signatures now");
         Ok(())
     }
 
@@ -367,7 +378,7 @@ impl Receipt {
         if manifest.tensor_digests().is_some() || !weights {
             progress(ModelStage::Verifying, 0, 0);
             let stored = Stored::read(&staging.path, &claim.name)?;
-            proof::check(&stored, &model, 1, proof::Which::All, &|_| true)?;
+            proof::check(&stored, model.maps(), 1, proof::Which::All, &|_| true)?;
         }
         registry.pack_tried(&manifest, &model, progress);
         drop(model);

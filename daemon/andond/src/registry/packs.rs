@@ -164,7 +164,7 @@ impl Registry {
         )?;
         let model = Model::load_with(&stored.weights(), &options.for_draft())
             .map_err(|error| RegistryError::Rejected(error.to_string()))?;
-        proof::check(&stored, &model, THREADS, proof::Which::All, &|_| true)?;
+        proof::check(&stored, model.maps(), THREADS, proof::Which::All, &|_| true)?;
         let made = packs.ensure(&model, &key(&stored.manifest), progress);
         made.map(drop).map_err(|error| rejected(&error))
     }

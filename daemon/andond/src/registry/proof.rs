@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use andon_engine::Model;
+use andon_os::Mapping;
 use andon_wire::limits::TENSOR_DIGESTS_BYTES_MAX;
 use andon_wire::manifest::{Digest, Member};
 use andon_wire::tensors;
@@ -104,14 +105,15 @@ impl Proof {
         self.policy == SignaturePolicy::Require
     }
 
-    /// Before anything is computed with `model`: compares it, on so many threads, where that is required.
+    /// Before anything of a model's files is used, be it their metadata: compares them, on so many threads, where that is
+    /// required.
     ///
     /// # Errors
     /// What differs, or cannot be read.
-    pub fn before_use(&self, model: &Model, threads: usize) -> Result<Proven, RegistryError> {
+    pub fn before_use(&self, maps: &[Mapping], threads: usize) -> Result<Proven, RegistryError> {
         match &self.kept {
             Some(stored) if self.is_required() => {
-                let proven = check(stored, model, threads, Which::Unprotected, &|_| true)?;
+                let proven = check(stored, maps, threads, Which::Unprotected, &|_| true)?;
                 self.say(proven);
                 Ok(proven)
             }
@@ -136,7 +138,7 @@ impl Proof {
         let Some(stored) = self.kept.as_ref().filter(|_| self.is_left()) else {
             return Ok(Proven::No);
         };
-        let proven = check(stored, model, 1, Which::Unprotected, &|_| goes_on());
+        let proven = check(stored, model.maps(), 1, Which::Unprotected, &|_| goes_on());
         if !matches!(proven, Ok(Proven::No)) {
             self.sound.get_or_init(|| proven.is_ok());
         }
@@ -170,16 +172,15 @@ pub(super) enum Which {
     All,
 }
 
-/// Compares the files that `model` is of with the manifest of `stored`. `goes_on` is told bytes done and ends it by false.
+/// Compares the files of a model, as they are mapped, with the manifest of `stored`. `goes_on` is told bytes done and ends it by false.
 pub(super) fn check(
     stored: &Stored,
-    model: &Model,
+    maps: &[Mapping],
     threads: usize,
     which: Which,
     goes_on: &(dyn Fn(u64) -> bool + Sync),
 ) -> Result<Proven, RegistryError> {
     let members: Vec<&Member> = stored.manifest.weights().collect();
-    let maps = model.maps();
     let differs = |what: &dyn Display| {
         RegistryError::Rejected(format!(
             "the model {} is not what its manifest says: {what}; remove its folder and add it again",
@@ -217,7 +218,7 @@ pub(super) fn check(
     let work = || {
         let mut buffer = vec![0; PIECE_BYTES];
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let read = digest(model, piece, &mut buffer, goes_on);
+            let read = digest(maps, piece, &mut buffer, goes_on);
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
             let member = members.get(piece.file);
             let path = member.map_or("", |member| &member.path);
@@ -298,14 +299,14 @@ fn pieces(stored: &Stored) -> Result<Vec<Piece>, RegistryError> {
     Ok(pieces)
 }
 
-/// The digest of a piece as the model's own file has it; `None` if it is not to go on.
+/// The digest of a piece as its file has it; `None` if it is not to go on.
 fn digest(
-    model: &Model,
+    maps: &[Mapping],
     piece: &Piece,
     buffer: &mut [u8],
     goes_on: &(dyn Fn(u64) -> bool + Sync),
 ) -> std::io::Result<Option<Digest>> {
-    let Some(map) = model.maps().get(piece.file) else {
+    let Some(map) = maps.get(piece.file) else {
         return Err(std::io::ErrorKind::NotFound.into());
     };
     let mut hasher = Sha256::new();

@@ -1,7 +1,7 @@
 //! Whose signatures count, and what is to be said of those of a model.
 
 use andon_wire::SignatureState;
-use andon_wire::signature::{CONTEXT, KeyId, Signatures};
+use andon_wire::signature::{self, CONTEXT, KeyId, Signatures};
 use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
@@ -105,16 +105,11 @@ impl Trust {
         let message = [CONTEXT, manifest.as_bytes()].concat();
         let (mut bad, mut unknown) = (None, None);
         for signature in &signatures.0 {
-            let known = self.keys.iter().find(|(id, _)| *id == signature.key);
-            let Some((_, key)) = known else {
-                unknown = unknown.or(Some(signature.key));
-                continue;
-            };
-            let bytes = Signature::from_bytes(&signature.bytes);
-            if key.verify_strict(&message, &bytes).is_ok() {
-                return Judgement::of(SignatureState::Good, Some(signature.key));
+            match self.fits(&message, signature) {
+                Some(true) => return Judgement::of(SignatureState::Good, Some(signature.key)),
+                Some(false) => bad = bad.or(Some(signature.key)),
+                None => unknown = unknown.or(Some(signature.key)),
             }
-            bad = bad.or(Some(signature.key));
         }
         match bad {
             Some(_) => Judgement::of(SignatureState::Bad, bad),
@@ -122,12 +117,51 @@ impl Trust {
         }
     }
 
-    /// Whether a model of which this was found may be added.
+    /// Whether a signature is its key's; `None` if that is not trusted.
+    fn fits(&self, message: &[u8], signature: &signature::Signature) -> Option<bool> {
+        let (_, key) = self.keys.iter().find(|(id, _)| *id == signature.key)?;
+        let bytes = Signature::from_bytes(&signature.bytes);
+        Some(key.verify_strict(message, &bytes).is_ok())
+    }
+
+    /// The signatures that a model has, with new ones: one of each key, and none that is good is lost. `None` if they would be
+    /// too many.
+    pub(super) fn joined(
+        &self,
+        manifest: &str,
+        kept: Option<&str>,
+        new: &Signatures,
+    ) -> Option<Signatures> {
+        let message = [CONTEXT, manifest.as_bytes()].concat();
+        // What cannot be read are none.
+        let kept = kept.and_then(|text| text.parse().ok());
+        let Some(Signatures(mut all)) = kept else {
+            return Some(new.clone());
+        };
+        for signature in &new.0 {
+            let Some(there) = all.iter_mut().find(|one| one.key == signature.key) else {
+                all.push(*signature).ok()?;
+                continue;
+            };
+            let is_worse = self.fits(&message, signature) != Some(true);
+            if !(is_worse && self.fits(&message, there) == Some(true)) {
+                *there = *signature;
+            }
+        }
+        Some(Signatures(all))
+    }
+
+    /// Whether a model of which this was found may be added; `done` is what then is done with it, for the journal.
     ///
     /// # Errors
     /// [`RegistryError::Rejected`] where signatures are required and there is no good one, and for one that is bad wherever
     /// somebody looks: whoever adds a model is there to be told.
-    pub(super) fn admit(&self, name: &str, found: &Judgement) -> Result<(), RegistryError> {
+    pub(super) fn admit(
+        &self,
+        name: &str,
+        found: &Judgement,
+        done: &str,
+    ) -> Result<(), RegistryError> {
         match (self.policy, found.state) {
             (SignaturePolicy::Off, _) | (_, SignatureState::Good) => Ok(()),
             (SignaturePolicy::Require, _) | (_, SignatureState::Bad) => Err(
@@ -135,7 +169,7 @@ impl Trust {
             ),
             (SignaturePolicy::Warn, _) => {
                 if !self.keys.is_empty() {
-                    tracing::warn!(name, "the model is added, and {found}");
+                    tracing::warn!(name, "the model is {done}, and {found}");
                 }
                 Ok(())
             }
@@ -175,6 +209,7 @@ mod tests {
     use super::{Judgement, Trust, id};
     use crate::config::models::{ModelsConfig, SignaturePolicy};
     use andon_wire::SignatureState;
+    use andon_wire::limits::SIGNATURES_MAX;
     use andon_wire::signature::{CONTEXT, PUBLIC_KEY_PREFIX, Signature, Signatures};
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
@@ -234,7 +269,7 @@ mod tests {
             let found = judge(signatures);
             assert_eq!(found.state, state, "{signatures:?}");
             let may = state == SignatureState::Good;
-            assert_eq!(trust.admit("m", &found).is_ok(), may);
+            assert_eq!(trust.admit("m", &found, "added").is_ok(), may);
             assert_eq!(trust.serve("m", &found).is_ok(), may);
         }
         assert_eq!(judge(&[good]).key, Some(good.key));
@@ -249,6 +284,45 @@ mod tests {
         for length in 0..whole.len() - 1 {
             let found = trust.judge(MANIFEST, Some(&whole[..length]));
             assert_eq!(found.state, SignatureState::Bad, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn signatures_that_come_later_cost_no_good_one() {
+        let good = signature(1, CONTEXT, MANIFEST);
+        let forged = Signature {
+            bytes: [7; 64],
+            ..good
+        };
+        let stranger = signature(3, CONTEXT, MANIFEST);
+        let all = |signatures: &[Signature]| Signatures(signatures.iter().copied().collect());
+        for policy in [
+            SignaturePolicy::Off,
+            SignaturePolicy::Warn,
+            SignaturePolicy::Require,
+        ] {
+            let trust = trust(policy, &[1]);
+            for (kept, new, joined) in [
+                (&[good][..], &[stranger][..], &[good, stranger][..]),
+                (&[good, stranger], &[forged], &[good, stranger]),
+                (&[forged], &[stranger, good], &[good, stranger]),
+                (&[], &[good], &[good]),
+            ] {
+                let kept = (!kept.is_empty()).then(|| list(kept));
+                let found = trust.joined(MANIFEST, kept.as_deref(), &all(new));
+                assert_eq!(found, Some(all(joined)), "{policy:?}");
+            }
+            let found = trust.joined(MANIFEST, Some("none"), &all(&[stranger]));
+            assert_eq!(found, Some(all(&[stranger])));
+            let others: Vec<Signature> = (10..18)
+                .map(|number| signature(number, CONTEXT, MANIFEST))
+                .collect();
+            let full = &others[..SIGNATURES_MAX.min(others.len())];
+            assert_eq!(full.len(), SIGNATURES_MAX);
+            assert_eq!(
+                trust.joined(MANIFEST, Some(&list(full)), &all(&[good])),
+                None
+            );
         }
     }
 
@@ -272,7 +346,7 @@ mod tests {
             let trust = trust(policy, &[1]);
             let found = found(&trust, signatures.map(String::as_str));
             assert_eq!(
-                trust.admit("m", &found).is_ok(),
+                trust.admit("m", &found, "added").is_ok(),
                 admit,
                 "{policy:?} {found}"
             );

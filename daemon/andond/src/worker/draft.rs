@@ -11,7 +11,7 @@ use andon_engine::pack::Key;
 use andon_engine::speculate::DraftModel;
 use andon_engine::{Executor, ExecutorOptions, Model};
 
-use super::load::{find_pack, left_to_prove, prove};
+use super::load::{find_pack, left_to_prove, open};
 use super::memory::Memory;
 use crate::config::Config;
 use crate::memory::{Budget, Held, Part, Reservation};
@@ -123,10 +123,7 @@ fn load_served(
     target: &Executor,
     memory: &Memory,
 ) -> Result<Loaded, String> {
-    let model =
-        Model::load_with(&served.path, &served.options).map_err(|error| error.to_string())?;
-    let model = Arc::new(model);
-    prove(config, served, &model).map_err(|error| error.to_string())?;
+    let (model, _) = open(config, served)?;
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));

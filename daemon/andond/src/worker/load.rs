@@ -8,7 +8,7 @@ use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
-use andon_engine::{Executor, ExecutorOptions, Isa, Model};
+use andon_engine::{Executor, ExecutorOptions, Files, Isa, Model};
 use andon_wire::Priority;
 
 use super::admit::scheduling;
@@ -19,7 +19,7 @@ use super::trying::{self, Proved};
 use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
 use crate::memory::{Held, Part, Reservation};
-use crate::registry::{Packs, Proof, Proven, RegistryError, Served};
+use crate::registry::{Packs, Proof, Proven, Served};
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -94,10 +94,8 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailure> {
     let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
-    let model =
-        Model::load_with(path, &served.options).map_err(|error| LoadFailure::operator(&error))?;
-    let model = Arc::new(model);
-    let proven = prove(config, served, &model).map_err(|error| LoadFailure::operator(&error))?;
+    let (model, proven) =
+        open(config, served).map_err(|message| LoadFailure::operator(&message))?;
     let mut unproven = left_to_prove(served, &model);
     let key = registry
         .packs()
@@ -196,15 +194,15 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     })
 }
 
-/// Before anything is computed with a model: has its bytes compared, where that is required.
-pub(super) fn prove(
-    config: &Config,
-    served: &Served,
-    model: &Model,
-) -> Result<Proven, RegistryError> {
+/// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
+pub(super) fn open(config: &Config, served: &Served) -> Result<(Arc<Model>, Proven), String> {
+    let files = Files::open(&served.path).map_err(|error| error.to_string())?;
     let threads = config.engine.threads;
     let threads = threads.unwrap_or_else(andon_os::available_threads);
-    served.proof.before_use(model, threads)
+    let proven = served.proof.before_use(files.maps(), threads);
+    let proven = proven.map_err(|error| error.to_string())?;
+    let model = Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
+    Ok((Arc::new(model), proven))
 }
 
 /// A model that is to be compared while it is served.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use andon_engine::Model;
-use andon_engine::pack::{Cache, Key, PackError};
+use andon_engine::pack::{Cache, Key, Pack, PackError};
 
 use super::Shared;
 use super::board::Phase;
@@ -50,6 +50,9 @@ pub(super) fn run(
         tracing::info!("the model's weights are being packed while nobody asks for anything");
         let made = cache.make(model, key, 1, &mut |_, _| goes_on(shared));
         let attached = made.and_then(|pack| {
+            if compare {
+                protect(&pack);
+            }
             let bytes = pack.bytes();
             model.attach_pack(pack).map(|()| bytes)
         });
@@ -77,6 +80,8 @@ pub(super) fn run(
 fn use_compared(shared: &Shared, model: &Model, cache: &Cache, key: &Key) -> bool {
     let used = cache.find(key).and_then(|pack| {
         let Some(pack) = pack else { return Ok(false) };
+        // Before: what is compared is then what is read later, too.
+        protect(&pack);
         pack.compare(model, &mut |_, _| goes_on(shared))?;
         model.attach_pack(pack)?;
         Ok(true)
@@ -95,6 +100,13 @@ fn use_compared(shared: &Shared, model: &Model, cache: &Cache, key: &Key) -> boo
             tracing::warn!(%error, "the pack is made anew");
             false
         }
+    }
+}
+
+/// Has the kernel vouch for what is read of a pack from now on, as it does for the weights that it takes the place of.
+fn protect(pack: &Pack) {
+    if let Err(error) = pack.protect() {
+        tracing::warn!(%error, "fs-verity cannot be turned on for the packed weights");
     }
 }
 

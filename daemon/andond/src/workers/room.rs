@@ -125,7 +125,7 @@ impl Inner {
         if !default {
             // A draft guesses for the served model, whose pages are the ones to be kept over a restart.
             config.speculation.draft = None;
-            config.cache.kv_keep = false;
+            config.cache.kv_keep = Some(false);
             config.models.bundle_tasks = false;
         }
         Arc::new(config)

@@ -79,6 +79,15 @@ impl Pack {
         self.failure.get()
     }
 
+    /// Has the kernel keep the pack from changing, and compare its pages as they are read from now on, where the file system
+    /// has fs-verity; false where it has not.
+    ///
+    /// # Errors
+    /// If it has, and it cannot be turned on.
+    pub fn protect(&self) -> std::io::Result<bool> {
+        self.map.protect()
+    }
+
     /// Finds the places of a model's matrices, by their slots.
     ///
     /// # Errors
