@@ -166,6 +166,8 @@ pub enum Use {
     Served,
     /// It answers to another name than its own.
     Named,
+    /// It takes a name back, should the one on probation fail that has it now.
+    Former,
     /// It is loaded.
     Loaded,
 }
@@ -333,6 +335,11 @@ impl Registry {
         self.state().kept.contains(name)
     }
 
+    /// Whether it is certain that no model of this name is kept. Asks the disk.
+    pub fn is_gone(&self, name: &str) -> bool {
+        matches!(self.config.dir.join(name).try_exists(), Ok(false))
+    }
+
     /// The names of those that are kept, as far as is known without asking the disk.
     pub fn kept(&self) -> BTreeSet<String> {
         self.state().kept.clone()
@@ -384,6 +391,9 @@ impl Registry {
                 Some("is being served; name another in [model], or swap it, first")
             }
             Some(Use::Named) => Some("answers to another name; swap or roll back that first"),
+            Some(Use::Former) => Some(
+                "takes its name back should the one on probation fail; wait until that is over",
+            ),
             Some(Use::Loaded) => Some("is loaded; unload it first"),
             None => None,
         };

@@ -182,6 +182,13 @@ struct Probation {
     failures: u64,
 }
 
+impl Member {
+    /// Whether it could answer and has nothing to.
+    fn is_unused(&self) -> bool {
+        self.worker.state() == WorkerState::Ready && self.worker.is_idle()
+    }
+}
+
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every critical section leaves it whole.
@@ -239,6 +246,14 @@ impl Inner {
         }
     }
 
+    /// Whether a model is there that could be loaded, as far as is known without asking the disk.
+    fn is_there(&self, target: &Target) -> bool {
+        match target {
+            Target::Configured => true,
+            Target::Kept(name) => self.registry.is_kept(name),
+        }
+    }
+
     /// What answers to a name.
     fn target(&self, state: &State, name: &str) -> Option<Target> {
         let named = state.names.get(name).map(|entry| entry.target.clone());
@@ -277,6 +292,11 @@ impl Inner {
             .for_each(|target| note(target, Use::Loaded));
         for (_, entry) in state.names.iter() {
             note(&entry.target, Use::Named);
+        }
+        for (_, entry) in state.names.iter() {
+            if let (Some(former), Some(_)) = (&entry.former, entry.probation) {
+                note(former, Use::Former);
+            }
         }
         note(&self.default_target(state), Use::Served);
         self.registry.set_used(used);

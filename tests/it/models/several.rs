@@ -268,3 +268,48 @@ fn a_damaged_model_takes_nobodys_place() {
         "tokens per second",
     );
 }
+
+#[test]
+fn what_would_have_its_name_back_stays_for_as_long_as_that_may_be() {
+    let daemon = three("[models]\nloaded-max = 2\nprobation-s = 600\n");
+    good(&andonctl(&daemon, &["model", "swap", "one"]));
+    // Nobody asks the one that answered before, and it is not to go for that.
+    let other = json!({ "prompt": "hello", "model": "two" });
+    let reply = daemon.http().post("/v1/completions", &other).unwrap();
+    assert_eq!(reply.status, 429, "{}", reply.text());
+    good(&andonctl(&daemon, &["model", "swap", "two"]));
+    bad(
+        &andonctl(&daemon, &["model", "rm", "one"]),
+        1,
+        "takes its name back",
+    );
+}
+
+#[test]
+fn no_way_leads_back_to_a_model_that_was_removed() {
+    let mut daemon = three("[models]\nprobation-s = 0\n");
+    let old = text(&daemon, None);
+    good(&andonctl(&daemon, &["model", "swap", "one"]));
+    good(&andonctl(&daemon, &["model", "swap", "two"]));
+    let two = text(&daemon, None);
+    eventually("the other is gone", || state(&daemon, "one") == "kept");
+    good(&andonctl(&daemon, &["model", "rm", "one"]));
+    bad(
+        &andonctl(&daemon, &["model", "rollback"]),
+        1,
+        "no other model is remembered",
+    );
+    assert_eq!(text(&daemon, None), two);
+
+    // What somebody took away while the daemon was not there does not keep it from serving what it has.
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(super::PATIENCE).unwrap().success());
+    fs::remove_dir_all(daemon.folder().join("models/two")).unwrap();
+    daemon.restart().unwrap();
+    assert_eq!(text(&daemon, None), old);
+    assert!(
+        daemon.log().contains("not kept any more"),
+        "{}",
+        daemon.log()
+    );
+}

@@ -113,6 +113,34 @@ impl Names {
         }
     }
 
+    /// Forgets models that are not there any more: a name whose model is gone is answered by the one before, else by its own.
+    /// `own` is what answers to a name of itself, `there` what a model that is there is called now. Gives the names whose
+    /// models are gone.
+    pub(super) fn forget_gone(
+        &mut self,
+        own: impl Fn(&str) -> Option<Target>,
+        there: impl Fn(&Target) -> Option<Target>,
+    ) -> Vec<String> {
+        let mut gone = Vec::new();
+        self.entries.retain(|name, entry| {
+            entry.former = entry.former.as_ref().and_then(&there);
+            let (target, lost) = match there(&entry.target) {
+                Some(target) => (Some(target), false),
+                None => (entry.former.take(), true),
+            };
+            if lost {
+                gone.push(name.clone());
+            }
+            if entry.former.is_none() {
+                entry.probation = None;
+            }
+            let Some(target) = target else { return false };
+            entry.target = target;
+            entry.former.is_some() || own(name).as_ref() != Some(&entry.target)
+        });
+        gone
+    }
+
     /// Has what answered before do so again, and nothing be remembered. What did is handed out.
     pub(super) fn roll_back(&mut self, name: &str, own: Option<&Target>) -> Option<Target> {
         let entry = self.entries.get(name)?;
@@ -222,6 +250,43 @@ mod tests {
             Some(&Target::Configured)
         );
         assert_eq!(names.roll_back("ours", None), None);
+    }
+
+    #[test]
+    fn models_that_are_gone_are_forgotten() {
+        let entry = |target, former| Entry {
+            target,
+            former,
+            probation: Some(1),
+        };
+        let mut names = Names::default();
+        names.set("ours", None, entry(kept("new"), Some(kept("old"))));
+        names.set("spare", None, entry(kept("gone"), Some(kept("new"))));
+        names.set("lost", None, entry(kept("gone"), Some(kept("old"))));
+        names.set("new", None, entry(kept("gone"), Some(kept("new"))));
+        names.set("path", None, entry(kept("new"), Some(Target::Configured)));
+        let own = |name: &str| (name == "new").then(|| kept("new"));
+        let there = |target: &Target| match target {
+            Target::Configured => Some(kept("ours")),
+            Target::Kept(name) => ["new", "ours"]
+                .contains(&name.as_str())
+                .then(|| target.clone()),
+        };
+        assert_eq!(names.forget_gone(own, there), ["lost", "new", "spare"]);
+        let left: Vec<_> = names.iter().collect();
+        let proved = Entry {
+            target: kept("new"),
+            former: None,
+            probation: None,
+        };
+        let back = entry(kept("new"), Some(kept("ours")));
+        assert_eq!(
+            left,
+            [("ours", &proved), ("path", &back), ("spare", &proved)]
+        );
+        let before = names.clone();
+        assert!(names.forget_gone(own, there).is_empty());
+        assert_eq!(names, before);
     }
 
     #[test]

@@ -9,12 +9,19 @@ use super::names::{Entry, Names, Target};
 use super::{Inner, Member, Probation, State, Swapped, TRY_AGAIN};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::worker::{Around, Setup, WorkerHandle, WorkerState};
+use crate::worker::{Around, Setup, WorkerHandle};
 
 impl Inner {
     /// Starts what is to be there from the start.
     pub(super) fn begin(self: &Arc<Inner>) -> std::io::Result<()> {
         let mut state = self.state();
+        let before = state.names.clone();
+        for name in self.forget_gone(&mut state, |name| self.registry.is_gone(name)) {
+            tracing::error!(
+                name,
+                "the model that answered to a name is not kept any more"
+            );
+        }
         let (broken, on_probation) = state.names.start();
         for name in broken {
             let why = "the daemon did not get through its probation with it".to_owned();
@@ -33,7 +40,7 @@ impl Inner {
                 });
             }
         }
-        if on_probation {
+        if on_probation || state.names != before {
             self.keep_names(&state.names);
         }
         let target = self.default_target(&state);
@@ -51,6 +58,25 @@ impl Inner {
         }
         self.note_used(&state);
         Ok(())
+    }
+
+    /// Forgets names' models that are gone. Gives the names that they answered to.
+    pub(super) fn forget_gone(
+        &self,
+        state: &mut State,
+        is_gone: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let configured = self.configured();
+        state.names.forget_gone(
+            |name| self.own(name),
+            |target| match target {
+                // By its path or by its name, whichever the configuration has now.
+                Target::Configured => Some(configured.clone()),
+                Target::Kept(name) => {
+                    (*target == configured || !is_gone(name)).then(|| target.clone())
+                }
+            },
+        )
     }
 
     /// Writes the names; where that fails, what is so now may not be so after the next start.
@@ -252,16 +278,9 @@ impl Inner {
 
     /// Has the model go that is worth least, if one may. Says whether one does.
     pub(super) fn evict(&self, state: &mut State, except: &Target) -> bool {
-        let default = self.default_target(state);
         let now_ms = self.now_ms();
         let may = state.members.iter().filter(|(target, member)| {
-            **target != default
-                && *target != except
-                && !member.pinned
-                && !member.leaving
-                && member.held == 0
-                && member.worker.state() == WorkerState::Ready
-                && member.worker.is_idle()
+            *target != except && self.may_go(state, target) && member.is_unused()
         });
         let candidates = may.map(|(target, member)| {
             let candidate = Candidate {

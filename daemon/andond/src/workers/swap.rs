@@ -36,6 +36,25 @@ impl Drop for Held<'_> {
 }
 
 impl Workers {
+    /// Removes a model that is kept and not in use; no rollback leads to it any more.
+    ///
+    /// # Errors
+    /// If there is none, it is in use, or its folder cannot be removed.
+    pub fn remove(&self, model: &str) -> Result<(), RegistryError> {
+        let inner = &self.inner;
+        let _swapping = inner.swapping()?;
+        inner.registry.remove(model)?;
+        let mut state = inner.state();
+        let before = state.names.clone();
+        inner.forget_gone(&mut state, |name| !inner.registry.is_kept(name));
+        let names = (state.names != before).then(|| state.names.clone());
+        drop(state);
+        if let Some(names) = names {
+            inner.keep_names(&names);
+        }
+        Ok(())
+    }
+
     /// Loads a model, which stays until it is unloaded. Blocks until it is ready.
     ///
     /// # Errors
@@ -213,6 +232,9 @@ impl Workers {
                 "no other model is remembered that answered to {name}"
             )));
         };
+        if !inner.is_there(&former) {
+            return Err(RegistryError::Unknown(inner.label(&former)));
+        }
         let held = inner.hold(&former, name == default)?;
         inner.ready(&former, progress)?;
         inner.go_back(&name, None)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::names::Target;
+use super::names::{Entry, Target};
 use super::{Failed, Inner, State};
 use crate::memory::Shortage;
 use crate::worker::WorkerState;
@@ -157,10 +157,16 @@ impl Inner {
     fn falls_back(&self, state: &State, now: &WorkerState) -> bool {
         let entry = state.names.get(&self.default_name());
         entry.is_some_and(|entry| match now {
-            WorkerState::Failed(_) => entry.former.is_some(),
-            WorkerState::Broken(_) => entry.former.is_some() && entry.probation.is_some(),
+            WorkerState::Failed(_) => self.has_way_back(entry),
+            WorkerState::Broken(_) => entry.probation.is_some() && self.has_way_back(entry),
             _ => false,
         })
+    }
+
+    /// Whether there is a model that could take a name back.
+    fn has_way_back(&self, entry: &Entry) -> bool {
+        let former = entry.former.as_ref();
+        former.is_some_and(|former| self.is_there(former))
     }
 
     /// Has the model be there that answers to the configured name.
@@ -179,16 +185,11 @@ impl Inner {
         if idle_s == 0 {
             return;
         }
-        let default = self.default_target(state);
         let (now_ms, idle_ms) = (self.now_ms(), idle_s.saturating_mul(1000));
         let idle = state.members.iter().filter(|(target, member)| {
-            **target != default
-                && !member.pinned
-                && !member.leaving
-                && member.held == 0
+            self.may_go(state, target)
                 && now_ms.saturating_sub(member.heat.used_ms()) >= idle_ms
-                && member.worker.state() == WorkerState::Ready
-                && member.worker.is_idle()
+                && member.is_unused()
         });
         let idle: Vec<Target> = idle.map(|(target, _)| target.clone()).collect();
         for target in idle {
@@ -269,24 +270,32 @@ impl Inner {
                 self.let_unnamed_go(&mut state, &former);
             }
         }
+        self.note_used(&state);
         let names = state.names.clone();
         drop(state);
         self.keep_names(&names);
     }
 
-    /// Lets a model go that answered to a name and does not any more, unless it has another reason to stay.
-    pub(super) fn let_unnamed_go(&self, state: &mut State, target: &Target) {
-        let default = self.default_target(state);
-        let named = state.names.iter().any(|(_, entry)| entry.target == *target);
-        let awaited = state.probations.iter().any(|probation| {
+    /// Whether a model is to be there that would take a name back, should the one on probation fail that has it now.
+    fn is_awaited(&self, state: &State, target: &Target) -> bool {
+        state.probations.iter().any(|probation| {
             let entry = state.names.get(&probation.name);
             entry.is_some_and(|entry| entry.former.as_ref() == Some(target))
-        });
-        let stays = state
-            .members
-            .get(target)
-            .is_none_or(|member| member.pinned || member.held > 0 || member.leaving);
-        if !(named || awaited || stays || *target == default) {
+                && state.members.contains_key(&probation.target)
+        })
+    }
+
+    /// Whether a model that is loaded may be unloaded without anybody having asked for that.
+    pub(super) fn may_go(&self, state: &State, target: &Target) -> bool {
+        let member = state.members.get(target);
+        let stays = member.is_none_or(|member| member.pinned || member.held > 0 || member.leaving);
+        !stays && self.default_target(state) != *target && !self.is_awaited(state, target)
+    }
+
+    /// Lets a model go that answered to a name and does not any more, unless it has another reason to stay.
+    pub(super) fn let_unnamed_go(&self, state: &mut State, target: &Target) {
+        let named = state.names.iter().any(|(_, entry)| entry.target == *target);
+        if !named && self.may_go(state, target) {
             self.let_go(state, target);
         }
     }

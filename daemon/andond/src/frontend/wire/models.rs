@@ -153,7 +153,7 @@ impl ModelDesk {
             ModelAction::Show(name) => show(&registry, name.as_str(), events),
             ModelAction::Remove(name) => {
                 may_change(&config, peer)?;
-                registry.remove(name.as_str())?;
+                workers.remove(name.as_str())?;
                 send(events, Event::Done { count: 1 });
                 Ok(())
             }
