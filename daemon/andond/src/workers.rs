@@ -7,6 +7,8 @@
 //! Invariant: a name is answered by the same model until [`Workers::swap`] or a rollback has the next one ready; what
 //! was taken before is answered by the model that took it.
 
+mod hand;
+mod keep;
 mod names;
 mod room;
 mod swap;
@@ -124,13 +126,13 @@ struct Inner {
     /// Counts changes of the workers' states.
     changes: Mutex<u64>,
     changed: Condvar,
-    /// The state of the model that answers to the configured name.
-    served: watch::Sender<WorkerState>,
+    /// The state of the model that answers to the configured name, as it is shown.
+    shown: watch::Sender<WorkerState>,
     /// Becomes true when all workers' threads are done.
     ended: watch::Sender<bool>,
     swaps: broadcast::Sender<Swapped>,
-    /// Held by whoever has a model take another's place.
-    swapping: Mutex<()>,
+    /// Held by whoever writes the file of names.
+    writing: Mutex<()>,
     operator_at_fault: AtomicBool,
 }
 
@@ -138,6 +140,12 @@ struct Inner {
 struct State {
     members: BTreeMap<Target, Member>,
     names: Names,
+    /// Names that models are about to take. Nobody else changes them by hand.
+    coming: BTreeMap<String, Coming>,
+    /// When the file of names is to be written again: it does not say what `names` does.
+    unwritten: Option<Instant>,
+    /// Whether there is a thread that does.
+    writes: bool,
     /// Models that could not be loaded, and when that was.
     failed: BTreeMap<Target, Failed>,
     probations: Vec<Probation>,
@@ -171,6 +179,14 @@ struct Member {
     told: bool,
 }
 
+/// A model that is about to take a name.
+#[derive(Debug)]
+struct Coming {
+    target: Target,
+    /// Whether requests wait for it already.
+    awaited: bool,
+}
+
 /// A model that took another's place, which may have it back.
 #[derive(Debug)]
 struct Probation {
@@ -180,6 +196,8 @@ struct Probation {
     until: Option<Instant>,
     /// How many passes had failed when it began.
     failures: u64,
+    /// Whether this run of the daemon has been counted as a start of it: that is so from when it is loaded.
+    counted: bool,
 }
 
 impl Member {
@@ -254,15 +272,17 @@ impl Inner {
         }
     }
 
-    /// What answers to a name.
+    /// What answers to a name: what is about to, where requests wait for that.
     fn target(&self, state: &State, name: &str) -> Option<Target> {
-        let named = state.names.get(name).map(|entry| entry.target.clone());
-        named.or_else(|| self.own(name))
+        let coming = state.coming.get(name).filter(|coming| coming.awaited);
+        let named = || state.names.get(name).map(|entry| &entry.target);
+        let target = coming.map(|coming| &coming.target).or_else(named);
+        target.cloned().or_else(|| self.own(name))
     }
 
     fn default_target(&self, state: &State) -> Target {
-        let named = state.names.get(&self.default_name());
-        named.map_or_else(|| self.configured(), |entry| entry.target.clone())
+        let target = self.target(state, &self.default_name());
+        target.unwrap_or_else(|| self.configured())
     }
 
     /// What a model is called.
@@ -274,7 +294,7 @@ impl Inner {
     }
 
     /// The worker of the model that answers to the configured name.
-    fn served<'a>(&self, state: &'a State) -> Option<&'a Member> {
+    fn default_member<'a>(&self, state: &'a State) -> Option<&'a Member> {
         state.members.get(&self.default_target(state))
     }
 
@@ -297,6 +317,9 @@ impl Inner {
             if let (Some(former), Some(_)) = (&entry.former, entry.probation) {
                 note(former, Use::Former);
             }
+        }
+        for coming in state.coming.values() {
+            note(&coming.target, Use::Named);
         }
         note(&self.default_target(state), Use::Served);
         self.registry.set_used(used);
@@ -327,7 +350,7 @@ impl Inner {
         let mut state = self.state();
         let Some(target) = self.target(&state, name) else {
             drop(state);
-            // What is wrong with the rest goes first, as ever.
+            // What is wrong with the rest goes first.
             request.check(&self.config.limits)?;
             return Err(Inner::unknown(name));
         };
@@ -380,7 +403,7 @@ impl Workers {
                 Names::default()
             }
         };
-        let (served, _) = watch::channel(WorkerState::Loading);
+        let (shown, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
         let (swaps, _) = broadcast::channel(SWAPS_WAITING_MAX);
         let inner = Arc::new(Inner {
@@ -396,10 +419,10 @@ impl Workers {
             }),
             changes: Mutex::new(0),
             changed: Condvar::new(),
-            served,
+            shown,
             ended,
             swaps,
-            swapping: Mutex::new(()),
+            writing: Mutex::new(()),
             operator_at_fault: AtomicBool::new(false),
         });
         inner.begin()?;
@@ -437,11 +460,11 @@ impl Workers {
         members.map(|member| member.worker.clone()).collect()
     }
 
-    fn served(&self) -> Option<WorkerHandle> {
+    /// The worker of the model that answers to the configured name.
+    fn default_worker(&self) -> Option<WorkerHandle> {
         let state = self.inner.state();
-        self.inner
-            .served(&state)
-            .map(|member| member.worker.clone())
+        let member = self.inner.default_member(&state);
+        member.map(|member| member.worker.clone())
     }
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
@@ -459,18 +482,18 @@ impl Workers {
         let mut waiting = 0;
         let mut running = 0;
         let default = self.inner.default_target(&state);
-        let mut served = None;
+        let mut answers = None;
         for (target, member) in &state.members {
             let status = member.worker.status();
             let (more_waiting, more_running) = load(&status);
             waiting += more_waiting;
             running += more_running;
             if *target == default {
-                served = Some(status);
+                answers = Some(status);
             }
         }
         let throttle = state.throttle;
-        match served {
+        match answers {
             // It knows of memory, too.
             Some(status) => Status {
                 waiting,
@@ -478,7 +501,7 @@ impl Workers {
                 ..status
             },
             None => Status {
-                state: self.inner.served.borrow().clone(),
+                state: self.inner.shown.borrow().clone(),
                 model: None,
                 draft: None,
                 waiting,
@@ -624,12 +647,13 @@ impl Workers {
 
     /// Whether the model that answers to the configured name is to be read from a pack and is not.
     pub fn lacks_its_pack(&self) -> bool {
-        self.served().is_some_and(|worker| worker.lacks_its_pack())
+        self.default_worker()
+            .is_some_and(|worker| worker.lacks_its_pack())
     }
 
     /// Changes of state of the model that answers to the configured name; the present one is seen first.
     pub fn states(&self) -> watch::Receiver<WorkerState> {
-        self.inner.served.subscribe()
+        self.inner.shown.subscribe()
     }
 
     /// For how long what is running has made no progress, if that is longer than any pass takes.
@@ -708,7 +732,7 @@ impl Workers {
         match &request.input {
             Input::Task { name, .. } => match self.inner.config.task.get(name) {
                 Some(task) => Instant::now().checked_add(Duration::from_millis(task.deadline_ms?)),
-                None => self.served()?.deadline(request),
+                None => self.default_worker()?.deadline(request),
             },
             _ => None,
         }
@@ -716,7 +740,7 @@ impl Workers {
 
     /// How many pages of keys and values are kept on the disk, and their bytes; `None` until the model is loaded.
     pub fn kept_pages(&self) -> Option<Result<(usize, u64), StoreError>> {
-        self.served()?.kept_pages()
+        self.default_worker()?.kept_pages()
     }
 
     /// Erases what is kept of prompts, on the disk and in memory, and says how many pages that were on the disk; `None` until
@@ -735,7 +759,8 @@ impl Workers {
 
     /// Names of the tasks that can be asked, once the model is there that answers them.
     pub fn tasks(&self) -> Vec<String> {
-        self.served().map_or_else(Vec::new, |worker| worker.tasks())
+        self.default_worker()
+            .map_or_else(Vec::new, |worker| worker.tasks())
     }
 
     /// Whether a [`WorkerState::Failed`] is the configuration's or the model file's fault.

@@ -174,21 +174,34 @@ impl Names {
         any
     }
 
-    /// The daemon starts. Gives the names whose models on probation have not let it get through that, and says whether
-    /// something is to be written.
-    pub(super) fn start(&mut self) -> (Vec<String>, bool) {
-        let mut broken = Vec::new();
-        let mut any = false;
-        for (name, entry) in &mut self.entries {
-            if let Some(starts) = &mut entry.probation {
-                any = true;
-                *starts = starts.saturating_add(1);
-                if *starts > STARTS_MAX && entry.former.is_some() {
-                    broken.push(name.clone());
-                }
-            }
+    /// The names whose models on probation have kept the daemon from getting through that too often.
+    pub(super) fn unproved(&self) -> Vec<String> {
+        let unproved = |entry: &Entry| {
+            entry.former.is_some() && entry.probation.is_some_and(|starts| starts >= STARTS_MAX)
+        };
+        let names = self.iter().filter(|(_, entry)| unproved(entry));
+        names.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// The daemon loads a name's model for the first time since it started. Says whether that is on probation, and so counts.
+    pub(super) fn count_start(&mut self, name: &str) -> bool {
+        let entry = self.entries.get_mut(name);
+        let starts = entry.and_then(|entry| entry.probation.as_mut());
+        starts.is_some_and(|starts| {
+            *starts = starts.saturating_add(1);
+            true
+        })
+    }
+}
+
+impl Entry {
+    /// A model that takes the place of `former`.
+    pub(super) fn taking(target: Target, former: Option<Target>, probation: bool) -> Entry {
+        Entry {
+            target,
+            former,
+            probation: probation.then_some(0),
         }
-        (broken, any)
     }
 }
 
@@ -293,13 +306,14 @@ mod tests {
     fn who_does_not_get_through_its_probation_is_found_out() {
         let mut names = swapped();
         for _ in 0..STARTS_MAX {
-            assert_eq!(names.start(), (Vec::new(), true));
+            assert!(names.unproved().is_empty());
+            assert!(names.count_start("ours"));
         }
-        assert_eq!(names.clone().start(), (vec!["ours".to_owned()], true));
+        assert_eq!(names.unproved(), ["ours"]);
         // One that ends in good order does not count.
         assert!(names.rest() && !names.rest());
-        assert_eq!(names.start().0, Vec::<String>::new());
+        assert!(names.unproved().is_empty());
         assert!(names.prove("ours") && !names.prove("ours"));
-        assert_eq!(names.start(), (Vec::new(), false));
+        assert!(!names.count_start("ours") && !names.count_start("other"));
     }
 }

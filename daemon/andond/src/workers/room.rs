@@ -1,11 +1,11 @@
 //! Loading models and letting them go.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_policy::residency::{Candidate, Heat, least};
 
-use super::names::{Entry, Names, Target};
+use super::names::{Names, Target};
 use super::{Inner, Member, Probation, State, Swapped, TRY_AGAIN};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -16,18 +16,18 @@ impl Inner {
     pub(super) fn begin(self: &Arc<Inner>) -> std::io::Result<()> {
         let mut state = self.state();
         let before = state.names.clone();
-        for name in self.forget_gone(&mut state, |name| self.registry.is_gone(name)) {
+        for name in self.forget_gone(&mut state.names, |name| self.registry.is_gone(name)) {
             tracing::error!(
                 name,
                 "the model that answered to a name is not kept any more"
             );
         }
-        let (broken, on_probation) = state.names.start();
-        for name in broken {
+        let mut told = Vec::new();
+        for name in state.names.unproved() {
             let why = "the daemon did not get through its probation with it".to_owned();
             let own = self.own(&name);
             if let Some(from) = state.names.roll_back(&name, own.as_ref()) {
-                self.announce_back(&state, name, &from, Some(why));
+                told.push(self.swapped_back(&state, &name, &from, Some(why)));
             }
         }
         for (name, entry) in state.names.clone().iter() {
@@ -37,13 +37,26 @@ impl Inner {
                     target: entry.target.clone(),
                     until: None,
                     failures: 0,
+                    counted: false,
                 });
             }
         }
-        if on_probation || state.names != before {
-            self.keep_names(&state.names);
-        }
         let target = self.default_target(&state);
+        if target != self.configured() {
+            tracing::info!(
+                name = self.default_name(),
+                model = self.label(&target),
+                "the configured name is answered by the model that took it, not by that of [model]"
+            );
+        }
+        // Before they are loaded: one that takes the daemon with it is to be found out.
+        self.count_start(&mut state, &target);
+        for name in &self.config.models.preload {
+            self.count_start(&mut state, &Target::Kept(name.clone()));
+        }
+        if state.names != before && self.keep_names(&state.names) {
+            state.unwritten = None;
+        }
         self.load(&mut state, &target, false)?;
         let preload = &self.config.models.preload;
         for name in preload {
@@ -57,17 +70,31 @@ impl Inner {
             }
         }
         self.note_used(&state);
+        drop(state);
+        told.into_iter().for_each(|swapped| self.announce(swapped));
         Ok(())
+    }
+
+    /// Models on probation are loaded for the first time since the daemon started.
+    fn count_start(&self, state: &mut State, target: &Target) {
+        for probation in &mut state.probations {
+            if probation.target == *target && !probation.counted {
+                probation.counted = true;
+                if state.names.count_start(&probation.name) {
+                    state.unwritten = Some(Instant::now());
+                }
+            }
+        }
     }
 
     /// Forgets names' models that are gone. Gives the names that they answered to.
     pub(super) fn forget_gone(
         &self,
-        state: &mut State,
+        names: &mut Names,
         is_gone: impl Fn(&str) -> bool,
     ) -> Vec<String> {
         let configured = self.configured();
-        state.names.forget_gone(
+        names.forget_gone(
             |name| self.own(name),
             |target| match target {
                 // By its path or by its name, whichever the configuration has now.
@@ -77,13 +104,6 @@ impl Inner {
                 }
             },
         )
-    }
-
-    /// Writes the names; where that fails, what is so now may not be so after the next start.
-    pub(super) fn keep_names(&self, names: &Names) {
-        if let Err(error) = self.registry.write_names(&names.text()) {
-            tracing::error!(%error, "which model answers to which name is not kept for the next start");
-        }
     }
 
     /// Tells that a model took another's place.
@@ -115,22 +135,29 @@ impl Inner {
         drop(self.swaps.send(swapped));
     }
 
-    /// Tells that what answered before `from` does so again.
-    pub(super) fn announce_back(
+    /// What answered before `from` does so again.
+    pub(super) fn swapped_back(
         &self,
         state: &State,
-        name: String,
+        name: &str,
         from: &Target,
         why: Option<String>,
-    ) {
-        let to = self.target(state, &name);
-        self.announce(Swapped {
+    ) -> Swapped {
+        let to = self.target(state, name);
+        Swapped {
+            name: name.to_owned(),
             from: Some(self.label(from)),
-            to: to.map_or_else(|| name.clone(), |to| self.label(&to)),
-            name,
+            to: to.map_or_else(|| name.to_owned(), |to| self.label(&to)),
             rolled_back: true,
             why,
-        });
+        }
+    }
+
+    /// Whether a model answers to the configured name, or is about to.
+    fn is_default(&self, state: &State, target: &Target) -> bool {
+        let coming = state.coming.get(&self.default_name());
+        self.default_target(state) == *target
+            || coming.is_some_and(|coming| coming.target == *target)
     }
 
     /// The configuration for a model's worker.
@@ -164,18 +191,7 @@ impl Inner {
         target: &Target,
         asked: bool,
     ) -> std::io::Result<&'a mut Member> {
-        let default = self.default_target(state) == *target;
-        self.load_as(state, target, asked, default)
-    }
-
-    /// The same; `default` says whether it answers, or is to answer, to the configured name.
-    pub(super) fn load_as<'a>(
-        self: &Arc<Inner>,
-        state: &'a mut State,
-        target: &Target,
-        asked: bool,
-        default: bool,
-    ) -> std::io::Result<&'a mut Member> {
+        let default = self.is_default(state, target);
         let changed: Weak<Inner> = Arc::downgrade(self);
         let room = Weak::clone(&changed);
         let own = target.clone();
@@ -211,6 +227,7 @@ impl Inner {
         };
         state.failed.remove(target);
         state.members.insert(target.clone(), member);
+        self.count_start(state, target);
         self.note_used(state);
         state
             .members
@@ -323,16 +340,5 @@ impl Inner {
             self.wait(seen, Duration::from_millis(100));
         }
         goes
-    }
-}
-
-impl Entry {
-    /// A model that takes the place of `former`.
-    pub(super) fn taking(target: Target, former: Option<Target>, probation: bool) -> Entry {
-        Entry {
-            target,
-            former,
-            probation: probation.then_some(0),
-        }
     }
 }

@@ -1,110 +1,59 @@
-//! Loading and unloading by hand, one model taking another's place, and the way back.
+//! One model taking another's place, and the way back.
 //!
 //! The new model is loaded and tried while the old one answers, and takes over the name only then. For
 //! `[models] probation-s` the old one stays, so that it is there at once if the new one fails.
 
-use std::sync::{Arc, MutexGuard, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use andon_wire::ModelStage;
 use andon_wire::manifest::is_model_name;
 
+use super::hand::Progress;
 use super::names::{Entry, NAMES_MAX, Target};
-use super::{Inner, Probation, State, Swapped, Workers};
+use super::{Coming, Inner, Probation, State, Swapped, Workers};
 use crate::registry::RegistryError;
-use crate::worker::{WorkerHandle, WorkerState};
+use crate::worker::WorkerHandle;
 
-/// How often a sign of life is given.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// Hears what is being done.
-type Progress<'a> = &'a mut dyn FnMut(ModelStage);
-
-/// A model that is held in memory while somebody waits for it.
-struct Held<'a> {
-    inner: &'a Inner,
-    target: Target,
+/// A name that a model is about to take. All is as it was when this is dropped, unless the model has taken it by then.
+struct Claim<'a> {
+    inner: &'a Arc<Inner>,
+    name: &'a str,
+    target: &'a Target,
+    was_loaded: bool,
 }
 
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
+impl Claim<'_> {
+    /// Requests wait for the new model from now on, and the one goes that answers.
+    fn unload_first(&self) {
         let mut state = self.inner.state();
-        if let Some(member) = state.members.get_mut(&self.target) {
-            member.held = member.held.saturating_sub(1);
+        let Some(former) = self.inner.target(&state, self.name) else {
+            return;
+        };
+        if let Some(coming) = state.coming.get_mut(self.name) {
+            coming.awaited = true;
         }
+        self.inner.let_unnamed_go(&mut state, &former);
+        self.inner.note_used(&state);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let inner = self.inner;
+        let mut state = inner.state();
+        state.coming.remove(self.name);
+        if let Some(target) = inner.target(&state, self.name) {
+            inner.wanted_back(&mut state, self.name, &target);
+        }
+        if !self.was_loaded {
+            inner.let_unnamed_go(&mut state, self.target);
+        }
+        inner.note_used(&state);
+        drop(state);
+        inner.nudge();
     }
 }
 
 impl Workers {
-    /// Removes a model that is kept and not in use; no rollback leads to it any more.
-    ///
-    /// # Errors
-    /// If there is none, it is in use, or its folder cannot be removed.
-    pub fn remove(&self, model: &str) -> Result<(), RegistryError> {
-        let inner = &self.inner;
-        let _swapping = inner.swapping()?;
-        inner.registry.remove(model)?;
-        let mut state = inner.state();
-        let before = state.names.clone();
-        inner.forget_gone(&mut state, |name| !inner.registry.is_kept(name));
-        let names = (state.names != before).then(|| state.names.clone());
-        drop(state);
-        if let Some(names) = names {
-            inner.keep_names(&names);
-        }
-        Ok(())
-    }
-
-    /// Loads a model, which stays until it is unloaded. Blocks until it is ready.
-    ///
-    /// # Errors
-    /// If it is not kept here, or cannot be loaded.
-    pub fn load(&self, model: &str, progress: Progress<'_>) -> Result<(), RegistryError> {
-        let inner = &self.inner;
-        let target = inner.kept(model)?;
-        let held = inner.hold(&target, false)?;
-        inner.ready(&target, progress)?;
-        if let Some(member) = inner.state().members.get_mut(&target) {
-            member.pinned = true;
-        }
-        drop(held);
-        Ok(())
-    }
-
-    /// Unloads a model once it has answered what it has taken. Blocks until it is gone. Says whether it was loaded.
-    ///
-    /// # Errors
-    /// If it answers to the configured name.
-    pub fn unload(&self, model: &str, progress: Progress<'_>) -> Result<bool, RegistryError> {
-        let inner = &self.inner;
-        let target = Target::Kept(model.to_owned());
-        {
-            let mut state = inner.state();
-            if inner.default_target(&state) == target {
-                return Err(RegistryError::Conflict(format!(
-                    "{model} answers to the configured name {}; swap another in first",
-                    inner.default_name()
-                )));
-            }
-            let Some(member) = state.members.get_mut(&target) else {
-                if inner.registry.is_kept(model) {
-                    return Ok(false);
-                }
-                return Err(RegistryError::Unknown(model.chars().take(128).collect()));
-            };
-            if member.held > 0 {
-                return Err(RegistryError::Conflict(format!(
-                    "somebody waits for {model} to be loaded"
-                )));
-            }
-            member.pinned = false;
-            inner.let_go(&mut state, &target);
-        }
-        inner.nudge();
-        inner.gone(&target, progress);
-        Ok(true)
-    }
-
     /// Has a model answer to a name, by default the configured one, in place of the one that does. Blocks until it does.
     /// With `unload_first` the old one goes before the new one is loaded, for which requests then wait.
     ///
@@ -118,94 +67,40 @@ impl Workers {
         progress: Progress<'_>,
     ) -> Result<(), RegistryError> {
         let inner = &self.inner;
-        let _swapping = inner.swapping()?;
         let target = inner.kept(model)?;
         let default = inner.default_name();
-        let name = name.unwrap_or(&default).to_owned();
-        if !is_model_name(&name) && name != default {
+        let name = name.unwrap_or(&default);
+        if !is_model_name(name) && name != default {
             return Err(RegistryError::Invalid(format!(
                 "{name:?} is not a model's name"
             )));
         }
+        let claim = inner.claim(name, &target)?;
         let former = {
             let state = inner.state();
-            if state.names.get(&name).is_none() && state.names.len() >= NAMES_MAX {
+            if state.names.get(name).is_none() && state.names.len() >= NAMES_MAX {
                 return Err(RegistryError::Busy(format!(
                     "{NAMES_MAX} names are answered by other models, the most"
                 )));
             }
-            inner.target(&state, &name)
+            inner.target(&state, name)
         };
         if former.as_ref() == Some(&target) {
-            return Err(RegistryError::Conflict(format!(
-                "{model} answers to {name} already"
-            )));
+            return Err(answers_already(model, name));
         }
-        let before = inner.state().names.get(&name).cloned();
-        let was_loaded = inner.state().members.contains_key(&target);
-        if was_loaded && name == default {
+        if name == default {
             inner.reload_as_default(&target, progress);
         }
-        // Requests wait for the new one from now on.
-        if unload_first && let Some(former) = &former {
-            let entry = Entry::taking(target.clone(), Some(former.clone()), false);
-            let mut state = inner.state();
-            state.names.set(&name, inner.own(&name).as_ref(), entry);
-            inner.let_unnamed_go(&mut state, former);
-            inner.note_used(&state);
+        if unload_first {
+            claim.unload_first();
         }
-        let held = match inner.hold(&target, name == default) {
-            Ok(held) => held,
-            Err(error) => {
-                inner.undo(&name, before, former.as_ref(), &target, was_loaded);
-                return Err(error);
-            }
-        };
-        let fit = inner
-            .ready(&target, progress)
-            .and_then(|worker| inner.fit(&worker, former.as_ref()));
-        let failures = match fit {
-            Ok(failures) => failures,
-            Err(error) => {
-                drop(held);
-                inner.undo(&name, before, former.as_ref(), &target, was_loaded);
-                return Err(error);
-            }
-        };
-        let probation = former.is_some() && inner.config.models.probation_s > 0;
-        let entry = Entry::taking(target.clone(), former.clone(), probation);
-        let mut names = inner.state().names.clone();
-        names.set(&name, inner.own(&name).as_ref(), entry);
-        if let Err(error) = inner.registry.write_names(&names.text()) {
-            drop(held);
-            inner.undo(&name, before, former.as_ref(), &target, was_loaded);
-            return Err(error);
-        }
-        let mut state = inner.state();
-        state.names = names;
-        state.probations.retain(|probation| probation.name != name);
-        if probation {
-            state.probations.push(Probation {
-                name: name.clone(),
-                target: target.clone(),
-                until: None,
-                failures,
-            });
-        }
-        if let Some(former) = &former {
-            inner.let_unnamed_go(&mut state, former);
-        }
-        inner.note_used(&state);
-        inner.announce(Swapped {
-            from: former.as_ref().map(|former| inner.label(former)),
-            to: inner.label(&target),
-            name,
-            rolled_back: false,
-            why: None,
-        });
-        drop(state);
-        drop(held);
-        inner.nudge();
+        let stay = inner.hold(&target)?;
+        let worker = inner.ready(&target, progress)?;
+        let failures = inner.fit(&worker, former.as_ref())?;
+        let swapped = inner.commit(name, &target, failures)?;
+        drop(stay);
+        drop(claim);
+        inner.announce(swapped);
         Ok(())
     }
 
@@ -219,41 +114,71 @@ impl Workers {
         progress: Progress<'_>,
     ) -> Result<(), RegistryError> {
         let inner = &self.inner;
-        let _swapping = inner.swapping()?;
         let default = inner.default_name();
-        let name = name.unwrap_or(&default).to_owned();
+        let name = name.unwrap_or(&default);
+        let none = || {
+            RegistryError::Conflict(format!(
+                "no other model is remembered that answered to {name}"
+            ))
+        };
         let former = {
             let state = inner.state();
-            let entry = state.names.get(&name);
+            let entry = state.names.get(name);
             entry.and_then(|entry| entry.former.clone())
         };
-        let Some(former) = former else {
-            return Err(RegistryError::Conflict(format!(
-                "no other model is remembered that answered to {name}"
-            )));
-        };
+        let former = former.ok_or_else(none)?;
         if !inner.is_there(&former) {
             return Err(RegistryError::Unknown(inner.label(&former)));
         }
-        let held = inner.hold(&former, name == default)?;
+        let claim = inner.claim(name, &former)?;
+        let stay = inner.hold(&former)?;
         inner.ready(&former, progress)?;
-        inner.go_back(&name, None)?;
-        drop(held);
-        inner.nudge();
+        let own = inner.own(name);
+        let (mut state, from) = inner.change_names(|names| {
+            let entry = names.get(name);
+            if entry.and_then(|entry| entry.former.as_ref()) != Some(&former) {
+                return Err(none());
+            }
+            names.roll_back(name, own.as_ref()).ok_or_else(none)
+        })?;
+        let swapped = inner.gone_back(&mut state, name, &from, None);
+        drop(state);
+        drop(stay);
+        drop(claim);
+        inner.announce(swapped);
         Ok(())
     }
 }
 
+fn answers_already(model: &str, name: &str) -> RegistryError {
+    RegistryError::Conflict(format!("{model} answers to {name} already"))
+}
+
 impl Inner {
-    /// The right to have models take others' places.
-    pub(super) fn swapping(&self) -> Result<MutexGuard<'_, ()>, RegistryError> {
-        match self.swapping.try_lock() {
-            Ok(guard) => Ok(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(RegistryError::Busy(
-                "another model is taking a place just now".to_owned(),
-            )),
+    /// The right to have a model take a name.
+    fn claim<'a>(
+        self: &'a Arc<Inner>,
+        name: &'a str,
+        target: &'a Target,
+    ) -> Result<Claim<'a>, RegistryError> {
+        let mut state = self.state();
+        if state.coming.contains_key(name) {
+            return Err(RegistryError::Busy(format!(
+                "another model is taking the name {name} just now"
+            )));
         }
+        let coming = Coming {
+            target: target.clone(),
+            awaited: false,
+        };
+        state.coming.insert(name.to_owned(), coming);
+        self.note_used(&state);
+        Ok(Claim {
+            inner: self,
+            name,
+            target,
+            was_loaded: state.members.contains_key(target),
+        })
     }
 
     /// Has a model go that was loaded without what only the one of the configured name has: a draft, and the tasks that come
@@ -272,130 +197,6 @@ impl Inner {
             self.let_go(&mut state, target);
             drop(state);
             self.gone(target, progress);
-        }
-    }
-
-    /// A model that is kept.
-    fn kept(&self, model: &str) -> Result<Target, RegistryError> {
-        let stored = self.registry.find(model)?;
-        Ok(Target::Kept(stored.name))
-    }
-
-    /// Holds a model in memory, beginning to load it if need be.
-    fn hold(self: &Arc<Inner>, target: &Target, default: bool) -> Result<Held<'_>, RegistryError> {
-        let mut seen = *self.changes();
-        loop {
-            let mut state = self.state();
-            if state.stopping {
-                return Err(RegistryError::Conflict("the daemon is stopping".to_owned()));
-            }
-            let usable = match state.members.get_mut(target) {
-                None => {
-                    let loaded = state.members.values().filter(|member| !member.leaving);
-                    if loaded.count() >= self.config.models.loaded_max {
-                        // Where none may go there is one more for a while: memory is what counts.
-                        self.evict(&mut state, target);
-                    }
-                    let loaded = self.load_as(&mut state, target, true, default);
-                    loaded.map_err(|error| RegistryError::Io("a thread".into(), "start", error))?;
-                    true
-                }
-                Some(member) if member.leaving => {
-                    member.leaving = !member.worker.undrain();
-                    !member.leaving
-                }
-                Some(member) => !matches!(
-                    member.worker.state(),
-                    WorkerState::Failed(_) | WorkerState::Broken(_) | WorkerState::Stopping
-                ),
-            };
-            if usable {
-                if let Some(member) = state.members.get_mut(target) {
-                    member.held += 1;
-                }
-                drop(state);
-                return Ok(Held {
-                    inner: self,
-                    target: target.clone(),
-                });
-            }
-            let broken = state
-                .members
-                .get(target)
-                .is_some_and(|member| member.worker.has_ended() && !member.leaving);
-            if broken && *target == self.default_target(&state) {
-                let state = state
-                    .members
-                    .get(target)
-                    .map(|member| member.worker.state());
-                let why = match state {
-                    Some(WorkerState::Failed(why) | WorkerState::Broken(why)) => why,
-                    _ => "it has ended".to_owned(),
-                };
-                return Err(RegistryError::Rejected(format!(
-                    "{} cannot be served: {why}",
-                    self.label(target)
-                )));
-            }
-            drop(state);
-            seen = self.wait(seen, LOOK_AGAIN);
-        }
-    }
-
-    /// Waits until a model that is held is ready.
-    fn ready(
-        &self,
-        target: &Target,
-        progress: Progress<'_>,
-    ) -> Result<WorkerHandle, RegistryError> {
-        let label = self.label(target);
-        let mut seen = *self.changes();
-        loop {
-            let state = self.state();
-            let member = state.members.get(target);
-            let worker = member.map(|member| member.worker.clone());
-            let failed = state.failed.get(target).map(|failed| failed.why.clone());
-            drop(state);
-            let Some(worker) = worker else {
-                let why = failed.unwrap_or_else(|| "it was unloaded".to_owned());
-                return Err(RegistryError::Rejected(format!(
-                    "{label} cannot be served: {why}"
-                )));
-            };
-            match worker.state() {
-                WorkerState::Ready => return Ok(worker),
-                WorkerState::Failed(why) | WorkerState::Broken(why) => {
-                    return Err(RegistryError::Rejected(format!(
-                        "{label} cannot be served: {why}"
-                    )));
-                }
-                WorkerState::Stopping => {
-                    return Err(RegistryError::Conflict(format!(
-                        "{label} is being unloaded"
-                    )));
-                }
-                WorkerState::Loading | WorkerState::Waiting(_) => {}
-            }
-            progress(ModelStage::Loading);
-            seen = self.wait(seen, LOOK_AGAIN);
-        }
-    }
-
-    /// Waits until a model that was told to go is gone, or is wanted again.
-    fn gone(&self, target: &Target, progress: Progress<'_>) {
-        let mut seen = *self.changes();
-        loop {
-            let state = self.state();
-            let leaving = state
-                .members
-                .get(target)
-                .is_some_and(|member| member.leaving);
-            drop(state);
-            if !leaving {
-                return;
-            }
-            progress(ModelStage::Unloading);
-            seen = self.wait(seen, LOOK_AGAIN);
         }
     }
 
@@ -426,97 +227,86 @@ impl Inner {
         Ok(worker.failures())
     }
 
-    /// Has all be as it was before a model could not take the place of `former`.
-    fn undo(
+    /// A model that is ready takes a name.
+    fn commit(
         self: &Arc<Inner>,
         name: &str,
-        before: Option<Entry>,
-        former: Option<&Target>,
         target: &Target,
-        was_loaded: bool,
-    ) {
-        let mut state = self.state();
-        if state.names.get(name) != before.as_ref() {
-            let own = self.own(name);
-            let own_entry = || Some(Entry::taking(own.clone()?, None, false));
-            if let Some(entry) = before.or_else(own_entry) {
-                state.names.set(name, own.as_ref(), entry);
+        failures: u64,
+    ) -> Result<Swapped, RegistryError> {
+        let own = self.own(name);
+        let (mut state, (former, probation)) = self.change_names(|names| {
+            let former = names.get(name).map(|entry| entry.target.clone());
+            let former = former.or_else(|| own.clone());
+            if former.as_ref() == Some(target) {
+                return Err(answers_already(&self.label(target), name));
             }
-            if let Some(former) = former
-                && let Err(fault) = self.obtain(&mut state, former)
-            {
-                // It has just ended, and is loaded again once it is gone.
-                tracing::debug!(name, %fault, "what answered before is not there yet");
-            }
+            let probation = former.is_some() && self.config.models.probation_s > 0;
+            let entry = Entry::taking(target.clone(), former.clone(), probation);
+            names.set(name, own.as_ref(), entry);
+            Ok((former, probation))
+        })?;
+        state.probations.retain(|probation| probation.name != name);
+        if probation {
+            state.probations.push(Probation {
+                name: name.to_owned(),
+                target: target.clone(),
+                until: None,
+                failures,
+                counted: true,
+            });
         }
-        if !was_loaded {
-            self.let_unnamed_go(&mut state, target);
+        if let Some(former) = &former {
+            self.let_unnamed_go(&mut state, former);
         }
         self.note_used(&state);
-        drop(state);
-        self.nudge();
+        Ok(Swapped {
+            from: former.as_ref().map(|former| self.label(former)),
+            to: self.label(target),
+            name: name.to_owned(),
+            rolled_back: false,
+            why: None,
+        })
     }
 
-    /// Has what answered before do so again.
-    fn go_back(self: &Arc<Inner>, name: &str, why: Option<String>) -> Result<(), RegistryError> {
-        let mut names = self.state().names.clone();
-        let own = self.own(name);
-        let Some(from) = names.roll_back(name, own.as_ref()) else {
-            return Ok(());
-        };
-        let written = self.registry.write_names(&names.text());
-        match (&written, &why) {
-            // Nobody who could be told asked for it, and it is done all the same.
-            (Err(error), Some(_)) => {
-                tracing::error!(%error, "which model answers to which name is not kept for the next start");
-            }
-            (Err(_), None) => return written,
-            (Ok(()), _) => {}
-        }
-        let mut state = self.state();
-        state.names = names;
+    /// A name has gone back from `from` to the model that answered before.
+    pub(super) fn gone_back(
+        self: &Arc<Inner>,
+        state: &mut State,
+        name: &str,
+        from: &Target,
+        why: Option<String>,
+    ) -> Swapped {
         state.probations.retain(|probation| probation.name != name);
-        if let Some(target) = self.target(&state, name) {
-            let broken = state
-                .members
-                .get(&target)
-                .is_some_and(|member| member.worker.has_ended());
-            if broken {
+        let coming = state.coming.get(name);
+        let awaited = coming.is_some_and(|coming| coming.awaited);
+        if let Some(target) = self.target(state, name).filter(|_| !awaited) {
+            let members = &state.members;
+            let ended = |target| {
+                members
+                    .get(target)
+                    .is_some_and(|member| member.worker.has_ended())
+            };
+            if ended(&target) {
                 state.members.remove(&target);
             }
-            self.wanted_back(&mut state, &target);
+            self.wanted_back(state, name, &target);
         }
-        self.let_unnamed_go(&mut state, &from);
-        self.note_used(&state);
-        self.announce_back(&state, name.to_owned(), &from, why);
-        Ok(())
+        self.let_unnamed_go(state, from);
+        self.note_used(state);
+        self.swapped_back(state, name, from, why)
     }
 
-    /// Has a model be there that answers again, whatever room there is: it was there before.
-    fn wanted_back(self: &Arc<Inner>, state: &mut State, target: &Target) {
-        let there = state.members.get_mut(target).is_some_and(|member| {
+    /// Has the model be there that answers to a name, whatever room there is: it was before. That of another name than the
+    /// configured one is loaded when it is asked.
+    pub(super) fn wanted_back(self: &Arc<Inner>, state: &mut State, name: &str, target: &Target) {
+        if let Some(member) = state.members.get_mut(target) {
             member.leaving = member.leaving && !member.worker.undrain();
-            !member.leaving
-        });
-        if there || state.members.contains_key(target) {
-            return;
+        } else if name == self.default_name()
+            && !state.stopping
+            && let Err(error) = self.load(state, target, true)
+        {
+            tracing::error!(%error, model = self.label(target), "the model is not loaded");
         }
-        if let Err(error) = self.load(state, target, true) {
-            tracing::error!(%error, model = self.label(target), "what answered before is not loaded");
-        }
-    }
-
-    /// Takes a name from a model that failed on probation.
-    pub(super) fn roll_back_failed(self: &Arc<Inner>, name: &str, why: String) {
-        // Whoever swaps just now has nothing to do with this name, or takes it from the one that failed.
-        let Ok(_swapping) = self.swapping() else {
-            std::thread::sleep(Duration::from_millis(10));
-            return;
-        };
-        let began = Instant::now();
-        if let Err(error) = self.go_back(name, Some(why)) {
-            tracing::error!(name, %error, "a failed model answers still");
-        }
-        tracing::debug!(took_ms = began.elapsed().as_millis(), "rolled back");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::names::{Entry, Target};
-use super::{Failed, Inner, State};
+use super::{Failed, Inner, Probation, State, Swapped};
 use crate::memory::Shortage;
 use crate::worker::WorkerState;
 
@@ -35,10 +35,7 @@ impl Inner {
             let Some(pause) = self.look() else { break };
             self.wait(seen, pause);
         }
-        let mut names = self.state().names.clone();
-        if names.rest() {
-            self.keep_names(&names);
-        }
+        self.rest();
         self.ended.send_replace(true);
     }
 
@@ -52,7 +49,7 @@ impl Inner {
                 let default = self.default_target(&state);
                 self.evict(&mut state, &default);
             }
-            self.have_served(&mut state);
+            self.have_default(&mut state);
         }
         let mut pause = LOOK_EVERY;
         for member in state.members.values() {
@@ -72,11 +69,11 @@ impl Inner {
         if state.stopping {
             return Some(pause);
         }
-        let (failed, over) = self.judge(&mut state);
+        let told = self.judge(&mut state);
+        self.write_due(&mut state);
         drop(state);
-        self.prove(&over);
-        for (name, why) in failed {
-            self.roll_back_failed(&name, why);
+        for swapped in told {
+            self.announce(swapped);
             pause = Duration::ZERO;
         }
         Some(pause)
@@ -104,12 +101,12 @@ impl Inner {
         }
         if let Some(member) = state.members.get(&default) {
             let now = member.worker.state();
-            if let WorkerState::Failed(_) = now {
-                let operator = member.worker.operator_at_fault();
-                self.operator_at_fault.store(operator, Ordering::Relaxed);
-            }
-            // What takes its place is seen instead.
+            // Else what takes its place is seen instead.
             if !self.falls_back(state, &now) {
+                if let WorkerState::Failed(_) = now {
+                    let operator = member.worker.operator_at_fault();
+                    self.operator_at_fault.store(operator, Ordering::Relaxed);
+                }
                 self.show(now);
             }
         }
@@ -143,7 +140,7 @@ impl Inner {
 
     /// Shows the state of the model that answers to the configured name.
     fn show(&self, now: WorkerState) {
-        self.served.send_if_modified(|shown| {
+        self.shown.send_if_modified(|shown| {
             let changed = *shown != now;
             if changed {
                 *shown = now;
@@ -153,9 +150,14 @@ impl Inner {
     }
 
     /// Whether the model that answered to the configured name before takes the place of the one that is in this state: where
-    /// that cannot be loaded, and on probation where it breaks.
+    /// that cannot be loaded, and on probation where it breaks. One that is about to take the name leaves it as it was.
     fn falls_back(&self, state: &State, now: &WorkerState) -> bool {
-        let entry = state.names.get(&self.default_name());
+        let name = self.default_name();
+        let coming = state.coming.get(&name);
+        if coming.is_some_and(|coming| coming.awaited) {
+            return matches!(now, WorkerState::Failed(_) | WorkerState::Broken(_));
+        }
+        let entry = state.names.get(&name);
         entry.is_some_and(|entry| match now {
             WorkerState::Failed(_) => self.has_way_back(entry),
             WorkerState::Broken(_) => entry.probation.is_some() && self.has_way_back(entry),
@@ -170,13 +172,9 @@ impl Inner {
     }
 
     /// Has the model be there that answers to the configured name.
-    fn have_served(self: &Arc<Inner>, state: &mut State) {
+    fn have_default(self: &Arc<Inner>, state: &mut State) {
         let target = self.default_target(state);
-        if !state.members.contains_key(&target)
-            && let Err(error) = self.load(state, &target, true)
-        {
-            tracing::error!(%error, model = self.label(&target), "the model is not loaded");
-        }
+        self.wanted_back(state, &self.default_name(), &target);
     }
 
     /// Unloads what nobody asked for in a long time.
@@ -202,26 +200,58 @@ impl Inner {
         }
     }
 
-    /// Looks at those on probation. Gives the names whose models failed, and how; and those whose models are through.
-    fn judge(&self, state: &mut State) -> (Vec<(String, String)>, Vec<String>) {
+    /// Has who answered before do so again where the model on probation has failed, and go where it is through. Gives the
+    /// names that changed hands.
+    fn judge(self: &Arc<Inner>, state: &mut State) -> Vec<Swapped> {
+        let (failed, over) = self.verdicts(state);
+        if failed.is_empty() && over.is_empty() {
+            return Vec::new();
+        }
+        for name in &over {
+            state.names.prove(name);
+            tracing::info!(name, "a model is through its probation");
+        }
+        let passed = |probation: &Probation| over.contains(&probation.name);
+        state.probations.retain(|probation| !passed(probation));
+        for name in &over {
+            let entry = state.names.get(name);
+            let former = entry.and_then(|entry| entry.former.clone());
+            if let Some(former) = former {
+                self.let_unnamed_go(state, &former);
+            }
+        }
+        let back = |(name, why): (String, String)| self.go_back(state, &name, why);
+        let told = failed.into_iter().filter_map(back).collect();
+        state.unwritten = Some(Instant::now());
+        self.note_used(state);
+        told
+    }
+
+    /// The names whose models failed, and how; and those whose models are through their probation.
+    fn verdicts(&self, state: &mut State) -> (Vec<(String, String)>, Vec<String>) {
         let mut failed = Vec::new();
         let mut over = Vec::new();
-        if let Some(member) = self.served(state)
+        let default = self.default_name();
+        if let Some(entry) = state.names.get(&default)
+            && let Some(member) = state.members.get(&entry.target)
             && let WorkerState::Failed(why) = member.worker.state()
-            && self.falls_back(state, &WorkerState::Failed(why.clone()))
+            && self.has_way_back(entry)
         {
-            failed.push((self.default_name(), why));
+            failed.push((default, why));
         }
         let most = Duration::from_secs(self.config.models.probation_s);
         for probation in &mut state.probations {
             if failed.iter().any(|(name, _)| *name == probation.name) {
                 continue;
             }
+            let passed = probation.until.is_some_and(|until| Instant::now() >= until);
             let Some(member) = state.members.get(&probation.target) else {
                 // It was unloaded, and what made it go is not its fault.
                 let why = state.failed.get(&probation.target);
                 if let Some(model) = why {
                     failed.push((probation.name.clone(), model.why.clone()));
+                } else if passed {
+                    over.push(probation.name.clone());
                 }
                 continue;
             };
@@ -233,11 +263,9 @@ impl Inner {
                     let why = "a pass of it failed".to_owned();
                     failed.push((probation.name.clone(), why));
                 }
+                WorkerState::Ready if passed => over.push(probation.name.clone()),
                 WorkerState::Ready => {
-                    let until = *probation.until.get_or_insert_with(|| Instant::now() + most);
-                    if Instant::now() >= until {
-                        over.push(probation.name.clone());
-                    }
+                    probation.until.get_or_insert_with(|| Instant::now() + most);
                 }
                 WorkerState::Loading | WorkerState::Waiting(_) | WorkerState::Stopping => {}
             }
@@ -245,35 +273,15 @@ impl Inner {
         (failed, over)
     }
 
-    /// Ends the probation of these names' models, and lets the models go that answered before, where nobody else wants
-    /// them.
-    fn prove(&self, over: &[String]) {
-        if over.is_empty() {
-            return;
+    /// Has who answered before do so again, if there is one.
+    fn go_back(self: &Arc<Inner>, state: &mut State, name: &str, why: String) -> Option<Swapped> {
+        state.probations.retain(|probation| probation.name != name);
+        if !self.has_way_back(state.names.get(name)?) {
+            return None;
         }
-        // Later, if another model is taking a place just now.
-        let Ok(_swapping) = self.swapping() else {
-            return;
-        };
-        let mut state = self.state();
-        for name in over {
-            state.names.prove(name);
-            tracing::info!(name, "a model is through its probation");
-        }
-        state
-            .probations
-            .retain(|probation| !over.contains(&probation.name));
-        for name in over {
-            let entry = state.names.get(name);
-            let former = entry.and_then(|entry| entry.former.clone());
-            if let Some(former) = former {
-                self.let_unnamed_go(&mut state, &former);
-            }
-        }
-        self.note_used(&state);
-        let names = state.names.clone();
-        drop(state);
-        self.keep_names(&names);
+        let own = self.own(name);
+        let from = state.names.roll_back(name, own.as_ref())?;
+        Some(self.gone_back(state, name, &from, Some(why)))
     }
 
     /// Whether a model is to be there that would take a name back, should the one on probation fail that has it now.
@@ -294,8 +302,10 @@ impl Inner {
 
     /// Lets a model go that answered to a name and does not any more, unless it has another reason to stay.
     pub(super) fn let_unnamed_go(&self, state: &mut State, target: &Target) {
-        let named = state.names.iter().any(|(_, entry)| entry.target == *target);
-        if !named && self.may_go(state, target) {
+        let answers = |name| self.target(state, name).as_ref() == Some(target);
+        let named = state.names.iter().any(|(name, _)| answers(name));
+        let comes = state.coming.values().any(|coming| coming.target == *target);
+        if !named && !comes && self.may_go(state, target) {
             self.let_go(state, target);
         }
     }

@@ -1,6 +1,6 @@
 //! The compact socket's part in looking after models: frames in, registry calls, frames out.
 //!
-//! What reads and writes gigabytes has a thread of its own, which gives way to answers; between it and the connection
+//! What reads and writes gigabytes has a thread of its own, which gives way to answers where it computes; between it and the connection
 //! there are a few frames at most, so that a slow disk slows the client down and nothing grows.
 //!
 //! Invariant: an operation ends with exactly one frame that says so. When the connection goes, so does
@@ -44,6 +44,15 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time after which the last word about progress is said again: one step on a slow machine, or bringing a large file
 /// to a slow disk, may take longer than a client waits for a sign of life.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How much an operation computes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// Digests and the trial take whole processors, which belong to whoever waits for an answer.
+    Heavy,
+    /// Next to nothing. It holds what requests need for a moment, and must not be kept from letting go of it.
+    Light,
+}
 
 /// What a thread has to say.
 pub(super) enum Event {
@@ -114,7 +123,7 @@ impl ModelDesk {
         let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
         let config = self.context.config.models.clone();
         let runtime = Handle::current();
-        self.run(id, move |events| {
+        self.run(id, Work::Heavy, move |events| {
             may_change(&config, peer)?;
             add(
                 &registry,
@@ -148,7 +157,11 @@ impl ModelDesk {
         let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
         let workers = self.context.workers.clone();
         let config = self.context.config.models.clone();
-        self.run(task.id, move |events| match task.action {
+        let work = match task.action {
+            ModelAction::Pack(_) | ModelAction::Verify(_) => Work::Heavy,
+            _ => Work::Light,
+        };
+        self.run(task.id, work, move |events| match task.action {
             ModelAction::List => list(&registry, events),
             ModelAction::Show(name) => show(&registry, name.as_str(), events),
             ModelAction::Remove(name) => {
@@ -244,7 +257,7 @@ impl ModelDesk {
                 client.map(str::to_owned),
             )),
         };
-        self.run(task.id.clone(), move |events| {
+        self.run(task.id.clone(), Work::Light, move |events| {
             may_change(&config, peer)?;
             corpora(&workers, erase, events)
         })
@@ -259,7 +272,7 @@ impl ModelDesk {
         let (spool, peer) = (self.context.spool.clone(), self.peer);
         let config = self.context.config.models.clone();
         let wanted = spool::Wanted::new(&task.action);
-        self.run(task.id.clone(), move |events| {
+        self.run(task.id.clone(), Work::Light, move |events| {
             may_change(&config, peer)?;
             spool::operate(&spool, wanted, events)
         })
@@ -273,7 +286,7 @@ impl ModelDesk {
         }
         let (workers, peer) = (self.context.workers.clone(), self.peer);
         let config = self.context.config.models.clone();
-        self.run(task.id, move |events| {
+        self.run(task.id, Work::Light, move |events| {
             may_change(&config, peer)?;
             pages(&workers, task.action, events)
         })
@@ -301,15 +314,17 @@ impl ModelDesk {
     async fn run(
         &mut self,
         id: RequestId,
+        work: Work,
         operation: impl FnOnce(&Events) -> Result<(), RegistryError> + Send + 'static,
     ) -> bool {
         let (events, said) = mpsc::channel(EVENTS_WAITING_MAX);
         let started = std::thread::Builder::new()
             .name("model".to_owned())
             .spawn(move || {
-                // Digests and the trial take whole processors, which belong to whoever waits for an answer. Where
-                // the system does not let a thread give way, it takes its share like any other.
-                if let Err(error) = andon_os::give_way() {
+                // Where the system does not let a thread give way, it takes its share like any other.
+                if work == Work::Heavy
+                    && let Err(error) = andon_os::give_way()
+                {
                     tracing::debug!(%error, "work on a model has the rank of an answer");
                 }
                 if let Err(error) = operation(&events) {
