@@ -157,7 +157,7 @@ fn a_bundle_brings_its_template_and_tasks() {
     let daemon = Daemon::builder()
         .kept("helper")
         .config(
-            "[models]\nbundle-tasks = true\n\
+            "[models]\nbundle-tasks = true\nprobation-s = 0\n\
              [task.ours]\ninstructions = 'Say {{ x }}.'\ntokens-max = 4\n",
         )
         .start()
@@ -215,6 +215,16 @@ fn a_bundle_brings_its_template_and_tasks() {
     assert_eq!(weights("helper").ino(), weights("second").ino());
     assert_eq!(names(&daemon), ["helper", "second"]);
     good(&andonctl(&daemon, &["model", "verify", "second"]));
+
+    // Tasks are those of the model of the configured name, as whatever it was loaded before.
+    good(&andonctl(&daemon, &["model", "load", "second"]));
+    good(&andonctl(&daemon, &["model", "swap", "second"]));
+    good(&task("explain", r#"{"code": "E42"}"#));
+    good(&andonctl(&daemon, &["model", "load", "helper"]));
+    good(&andonctl(&daemon, &["model", "rollback"]));
+    good(&task("explain", r#"{"code": "E42"}"#));
+    assert!(daemon.log().contains("loaded anew"), "{}", daemon.log());
+    good(&andonctl(&daemon, &["model", "unload", "second"]));
     good(&andonctl(&daemon, &["model", "rm", "second"]));
     assert_eq!(names(&daemon), ["helper"]);
     good(&andonctl(&daemon, &["model", "verify", "helper"]));

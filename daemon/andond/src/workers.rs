@@ -139,6 +139,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     members: BTreeMap<Target, Member>,
+    /// Members that answer what they took, and go, while others of the same models are loaded in their stead.
+    displaced: Vec<Member>,
     names: Names,
     /// Names that models are about to take. Nobody else changes them by hand.
     coming: BTreeMap<String, Coming>,
@@ -198,6 +200,13 @@ struct Probation {
     failures: u64,
     /// Whether this run of the daemon has been counted as a start of it: that is so from when it is loaded.
     counted: bool,
+}
+
+impl State {
+    /// All that are in memory.
+    fn all(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().chain(&self.displaced)
+    }
 }
 
 impl Member {
@@ -354,13 +363,13 @@ impl Inner {
             request.check(&self.config.limits)?;
             return Err(Inner::unknown(name));
         };
-        let elsewhere = |(other, member): (&Target, &Member)| {
-            *other != target
-                && member
-                    .worker
-                    .has(request.origin, &request.client, &request.id)
+        let has = |member: &Member| {
+            let Request { client, id, .. } = request;
+            member.worker.has(request.origin, client, id)
         };
-        if state.members.len() > 1 && state.members.iter().any(elsewhere) {
+        let others = state.members.iter().filter(|(other, _)| **other != target);
+        let mut elsewhere = others.map(|(_, member)| member).chain(&state.displaced);
+        if elsewhere.any(has) {
             return Err(Fault {
                 param: Some("id"),
                 ..Fault::new(
@@ -456,8 +465,7 @@ impl Workers {
 
     fn workers(&self) -> Vec<WorkerHandle> {
         let state = self.inner.state();
-        let members = state.members.values();
-        members.map(|member| member.worker.clone()).collect()
+        state.all().map(|member| member.worker.clone()).collect()
     }
 
     /// The worker of the model that answers to the configured name.
@@ -483,12 +491,13 @@ impl Workers {
         let mut running = 0;
         let default = self.inner.default_target(&state);
         let mut answers = None;
-        for (target, member) in &state.members {
+        let default = state.members.get(&default);
+        for member in state.all() {
             let status = member.worker.status();
             let (more_waiting, more_running) = load(&status);
             waiting += more_waiting;
             running += more_running;
-            if *target == default {
+            if default.is_some_and(|default| std::ptr::eq(default, member)) {
                 answers = Some(status);
             }
         }
@@ -629,7 +638,7 @@ impl Workers {
     pub fn throttle(&self, throttle: Throttle, cause: Option<Cause>) {
         let mut state = self.inner.state();
         state.throttle = (throttle, cause);
-        for member in state.members.values() {
+        for member in state.all() {
             member.worker.throttle(throttle, cause);
         }
     }
@@ -666,7 +675,7 @@ impl Workers {
     pub fn stop(&self, grace: Duration) {
         let mut state = self.inner.state();
         state.stopping = true;
-        for member in state.members.values() {
+        for member in state.all() {
             member.worker.stop(grace);
         }
         drop(state);

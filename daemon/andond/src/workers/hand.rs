@@ -116,7 +116,15 @@ impl Inner {
             if state.stopping {
                 return Err(RegistryError::Conflict("the daemon is stopping".to_owned()));
             }
+            let lacks = self.lacks(&state, target);
             let usable = match state.members.get_mut(target) {
+                // Once it is there: what waits for it is not to be lost.
+                Some(member) if lacks && member.worker.state() == WorkerState::Ready => {
+                    let loaded = self.load_anew(&mut state, target);
+                    loaded.map_err(|error| RegistryError::Io("a thread".into(), "start", error))?;
+                    true
+                }
+                Some(member) if lacks && member.worker.state() == WorkerState::Loading => false,
                 None => {
                     let loaded = state.members.values().filter(|member| !member.leaving);
                     if loaded.count() >= self.config.models.loaded_max {

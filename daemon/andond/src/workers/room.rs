@@ -235,6 +235,49 @@ impl Inner {
             .ok_or_else(|| std::io::Error::other("the worker is gone"))
     }
 
+    /// Whether a model that is loaded has what only the one of the configured name has if it is that, and else has not: a
+    /// draft, the tasks that come with it, and pages on the disk.
+    pub(super) fn is_as_it_must_be(&self, state: &State, target: &Target) -> bool {
+        let config = &self.config;
+        let differs = config.cache.kv_keep != Some(false)
+            || config.models.bundle_tasks
+            || config.speculation.draft_place().is_some();
+        let member = state.members.get(target);
+        !differs || member.is_none_or(|member| member.default == self.is_default(state, target))
+    }
+
+    /// Whether a model is loaded and lacks what that of the configured name has, which it is or is about to be.
+    pub(super) fn lacks(&self, state: &State, target: &Target) -> bool {
+        self.is_default(state, target) && !self.is_as_it_must_be(state, target)
+    }
+
+    /// Has a model be loaded anew, as what it is to be now. Requests wait for that from now on; what was taken before is
+    /// answered by the one that took it.
+    pub(super) fn load_anew(
+        self: &Arc<Inner>,
+        state: &mut State,
+        target: &Target,
+    ) -> std::io::Result<()> {
+        let Some(old) = self.displace(state, target) else {
+            return Ok(());
+        };
+        tracing::info!(model = self.label(target), "a model is loaded anew");
+        let new = self.load(state, target, true)?;
+        (new.pinned, new.held) = old;
+        Ok(())
+    }
+
+    /// Has a model answer what it has taken and go, beside another that is loaded in its stead. Says whether it was to stay,
+    /// and how many wait for it.
+    fn displace(&self, state: &mut State, target: &Target) -> Option<(bool, u32)> {
+        let old = state.members.remove(target)?;
+        old.worker.drain();
+        self.telemetry.model_loaded(&self.label(target), false);
+        let waited_for = (old.pinned, old.held);
+        state.displaced.push(old);
+        Some(waited_for)
+    }
+
     /// The worker of a model, which is loaded if need be.
     pub(super) fn obtain(
         self: &Arc<Inner>,
@@ -246,15 +289,19 @@ impl Inner {
             Fault::new(FaultCode::ModelUnavailable, message).retry_after(after)
         };
         let second = Duration::from_secs(1);
+        let fits = self.is_as_it_must_be(state, target);
+        if let Some(member) = state.members.get_mut(target)
+            && member.leaving
+            && !state.stopping
+        {
+            member.leaving = !(fits && member.worker.undrain());
+            if member.leaving {
+                // It is too late for it to stay.
+                self.displace(state, target);
+            }
+        }
         if let Some(member) = state.members.get_mut(target) {
             member.heat.used(now_ms);
-            if member.leaving && !state.stopping {
-                if !member.worker.undrain() {
-                    let message = format!("the model {} is being unloaded", self.label(target));
-                    return Err(unavailable(message, second));
-                }
-                member.leaving = false;
-            }
             return Ok(member.worker.clone());
         }
         if state.stopping {
@@ -334,6 +381,7 @@ impl Inner {
             return false;
         }
         let goes = state.members.values().any(|member| member.leaving);
+        let goes = goes || !state.displaced.is_empty();
         let goes = goes || self.evict(&mut state, target);
         drop(state);
         if goes {

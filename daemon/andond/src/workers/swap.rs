@@ -11,7 +11,7 @@ use super::hand::Progress;
 use super::names::{Entry, NAMES_MAX, Target};
 use super::{Coming, Inner, Probation, State, Swapped, Workers};
 use crate::registry::RegistryError;
-use crate::worker::WorkerHandle;
+use crate::worker::{WorkerHandle, WorkerState};
 
 /// A name that a model is about to take. All is as it was when this is dropped, unless the model has taken it by then.
 struct Claim<'a> {
@@ -87,9 +87,6 @@ impl Workers {
         };
         if former.as_ref() == Some(&target) {
             return Err(answers_already(model, name));
-        }
-        if name == default {
-            inner.reload_as_default(&target, progress);
         }
         if unload_first {
             claim.unload_first();
@@ -179,25 +176,6 @@ impl Inner {
             target,
             was_loaded: state.members.contains_key(target),
         })
-    }
-
-    /// Has a model go that was loaded without what only the one of the configured name has: a draft, and the tasks that come
-    /// with it.
-    fn reload_as_default(&self, target: &Target, progress: Progress<'_>) {
-        let config = &self.config;
-        if !config.models.bundle_tasks && config.speculation.draft_place().is_none() {
-            return;
-        }
-        let mut state = self.state();
-        let lacks = state
-            .members
-            .get(target)
-            .is_some_and(|member| !member.default && member.held == 0);
-        if lacks {
-            self.let_go(&mut state, target);
-            drop(state);
-            self.gone(target, progress);
-        }
     }
 
     /// Whether a model that is ready may take the place of `former`. Gives how many of its passes have failed.
@@ -300,12 +278,21 @@ impl Inner {
     /// Has the model be there that answers to a name, whatever room there is: it was before. That of another name than the
     /// configured one is loaded when it is asked.
     pub(super) fn wanted_back(self: &Arc<Inner>, state: &mut State, name: &str, target: &Target) {
-        if let Some(member) = state.members.get_mut(target) {
-            member.leaving = member.leaving && !member.worker.undrain();
-        } else if name == self.default_name()
-            && !state.stopping
-            && let Err(error) = self.load(state, target, true)
-        {
+        let lacks = self.lacks(state, target);
+        let loaded = match state.members.get_mut(target) {
+            _ if state.stopping => return,
+            // Once it is there: what waits for it is not to be lost.
+            Some(member) if lacks && member.worker.state() == WorkerState::Ready => {
+                self.load_anew(state, target)
+            }
+            Some(member) => {
+                member.leaving = member.leaving && !member.worker.undrain();
+                return;
+            }
+            None if name == self.default_name() => self.load(state, target, true).map(drop),
+            None => return,
+        };
+        if let Err(error) = loaded {
             tracing::error!(%error, model = self.label(target), "the model is not loaded");
         }
     }
