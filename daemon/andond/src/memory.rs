@@ -2,8 +2,8 @@
 //!
 //! What is promised is in hand as a [`Reservation`], which gives it back when it is dropped. The arithmetic, and how memory
 //! that is short is shared out, is [`andon_policy::memory`]'s; what the system has left comes from [`crate::hardware`].
-//! Whoever keeps what can be spared watches [`Budget::shortage`] and lets go of it: caches at [`Shortage::Caches`], models that
-//! nobody asks at [`Shortage::Idle`].
+//! Whoever keeps what can be spared watches [`Budget::shortage`] and lets go of it: caches at [`Shortage::Caches`], a model that
+//! nobody asks with each reading of [`Shortage::Idle`] or more.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -130,6 +130,11 @@ impl Budget {
             left: state.left(),
             shortage: state.shortage(),
         }
+    }
+
+    /// Whether a model that nobody asks is to go now, for want of memory at the last reading.
+    pub(crate) fn take_idle(&self) -> bool {
+        self.state().take_idle()
     }
 
     /// Takes in what the system says. Gives how short memory is if that changed.

@@ -244,6 +244,8 @@ pub struct Budget {
     shortage: Shortage,
     /// When memory was last at least as short as `shortage` says.
     short_ms: u64,
+    /// Whether an idle model is to go for the last reading, and none has.
+    idle_due: bool,
 }
 
 impl Budget {
@@ -260,6 +262,7 @@ impl Budget {
             reading: Reading::default(),
             shortage: Shortage::None,
             short_ms: 0,
+            idle_due: false,
         }
     }
 
@@ -381,6 +384,7 @@ impl Budget {
         self.reading = reading;
         self.device_since = 0;
         let wanted = self.wanted();
+        self.idle_due = wanted >= Shortage::Idle;
         if wanted >= self.shortage {
             self.shortage = wanted;
             self.short_ms = now_ms;
@@ -389,6 +393,12 @@ impl Budget {
             self.short_ms = now_ms;
         }
         self.shortage != before
+    }
+
+    /// Whether an idle model is to go now: one for each reading that finds memory that short, since only the next one tells
+    /// what its going has brought.
+    pub fn take_idle(&mut self) -> bool {
+        core::mem::take(&mut self.idle_due)
     }
 
     /// How short memory is by the last reading: how much of what is kept for others is gone, in quarters.
@@ -569,5 +579,22 @@ mod tests {
             assert_eq!(budget.shortage(), shortage, "{stall}");
         }
         assert_eq!(budget.left(), None);
+    }
+
+    #[test]
+    fn one_idle_model_goes_for_each_reading_that_asks_for_it() {
+        let mut budget = budget(1_000, 100, false);
+        budget
+            .require(Part::Weights, Held::Mapped, 500)
+            .expect("there is room");
+        assert!(!budget.take_idle());
+        budget.read(left(560, 0), 0);
+        assert!(budget.shortage() >= Shortage::Idle);
+        assert!(budget.take_idle() && !budget.take_idle());
+        // The step is held for a while after the dip, and nobody goes for that.
+        budget.read(left(900, 0), 1_000);
+        assert!(budget.shortage() >= Shortage::Idle && !budget.take_idle());
+        budget.read(left(560, 0), 2_000);
+        assert!(budget.take_idle());
     }
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::names::{Entry, Target};
 use super::{Failed, Inner, Probation, State, Swapped};
-use crate::memory::Shortage;
 use crate::worker::WorkerState;
 
 /// How often requests are looked at that wait for a model.
@@ -45,7 +44,7 @@ impl Inner {
         self.note_changes(&mut state);
         if !state.stopping {
             self.unload_idle(&mut state);
-            if self.budget.facts().shortage >= Shortage::Idle {
+            if self.budget.take_idle() {
                 let default = self.default_target(&state);
                 self.evict(&mut state, &default);
             }
