@@ -4,6 +4,7 @@
 //! <dir>/.lock              held by the one daemon that may change what is here
 //! <dir>/.staging/<number>  models that are being added or removed; emptied at every start
 //! <dir>/.names.json        the names that another model answers to than the one of that name
+//! <dir>/.names.damaged.json  such a file that could not be read, for a person to look at
 //! <dir>/<name>/            a model: manifest.json as it came, its members at their paths, manifest.sig if it is signed, .known.json
 //! ```
 //!
@@ -51,6 +52,8 @@ const LOCK: &str = ".lock";
 const STAGING: &str = ".staging";
 /// Name of the file of names that another model answers to.
 const NAMES: &str = ".names.json";
+/// Its name once it was found damaged.
+const NAMES_DAMAGED: &str = ".names.damaged.json";
 /// Most bytes of it.
 const NAMES_BYTES_MAX: u64 = 256 * 1024;
 /// Most models that are kept.
@@ -137,6 +140,8 @@ pub struct Registry {
     draft: Option<String>,
     packs: Option<Packs>,
     state: Mutex<State>,
+    /// Held while the folder is taken, which may take long, before `state` is.
+    taking: Mutex<()>,
     /// A model was registered.
     registered: Condvar,
 }
@@ -182,6 +187,7 @@ impl Registry {
             draft,
             packs,
             state: Mutex::default(),
+            taking: Mutex::default(),
             registered: Condvar::new(),
         })
     }
@@ -208,10 +214,16 @@ impl Registry {
 
     /// The state, once this daemon is the one that may change the folder.
     fn locked(&self) -> Result<MutexGuard<'_, State>, RegistryError> {
-        let mut state = self.state();
-        if state.lock.is_some() {
-            return Ok(state);
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state().lock.is_none() {
+            let lock = self.take_folder()?;
+            self.state().lock = Some(lock);
         }
+        Ok(self.state())
+    }
+
+    /// Takes the folder for this daemon alone, and clears away what an earlier one left half done, which may be gigabytes.
+    fn take_folder(&self) -> Result<File, RegistryError> {
         let folder = &self.config.dir;
         fs::create_dir_all(folder).map_err(RegistryError::io(folder, "make"))?;
         let path = folder.join(LOCK);
@@ -235,8 +247,7 @@ impl Registry {
             Err(error) => return Err(RegistryError::io(&staging, "clear")(error)),
         }
         fs::create_dir(&staging).map_err(RegistryError::io(&staging, "make"))?;
-        state.lock = Some(lock);
-        Ok(state)
+        Ok(lock)
     }
 
     /// Takes a name for an operation; it is free again when the claim is dropped.
@@ -340,6 +351,11 @@ impl Registry {
         matches!(self.config.dir.join(name).try_exists(), Ok(false))
     }
 
+    /// Whether a model is known to have made text when it was added. Asks the disk.
+    pub fn makes_text(&self, name: &str) -> bool {
+        is_model_name(name) && Known::read(&self.config.dir.join(name)).is_some()
+    }
+
     /// The names of those that are kept, as far as is known without asking the disk.
     pub fn kept(&self) -> BTreeSet<String> {
         self.state().kept.clone()
@@ -360,6 +376,20 @@ impl Registry {
             return Ok(None);
         }
         store::text(&path, NAMES_BYTES_MAX).map(Some)
+    }
+
+    /// Sets aside a file of names that is damaged, before another is written: a person may tell from it what was meant.
+    pub fn set_names_aside(&self) {
+        if self.state().lock.is_none() {
+            // It is another daemon's.
+            return;
+        }
+        let path = self.config.dir.join(NAMES);
+        let aside = self.config.dir.join(NAMES_DAMAGED);
+        match fs::rename(&path, &aside) {
+            Ok(()) => tracing::error!(path = %aside.display(), "the damaged file is kept"),
+            Err(error) => tracing::error!(path = %path.display(), %error, "cannot be set aside"),
+        }
     }
 
     /// Writes them, so that after a power cut the former or these are there.

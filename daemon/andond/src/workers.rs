@@ -398,19 +398,15 @@ impl Workers {
         telemetry: Arc<Telemetry>,
         budget: Arc<Budget>,
     ) -> std::io::Result<Workers> {
+        let damaged = |error: &dyn fmt::Display| {
+            tracing::error!(%error, "the file of models' names is of no use; each answers to its own");
+            registry.set_names_aside();
+            Names::default()
+        };
         let names = match registry.read_names() {
             Ok(None) => Names::default(),
-            Ok(Some(text)) => Names::parse(&text).unwrap_or_else(|error| {
-                tracing::error!(
-                    error,
-                    "the file of models' names is damaged; each answers to its own"
-                );
-                Names::default()
-            }),
-            Err(error) => {
-                tracing::error!(%error, "the file of models' names is not used; each answers to its own");
-                Names::default()
-            }
+            Ok(Some(text)) => Names::parse(&text).unwrap_or_else(|error| damaged(&error)),
+            Err(error) => damaged(&error),
         };
         let (shown, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
