@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use andon_tests::daemon::Daemon;
+use andon_tests::tiny_encoder::TinyEncoder;
 use andon_tests::tiny_model::TinyModel;
 use hyper::Method;
 use serde_json::{Value, json};
@@ -189,6 +190,37 @@ fn a_model_takes_anothers_place_and_nothing_is_lost() {
     daemon.restart().unwrap();
     assert_eq!(text(&daemon, None), old);
     assert_eq!(text(&daemon, Some("spare")), two);
+
+    // A name that is no model's own goes, and its model stays.
+    good(&andonctl(&daemon, &["model", "rm", "spare"]));
+    let spare = json!({ "prompt": "hello", "model": "spare" });
+    let reply = daemon.http().post("/v1/completions", &spare).unwrap();
+    assert_eq!(reply.status, 404);
+    assert_eq!(text(&daemon, Some("two")), two);
+
+    // What is damaged is not believed, and not lost.
+    daemon.kill().unwrap();
+    let models = daemon.folder().join("models");
+    fs::write(models.join(".names.json"), "{").unwrap();
+    daemon.restart().unwrap();
+    assert_eq!(text(&daemon, None), old);
+    let kept = fs::read_to_string(models.join(".names.damaged.json"));
+    assert_eq!(kept.unwrap(), "{");
+}
+
+#[test]
+fn a_model_of_another_kind_takes_nobodys_place() {
+    let daemon = Daemon::builder().start().unwrap();
+    file(&daemon, "kind.gguf", &TinyEncoder::default().bytes());
+    good(&andonctl(&daemon, &["model", "add", "kind.gguf"]));
+    let old = text(&daemon, None);
+    bad(
+        &andonctl(&daemon, &["model", "swap", "kind", "--unload-first"]),
+        1,
+        "makes embeddings",
+    );
+    eventually("the old one is there again", || ready(&daemon));
+    assert_eq!(text(&daemon, None), old);
 }
 
 /// Turns the bits of a few bytes in the middle of a model's weights, which leaves them numbers.

@@ -82,12 +82,17 @@ impl Workers {
         Ok(true)
     }
 
-    /// Removes a model that is kept and not in use; no rollback leads to it any more.
+    /// Removes a model that is kept and not in use; no rollback leads to it any more. Where a name is no model's own it goes,
+    /// and the model that answers to it stays.
     ///
     /// # Errors
     /// If there is none, it is in use, or its folder cannot be removed.
     pub fn remove(&self, model: &str) -> Result<(), RegistryError> {
         let inner = &self.inner;
+        let lent = inner.own(model).is_none() && inner.state().names.get(model).is_some();
+        if lent {
+            return inner.forget_name(model);
+        }
         inner.registry.remove(model)?;
         let mut state = inner.state();
         let before = state.names.clone();
@@ -102,6 +107,22 @@ impl Workers {
 }
 
 impl Inner {
+    /// Has a name be none any more that is no model's own.
+    fn forget_name(&self, name: &str) -> Result<(), RegistryError> {
+        let (mut state, entry) = self.change_names(|names| {
+            let unknown = || RegistryError::Unknown(name.chars().take(128).collect());
+            names.remove(name).ok_or_else(unknown)
+        })?;
+        state.probations.retain(|probation| probation.name != name);
+        for target in entry.former.iter().chain([&entry.target]) {
+            self.let_unnamed_go(&mut state, target);
+        }
+        self.note_used(&state);
+        drop(state);
+        self.nudge();
+        Ok(())
+    }
+
     /// A model that is kept.
     pub(super) fn kept(&self, model: &str) -> Result<Target, RegistryError> {
         let stored = self.registry.find(model)?;

@@ -100,8 +100,20 @@ impl Names {
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
+    /// Has there be room for `name`: where there are too many, what answered before is forgotten of names that are answered
+    /// by their own model again. Says whether there is.
+    pub(super) fn make_room(&mut self, name: &str, own: impl Fn(&str) -> Option<Target>) -> bool {
+        if !self.entries.contains_key(name) && self.entries.len() >= NAMES_MAX {
+            self.entries.retain(|name, entry| {
+                entry.probation.is_some() || own(name).as_ref() != Some(&entry.target)
+            });
+        }
+        self.entries.contains_key(name) || self.entries.len() < NAMES_MAX
+    }
+
+    /// Has no model answer to a name any more but its own. What did is handed out.
+    pub(super) fn remove(&mut self, name: &str) -> Option<Entry> {
+        self.entries.remove(name)
     }
 
     /// Has `target` answer to a name, to which `own` does of itself.
@@ -207,7 +219,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, Names, STARTS_MAX, Target};
+    use super::{Entry, NAMES_MAX, Names, STARTS_MAX, Target};
 
     fn kept(name: &str) -> Target {
         Target::Kept(name.to_owned())
@@ -300,6 +312,24 @@ mod tests {
         let before = names.clone();
         assert!(names.forget_gone(own, there).is_empty());
         assert_eq!(names, before);
+    }
+
+    #[test]
+    fn names_are_bounded_and_make_room() {
+        let mut names = Names::default();
+        let entry = |probation| Entry::taking(kept("new"), Some(kept("old")), probation);
+        for number in 0..NAMES_MAX {
+            let name = format!("name-{number}");
+            assert!(names.make_room(&name, |_| None));
+            names.set(&name, None, entry(number == 1));
+        }
+        assert!(names.make_room("name-7", |_| None) && !names.make_room("more", |_| None));
+        // Of these two are answered by their own model, and one of them on probation.
+        let own = |name: &str| ["name-1", "name-2"].contains(&name).then(|| kept("new"));
+        assert!(names.make_room("more", own));
+        assert!(names.get("name-1").is_some() && names.get("name-2").is_none());
+        assert_eq!(names.remove("name-3"), Some(entry(false)));
+        assert_eq!(names.remove("name-3"), None);
     }
 
     #[test]

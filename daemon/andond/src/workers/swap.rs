@@ -8,7 +8,7 @@ use std::sync::Arc;
 use andon_wire::manifest::is_model_name;
 
 use super::hand::Progress;
-use super::names::{Entry, NAMES_MAX, Target};
+use super::names::{Entry, NAMES_MAX, Names, Target};
 use super::{Coming, Inner, Probation, State, Swapped, Workers};
 use crate::registry::RegistryError;
 use crate::worker::{WorkerHandle, WorkerState};
@@ -78,22 +78,19 @@ impl Workers {
         let claim = inner.claim(name, &target)?;
         let former = {
             let state = inner.state();
-            if state.names.get(name).is_none() && state.names.len() >= NAMES_MAX {
-                return Err(RegistryError::Busy(format!(
-                    "{NAMES_MAX} names are answered by other models, the most"
-                )));
-            }
+            inner.room_for(&mut state.names.clone(), name)?;
             inner.target(&state, name)
         };
         if former.as_ref() == Some(&target) {
             return Err(answers_already(model, name));
         }
+        let embeds = former.as_ref().and_then(|former| inner.embeds(former));
         if unload_first {
             claim.unload_first();
         }
         let stay = inner.hold(&target)?;
         let worker = inner.ready(&target, progress)?;
-        let failures = inner.fit(&worker, former.as_ref())?;
+        let failures = inner.fit(&worker, embeds)?;
         let swapped = inner.commit(name, &target, failures)?;
         drop(stay);
         drop(claim);
@@ -178,8 +175,23 @@ impl Inner {
         })
     }
 
-    /// Whether a model that is ready may take the place of `former`. Gives how many of its passes have failed.
-    fn fit(&self, worker: &WorkerHandle, former: Option<&Target>) -> Result<u64, RegistryError> {
+    /// Whether a model makes embeddings, as far as that is known.
+    fn embeds(&self, target: &Target) -> Option<bool> {
+        let loaded = {
+            let state = self.state();
+            let member = state.members.get(target);
+            let facts = member.and_then(|member| member.worker.facts());
+            facts.map(|facts| facts.embedding.is_some())
+        };
+        loaded.or_else(|| match target {
+            Target::Kept(name) => self.registry.makes_text(name).then_some(false),
+            Target::Configured => None,
+        })
+    }
+
+    /// Whether a model that is ready may take the place of one that makes embeddings, or does not. Gives how many of its
+    /// passes have failed.
+    fn fit(&self, worker: &WorkerHandle, embeds: Option<bool>) -> Result<u64, RegistryError> {
         let proved = worker.proved().unwrap_or_default();
         let (least, made) = (
             self.config.models.tokens_per_second_min,
@@ -190,19 +202,23 @@ impl Inner {
                 "it makes {made:.1} tokens per second where [models] tokens-per-second-min asks for {least:.1}"
             )));
         }
-        let embeds = |worker: &WorkerHandle| {
-            let facts = worker.facts();
-            facts.map(|facts| facts.embedding.is_some())
-        };
-        let state = self.state();
-        let old = former.and_then(|former| state.members.get(former));
-        let old = old.and_then(|member| embeds(&member.worker));
-        if old.is_some() && old != embeds(worker) {
+        let own = worker.facts().map(|facts| facts.embedding.is_some());
+        if embeds.is_some() && embeds != own {
             return Err(RegistryError::Rejected(
                 "one of the two models makes embeddings and the other generates text".to_owned(),
             ));
         }
         Ok(worker.failures())
+    }
+
+    /// Has there be room for one more name that another model answers to.
+    fn room_for(&self, names: &mut Names, name: &str) -> Result<(), RegistryError> {
+        if names.make_room(name, |name| self.own(name)) {
+            return Ok(());
+        }
+        Err(RegistryError::Busy(format!(
+            "{NAMES_MAX} names are answered by other models, the most; andonctl model rm removes one that is no model's own"
+        )))
     }
 
     /// A model that is ready takes a name.
@@ -219,6 +235,7 @@ impl Inner {
             if former.as_ref() == Some(target) {
                 return Err(answers_already(&self.label(target), name));
             }
+            self.room_for(names, name)?;
             let probation = former.is_some() && self.config.models.probation_s > 0;
             let entry = Entry::taking(target.clone(), former.clone(), probation);
             names.set(name, own.as_ref(), entry);
