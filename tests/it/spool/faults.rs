@@ -125,6 +125,22 @@ fn on_a_full_or_read_only_disk_requests_are_refused_and_none_is_lost() {
         &ledger.into_iter().filter(|(id, _)| id == "rw").collect(),
         false,
     );
+
+    // A start that has no room to make a spool says so, and needs nobody but who makes some.
+    daemon.kill().unwrap();
+    fs::remove_file(mount.path().join("spool/spool.redb")).unwrap();
+    assert!(fs::write(&fill, vec![0; 4 << 20]).is_err(), "it is full");
+    daemon.relaunch(&[]).unwrap();
+    let status = daemon.wait(Duration::from_secs(60)).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", daemon.log());
+    assert!(
+        daemon.log().contains("is full: make room"),
+        "{}",
+        daemon.log()
+    );
+    fs::remove_file(&fill).unwrap();
+    daemon.relaunch(&[]).unwrap();
+    daemon.wait_ready().unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::error::SpoolError;
 
 /// Fewest bytes of a key file: it holds random bytes, not a password.
 const KEY_BYTES_MIN: usize = 32;
-/// Most bytes of a key file that are read.
+/// Most bytes of a key file.
 const KEY_BYTES_MAX: usize = 4096;
 /// Bytes of the nonce before each value: long enough to be drawn at random for ever.
 const NONCE_BYTES: usize = 24;
@@ -42,9 +42,14 @@ impl Secret {
         let failed = |why: String| SpoolError::Key(path.to_path_buf(), why);
         let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
         let mut bytes = Vec::new();
-        file.take(KEY_BYTES_MAX as u64)
+        file.take(KEY_BYTES_MAX as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| failed(error.to_string()))?;
+        if bytes.len() > KEY_BYTES_MAX {
+            return Err(failed(format!(
+                "more than {KEY_BYTES_MAX} bytes are no key"
+            )));
+        }
         Secret::new(bytes)
             .ok_or_else(|| failed(format!("fewer than {KEY_BYTES_MIN} bytes are no key")))
     }

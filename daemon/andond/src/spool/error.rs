@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why the spool is of no use, for now or at all.
 #[derive(Debug)]
@@ -26,13 +26,40 @@ pub enum SpoolError {
     WrongKey,
     /// The file does not hold what was written to it.
     Damaged(String),
+    /// There is no room on the disk, of this folder where that is known.
+    Full(Option<PathBuf>),
     /// The disk, the file system or the kernel said no.
     Storage(String),
     /// The daemon stops.
     Stopped,
 }
 
+/// Whether an error says that there is no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 impl SpoolError {
+    /// What a folder's file system says.
+    pub(super) fn folder(path: &Path, error: io::Error) -> SpoolError {
+        if is_full(&error) {
+            SpoolError::Full(Some(path.to_path_buf()))
+        } else {
+            SpoolError::Folder(path.to_path_buf(), error)
+        }
+    }
+
+    /// The same, of what is in this folder.
+    pub(super) fn of(self, folder: &Path) -> SpoolError {
+        match self {
+            SpoolError::Full(_) => SpoolError::Full(Some(folder.to_path_buf())),
+            other => other,
+        }
+    }
+
     /// Whether trying again without anybody's help is of no use.
     pub fn needs_a_person(&self) -> bool {
         match self {
@@ -48,7 +75,10 @@ impl SpoolError {
             | SpoolError::NoKey
             | SpoolError::WrongKey
             | SpoolError::Damaged(_) => true,
-            SpoolError::InUse(_) | SpoolError::Storage(_) | SpoolError::Stopped => false,
+            SpoolError::InUse(_)
+            | SpoolError::Full(_)
+            | SpoolError::Storage(_)
+            | SpoolError::Stopped => false,
         }
     }
 }
@@ -80,6 +110,12 @@ impl fmt::Display for SpoolError {
                 f,
                 "the spool is damaged ({what}); to begin with an empty one, move its file away"
             ),
+            SpoolError::Full(None) => f.write_str("the disk of the spool's folder is full"),
+            SpoolError::Full(Some(dir)) => write!(
+                f,
+                "the disk of the spool's folder {} is full: make room there, or set spool.dir to where there is some",
+                dir.display()
+            ),
             SpoolError::Storage(what) => write!(f, "the spool cannot be written: {what}"),
             SpoolError::Stopped => f.write_str("the spool is closed"),
         }
@@ -96,6 +132,7 @@ impl From<redb::Error> for SpoolError {
             redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
                 SpoolError::Damaged(error.to_string())
             }
+            redb::Error::Io(error) if is_full(&error) => SpoolError::Full(None),
             other => SpoolError::Storage(other.to_string()),
         }
     }

@@ -1,9 +1,9 @@
 //! The file of the store: how it comes to be, how it is opened again after a failure, how it is written anew.
 //!
 //! Invariant: the file of this name is always a whole spool. A new one is written beside it, synced, and takes its
-//! place by renaming, and the folder is synced before anybody relies on it. After a failed sync the file is never written
-//! again: the kernel may hold pages that it believes are on the disk and are not, so everything is read once more and
-//! written to a new file.
+//! place by renaming, and the folder is synced before anybody relies on it. After a failed sync nobody relies on what is
+//! written to the file: the kernel may hold pages that it believes are on the disk and are not, so everything is read once
+//! more and written to a new file.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -45,7 +45,7 @@ impl Folder {
     /// # Errors
     /// If it cannot be made or written to, or another daemon has it.
     pub(super) fn take(path: &Path, secret: Option<Secret>) -> Result<Folder, SpoolError> {
-        let failed = |error| SpoolError::Folder(path.to_path_buf(), error);
+        let failed = |error| SpoolError::folder(path, error);
         let there = path.is_dir();
         DirBuilder::new()
             .recursive(true)
@@ -84,7 +84,7 @@ impl Folder {
     /// # Errors
     /// See [`Store::open`].
     pub(super) fn open(&self, make: bool) -> Result<Store, SpoolError> {
-        let failed = |error| SpoolError::Folder(self.path.clone(), error);
+        let failed = |error| SpoolError::folder(&self.path, error);
         let place = self.path.join(NAME);
         match std::fs::remove_file(self.path.join(NEW)) {
             // What was being written when the daemon ended.
@@ -131,10 +131,17 @@ impl Folder {
     }
 
     fn replace(&self, old: Option<Store>) -> Result<(), SpoolError> {
-        let failed = |error| SpoolError::Folder(self.path.clone(), error);
+        self.write_new(old).inspect_err(|_| {
+            // Half a file is of no use, and its room may be needed.
+            let _ = std::fs::remove_file(self.path.join(NEW));
+        })
+    }
+
+    fn write_new(&self, old: Option<Store>) -> Result<(), SpoolError> {
+        let failed = |error| SpoolError::folder(&self.path, error);
         let mut new = self.open_file(NEW)?;
         if let Some(old) = &old {
-            old.copy_to(&mut new)?;
+            (old.copy_to(&mut new)).map_err(|error| error.of(&self.path))?;
         }
         drop((new, old));
         File::open(self.path.join(NEW))
@@ -146,7 +153,7 @@ impl Folder {
     }
 
     fn open_file(&self, name: &str) -> Result<Store, SpoolError> {
-        let failed = |error| SpoolError::Folder(self.path.clone(), error);
+        let failed = |error| SpoolError::folder(&self.path, error);
         let file = OpenOptions::new()
             .create(name == NEW)
             .truncate(false)
@@ -161,7 +168,7 @@ impl Folder {
             inner,
             sync_failed: Arc::clone(&self.sync_failed),
         };
-        Store::open(backend, self.secret.as_ref())
+        Store::open(backend, self.secret.as_ref()).map_err(|error| error.of(&self.path))
     }
 }
 

@@ -13,6 +13,8 @@ pub mod cipher;
 pub mod clock;
 mod error;
 mod file;
+mod handle;
+mod queue;
 pub mod record;
 mod schema;
 mod store;
@@ -23,7 +25,7 @@ mod writer;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -32,22 +34,16 @@ use self::book::{Book, Bounds, Filter, begin_attempts};
 use self::cipher::Secret;
 use self::clock::Clock;
 use self::file::Folder;
-use self::record::{CRASHES_MAX, Door, Due, Fingerprint, Header, Key, State};
+use self::queue::{Queue, be_patient};
+use self::record::{Door, Fingerprint, Key, State};
 use self::store::{Change, Store};
-use self::writer::{Job, Place, Queue, Writer};
+use self::writer::{Place, Writer};
 use crate::config::spool::{Durable, SpoolConfig};
-use crate::fault::{Fault, FaultCode};
 use crate::request::Priority;
 use crate::telemetry::Telemetry;
 
 pub use error::SpoolError;
 pub use writer::{Kept, Then};
-
-/// What is known of a request in memory, in bytes: names of at most 300 bytes, numbers and their place in two maps.
-const BOOK_BYTES: u64 = 512;
-
-/// When a client may ask again that found the spool full.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A request that is to be kept.
 #[derive(Debug, Clone)]
@@ -81,6 +77,10 @@ pub(crate) struct Inner {
     book: Mutex<Book>,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Somebody waits.
+    waiting: Condvar,
+    /// Of the requests over which the daemon may have ended, the one that is answered.
+    suspect: Mutex<Option<u64>>,
     orders: Mutex<Vec<(Door, mpsc::UnboundedSender<Order>)>>,
     clock: Clock,
     patience: Duration,
@@ -105,6 +105,19 @@ impl Inner {
     ) -> MutexGuard<'a, Queue> {
         self.changed
             .wait_timeout(queue, longest)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// Waits until somebody waits, or for so long.
+    fn wait_for_waits<'a>(
+        &'a self,
+        queue: MutexGuard<'a, Queue>,
+        longest: Option<Duration>,
+    ) -> MutexGuard<'a, Queue> {
+        // Looked at once more now and then, which costs nothing.
+        let longest = longest.unwrap_or(Duration::from_secs(60));
+        (self.waiting.wait_timeout(queue, longest))
             .unwrap_or_else(PoisonError::into_inner)
             .0
     }
@@ -137,22 +150,6 @@ impl Inner {
         self.telemetry.spool_holds(&book.counts(), book.bytes());
     }
 
-    fn push(&self, change: Change, makes: State, then: Option<Then<()>>, forgets: Option<u64>) {
-        let mut queue = self.queue();
-        let wakes = then.is_some() || queue.jobs.is_empty();
-        queue.jobs.push(Job {
-            change,
-            makes,
-            since: Instant::now(),
-            then,
-            forgets,
-        });
-        drop(queue);
-        if wakes {
-            self.changed.notify_one();
-        }
-    }
-
     fn order(&self, order: &Order) {
         let door = match order {
             Order::Dropped(_, key) => Some(key.door),
@@ -172,7 +169,7 @@ impl Inner {
 #[derive(Clone)]
 pub struct Spool {
     inner: Arc<Inner>,
-    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl std::fmt::Debug for Spool {
@@ -244,6 +241,8 @@ impl Spool {
             book: Mutex::new(book),
             queue: Mutex::default(),
             changed: Condvar::new(),
+            waiting: Condvar::new(),
+            suspect: Mutex::default(),
             orders: Mutex::default(),
             clock,
             patience: Duration::from_millis(config.patience_ms),
@@ -253,288 +252,15 @@ impl Spool {
         inner.drop_outdated();
         inner.report();
         let writer = Writer::new(Arc::clone(&inner), place, store);
-        let thread = std::thread::Builder::new()
-            .name("spool".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| SpoolError::Storage(format!("no thread to write with: {error}")))?;
+        let patient = Arc::clone(&inner);
+        let threads = vec![
+            thread("spool", move || writer.run())?,
+            thread("spool-patience", move || be_patient(&patient))?,
+        ];
         Ok(Spool {
             inner,
-            thread: Arc::new(Mutex::new(Some(thread))),
+            threads: Arc::new(Mutex::new(threads)),
         })
-    }
-
-    /// Most bytes of memory that it takes: the store's cache, and what is known of each request. Without a file, all that is
-    /// kept.
-    pub fn memory_bytes_max(config: &SpoolConfig) -> u64 {
-        let book = (config.requests_max as u64).saturating_mul(BOOK_BYTES);
-        match config.durable {
-            Durable::On => book.saturating_add(store::CACHE_BYTES as u64),
-            Durable::Off => book.saturating_add(config.bytes_max),
-        }
-    }
-
-    /// Whether what is kept survives the daemon.
-    pub fn is_durable(&self) -> bool {
-        self.inner.durable
-    }
-
-    /// Why nothing can be kept now, if that has been so for a while.
-    pub fn failing(&self) -> Option<Fault> {
-        let since = self.inner.queue().failing?;
-        (since.elapsed() >= self.inner.patience).then(|| {
-            writer::unkept(&SpoolError::Storage(
-                "the disk has failed for a while; see the journal".to_owned(),
-            ))
-        })
-    }
-
-    /// Whether it holds as much as it may, all of it unanswered or undelivered.
-    pub fn is_full(&self) -> bool {
-        self.inner.book().room_for(1).is_none()
-    }
-
-    /// The record of a name.
-    pub fn find(&self, key: &Key) -> Option<(u64, Header)> {
-        let book = self.inner.book();
-        let (number, header) = book.find(key)?;
-        Some((number, header.clone()))
-    }
-
-    /// The record of a number.
-    pub fn get(&self, number: u64) -> Option<Header> {
-        self.inner.book().get(number).cloned()
-    }
-
-    /// Every record that a filter takes, in the order of arrival.
-    pub fn list(&self, filter: &Filter) -> Vec<(u64, Header)> {
-        let book = self.inner.book();
-        let taken = book
-            .iter()
-            .filter(|(number, header)| filter.takes(*number, header));
-        taken
-            .map(|(number, header)| (number, header.clone()))
-            .collect()
-    }
-
-    /// How many records are in each state, and what they take.
-    pub fn holds(&self) -> ([usize; State::ALL.len()], u64) {
-        let book = self.inner.book();
-        (book.counts(), book.bytes())
-    }
-
-    /// When the answer of a record is worthless.
-    pub fn deadline(&self, header: &Header) -> Option<Instant> {
-        Instant::now().checked_add(self.left(header)?)
-    }
-
-    /// What is left until the deadline of a record.
-    pub fn left(&self, header: &Header) -> Option<Duration> {
-        let left_ms = (self.inner.book()).left_ms(header, &self.inner.clock.now())?;
-        Some(Duration::from_millis(left_ms))
-    }
-
-    /// How long ago a record came and, if it is answered, was answered, as far as that is known.
-    pub fn ages(&self, header: &Header) -> (Duration, Option<Duration>) {
-        let now = self.inner.clock.now();
-        let age = |since| Duration::from_millis(now.since(since));
-        (age(&header.arrived), header.answered.as_ref().map(age))
-    }
-
-    /// Takes a request; `then` is called when it is safe, or if it cannot be kept and is forgotten. Says its number.
-    ///
-    /// # Errors
-    /// The spool is full, or has failed for a while.
-    pub fn accept(&self, new: New, then: Then<()>) -> Result<u64, Fault> {
-        if let Some(fault) = self.failing() {
-            return Err(fault);
-        }
-        let now = self.inner.clock.now();
-        let header = Header {
-            key: new.key,
-            task: new.task,
-            priority: new.priority,
-            fingerprint: new.fingerprint,
-            state: State::Accepted,
-            attempt: 1,
-            seed: new.seed,
-            arrived: now,
-            due: new.left.map(|left| Due::new(left, now)),
-            answered: None,
-            delivered: None,
-            fault: None,
-            request_bytes: new.request.len() as u64,
-            answer_bytes: 0,
-            crashes: 0,
-        };
-        let mut book = self.inner.book();
-        let Some(gone) = book.room_for(header.bytes()) else {
-            let fault = Fault::new(
-                FaultCode::Busy,
-                "the spool is full of requests without answers, or answers without readers",
-            );
-            return Err(fault.retry_after(RETRY_AFTER));
-        };
-        for number in &gone {
-            book.remove(*number);
-        }
-        let number = book.put(header.clone());
-        // The order on the disk is that of the book.
-        for number in gone {
-            self.inner
-                .push(Change::Drop(number), State::Delivered, None, None);
-        }
-        let put = Change::Put {
-            number,
-            header: Box::new(header),
-            request: Some(new.request),
-            answer: None,
-        };
-        self.inner
-            .push(put, State::Accepted, Some(then), Some(number));
-        drop(book);
-        Ok(number)
-    }
-
-    /// Begins another attempt at a request that is answered, by a client or an operator who asks for one; `then` is
-    /// called when that is safe. Returns what the record now says.
-    pub fn again(&self, number: u64, left: Option<Duration>, then: Then<()>) -> Option<Header> {
-        let now = self.inner.clock.now();
-        let mut book = self.inner.book();
-        let header = book.change(number, |header| {
-            header.state = State::Accepted;
-            header.attempt = header.attempt.saturating_add(1);
-            header.arrived = now;
-            header.due = left.map(|left| Due::new(left, now));
-            header.answered = None;
-            header.delivered = None;
-            header.fault = None;
-            header.answer_bytes = 0;
-            // Whoever asks for it gets one.
-            header.crashes = header.crashes.min(CRASHES_MAX - 1);
-            true
-        })?;
-        let put = Change::Put {
-            number,
-            header: Box::new(header.clone()),
-            request: None,
-            answer: None,
-        };
-        self.inner
-            .push(Change::Unanswer(number), State::Accepted, None, None);
-        self.inner.push(put, State::Accepted, Some(then), None);
-        drop(book);
-        Some(header)
-    }
-
-    /// Notes that an answer is being made.
-    pub fn running(&self, number: u64) {
-        self.note(number, State::Running);
-    }
-
-    /// Notes that the answer was taken by whom it is for.
-    pub fn delivered(&self, number: u64) {
-        self.note(number, State::Delivered);
-    }
-
-    fn note(&self, number: u64, state: State) {
-        let now = self.inner.clock.now();
-        let mut book = self.inner.book();
-        let header = book.change(number, |header| {
-            let forward = header.state < state
-                && (state != State::Delivered || header.state == State::Answered);
-            header.state = header.state.max(state);
-            header.delivered = (header.state == State::Delivered).then_some(now);
-            forward
-        });
-        if let Some(header) = header {
-            // If the daemon has ended over it before, that it runs should be on the disk before it can do so again.
-            let soon = state == State::Running && header.attempt > 1;
-            let then = soon.then(|| Box::new(drop) as Then<()>);
-            let put = Change::Put {
-                number,
-                header: Box::new(header),
-                request: None,
-                answer: None,
-            };
-            self.inner.push(put, state, then, None);
-        }
-    }
-
-    /// Keeps an answer; `then` is called when it is safe, or if that takes longer than the patience. False if there is
-    /// nothing to answer: the record was dropped, or has an answer.
-    pub fn answer(&self, number: u64, answer: Bytes, fault: Option<&str>, then: Then<()>) -> bool {
-        let now = self.inner.clock.now();
-        let mut book = self.inner.book();
-        let header = book.change(number, |header| {
-            if header.state.is_answered() {
-                return false;
-            }
-            header.state = State::Answered;
-            header.answered = Some(now);
-            header.fault = fault.map(str::to_owned);
-            header.answer_bytes = answer.len() as u64;
-            true
-        });
-        let Some(header) = header else {
-            return false;
-        };
-        let put = Change::Put {
-            number,
-            header: Box::new(header),
-            request: None,
-            answer: Some(answer),
-        };
-        self.inner.push(put, State::Answered, Some(then), None);
-        true
-    }
-
-    /// Fetches a record whole.
-    pub fn read(&self, number: u64, then: Then<Option<Kept>>) {
-        self.inner.queue().reads.push((number, then));
-        self.inner.changed.notify_one();
-    }
-
-    /// Drops a record that its front end has turned away after all.
-    pub fn forget(&self, number: u64) {
-        let mut book = self.inner.book();
-        if book.remove(number).is_some() {
-            self.inner
-                .push(Change::Drop(number), State::Delivered, None, None);
-        }
-    }
-
-    /// Drops the records that a filter takes, whatever their state, and tells their front ends. Says how many.
-    pub fn drop_all(&self, filter: &Filter) -> usize {
-        let taken = self.list(filter);
-        for (number, header) in &taken {
-            self.forget(*number);
-            self.inner
-                .order(&Order::Dropped(*number, header.key.clone()));
-        }
-        taken.len()
-    }
-
-    /// Writes the file anew, so that nothing of what was dropped is left in it.
-    pub fn rewrite(&self, then: Then<()>) {
-        self.inner.queue().rewrites.push(then);
-        self.inner.changed.notify_one();
-    }
-
-    /// Has a record answered, or its answer delivered, once more. False if there is none.
-    pub fn retry(&self, number: u64) -> bool {
-        let there = self.get(number).is_some();
-        if there {
-            self.inner.order(&Order::Again(number));
-        }
-        there
-    }
-
-    /// What operators want of the records of a front end, from now on.
-    pub fn orders(&self, door: Door) -> mpsc::UnboundedReceiver<Order> {
-        let (sender, orders) = mpsc::unbounded_channel();
-        let mut senders = (self.inner.orders.lock()).unwrap_or_else(PoisonError::into_inner);
-        senders.push((door, sender));
-        orders
     }
 
     /// Writes what is left and ends the thread. Blocks.
@@ -559,17 +285,21 @@ impl Spool {
         }
         self.inner.queue().stopping = true;
         self.inner.changed.notify_one();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the spool's thread ended badly");
+        let threads =
+            std::mem::take(&mut *(self.threads.lock()).unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the spool ended badly");
+            }
         }
     }
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, SpoolError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| SpoolError::Storage(format!("no thread to write with: {error}")))
 }
 
 fn bounds(config: &SpoolConfig) -> Bounds {

@@ -42,6 +42,28 @@ pub struct Key {
     pub id: String,
 }
 
+impl Key {
+    /// What draws begin with, so that the same request asked again gets the same text, also where nothing is known of the
+    /// first time: by another gateway of the fleet, or when the record is gone.
+    pub fn seed(&self, asked: &Fingerprint) -> u64 {
+        u64::from_le_bytes(self.hash(&[b"seed", self.id.as_bytes(), &asked.0]))
+    }
+
+    /// An id for the `count`-th request of this client that has none, asks this and came under this number of its connection.
+    pub fn made(&self, asked: &Fingerprint, packet: u16, count: u16) -> String {
+        let (packet, count) = (packet.to_le_bytes(), count.to_le_bytes());
+        let hash = self.hash(&[b"id", &asked.0, &packet, &count]);
+        format!("{:016x}", u64::from_be_bytes(hash))
+    }
+
+    fn hash(&self, parts: &[&[u8]]) -> [u8; 8] {
+        let mut all = vec![self.client.as_bytes()];
+        all.extend(parts);
+        let [a, b, c, d, e, f, g, h, ..] = Fingerprint::of(&all).0;
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
 /// How far a request is. It goes back only if a client or an operator asks for another attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum State {

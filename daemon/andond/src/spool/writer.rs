@@ -3,10 +3,10 @@
 //! While a sync runs, more gathers; so the more there is to do, the less each costs. What is not urgent (that a request
 //! runs, that an answer was taken) waits for the next transaction, or for [`LAZY_MAX`].
 //!
-//! Invariant: what a caller was told is safe is on the disk, and changes get there in the order in which they were made.
-//! After a failure the store is opened anew and everything not committed is applied again, with pauses that grow;
-//! whoever waits longer than the patience is told, once. A new request is then as if it had never come; an answer
-//! stays to be written.
+//! Invariant: what a caller was told is safe is on the disk, and no later change gets there before an earlier one.
+//! After a failure the store is opened anew and everything not committed is applied again, with pauses that grow.
+//! Whoever waits for that too long is told elsewhere, see [`queue`](super::queue): a new request is then as if it had never
+//! come; an answer stays to be written.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,14 +17,15 @@ use super::Inner;
 use super::error::SpoolError;
 use super::file::Folder;
 use super::killed;
+use super::queue::{Batch, Changes, LAZY_MAX};
 use super::record::{Header, State};
-use super::store::{Change, Store};
+use super::store::Store;
 use crate::fault::{Fault, FaultCode};
 
-/// Longest that a change waits that nobody waits for.
-const LAZY_MAX: Duration = Duration::from_millis(500);
 /// Between two looks at what has become too old.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
+/// Before a file that could not be written anew is tried again: what was erased is still in it.
+const REWRITE_PAUSE: Duration = Duration::from_secs(30);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -42,39 +43,6 @@ pub struct Kept {
     pub answer: Option<Bytes>,
 }
 
-/// A change on its way to the disk.
-pub(super) struct Job {
-    pub(super) change: Change,
-    /// What it makes of the record, for the names of places where a test may end the daemon.
-    pub(super) makes: State,
-    pub(super) since: Instant,
-    pub(super) then: Option<Then<()>>,
-    /// A new request, which is forgotten if it cannot be kept.
-    pub(super) forgets: Option<u64>,
-}
-
-/// What the writer is asked to do.
-#[derive(Default)]
-pub(super) struct Queue {
-    pub(super) jobs: Vec<Job>,
-    pub(super) reads: Vec<(u64, Then<Option<Kept>>)>,
-    /// Write the file anew, so that nothing is left of what was dropped.
-    pub(super) rewrites: Vec<Then<()>>,
-    /// Since when nothing can be written.
-    pub(super) failing: Option<Instant>,
-    pub(super) stopping: bool,
-}
-
-impl Queue {
-    fn is_urgent(&self) -> bool {
-        let urgent = |job: &Job| job.then.is_some() || job.since.elapsed() >= LAZY_MAX;
-        self.stopping
-            || !self.reads.is_empty()
-            || !self.rewrites.is_empty()
-            || self.jobs.iter().any(urgent)
-    }
-}
-
 /// The place of the store.
 pub(super) enum Place {
     /// A file.
@@ -87,8 +55,12 @@ pub(super) struct Writer {
     inner: Arc<Inner>,
     place: Place,
     store: Option<Store>,
-    /// Not committed, in order.
-    pending: Vec<Job>,
+    /// Not committed.
+    pending: Changes,
+    /// Waits before this number are for that.
+    until: u64,
+    /// When to try again to write the file anew, which was to be done and has failed.
+    owed_at: Option<Instant>,
     pause: Duration,
     tidied: Instant,
 }
@@ -99,7 +71,9 @@ impl Writer {
             inner,
             place,
             store: Some(store),
-            pending: Vec::new(),
+            pending: Changes::default(),
+            until: 0,
+            owed_at: None,
             pause: PAUSE.0,
             tidied: Instant::now(),
         }
@@ -108,46 +82,44 @@ impl Writer {
     /// Writes until told to stop, and then what is left.
     pub(super) fn run(mut self) {
         loop {
-            let (jobs, reads, rewrites, stopping) = self.wait();
-            self.pending.extend(jobs);
+            let batch = self.wait();
+            self.pending.merge(batch.changes);
+            self.until = batch.until;
+            self.inner.queue().taken_bytes = self.pending.bytes();
             self.commit();
-            for (number, then) in reads {
+            for (number, then) in batch.reads {
                 then(self.read(number));
             }
-            if !rewrites.is_empty() {
+            let owed = self.owed_at.is_some_and(|at| at <= Instant::now());
+            if owed || !batch.rewrites.is_empty() {
                 let outcome = self.rewrite();
-                for then in rewrites {
+                let again = Instant::now() + REWRITE_PAUSE;
+                self.owed_at = outcome.is_err().then_some(again);
+                for then in batch.rewrites {
                     then(outcome.clone());
                 }
             }
             self.tidy();
-            if stopping && (self.pending.is_empty() || self.store.is_none()) {
+            if batch.stopping && (self.pending.is_empty() || self.store.is_none()) {
                 break;
             }
         }
         if !self.pending.is_empty() {
             tracing::error!(
-                changes = self.pending.len(),
+                records = self.pending.len(),
                 "the spool could not be written before the daemon stopped"
             );
         }
-        for job in self.pending.drain(..) {
-            if let Some(then) = job.then {
-                then(Err(unkept(&SpoolError::Stopped)));
-            }
+        let left = self.inner.queue().stop();
+        self.inner.waiting.notify_one();
+        for then in left {
+            then(Err(unkept(&SpoolError::Stopped)));
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts of a queue")]
-    fn wait(
-        &self,
-    ) -> (
-        Vec<Job>,
-        Vec<(u64, Then<Option<Kept>>)>,
-        Vec<Then<()>>,
-        bool,
-    ) {
+    fn wait(&self) -> Batch {
         let mut queue = self.inner.queue();
+        queue.busy = None;
         let began = Instant::now();
         loop {
             let failing = self.store.is_none();
@@ -158,79 +130,56 @@ impl Writer {
                 queue.is_urgent() || !self.pending.is_empty() || waited >= TIDY_EVERY
             };
             if enough {
-                return (
-                    std::mem::take(&mut queue.jobs),
-                    std::mem::take(&mut queue.reads),
-                    std::mem::take(&mut queue.rewrites),
-                    queue.stopping,
-                );
+                return queue.take();
             }
             let longest = if failing {
                 self.pause.saturating_sub(waited)
-            } else if queue.jobs.is_empty() {
-                TIDY_EVERY.saturating_sub(waited)
-            } else {
+            } else if queue.has_changes() {
                 LAZY_MAX
+            } else {
+                TIDY_EVERY.saturating_sub(waited)
             };
             queue = self.inner.wait(queue, longest);
         }
     }
 
-    /// Commits what is pending, or tells those who have waited long enough.
+    /// Commits what is pending.
     fn commit(&mut self) {
         if self.store.is_none() {
             self.open_again();
         }
-        if self.store.is_none() {
-            self.impatient();
+        let Some(store) = &mut self.store else {
             return;
-        }
+        };
         // What failed works again once something was written, be it nothing.
         if self.pending.is_empty() && self.inner.queue().failing.is_none() {
             return;
         }
-        let makes = |state: State| self.pending.iter().any(|job| job.makes == state);
-        let made: Vec<State> = State::ALL
-            .into_iter()
-            .filter(|state| makes(*state))
-            .collect();
+        let made = self.pending.makes();
         for state in &made {
             killed(before(*state));
         }
-        let changes = self.changes();
-        let Some(store) = &mut self.store else {
-            return;
-        };
         let began = Instant::now();
-        match store.apply(&changes, &self.inner.clock.seen()) {
+        match store.apply(&self.pending.list(), &self.inner.clock.seen()) {
             Ok(()) => {
                 self.inner.telemetry.spool_committed(began.elapsed());
                 for state in &made {
                     killed(after(*state));
                 }
+                self.pending = Changes::default();
                 self.recovered();
                 self.inner.report();
-                for job in self.pending.drain(..) {
-                    if let Some(then) = job.then {
-                        then(Ok(()));
-                    }
+                let told = {
+                    let mut queue = self.inner.queue();
+                    queue.taken_bytes = 0;
+                    queue.done(self.until)
+                };
+                for then in told {
+                    then(Ok(()));
                 }
             }
-            Err(error) => {
-                self.failed(&error);
-                self.impatient();
-            }
+            Err(error) => self.failed(&error),
         }
-    }
-
-    /// What is pending, of records that are still there: one dropped meanwhile is not put again.
-    fn changes(&self) -> Vec<Change> {
-        let book = self.inner.book();
-        let changes = self.pending.iter().map(|job| match &job.change {
-            Change::Put { number, .. } if book.get(*number).is_none() => Change::Drop(*number),
-            change => change.clone(),
-        });
-        changes.collect()
     }
 
     fn failed(&mut self, error: &SpoolError) {
@@ -269,32 +218,6 @@ impl Writer {
             Err(error) => self.failed(&error),
         }
         self.pause = self.pause.saturating_mul(2).min(PAUSE.1);
-    }
-
-    /// Tells those who have waited too long. A new request is forgotten, also where the failed transaction may have
-    /// left it on the disk.
-    fn impatient(&mut self) {
-        let patience = self.inner.patience;
-        let mut told = Vec::new();
-        for job in &mut self.pending {
-            if job.since.elapsed() < patience {
-                continue;
-            }
-            if let Some(then) = job.then.take() {
-                told.push((then, job.forgets));
-            }
-            if let Some(number) = job.forgets.take() {
-                job.change = Change::Drop(number);
-            }
-        }
-        for (then, forgets) in told {
-            if let Some(number) = forgets {
-                self.inner.book().remove(number);
-            }
-            then(Err(unkept(&SpoolError::Storage(
-                "see the journal".to_owned(),
-            ))));
-        }
     }
 
     fn read(&mut self, number: u64) -> Result<Option<Kept>, Fault> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::StorageBackend;
 
@@ -26,6 +27,8 @@ struct Platter {
     syncs: u64,
     /// Operations until one fails, and with what; then all fail until it is mended.
     fails_in: Option<(u64, io::ErrorKind)>,
+    /// Whether it is not done with syncing.
+    hangs: bool,
     /// Largest length it can have.
     full_at: Option<u64>,
 }
@@ -59,6 +62,11 @@ impl Disk {
 
     fn lock(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether syncs hang from now on.
+    pub(super) fn hang(&self, hangs: bool) {
+        self.lock().hangs = hangs;
     }
 
     /// How often it was synced.
@@ -153,6 +161,9 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        while self.lock().hangs {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let mut platter = self.lock();
         platter.operate()?;
         platter.safe = platter.now.clone();

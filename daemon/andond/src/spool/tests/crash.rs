@@ -16,7 +16,7 @@ use crate::spool::store::{Change, Store};
 /// What a model of the store holds: header, request and answer.
 type Model = BTreeMap<u64, (Header, Vec<u8>, Option<Vec<u8>>)>;
 
-pub(super) fn header(number: u64, state: State) -> Header {
+pub(in crate::spool) fn header(number: u64, state: State) -> Header {
     Header {
         key: Key {
             door: Door::Mqtt,

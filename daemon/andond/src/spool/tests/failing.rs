@@ -1,6 +1,7 @@
 //! Disks that are full, read-only, or broken for a while; keys and schemas that do not fit.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -36,7 +37,7 @@ fn a_full_disk_loses_nothing_and_goes_on_once_there_is_room() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, SpoolError::Storage(_)), "{error}");
+    assert!(matches!(error, SpoolError::Full(_)), "{error}");
     drop(store);
     // Still full: what was kept is still there, and what was not is not.
     let store = Store::open(Disk::of(disk.now()), None).expect("opens");
@@ -163,4 +164,14 @@ fn what_is_no_spool_is_not_opened_and_not_changed() {
     let error = Store::open(disk.clone(), None).expect_err("no spool");
     assert!(matches!(error, SpoolError::Damaged(_)), "{error}");
     assert_eq!(disk.now(), image);
+}
+
+#[test]
+fn a_disk_too_full_to_begin_is_told_as_such() {
+    let disk = Disk::default();
+    disk.fill_at(1000);
+    let error = Store::open(disk, None).expect_err("no room");
+    assert!(matches!(error, SpoolError::Full(None)), "{error}");
+    let error = error.of(Path::new("/var/lib/x")).to_string();
+    assert!(error.contains("/var/lib/x is full"), "{error}");
 }

@@ -12,7 +12,11 @@ use crate::config::spool::{Durable, SpoolConfig};
 use crate::fault::{Fault, FaultCode};
 use crate::request::Priority;
 use crate::spool::book::Filter;
+use crate::spool::clock::Seen;
 use crate::spool::record::{Door, Fingerprint, Key, State};
+use crate::spool::store::Store;
+use crate::spool::tests::backend::Disk;
+use crate::spool::writer::Place;
 use crate::spool::{Kept, New, Order, Spool, SpoolError, Then};
 use crate::telemetry::Telemetry;
 
@@ -244,4 +248,97 @@ fn a_spool_in_the_clear_is_encrypted_once_there_is_a_key() {
     assert!(matches!(failure(&sealed), SpoolError::WrongKey));
     std::fs::write(&key_file, b"short").expect("writable");
     assert!(matches!(failure(&sealed), SpoolError::Key(..)));
+}
+
+#[test]
+fn who_waits_for_a_disk_that_hangs_is_told_and_no_more_is_taken() {
+    let disk = Disk::default();
+    let store = Store::open(disk.clone(), None).expect("opens");
+    let config = SpoolConfig {
+        patience_ms: 20,
+        ..SpoolConfig::default()
+    };
+    let telemetry = Arc::new(Telemetry::new());
+    let spool = Spool::start(&config, telemetry, Place::Memory, store).expect("starts");
+    disk.hang(true);
+    let fault = accept(&spool, new("1", "x")).expect_err("it hangs");
+    assert_eq!(fault.code, FaultCode::Unavailable);
+    assert!(spool.find(&key("1")).is_none() && spool.failing().is_some());
+    let fault = accept(&spool, new("2", "x")).expect_err("nothing more");
+    assert_eq!(fault.code, FaultCode::Unavailable);
+    disk.hang(false);
+    while spool.failing().is_some() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    accept(&spool, new("1", "x")).expect("it works");
+    spool.close();
+    drop(spool);
+    let mut store = Store::open(Disk::of(disk.now()), None).expect("opens");
+    assert_eq!(store.headers().expect("headers").len(), 1);
+    store.apply(&[], &Seen::default()).expect("whole");
+}
+
+#[test]
+fn a_spool_that_is_closed_tells_whoever_comes_later() {
+    let config = SpoolConfig {
+        durable: Durable::Off,
+        ..SpoolConfig::default()
+    };
+    let spool = open(&config);
+    accept(&spool, new("1", "x")).expect("kept");
+    let (then, _) = waiter();
+    let fault = spool
+        .accept(new("1", "y"), then)
+        .expect_err("its name is taken");
+    assert_eq!(fault.code, FaultCode::DuplicateId);
+    spool.close();
+    accept(&spool, new("2", "x")).expect_err("closed");
+}
+
+#[test]
+fn of_those_that_may_end_the_daemon_one_runs_at_a_time() {
+    let folder = TempDir::new().expect("a folder");
+    let config = config(folder.path());
+    let spool = open(&config);
+    let numbers: Vec<u64> = ["1", "2", "3"]
+        .iter()
+        .map(|id| accept(&spool, new(id, "x")).expect("kept"))
+        .collect();
+    spool.running(numbers[0]);
+    spool.running(numbers[1]);
+    // On the disk with whatever comes next.
+    accept(&spool, new("4", "x")).expect("kept");
+    let image = std::fs::read(folder.path().join("spool.redb")).expect("readable");
+    spool.close();
+    drop(spool);
+    // As if the daemon had been killed.
+    std::fs::write(folder.path().join("spool.redb"), image).expect("writable");
+    let spool = open(&config);
+    let crashes = |number| spool.get(number).map(|header| header.crashes);
+    assert_eq!(
+        numbers.iter().map(|n| crashes(*n)).collect::<Vec<_>>(),
+        [Some(1), Some(1), Some(0)]
+    );
+    assert!(spool.may_run(numbers[0]) && spool.may_run(numbers[0]));
+    assert!(!spool.may_run(numbers[1]) && spool.may_run(numbers[2]));
+    spool.leave(numbers[0]);
+    assert!(spool.may_run(numbers[1]) && !spool.may_run(numbers[0]));
+    answer(&spool, numbers[1], "y");
+    assert!(spool.may_run(numbers[0]));
+    let (then, failed) = waiter();
+    assert!(spool.fail(
+        numbers[1],
+        Bytes::from_static(b"late"),
+        FaultCode::DeadlineExceeded,
+        then
+    ));
+    failed.recv().expect("told").expect("kept");
+    let kept = read(&spool, numbers[1]).expect("there");
+    assert_eq!(kept.answer.as_deref(), Some(b"late".as_slice()));
+    spool.delivered(numbers[1]);
+    let (then, _) = waiter();
+    assert!(
+        !spool.fail(numbers[1], Bytes::new(), FaultCode::Internal, then),
+        "it was read"
+    );
 }

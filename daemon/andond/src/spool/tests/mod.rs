@@ -4,3 +4,5 @@ mod backend;
 mod crash;
 mod failing;
 mod life;
+
+pub(in crate::spool) use self::crash::header;
