@@ -6,39 +6,38 @@
 //! [`Outbox`] and what may be acknowledged come out.
 //!
 //! Invariant: a message is acknowledged when what it asks is safe in the spool, or when the broker has the word that it
-//! is refused, unless it came in while the daemon stops; nothing of an attempt is published before its number is safe, and
-//! no answer before it is; every request gets exactly one last message, be it an answer or an error; a request that
-//! runs or was answered is not computed again.
+//! is refused; one that comes in while the daemon stops is not. Nothing of an attempt is published before its number is
+//! safe, and no answer before it is, unless the disk fails for longer than the patience. Of every attempt there is one last
+//! message, be it an answer or an error, which may be sent more than once. A request that runs or was answered is not
+//! computed again.
 
 mod again;
 mod backlog;
+mod delivery;
+mod jobs;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_policy::throttle::{Cause, Throttle};
-use andon_wire::topic::{self, Door, Event, Topics};
+use andon_wire::topic::{self, Door, Topics};
 use andon_wire::{GatewayName, RequestId};
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use self::again::{Repeat, Repetition};
+use self::backlog::Backlog;
 use super::message::{AckToken, Incoming, Outgoing, Properties};
-use super::outbox::{Letter, Outbox};
-use super::reply::{self, Answer, Format, ReplyTo};
+use super::outbox::{Late, Outbox};
+use super::reply::{Format, ReplyTo};
 use super::request::{self, IdSource, Ids, Place, Refusal};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Origin, Priority, Request};
 use crate::spool::book::Filter;
 use crate::spool::record::{self, Fingerprint, Key, State};
-use crate::spool::{Kept, New, Spool};
+use crate::spool::{Kept, Spool};
 use crate::telemetry::Telemetry;
-use crate::worker::{Done, JobEvent};
-use crate::workers::Swapped;
 
 pub(super) use self::backlog::describe;
 
@@ -54,6 +53,9 @@ const REFUSED_PAUSES: [Duration; 5] = [
     Duration::from_secs(64),
     Duration::from_secs(256),
 ];
+
+/// Most messages of the same packet id that ask the same and are kept.
+const NAMES_MAX: u16 = 64;
 
 /// What to do with a message.
 #[derive(Debug)]
@@ -111,6 +113,8 @@ pub(super) enum Note {
     Accepted(Key, u64, Result<(), Fault>),
     /// The answer of the job of this serial is safe, or that takes too long.
     Answered(Key, u64, Result<(), Fault>),
+    /// It is safe that the answer of a record came too late, or that takes too long.
+    Late(u64, Result<(), Fault>),
     /// What was kept of it.
     Read(u64, Box<Result<Option<Kept>, Fault>>),
     /// What was kept of it, for whoever asks again.
@@ -164,7 +168,7 @@ pub(super) struct Desk {
     ids: Ids,
     jobs: HashMap<Key, Job>,
     /// Records to answer or deliver that no job is for yet.
-    backlog: VecDeque<u64>,
+    backlog: Backlog,
     /// Those of them that are being fetched.
     fetched: HashSet<u64>,
     /// Answers that are being read to be given again.
@@ -175,6 +179,8 @@ pub(super) struct Desk {
     read_failed: bool,
     /// Whether something was left for later since that was asked last.
     has_left: bool,
+    /// Answers that nobody wants any more and nobody has read, until it is safe that they are replaced.
+    late: HashMap<u64, (u16, Late)>,
     /// How often the broker has refused the answer of a record, and when that is sent again.
     refused: HashMap<u64, (usize, Option<Instant>)>,
     serials: u64,
@@ -203,11 +209,12 @@ impl Desk {
             None => None,
         };
         let outbox = Outbox::new(config.mqtt.queue_max);
-        let of_mqtt = spool.list(&Filter::default()).into_iter();
-        let of_mqtt = of_mqtt.filter(|(_, header)| {
-            header.key.door == record::Door::Mqtt && header.state != State::Delivered
-        });
-        let backlog = of_mqtt.map(|(number, _)| number).collect();
+        let mut backlog = Backlog::default();
+        for (number, header) in spool.list(&Filter::default()) {
+            if header.key.door == record::Door::Mqtt && header.state != State::Delivered {
+                backlog.put(number, &header);
+            }
+        }
         Ok(Desk {
             config,
             telemetry,
@@ -224,6 +231,7 @@ impl Desk {
             unread: Vec::new(),
             read_failed: false,
             has_left: false,
+            late: HashMap::new(),
             refused: HashMap::new(),
             serials: 0,
             acks: Vec::new(),
@@ -262,7 +270,7 @@ impl Desk {
         }
     }
 
-    /// How many accepted requests the worker has that have no answer yet.
+    /// How many accepted requests have no answer yet, or one that waits for the disk.
     pub(super) fn unanswered(&self) -> usize {
         self.jobs.len()
     }
@@ -283,6 +291,9 @@ impl Desk {
         }
         for repeat in self.repeats.values_mut() {
             repeat.acks.clear();
+        }
+        for (_, late) in self.late.values_mut() {
+            late.acks.clear();
         }
     }
 
@@ -307,9 +318,19 @@ impl Desk {
         match parsed {
             topic::Incoming::Cancel { client } => self.cancel(client.as_str(), &message.payload),
             topic::Incoming::Request { .. } => {
-                let Some((reply, outcome)) = self.read(message, None, now) else {
+                let Some((mut reply, mut outcome)) = self.read(message, None, now) else {
                     return Verdict::Done;
                 };
+                if let Ok(parsed) = &mut outcome
+                    && parsed.id_source == IdSource::Made
+                    && let Some(id) = self.name(message, &reply)
+                    && let Some(named) = self.read(message, Some(id), now)
+                {
+                    (reply, outcome) = named;
+                    if let Ok(parsed) = &mut outcome {
+                        parsed.id_source = IdSource::Made;
+                    }
+                }
                 match outcome {
                     Ok(parsed) => self.consider(message, reply, parsed),
                     Err(refusal) => {
@@ -365,10 +386,11 @@ impl Desk {
             client: request.client.clone(),
             id: request.id.clone(),
         };
-        let task = reply.task.as_deref().unwrap_or_default();
-        let fingerprint = Fingerprint::of(&[task.as_bytes(), &message.payload]);
-        let open = self.jobs.len() + self.backlog.len() + self.outbox.answers();
-        let full = open >= self.config.mqtt.requests_max;
+        let fingerprint = fingerprint(message, &reply);
+        let alarm = self.priority(&request, &reply) == Priority::Alarm;
+        let waiting = self.backlog.requests(alarm);
+        let open = self.jobs.len() + waiting + self.outbox.answers();
+        let full = open >= self.open_max(alarm);
         let mut source = Source::New;
         match self.spool.find(&key) {
             None => {}
@@ -392,8 +414,8 @@ impl Desk {
             Some((number, header)) => {
                 match self.known(number, &header, &key, &mut reply, message) {
                     Repetition::Waits(verdict) => return verdict,
-                    // Repetitions that nobody waits to have acknowledged are bounded by nothing: over the bound they hear
-                    // nothing, for anything but the answer would be a second one.
+                    // Over the bound, one that is not to be acknowledged hears nothing: nothing else bounds how many of them
+                    // wait for an answer to be read, and any word but that answer would be a second one.
                     Repetition::HasAnswer if full && message.ack.is_none() => {
                         return Verdict::Done;
                     }
@@ -416,7 +438,7 @@ impl Desk {
             self.telemetry.spool_unkept();
             return self.turn_away(&reply, &fault.into(), message.ack);
         }
-        request.seed_unsaid = Some(self.ids.seed());
+        request.seed_unsaid = Some(key.seed(&fingerprint));
         let kept = KeptRequest {
             topic: message.topic.clone(),
             payload: message.payload.to_vec(),
@@ -432,6 +454,40 @@ impl Desk {
             kept,
             source,
         }))
+    }
+
+    /// Most requests without an answer, or with one that the broker does not have: so many more if it is an alarm, so that who
+    /// has asked for much else may still raise one.
+    fn open_max(&self, alarm: bool) -> usize {
+        let max = self.config.mqtt.requests_max;
+        if alarm { max + (max / 8).max(1) } else { max }
+    }
+
+    /// The id of a message that has none and is to be acknowledged: such that the broker's sending it again, also to the next
+    /// process, is known for what it is.
+    fn name(&self, message: &Incoming, reply: &ReplyTo) -> Option<RequestId> {
+        let packet_id = message.ack?.packet_id;
+        let fingerprint = fingerprint(message, reply);
+        let mut key = Key {
+            door: record::Door::Mqtt,
+            client: reply.client.clone(),
+            id: String::new(),
+        };
+        let mut before = None;
+        for count in 0..NAMES_MAX {
+            key.id = key.made(&fingerprint, packet_id, count);
+            match self.spool.find(&key) {
+                // Packets' ids come again, and so may what is asked: what was delivered was acknowledged, most likely.
+                Some((_, header)) => {
+                    before = (header.state != State::Delivered).then(|| key.id.clone());
+                }
+                None => {
+                    let again = before.filter(|_| message.repeated);
+                    return RequestId::new(&again.unwrap_or(key.id)).ok();
+                }
+            }
+        }
+        None
     }
 
     fn cancel(&mut self, client: &str, payload: &[u8]) -> Verdict {
@@ -461,247 +517,9 @@ impl Desk {
         Verdict::Done
     }
 
-    /// The worker has taken the request: it is kept. False if that is refused at once.
-    pub(super) fn accept(&mut self, prepared: Prepared) -> bool {
-        let Prepared {
-            request,
-            key,
-            ack,
-            mut reply,
-            fingerprint,
-            kept,
-            source,
-        } = prepared;
-        let (notes, name) = (self.notes.clone(), key.clone());
-        let serial = self.next_serial();
-        let then = Box::new(move |outcome| drop(notes.send(Note::Accepted(name, serial, outcome))));
-        let left = (request.deadline).map(|at| at.saturating_duration_since(Instant::now()));
-        let accepted = match source {
-            Source::New => {
-                let new = New {
-                    key: key.clone(),
-                    task: reply.task.clone(),
-                    priority: self.priority(&request, &reply),
-                    fingerprint,
-                    seed: request.seed_unsaid.unwrap_or_default(),
-                    left,
-                    request: postcard::to_stdvec(&kept)
-                        .map(Bytes::from)
-                        .unwrap_or_default(),
-                };
-                self.spool.accept(new, then).map(|number| (number, 1))
-            }
-            Source::Again(number) => match self.spool.again(number, left, then) {
-                Some(header) => Ok((number, header.attempt)),
-                None => Err(Fault::new(FaultCode::Busy, "the request was just dropped")),
-            },
-            Source::Spool(number) => {
-                let attempt = self.spool.get(number).map_or(1, |header| header.attempt);
-                Ok((number, attempt))
-            }
-        };
-        let (number, attempt) = match accepted {
-            Ok(accepted) => accepted,
-            Err(fault) => {
-                self.telemetry.spool_unkept();
-                self.turn_away(&reply, &fault.into(), ack);
-                return false;
-            }
-        };
-        reply.attempt = attempt;
-        let task = reply.task.as_ref();
-        let by_task = task.and_then(|task| self.config.task.get(task.as_str())?.model.clone());
-        let job = Job {
-            serial,
-            number,
-            model: request.model.or(by_task),
-            reply,
-            text: String::new(),
-            chunks_sent: 0,
-            chunk_lost: false,
-            safe: matches!(source, Source::Spool(_)),
-            acks: ack.into_iter().collect(),
-            held: Vec::new(),
-            answer: None,
-            left: None,
-            expired: None,
-            again: matches!(source, Source::Again(_)),
-        };
-        self.jobs.insert(key, job);
-        true
-    }
-
-    /// How urgent a request is, as far as that is known without its model.
-    fn priority(&self, request: &Request, reply: &ReplyTo) -> Priority {
-        let task = || self.config.task.get(reply.task.as_deref()?)?.priority;
-        request
-            .priority
-            .or_else(task)
-            .unwrap_or(Priority::Interactive)
-    }
-
-    fn next_serial(&mut self) -> u64 {
-        self.serials = self.serials.wrapping_add(1);
-        self.serials
-    }
-
-    /// Whether this is the job of that name.
-    pub(super) fn is_current(&self, key: &Key, serial: u64) -> bool {
-        self.jobs.get(key).is_some_and(|job| job.serial == serial)
-    }
-
     /// Whether something could not be read since this was asked last.
     pub(super) fn take_read_failed(&mut self) -> bool {
         std::mem::take(&mut self.read_failed)
-    }
-
-    /// The worker has not taken the request. Says what to do with its message.
-    pub(super) fn refused(&mut self, prepared: &Prepared, fault: Fault) -> Verdict {
-        let Source::Spool(number) = prepared.source else {
-            return self.turn_away(&prepared.reply, &fault.into(), prepared.ack);
-        };
-        match fault.code {
-            // It waits on: for a place, or for a daemon that does not stop.
-            FaultCode::Busy
-            | FaultCode::Unavailable
-            | FaultCode::ModelUnavailable
-            | FaultCode::DuplicateId => self.backlog.push_back(number),
-            _ => self.end_without_job(number, &prepared.key, &prepared.reply, fault.into()),
-        }
-        Verdict::Later
-    }
-
-    /// The worker says something about a request.
-    pub(super) fn event(&mut self, key: &Key, event: JobEvent, now: Instant) {
-        let Some(job) = self.jobs.get_mut(key) else {
-            return;
-        };
-        match event {
-            // Requests that come this way have one answer, and it is a text.
-            JobEvent::Accepted { .. } | JobEvent::ChoiceDone { .. } | JobEvent::Vectors(_) => {}
-            JobEvent::Started => self.spool.running(job.number),
-            JobEvent::Chunk(chunk) => {
-                job.text.push_str(&chunk.text);
-                if !job.reply.stream || chunk.text.is_empty() {
-                    return;
-                }
-                let attempt = job.reply.attempt;
-                for message in job.reply.chunks(&chunk.text, attempt, job.chunks_sent) {
-                    job.chunks_sent = job.chunks_sent.saturating_add(1);
-                    if job.safe {
-                        job.chunk_lost |= !self.outbox.put(Letter::passing(message));
-                    } else {
-                        job.held.push(message);
-                    }
-                }
-            }
-            JobEvent::Done(done) => self.done(key, done, now),
-            JobEvent::Failed(Fault {
-                code: code @ (FaultCode::Unavailable | FaultCode::ModelUnavailable),
-                message,
-                ..
-            }) => {
-                // What is not safe yet is left with the broker, or becomes safe and is acknowledged.
-                tracing::info!(
-                    client = key.client,
-                    id = key.id,
-                    why = message,
-                    "a request is left in the spool"
-                );
-                job.left = Some(match code {
-                    FaultCode::ModelUnavailable => Left::ToLater,
-                    _ => Left::ToTheNextStart,
-                });
-                if job.safe {
-                    self.leave(key);
-                }
-            }
-            JobEvent::Failed(fault) => {
-                tracing::info!(
-                    client = key.client,
-                    id = key.id,
-                    code = fault.code.name(),
-                    "a request has no answer"
-                );
-                let refusal = Refusal::from(fault);
-                let message = job.reply.fault(&refusal.fault, refusal.field.as_deref());
-                let (number, code) = (job.number, refusal.fault.code);
-                let kept = ReplyTo::kept(std::slice::from_ref(&message));
-                job.answer = Some(vec![message]);
-                if code == FaultCode::DeadlineExceeded {
-                    job.expired = Some(refusal);
-                }
-                self.keep_answer(key, number, kept, Some(code));
-            }
-        }
-    }
-
-    /// Takes a job out that is safe and has been left.
-    fn leave(&mut self, key: &Key) {
-        let Some(job) = self.jobs.remove(key) else {
-            return;
-        };
-        if job.left != Some(Left::ToLater) {
-            return;
-        }
-        if job.chunks_sent > 0
-            && let Some(header) = self.spool.get(job.number)
-        {
-            let left = self.spool.left(&header);
-            self.spool.again(job.number, left, Box::new(drop));
-        }
-        self.backlog.push_back(job.number);
-        self.has_left = true;
-    }
-
-    /// Whether something was left for later since that was asked last.
-    pub(super) fn take_has_left(&mut self) -> bool {
-        std::mem::take(&mut self.has_left)
-    }
-
-    fn done(&mut self, key: &Key, done: Done, now: Instant) {
-        let Some(job) = self.jobs.get_mut(key) else {
-            return;
-        };
-        // The frames that end a postcard answer carry no text, so an answer that lost a chunk is
-        // told whole again, as another attempt.
-        let again = job.chunk_lost && job.reply.format == Format::Postcard;
-        let answer = Answer {
-            text: &job.text,
-            done,
-            model: job.model.as_deref().unwrap_or(&self.model),
-            attempt: job.reply.attempt.saturating_add(u16::from(again)),
-            chunks_sent: if again { 0 } else { job.chunks_sent },
-        };
-        let messages = job.reply.answer(&answer, now);
-        // The last message of JSON and text is the whole answer; frames have to be told again, chunks and all.
-        let kept = match job.reply.format {
-            Format::Postcard if answer.chunks_sent > 0 => {
-                let whole = Answer {
-                    attempt: answer.attempt.saturating_add(1),
-                    chunks_sent: 0,
-                    ..answer
-                };
-                ReplyTo::kept(&job.reply.answer(&whole, now))
-            }
-            Format::Json | Format::Text | Format::Postcard => ReplyTo::kept(&messages),
-        };
-        job.answer = Some(messages);
-        let number = job.number;
-        self.keep_answer(key, number, kept, None);
-    }
-
-    fn keep_answer(&mut self, key: &Key, number: u64, kept: Bytes, code: Option<FaultCode>) {
-        let Some(serial) = self.jobs.get(key).map(|job| job.serial) else {
-            return;
-        };
-        let (notes, name) = (self.notes.clone(), key.clone());
-        let then = Box::new(move |outcome| drop(notes.send(Note::Answered(name, serial, outcome))));
-        let fault = code.map(FaultCode::name);
-        if !self.spool.answer(number, kept, fault, then) {
-            // Dropped meanwhile.
-            self.jobs.remove(key);
-        }
     }
 
     /// The spool says something about a request. Returns one that is to be submitted.
@@ -721,180 +539,50 @@ impl Desk {
             }
             Note::Read(number, kept) => {
                 self.fetched.remove(&number);
+                let Some(header) = self.spool.get(number) else {
+                    // Dropped while it was read.
+                    self.cancelled.remove(&number);
+                    return None;
+                };
                 match *kept {
+                    // Asked for again while it was read.
+                    Ok(Some(kept)) if kept.header.attempt != header.attempt => {
+                        self.backlog.put(number, &header);
+                        None
+                    }
                     Ok(Some(kept)) => self.recover(number, kept, now),
                     Ok(None) => None,
                     Err(fault) if fault.code == FaultCode::Unavailable => {
                         self.read_failed = true;
-                        self.backlog.push_back(number);
+                        self.backlog.put(number, &header);
                         None
                     }
                     // No later reading reads it better.
                     Err(fault) => {
-                        tracing::error!(number, %fault, "a record of the spool cannot be answered or delivered");
+                        self.end_unreadable(number, &header, &fault.message);
                         None
                     }
                 }
             }
             Note::Repeated(number, kept) => {
-                self.repeated(number, *kept, now);
+                let there = self.spool.get(number).is_some();
+                self.repeated(number, if there { *kept } else { Ok(None) }, now);
+                None
+            }
+            Note::Late(number, outcome) => {
+                self.replaced(number, outcome);
                 None
             }
         }
     }
+}
 
-    fn accepted(&mut self, key: &Key, outcome: Result<(), Fault>) {
-        let Some(job) = self.jobs.get_mut(key) else {
-            return;
-        };
-        match outcome {
-            Ok(()) => {
-                job.safe = true;
-                self.acks.append(&mut job.acks);
-                for message in job.held.drain(..) {
-                    job.chunk_lost |= !self.outbox.put(Letter::passing(message));
-                }
-                if job.left.is_some() {
-                    self.leave(key);
-                }
-            }
-            Err(fault) => {
-                let Some(job) = self.jobs.remove(key) else {
-                    return;
-                };
-                self.telemetry.spool_unkept();
-                let mut job = job;
-                if job.again {
-                    // The record has gone on to this attempt, and is not taken back: it is answered once the disk works, as
-                    // of a later attempt than the refusal.
-                    self.backlog.push_back(job.number);
-                    job.reply.attempt = job.reply.attempt.saturating_sub(1);
-                }
-                let refusal = fault.into();
-                if job.acks.is_empty() {
-                    self.turn_away(&job.reply, &refusal, None);
-                }
-                for ack in job.acks {
-                    self.turn_away(&job.reply, &refusal, Some(ack));
-                }
-            }
-        }
-    }
-
-    /// An answer is safe, or has waited for that long enough: then it is published all the same. It is the same that a
-    /// later attempt would give, and a machine may wait for it.
-    fn answered(&mut self, key: &Key, outcome: Result<(), Fault>) {
-        let Some(mut job) = self.jobs.remove(key) else {
-            return;
-        };
-        let number = job.number;
-        if let Err(fault) = outcome {
-            tracing::error!(number, %fault, "an answer is published that is not safe on the disk");
-        }
-        // Nothing is left to wait for.
-        self.acks.append(&mut job.acks);
-        for message in job.answer.take().unwrap_or_default() {
-            self.outbox.put(job.reply.last(message, number));
-        }
-        if let Some(refusal) = &job.expired {
-            self.announce(Event::Expired, &job.reply, refusal);
-        }
-    }
-
-    /// The broker has taken, or refused, a message.
-    pub(super) fn confirmed(&mut self, packet_id: u16, refused: Option<&str>) {
-        let Some(left) = self.outbox.confirmed(packet_id) else {
-            return;
-        };
-        if let Some(why) = refused {
-            tracing::warn!(
-                topic = left.topic,
-                record = left.of,
-                why,
-                "the broker refused a message"
-            );
-            if let Some(number) = left.of {
-                self.refused.entry(number).or_default().1 = Some(Instant::now());
-            }
-        }
-        let Some(number) = left.record else {
-            return;
-        };
-        // Set only if the broker has refused a part of what has just left.
-        match self.refused.get_mut(&number) {
-            Some((count, at @ Some(_))) => match REFUSED_PAUSES.get(*count) {
-                Some(pause) => {
-                    *count += 1;
-                    *at = Instant::now().checked_add(*pause);
-                }
-                None => self.give_up(number, refused.unwrap_or("the broker refuses a part of it")),
-            },
-            _ => {
-                self.refused.remove(&number);
-                self.spool.delivered(number);
-            }
-        }
-    }
-
-    /// Tries no more to deliver an answer: it gives way to new requests as if it were delivered.
-    fn give_up(&mut self, number: u64, why: &str) {
-        tracing::error!(
-            number,
-            why,
-            "an answer cannot be delivered and is given up; it stays in the spool for a while, to be asked for again"
-        );
-        self.refused.remove(&number);
-        self.spool.delivered(number);
-    }
-
-    /// Tells the client and the event topic that a request is refused. Says what to do with its message.
-    fn turn_away(&mut self, reply: &ReplyTo, refusal: &Refusal, ack: Option<AckToken>) -> Verdict {
-        tracing::info!(
-            client = reply.client,
-            id = reply.id.as_str(),
-            code = refusal.fault.code.name(),
-            field = refusal.field,
-            "a request is refused"
-        );
-        let message = reply.fault(&refusal.fault, refusal.field.as_deref());
-        self.outbox.put(Letter::refusal(message, ack));
-        self.announce(Event::Refused, reply, refusal);
-        Verdict::Later
-    }
-
-    /// Tells the event topic how far batch work gives way by now.
-    pub(super) fn throttled(&mut self, throttle: Throttle, cause: Option<Cause>) {
-        let value = json!({ "batch": throttle.as_str(), "cause": cause.map(Cause::as_str) });
-        self.tell(Event::Throttled, value.to_string().into());
-    }
-
-    /// Tells the event topic which model answers to a name by now.
-    pub(super) fn swapped(&mut self, swapped: &Swapped) {
-        let value = json!({
-            "name": swapped.name,
-            "from": swapped.from,
-            "to": swapped.to,
-            "rolled_back": swapped.rolled_back,
-            "reason": swapped.why,
-        });
-        self.tell(Event::ModelSwapped, value.to_string().into());
-    }
-
-    fn announce(&mut self, event: Event, reply: &ReplyTo, refusal: &Refusal) {
-        let payload = reply::event(reply, &refusal.fault, refusal.field.as_deref());
-        self.tell(event, payload);
-    }
-
-    fn tell(&mut self, event: Event, payload: Bytes) {
-        let message = Outgoing {
-            topic: self.topics.event(event).as_str().to_owned(),
-            payload,
-            retain: false,
-            confirmed: false,
-            // None: listeners of any version, behind any broker.
-            properties: Properties::default(),
-        };
-        self.outbox.put(Letter::passing(message));
+/// What a message asks, shortened: the same bytes in another form ask for another answer.
+fn fingerprint(message: &Incoming, reply: &ReplyTo) -> Fingerprint {
+    let task = reply.task.as_deref().unwrap_or_default().as_bytes();
+    match reply.format {
+        Format::Json => Fingerprint::of(&[task, &message.payload]),
+        other => Fingerprint::of(&[task, &message.payload, other.content_type().as_bytes()]),
     }
 }
 

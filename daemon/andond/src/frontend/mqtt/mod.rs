@@ -267,6 +267,7 @@ impl Frontend {
             self.desk
                 .outbox
                 .pump(gate, Instant::now(), |message| link.publish(message));
+            self.desk.keep_late();
             self.unacknowledged.extend(self.desk.outbox.take_released());
         }
         let dropped = self.desk.outbox.take_dropped();

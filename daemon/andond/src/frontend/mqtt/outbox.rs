@@ -1,7 +1,8 @@
 //! What waits for the broker, and what it has not confirmed yet.
 //!
-//! Invariant: an answer that was put in leaves only when the broker confirmed or refused it, or when the
-//! bounds of the broker itself leave no way to send it, and then a short error goes out in its place. So does the refusal
+//! Invariant: an answer that was put in leaves only when the broker confirmed or refused it, when it came too late and nobody
+//! has read it ([`Late`]), or when the bounds of the broker itself leave no way to send it, and then a short error goes out in
+//! its place. So does the refusal
 //! of a request that the broker waits to have acknowledged: the acknowledgement is given out when the refusal leaves.
 //! Chunks, events and the refusals of requests that nobody acknowledges may be dropped when too many wait; the number of
 //! answers is bounded by whoever accepts requests, that of the other refusals by what the broker sends without
@@ -63,6 +64,17 @@ impl Letter {
     }
 }
 
+/// An answer that nobody wants any more and nobody has read, taken out of the box.
+#[derive(Debug)]
+pub(super) struct Late {
+    /// Its record.
+    pub(super) record: u64,
+    /// What is to be said in its place.
+    pub(super) message: Outgoing,
+    /// What to acknowledge once that has left.
+    pub(super) acks: Vec<AckToken>,
+}
+
 /// What left the box for good.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Confirmed {
@@ -111,6 +123,7 @@ pub(super) struct Outbox {
     released: Vec<AckToken>,
     /// Records whose answers the broker takes in no form.
     unsendable: Vec<u64>,
+    late: Vec<Late>,
 }
 
 impl Outbox {
@@ -127,6 +140,7 @@ impl Outbox {
             order: 0,
             released: Vec::new(),
             unsendable: Vec::new(),
+            late: Vec::new(),
         }
     }
 
@@ -170,6 +184,11 @@ impl Outbox {
         std::mem::take(&mut self.unsendable)
     }
 
+    /// Answers that nobody wants any more, since this was asked last.
+    pub(super) fn take_late(&mut self) -> Vec<Late> {
+        std::mem::take(&mut self.late)
+    }
+
     /// Whether the answer of a record is on its way to this topic; `ack` is then acknowledged when it has left.
     pub(super) fn brings(&mut self, record: u64, topic: &str, ack: Option<AckToken>) -> bool {
         let last = (self.queue.iter_mut())
@@ -190,6 +209,22 @@ impl Outbox {
     pub(super) fn forget(&mut self, record: u64) {
         self.queue
             .retain(|entry| entry.letter.record != Some(record));
+    }
+
+    /// Forgets the messages of a record that wait; of those under way, nothing is concluded for it any more.
+    pub(super) fn disown(&mut self, record: u64) {
+        let (released, queue) = (&mut self.released, &mut self.queue);
+        queue.retain_mut(|entry| {
+            let stays = entry.letter.record != Some(record);
+            if !stays {
+                released.append(&mut entry.letter.acks);
+            }
+            stays
+        });
+        let under_way = self.given.iter_mut().chain(self.under_way.values_mut());
+        for entry in under_way.filter(|entry| entry.letter.record == Some(record)) {
+            entry.letter.record = None;
+        }
     }
 
     /// Whether nothing waits and nothing is under way.
@@ -232,7 +267,23 @@ impl Outbox {
                 return;
             };
             let passing = entry.letter.is_passing();
-            if !fit(&mut entry.letter, gate, now) {
+            if let Some((record, message)) = overdue(&mut entry.letter, now) {
+                let mut late = Late {
+                    record,
+                    message,
+                    acks: entry.letter.acks,
+                };
+                self.queue.retain_mut(|entry| {
+                    let stays = entry.letter.record != Some(record);
+                    if !stays {
+                        late.acks.append(&mut entry.letter.acks);
+                    }
+                    stays
+                });
+                self.late.push(late);
+                continue;
+            }
+            if !fit(&mut entry.letter, gate) {
                 tracing::warn!(
                     topic = entry.letter.message.topic,
                     packet_bytes_max = gate.packet_bytes_max,
@@ -316,19 +367,21 @@ impl Outbox {
     }
 }
 
+/// What is to be said of which record in place of an answer that has come too late, unless a reader may have that.
+fn overdue(letter: &mut Letter, now: Instant) -> Option<(u64, Outgoing)> {
+    let record = letter.record.filter(|_| !letter.sent)?;
+    let late = &mut letter.substitutes.as_mut()?.late;
+    let (_, message) = late.take_if(|(since, _)| *since <= now)?;
+    Some((record, message))
+}
+
 /// Makes a letter one that can go out, by a substitute if need be; `false` if there is no way.
-fn fit(letter: &mut Letter, gate: Gate, now: Instant) -> bool {
+fn fit(letter: &mut Letter, gate: Gate) -> bool {
     let fits = |message: &Outgoing| message.packet_bytes(gate.version) <= gate.packet_bytes_max;
-    if let Some(substitutes) = &mut letter.substitutes {
-        // A later message than the answer itself would be a second answer.
-        if !letter.sent
-            && let Some((_, late)) = substitutes.late.take_if(|(since, _)| *since <= now)
-        {
-            letter.message = late;
-        }
-        if !fits(&letter.message) {
-            letter.message = substitutes.too_large.clone();
-        }
+    if let Some(substitutes) = &letter.substitutes
+        && !fits(&letter.message)
+    {
+        letter.message = substitutes.too_large.clone();
     }
     fits(&letter.message)
 }
@@ -458,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_replaced_unless_it_may_have_been_read() {
+    fn a_late_answer_is_taken_out_unless_it_may_have_been_read() {
         let now = Instant::now();
         let mut outbox = Outbox::new(9);
         let mut letter = answer("a");
@@ -478,7 +531,11 @@ mod tests {
             sent.push(message.payload.clone());
             true
         });
-        assert_eq!(sent, ["a", "a", "late"]);
+        // The other one is taken out, to be told once that is safe.
+        assert_eq!(sent, ["a", "a"]);
+        let late = outbox.take_late();
+        assert_eq!((late.len(), late[0].record), (1, 7));
+        assert_eq!(late[0].message, outgoing("late", true));
     }
 
     #[test]
@@ -504,6 +561,20 @@ mod tests {
         outbox.sent(2);
         assert_eq!(outbox.confirmed(1).and_then(|left| left.record), None);
         assert_eq!(outbox.confirmed(2).and_then(|left| left.record), Some(7));
+    }
+
+    #[test]
+    fn what_is_left_of_an_attempt_says_nothing_about_the_next() {
+        let now = Instant::now();
+        let mut outbox = Outbox::new(9);
+        outbox.put(answer("old"));
+        pump(&mut outbox, now);
+        outbox.sent(1);
+        outbox.put(answer("older"));
+        outbox.disown(7);
+        let left = outbox.confirmed(1).expect("under way");
+        assert_eq!((left.record, left.of), (None, None));
+        assert!(outbox.is_empty());
     }
 
     #[test]

@@ -107,12 +107,6 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    /// A number that was not made before, to draw answers with.
-    pub(super) fn seed(&mut self) -> u64 {
-        self.count = self.count.wrapping_add(1);
-        self.hasher.hash_one(("seed", self.count))
-    }
-
     /// An id that was not made before.
     pub(super) fn make(&mut self) -> RequestId {
         self.count = self.count.wrapping_add(1);

@@ -81,6 +81,10 @@ impl Desk {
         if self.outbox.brings(number, &reply.topic, ack) {
             return;
         }
+        if let Some((_, late)) = self.late.get_mut(&number) {
+            late.acks.extend(ack);
+            return;
+        }
         if let Some(repeat) = self.repeats.get_mut(&number) {
             repeat.reply = reply;
             repeat.acks.extend(ack);
@@ -88,7 +92,11 @@ impl Desk {
         }
         let acks = ack.into_iter().collect();
         self.repeats.insert(number, Repeat { reply, acks });
-        self.read_again(number);
+        // One of an earlier process goes out once, to whoever asks for it now.
+        self.backlog.remove_answer(number);
+        if !self.fetched.contains(&number) {
+            self.read_again(number);
+        }
     }
 
     pub(super) fn read_again(&self, number: u64) {

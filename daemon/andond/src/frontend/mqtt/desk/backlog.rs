@@ -3,6 +3,7 @@
 //!
 //! Invariant: a record is fetched by number, once at a time, and what is fetched is what the spool says by then.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use andon_wire::RequestId;
@@ -13,11 +14,59 @@ use crate::fault::{Fault, FaultCode};
 use crate::frontend::mqtt::message::Incoming;
 use crate::frontend::mqtt::reply::{self, ReplyTo};
 use crate::frontend::mqtt::request::Refusal;
-use crate::spool::record::Key;
+use crate::request::Priority;
+use crate::spool::record::{Header, Key};
 use crate::spool::{Kept, Order};
 
+/// Records to answer or deliver that no job is for yet, in the order of arrival, alarms first.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    answers: VecDeque<u64>,
+    alarms: VecDeque<u64>,
+    others: VecDeque<u64>,
+}
+
+impl Backlog {
+    /// Puts a record in, behind its like.
+    pub(super) fn put(&mut self, number: u64, header: &Header) {
+        let of = match header.priority {
+            _ if header.state.is_answered() => &mut self.answers,
+            Priority::Alarm => &mut self.alarms,
+            Priority::Interactive | Priority::Batch => &mut self.others,
+        };
+        of.push_back(number);
+    }
+
+    /// Whether it is in.
+    pub(super) fn contains(&self, number: u64) -> bool {
+        let mut all = self.answers.iter().chain(&self.alarms).chain(&self.others);
+        all.any(|of| *of == number)
+    }
+
+    /// Takes an answer out.
+    pub(super) fn remove_answer(&mut self, number: u64) {
+        self.answers.retain(|of| *of != number);
+    }
+
+    /// How many wait for an answer before an alarm, or before anything else.
+    pub(super) fn requests(&self, alarm: bool) -> usize {
+        self.alarms.len() + if alarm { 0 } else { self.others.len() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.requests(false) == 0
+    }
+}
+
 impl Desk {
-    /// Whether requests wait in the spool that no job is for.
+    /// Puts a record that has no job any more where it waits.
+    pub(super) fn wait_on(&mut self, number: u64) {
+        if let Some(header) = self.spool.get(number) {
+            self.backlog.put(number, &header);
+        }
+    }
+
+    /// Whether something waits in the spool that no job is for.
     pub(in crate::frontend::mqtt) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty() || !self.unread.is_empty()
     }
@@ -30,22 +79,48 @@ impl Desk {
         for number in self.outbox.take_unsendable() {
             self.give_up(number, "no packet of the broker is large enough");
         }
+        let mut due = Vec::new();
         for (number, (_, at)) in &mut self.refused {
             if at.take_if(|at| *at <= now).is_some() {
-                self.backlog.push_back(*number);
+                due.push(*number);
             }
         }
-        for _ in 0..self.backlog.len() {
-            let room = self
-                .config
-                .mqtt
-                .requests_max
-                .saturating_sub(self.jobs.len());
-            if self.fetched.len() >= FETCHED_MAX.min(room) {
+        for number in due {
+            self.wait_on(number);
+        }
+        self.fetch_answers();
+        if serving {
+            self.fetch_requests();
+        }
+    }
+
+    /// No more than the broker will soon take: what waits in the spool takes no memory, and no place of what comes.
+    fn fetch_answers(&mut self) {
+        let room = (self.config.mqtt.requests_max / 4).max(1);
+        while self.outbox.answers() < room && self.fetched.len() < FETCHED_MAX.min(room) {
+            let Some(number) = self.backlog.answers.pop_front() else {
                 return;
+            };
+            match self.spool.get(number) {
+                Some(header) if header.state.is_answered() => self.read_record(number),
+                Some(header) => self.backlog.put(number, &header),
+                None => {}
             }
-            let Some(number) = self.backlog.pop_front() else {
-                return;
+        }
+    }
+
+    /// Alarms first, and as many as the worker may have at once.
+    fn fetch_requests(&mut self) {
+        let mut suspects = Vec::new();
+        for _ in 0..self.backlog.requests(false) {
+            let alarm = !self.backlog.alarms.is_empty();
+            let room = self.open_max(alarm).saturating_sub(self.jobs.len());
+            if self.fetched.len() >= FETCHED_MAX.min(room) {
+                break;
+            }
+            let number = self.backlog.alarms.pop_front();
+            let Some(number) = number.or_else(|| self.backlog.others.pop_front()) else {
+                break;
             };
             let Some(header) = self.spool.get(number) else {
                 self.cancelled.remove(&number);
@@ -54,15 +129,28 @@ impl Desk {
             if self.jobs.contains_key(&header.key) {
                 continue;
             }
-            if !header.state.is_answered() && !serving {
-                self.backlog.push_back(number);
+            if header.state.is_answered() {
+                self.backlog.put(number, &header);
                 continue;
             }
-            self.fetched.insert(number);
-            let notes = self.notes.clone();
-            let then = Box::new(move |kept| drop(notes.send(Note::Read(number, Box::new(kept)))));
-            self.spool.read(number, then);
+            if !self.spool.may_run(number) {
+                suspects.push((number, header));
+                continue;
+            }
+            // On the disk before what is read comes: a request that ends the daemon at once is counted all the same.
+            self.spool.running(number);
+            self.read_record(number);
         }
+        for (number, header) in suspects {
+            self.backlog.put(number, &header);
+        }
+    }
+
+    fn read_record(&mut self, number: u64) {
+        self.fetched.insert(number);
+        let notes = self.notes.clone();
+        let then = Box::new(move |kept| drop(notes.send(Note::Read(number, Box::new(kept)))));
+        self.spool.read(number, then);
     }
 
     /// Goes on with a record of an earlier process.
@@ -81,7 +169,7 @@ impl Desk {
             postcard::from_bytes::<KeptRequest>(&request),
             RequestId::new(&header.key.id),
         ) else {
-            tracing::error!(number, "a record of the spool is no request over MQTT");
+            self.end_unreadable(number, &header, "it is no request over MQTT");
             return None;
         };
         let message = Incoming {
@@ -93,17 +181,24 @@ impl Desk {
             ack: None,
         };
         let Some((mut reply, outcome)) = self.read(&message, Some(id), now) else {
-            tracing::error!(
-                number,
-                topic = kept.topic,
-                "a record's topic is none of this gateway"
-            );
+            let why = format!("its topic {} is none of this gateway", kept.topic);
+            self.end_unreadable(number, &header, &why);
             return None;
         };
         reply.topic.clone_from(&kept.reply_topic);
         reply.attempt = header.attempt;
         reply.deadline = self.spool.deadline(&header);
         if header.state.is_answered() {
+            if self.repeats.contains_key(&number) {
+                // Whoever has asked for it meanwhile says where it goes.
+                let kept = Kept {
+                    header,
+                    request,
+                    answer,
+                };
+                self.repeated(number, Ok(Some(kept)), now);
+                return None;
+            }
             for message in reply.again(answer.as_deref().unwrap_or_default(), now) {
                 let mut letter = reply.last(message, number);
                 // By an earlier process, or before the broker has refused a part of it.
@@ -185,6 +280,9 @@ impl Desk {
             Order::Dropped(number, key) => {
                 self.outbox.forget(number);
                 self.refused.remove(&number);
+                if let Some((_, late)) = self.late.remove(&number) {
+                    self.acks.extend(late.acks);
+                }
                 if self.jobs.get(&key)?.number != number {
                     return None;
                 }
@@ -195,13 +293,14 @@ impl Desk {
             }
             Order::Again(number) => {
                 let header = self.spool.get(number)?;
-                if self.jobs.contains_key(&header.key) || self.backlog.contains(&number) {
+                if self.jobs.contains_key(&header.key) || self.backlog.contains(number) {
                     return None;
                 }
                 if header.fault.is_some() {
+                    self.outbox.disown(number);
                     self.spool.again(number, None, Box::new(drop));
                 }
-                self.backlog.push_back(number);
+                self.wait_on(number);
                 None
             }
         }

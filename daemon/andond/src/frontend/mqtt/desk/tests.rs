@@ -7,7 +7,7 @@ use super::*;
 use crate::config::spool::{Durable, SpoolConfig};
 use crate::frontend::mqtt::message::Version;
 use crate::frontend::mqtt::outbox::Gate;
-use crate::worker::{Chunk, Finish, Timings, Usage};
+use crate::worker::{Chunk, Done, Finish, JobEvent, Timings, Usage};
 
 /// A desk with a spool in memory.
 struct Bench {
@@ -642,4 +642,147 @@ fn an_answer_of_an_earlier_process_goes_out_as_it_is_after_its_deadline_too() {
     desk.fetch(true, Instant::now());
     desk.hear();
     assert_eq!(sent(&mut desk)[0].1["answer"], "hello");
+}
+
+#[test]
+fn alarms_have_room_beyond_the_bound_and_come_out_of_the_spool_first() {
+    let mut desk = small(8);
+    for id in 0..8 {
+        let verdict = ask(&mut desk, &id.to_string(), "hi");
+        accept(&mut desk, verdict);
+    }
+    let alarm = |desk: &mut Bench, id: &str| {
+        let payload = format!(r#"{{"id":"{id}","prompt":"fire","priority":"alarm"}}"#);
+        desk.receive(&message("andon/gw1/request/plc", &payload), Instant::now())
+    };
+    assert!(matches!(ask(&mut desk, "8", "hi"), Verdict::Later));
+    let verdict = alarm(&mut desk, "alarm");
+    let key = accept(&mut desk, verdict);
+    assert!(
+        matches!(alarm(&mut desk, "another"), Verdict::Later),
+        "an eighth"
+    );
+    // The next process has them all.
+    let spool = desk.spool.clone();
+    let mut desk = on(spool, 8);
+    desk.fetch(true, Instant::now());
+    let first = desk.hear().expect("to be computed");
+    assert_eq!(first.key, key);
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_kept_as_an_error_before_that_is_said() {
+    let mut desk = small(4);
+    let payload = r#"{"id":"1","prompt":"hi","deadline_ms":1}"#;
+    let verdict = desk.receive(&message("andon/gw1/request/plc", payload), Instant::now());
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(sent(&mut desk).is_empty());
+    desk.keep_late();
+    assert!(sent(&mut desk).is_empty(), "it is not safe");
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["error"]["code"], "deadline_exceeded");
+    let (_, header) = desk.spool.find(&key).unwrap();
+    assert_eq!(header.fault.as_deref(), Some("deadline_exceeded"));
+    assert_eq!(header.state, State::Delivered);
+    let mut repeated = message("andon/gw1/request/plc", payload);
+    repeated.repeated = true;
+    assert!(matches!(
+        desk.receive(&repeated, Instant::now()),
+        Verdict::Later
+    ));
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["error"]["code"], "deadline_exceeded");
+}
+
+#[test]
+fn a_record_that_cannot_be_read_ends_and_its_client_may_ask_again() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    let (number, _) = desk.spool.find(&key).unwrap();
+    let spool = desk.spool.clone();
+    let mut desk = on(spool, 4);
+    let damaged = Fault::new(FaultCode::Internal, "damaged");
+    desk.note(Note::Read(number, Box::new(Err(damaged))), Instant::now());
+    let (_, header) = desk.spool.find(&key).unwrap();
+    assert_eq!(header.state, State::Delivered);
+    assert_eq!(header.fault.as_deref(), Some("internal"));
+    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Submit(_)));
+}
+
+#[test]
+fn what_was_erased_while_it_was_read_is_neither_computed_nor_said() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    accept(&mut desk, verdict);
+    let mut desk = on(desk.spool.clone(), 4);
+    desk.fetch(true, Instant::now());
+    let note = desk.notes.blocking_recv().unwrap();
+    desk.spool.drop_all(&Filter::default());
+    assert!(desk.note(note, Instant::now()).is_none());
+    assert!(sent(&mut desk).is_empty());
+}
+
+#[test]
+fn a_message_without_an_id_that_the_broker_sends_again_is_the_same_request() {
+    let mut desk = small(4);
+    let mut nameless = message("andon/gw1/request/plc", r#"{"prompt":"hi"}"#);
+    let verdict = desk.receive(&nameless, Instant::now());
+    let first = accept(&mut desk, verdict);
+    nameless.repeated = true;
+    assert!(matches!(
+        desk.receive(&nameless, Instant::now()),
+        Verdict::Done
+    ));
+    // So it is to the next process.
+    let mut desk = on(desk.spool.clone(), 4);
+    assert!(matches!(
+        desk.receive(&nameless, Instant::now()),
+        Verdict::Done
+    ));
+    // Another one, or the same under another packet, is none of it.
+    nameless.repeated = false;
+    let verdict = desk.receive(&nameless, Instant::now());
+    let second = accept(&mut desk, verdict);
+    assert_ne!(first, second);
+    nameless.repeated = true;
+    nameless.ack = Some(AckToken {
+        packet_id: 6,
+        ..ACK
+    });
+    assert!(matches!(
+        desk.receive(&nameless, Instant::now()),
+        Verdict::Submit(_)
+    ));
+}
+
+#[test]
+fn an_answer_of_an_earlier_process_that_is_asked_for_goes_out_once() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "hi");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    for fetched_first in [false, true] {
+        let mut desk = on(desk.spool.clone(), 4);
+        if fetched_first {
+            desk.fetch(true, Instant::now());
+        }
+        assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+        desk.fetch(true, Instant::now());
+        desk.hear();
+        let gate = Gate {
+            version: Version::V5,
+            packet_bytes_max: 65_536,
+            window: 9,
+        };
+        let mut count = 0;
+        desk.outbox.pump(gate, Instant::now(), |_| {
+            count += 1;
+            true
+        });
+        assert_eq!(count, 1);
+        assert!(desk.notes.try_recv().is_err());
+    }
 }
