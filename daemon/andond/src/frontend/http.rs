@@ -73,7 +73,8 @@ struct Service {
     works: Semaphore,
     responses: Mutex<responses::Store>,
     durable: durable::Desk,
-    seeds: RandomState,
+    /// A secret of this process.
+    ids: RandomState,
     started_us: u64,
     count: AtomicU64,
 }
@@ -100,7 +101,7 @@ fn router(context: Context) -> (Router, Arc<Service>) {
         works: Semaphore::new(WORKS_MAX),
         responses: Mutex::default(),
         durable: durable::Desk::default(),
-        seeds: RandomState::new(),
+        ids: RandomState::new(),
         started_us: since_1970().as_micros().try_into().unwrap_or(u64::MAX),
         count: AtomicU64::new(0),
     });
@@ -387,10 +388,12 @@ impl Service {
         Ok(self.context.workers.facts(None)?)
     }
 
-    /// A number to draw an answer with.
-    fn seed(&self) -> u64 {
+    /// An id that no other answer has, and nobody guesses: over TCP all clients are one, and whoever knows the id of a request
+    /// may read and drop it.
+    fn secret_id(&self, prefix: &str) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        self.seeds.hash_one(count)
+        let (high, low) = (self.ids.hash_one((0, count)), self.ids.hash_one((1, count)));
+        format!("{prefix}{high:016x}{low:016x}")
     }
 
     /// An id that no other answer of this machine has, restarts included.

@@ -26,7 +26,7 @@ use self::read::{accepted, read};
 pub(super) use self::read::{delete, retrieve};
 use super::error::ApiError;
 use super::serve::Client;
-use super::{Held, HttpRequest, Service, parse, responses};
+use super::{Held, HttpRequest, Service, error, parse, responses};
 use crate::fault::Fault;
 use crate::frontend::http::shape::Endpoint;
 use crate::request::{Origin, Priority, Request};
@@ -89,30 +89,36 @@ impl Source {
     /// The body, and what else was settled before.
     pub(super) async fn body(self, service: &Service) -> Result<(Held<'_>, Settled), ApiError> {
         match self {
-            Source::Request(request) => Ok((service.read(request).await?, Settled(None))),
+            Source::Request(request) => Ok((service.read(request).await?, Settled::default())),
             Source::Spool {
                 body,
                 seed,
                 deadline,
                 ..
-            } => Ok(((body, None), Settled(Some((seed, deadline))))),
+            } => {
+                let seed = Some(seed);
+                Ok(((body, None), Settled { seed, deadline }))
+            }
         }
     }
 }
 
 /// What was settled when a request was taken.
-pub(super) struct Settled(Option<(u64, Option<Instant>)>);
+#[derive(Default)]
+pub(super) struct Settled {
+    seed: Option<u64>,
+    deadline: Option<Instant>,
+}
 
 impl Settled {
     /// Puts it in.
     pub(super) fn apply(&self, requests: &mut [Request]) {
-        let Some((seed, deadline)) = self.0 else {
-            return;
-        };
         for (place, request) in (0..).zip(requests) {
-            request.seed_unsaid = Some(seed.wrapping_add(place));
-            if deadline.is_some() {
-                request.deadline = deadline;
+            if let Some(seed) = self.seed {
+                request.seed_unsaid = Some(seed.wrapping_add(place));
+            }
+            if self.deadline.is_some() {
+                request.deadline = self.deadline;
             }
         }
     }
@@ -189,7 +195,7 @@ pub(super) async fn serve(
     let key = Key {
         door: Door::Http,
         client: client.0.to_string(),
-        id: wish.key.unwrap_or_else(|| service.next_id("req_")),
+        id: wish.key.unwrap_or_else(|| service.secret_id("req_")),
     };
     let path = place.prefix().as_bytes();
     let fingerprint = Fingerprint::of(&[path, &body]);
@@ -198,7 +204,17 @@ pub(super) async fn serve(
         Some((_, header)) if header.fingerprint != fingerprint => return Err(reused(&key.id)),
         Some((number, header)) => {
             service.context.telemetry.spool_repeated();
-            (number, Some(header))
+            // What failed for want of its model may be asked again once that is served.
+            if header.fault.as_deref() == Some(error::UNKNOWN_MODEL)
+                && service.durable.get(number).is_none()
+                && service.check_model(first.model.as_deref()).is_ok()
+            {
+                let left = service.context.workers.deadline(&first);
+                let left = left.map(|at| at.saturating_duration_since(Instant::now()));
+                spool.again(number, left, Box::new(drop));
+                compute(&service, number, None);
+            }
+            (number, spool.get(number))
         }
         None => {
             // What was asked before needs no model: its reply may be there.
@@ -216,7 +232,7 @@ pub(super) async fn serve(
                 task: None,
                 priority: first.priority.unwrap_or(Priority::Interactive),
                 fingerprint,
-                seed: service.seed(),
+                seed: key.seed(&fingerprint),
                 left: left.map(|at| at.saturating_duration_since(Instant::now())),
                 request: postcard::to_stdvec(&ask)
                     .map(Bytes::from)

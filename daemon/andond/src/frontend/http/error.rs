@@ -11,6 +11,9 @@ use crate::fault::{Fault, FaultCode};
 /// The code of a refusal for want of the model, which may be there later.
 const MODEL_UNAVAILABLE: &str = "model_unavailable";
 
+/// The code of an error that says that a model is not served.
+pub(super) const UNKNOWN_MODEL: &str = "model_not_found";
+
 /// A refusal as an HTTP client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
@@ -94,7 +97,7 @@ impl ApiError {
     pub(super) fn unknown_model(name: &str) -> ApiError {
         let shown: String = name.chars().take(128).collect();
         ApiError {
-            code: Some("model_not_found"),
+            code: Some(UNKNOWN_MODEL),
             param: Some("model".to_owned()),
             ..ApiError::new(
                 StatusCode::NOT_FOUND,

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use axum::body::Bytes;
 use axum::http::{HeaderValue, StatusCode};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
 use crate::fault::Fault;
 use crate::frontend::http::Service;
+
+/// Requests of the spool that are in memory at once to be answered.
+const FETCHED_MAX: usize = 8;
 
 /// A reply that is being made, for whoever reads.
 #[derive(Debug, Default)]
@@ -25,6 +28,8 @@ pub(super) struct Said {
     pub(super) head: Option<(StatusCode, HeaderValue)>,
     pub(super) pieces: Vec<Bytes>,
     pub(super) over: bool,
+    /// Whether the pieces are all there is to say.
+    pub(super) whole: bool,
     pub(super) computing: Option<AbortHandle>,
     /// Whether the request is kept, once that is known.
     pub(super) safe: Option<Result<(), Fault>>,
@@ -84,12 +89,25 @@ impl Drop for Hearer {
 }
 
 /// The replies that are being made, by number.
-#[derive(Debug, Default)]
-pub(in crate::frontend::http) struct Desk(Mutex<HashMap<u64, Arc<Live>>>);
+#[derive(Debug)]
+pub(in crate::frontend::http) struct Desk {
+    lives: Mutex<HashMap<u64, Arc<Live>>>,
+    /// Places of those whose requests are fetched from the spool: it bounds what of them is in memory.
+    pub(super) window: Semaphore,
+}
+
+impl Default for Desk {
+    fn default() -> Desk {
+        Desk {
+            lives: Mutex::default(),
+            window: Semaphore::new(FETCHED_MAX),
+        }
+    }
+}
 
 impl Desk {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Arc<Live>> {

@@ -17,9 +17,9 @@ use crate::frontend::http::Service;
 use crate::frontend::http::answer::{self, Ending};
 use crate::frontend::http::error::ApiError;
 use crate::frontend::http::serve::Client;
+use crate::spool::Order;
 use crate::spool::book::Filter;
 use crate::spool::record::Door;
-use crate::spool::{Kept, Order};
 use crate::worker::WorkerState;
 
 /// Between two tries to have a request of the spool computed, for which there was no place; and most between two for which
@@ -53,28 +53,19 @@ pub(super) fn compute(service: &Arc<Service>, number: u64, fresh: Option<Fresh>)
 
 async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Option<Fresh>) {
     let spool = &service.context.spool;
-    let ask = match fresh {
-        Some((ask, safe)) => {
+    let mut ask = None;
+    match fresh {
+        Some((fresh, safe)) => {
             let outcome = safe.await.unwrap_or_else(|_| Err(answer::broken_off()));
             let kept = outcome.is_ok();
             live.say(|said| said.safe = Some(outcome));
             if !kept {
                 return service.context.telemetry.spool_unkept();
             }
-            ask
+            ask = Some(fresh);
         }
-        None => {
-            live.say(|said| said.safe = Some(Ok(())));
-            let Some(kept) = fetch_patiently(&service, number).await else {
-                return;
-            };
-            let Ok(ask) = postcard::from_bytes::<KeptAsk>(&kept.request) else {
-                tracing::error!(number, "a record of the spool is no request over HTTP");
-                return;
-            };
-            ask
-        }
-    };
+        None => live.say(|said| said.safe = Some(Ok(()))),
+    }
     let Some(header) = spool.get(number) else {
         return;
     };
@@ -84,20 +75,46 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
         if let Some(fault) = header.too_many_crashes() {
             break Err(fault.into());
         }
+        // Held as long as the request is in memory, which it is not while it waits for its turn.
+        let mut place = None;
+        let KeptAsk {
+            place: path,
+            id,
+            body,
+        } = match ask.take() {
+            Some(ask) => {
+                spool.running(number);
+                ask
+            }
+            None => {
+                place = service.durable.window.acquire().await.ok();
+                while !spool.may_run(number) {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                // On the disk before what is read comes: a request that ends the daemon at once is counted all the same.
+                spool.running(number);
+                match fetch_ask(&service, number).await {
+                    Ok(Some(ask)) => ask,
+                    Ok(None) => return,
+                    Err(fault) => break Err(fault.into()),
+                }
+            }
+        };
         let source = Source::Spool {
-            body: ask.body.clone().into(),
-            id: ask.id.clone(),
+            body: body.into(),
+            id,
             seed: header.seed,
             deadline: spool.deadline(&header),
         };
-        spool.running(number);
-        match reply(&service, ask.place, &client, source).await {
+        match reply(&service, path, &client, source).await {
             // Nobody waits who could try again, or somebody was told that it is kept.
             Err(error)
                 if error.may_pass()
                     && (again || !live.lock().may_be_refused())
                     && !service.context.stopping.is_cancelled() =>
             {
+                spool.leave(number);
+                drop(place);
                 tokio::time::sleep(pause(&error)).await;
             }
             outcome => break outcome,
@@ -158,6 +175,7 @@ fn pause(error: &ApiError) -> Duration {
 /// Says what of a reply was held back.
 fn say_rest(live: &Live, kept: &KeptReply) {
     live.say(|said| {
+        said.whole = true;
         let rest = said.pieces.iter().map(Bytes::len).sum::<usize>();
         let rest = kept.body.get(rest..).unwrap_or_default().to_vec();
         said.pieces.push(rest.into());
@@ -194,19 +212,27 @@ async fn gather(response: Response<Body>, live: &Live) -> KeptReply {
     }
 }
 
-/// Fetches a record that is to be answered, however long the disk fails; `None` if it is not there, or is damaged.
-async fn fetch_patiently(service: &Arc<Service>, number: u64) -> Option<Kept> {
+/// Fetches what a record asks that is to be answered, however long the disk fails; `None` if it is not there.
+async fn fetch_ask(service: &Arc<Service>, number: u64) -> Result<Option<KeptAsk>, Fault> {
+    let unreadable = |why: &str| {
+        tracing::error!(number, why, "a request of the spool cannot be answered");
+        Fault::new(
+            FaultCode::Internal,
+            format!("what was kept cannot be read: {why}"),
+        )
+    };
     loop {
         match fetch(service, number).await {
-            Ok(kept) => return kept,
+            Ok(None) => return Ok(None),
+            Ok(Some(kept)) => {
+                let ask = postcard::from_bytes::<KeptAsk>(&kept.request);
+                return (ask.map(Some)).map_err(|_| unreadable("it is no request over HTTP"));
+            }
             Err(fault) if fault.code == FaultCode::Unavailable => {
                 tracing::debug!(number, %fault, "a request of the spool cannot be read now");
                 tokio::time::sleep(READ_PAUSE).await;
             }
-            Err(fault) => {
-                tracing::error!(number, %fault, "a request of the spool cannot be answered");
-                return None;
-            }
+            Err(fault) => return Err(unreadable(&fault.message)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a client gets to read: a reply as it is made or as it was made, and what is known of a request.
 
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -35,11 +36,24 @@ pub(super) fn accepted(service: &Service, key: &Key, number: u64) -> Response<Bo
     }));
     *response.status_mut() = StatusCode::ACCEPTED;
     let headers = response.headers_mut();
-    if let Ok(location) = HeaderValue::from_str(&format!("/v1/requests/{}", key.id)) {
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/requests/{}", escaped(&key.id))) {
         headers.insert(LOCATION, location);
     }
     headers.insert(APPLIED, HeaderValue::from_static("respond-async"));
     response
+}
+
+/// A part of a path.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'-' | b'.' | b'_' | b'~' => escaped.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
 }
 
 /// Reads a reply: as it is made, or as it was made.
@@ -64,12 +78,7 @@ pub(super) async fn read(
         let headers = response.headers_mut();
         headers.insert(REPLAYED, HeaderValue::from_static("true"));
         headers.insert(ATTEMPT, attempt.into());
-        let pieces = Arc::new(Live::default());
-        pieces.say(|said| {
-            said.pieces.push(reply.body.into());
-            said.over = true;
-        });
-        *response.body_mut() = body(pieces, Arc::downgrade(service), number);
+        *response.body_mut() = told(reply.body.into(), service, number);
         return Ok(response);
     };
     let head = {
@@ -105,27 +114,40 @@ fn waiting(number: u64) -> ApiError {
     fault.retry_after(Duration::from_secs(1)).into()
 }
 
-/// The body of a reply; what was read to its end is delivered.
+/// A body that is all there; when it was read, the answer is delivered.
+fn told(bytes: Bytes, service: &Arc<Service>, number: u64) -> Body {
+    let live = Arc::new(Live::default());
+    live.say(|said| {
+        said.pieces.push(bytes);
+        said.whole = true;
+        said.over = true;
+    });
+    body(live, Arc::downgrade(service), number)
+}
+
+/// The body of a reply; what was read to its end is delivered. One that ends before it is whole breaks off.
 fn body(live: Arc<Live>, service: Weak<Service>, number: u64) -> Body {
-    let pieces = stream::unfold(
-        (0, live, service),
-        move |(next, live, service)| async move {
-            let piece = live.until(|said| {
-                let over = said.over.then_some(None);
-                said.pieces.get(next).cloned().map(Some).or(over)
-            });
-            let Some(piece) = piece.await else {
+    let pieces = stream::unfold(Some((0, live, service)), move |state| async move {
+        let (next, live, service) = state?;
+        let piece = live.until(|said| {
+            let cut = || io::Error::other("the request was dropped");
+            let over = said
+                .over
+                .then(|| said.whole.then_some(None).ok_or_else(cut));
+            let piece = said.pieces.get(next).cloned();
+            piece.map(|piece| Ok(Some(piece))).or(over)
+        });
+        match piece.await {
+            Ok(Some(piece)) => Some((Ok(piece), Some((next + 1, live, service)))),
+            Ok(None) => {
                 if let Some(service) = service.upgrade() {
                     service.context.spool.delivered(number);
                 }
-                return None;
-            };
-            Some((
-                Ok::<Bytes, std::convert::Infallible>(piece),
-                (next + 1, live, service),
-            ))
-        },
-    );
+                None
+            }
+            Err(error) => Some((Err(error), None)),
+        }
+    });
     Body::from_stream(pieces)
 }
 
@@ -154,7 +176,10 @@ pub(in crate::frontend::http) async fn retrieve(
         object["content_type"] = reply.content_type.into();
         object["response"] =
             serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.into_owned()));
-        service.context.spool.delivered(number);
+        let mut response = json_response(&object);
+        // Its reader has it once the whole of it was read, and not who asked for the head alone.
+        *response.body_mut() = told(object.to_string().into(), &service, number);
+        return Ok(response);
     }
     Ok(json_response(&object))
 }
@@ -199,4 +224,31 @@ pub(crate) fn describe(kept: &Kept) -> Value {
         object["answer"] = text(&reply.body);
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn any_key_makes_a_path() {
+        assert_eq!(escaped("shift-17_a.b~c"), "shift-17_a.b~c");
+        assert_eq!(escaped("a?b#c%d e"), "a%3Fb%23c%25d%20e");
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_ends_before_it_is_whole_breaks_off() {
+        for whole in [true, false] {
+            let live = Arc::new(Live::default());
+            live.say(|said| {
+                said.pieces.push("data".into());
+                said.whole = whole;
+                said.over = true;
+            });
+            let read = body(live, Weak::new(), 1).collect().await;
+            assert_eq!(read.is_ok(), whole);
+        }
+    }
 }
