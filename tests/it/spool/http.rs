@@ -161,3 +161,26 @@ fn what_was_accepted_is_computed_whoever_stays_and_however_busy_it_is() {
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
 }
+
+#[test]
+fn a_request_that_ends_the_daemon_again_and_again_is_found_and_no_other_is_blamed() {
+    let mut daemon = Daemon::builder().start().unwrap();
+    let later = |id| [("prefer", "respond-async"), ("idempotency-key", id)];
+    for id in ["a", "b"] {
+        let reply = post(&daemon, CHAT, &later(id), &question(200));
+        assert_eq!(reply.status, 202, "{}", reply.text());
+    }
+    daemon.kill().unwrap();
+    for _ in 0..3 {
+        // Whichever is the first to have an answer.
+        daemon
+            .relaunch(&[("ANDOND_KILL_AT", "before-answered")])
+            .unwrap();
+        daemon.wait(Duration::from_secs(60)).unwrap();
+    }
+    daemon.relaunch(&[]).unwrap();
+    daemon.wait_ready().unwrap();
+    let mut statuses = ["a", "b"].map(|id| wait_for(&daemon, id)["status"].as_u64());
+    statuses.sort();
+    assert_eq!(statuses, [Some(200), Some(500)]);
+}

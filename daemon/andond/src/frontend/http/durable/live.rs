@@ -12,8 +12,9 @@ use tokio::task::AbortHandle;
 
 use crate::fault::Fault;
 use crate::frontend::http::Service;
+use crate::request::Priority;
 
-/// Requests of the spool that are in memory at once to be answered.
+/// Requests of the spool that are in memory at once to be answered, alarms and others.
 const FETCHED_MAX: usize = 8;
 
 /// A reply that is being made, for whoever reads.
@@ -92,15 +93,18 @@ impl Drop for Hearer {
 #[derive(Debug)]
 pub(in crate::frontend::http) struct Desk {
     lives: Mutex<HashMap<u64, Arc<Live>>>,
-    /// Places of those whose requests are fetched from the spool: it bounds what of them is in memory.
-    pub(super) window: Semaphore,
+    /// Places of those whose requests are fetched from the spool: they bound what of them is in memory. Alarms have their own,
+    /// so that they do not wait for the end of what is less urgent.
+    places: Semaphore,
+    alarms: Semaphore,
 }
 
 impl Default for Desk {
     fn default() -> Desk {
         Desk {
             lives: Mutex::default(),
-            window: Semaphore::new(FETCHED_MAX),
+            places: Semaphore::new(FETCHED_MAX),
+            alarms: Semaphore::new(FETCHED_MAX),
         }
     }
 }
@@ -108,6 +112,14 @@ impl Default for Desk {
 impl Desk {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a request of the spool has its place from its being fetched to its answer.
+    pub(super) fn window(&self, priority: Priority) -> &Semaphore {
+        match priority {
+            Priority::Alarm => &self.alarms,
+            Priority::Interactive | Priority::Batch => &self.places,
+        }
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Arc<Live>> {

@@ -1,5 +1,6 @@
 //! How a request of the spool gets its reply: computed on its own, whoever stays to read, and kept.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +88,7 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
                 ask
             }
             None => {
-                place = service.durable.window.acquire().await.ok();
+                place = service.durable.window(header.priority).acquire().await.ok();
                 while !spool.may_run(number) {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -288,7 +289,10 @@ pub(in crate::frontend::http) async fn look_after(service: Arc<Service>) {
 /// something of one before.
 fn compute_unanswered(service: &Arc<Service>, again: bool) {
     let spool = &service.context.spool;
-    for (number, header) in spool.list(&Filter::default()) {
+    let mut left = spool.list(&Filter::default());
+    // The most urgent first, of these in the order of arrival.
+    left.sort_by_key(|(_, header)| Reverse(header.priority));
+    for (number, header) in left {
         let waits = header.key.door == Door::Http
             && !header.state.is_answered()
             && service.durable.get(number).is_none();
