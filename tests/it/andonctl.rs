@@ -1,31 +1,10 @@
 //! The command line client against the daemon.
 
-use std::process::{Command, Output};
-
 use andon_tests::daemon::Daemon;
-use andon_tests::programs;
 use andon_tests::tiny_encoder::TinyEncoder;
 use serde_json::Value;
 
-fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(programs::folder().unwrap().join("andonctl"))
-        .arg("--socket")
-        .arg(daemon.wire_socket())
-        .args(arguments)
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use crate::ctl::{andonctl, good};
 
 #[test]
 fn ask_prints_the_answer_that_http_gives() {
@@ -42,7 +21,7 @@ fn ask_prints_the_answer_that_http_gives() {
     let expected = reply["choices"][0]["message"]["content"].as_str().unwrap();
     let ask = ["ask", "--temperature", "0", "--tokens-max", "12", "hello"];
     assert_eq!(
-        said(&andonctl(&daemon, &ask)).trim_end(),
+        good(&andonctl(&daemon, &ask)).trim_end(),
         expected.trim_end()
     );
 }
@@ -55,11 +34,11 @@ fn status_and_models_name_the_model() {
         .unwrap();
     for command in ["status", "models"] {
         assert!(
-            said(&andonctl(&daemon, &[command])).contains("press-helper"),
+            good(&andonctl(&daemon, &[command])).contains("press-helper"),
             "{command}"
         );
         let json: Value =
-            serde_json::from_str(&said(&andonctl(&daemon, &[command, "--json"]))).unwrap();
+            serde_json::from_str(&good(&andonctl(&daemon, &[command, "--json"]))).unwrap();
         assert!(
             json.to_string().contains("press-helper"),
             "{command}: {json}"
@@ -99,7 +78,7 @@ fn embed_prints_what_http_answers() {
     encoder.write(&path).unwrap();
     let daemon = Daemon::builder().model(&path).start().unwrap();
     let texts = ["the belt stops", "sensor 42"];
-    let lines = said(&andonctl(&daemon, &["embed", texts[0], texts[1]]));
+    let lines = good(&andonctl(&daemon, &["embed", texts[0], texts[1]]));
     let body = serde_json::json!({"input": texts});
     let reply = daemon.http().post("/v1/embeddings", &body).unwrap();
     let reply = reply.json().unwrap();
@@ -113,7 +92,7 @@ fn embed_prints_what_http_answers() {
         assert_eq!(line, &reply["data"][index]["embedding"]);
     }
     let ask = ["embed", "a", "--json", "--dimensions", "8"];
-    let report: Value = serde_json::from_str(&said(&andonctl(&daemon, &ask))).unwrap();
+    let report: Value = serde_json::from_str(&good(&andonctl(&daemon, &ask))).unwrap();
     assert_eq!(report["embedding"].as_array().unwrap().len(), 8);
     assert_eq!(report["usage"]["completion_tokens"], 0);
 }

@@ -14,6 +14,8 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::metrics::sample;
+
 /// Far longer than the daemon's samples are apart.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,15 +29,11 @@ fn write(sys: &Path, name: &str, text: &str) {
 fn metric(daemon: &Daemon, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
     let until = Instant::now() + PATIENCE;
     loop {
-        let text = daemon.http().get("/metrics").expect("metrics").text();
-        let value = text.lines().find_map(|line| {
-            let (metric, value) = line.rsplit_once(' ')?;
-            (metric == name).then(|| value.parse().expect("a number"))
-        });
+        let value = sample(daemon, name);
         if let Some(value) = value.filter(|&value| wanted(value)) {
             return value;
         }
-        assert!(Instant::now() < until, "{name} is {value:?}\n{text}");
+        assert!(Instant::now() < until, "{name} is {value:?}");
         sleep(Duration::from_millis(20));
     }
 }

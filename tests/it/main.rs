@@ -4,10 +4,12 @@
 
 mod abuse;
 mod andonctl;
+mod ctl;
 mod hardware;
 mod hostile;
 mod http;
 mod lifecycle;
+mod metrics;
 mod models;
 mod mqtt;
 mod openai;

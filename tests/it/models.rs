@@ -10,7 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,33 +25,10 @@ use andon_wire::{
 };
 use serde_json::{Value, json};
 
+use crate::ctl::{andonctl, bad, good};
+
 /// Longest wait for anything; generous, since debug builds run on busy machines.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(programs::folder().unwrap().join("andonctl"))
-        .arg("--socket")
-        .arg(daemon.wire_socket())
-        .args(arguments)
-        .current_dir(daemon.folder())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-#[track_caller]
-fn good(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {stderr}", output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[track_caller]
-fn bad(output: &Output, status: i32, why: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert!(stderr.contains(why), "{why:?} is not in: {stderr}");
-}
 
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

@@ -4,13 +4,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
-use andon_tests::programs;
 use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
+
+use crate::ctl::{andonctl, good};
+use crate::metrics::metric;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -37,24 +38,9 @@ fn daemon(folder: &Path, config: &str) -> Daemon {
         .unwrap()
 }
 
-fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(programs::folder().unwrap().join("andonctl"))
-        .arg("--socket")
-        .arg(daemon.wire_socket())
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 fn explain(daemon: &Daemon, code: &str) -> String {
     let input = format!("{{\"code\": \"{code}\"}}");
-    said(&andonctl(
+    good(&andonctl(
         daemon,
         &["ask", "--task", "explain", "--input", &input],
     ))
@@ -75,18 +61,10 @@ fn chat(daemon: &Daemon, text: &str) -> (String, u64, u64) {
     (text.to_owned(), cached.unwrap(), prompt.unwrap())
 }
 
-fn metric(daemon: &Daemon, name: &str) -> u64 {
-    let text = daemon.http().get("/metrics").unwrap().text();
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in\n{text}"))
-}
-
 fn wait_for(daemon: &Daemon, name: &str, is_met: impl Fn(u64) -> bool) -> u64 {
     let began = Instant::now();
     loop {
-        let value = metric(daemon, name);
+        let value = metric::<u64>(daemon, name);
         if is_met(value) {
             return value;
         }
@@ -101,11 +79,11 @@ fn pages_of(daemon: &Daemon) -> PathBuf {
 
 /// Asks twice, so that the beginning of the task is found again, and waits until that is on the disk; returns its pages.
 fn keep(daemon: &Daemon) -> u64 {
-    let before = metric(daemon, "andon_cached_tokens_total");
+    let before: u64 = metric(daemon, "andon_cached_tokens_total");
     explain(daemon, "E41");
-    assert_eq!(metric(daemon, "andon_cached_tokens_total"), before);
+    assert_eq!(metric::<u64>(daemon, "andon_cached_tokens_total"), before);
     explain(daemon, "E42");
-    let pages = (metric(daemon, "andon_cached_tokens_total") - before) / 64;
+    let pages = (metric::<u64>(daemon, "andon_cached_tokens_total") - before) / 64;
     assert!(pages > 1, "{pages}");
     wait_for(daemon, "andon_kv_kept_pages", |kept| kept == pages)
 }
@@ -126,9 +104,12 @@ fn after_a_restart_the_beginning_of_a_task_is_not_computed_again() {
     wait_for(&daemon, "andon_kv_restored_pages_total", |read| {
         read == pages
     });
-    assert_eq!(metric(&daemon, "andon_cached_tokens_total"), 0);
+    assert_eq!(metric::<u64>(&daemon, "andon_cached_tokens_total"), 0);
     assert_eq!(explain(&daemon, "E43"), expected);
-    assert_eq!(metric(&daemon, "andon_cached_tokens_total"), pages * 64);
+    assert_eq!(
+        metric::<u64>(&daemon, "andon_cached_tokens_total"),
+        pages * 64
+    );
     // With everything damaged it is computed, and written anew.
     for file in fs::read_dir(pages_of(&daemon)).unwrap() {
         let path = file.unwrap().path();
@@ -164,14 +145,14 @@ fn what_is_kept_is_shown_and_erased() {
     let mut daemon = daemon(folder.path(), "");
     let pages = keep(&daemon);
     let expected = explain(&daemon, "E43");
-    let shown = said(&andonctl(&daemon, &["kv", "show", "--json"]));
+    let shown = good(&andonctl(&daemon, &["kv", "show", "--json"]));
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["pages"], pages, "{shown}");
     assert!(shown["bytes"].as_u64().unwrap() > 0, "{shown}");
-    let erased = said(&andonctl(&daemon, &["kv", "erase"]));
+    let erased = good(&andonctl(&daemon, &["kv", "erase"]));
     assert_eq!(erased, format!("{pages} erased\n"));
     assert_eq!(
-        said(&andonctl(&daemon, &["kv", "show"])),
+        good(&andonctl(&daemon, &["kv", "show"])),
         "0 pages, 0 bytes\n"
     );
     assert!(fs::read_dir(pages_of(&daemon)).unwrap().next().is_none());
@@ -183,8 +164,8 @@ fn what_is_kept_is_shown_and_erased() {
     fs::write(&path, config.replace("[cache]", "[cache]\nkv-keep = false")).unwrap();
     daemon.restart().unwrap();
     assert_eq!(explain(&daemon, "E43"), expected);
-    assert_eq!(metric(&daemon, "andon_cached_tokens_total"), 0);
-    assert_eq!(said(&andonctl(&daemon, &["kv", "erase"])), erased);
+    assert_eq!(metric::<u64>(&daemon, "andon_cached_tokens_total"), 0);
+    assert_eq!(good(&andonctl(&daemon, &["kv", "erase"])), erased);
     assert!(fs::read_dir(pages_of(&daemon)).unwrap().next().is_none());
 }
 
@@ -209,7 +190,7 @@ fn a_disk_that_takes_nothing_costs_a_warning() {
         }
         assert_eq!(explain(&daemon, "E41"), expected);
         assert_eq!(
-            said(&andonctl(&daemon, &["kv", "show"])),
+            good(&andonctl(&daemon, &["kv", "show"])),
             "0 pages, 0 bytes\n"
         );
         daemon.terminate().unwrap();

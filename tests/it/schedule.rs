@@ -4,6 +4,8 @@ use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
 
+use crate::metrics::metric;
+
 /// Enough tokens that an answer is still being made when the test's next step comes.
 const LONG: u32 = 4_000;
 
@@ -15,14 +17,6 @@ fn body(priority: &str, tokens: u32) -> Value {
         "ignore_eos": true,
         "priority": priority,
     })
-}
-
-/// What the metric `name` counts.
-fn counted(daemon: &Daemon, name: &str) -> u64 {
-    let metrics = daemon.http().get("/metrics").unwrap().text();
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-    let value = line.unwrap_or_else(|| panic!("no {name} in\n{metrics}"));
-    value.trim().parse().unwrap()
 }
 
 #[test]
@@ -57,7 +51,7 @@ fn batch_work_stands_aside_and_goes_on_with_the_same_text() {
         let reply = http.post("/v1/completions", &body(priority, 4)).unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());
         // There is one place: the batch work was put aside, for the second one perhaps before it had its place again.
-        assert!(counted(&daemon, "andon_parked_total") > 0);
+        assert!(metric::<u64>(&daemon, "andon_parked_total") > 0);
     }
     for event in stream {
         let data = event.unwrap().data;

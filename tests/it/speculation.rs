@@ -1,13 +1,14 @@
 //! Guesses in the real daemon: they change no answer, and what became of them is told.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
-use andon_tests::programs;
 use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
+
+use crate::ctl::{andonctl, good};
+use crate::metrics::sum;
 
 /// A tiny model with room for long answers, in a file of its own.
 fn model(folder: &Path) -> PathBuf {
@@ -72,33 +73,6 @@ fn ask_until_accepted(daemon: &Daemon, expected: &str) -> Value {
         }
     }
     panic!("no guess came true");
-}
-
-/// The sum of a metric's samples that have this label.
-fn sum(daemon: &Daemon, name: &str, label: &str) -> f64 {
-    let text = daemon.http().get("/metrics").unwrap().text();
-    let samples = text.lines().filter_map(|line| {
-        let (sample, value) = line.rsplit_once(' ')?;
-        let labels = sample.strip_prefix(name)?;
-        let is_it = labels.is_empty() || labels.starts_with('{') && labels.contains(label);
-        is_it.then(|| value.parse::<f64>().ok()).flatten()
-    });
-    samples.sum()
-}
-
-fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(programs::folder().unwrap().join("andonctl"))
-        .arg("--socket")
-        .arg(daemon.wire_socket())
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
@@ -166,7 +140,7 @@ fn what_is_wrong_with_a_draft_keeps_no_model_from_answering() {
             "no {says:?} in\n{log}"
         );
         assert_eq!(sum(&daemon, "andon_draft", ""), 0.0);
-        let status = said(&andonctl(&daemon, &["status"]));
+        let status = good(&andonctl(&daemon, &["status"]));
         let line = status.lines().find(|line| line.contains("is not used: "));
         assert!(line.is_some_and(|line| line.contains(says)), "{status}");
     }
@@ -188,15 +162,15 @@ fn a_kept_model_guesses_by_its_name_and_is_not_removed() {
     let mut daemon = daemon(&model, config);
     let expected = ask(&daemon, TOKENS, None);
     assert_eq!(accepted_in(&expected.1), 0, "it is not there yet");
-    said(&andonctl(
+    good(&andonctl(
         &daemon,
         &["model", "add", draft.to_str().unwrap()],
     ));
     daemon.restart().unwrap();
     ask_until_accepted(&daemon, &expected.0);
-    let status = said(&andonctl(&daemon, &["status"]));
+    let status = good(&andonctl(&daemon, &["status"]));
     assert!(status.contains("small guesses, "), "{status}");
-    let status = said(&andonctl(&daemon, &["status", "--json"]));
+    let status = good(&andonctl(&daemon, &["status", "--json"]));
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["draft"]["used"], true, "{status}");
     let removed = andonctl(&daemon, &["model", "rm", "small"]);
@@ -216,7 +190,7 @@ fn predictions_and_earlier_answers_come_true() {
     assert_eq!(again, text);
     assert!(accepted_in(&usage) > 0, "{usage}");
     let task = ["ask", "--task", "explain", "--input", "{\"code\": \"E42\"}"];
-    let explain = || said(&andonctl(&daemon, &task));
+    let explain = || good(&andonctl(&daemon, &task));
     let first = explain();
     let before = sum(
         &daemon,
@@ -242,11 +216,11 @@ fn earlier_answers_are_listed_and_erased() {
     let daemon = daemon(&model, config);
     let ask = |task| {
         let ask = ["ask", "--task", task, "--input", "{\"code\": \"E42\"}"];
-        said(&andonctl(&daemon, &ask))
+        good(&andonctl(&daemon, &ask))
     };
     let first = ask("explain");
     ask("triage");
-    let list = || said(&andonctl(&daemon, &["corpus", "ls", "--json"]));
+    let list = || good(&andonctl(&daemon, &["corpus", "ls", "--json"]));
     let tasks = || -> Vec<String> {
         let lines = list();
         let values = lines
@@ -265,7 +239,7 @@ fn earlier_answers_are_listed_and_erased() {
     );
     let erase = |arguments: &[&str]| {
         let command = [&["corpus", "erase"], arguments].concat();
-        said(&andonctl(&daemon, &command))
+        good(&andonctl(&daemon, &command))
     };
     assert_eq!(
         erase(&["--task", "explain", "--client", "plc1"]),
@@ -276,7 +250,7 @@ fn earlier_answers_are_listed_and_erased() {
         "1 erased\n"
     );
     assert_eq!(tasks(), ["triage"]);
-    assert!(said(&andonctl(&daemon, &["corpus", "ls"])).contains("(local)"));
+    assert!(good(&andonctl(&daemon, &["corpus", "ls"])).contains("(local)"));
     assert_eq!(ask("explain"), first);
     assert_eq!(erase(&["--all"]), "2 erased\n");
     assert!(tasks().is_empty());
@@ -284,7 +258,7 @@ fn earlier_answers_are_listed_and_erased() {
     let config = format!("{config}[speculation]\ncorpus = 'task'\n");
     let together = self::daemon(&model, &config);
     let ask = ["ask", "--task", "triage", "--input", "{\"code\": \"E42\"}"];
-    said(&andonctl(&together, &ask));
+    good(&andonctl(&together, &ask));
     let output = andonctl(&together, &["corpus", "erase", "--client", &client]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(output.stdout, b"0 erased\n");
@@ -294,7 +268,7 @@ fn earlier_answers_are_listed_and_erased() {
         "{why}"
     );
     let task = ["corpus", "erase", "--task", "triage"];
-    assert_eq!(said(&andonctl(&together, &task)), "1 erased\n");
+    assert_eq!(good(&andonctl(&together, &task)), "1 erased\n");
     // What is to be erased has to be said.
     assert!(!andonctl(&daemon, &["corpus", "erase"]).status.success());
 }

@@ -11,7 +11,6 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use andon_tests::broker::Broker;
-use andon_tests::daemon::Daemon;
 
 /// A broker that keeps its sessions and messages over its own end, in this folder.
 fn lasting_broker(folder: &Path) -> Broker {
@@ -26,15 +25,4 @@ fn lasting_broker_at(folder: &Path, address: Option<Ipv4Addr>) -> Broker {
         folder.display()
     );
     Broker::start_at(&options, address).unwrap()
-}
-
-/// A figure of the daemon's metrics, summed over its labels that have `with` in them.
-fn metric(daemon: &Daemon, name: &str, with: &str) -> f64 {
-    let text = daemon.http().get("/metrics").unwrap().text();
-    let lines = text
-        .lines()
-        .filter(|line| line.starts_with(name) && line.contains(with));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum()
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::{TensorType, TinyModel};
 
+use crate::metrics::metric;
+
 use super::{andonctl, bad, eventually, file, good, ready};
 
 const ASK: [&str; 4] = ["ask", "--tokens-max", "12", "hello"];
@@ -36,13 +38,6 @@ fn starts(daemon: &Daemon) -> [usize; 2] {
     ["packed=true", "packed=false"].map(|text| log.matches(text).count())
 }
 
-/// What the daemon's metrics say of the served model.
-fn metric(daemon: &Daemon) -> String {
-    let text = daemon.http().get("/metrics").unwrap().text();
-    let line = text.lines().find(|line| line.starts_with("andon_packed "));
-    line.expect("the metric").to_owned()
-}
-
 #[test]
 fn what_is_added_is_packed_and_served_so() {
     let mut daemon = Daemon::builder().kept("helper").start().unwrap();
@@ -66,8 +61,8 @@ fn what_is_added_is_packed_and_served_so() {
         .unwrap();
     assert_eq!(good(&andonctl(&plain, &ASK)), answer);
     assert_eq!(starts(&plain), [0, 1]);
-    assert_eq!(metric(&plain), "andon_packed 0");
-    assert_eq!(metric(&daemon), "andon_packed 1");
+    assert_eq!(metric::<u64>(&plain, "andon_packed"), 0);
+    assert_eq!(metric::<u64>(&daemon, "andon_packed"), 1);
     assert!(packs(&plain.folder().join("cache")).is_empty());
 
     daemon.restart().unwrap();
@@ -82,7 +77,9 @@ fn what_is_added_is_packed_and_served_so() {
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     assert_eq!(starts(&daemon), [2, 1]);
     eventually("it is packed", || packs(&dir).contains(pack));
-    eventually("its pack is used", || metric(&daemon) == "andon_packed 1");
+    eventually("its pack is used", || {
+        metric::<u64>(&daemon, "andon_packed") == 1
+    });
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
 
     // A damaged one is found when it is read, and made anew.

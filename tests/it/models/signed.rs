@@ -13,6 +13,8 @@ use andon_tests::tiny_model::{TensorType, TinyModel};
 use andon_wire::{AddSigned, ClientFrame, ErrorCode, RequestId};
 use serde_json::{Value, json};
 
+use crate::metrics::metric;
+
 use super::{Client, PATIENCE, andonctl, bad, eventually, file, good, names, ready, staged};
 
 const ASK: [&str; 4] = ["ask", "--tokens-max", "12", "hello"];
@@ -56,13 +58,6 @@ fn workshop() -> (tempfile::TempDir, String) {
         good(&tool(folder.path(), &create));
     }
     (folder, public.trim().to_owned())
-}
-
-fn metric(daemon: &Daemon, name: &str) -> String {
-    let text = daemon.http().get("/metrics").unwrap().text();
-    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    let found = lines.find(|(found, _)| *found == format!("andon_{name}"));
-    found.expect("the metric").1.to_owned()
 }
 
 /// What `model ls` says of the one model.
@@ -174,9 +169,11 @@ fn only_signed_models_are_taken_and_served_where_signatures_are_required() {
     assert_eq!(listed(&daemon)["signature"], "good");
     assert!(good(&andonctl(&daemon, &["model", "ls"])).contains("signed by "));
     good(&andonctl(&daemon, &["model", "verify", "helper"]));
-    assert_eq!(metric(&daemon, "weights_compared"), "1");
+    assert_eq!(metric::<u64>(&daemon, "andon_weights_compared"), 1);
     // The pack is used once it was compared, too.
-    eventually("its pack is used", || metric(&daemon, "packed") == "1");
+    eventually("its pack is used", || {
+        metric::<u64>(&daemon, "andon_packed") == 1
+    });
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     assert!(daemon.log().contains("the pack is the one of this model"));
 
@@ -230,7 +227,7 @@ fn where_signatures_are_wished_for_it_is_said_and_where_not_nobody_looks() {
     };
     good(&add(&daemon, "plain.andon"));
     eventually("the model is served", || ready(&daemon));
-    let compared = |daemon: &Daemon| metric(daemon, "weights_compared") == "1";
+    let compared = |daemon: &Daemon| metric::<u64>(daemon, "andon_weights_compared") == 1;
     eventually("it is compared", || compared(&daemon));
     assert_eq!(listed(&daemon)["signature"], "unsigned");
     assert!(
@@ -238,7 +235,7 @@ fn where_signatures_are_wished_for_it_is_said_and_where_not_nobody_looks() {
         "{}",
         daemon.log()
     );
-    assert_eq!(metric(&daemon, "weights_differ"), "0");
+    assert_eq!(metric::<u64>(&daemon, "andon_weights_differ"), 0);
     let answer = good(&andonctl(&daemon, &ASK));
     // Signatures of another manifest are not put beside this one; of the same they are.
     bad(&add(&daemon, "signed.andon"), 1, "a manifest of its own");
@@ -253,7 +250,7 @@ fn where_signatures_are_wished_for_it_is_said_and_where_not_nobody_looks() {
     daemon.wait_ready().unwrap();
     good(&andonctl(&daemon, &ASK));
     eventually("the difference is found", || {
-        metric(&daemon, "weights_differ") == "1"
+        metric::<u64>(&daemon, "andon_weights_differ") == 1
     });
     let log = daemon.log();
     assert!(
@@ -271,7 +268,7 @@ fn where_signatures_are_wished_for_it_is_said_and_where_not_nobody_looks() {
     daemon.wait_ready().unwrap();
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     eventually("it is compared again", || compared(&daemon));
-    assert_eq!(metric(&daemon, "weights_differ"), "0");
+    assert_eq!(metric::<u64>(&daemon, "andon_weights_differ"), 0);
 }
 
 /// Puts a hexadecimal digit in place of another.
@@ -376,9 +373,9 @@ fn packed_weights_are_those_of_a_sound_model_or_none() {
         &["model", "add", bundle.to_str().unwrap()],
     ));
     eventually("the model is served", || ready(&daemon));
-    let is = |daemon: &Daemon, name: &str, value: &str| metric(daemon, name) == value;
-    eventually("all is compared", || is(&daemon, "weights_compared", "1"));
-    assert_eq!(metric(&daemon, "packed"), "1");
+    let is = |daemon: &Daemon, name: &str| metric::<u64>(daemon, name) == 1;
+    eventually("all is compared", || is(&daemon, "andon_weights_compared"));
+    assert_eq!(metric::<u64>(&daemon, "andon_packed"), 1);
     let answer = good(&andonctl(&daemon, &ASK));
     let weights = daemon.folder().join("models/helper/m.gguf");
     let packs = daemon.folder().join("cache");
@@ -388,7 +385,7 @@ fn packed_weights_are_those_of_a_sound_model_or_none() {
     again(&mut daemon, "\"warn\"", "\"warn\"");
     daemon.wait_ready().unwrap();
     eventually("the difference is found", || {
-        is(&daemon, "weights_differ", "1")
+        is(&daemon, "andon_weights_differ")
     });
     assert!(daemon.log().contains("differs in token_embd.weight"));
     flip(&weights, "token_embd.weight");
@@ -402,8 +399,8 @@ fn packed_weights_are_those_of_a_sound_model_or_none() {
     eventually("they are left as they are", || {
         daemon.log().contains(unpacked)
     });
-    assert_eq!(metric(&daemon, "weights_differ"), "1");
-    assert_eq!(metric(&daemon, "packed"), "0");
+    assert_eq!(metric::<u64>(&daemon, "andon_weights_differ"), 1);
+    assert_eq!(metric::<u64>(&daemon, "andon_packed"), 0);
     bad(
         &andonctl(&daemon, &["model", "pack", "helper"]),
         1,
@@ -413,17 +410,17 @@ fn packed_weights_are_those_of_a_sound_model_or_none() {
     // Where nobody looks they are; who looks later leaves that pack.
     again(&mut daemon, "\"warn\"", "\"off\"");
     daemon.wait_ready().unwrap();
-    eventually("they are packed", || is(&daemon, "packed", "1"));
+    eventually("they are packed", || is(&daemon, "andon_packed"));
     flip(&weights, "blk.0.ffn_up.weight");
     again(&mut daemon, "\"off\"", "\"warn\"");
     daemon.wait_ready().unwrap();
     eventually("the difference is found", || {
-        is(&daemon, "weights_differ", "1")
+        is(&daemon, "andon_weights_differ")
     });
-    eventually("they are packed anew", || is(&daemon, "packed", "1"));
+    eventually("they are packed anew", || is(&daemon, "andon_packed"));
     assert_eq!(good(&andonctl(&daemon, &ASK)), answer);
     again(&mut daemon, "\"warn\"", "\"warn\"");
     daemon.wait_ready().unwrap();
-    eventually("all is compared", || is(&daemon, "weights_compared", "1"));
-    assert_eq!(metric(&daemon, "weights_differ"), "0");
+    eventually("all is compared", || is(&daemon, "andon_weights_compared"));
+    assert_eq!(metric::<u64>(&daemon, "andon_weights_differ"), 0);
 }

@@ -10,8 +10,9 @@ use std::{env, thread};
 use andon_tests::daemon::Daemon;
 use andond::spool::KILL_POINTS;
 
+use super::lasting_broker;
 use super::ledger::{Publisher, judge};
-use super::{lasting_broker, metric};
+use crate::metrics::sum;
 
 /// Where the daemon is made to end, beside wherever a clock finds it: at all places but the last, to which requests do not
 /// come, since a store is replaced seldom.
@@ -109,7 +110,7 @@ fn whatever_the_moment_of_a_kill_nothing_is_lost_and_nothing_is_answered_in_two_
     publisher.settled();
     for state in ["accepted", "running", "answered"] {
         let began = Instant::now();
-        while metric(&daemon, "andon_spool_requests", state) > 0.0 {
+        while sum(&daemon, "andon_spool_requests", state) > 0.0 {
             assert!(
                 began.elapsed() < Duration::from_secs(60),
                 "some are {state} still"

@@ -9,7 +9,7 @@ use andon_tests::broker::Broker;
 use andon_tests::daemon::Daemon;
 
 use super::ledger::{Publisher, judge};
-use super::metric;
+use crate::metrics::sum;
 
 /// A file system of its own, as small as a test needs it.
 struct Mount(tempfile::TempDir);
@@ -94,7 +94,7 @@ fn on_a_full_or_read_only_disk_requests_are_refused_and_none_is_lost() {
     let fill = mount.path().join("fill");
     fs::write(&fill, vec![0; 1 << 20]).unwrap();
     until_refused(&publisher, "full");
-    assert!((metric(&daemon, "andon_spool_failing", "") - 1.0).abs() < 0.5);
+    assert!((sum(&daemon, "andon_spool_failing", "") - 1.0).abs() < 0.5);
     assert!(daemon.log().contains("the spool fails"), "{}", daemon.log());
     fs::remove_file(&fill).unwrap();
     wait("the spool never works again", || {

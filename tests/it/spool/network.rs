@@ -14,7 +14,8 @@ use andon_tests::network::Network;
 
 use super::campaign::{Chance, number};
 use super::ledger::{Publisher, judge};
-use super::{lasting_broker, lasting_broker_at, metric};
+use super::{lasting_broker, lasting_broker_at};
+use crate::metrics::sum;
 
 /// Longer than one and a half of the shortest keep-alive, after which silence is noticed.
 const SILENCE: Duration = Duration::from_secs(11);
@@ -91,7 +92,7 @@ impl Gateway {
     /// Waits until the daemon is connected.
     fn connected(&self) {
         let began = Instant::now();
-        while metric(&self.daemon, "andon_mqtt_connected", "") < 0.5 {
+        while sum(&self.daemon, "andon_mqtt_connected", "") < 0.5 {
             assert!(began.elapsed() < Duration::from_secs(60), "no connection");
             thread::sleep(Duration::from_millis(20));
         }
@@ -103,7 +104,7 @@ impl Gateway {
         let began = Instant::now();
         while ["accepted", "running", "answered"]
             .iter()
-            .any(|state| metric(&self.daemon, "andon_spool_requests", state) > 0.0)
+            .any(|state| sum(&self.daemon, "andon_spool_requests", state) > 0.0)
         {
             assert!(began.elapsed() < Duration::from_secs(60), "some are open");
             thread::sleep(Duration::from_millis(100));

@@ -1,29 +1,21 @@
 //! `andonctl spool`.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use andon_tests::broker::Broker;
 use andon_tests::daemon::Daemon;
-use andon_tests::programs;
 use serde_json::Value;
+
+use crate::ctl;
 
 use super::ledger::Publisher;
 
 fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(programs::folder().unwrap().join("andonctl"))
-        .arg("--socket")
-        .arg(daemon.wire_socket())
-        .arg("spool")
-        .args(arguments)
-        .output()
-        .unwrap()
+    ctl::andonctl(daemon, &[&["spool"], arguments].concat())
 }
 
 fn said(daemon: &Daemon, arguments: &[&str]) -> String {
-    let output = andonctl(daemon, arguments);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {error}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    ctl::good(&andonctl(daemon, arguments))
 }
 
 fn listed(daemon: &Daemon, arguments: &[&str]) -> Vec<Value> {
