@@ -219,7 +219,6 @@ pub(super) async fn serve(
         None => {
             // What was asked before needs no model: its reply may be there.
             service.check_model(first.model.as_deref())?;
-            service.model()?;
             let ask = KeptAsk {
                 place,
                 id: service.next_id(place.prefix()),

@@ -297,6 +297,12 @@ impl Desk {
         }
     }
 
+    /// Whether a message ends a request.
+    pub(super) fn is_cancel(&self, message: &Incoming) -> bool {
+        let parsed = self.topics.parse(&message.topic);
+        matches!(parsed, Ok(topic::Incoming::Cancel { .. }))
+    }
+
     /// Looks at a message.
     pub(super) fn receive(&mut self, message: &Incoming, now: Instant) -> Verdict {
         let parsed = match self.topics.parse(&message.topic) {

@@ -43,7 +43,7 @@ use super::Context;
 use crate::config::Config;
 use crate::config::limits::LimitsConfig;
 use crate::config::mqtt::MqttConfig;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultCode};
 use crate::health;
 use crate::request::{Origin, Request};
 use crate::spool::killed;
@@ -61,6 +61,8 @@ const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 /// When the worker is asked again that had no place for a request of the spool.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same where a model is not there which one of them is for.
+const MODEL_PAUSE: Duration = Duration::from_secs(1);
 /// When the spool is asked again that could not read something.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,7 @@ struct Frontend {
     /// The next attempt, when there is no connection.
     attempt: Attempt,
     attempt_at: Instant,
-    /// Messages that came before the model was ready.
+    /// Messages that came before the model was ready which they are for.
     held: VecDeque<Incoming>,
     /// Acknowledgements that the link had no room for.
     unacknowledged: VecDeque<AckToken>,
@@ -111,6 +113,8 @@ struct Frontend {
     /// The spool's word; so many as there are requests and answers, which are bounded.
     notes: mpsc::UnboundedReceiver<Note>,
     orders: mpsc::UnboundedReceiver<Order>,
+    /// Whether the configured model has been there.
+    has_served: bool,
     /// Not before this is the spool asked for more.
     backlog_at: Instant,
     stopping: bool,
@@ -147,6 +151,7 @@ impl Frontend {
             arrivals,
             notes,
             orders,
+            has_served: false,
             backlog_at: Instant::now(),
             stopping: false,
             throttle: <(Throttle, Option<throttle::Cause>)>::default(),
@@ -205,16 +210,21 @@ impl Frontend {
     fn settle(&mut self) {
         let status = self.context.workers.status();
         if !is_starting(&status.state) && !self.is_stopping() {
-            while let Some(message) = self.held.pop_front() {
-                self.receive(&message);
+            // Each once: some may have to wait on.
+            for _ in 0..self.held.len() {
+                if let Some(message) = self.held.pop_front() {
+                    self.receive(&message);
+                }
             }
         }
         if self.desk.take_has_left() {
             self.backlog_at = Instant::now() + BACKLOG_PAUSE;
         }
+        self.has_served |= status.state == WorkerState::Ready;
         if !self.is_stopping() && self.backlog_at <= Instant::now() {
-            self.desk
-                .fetch(status.state == WorkerState::Ready, Instant::now());
+            // Once the daemon has started, requests wait for their models one by one.
+            let serving = self.has_served || status.state != WorkerState::Loading;
+            self.desk.fetch(serving, Instant::now());
         }
         self.unacknowledged.extend(self.desk.take_acks());
         if status.throttle != self.throttle {
@@ -374,15 +384,15 @@ impl Frontend {
             }
             LinkEvent::Subscribed(outcomes) => self.subscribed(&outcomes),
             LinkEvent::Message(message) => {
-                let loading = is_starting(&self.context.workers.status().state);
-                let room = self.held.len() < usize::from(self.config.mqtt.unacknowledged_max);
+                // It may be for one of those that are held.
+                let cancels = self.desk.is_cancel(&message) && !self.held.is_empty();
                 if self.is_stopping() && message.ack.is_some() {
                     // Without an acknowledgement the broker keeps it for the next start.
                     tracing::info!(
                         topic = message.topic,
                         "a message is left with the broker: the daemon stops"
                     );
-                } else if loading && room && !self.is_stopping() {
+                } else if cancels && self.has_room() {
                     self.held.push_back(message);
                 } else {
                     self.receive(&message);
@@ -424,7 +434,16 @@ impl Frontend {
     /// Validate, accept, acknowledge; answers come later.
     fn receive(&mut self, message: &Incoming) {
         let verdict = match self.desk.receive(message, Instant::now()) {
-            Verdict::Submit(prepared) => self.submit(*prepared),
+            Verdict::Submit(prepared) => match self.submit(*prepared) {
+                Ok(verdict) => verdict,
+                Err(prepared_and_fault) => {
+                    let (prepared, fault) = *prepared_and_fault;
+                    if self.is_to_be_held(&fault) {
+                        return self.held.push_back(message.clone());
+                    }
+                    self.desk.refused(&prepared, fault)
+                }
+            },
             Verdict::Cancel(key) => {
                 self.cancel(&key);
                 Verdict::Done
@@ -438,7 +457,7 @@ impl Frontend {
 
     /// Hands a request to the worker, which begins while the spool makes it safe: what comes of it is not heard of
     /// before it is.
-    fn submit(&mut self, mut prepared: Prepared) -> Verdict {
+    fn submit(&mut self, mut prepared: Prepared) -> Result<Verdict, Box<(Prepared, Fault)>> {
         let workers = &self.context.workers;
         prepared.request.deadline = workers.deadline(&prepared.request);
         match workers.submit(prepared.request.clone()) {
@@ -447,10 +466,22 @@ impl Frontend {
                 if self.desk.accept(prepared) {
                     tokio::spawn(forward(key, stream, self.events.clone()));
                 }
-                Verdict::Later
+                Ok(Verdict::Later)
             }
-            Err(fault) => self.desk.refused(&prepared, fault),
+            Err(fault) => Err(Box::new((prepared, fault))),
         }
+    }
+
+    /// Whether a request waits here: the configured model is not there yet, and takes none before it is.
+    fn is_to_be_held(&self, fault: &Fault) -> bool {
+        fault.code == FaultCode::ModelUnavailable
+            && is_starting(&self.context.workers.status().state)
+            && self.has_room()
+            && !self.is_stopping()
+    }
+
+    fn has_room(&self) -> bool {
+        self.held.len() < usize::from(self.config.mqtt.unacknowledged_max)
     }
 
     fn cancel(&self, key: &Key) {
@@ -471,9 +502,16 @@ impl Frontend {
                 // It stays in the spool.
                 return;
             }
-            self.submit(*prepared);
+            let mut pause = BACKLOG_PAUSE;
+            if let Err(refused) = self.submit(*prepared) {
+                let (prepared, fault) = *refused;
+                if fault.code == FaultCode::ModelUnavailable {
+                    pause = MODEL_PAUSE;
+                }
+                self.desk.refused(&prepared, fault);
+            }
             if self.desk.has_backlog() {
-                self.backlog_at = Instant::now() + BACKLOG_PAUSE;
+                self.backlog_at = self.backlog_at.max(Instant::now() + pause);
             }
         }
         if self.desk.take_read_failed() {

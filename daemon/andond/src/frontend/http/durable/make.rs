@@ -243,7 +243,8 @@ pub(in crate::frontend::http) async fn look_after(service: Arc<Service>) {
     let context = &service.context;
     let mut orders = context.spool.orders(Door::Http);
     let mut states = context.workers.states();
-    let serving = states.wait_for(|state| *state == WorkerState::Ready);
+    // From then on each waits for its own model.
+    let serving = states.wait_for(|state| *state != WorkerState::Loading);
     tokio::select! {
         _ = serving => {}
         () = context.stopping.cancelled() => return,

@@ -71,7 +71,7 @@ impl Desk {
         !self.backlog.is_empty() || !self.unread.is_empty()
     }
 
-    /// Fetches what waits in the spool: answers always, requests if the worker takes some.
+    /// Fetches what waits in the spool: answers always, requests if workers take some.
     pub(in crate::frontend::mqtt) fn fetch(&mut self, serving: bool, now: Instant) {
         for number in std::mem::take(&mut self.unread) {
             self.read_again(number);
@@ -218,11 +218,11 @@ impl Desk {
             }
             Err(refusal) => refusal,
             Ok(parsed) => {
-                tracing::info!(
+                tracing::debug!(
                     client = header.key.client,
                     id = header.key.id,
                     attempt = header.attempt,
-                    "a request of the spool is answered"
+                    "a request of the spool is handed to its model"
                 );
                 let mut request = parsed.request;
                 request.seed_unsaid = Some(header.seed);
