@@ -13,12 +13,15 @@ use tokio::sync::watch;
 pub use andon_policy::memory::{Held, Part, Refusal, Shortage};
 
 use crate::config::Config;
+use crate::config::hardware::HardwareConfig;
 
 /// Promises memory. See the module.
 #[derive(Debug)]
 pub struct Budget {
     state: Mutex<memory::Budget>,
     shortage: watch::Sender<Shortage>,
+    /// Where the system says what it has left; `None` if it is not asked.
+    system: Option<HardwareConfig>,
 }
 
 /// What the budget says of itself.
@@ -42,15 +45,20 @@ impl Budget {
         let all = andon_os::memory_bytes();
         let unified = crate::hardware::has_unified_memory(&config.hardware);
         let limits = Limits::new(all, memory.budget_bytes, memory.reserve_bytes, unified);
-        Budget::new(limits)
+        Budget::within(limits, Some(config.hardware.clone()))
     }
 
     /// A budget within limits, of which nothing is promised.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Budget> {
+        Budget::within(limits, None)
+    }
+
+    fn within(limits: Limits, system: Option<HardwareConfig>) -> Arc<Budget> {
         Arc::new(Budget {
             state: Mutex::new(memory::Budget::new(limits)),
             shortage: watch::Sender::new(Shortage::None),
+            system,
         })
     }
 
@@ -135,6 +143,15 @@ impl Budget {
     /// Whether a model that nobody asks is to go now, for want of memory at the last reading.
     pub(crate) fn take_idle(&self) -> bool {
         self.state().take_idle()
+    }
+
+    /// Asks the system what it has left by now; how short memory is is told by [`Budget::read`] only. Reads a few small files.
+    pub(crate) fn refresh(&self) {
+        if let Some(config) = &self.system {
+            let memory = crate::hardware::memory_of(config);
+            let resident_bytes = memory.resident_bytes.unwrap_or(0);
+            self.state().refresh(memory.left_bytes(), resident_bytes);
+        }
     }
 
     /// Takes in what the system says. Gives how short memory is if that changed.

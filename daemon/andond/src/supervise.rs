@@ -136,6 +136,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let budget = Budget::of(&config);
     // To the end.
     let _promised = promise(&config, &budget)?;
+    budget.refresh();
     let spool = Spool::open(&config.spool, Arc::clone(&telemetry))?;
     let packs = Packs::new(&config.cache);
     let draft = match config.speculation.draft_place() {

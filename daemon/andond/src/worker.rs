@@ -42,6 +42,7 @@ use tokio::sync::watch;
 
 use self::board::{Board, Job, Key, Phase};
 use self::corpora::Corpora;
+use self::job::Mailbox;
 use self::load::{Engine, LoadFailure};
 use self::pages::Pages;
 use self::prepare::Lane;
@@ -55,7 +56,8 @@ use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
-pub(crate) use life::{Around, Setup};
+pub(crate) use life::{Around, Handed, Setup};
+pub(crate) use load::AtFault;
 pub(crate) use machine::Machine;
 pub(crate) use trying::Proved;
 
@@ -71,7 +73,7 @@ pub use job::{
 /// Places beside `[engine] parallel-max` that only alarms may take, so that one starts at once.
 const PLACES_FOR_ALARMS: u32 = 1;
 /// An eighth of the queue and of the KV cache is kept for alarms.
-const SHARE_FOR_ALARMS: usize = 8;
+pub(crate) const SHARE_FOR_ALARMS: usize = 8;
 /// How often a stop is looked for while the model is not there.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Where the worker is in its life.
@@ -167,7 +169,7 @@ pub(crate) struct Shared {
     pages: OnceLock<Arc<Pages>>,
     /// Whether the model had a pack when that was last asked.
     packed: AtomicBool,
-    operator_at_fault: OnceLock<bool>,
+    failure: OnceLock<AtFault>,
     board: Mutex<Board>,
     changed: Condvar,
     /// Whether an alarm has become ready since the engine's thread last looked: a pass over another prompt then ends.
@@ -298,38 +300,43 @@ impl Shared {
 
     /// Counts and posts the terminal event of a job that is closed already.
     fn end(&self, job: &Job, event: JobEvent) {
-        match &event {
-            JobEvent::Done(done) => {
-                self.telemetry.outcome(job.origin, done.finish.name());
-                tracing::info!(
-                    origin = job.origin.name(),
-                    client = job.key.client,
-                    id = job.key.id,
-                    finish = done.finish.name(),
-                    prompt_tokens = done.usage.prompt_tokens,
-                    completion_tokens = done.usage.completion_tokens,
-                    first_token_us = done.timings.first_token_us,
-                    "answered"
-                );
-            }
-            JobEvent::Failed(fault) => {
-                self.telemetry.failed(job.origin, fault.code);
-                tracing::info!(
-                    origin = job.origin.name(),
-                    client = job.key.client,
-                    id = job.key.id,
-                    code = fault.code.name(),
-                    "not answered"
-                );
-            }
-            JobEvent::Accepted { .. }
-            | JobEvent::Started
-            | JobEvent::Chunk(_)
-            | JobEvent::ChoiceDone { .. }
-            | JobEvent::Vectors(_) => {}
-        }
-        job.mailbox.post(event);
+        end(&self.telemetry, job.origin, &job.key, &job.mailbox, event);
     }
+}
+
+/// Counts and posts the terminal event of a job that is closed already.
+fn end(telemetry: &Telemetry, origin: Origin, key: &Key, mailbox: &Mailbox, event: JobEvent) {
+    match &event {
+        JobEvent::Done(done) => {
+            telemetry.outcome(origin, done.finish.name());
+            tracing::info!(
+                origin = origin.name(),
+                client = key.client,
+                id = key.id,
+                finish = done.finish.name(),
+                prompt_tokens = done.usage.prompt_tokens,
+                completion_tokens = done.usage.completion_tokens,
+                first_token_us = done.timings.first_token_us,
+                "answered"
+            );
+        }
+        JobEvent::Failed(fault) => {
+            telemetry.failed(origin, fault.code);
+            tracing::info!(
+                origin = origin.name(),
+                client = key.client,
+                id = key.id,
+                code = fault.code.name(),
+                "not answered"
+            );
+        }
+        JobEvent::Accepted { .. }
+        | JobEvent::Started
+        | JobEvent::Chunk(_)
+        | JobEvent::ChoiceDone { .. }
+        | JobEvent::Vectors(_) => {}
+    }
+    mailbox.post(event);
 }
 
 impl WorkerHandle {
@@ -376,7 +383,7 @@ impl WorkerHandle {
             corpora: OnceLock::new(),
             pages: OnceLock::new(),
             packed: AtomicBool::new(false),
-            operator_at_fault: OnceLock::new(),
+            failure: OnceLock::new(),
             board: Mutex::new(board),
             changed: Condvar::new(),
             alarm_ready: AtomicBool::new(false),
@@ -395,6 +402,7 @@ impl WorkerHandle {
             .spawn(move || {
                 let _guard = AbortOnPanic;
                 serve(&worker);
+                worker.ends();
                 worker.no_load();
                 worker.ended.send_replace(true);
                 worker.around.tell();
@@ -405,17 +413,17 @@ impl WorkerHandle {
     /// Hands a request over. Never blocks.
     ///
     /// # Errors
-    /// The reason it is refused: a broken bound, a full queue, an id in flight, an unknown model or task, a
+    /// The reason it is refused: a full queue, an id in flight, an unknown model or task, a
     /// worker that is loading or stopping. What can only be known later (a prompt too long for the context,
     /// a deadline passed) arrives as [`JobEvent::Failed`].
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
         let telemetry = &self.shared.telemetry;
         telemetry.request(request.origin);
         let origin = request.origin;
-        match self.shared.admit(request) {
+        match self.shared.admit(Arc::new(request), None) {
             Ok(mailbox) => {
                 telemetry.accepted();
-                Ok(JobStream::new(mailbox, Arc::downgrade(&self.shared)))
+                Ok(JobStream::new(mailbox))
             }
             Err(fault) => {
                 telemetry.refused(origin, fault.code);
@@ -568,13 +576,10 @@ impl WorkerHandle {
         tasks.map_or_else(Vec::new, |tasks| tasks.names().map(str::to_owned).collect())
     }
 
-    /// Whether a [`WorkerState::Failed`] is the configuration's or the model file's fault.
-    pub fn operator_at_fault(&self) -> bool {
-        self.shared
-            .operator_at_fault
-            .get()
-            .copied()
-            .unwrap_or(false)
+    /// What is at fault for a [`WorkerState::Failed`].
+    pub(crate) fn failure(&self) -> AtFault {
+        let failure = self.shared.failure.get().copied();
+        failure.unwrap_or(AtFault::Machine)
     }
 }
 
@@ -741,7 +746,7 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
     loop {
         match registry::served(&shared.config, &shared.registry) {
             Ok(served) => return Ok(Some(served)),
-            Err(RegistryError::Unknown(name)) if !shared.around.asked => {
+            Err(RegistryError::Unknown(name)) if shared.around.needed || !shared.around.asked => {
                 let why = format!(
                     "no model {name} is kept here; `andonctl model add --name {name} FILE` adds it"
                 );
@@ -798,15 +803,15 @@ impl Shared {
     }
 
     fn failed(&self, failure: LoadFailure) {
-        self.operator_at_fault.get_or_init(|| failure.operator);
         let mut board = self.board();
+        // What was given up has not failed.
+        if matches!(board.phase, Phase::Stopping(_)) {
+            return;
+        }
+        self.failure.get_or_init(|| failure.fault);
         board.enter(Phase::Failed);
         self.state
             .send_replace(WorkerState::Failed(failure.message));
-        let mut turn = schedule::Turn::default();
-        turn.gather(self, &mut board, self.now_ms());
-        drop(board);
-        turn.tell(self);
     }
 
     /// The tasks, once the model is there that answers them.

@@ -11,6 +11,7 @@ mod hand;
 mod keep;
 mod names;
 mod room;
+mod route;
 mod swap;
 mod tend;
 
@@ -34,13 +35,15 @@ use crate::registry::{Registry, Use};
 use crate::request::{Input, Origin, Request};
 use crate::telemetry::Telemetry;
 use crate::worker::{
-    CorpusFacts, Erased, JobStream, Machine, ModelFacts, Status, WorkerHandle, WorkerState,
+    AtFault, CorpusFacts, Erased, Handed, JobStream, Machine, ModelFacts, Status, WorkerHandle,
+    WorkerState,
 };
 
 /// Words about models that took another's place which wait for whoever listens.
 const SWAPS_WAITING_MAX: usize = 16;
-/// For how long a model that could not be loaded is not tried again.
+/// For how long a model that could not be loaded is not tried again, and one for which there was no room.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
 
 /// The way to the workers; cheap to clone.
 #[derive(Debug, Clone)]
@@ -131,6 +134,8 @@ struct Inner {
     /// Becomes true when all workers' threads are done.
     ended: watch::Sender<bool>,
     swaps: broadcast::Sender<Swapped>,
+    /// What waits for nobody in particular. Nothing else is locked under it.
+    handed: Mutex<Vec<Handed>>,
     /// Held by whoever writes the file of names.
     writing: Mutex<()>,
     operator_at_fault: AtomicBool,
@@ -151,6 +156,8 @@ struct State {
     /// Models that could not be loaded, and when that was.
     failed: BTreeMap<Target, Failed>,
     probations: Vec<Probation>,
+    /// What is to be there from the start, until the configured model has its memory.
+    preload: Vec<String>,
     throttle: (Throttle, Option<Cause>),
     stopping: bool,
 }
@@ -160,8 +167,7 @@ struct State {
 struct Failed {
     at: Instant,
     why: String,
-    /// Whether its file or the configuration is at fault, so that no later try does better.
-    for_good: bool,
+    fault: AtFault,
 }
 
 /// A model that is loaded, or being loaded.
@@ -214,12 +220,21 @@ impl Member {
     fn is_unused(&self) -> bool {
         self.worker.state() == WorkerState::Ready && self.worker.is_idle()
     }
+
+    /// Whether it answers, and does batch work only.
+    fn is_patient(&self) -> bool {
+        self.worker.state() == WorkerState::Ready && self.worker.is_patient()
+    }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every critical section leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Vec<Handed>> {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now_ms(&self) -> u64 {
@@ -333,57 +348,6 @@ impl Inner {
         note(&self.default_target(state), Use::Served);
         self.registry.set_used(used);
     }
-
-    /// The model that a request is for.
-    fn name_of<'a>(&'a self, request: &'a Request) -> Option<&'a str> {
-        let by_task = || match &request.input {
-            Input::Task { name, .. } => self.config.task.get(name)?.model.as_deref(),
-            _ => None,
-        };
-        request.model.as_deref().or_else(by_task)
-    }
-
-    fn unknown(name: &str) -> Fault {
-        let shown: String = name.chars().take(128).collect();
-        let message = format!("the model {shown} is not served here");
-        Fault {
-            param: Some("model"),
-            ..Fault::new(FaultCode::UnknownModel, message)
-        }
-    }
-
-    /// Finds the worker for a request, loading its model if need be.
-    fn route(self: &Arc<Inner>, request: &Request) -> Result<(WorkerHandle, String), Fault> {
-        let default = self.default_name();
-        let name = self.name_of(request).unwrap_or(&default);
-        let mut state = self.state();
-        let Some(target) = self.target(&state, name) else {
-            drop(state);
-            // What is wrong with the rest goes first.
-            request.check(&self.config.limits)?;
-            return Err(Inner::unknown(name));
-        };
-        let has = |member: &Member| {
-            let Request { client, id, .. } = request;
-            member.worker.has(request.origin, client, id)
-        };
-        let others = state.members.iter().filter(|(other, _)| **other != target);
-        let mut elsewhere = others.map(|(_, member)| member).chain(&state.displaced);
-        if elsewhere.any(has) {
-            return Err(Fault {
-                param: Some("id"),
-                ..Fault::new(
-                    FaultCode::DuplicateId,
-                    "a request of this client and id is in flight",
-                )
-            });
-        }
-        if !state.members.contains_key(&target) {
-            request.check(&self.config.limits)?;
-        }
-        let worker = self.obtain(&mut state, &target)?;
-        Ok((worker, self.label(&target)))
-    }
 }
 
 impl Workers {
@@ -427,6 +391,7 @@ impl Workers {
             shown,
             ended,
             swaps,
+            handed: Mutex::default(),
             writing: Mutex::new(()),
             operator_at_fault: AtomicBool::new(false),
         });
@@ -447,15 +412,32 @@ impl Workers {
     /// Hands a request over. Never blocks.
     ///
     /// # Errors
-    /// As [`WorkerHandle::submit`], and where its model is unknown or cannot be loaded now.
+    /// A bound that is broken, as [`WorkerHandle::submit`], and where its model is unknown or cannot be loaded now.
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
-        let (worker, label) = self.inner.route(&request).inspect_err(|fault| {
-            let telemetry = &self.inner.telemetry;
-            telemetry.request(request.origin);
-            telemetry.refused(request.origin, fault.code);
-        })?;
+        let inner = &self.inner;
+        let origin = request.origin;
+        let refused = |fault: &Fault| {
+            inner.telemetry.request(origin);
+            inner.telemetry.refused(origin, fault.code);
+        };
+        // What is wrong with the request itself goes before what is with its model.
+        let checked = request.check(&inner.config.limits);
+        checked.inspect_err(refused)?;
+        let mut state = inner.state();
+        if inner.comes_soon(&state, &request) {
+            let parked = inner.park(&state, request);
+            inner.telemetry.request(origin);
+            match &parked {
+                Ok(_) => inner.telemetry.accepted(),
+                Err(fault) => inner.telemetry.refused(origin, fault.code),
+            }
+            return parked;
+        }
+        let (worker, label) = inner.route(&mut state, &request).inspect_err(refused)?;
+        // Under the lock, so that no worker is told to go that has just been chosen.
         let stream = worker.submit(request)?;
-        self.inner.telemetry.model_request(&label);
+        drop(state);
+        inner.telemetry.model_request(&label);
         Ok(stream)
     }
 
@@ -474,9 +456,12 @@ impl Workers {
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
     pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
         let workers = self.workers();
-        workers
-            .iter()
-            .any(|worker| worker.cancel(origin, client, id))
+        let mut workers = workers.iter();
+        workers.any(|worker| worker.cancel(origin, client, id)) || {
+            let handed = self.inner.handed();
+            let found = handed.iter().find(|handed| handed.is(origin, client, id));
+            found.inspect(|handed| handed.cancel()).is_some()
+        }
     }
 
     /// How the model is that answers to the configured name, and the load of all now.

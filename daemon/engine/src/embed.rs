@@ -99,6 +99,7 @@ pub struct Embedder {
     encode: Encode,
     context: usize,
     tokens_max: usize,
+    bytes: usize,
 }
 
 impl Embedder {
@@ -171,7 +172,22 @@ impl Embedder {
             encode,
             context,
             tokens_max,
+            bytes,
         })
+    }
+
+    /// Bytes of its scratch.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Most bytes of an encoding.
+    #[must_use]
+    pub fn encoding_bytes_max(&self) -> usize {
+        let token = self.dimensions().saturating_mul(size_of::<f32>());
+        let token = token.saturating_add(2 * size_of::<u32>());
+        self.tokens_max.saturating_mul(token)
     }
 
     /// The model.

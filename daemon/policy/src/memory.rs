@@ -26,6 +26,8 @@ pub const IDLE_STALL_PERMILLE: u16 = 400;
 pub const RELEASE_MS: u64 = 10_000;
 /// Most bytes that are kept of the machine's memory for others, unless that is configured.
 pub const RESERVE_BYTES_MAX: u64 = 512 << 20;
+/// Where nothing is kept for others: how much has to be missing for each further step.
+const STEP_BYTES: i64 = 32 << 20;
 /// Which share of the memory that is, if that is less.
 const RESERVE_SHARE: u64 = 16;
 
@@ -401,13 +403,24 @@ impl Budget {
         core::mem::take(&mut self.idle_due)
     }
 
-    /// How short memory is by the last reading: how much of what is kept for others is gone, in quarters.
+    /// Takes in what the system has left by now, between two readings; who is to give way does not change by it.
+    pub fn refresh(&mut self, left_bytes: Option<u64>, resident_bytes: u64) {
+        self.reading.left_bytes = left_bytes;
+        self.reading.resident_bytes = resident_bytes;
+        self.device_since = 0;
+    }
+
+    /// How short memory is by the last reading: how much of what is kept for others is gone, in quarters; where nothing is
+    /// kept for them, how much is missing, in steps of a fixed size.
     fn wanted(&self) -> Shortage {
-        let reserve = signed(self.limits.reserve_bytes);
+        let step = match self.limits.reserve_bytes {
+            0 => STEP_BYTES,
+            reserve => signed(reserve) / 4,
+        };
         let short = match self.spare() {
-            Some(spare) if spare < -(reserve / 4 * 3) => Shortage::Interactive,
-            Some(spare) if spare < -(reserve / 2) => Shortage::Batch,
-            Some(spare) if spare < -(reserve / 4) => Shortage::Idle,
+            Some(spare) if spare < -(step * 3) => Shortage::Interactive,
+            Some(spare) if spare < -(step * 2) => Shortage::Batch,
+            Some(spare) if spare < -step => Shortage::Idle,
             Some(spare) if spare < 0 => Shortage::Caches,
             _ => Shortage::None,
         };
@@ -472,6 +485,36 @@ mod tests {
         let limits = Limits::new(None, Some(4000), None, false);
         assert_eq!((limits.bytes_max, limits.reserve_bytes), (Some(4000), 0));
         assert_eq!(Limits::new(None, None, None, false), Limits::default());
+    }
+
+    #[test]
+    fn where_nothing_is_kept_for_others_work_gives_way_step_by_step_too() {
+        let mut budget = budget(1 << 40, 0, false);
+        budget
+            .require(Part::Weights, Held::Mapped, 1 << 30)
+            .expect("there is room");
+        let short = |missing: u64| {
+            let mut budget = budget;
+            budget.read(left((1 << 30) - missing, 0), 0);
+            budget.shortage()
+        };
+        assert_eq!(short(0), Shortage::None);
+        assert_eq!(short(1), Shortage::Caches);
+        assert_eq!(short(33 << 20), Shortage::Idle);
+        assert_eq!(short(65 << 20), Shortage::Batch);
+        assert_eq!(short(97 << 20), Shortage::Interactive);
+    }
+
+    #[test]
+    fn what_has_been_given_back_is_there_when_the_system_is_asked_anew() {
+        let mut budget = budget(1 << 20, 0, false);
+        budget.read(left(50, 100), 0);
+        budget
+            .reserve(Part::Weights, Held::Mapped, 60)
+            .expect_err("the other is not gone yet");
+        budget.refresh(Some(150), 0);
+        budget.reserve(Part::Weights, Held::Mapped, 60).expect("60");
+        assert_eq!(budget.shortage(), Shortage::None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -106,7 +107,12 @@ fn models_are_loaded_for_who_asks_and_answer_side_by_side() {
     good(&andonctl(&daemon, &["model", "load", "one"]));
     assert!(good(&andonctl(&daemon, &["model", "ls"])).contains("loaded"));
     assert_eq!(text(&daemon, Some("one")), one[0]);
-    // What is loaded by hand stays.
+    // What is loaded by hand stays, and is within the bound.
+    bad(
+        &andonctl(&daemon, &["model", "load", "two"]),
+        1,
+        "loaded-max",
+    );
     let reply = daemon
         .http()
         .post(
@@ -223,6 +229,40 @@ fn a_model_of_another_kind_takes_nobodys_place() {
     assert_eq!(text(&daemon, None), old);
 }
 
+#[test]
+fn for_an_alarm_a_model_makes_room_that_does_batch_work() {
+    let daemon = Daemon::builder()
+        .config("[models]\nloaded-max = 2\n")
+        .start()
+        .unwrap();
+    // The first takes its time.
+    for (name, idle_layer_count, context_tokens_max) in [("one", 30, 2048), ("two", 0, 512)] {
+        let model = TinyModel {
+            idle_layer_count,
+            context_tokens_max,
+            ..TinyModel::default()
+        };
+        let gguf = format!("{name}.gguf");
+        file(&daemon, &gguf, &model.bytes());
+        good(&andonctl(&daemon, &["model", "add", &gguf]));
+    }
+    let long = json!({
+        "prompt": "hello", "model": "one", "max_tokens": 1500, "ignore_eos": true, "stream": true, "priority": "batch",
+    });
+    let mut events = daemon.http().events("/v1/completions", &long).unwrap();
+    assert!(events.next().unwrap().is_ok());
+    let ask = |priority| {
+        let body =
+            json!({ "prompt": "hello", "model": "two", "max_tokens": 1, "priority": priority });
+        daemon.http().post("/v1/completions", &body).unwrap()
+    };
+    assert_eq!(ask("interactive").status, 429);
+    let reply = ask("alarm");
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    // What was taken is answered.
+    assert!(events.next().unwrap().is_ok());
+}
+
 /// Turns the bits of a few bytes in the middle of a model's weights, which leaves them numbers.
 fn damage(daemon: &Daemon, name: &str) {
     let path = daemon.folder().join(format!("models/{name}/{name}.gguf"));
@@ -251,11 +291,20 @@ fn a_damaged_model_takes_nobodys_place() {
         "self-test",
     );
     assert_eq!(text(&daemon, None), old);
-    bad(
-        &andonctl(&daemon, &["model", "swap", "one", "--unload-first"]),
-        1,
-        "self-test",
-    );
+    // Requests wait meanwhile for the one that is there in the end.
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let ask = || {
+            while !over.load(Ordering::Relaxed) {
+                assert_eq!(text(&daemon, None), old);
+            }
+        };
+        let asking: Vec<_> = (0..3).map(|_| scope.spawn(ask)).collect();
+        let swapped = andonctl(&daemon, &["model", "swap", "one", "--unload-first"]);
+        over.store(true, Ordering::Relaxed);
+        bad(&swapped, 1, "self-test");
+        asking.into_iter().for_each(|asking| asking.join().unwrap());
+    });
     eventually("the old one is there again", || ready(&daemon));
     assert_eq!(text(&daemon, None), old);
 

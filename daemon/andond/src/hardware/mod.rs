@@ -48,6 +48,12 @@ impl Readings {
     }
 }
 
+/// How much memory there is just now.
+#[must_use]
+pub fn memory_of(config: &HardwareConfig) -> Memory {
+    memory::Files::find(&config.sys_dir, &config.proc_dir).sample()
+}
+
 /// Whether the graphics processor has no memory but the machine's, as that of a Tegra, which the device tree tells.
 #[must_use]
 pub fn has_unified_memory(config: &HardwareConfig) -> bool {

@@ -13,15 +13,20 @@ use andon_policy::scheduler::{self, Arrival, Places};
 
 use super::board::{Job, Key, Phase, Stage, Waiting};
 use super::job::Mailbox;
+use super::life::Handed;
 use super::{ModelFacts, PLACES_FOR_ALARMS, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
 
 impl Shared {
-    /// Takes a request in, or says why not.
-    pub(super) fn admit(&self, request: Request) -> Result<Arc<Mailbox>, Fault> {
-        request.check(&self.config.limits)?;
+    /// Takes a request in whose values are within bounds, or says why not.
+    /// With `before` it is one that had no worker, or another.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        request: Arc<Request>,
+        before: Option<&Handed>,
+    ) -> Result<Arc<Mailbox>, Fault> {
         self.check_kind(&request.input)?;
         if usize::try_from(request.choices)
             .map_or(true, |count| count > self.config.engine.parallel_max)
@@ -32,7 +37,7 @@ impl Shared {
             );
             return Err(Fault::invalid("n", message));
         }
-        let submitted = Instant::now();
+        let submitted = before.map_or_else(Instant::now, |handed| handed.submitted);
         let (mut priority, mut deadline) = (None, None);
         if let Input::Task { name, .. } = &request.input {
             let Some(defaults) = self.tasks()?.defaults(name) else {
@@ -90,7 +95,8 @@ impl Shared {
             .scheduler
             .arrived(now_ms, &arrival)
             .map_err(|refusal| fault_of(&refusal))?;
-        let mailbox = Arc::new(Mailbox::default());
+        let mailbox = before.map_or_else(Arc::default, |handed| Arc::clone(&handed.mailbox));
+        mailbox.goes_to(self);
         let job = Arc::new(Job {
             key: key.clone(),
             ticket,
@@ -100,8 +106,12 @@ impl Shared {
             mailbox: Arc::clone(&mailbox),
         });
         board.open.insert(key, Arc::clone(&job));
-        let stage = Stage::Submitted(Box::new(request));
-        board.waiting.insert(ticket, Waiting { job, stage });
+        let waiting = Waiting {
+            job,
+            request,
+            stage: Stage::Submitted,
+        };
+        board.waiting.insert(ticket, waiting);
         drop(board);
         self.changed.notify_all();
         Ok(mailbox)

@@ -56,6 +56,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) job: Arc<Job>,
+    /// What it asks, for another worker if this one goes.
+    pub(super) request: Arc<Request>,
     pub(super) stage: Stage,
 }
 
@@ -63,7 +65,7 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) enum Stage {
     /// Submitted.
-    Submitted(Box<Request>),
+    Submitted,
     /// One of the threads that render has it.
     Rendering,
     /// Rendered and tokenized.
@@ -165,17 +167,16 @@ impl Board {
         &mut self,
         now_ms: u64,
         chosen: impl Fn(&Request) -> bool,
-    ) -> Option<(Arc<Job>, Request)> {
+    ) -> Option<(Arc<Job>, Arc<Request>)> {
         let waiting = &self.waiting;
-        let mine = |ticket: Ticket| match waiting.get(&ticket).map(|waiting| &waiting.stage) {
-            Some(Stage::Submitted(request)) => chosen(request),
-            _ => false,
+        let mine = |ticket: Ticket| {
+            waiting.get(&ticket).is_some_and(|waiting| {
+                matches!(waiting.stage, Stage::Submitted) && chosen(&waiting.request)
+            })
         };
         let ticket = self.scheduler.prepare_next(now_ms, mine)?;
         let waiting = self.waiting.get_mut(&ticket)?;
-        match std::mem::replace(&mut waiting.stage, Stage::Rendering) {
-            Stage::Submitted(request) => Some((Arc::clone(&waiting.job), *request)),
-            _ => None,
-        }
+        waiting.stage = Stage::Rendering;
+        Some((Arc::clone(&waiting.job), Arc::clone(&waiting.request)))
     }
 }

@@ -215,7 +215,7 @@ fn next(
                 over.push((running.job, expired("before all vectors were computed")));
             }
         }
-        for (ticket, Waiting { job, stage }) in turn.starts.drain(..) {
+        for (ticket, Waiting { job, stage, .. }) in turn.starts.drain(..) {
             if let Stage::Embedding(request) = stage {
                 job.mailbox.post(JobEvent::Started);
                 running.insert(ticket, Running::new(job, request));

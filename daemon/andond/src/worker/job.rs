@@ -167,6 +167,9 @@ struct Letters {
     unread_bytes: usize,
     chunk_count: usize,
     next_sequence: u32,
+    /// Whether it was said that the request is accepted, and whether it was read that the answer may have calls.
+    accepted_sent: bool,
+    calls_read: bool,
     terminal_sent: bool,
 }
 
@@ -177,9 +180,22 @@ pub(super) struct Mailbox {
     arrived: Notify,
     reader_gone: AtomicBool,
     cancelled: AtomicBool,
+    /// Who is to look when the reader goes.
+    worker: Mutex<Weak<Shared>>,
 }
 
 impl Mailbox {
+    /// From now on this worker has the job.
+    pub(super) fn goes_to(&self, worker: &Arc<Shared>) {
+        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(worker);
+    }
+
+    /// Whether a job that waits can still go to another worker: its reader does not know how this one's model calls
+    /// functions.
+    pub(super) fn may_go(&self) -> bool {
+        !self.lock().calls_read
+    }
+
     fn lock(&self) -> MutexGuard<'_, Letters> {
         // Every update below leaves the letters whole, so a poisoned lock still holds good ones.
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,6 +206,17 @@ impl Mailbox {
         let mut letters = self.lock();
         if letters.terminal_sent {
             return;
+        }
+        if let JobEvent::Accepted { .. } = event {
+            // Of a job that went from worker to worker the last has the word, and one word is enough.
+            let is_accepted = |event: &JobEvent| matches!(event, JobEvent::Accepted { .. });
+            if let Some(known) = letters.unread.iter_mut().find(|event| is_accepted(event)) {
+                *known = event;
+                return;
+            }
+            if std::mem::replace(&mut letters.accepted_sent, true) {
+                return;
+            }
         }
         letters.terminal_sent = event.is_terminal();
         letters.unread.push_back(event);
@@ -262,6 +289,7 @@ impl Mailbox {
             letters.unread_bytes = letters.unread_bytes.saturating_sub(bytes);
             letters.chunk_count = letters.chunk_count.saturating_sub(1);
         }
+        letters.calls_read |= matches!(event, JobEvent::Accepted { calls: Some(_), .. });
         Some(event)
     }
 }
@@ -279,15 +307,13 @@ fn logprob_bytes(token: &TokenLogprob) -> usize {
 #[derive(Debug)]
 pub struct JobStream {
     mailbox: Arc<Mailbox>,
-    worker: Weak<Shared>,
     ended: bool,
 }
 
 impl JobStream {
-    pub(super) fn new(mailbox: Arc<Mailbox>, worker: Weak<Shared>) -> JobStream {
+    pub(super) fn new(mailbox: Arc<Mailbox>) -> JobStream {
         JobStream {
             mailbox,
-            worker,
             ended: false,
         }
     }
@@ -320,7 +346,9 @@ impl Drop for JobStream {
             return;
         }
         self.mailbox.reader_gone.store(true, Ordering::Relaxed);
-        if let Some(worker) = self.worker.upgrade() {
+        let worker = self.mailbox.worker.lock();
+        let worker = worker.unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(worker) = worker {
             worker.wake();
         }
     }
@@ -331,7 +359,7 @@ mod tests {
     use super::*;
 
     fn stream(mailbox: &Arc<Mailbox>) -> JobStream {
-        JobStream::new(Arc::clone(mailbox), Weak::new())
+        JobStream::new(Arc::clone(mailbox))
     }
 
     fn failed() -> JobEvent {
@@ -410,6 +438,22 @@ mod tests {
         assert_eq!(stream.next().await, Some(JobEvent::Started));
         assert_eq!(stream.next().await, Some(failed()));
         assert_eq!(stream.next().await, None);
+        assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
+    fn it_is_said_once_that_a_request_is_accepted_by_whoever_has_it_last() {
+        let accepted = |prompt_tokens| JobEvent::Accepted {
+            prompt_tokens,
+            calls: None,
+        };
+        let mailbox = Arc::new(Mailbox::default());
+        let mut stream = stream(&mailbox);
+        mailbox.post(accepted(1));
+        mailbox.post(accepted(2));
+        assert_eq!(stream.try_next(), Some(accepted(2)));
+        assert!(mailbox.may_go());
+        mailbox.post(accepted(3));
         assert_eq!(stream.try_next(), None);
     }
 

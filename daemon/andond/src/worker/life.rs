@@ -6,19 +6,23 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use andon_engine::Executor;
+use andon_engine::embed::Embedder;
+use andon_policy::memory::Bound;
+use andon_wire::Priority;
 
-use super::board::{Board, Key, Phase};
+use super::board::{Board, Job, Key, Phase};
+use super::job::{JobEvent, JobStream, Mailbox};
 use super::load::LoadFailure;
 use super::machine::Machine;
-use super::memory::Memory;
-use super::schedule::Turn;
+use super::memory::{self, Memory};
+use super::schedule::{Turn, cancelled};
 use super::trying::Proved;
-use super::{Shared, WorkerHandle, WorkerState};
+use super::{Shared, WorkerHandle, WorkerState, end};
 use crate::config::Config;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultCode};
 use crate::memory::{Budget, Held, Part, Refusal, Reservation};
 use crate::registry::Registry;
-use crate::request::Origin;
+use crate::request::{Origin, Request};
 use crate::telemetry::Telemetry;
 
 /// What a worker is started with.
@@ -34,13 +38,89 @@ pub(crate) struct Setup {
 
 /// What is around a worker.
 pub(crate) struct Around {
-    /// Whether the model is loaded because somebody asks for it, and not as the daemon starts: requests may wait for it, it
-    /// is tried in full, and it is refused where there is no room.
+    /// Whether the model is loaded because somebody asks for it, and not as the daemon starts: requests may wait for it, and
+    /// it is tried in full.
     pub(crate) asked: bool,
+    /// Whether it answers to the configured name: others make room for it, it is not held to what the system has left just
+    /// now, and where it is not kept yet it is waited for.
+    pub(crate) needed: bool,
+    /// Gets those that waited for the worker when it ends, and the daemon does not.
+    pub(crate) hand_over: Box<dyn Fn(Vec<Handed>) + Send + Sync>,
     /// Told when the worker's state has changed.
     pub(crate) changed: Box<dyn Fn() + Send + Sync>,
     /// Has others make room, if there are some that may. Says whether it is worth trying again.
     pub(crate) make_room: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// A request without a worker, with the place to which its answer goes: what waited for one that ends, or is for one that is not
+/// there yet. It is to be taken over by a worker, or failed.
+#[derive(Debug)]
+#[must_use = "somebody waits for its end"]
+pub(crate) struct Handed {
+    pub(super) key: Key,
+    pub(super) submitted: Instant,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) request: Arc<Request>,
+}
+
+impl Handed {
+    /// One that just came, and what is read of it.
+    pub(crate) fn new(request: Request) -> (Handed, JobStream) {
+        let mailbox = Arc::new(Mailbox::default());
+        let handed = Handed {
+            key: Key::new(request.origin, &request.client, &request.id),
+            submitted: Instant::now(),
+            mailbox: Arc::clone(&mailbox),
+            request: Arc::new(request),
+        };
+        (handed, JobStream::new(mailbox))
+    }
+
+    /// One that waited.
+    pub(super) fn of(job: &Job, request: Arc<Request>) -> Handed {
+        Handed {
+            key: job.key.clone(),
+            submitted: job.submitted,
+            mailbox: Arc::clone(&job.mailbox),
+            request,
+        }
+    }
+
+    /// Whether it is this client's of this id.
+    pub(crate) fn is(&self, origin: Origin, client: &str, id: &str) -> bool {
+        self.key == Key::new(origin, client, id)
+    }
+
+    /// What it asks.
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Its client wants it no more.
+    pub(crate) fn cancel(&self) {
+        self.mailbox.cancel();
+    }
+
+    /// Tells that it has no answer.
+    pub(crate) fn fail(self, telemetry: &Telemetry, mut fault: Fault) {
+        // It was taken before: whoever keeps it tries again.
+        if fault.code == FaultCode::Busy {
+            fault.code = FaultCode::ModelUnavailable;
+        }
+        let fault = if self.mailbox.cancelled() {
+            cancelled()
+        } else {
+            fault
+        };
+        let event = JobEvent::Failed(fault);
+        end(
+            telemetry,
+            self.request.origin,
+            &self.key,
+            &self.mailbox,
+            event,
+        );
+    }
 }
 
 impl Around {
@@ -54,6 +134,7 @@ impl fmt::Debug for Around {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Around")
             .field("asked", &self.asked)
+            .field("needed", &self.needed)
             .finish_non_exhaustive()
     }
 }
@@ -68,39 +149,83 @@ impl Shared {
         self.promise(|| {
             let all = self.budget.left_in_all();
             let memory = Memory::of(&self.config, executor, tasks, all);
-            let promised = memory.promise(&self.budget, self.around.asked)?;
+            let (memory, promised) = memory.promise(&self.budget, self.around.needed)?;
             self.bytes.store(memory.bytes() as u64, Ordering::Relaxed);
             Ok((memory, promised))
         })
     }
 
-    /// Memory for weights alone, promised.
-    pub(super) fn promised_weights(&self, bytes: u64) -> Result<Reservation, LoadFailure> {
+    /// Memory for what an embedder takes, promised.
+    pub(super) fn promised_encoder(
+        &self,
+        embedder: &Embedder,
+    ) -> Result<Vec<Reservation>, LoadFailure> {
+        let weights = memory::weights(&self.config, embedder.model()) as u64;
+        // One of each class may wait half done for a more urgent one.
+        let encodings = embedder.encoding_bytes_max().saturating_mul(3);
+        let working = embedder.bytes().saturating_add(encodings) as u64;
         self.promise(|| {
-            let (part, held) = (Part::Weights, Held::Mapped);
-            let promised = if self.around.asked {
-                self.budget.reserve(part, held, bytes)?
-            } else {
-                self.budget.require(part, held, bytes)?
-            };
-            self.bytes.store(bytes, Ordering::Relaxed);
+            let parts = [
+                (Part::Weights, Held::Mapped, weights),
+                (Part::Working, Held::Private, working),
+            ];
+            let promised = parts.into_iter().map(|(part, held, bytes)| {
+                memory::promised(&self.budget, self.around.needed, part, held, bytes)
+            });
+            let promised = promised.collect::<Result<_, _>>()?;
+            self.bytes
+                .store(weights.saturating_add(working), Ordering::Relaxed);
             Ok(promised)
         })
     }
 
     /// Tries as long as others make room.
     fn promise<T>(&self, attempt: impl Fn() -> Result<T, Refusal>) -> Result<T, LoadFailure> {
+        let mut stale = true;
         loop {
-            match attempt() {
+            let refusal = match attempt() {
                 Ok(promised) => return Ok(promised),
-                Err(_) if self.around.asked && (self.around.make_room)() => {}
-                Err(refusal) => {
-                    return Err(LoadFailure::operator(&format!(
-                        "{refusal}; give andond more ([memory] budget-bytes), or the model less ([model] kv-tokens-max)"
-                    )));
-                }
+                Err(refusal) => refusal,
+            };
+            self.goes_on()?;
+            if (self.around.make_room)() {
+                stale = true;
+            } else if refusal.bound == Bound::System && stale {
+                // What has just gone is free since, and was not when the system was asked last.
+                self.budget.refresh();
+                stale = false;
+            } else {
+                let message = format!(
+                    "{refusal}; give andond more ([memory] budget-bytes), or the model less ([model] kv-tokens-max)"
+                );
+                return Err(if self.around.needed {
+                    // Nobody else has any of it.
+                    LoadFailure::operator(&message)
+                } else {
+                    LoadFailure::room(&message)
+                });
             }
         }
+    }
+
+    /// Between two steps of loading: whether somebody still wants the model.
+    pub(super) fn goes_on(&self) -> Result<(), LoadFailure> {
+        match self.board().phase {
+            Phase::Stopping(_) => Err(LoadFailure::machine(&"it was given up")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends what waits still when the worker does.
+    pub(super) fn ends(&self) {
+        let mut board = self.board();
+        if !matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {
+            board.enter(Phase::Stopping(Instant::now()));
+        }
+        let mut turn = Turn::default();
+        turn.gather(self, &mut board, self.now_ms());
+        drop(board);
+        turn.tell(self);
     }
 
     /// A pass has failed, and with it what took part in it.
@@ -177,6 +302,14 @@ impl WorkerHandle {
         Shared::stopping()
     }
 
+    /// Takes over what waited for another worker, or fails it.
+    pub(crate) fn take_over(&self, handed: Handed) {
+        let request = Arc::clone(&handed.request);
+        if let Err(fault) = self.shared.admit(request, Some(&handed)) {
+            handed.fail(&self.shared.telemetry, fault);
+        }
+    }
+
     /// Takes nothing new, answers what was taken, and ends. A model that is not there yet is given up.
     pub(crate) fn drain(&self) {
         let mut board = self.shared.board();
@@ -201,12 +334,13 @@ impl WorkerHandle {
         matches!(board.phase, Phase::Serving | Phase::Loading)
     }
 
-    /// While the model is being loaded, ends requests that wait for it and need not any more.
+    /// While the model is being loaded, or given up meanwhile, ends requests that wait for it and need not any more.
     pub(crate) fn tend(&self) {
         let shared = &self.shared;
         let mut board = shared.board();
         // Before the model is there, nothing gets ready; afterwards the thread that computes looks.
-        if board.phase != Phase::Loading || shared.model.get().is_some() {
+        let loads = matches!(board.phase, Phase::Loading | Phase::Stopping(_));
+        if !loads || shared.model.get().is_some() {
             return;
         }
         let mut turn = Turn::default();
@@ -214,6 +348,25 @@ impl WorkerHandle {
         shared.tell_load(&board);
         drop(board);
         turn.tell(shared);
+    }
+
+    /// Whether it does batch work only.
+    pub(crate) fn is_patient(&self) -> bool {
+        let board = self.shared.board();
+        let mut open = board.open.values();
+        open.all(|job| job.priority == Priority::Batch)
+    }
+
+    /// Whether an alarm waits for it, or is answered.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let board = self.shared.board();
+        let mut open = board.open.values();
+        open.any(|job| job.priority == Priority::Alarm)
+    }
+
+    /// How many requests it has that have no answer yet.
+    pub(crate) fn open(&self) -> usize {
+        self.shared.board().open.len()
     }
 
     /// Whether nothing is waiting or running.

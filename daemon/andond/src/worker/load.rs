@@ -54,26 +54,43 @@ pub(super) enum Engine {
     Embedder(Box<Embedder>),
 }
 
-/// Why a model is not served, and who can put it right.
+/// Why a model is not served, and what would put it right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LoadFailure {
     pub(super) message: String,
-    /// The file or the configuration is at fault: starting again will not help.
-    pub(super) operator: bool,
+    pub(super) fault: AtFault,
+}
+
+/// What is at fault where a model is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtFault {
+    /// The file or the configuration: starting again will not help.
+    Operator,
+    /// The machine, or the daemon itself.
+    Machine,
+    /// There is no room for it now.
+    Room,
 }
 
 impl LoadFailure {
     pub(super) fn operator(message: &impl ToString) -> LoadFailure {
         LoadFailure {
             message: message.to_string(),
-            operator: true,
+            fault: AtFault::Operator,
         }
     }
 
     pub(super) fn machine(message: &impl ToString) -> LoadFailure {
         LoadFailure {
             message: message.to_string(),
-            operator: false,
+            fault: AtFault::Machine,
+        }
+    }
+
+    pub(super) fn room(message: &impl ToString) -> LoadFailure {
+        LoadFailure {
+            message: message.to_string(),
+            fault: AtFault::Room,
         }
     }
 }
@@ -94,8 +111,10 @@ pub(super) fn isa(config: &Config) -> Result<Option<Isa>, String> {
 pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailure> {
     let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
+    shared.goes_on()?;
     let (model, proven) =
         open(config, served).map_err(|message| LoadFailure::operator(&message))?;
+    shared.goes_on()?;
     let mut unproven = left_to_prove(served, &model);
     let key = registry
         .packs()
@@ -157,6 +176,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         !shared.around.asked,
         &mut seat,
     )?;
+    shared.goes_on()?;
     // What pages are known by is computed.
     seat.take_waiting(Priority::Batch, || true);
     let pages = match generator.executor_mut() {
@@ -239,7 +259,6 @@ fn load_embedder(
     key: Option<Key>,
 ) -> Result<Loaded, LoadFailure> {
     let config = &*shared.config;
-    let promised = shared.promised_weights(model.info().file_bytes as u64)?;
     let options = EmbedderOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
@@ -247,6 +266,8 @@ fn load_embedder(
     };
     let mut embedder = Embedder::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
+    // Before anything of it is touched.
+    let promised = shared.promised_encoder(&embedder)?;
     let mut input = model.tokenizer().encode_prompt("Hello", Special::Plain);
     input.truncate(embedder.context_tokens_max());
     if input.is_empty() {
@@ -287,7 +308,7 @@ fn load_embedder(
         proven: Proven::No,
         unproven: Vec::new(),
         proved: Proved::default(),
-        promised: vec![promised],
+        promised,
     })
 }
 

@@ -1,16 +1,17 @@
 //! What the loaded models and what goes with them may take of the memory that there is for andond.
 //!
-//! Invariant: only a budget that is smaller than what the configured model cannot do without keeps it from being served.
-//! Earlier answers are kept of no more clients than fit beside it, and a draft gets what all that leaves. A model that somebody
-//! asks for is loaded only where the system has what it takes left, too.
+//! Invariant: only a budget that is smaller than what the configured model cannot do without keeps it from being served:
+//! others make room for it. Earlier answers are kept of no more clients than fit beside it, and a draft gets what all that
+//! leaves. Another model is loaded only where the system has what it takes left, too.
 
 use std::fmt;
 use std::sync::Arc;
 
-use andon_engine::Executor;
 use andon_engine::speculate::Corpus;
+use andon_engine::{Executor, Model, pack};
 
 use crate::config::Config;
+use crate::config::cache::PackWhen;
 use crate::memory::{Budget, Held, Part, Refusal, Reservation};
 
 /// Bytes, each the most that its part takes.
@@ -28,6 +29,8 @@ pub(super) struct Memory {
     answers: usize,
     /// Of how many clients or tasks those are.
     corpora_max: usize,
+    /// Of how many they would be, and how many tokens each.
+    wanted: (usize, usize),
 }
 
 impl Memory {
@@ -44,31 +47,29 @@ impl Memory {
             .saturating_mul(executor.kv_bytes_per_token());
         let memory = Memory {
             all: all.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-            weights: model.info().file_bytes,
+            weights: weights(config, model),
             activations: executor.bytes().saturating_sub(kv_cache),
             kv_cache,
             shapes: model.grammar_vocabulary_bytes(),
             answers: 0,
             corpora_max: 0,
+            wanted: (0, 0),
         };
         let speculation = &config.speculation;
-        let memory = memory.keeping(speculation.corpora(tasks), speculation.corpus_tokens_max);
-        tracing::info!(
-            all = memory.all,
-            weights = memory.weights,
-            activations = memory.activations,
-            kv_cache = memory.kv_cache,
-            shapes = memory.shapes,
-            earlier_answers = memory.answers,
-            "bytes of memory, at most"
-        );
-        memory
+        memory.wanting(speculation.corpora(tasks), speculation.corpus_tokens_max)
     }
 
-    /// With earlier answers of so many clients or tasks, or as many as fit, each of at most `tokens_max` tokens.
-    fn keeping(mut self, corpora: usize, tokens_max: usize) -> Memory {
+    /// To keep earlier answers of so many clients or tasks, each of at most `tokens_max` tokens.
+    fn wanting(mut self, corpora: usize, tokens_max: usize) -> Memory {
+        self.wanted = (corpora, tokens_max);
+        self
+    }
+
+    /// With earlier answers of as many clients or tasks as are wanted, or fit into `left` bytes.
+    fn keeping(mut self, left: Option<usize>) -> Memory {
+        let (corpora, tokens_max) = self.wanted;
         let bytes = Corpus::bytes_max(tokens_max).max(1);
-        let left = self.left().unwrap_or(usize::MAX);
+        let left = left.unwrap_or(usize::MAX);
         self.corpora_max = corpora.min(left / bytes);
         self.answers = self.corpora_max.saturating_mul(bytes);
         if self.corpora_max < corpora {
@@ -89,16 +90,16 @@ impl Memory {
         self.corpora_max
     }
 
-    /// Has all parts promised; of a model that somebody asks for only if the system has that left now.
+    /// Has all parts promised: earlier answers as far as there is room, the others in full.
     ///
     /// # Errors
     /// There is not so much.
     pub(super) fn promise(
-        &self,
+        self,
         budget: &Arc<Budget>,
-        asked: bool,
-    ) -> Result<Vec<Reservation>, Refusal> {
-        [
+        needed: bool,
+    ) -> Result<(Memory, Vec<Reservation>), Refusal> {
+        let parts = [
             (Part::Weights, Held::Mapped, self.weights),
             (
                 Part::Working,
@@ -106,17 +107,33 @@ impl Memory {
                 self.activations.saturating_add(self.kv_cache),
             ),
             (Part::Shapes, Held::Private, self.shapes),
-            (Part::Answers, Held::Private, self.answers),
-        ]
-        .into_iter()
-        .map(|(part, held, bytes)| {
-            if asked {
-                budget.reserve(part, held, bytes as u64)
-            } else {
-                budget.require(part, held, bytes as u64)
+        ];
+        let all = parts
+            .into_iter()
+            .map(|(part, held, bytes)| promised(budget, needed, part, held, bytes as u64));
+        let mut all = all.collect::<Result<Vec<_>, _>>()?;
+        let (memory, answers) = loop {
+            let left = budget.left();
+            let left = left.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+            let memory = self.clone().keeping(left);
+            // Somebody else may have taken of it since; of none there is always room.
+            match budget.reserve(Part::Answers, Held::Private, memory.answers as u64) {
+                Ok(answers) => break (memory, answers),
+                Err(refusal) if memory.answers == 0 => return Err(refusal),
+                Err(_) => {}
             }
-        })
-        .collect()
+        };
+        all.push(answers);
+        tracing::info!(
+            all = memory.all,
+            weights = memory.weights,
+            activations = memory.activations,
+            kv_cache = memory.kv_cache,
+            shapes = memory.shapes,
+            earlier_answers = memory.answers,
+            "bytes of memory, at most"
+        );
+        Ok((memory, all))
     }
 
     /// Bytes of all parts together.
@@ -143,6 +160,33 @@ impl Memory {
     }
 }
 
+/// Bytes of a model's weights: of its own file, or with a pack, which may be made while it is served.
+pub(super) fn weights(config: &Config, model: &Model) -> usize {
+    let more = match config.cache.pack {
+        PackWhen::Never => 0,
+        PackWhen::Added | PackWhen::Idle => pack::growth(model),
+    };
+    model.info().file_bytes.saturating_add(more)
+}
+
+/// Memory for a part, promised; whatever the system has left now for a model that is needed.
+///
+/// # Errors
+/// There is not so much.
+pub(super) fn promised(
+    budget: &Arc<Budget>,
+    needed: bool,
+    part: Part,
+    held: Held,
+    bytes: u64,
+) -> Result<Reservation, Refusal> {
+    if needed {
+        budget.require(part, held, bytes)
+    } else {
+        budget.reserve(part, held, bytes)
+    }
+}
+
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -164,7 +208,9 @@ mod tests {
     use super::super::draft;
     use super::Memory;
     use crate::config::speculation::{CorpusScope, SpeculationConfig};
+    use crate::memory::Budget;
     use andon_engine::speculate::Corpus;
+    use andon_policy::memory::{Limits, Reading};
 
     fn memory(all: Option<usize>) -> Memory {
         Memory {
@@ -175,13 +221,16 @@ mod tests {
             shapes: 3,
             answers: 0,
             corpora_max: 0,
+            wanted: (0, 0),
         }
     }
 
     #[test]
     fn what_earlier_answers_may_take_is_not_left_for_others() {
         let bytes = Corpus::bytes_max(256);
-        let full = memory(Some(123 + 5 * bytes + 7)).keeping(4, 256);
+        let full = memory(Some(123 + 5 * bytes + 7)).wanting(4, 256);
+        let left = full.left();
+        let full = full.keeping(left);
         assert_eq!((full.corpora_max, full.answers), (4, 4 * bytes));
         assert_eq!(full.left(), Some(bytes + 7));
         let says = full.to_string();
@@ -204,7 +253,7 @@ mod tests {
                 .unwrap_err()
                 .contains("draft-bytes-max")
         );
-        let unknown = memory(None).keeping(4, 256);
+        let unknown = memory(None).wanting(4, 256).keeping(None);
         assert_eq!((unknown.corpora_max, unknown.left()), (4, None));
     }
 
@@ -212,10 +261,34 @@ mod tests {
     fn earlier_answers_are_of_as_many_as_fit() {
         let bytes = Corpus::bytes_max(256);
         for (left, fit) in [(2 * bytes, 2), (2 * bytes - 1, 1), (0, 0)] {
-            let memory = memory(Some(123 + left)).keeping(4, 256);
+            let memory = memory(Some(123 + left)).wanting(4, 256).keeping(Some(left));
             assert_eq!((memory.corpora_max, memory.answers), (fit, fit * bytes));
         }
-        assert_eq!(memory(Some(50)).keeping(4, 256).left(), Some(0));
+        assert_eq!(
+            memory(Some(50)).wanting(4, 256).keeping(Some(0)).left(),
+            Some(0)
+        );
+    }
+
+    #[test]
+    fn a_model_is_not_refused_for_want_of_room_for_earlier_answers() {
+        let bytes = Corpus::bytes_max(256) as u64;
+        let budget = Budget::new(Limits {
+            bytes_max: Some(1 << 30),
+            ..Limits::default()
+        });
+        let reading = Reading {
+            left_bytes: Some(123 + 2 * bytes),
+            ..Reading::default()
+        };
+        budget.read(reading, 0);
+        let wanted = || memory(Some(1 << 30)).wanting(4, 256);
+        let (kept, promised) = wanted().promise(&budget, false).expect("two fit");
+        assert_eq!((kept.corpora_max(), promised.len()), (2, 4));
+        // The system has no more; the model that is needed is held to the budget only.
+        assert!(wanted().promise(&budget, false).is_err());
+        let (kept, _promised) = wanted().promise(&budget, true).expect("it is needed");
+        assert_eq!(kept.corpora_max(), 0);
     }
 
     #[test]

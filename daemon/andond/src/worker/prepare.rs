@@ -84,6 +84,7 @@ pub(super) fn run(
         let Some((job, request)) = next(shared, lane, &mut grammars) else {
             return;
         };
+        let request = Arc::unwrap_or_clone(request);
         // One that was handed over before the model was known.
         if let Err(fault) = shared.check_kind(&request.input) {
             put(shared, lane, &job, Err(fault), None);
@@ -144,7 +145,8 @@ fn put(
         (Ok(stage), Some((size, accepted)), Phase::Loading | Phase::Serving | Phase::Draining) => {
             offer(shared, &mut board, job, stage, size, accepted).err()
         }
-        (Ok(_), ..) => Some(shared.closed()),
+        // It is among those that wait, and goes their way.
+        (Ok(_), ..) => None,
     };
     if let Some(fault) = fault
         // Who is not there any more has been told.
@@ -231,7 +233,7 @@ fn embeddings(
     })
 }
 
-fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job>, Request)> {
+fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job>, Arc<Request>)> {
     let mut board = shared.board();
     loop {
         if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {

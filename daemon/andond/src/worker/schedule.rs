@@ -7,6 +7,7 @@ use andon_policy::scheduler::{Cancelled, Decision, Expiry, Ticket};
 
 use super::Shared;
 use super::board::{Board, Job, Phase, Waiting};
+use super::life::Handed;
 use crate::fault::{Fault, FaultCode};
 
 /// What is to be done before the next pass.
@@ -17,12 +18,17 @@ pub(super) struct Turn {
     pub(super) starts: Vec<(Ticket, Waiting)>,
     /// Those that waited and are over.
     over: Vec<(Arc<Job>, Fault)>,
+    /// Those that waited for this worker, and may be answered by another.
+    handed: Vec<Handed>,
 }
 
 impl Turn {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        self.decisions.is_empty() && self.starts.is_empty() && self.over.is_empty()
+        self.decisions.is_empty()
+            && self.starts.is_empty()
+            && self.over.is_empty()
+            && self.handed.is_empty()
     }
 
     /// Gathers what is to be done at this time.
@@ -30,8 +36,13 @@ impl Turn {
         self.decisions.clear();
         match board.phase {
             Phase::Stopping(_) | Phase::Failed => {
+                let fault = shared.closed();
                 for ticket in board.scheduler.clear(now_ms) {
-                    self.give_up(board, ticket, shared.closed());
+                    if fault.code == FaultCode::ModelUnavailable {
+                        self.hand_over(board, ticket, &fault);
+                    } else {
+                        self.give_up(board, ticket, fault.clone());
+                    }
                 }
             }
             Phase::Loading | Phase::Serving | Phase::Draining => {
@@ -76,8 +87,24 @@ impl Turn {
             .extend(waiting.map(|waiting| (waiting.job, fault)));
     }
 
-    /// Tells those that are over. Not under the board's lock.
+    fn hand_over(&mut self, board: &mut Board, ticket: Ticket, fault: &Fault) {
+        let Some(waiting) = board.waiting.remove(&ticket) else {
+            return;
+        };
+        let Waiting { job, request, .. } = waiting;
+        if job.mailbox.may_go() {
+            board.open.remove(&job.key);
+            self.handed.push(Handed::of(&job, request));
+        } else {
+            self.over.push((job, fault.clone()));
+        }
+    }
+
+    /// Tells those that are over, and hands over those that are not. Not under the board's lock.
     pub(super) fn tell(&mut self, shared: &Shared) {
+        if !self.handed.is_empty() {
+            (shared.around.hand_over)(std::mem::take(&mut self.handed));
+        }
         for (job, fault) in self.over.drain(..) {
             shared.fail(&job, fault);
         }

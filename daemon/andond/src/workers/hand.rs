@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use andon_wire::ModelStage;
 
 use super::names::Target;
+use super::room::Yields;
 use super::{Inner, Workers};
 use crate::registry::RegistryError;
 use crate::worker::{WorkerHandle, WorkerState};
@@ -39,7 +40,7 @@ impl Workers {
     pub fn load(&self, model: &str, progress: Progress<'_>) -> Result<(), RegistryError> {
         let inner = &self.inner;
         let target = inner.kept(model)?;
-        let stay = inner.hold(&target)?;
+        let stay = inner.hold(&target, false)?;
         inner.ready(&target, progress)?;
         if let Some(member) = inner.state().members.get_mut(&target) {
             member.pinned = true;
@@ -51,7 +52,7 @@ impl Workers {
     /// Unloads a model once it has answered what it has taken. Blocks until it is gone. Says whether it was loaded.
     ///
     /// # Errors
-    /// If it answers to the configured name.
+    /// If it answers to the configured name, or is asked for before it is gone.
     pub fn unload(&self, model: &str, progress: Progress<'_>) -> Result<bool, RegistryError> {
         let inner = &self.inner;
         let target = Target::Kept(model.to_owned());
@@ -79,6 +80,11 @@ impl Workers {
         }
         inner.nudge();
         inner.gone(&target, progress);
+        if inner.state().members.contains_key(&target) {
+            return Err(RegistryError::Conflict(format!(
+                "{model} was asked for meanwhile and stays until nobody does"
+            )));
+        }
         Ok(true)
     }
 
@@ -129,8 +135,13 @@ impl Inner {
         Ok(Target::Kept(stored.name))
     }
 
-    /// Holds a model in memory, beginning to load it if need be.
-    pub(super) fn hold(self: &Arc<Inner>, target: &Target) -> Result<Stay<'_>, RegistryError> {
+    /// Holds a model in memory, beginning to load it if need be. With `beside` that is one more for a while where none may go:
+    /// the one whose place it takes has to be there meanwhile, and memory is what counts.
+    pub(super) fn hold(
+        self: &Arc<Inner>,
+        target: &Target,
+        beside: bool,
+    ) -> Result<Stay<'_>, RegistryError> {
         let mut seen = *self.changes();
         loop {
             let mut state = self.state();
@@ -148,9 +159,14 @@ impl Inner {
                 Some(member) if lacks && member.worker.state() == WorkerState::Loading => false,
                 None => {
                     let loaded = state.members.values().filter(|member| !member.leaving);
-                    if loaded.count() >= self.config.models.loaded_max {
-                        // Where none may go there is one more for a while: memory is what counts.
-                        self.evict(&mut state, target);
+                    let most = self.config.models.loaded_max;
+                    if loaded.count() >= most
+                        && !self.evict(&mut state, target, Yields::Idle)
+                        && !beside
+                    {
+                        return Err(RegistryError::Conflict(format!(
+                            "{most} models are loaded, the most at once ([models] loaded-max), and none of them may go"
+                        )));
                     }
                     let loaded = self.load(&mut state, target, true);
                     loaded.map_err(|error| RegistryError::Io("a thread".into(), "start", error))?;

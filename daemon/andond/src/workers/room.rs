@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use andon_policy::residency::{Candidate, Heat, least};
 
 use super::names::{Names, Target};
-use super::{Inner, Member, Probation, State, Swapped, TRY_AGAIN};
+use super::{Failed, Inner, Member, Probation, ROOM_AGAIN, State, Swapped, TRY_AGAIN};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::worker::{Around, Setup, WorkerHandle};
+use crate::worker::{Around, AtFault, Setup, WorkerHandle, WorkerState};
 
 impl Inner {
     /// Starts what is to be there from the start.
@@ -58,17 +58,7 @@ impl Inner {
             state.unwritten = None;
         }
         self.load(&mut state, &target, false)?;
-        let preload = &self.config.models.preload;
-        for name in preload {
-            let target = Target::Kept(name.clone());
-            if state.members.contains_key(&target) {
-                continue;
-            }
-            match self.load(&mut state, &target, true) {
-                Ok(member) => member.pinned = true,
-                Err(error) => tracing::error!(name, %error, "the model is not loaded"),
-            }
-        }
+        state.preload.clone_from(&self.config.models.preload);
         self.note_used(&state);
         drop(state);
         told.into_iter().for_each(|swapped| self.announce(swapped));
@@ -82,6 +72,29 @@ impl Inner {
                 probation.counted = true;
                 if state.names.count_start(&probation.name) {
                     state.unwritten = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Loads what is to be there from the start, once the configured model has its memory: the others get what that leaves.
+    pub(super) fn preload(self: &Arc<Inner>, state: &mut State) {
+        let settled = self.default_member(state).is_none_or(|member| {
+            member.worker.bytes() > 0 || member.worker.state() != WorkerState::Loading
+        });
+        if !settled {
+            return;
+        }
+        for name in std::mem::take(&mut state.preload) {
+            let target = Target::Kept(name);
+            if let Some(member) = state.members.get_mut(&target) {
+                member.pinned = true;
+                continue;
+            }
+            match self.load(state, &target, true) {
+                Ok(member) => member.pinned = true,
+                Err(error) => {
+                    tracing::error!(model = self.label(&target), %error, "the model is not loaded");
                 }
             }
         }
@@ -184,7 +197,8 @@ impl Inner {
         Arc::new(config)
     }
 
-    /// Starts a worker. With `asked` for somebody who waits for it, else as the daemon starts.
+    /// Starts a worker. With `asked` for somebody who waits for it, else as the daemon starts. That of the configured name is
+    /// needed.
     pub(super) fn load<'a>(
         self: &Arc<Inner>,
         state: &'a mut State,
@@ -192,17 +206,32 @@ impl Inner {
         asked: bool,
     ) -> std::io::Result<&'a mut Member> {
         let default = self.is_default(state, target);
+        // What is only about to answer to the configured name has to fit beside what others have.
+        let named = state.names.get(&self.default_name());
+        let needed =
+            named.map_or_else(|| self.configured(), |entry| entry.target.clone()) == *target;
         let changed: Weak<Inner> = Arc::downgrade(self);
-        let room = Weak::clone(&changed);
+        let (room, heirs) = (Weak::clone(&changed), Weak::clone(&changed));
         let own = target.clone();
         let around = Around {
             asked,
+            needed,
+            hand_over: Box::new(move |all| {
+                // The tending thread holds what is locked longer.
+                if let Some(inner) = heirs.upgrade() {
+                    inner.handed().extend(all);
+                    inner.nudge();
+                }
+            }),
             changed: Box::new(move || {
                 if let Some(inner) = changed.upgrade() {
                     inner.nudge();
                 }
             }),
-            make_room: Box::new(move || room.upgrade().is_some_and(|inner| inner.make_room(&own))),
+            make_room: Box::new(move || {
+                let inner = room.upgrade();
+                inner.is_some_and(|inner| inner.make_room(&own, needed))
+            }),
         };
         let worker = WorkerHandle::start(Setup {
             config: self.config_of(target, default),
@@ -278,11 +307,12 @@ impl Inner {
         Some(waited_for)
     }
 
-    /// The worker of a model, which is loaded if need be.
+    /// The worker of a model, which is loaded if need be. For an alarm one that does batch work makes room.
     pub(super) fn obtain(
         self: &Arc<Inner>,
         state: &mut State,
         target: &Target,
+        urgent: bool,
     ) -> Result<WorkerHandle, Fault> {
         let now_ms = self.now_ms();
         let unavailable = |message: String, after| {
@@ -311,11 +341,11 @@ impl Inner {
             return Err(Inner::unknown(&self.label(target)));
         }
         if let Some(failed) = state.failed.get(target)
-            && let Some(left) = TRY_AGAIN.checked_sub(failed.at.elapsed())
+            && let Some(left) = failed.pause().checked_sub(failed.at.elapsed())
         {
             let (label, why) = (self.label(target), &failed.why);
             let message = format!("the model {label} cannot be loaded: {why}");
-            return Err(if failed.for_good {
+            return Err(if failed.fault == AtFault::Operator {
                 // Whoever waits is told so, rather than wait for ever.
                 Fault::new(FaultCode::Internal, message)
             } else {
@@ -324,7 +354,8 @@ impl Inner {
         }
         let loaded = state.members.values().filter(|member| !member.leaving);
         let most = self.config.models.loaded_max;
-        if loaded.count() >= most && !self.evict(state, target) {
+        let yields = if urgent { Yields::Batch } else { Yields::Idle };
+        if loaded.count() >= most && !self.evict(state, target, yields) {
             let message =
                 format!("{most} models are loaded, the most at once, and all of them are in use");
             return Err(Fault::new(FaultCode::Busy, message).retry_after(second));
@@ -340,11 +371,22 @@ impl Inner {
         Ok(member.worker.clone())
     }
 
-    /// Has the model go that is worth least, if one may. Says whether one does.
-    pub(super) fn evict(&self, state: &mut State, except: &Target) -> bool {
+    /// Has the model go that is worth least, if one may, of those that yield most easily. Says whether one does.
+    pub(super) fn evict(&self, state: &mut State, except: &Target, yields: Yields) -> bool {
+        let all = [Yields::Idle, Yields::Batch, Yields::All];
+        let mut all = all.into_iter().filter(|&easily| easily <= yields);
+        all.any(|easily| self.evict_one(state, except, easily))
+    }
+
+    fn evict_one(&self, state: &mut State, except: &Target, yields: Yields) -> bool {
         let now_ms = self.now_ms();
         let may = state.members.iter().filter(|(target, member)| {
-            *target != except && self.may_go(state, target) && member.is_unused()
+            let goes = match yields {
+                Yields::Idle => self.may_go(state, target) && member.is_unused(),
+                Yields::Batch => self.may_go(state, target) && member.is_patient(),
+                Yields::All => self.default_target(state) != **target && !member.leaving,
+            };
+            goes && *target != except
         });
         let candidates = may.map(|(target, member)| {
             let candidate = Candidate {
@@ -373,20 +415,48 @@ impl Inner {
         }
     }
 
-    /// Has another model make room for one that is being loaded. Says whether it is worth trying again. Blocks for a moment.
-    fn make_room(&self, target: &Target) -> bool {
+    /// Has another model make room for one that is being loaded; for one that is needed any, for an alarm also one that does
+    /// batch work. Says whether it is worth trying again. Blocks for a moment.
+    fn make_room(&self, target: &Target, needed: bool) -> bool {
         let seen = *self.changes();
         let mut state = self.state();
-        if state.stopping {
+        let own = state.members.get(target);
+        if state.stopping || own.is_none_or(|own| own.leaving) {
             return false;
         }
-        let goes = state.members.values().any(|member| member.leaving);
-        let goes = goes || !state.displaced.is_empty();
-        let goes = goes || self.evict(&mut state, target);
+        let yields = match own.is_some_and(|own| own.worker.is_urgent()) {
+            _ if needed => Yields::All,
+            true => Yields::Batch,
+            false => Yields::Idle,
+        };
+        let mut others = state.members.iter().filter(|(other, _)| *other != target);
+        let goes = others.any(|(_, member)| member.leaving) || !state.displaced.is_empty();
+        let goes = goes || self.evict(&mut state, target, yields);
         drop(state);
         if goes {
             self.wait(seen, Duration::from_millis(100));
         }
         goes
+    }
+}
+
+/// Which models make room for another, those before included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(super) enum Yields {
+    /// Those that nobody asks just now.
+    Idle,
+    /// Those that do batch work only, once they have answered what they have taken.
+    Batch,
+    /// All but the one that answers to the configured name.
+    All,
+}
+
+impl Failed {
+    /// For how long the model is not tried again.
+    fn pause(&self) -> Duration {
+        match self.fault {
+            AtFault::Operator | AtFault::Machine => TRY_AGAIN,
+            AtFault::Room => ROOM_AGAIN,
+        }
     }
 }

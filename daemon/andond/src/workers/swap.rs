@@ -31,6 +31,8 @@ impl Claim<'_> {
         if let Some(coming) = state.coming.get_mut(self.name) {
             coming.awaited = true;
         }
+        // It is tried whatever became of it before.
+        state.failed.remove(self.target);
         self.inner.let_unnamed_go(&mut state, &former);
         self.inner.note_used(&state);
     }
@@ -88,7 +90,7 @@ impl Workers {
         if unload_first {
             claim.unload_first();
         }
-        let stay = inner.hold(&target)?;
+        let stay = inner.hold(&target, true)?;
         let worker = inner.ready(&target, progress)?;
         let failures = inner.fit(&worker, embeds)?;
         let swapped = inner.commit(name, &target, failures)?;
@@ -125,7 +127,7 @@ impl Workers {
             return Err(RegistryError::Unknown(inner.label(&former)));
         }
         let claim = inner.claim(name, &former)?;
-        let stay = inner.hold(&former)?;
+        let stay = inner.hold(&former, true)?;
         inner.ready(&former, progress)?;
         let own = inner.own(name);
         let (mut state, from) = inner.change_names(|names| {

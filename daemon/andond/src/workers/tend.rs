@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::names::{Entry, Target};
+use super::room::Yields;
 use super::{Failed, Inner, Probation, State, Swapped};
-use crate::worker::WorkerState;
+use crate::worker::{AtFault, WorkerHandle, WorkerState};
 
 /// How often requests are looked at that wait for a model.
 const TEND_EVERY: Duration = Duration::from_millis(100);
@@ -41,32 +42,39 @@ impl Inner {
     /// Does what is due. Gives for how long nothing else is; `None` when all is over.
     fn look(self: &Arc<Inner>) -> Option<Duration> {
         let mut state = self.state();
+        // Before it is seen what became of those that they waited for.
+        let handed = std::mem::take(&mut *self.handed());
         self.note_changes(&mut state);
         if !state.stopping {
             self.unload_idle(&mut state);
             if self.budget.take_idle() {
                 let default = self.default_target(&state);
-                self.evict(&mut state, &default);
+                self.evict(&mut state, &default, Yields::Idle);
             }
             self.have_default(&mut state);
             self.have_plain(&mut state);
+            self.preload(&mut state);
         }
         let mut pause = LOOK_EVERY;
-        for member in state.members.values() {
-            if member.worker.state() == WorkerState::Loading {
-                member.worker.tend();
+        for member in state.all() {
+            member.worker.tend();
+            let state = member.worker.state();
+            if matches!(state, WorkerState::Loading | WorkerState::Stopping) {
                 pause = TEND_EVERY;
             }
         }
-        let over = state.stopping && state.all().all(|member| member.worker.has_ended());
-        if over {
-            return None;
-        }
         if state.stopping {
-            return Some(pause);
+            for handed in handed.into_iter().chain(self.handed().drain(..)) {
+                handed.fail(&self.telemetry, WorkerHandle::stopping());
+            }
+            let over = state.all().all(|member| member.worker.has_ended());
+            return (!over).then_some(pause);
         }
         let told = self.judge(&mut state);
         self.write_due(&mut state);
+        if self.place(&mut state, handed) {
+            pause = TEND_EVERY;
+        }
         drop(state);
         for swapped in told {
             self.announce(swapped);
@@ -100,7 +108,7 @@ impl Inner {
             // Else what takes its place is seen instead.
             if !self.falls_back(state, &now) {
                 if let WorkerState::Failed(_) = now {
-                    let operator = member.worker.operator_at_fault();
+                    let operator = member.worker.failure() == AtFault::Operator;
                     self.operator_at_fault.store(operator, Ordering::Relaxed);
                 }
                 self.show(now);
@@ -125,7 +133,7 @@ impl Inner {
                     let failed = Failed {
                         at: Instant::now(),
                         why,
-                        for_good: member.worker.operator_at_fault(),
+                        fault: member.worker.failure(),
                     };
                     state.failed.insert(target, failed);
                 }
@@ -148,7 +156,7 @@ impl Inner {
 
     /// Whether the model that answered to the configured name before takes the place of the one that is in this state: where
     /// that cannot be loaded, and on probation where it breaks. One that is about to take the name leaves it as it was.
-    fn falls_back(&self, state: &State, now: &WorkerState) -> bool {
+    pub(super) fn falls_back(&self, state: &State, now: &WorkerState) -> bool {
         let name = self.default_name();
         let coming = state.coming.get(&name);
         if coming.is_some_and(|coming| coming.awaited) {

@@ -33,6 +33,19 @@ pub use key::Key;
 pub use open::Pack;
 pub use write::Progress;
 
+use crate::Model;
+
+/// How many bytes more a model's matrices take in a pack than in its own files.
+#[must_use]
+pub fn growth(model: &Model) -> usize {
+    let more = model.matrices().iter().map(|matrix| {
+        let packed =
+            andon_kernels::pack::bytes(matrix.format, matrix.row_count, matrix.row_elements);
+        packed.unwrap_or(0).saturating_sub(matrix.range.len())
+    });
+    more.fold(0, usize::saturating_add)
+}
+
 /// Version of the file's format, the layout of matrices aside.
 pub const VERSION: u32 = 1;
 
