@@ -116,7 +116,7 @@ impl Campaign {
         };
         timed();
         let (_, before) = timed();
-        let held = Vitals::of(daemon.pid()).unwrap();
+        let held = settled(daemon, None);
         let open_before = open(daemon.pid());
         let began = Instant::now();
         let peak = AtomicU64::new(held.anonymous);
@@ -135,13 +135,13 @@ impl Campaign {
             // Also where something fails.
             let _over = Over(&over);
             hostile(daemon, 0..self.count / 2);
-            half = settled(daemon, &held);
+            half = settled(daemon, Some(&held));
             hostile(daemon, self.count / 2..self.count);
         });
         let took = began.elapsed();
         assert!(daemon.is_running(), "{}", daemon.log());
         let (first, after) = timed();
-        let holds = settled(daemon, &held);
+        let holds = settled(daemon, Some(&held));
         let promised = promised(daemon);
         let peak = peak.into_inner();
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -216,19 +216,25 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What the daemon holds once it has closed what was left open: of a few looks the least, since memory comes and goes.
-fn settled(daemon: &Daemon, before: &Vitals) -> Vitals {
+/// What the daemon holds once it has closed what was left open, by what it held before: of a few looks the least, since
+/// connections and memory come and go.
+fn settled(daemon: &Daemon, before: Option<&Vitals>) -> Vitals {
     let look = || {
         thread::sleep(Duration::from_millis(50));
         Vitals::of(daemon.pid()).unwrap()
     };
     let began = Instant::now();
     let mut now = look();
-    while now.descriptors > before.descriptors && began.elapsed() < SETTLE_MAX {
+    while before.is_some_and(|before| now.descriptors > before.descriptors)
+        && began.elapsed() < SETTLE_MAX
+    {
         now = look();
     }
-    let anonymous = (0..10).map(|_| look().anonymous).min();
-    now.anonymous = now.anonymous.min(anonymous.unwrap_or(now.anonymous));
+    for _ in 0..10 {
+        let again = look();
+        now.anonymous = now.anonymous.min(again.anonymous);
+        now.descriptors = now.descriptors.min(again.descriptors);
+    }
     now
 }
 

@@ -43,6 +43,13 @@ fn hostile_frames_leave_nothing_behind() {
         }
         began.elapsed()
     };
+    // What the daemon opens for the first model that is added, it keeps open.
+    let mut stream = connect(&socket);
+    stream.write_all(&hello(PROTOCOL_VERSION)).unwrap();
+    let (manifest, data) = sound();
+    stream.write_all(&add(&manifest, None, &data)).unwrap();
+    while next(&mut stream).as_deref() != Some("error Rejected") {}
+    drop(stream);
     let answers = Answers::default();
     campaign.run(
         "over the compact socket",
@@ -163,6 +170,7 @@ fn hostile(socket: &Path, draw: &mut Draw, answers: &Answers) {
     let mut bytes = hello(PROTOCOL_VERSION);
     // Whether the answers are read: most are left unread.
     let mut reads = draw.below(2) == 0;
+    let mut lingers = false;
     let random = |draw: &mut Draw, most: usize| -> Vec<u8> {
         (0..1 + draw.below(most))
             .map(|_| draw.number().to_le_bytes()[0])
@@ -209,25 +217,9 @@ fn hostile(socket: &Path, draw: &mut Draw, answers: &Answers) {
         }
         11 => {
             let (manifest, data) = manifest(draw);
-            let id = RequestId::new("add").unwrap();
-            let signatures = signatures(draw);
-            bytes.extend(match &signatures {
-                Some(signatures) => encoded(&ClientFrame::AddSigned(AddSigned {
-                    id: id.clone(),
-                    name: None,
-                    manifest: &manifest,
-                    signatures,
-                })),
-                None => encoded(&ClientFrame::AddModel(AddModel {
-                    id: id.clone(),
-                    name: None,
-                    manifest: &manifest,
-                })),
-            });
-            bytes.extend(encoded(&ClientFrame::ModelData(ModelData {
-                id,
-                bytes: Bytes(&data),
-            })));
+            bytes.extend(add(&manifest, signatures(draw).as_deref(), &data));
+            // Who hangs up at once is told nothing of what became of it.
+            (reads, lingers) = (true, true);
         }
         12 => {
             let deep;
@@ -257,6 +249,9 @@ fn hostile(socket: &Path, draw: &mut Draw, answers: &Answers) {
         }
     }
     drop(stream.write_all(&bytes));
+    if lingers {
+        thread::sleep(Duration::from_millis(30));
+    }
     if reads {
         drop(stream.shutdown(Shutdown::Write));
         let began = Instant::now();
@@ -271,23 +266,53 @@ fn hostile(socket: &Path, draw: &mut Draw, answers: &Answers) {
     }
 }
 
+/// The frames that add a model.
+fn add(manifest: &str, signatures: Option<&str>, data: &[u8]) -> Vec<u8> {
+    let id = RequestId::new("add").unwrap();
+    let mut bytes = encoded(&match signatures {
+        Some(signatures) => ClientFrame::AddSigned(AddSigned {
+            id: id.clone(),
+            name: None,
+            manifest,
+            signatures,
+        }),
+        None => ClientFrame::AddModel(AddModel {
+            id: id.clone(),
+            name: None,
+            manifest,
+        }),
+    });
+    bytes.extend(encoded(&ClientFrame::ModelData(ModelData {
+        id,
+        bytes: Bytes(data),
+    })));
+    bytes
+}
+
+/// The digest of `abc`.
+const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+fn member(path: &str, role: &str, bytes: u64, sha256: &str) -> String {
+    format!(r#"{{"path":"{path}","role":"{role}","bytes":{bytes},"sha256":"{sha256}"}}"#)
+}
+
+fn whole(format: u64, name: &str, members: &str) -> String {
+    format!(
+        r#"{{"format":{format},"name":"{name}","architecture":"llama","quantization":"F32","created-s":0,"members":{members}}}"#
+    )
+}
+
+/// A manifest that is right, and bytes that are those of its digest, and no model.
+fn sound() -> (String, Vec<u8>) {
+    let weights = member("m.gguf", "weights", 3, ABC);
+    (whole(2, "evil", &format!("[{weights}]")), b"abc".to_vec())
+}
+
 /// A manifest that is right but for something, and bytes that may be those of its one file.
 fn manifest(draw: &mut Draw) -> (String, Vec<u8>) {
-    /// The digest of `abc`.
-    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    let member = |path: &str, role: &str, bytes: u64, sha256: &str| {
-        format!(r#"{{"path":"{path}","role":"{role}","bytes":{bytes},"sha256":"{sha256}"}}"#)
-    };
-    let whole = |format: u64, name: &str, members: &str| {
-        format!(
-            r#"{{"format":{format},"name":"{name}","architecture":"llama","quantization":"F32","created-s":0,"members":{members}}}"#
-        )
-    };
     let weights = member("m.gguf", "weights", 3, ABC);
-    let sound = whole(2, "evil", &format!("[{weights}]"));
-    let mut data = b"abc".to_vec();
+    let (sound, mut data) = sound();
     let text = match draw.below(14) {
-        // Its bytes are those of the digest, and no model.
         0 => sound,
         // They are others, fewer, or more.
         1 => {
