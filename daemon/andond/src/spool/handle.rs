@@ -244,10 +244,10 @@ impl Spool {
         self.give(number, answer, fault, then, |state| !state.is_answered())
     }
 
-    /// Keeps why there is no answer, in place of one that nobody has read. False if the record was dropped, or somebody has.
+    /// Keeps why there is no answer, in place of one that nobody has read, or that nobody can read any more. False if the
+    /// record was dropped.
     pub fn fail(&self, number: u64, answer: Bytes, fault: FaultCode, then: Then<()>) -> bool {
-        let unread = |state| state != State::Delivered;
-        self.give(number, answer, Some(fault.name()), then, unread)
+        self.give(number, answer, Some(fault.name()), then, |_| true)
     }
 
     fn give(
@@ -266,6 +266,7 @@ impl Spool {
             }
             header.state = State::Answered;
             header.answered = Some(now);
+            header.delivered = None;
             header.fault = fault.map(str::to_owned);
             header.answer_bytes = answer.len() as u64;
             true

@@ -335,10 +335,10 @@ fn of_those_that_may_end_the_daemon_one_runs_at_a_time() {
     failed.recv().expect("told").expect("kept");
     let kept = read(&spool, numbers[1]).expect("there");
     assert_eq!(kept.answer.as_deref(), Some(b"late".as_slice()));
-    spool.delivered(numbers[1]);
+    spool.forget(numbers[1]);
     let (then, _) = waiter();
     assert!(
         !spool.fail(numbers[1], Bytes::new(), FaultCode::Internal, then),
-        "it was read"
+        "it is gone"
     );
 }

@@ -160,6 +160,8 @@ impl Drop for Ended {
     fn drop(&mut self) {
         if let Some(service) = self.service.upgrade() {
             service.durable.end_of(self.number, &self.live);
+            // Whatever it has left undone, others may be tried.
+            service.context.spool.leave(self.number);
         }
     }
 }

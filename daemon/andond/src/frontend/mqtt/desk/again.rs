@@ -141,7 +141,13 @@ impl Desk {
                 reply.attempt = kept.header.attempt;
                 reply.again(kept.answer.as_deref().unwrap_or_default(), now)
             }
-            Ok(None) | Err(_) => Vec::new(),
+            Ok(None) => Vec::new(),
+            Err(fault) => {
+                if let Some(header) = self.spool.get(number) {
+                    self.end_unreadable(number, &header, &fault.message);
+                }
+                Vec::new()
+            }
         };
         if messages.is_empty() {
             let fault = Fault::new(

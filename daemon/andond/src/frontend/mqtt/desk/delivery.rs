@@ -14,7 +14,7 @@ use crate::frontend::mqtt::message::{AckToken, Outgoing, Properties};
 use crate::frontend::mqtt::outbox::{Late, Letter};
 use crate::frontend::mqtt::reply::{self, Format, ReplyTo};
 use crate::frontend::mqtt::request::Refusal;
-use crate::spool::record::Header;
+use crate::spool::record::{Header, State};
 use crate::workers::Swapped;
 
 impl Desk {
@@ -74,7 +74,7 @@ impl Desk {
             let then = Box::new(move |outcome| drop(notes.send(Note::Late(number, outcome))));
             let kept = ReplyTo::kept(std::slice::from_ref(&late.message));
             let header = self.spool.get(number);
-            match header {
+            match header.filter(|header| header.state == State::Answered) {
                 Some(header)
                     if self
                         .spool
@@ -82,7 +82,7 @@ impl Desk {
                 {
                     self.late.insert(number, (header.attempt, late));
                 }
-                // Dropped meanwhile.
+                // Dropped meanwhile, or delivered after all.
                 _ => self.acks.extend(late.acks),
             }
         }

@@ -709,6 +709,18 @@ fn a_record_that_cannot_be_read_ends_and_its_client_may_ask_again() {
     let (_, header) = desk.spool.find(&key).unwrap();
     assert_eq!(header.state, State::Delivered);
     assert_eq!(header.fault.as_deref(), Some("internal"));
+    let verdict = ask(&mut desk, "1", "hi");
+    accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    sent(&mut desk);
+    // An answer that was delivered, too.
+    assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Later));
+    let damaged = Fault::new(FaultCode::Internal, "damaged");
+    desk.note(
+        Note::Repeated(number, Box::new(Err(damaged))),
+        Instant::now(),
+    );
+    assert_eq!(sent(&mut desk)[0].1["error"]["code"], "unavailable");
     assert!(matches!(ask(&mut desk, "1", "hi"), Verdict::Submit(_)));
 }
 
