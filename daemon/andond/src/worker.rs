@@ -1,13 +1,14 @@
 //! The worker: the one owner of the engine, and the queue before it.
 //!
 //! Front ends hold a [`WorkerHandle`] and never block: [`WorkerHandle::submit`] either refuses at once or
-//! returns a [`JobStream`]. Behind it one thread renders and tokenizes, and one thread computes; both
+//! returns a [`JobStream`]. Behind it a few threads render and tokenize, and one computes; all
 //! look at the same bounded board.
 //!
 //! Invariant: every job that was submitted ends with exactly one terminal event, whatever happens to its
 //! client; nothing a client does or fails to do can stall another's job.
 
 mod admit;
+mod advance;
 mod board;
 mod calibrate;
 mod corpora;
@@ -40,6 +41,7 @@ use andon_engine::kv::disk::StoreError;
 use andon_policy::throttle::{Cause, Restraint, Throttle};
 use tokio::sync::watch;
 
+use self::advance::Advance;
 use self::board::{Board, Job, Key, Phase};
 use self::corpora::Corpora;
 use self::job::Mailbox;
@@ -76,6 +78,7 @@ const PLACES_FOR_ALARMS: u32 = 1;
 pub(crate) const SHARE_FOR_ALARMS: usize = 8;
 /// How often a stop is looked for while the model is not there.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Where the worker is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerState {
@@ -183,8 +186,8 @@ pub(crate) struct Shared {
     throttle: Mutex<(Throttle, Option<Cause>)>,
     /// Whether the KV cache is to give back what nobody holds of it.
     sheds: AtomicBool,
-    /// When what computes last advanced, in milliseconds since `epoch` plus one; 0 while there are none.
-    advanced_ms: AtomicU64,
+    /// How far the thread that computes is.
+    advance: Advance,
     seeds: RandomState,
     seed_count: AtomicU64,
 }
@@ -241,13 +244,19 @@ impl Shared {
         }
     }
 
+    /// The thread that computes has come a step further.
     fn progress(&self) {
-        self.advanced_ms
-            .store(self.now_ms().saturating_add(1), Ordering::Relaxed);
+        self.advance.step(self.now_ms());
     }
 
+    /// It waits for another model.
+    fn follow(&self) {
+        self.advance.follow(self.now_ms(), self.machine.taken());
+    }
+
+    /// It has nothing to do.
     fn idle(&self) {
-        self.advanced_ms.store(0, Ordering::Relaxed);
+        self.advance.rest();
     }
 
     /// A seed nobody asked for, different each time.
@@ -392,7 +401,7 @@ impl WorkerHandle {
             epoch: Instant::now(),
             throttle: Mutex::default(),
             sheds: AtomicBool::new(false),
-            advanced_ms: AtomicU64::new(0),
+            advance: Advance::default(),
             seeds: RandomState::new(),
             seed_count: AtomicU64::new(0),
         });
@@ -486,14 +495,9 @@ impl WorkerHandle {
         self.shared.wake();
     }
 
-    /// For how long what is running has made no progress, if that is longer than any pass takes.
+    /// For how long the thread that computes has made no progress, if that is longer than any pass takes.
     pub fn stalled(&self) -> Option<Duration> {
-        let advanced_ms = self
-            .shared
-            .advanced_ms
-            .load(Ordering::Relaxed)
-            .checked_sub(1)?;
-        let since = Duration::from_millis(self.shared.now_ms().saturating_sub(advanced_ms));
+        let since = self.shared.advance.since(self.shared.now_ms())?;
         (since > self.shared.config.gateway.stall()).then_some(since)
     }
 

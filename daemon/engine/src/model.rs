@@ -525,6 +525,19 @@ impl Model {
         compared
     }
 
+    /// Reads from the disk what running the model reads, until `goes_on` answers with false: its first pass then does not wait
+    /// for that.
+    pub fn read_ahead(&self, goes_on: &dyn Fn() -> bool) {
+        match self.pack() {
+            Some(pack) => pack.read_ahead(goes_on),
+            None => {
+                for map in self.files.maps() {
+                    map.read_ahead(goes_on);
+                }
+            }
+        }
+    }
+
     /// Asks the system to read ahead what running the model reads.
     pub(crate) fn will_need(&self) {
         match self.pack() {

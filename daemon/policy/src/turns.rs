@@ -79,6 +79,13 @@ impl Turns {
         self.wishes.len()
     }
 
+    /// How urgent the most urgent is of those that wait.
+    #[must_use]
+    pub fn most_urgent(&self) -> Option<Priority> {
+        let wishes = self.wishes.iter().map(|wish| wish.priority);
+        wishes.min_by_key(|&priority| rank(priority))
+    }
+
     /// Gives the turn to one of those that wait, if there is one.
     pub fn pass_on(&mut self) -> Option<SeatId> {
         let first = |wish: &Wish| {
@@ -181,7 +188,9 @@ mod tests {
         let mut order = Turns::new();
         order.wish(SeatId(1), Priority::Interactive);
         order.wish(SeatId(2), Priority::Batch);
+        assert_eq!(order.most_urgent(), Some(Priority::Interactive));
         order.wish(SeatId(2), Priority::Alarm);
+        assert_eq!(order.most_urgent(), Some(Priority::Alarm));
         assert_eq!(order.pass_on(), Some(SeatId(2)));
         assert_eq!(order.pass_on(), Some(SeatId(1)));
     }

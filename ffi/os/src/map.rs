@@ -10,6 +10,9 @@ use std::path::Path;
 
 use crate::fault::Guard;
 
+/// Bytes that are read ahead at a time.
+const AHEAD_BYTES: usize = 1 << 20;
+
 /// A file mapped read-only, shared with the page cache.
 ///
 /// The bytes are the file's as long as nobody writes to it: a model file must be replaced by renaming another over
@@ -97,6 +100,22 @@ impl Mapping {
     /// Asks the system to read the file ahead, all of it. Advice only: it may do otherwise.
     pub fn will_need(&self) {
         let _ = self.map.advise(Advice::WillNeed);
+    }
+
+    /// Reads the file from its beginning to its end, so that what is read of the map after that need not wait for the disk;
+    /// [`Mapping::will_need`] only begins with that. Ends early if `goes_on` says so, or something cannot be read.
+    pub fn read_ahead(&self, goes_on: &dyn Fn() -> bool) {
+        if self.file.is_none() {
+            return;
+        }
+        let mut buffer = vec![0; AHEAD_BYTES];
+        for start in (0..self.map.len()).step_by(AHEAD_BYTES) {
+            let (piece, _) = buffer.split_at_mut(AHEAD_BYTES.min(self.map.len() - start));
+            // Whoever reads the map finds out that it is damaged.
+            if !goes_on() || self.read_at(start, piece).is_err() {
+                return;
+            }
+        }
     }
 
     /// Gives the pages that were read back to the system: they do not count as this process's memory any more, and are

@@ -50,6 +50,25 @@ fn what_was_cut_off_reads_as_zeros_and_is_noticed() {
 }
 
 #[test]
+fn what_is_read_ahead_ends_where_it_is_told_to_and_where_the_file_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = file(folder.path(), 64);
+    let map = Mapping::open(&path).expect("a map");
+    let pieces = |most: usize| {
+        let asked = std::cell::Cell::new(0);
+        map.read_ahead(&|| asked.replace(asked.get() + 1) < most);
+        asked.get()
+    };
+    let all = pieces(usize::MAX);
+    assert!(all > 1);
+    assert_eq!(pieces(1), 2);
+    // What cannot be read is no reason to go on, and none to fail: whoever needs it finds that out.
+    truncate(&path, PIECE);
+    assert_eq!(pieces(usize::MAX), 1);
+    assert!(map.is_damaged());
+}
+
+#[test]
 fn several_threads_survive_together() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = file(folder.path(), 64);

@@ -11,11 +11,11 @@ use andon_engine::pack::Key;
 use andon_engine::speculate::DraftModel;
 use andon_engine::{Executor, ExecutorOptions, Model};
 
-use super::load::{find_pack, left_to_prove, open};
+use super::Shared;
+use super::load::{find_pack, left_to_prove};
 use super::memory::Memory;
-use crate::config::Config;
 use crate::memory::{Budget, Held, Part, Reservation};
-use crate::registry::{self, Proof, Registry, Served};
+use crate::registry::{self, Proof, Served};
 
 /// Most tokens of one of its passes: a piece of a prompt, or what several answers lack.
 const BATCH_TOKENS_MAX: usize = 128;
@@ -56,15 +56,15 @@ pub(super) struct Loaded {
 
 /// Loads the draft that the configuration names, for what `target` runs; `None` if it names none.
 pub(super) fn load(
-    config: &Config,
-    registry: &Registry,
+    shared: &Shared,
     target: &Executor,
     memory: &Memory,
 ) -> Option<(DraftFacts, Option<Loaded>)> {
+    let (config, registry) = (&*shared.config, &*shared.registry);
     let name = config.speculation.draft_name()?;
     let loaded = registry::served_draft(config, registry)
         .map_err(|error| error.to_string())
-        .and_then(|served| load_served(config, registry, &served, target, memory));
+        .and_then(|served| load_served(shared, &served, target, memory));
     let (state, loaded) = match loaded {
         Ok(loaded) => {
             tracing::info!(
@@ -117,16 +117,17 @@ pub(super) fn promised(
 }
 
 fn load_served(
-    config: &Config,
-    registry: &Registry,
+    shared: &Shared,
     served: &Served,
     target: &Executor,
     memory: &Memory,
 ) -> Result<Loaded, String> {
-    let (model, _) = open(config, served)?;
+    let (config, registry) = (&*shared.config, &*shared.registry);
+    let (model, proven) = shared.open(served)?;
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));
+    shared.read_ahead(&model, proven);
     let options = ExecutorOptions {
         batch_tokens_max: BATCH_TOKENS_MAX.min(config.engine.batch_tokens_max),
         kv_type: config.model.kv_type.into(),

@@ -237,11 +237,13 @@ fn next(
             if seat.take(priority) {
                 return Some(ticket);
             }
+            shared.follow();
             drop(board);
             seat.wait();
             continue;
         }
-        if running.is_empty() || board.scheduler.restraint() != Restraint::default() {
+        let rests = running.is_empty() || board.scheduler.restraint() != Restraint::default();
+        if rests {
             shared.idle();
         }
         if running.is_empty() && board.is_over() {
@@ -251,6 +253,10 @@ fn next(
         seat.release();
         let wait = board.wake_after(now_ms);
         drop(shared.wait(board, wait));
+        if rests {
+            // Whatever comes next is to come to its end.
+            shared.progress();
+        }
     }
 }
 

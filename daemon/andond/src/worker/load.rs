@@ -1,5 +1,6 @@
 //! From a configuration to a generator that has proved itself.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -12,6 +13,7 @@ use andon_engine::{Executor, ExecutorOptions, Files, Isa, Model};
 use andon_wire::Priority;
 
 use super::admit::scheduling;
+use super::board::Phase;
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
 use super::pages::Pages;
@@ -112,8 +114,9 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
     shared.goes_on()?;
-    let (model, proven) =
-        open(config, served).map_err(|message| LoadFailure::operator(&message))?;
+    let (model, proven) = shared
+        .open(served)
+        .map_err(|message| LoadFailure::operator(&message))?;
     shared.goes_on()?;
     let mut unproven = left_to_prove(served, &model);
     let key = registry
@@ -121,9 +124,8 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         .and_then(|packs| find_pack(packs, served, &model));
     if model.info().pooling.is_some() {
         return Ok(Loaded {
-            proven,
             unproven,
-            ..load_embedder(shared, path, model, key)?
+            ..load_embedder(shared, path, (model, proven), key)?
         });
     }
     let options = ExecutorOptions {
@@ -162,6 +164,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     };
     // Before anything of it is touched.
     let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
+    shared.read_ahead(&model, proven);
     let mut generator = Generator::new(executor, options);
     let mut seat = shared.machine.seat();
     let known = served
@@ -191,7 +194,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         let pages = shared.budget.require(Part::Pages, Held::Private, bytes);
         promised.push(pages.map_err(|refusal| LoadFailure::operator(&refusal))?);
     }
-    let (draft, loaded) = draft::load(config, registry, executor, &memory).unzip();
+    let (draft, loaded) = draft::load(shared, executor, &memory).unzip();
     let (draft, loaded) = draft::promised(&shared.budget, draft, loaded.flatten(), &mut promised);
     let draft_model = loaded.map(|loaded| {
         generator.set_drafter(Box::new(loaded.draft), loaded.expected_cost);
@@ -214,15 +217,49 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     })
 }
 
-/// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
-pub(super) fn open(config: &Config, served: &Served) -> Result<(Arc<Model>, Proven), String> {
-    let files = Files::open(&served.path).map_err(|error| error.to_string())?;
-    let threads = config.engine.threads;
-    let threads = threads.unwrap_or_else(andon_os::available_threads);
-    let proven = served.proof.before_use(files.maps(), threads);
-    let proven = proven.map_err(|error| error.to_string())?;
-    let model = Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
-    Ok((Arc::new(model), proven))
+impl Shared {
+    /// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
+    pub(super) fn open(&self, served: &Served) -> Result<(Arc<Model>, Proven), String> {
+        let files = Files::open(&served.path).map_err(|error| error.to_string())?;
+        let proven = if self.around.asked {
+            aside(|| served.proof.before_use(files.maps(), 1))
+        } else {
+            let threads = self.config.engine.threads;
+            let threads = threads.unwrap_or_else(andon_os::available_threads);
+            served.proof.before_use(files.maps(), threads)
+        };
+        let proven = proven.map_err(|error| error.to_string())?;
+        let model =
+            Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
+        Ok((Arc::new(model), proven))
+    }
+
+    /// Before a model is tried while others answer: has it read from the disk. Its first pass reads all of it, and nobody
+    /// else computes during a pass.
+    pub(super) fn read_ahead(&self, model: &Model, proven: Proven) {
+        let is_read = matches!(proven, Proven::Compared { .. }) && model.pack().is_none();
+        if self.around.asked && !is_read {
+            aside(|| model.read_ahead(&|| self.board().phase == Phase::Loading));
+        }
+    }
+}
+
+/// Does what takes long on one thread that others have the processors before: those that answer, with other models, wait for
+/// each other in each pass.
+fn aside<T: Send>(work: impl Fn() -> T + Sync) -> T {
+    let aside = || {
+        if let Err(error) = andon_os::give_way() {
+            tracing::debug!(%error, "loading has the rank of an answer");
+        }
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("load".to_owned());
+        match thread.spawn_scoped(scope, aside) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => work(),
+        }
+    })
 }
 
 /// A model that is to be compared while it is served.
@@ -255,7 +292,7 @@ pub(super) fn find_pack(packs: &Packs, served: &Served, model: &Model) -> Option
 fn load_embedder(
     shared: &Shared,
     path: &Path,
-    model: Arc<Model>,
+    (model, proven): (Arc<Model>, Proven),
     key: Option<Key>,
 ) -> Result<Loaded, LoadFailure> {
     let config = &*shared.config;
@@ -274,6 +311,7 @@ fn load_embedder(
         // A vocabulary without these letters still has a first token.
         input.push(0);
     }
+    shared.read_ahead(&model, proven);
     let mut seat = shared.machine.seat();
     seat.take_waiting(Priority::Batch, || true);
     embedder
@@ -305,7 +343,7 @@ fn load_embedder(
         memory: None,
         draft_model: None,
         pages: Pages::none(config),
-        proven: Proven::No,
+        proven,
         unproven: Vec::new(),
         proved: Proved::default(),
         promised,

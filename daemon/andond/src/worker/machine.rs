@@ -6,10 +6,12 @@
 //! Invariant: at most one seat has the machine. One that waits for it is woken when it gets it and when an alarm comes, and
 //! looks at its own requests again every [`LOOK_AGAIN`], so that neither a deadline nor a client that goes away waits for
 //! another model.
+//!
+//! The machine notes when whoever has it began with a pass: those who wait for it hang if that one does, and not else.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_policy::turns::{SeatId, Turns};
 use andon_wire::Priority;
@@ -18,14 +20,17 @@ use andon_wire::Priority;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The machine, which one model computes on at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Machine {
     state: Mutex<State>,
     changed: Condvar,
-    /// How many wait.
-    waiting: AtomicUsize,
+    /// How urgent the most urgent is of those that wait, see [`urgency`]; [`NOBODY`] if none does.
+    wanted: AtomicU8,
     /// How many alarms have become ready.
     alarms: AtomicU64,
+    /// When whoever has it last took it, in milliseconds since `epoch`.
+    taken_ms: AtomicU64,
+    epoch: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +38,31 @@ struct State {
     turns: Turns,
     holder: Option<SeatId>,
     seats: u32,
+}
+
+/// More than any [`urgency`].
+const NOBODY: u8 = u8::MAX;
+
+/// Less is more urgent.
+const fn urgency(priority: Priority) -> u8 {
+    match priority {
+        Priority::Alarm => 0,
+        Priority::Interactive => 1,
+        Priority::Batch => 2,
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            wanted: AtomicU8::new(NOBODY),
+            alarms: AtomicU64::new(0),
+            taken_ms: AtomicU64::new(0),
+            epoch: Instant::now(),
+        }
+    }
 }
 
 impl Machine {
@@ -50,13 +80,14 @@ impl Machine {
             machine: Arc::clone(self),
             has: false,
             wishes: false,
+            alarms_seen: 0,
         }
     }
 
     /// An alarm has become ready: whoever waits looks again at how urgent it is.
     pub(crate) fn alarm(&self) {
         self.alarms.fetch_add(1, Ordering::Relaxed);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
+        if self.is_wanted() {
             drop(self.state());
             self.changed.notify_all();
         }
@@ -71,6 +102,26 @@ impl Machine {
     pub(crate) fn is_idle(&self) -> bool {
         self.state().holder.is_none()
     }
+
+    /// How long ago whoever has it began with the pass that it makes.
+    pub(crate) fn taken(&self) -> Duration {
+        let taken = Duration::from_millis(self.taken_ms.load(Ordering::Relaxed));
+        self.epoch.elapsed().saturating_sub(taken)
+    }
+
+    fn note_taken(&self) {
+        let now_ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.taken_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) != NOBODY
+    }
+
+    fn note_wishes(&self, state: &State) {
+        let wanted = state.turns.most_urgent().map_or(NOBODY, urgency);
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
 }
 
 /// A worker's place. Dropped, it lets go of the machine.
@@ -80,6 +131,8 @@ pub(crate) struct Seat {
     machine: Arc<Machine>,
     has: bool,
     wishes: bool,
+    /// How many alarms there had been when it was last told to wait.
+    alarms_seen: u64,
 }
 
 impl Seat {
@@ -87,7 +140,8 @@ impl Seat {
     /// [`Seat::wait`] waits.
     pub(crate) fn take(&mut self, priority: Priority) -> bool {
         let machine = &self.machine;
-        if self.has && machine.waiting.load(Ordering::Relaxed) == 0 {
+        if self.has && !machine.is_wanted() {
+            machine.note_taken();
             return true;
         }
         let mut state = machine.state();
@@ -95,16 +149,21 @@ impl Seat {
         if !had && state.holder.is_some() {
             if state.holder != Some(self.id) {
                 state.turns.wish(self.id, priority);
-                machine.count(&state);
+                machine.note_wishes(&state);
             }
         } else {
             // Nobody has it, or this one is through with a pass.
             state.turns.wish(self.id, priority);
             state.holder = state.turns.pass_on();
-            machine.count(&state);
+            machine.note_wishes(&state);
         }
         self.has = state.holder == Some(self.id);
         self.wishes = !self.has;
+        if self.has {
+            machine.note_taken();
+        }
+        // Whoever asks has just looked at its requests: an alarm that comes from here on is to be seen at once.
+        self.alarms_seen = machine.alarms();
         drop(state);
         if had && !self.has {
             machine.changed.notify_all();
@@ -122,6 +181,7 @@ impl Seat {
             return false;
         }
         state.holder = Some(self.id);
+        self.machine.note_taken();
         drop(state);
         self.has = true;
         self.wishes = false;
@@ -132,7 +192,7 @@ impl Seat {
     pub(crate) fn wait(&mut self) {
         let machine = &self.machine;
         let state = machine.state();
-        if state.holder == Some(self.id) {
+        if state.holder == Some(self.id) || machine.alarms() != self.alarms_seen {
             return;
         }
         drop(
@@ -169,27 +229,21 @@ impl Seat {
         if state.holder == Some(self.id) {
             state.holder = state.turns.pass_on();
         }
-        self.machine.count(&state);
+        self.machine.note_wishes(&state);
         drop(state);
         self.machine.changed.notify_all();
         self.has = false;
         self.wishes = false;
     }
 
-    /// Whether others wait for the machine.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.machine.waiting.load(Ordering::Relaxed) > 0
+    /// Whether others wait for the machine with something at least as urgent.
+    pub(crate) fn is_wanted(&self, priority: Priority) -> bool {
+        self.machine.wanted.load(Ordering::Relaxed) <= urgency(priority)
     }
 
     /// See [`Machine::alarms`].
     pub(crate) fn alarms(&self) -> u64 {
         self.machine.alarms()
-    }
-}
-
-impl Machine {
-    fn count(&self, state: &State) {
-        self.waiting.store(state.turns.waiting(), Ordering::Relaxed);
     }
 }
 
@@ -207,6 +261,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::thread;
+    use std::time::Duration;
 
     fn seats() -> (Arc<Machine>, Seat, Seat) {
         let machine = Arc::new(Machine::default());
@@ -218,7 +273,7 @@ mod tests {
     fn one_alone_keeps_it() {
         let (machine, mut one, two) = seats();
         for _ in 0..3 {
-            assert!(one.take(Priority::Batch) && !one.is_wanted());
+            assert!(one.take(Priority::Batch) && !one.is_wanted(Priority::Batch));
         }
         assert!(!machine.is_idle());
         one.release();
@@ -231,7 +286,9 @@ mod tests {
         let (_, mut one, mut two) = seats();
         assert!(one.take(Priority::Interactive));
         assert!(!two.take(Priority::Interactive));
-        assert!(one.is_wanted());
+        assert!(one.is_wanted(Priority::Interactive) && one.is_wanted(Priority::Batch));
+        // For what is more urgent nobody is waited for.
+        assert!(!one.is_wanted(Priority::Alarm));
         assert!(!one.take(Priority::Interactive));
         assert!(two.take(Priority::Interactive));
         // Now the first waits; what is more urgent goes on before it.
@@ -239,7 +296,7 @@ mod tests {
             assert!(two.take(Priority::Alarm));
         }
         two.release();
-        assert!(one.take(Priority::Batch) && !two.is_wanted());
+        assert!(one.take(Priority::Batch) && !two.is_wanted(Priority::Batch));
     }
 
     #[test]
@@ -257,6 +314,38 @@ mod tests {
         assert!(!four.take_waiting(Priority::Batch, || false));
         three.release();
         assert!(four.take_waiting(Priority::Batch, || false));
+    }
+
+    #[test]
+    fn an_alarm_between_asking_and_waiting_is_seen_at_once() {
+        let (machine, mut one, mut two) = seats();
+        assert!(one.take(Priority::Batch) && !two.take(Priority::Batch));
+        machine.alarm();
+        // Were it slept through, this would never come to its end: each look would come after the whole time.
+        let began = std::time::Instant::now();
+        (0..1000).for_each(|_| two.wait());
+        assert!(began.elapsed() < super::LOOK_AGAIN * 1000);
+        // Until it asks again.
+        assert!(!two.take(Priority::Batch));
+        assert_eq!(two.alarms_seen, machine.alarms());
+    }
+
+    #[test]
+    fn who_has_it_begins_anew_with_each_pass() {
+        let (machine, mut one, mut two) = seats();
+        let rest = || thread::sleep(Duration::from_millis(3));
+        assert!(one.take(Priority::Batch));
+        rest();
+        let before = machine.taken();
+        assert!(before >= Duration::from_millis(2));
+        // Who is refused it changes nothing.
+        assert!(!two.take(Priority::Batch) && machine.taken() >= before);
+        one.release();
+        assert!(two.take(Priority::Batch) && machine.taken_ms.load(Ordering::Relaxed) >= 3);
+        two.release();
+        rest();
+        let at = machine.taken_ms.load(Ordering::Relaxed);
+        assert!(one.take_idle() && machine.taken_ms.load(Ordering::Relaxed) > at);
     }
 
     #[test]

@@ -324,17 +324,20 @@ fn next_pass<F: Forward>(
             && let Some(executor) = generator.executor_mut()
         {
             drop(board);
+            shared.progress();
             executor.shed();
             continue;
         }
         if board.scheduler.computes() {
-            if !seat.take(jobs.urgency()) {
+            let urgency = jobs.urgency();
+            if !seat.take(urgency) {
+                shared.follow();
                 drop(board);
                 seat.wait();
                 continue;
             }
             let mut tokens = board.scheduler.pass(now_ms, &mut reading);
-            if seat.is_wanted() {
+            if seat.is_wanted(urgency) {
                 // Those of another model wait no longer for a prompt than its own answers would.
                 tokens = board.scheduler.speeds().chunk_tokens(1, tokens).min(tokens);
             }
@@ -346,7 +349,8 @@ fn next_pass<F: Forward>(
         }
         seat.release();
         // Who is to give way waits for something else than a pass.
-        if jobs.running.is_empty() || board.scheduler.restraint() != Restraint::default() {
+        let rests = jobs.running.is_empty() || board.scheduler.restraint() != Restraint::default();
+        if rests {
             shared.idle();
         }
         if jobs.running.is_empty() {
@@ -360,6 +364,7 @@ fn next_pass<F: Forward>(
                 && keeping.has_more_to_read()
             {
                 drop(board);
+                shared.progress();
                 keeping.read(generator);
                 continue;
             }
@@ -370,6 +375,7 @@ fn next_pass<F: Forward>(
                     continue;
                 }
                 drop(board);
+                shared.progress();
                 calibration.step(shared, generator);
                 shared
                     .measuring
@@ -380,6 +386,7 @@ fn next_pass<F: Forward>(
                 keeping.tell(shared);
                 if !asked && keeping.may_copy() {
                     drop(board);
+                    shared.progress();
                     keeping.copy(generator);
                     continue;
                 }
@@ -387,6 +394,10 @@ fn next_pass<F: Forward>(
         }
         let wait = board.wake_after(now_ms);
         drop(shared.wait(board, wait));
+        if rests {
+            // Whatever comes next is to come to its end.
+            shared.progress();
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use andon_engine::Model;
-use andon_engine::generate::{Event, FinishReason, Forward, GenerationRequest, Generator};
+use andon_engine::generate::{Event, FinishReason, Forward, GenerationRequest, Generator, Reading};
 use andon_engine::kv::KvType;
 use andon_engine::tokenizer::Special;
 use andon_wire::Priority;
@@ -29,7 +29,7 @@ pub(crate) struct Proved {
     pub(crate) tokens_per_second: f32,
 }
 
-/// Has the model make tokens: what `/readyz` promises. With `brief` as few as will do.
+/// Has the model make tokens: what `/readyz` promises. With `brief` as few as will do. Alarms of other models come first.
 pub(super) fn prove<F: Forward>(
     model: &Model,
     generator: &mut Generator<F>,
@@ -71,14 +71,20 @@ pub(super) fn prove<F: Forward>(
     while generator.active() > 0 {
         seat.take_waiting(Priority::Batch, || true);
         let (step_began, decodes) = (Instant::now(), read);
+        let alarms = seat.alarms();
+        let reading = Reading {
+            tokens_max: usize::MAX,
+            order: None,
+        };
+        let mut deliver = |_, event: Event<'_>| match event {
+            Event::Text { ids, .. } => made.extend_from_slice(ids),
+            Event::Finished { reason, usage, .. } => {
+                finished = Some((reason, usage.completion_tokens));
+            }
+            Event::PromptDone { .. } => read = true,
+        };
         generator
-            .step(&mut |_, event| match event {
-                Event::Text { ids, .. } => made.extend_from_slice(ids),
-                Event::Finished { reason, usage, .. } => {
-                    finished = Some((reason, usage.completion_tokens));
-                }
-                Event::PromptDone { .. } => read = true,
-            })
+            .step_reading(reading, &mut deliver, &|| seat.alarms() != alarms)
             .map_err(|error| failed(&error.to_string()))?;
         if decodes {
             decoding += step_began.elapsed();

@@ -238,6 +238,11 @@ impl Pack {
         let _ = self.failure.set(error);
     }
 
+    /// Reads the file ahead, until `goes_on` answers with false.
+    pub(crate) fn read_ahead(&self, goes_on: &dyn Fn() -> bool) {
+        self.map.read_ahead(goes_on);
+    }
+
     /// Asks the system to read the file ahead.
     pub(crate) fn will_need(&self) {
         self.map.will_need();
