@@ -511,7 +511,7 @@ impl Executor {
             }
             Err(error) => {
                 sequence.trim();
-                store.discard(depth, name, error);
+                store.give_up(depth, name, &error);
                 false
             }
         }

@@ -5,6 +5,7 @@
 //! map) is said where it matters.
 
 mod disk;
+mod error;
 mod fault;
 pub mod heap;
 mod map;
@@ -14,6 +15,7 @@ mod priority;
 pub mod verity;
 
 pub use disk::free_bytes;
+pub use error::is_refusal;
 pub use map::{Identity, Mapping, forget_cached};
 pub use memory::{Number, give_back, memory_bytes};
 pub use pool::{Pool, available_threads};

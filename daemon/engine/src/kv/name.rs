@@ -1,14 +1,14 @@
-//! What pages are called: the same on every machine, and in every build that computes the same.
+//! What pages are called: the same on every machine, and in every build of the same sources.
 
 use super::cache::Geometry;
 use crate::pack;
 use core::fmt;
 use sha2::{Digest as _, Sha256};
 
-/// To be raised when pages come to hold other bytes, or mean others, in a way that neither [`Geometry`] nor the
-/// few logits show that [`crate::Executor::page_root`] computes: the order in a page, say, or how attention adds up
-/// over many positions.
-const NUMERICS_VERSION: u32 = 1;
+/// Which sources the numbers in pages come from (`build.rs`). What changed there may be what pages hold, or mean, in a way
+/// that the few logits do not show which [`crate::Executor::page_root`] computes: how attention adds up over many
+/// positions, say. An answer that differs is worse than a prompt that is computed once more after an update.
+const NUMERICS: &str = env!("ANDON_NUMERICS");
 
 /// Bytes of a name.
 pub(super) const NAME_BYTES: usize = 16;
@@ -25,7 +25,7 @@ impl PageName {
     pub(crate) fn root(model: &pack::Key, geometry: &Geometry, logits: &[f32]) -> PageName {
         let mut digest = Sha256::new();
         digest.update(b"andon: pages of keys and values\0");
-        digest.update(NUMERICS_VERSION.to_le_bytes());
+        digest.update(NUMERICS);
         digest.update(model.to_string());
         let name = geometry.kv_type.name().as_bytes();
         for number in [

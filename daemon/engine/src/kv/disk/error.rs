@@ -46,6 +46,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it says nothing of what lies on the disk: the daemon, or the machine, has too much of something open, or may
+    /// not do what it could before.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            StoreError::Io { source, .. } => andon_os::is_refusal(source),
+            _ => false,
+        }
+    }
+
     /// For [`Result::map_err`].
     pub(super) fn io(
         path: &std::path::Path,

@@ -7,9 +7,9 @@ use crate::kv::PAGE;
 use crate::kv::name::PageName;
 use crate::temporary::{self, Temporary};
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -91,6 +91,15 @@ impl PageStore {
         let made = dir.parent().map_or(Ok(()), fs::create_dir_all);
         made.and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(dir))
             .map_err(StoreError::io(dir, "make"))?;
+        // What somebody else made it as may let others read what clients asked.
+        let permissions = Permissions::from_mode(0o700);
+        let private = fs::metadata(dir).and_then(|metadata| {
+            if metadata.permissions().mode() & 0o077 == 0 {
+                return Ok(());
+            }
+            fs::set_permissions(dir, permissions)
+        });
+        private.map_err(StoreError::io(dir, "keep others out of"))?;
         let index = list(dir)?;
         Ok(PageStore {
             options,
@@ -172,9 +181,18 @@ impl PageStore {
                 None
             }
             Err(error) => {
-                self.discard(depth, name, error);
+                self.give_up(depth, name, &error);
                 None
             }
+        }
+    }
+
+    /// Takes in that a page could not be read: it is removed if that is its own fault.
+    pub(crate) fn give_up(&self, depth: u32, name: PageName, error: &StoreError) {
+        if error.passes() {
+            tracing::debug!(%error, "a kept page of keys and values is computed again this time");
+        } else {
+            self.discard(depth, name, error);
         }
     }
 
@@ -339,7 +357,7 @@ impl PageStore {
                     let page = (header.place.parent, header.tokens);
                     chains.pages.insert(id.name, page);
                 }
-                Err(error) => self.discard(id.depth, id.name, error),
+                Err(error) => self.give_up(id.depth, id.name, &error),
             }
         }
         chains.root = Some(self.root);

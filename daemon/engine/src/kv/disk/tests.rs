@@ -229,6 +229,35 @@ fn what_is_damaged_is_removed_and_none_of_it_used() {
 }
 
 #[test]
+fn what_cannot_be_opened_for_now_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut cache = cache(1, KvType::F16);
+    let store = store_of(folder, &cache, root(1, KvType::F16), 9);
+    assert_eq!(keep(&mut cache, &store, 1), 2);
+    let text = text(1);
+    let name = store.root().below(&text[..PAGE]);
+    let failed = |number| StoreError::io(folder, "open")(std::io::Error::from_raw_os_error(number));
+    let (too_many_open, broken) = (failed(24), failed(5));
+    store.give_up(0, name, &too_many_open);
+    assert!(store.contains(0, name) && store.read(0, name).is_some());
+    store.give_up(0, name, &broken);
+    assert!(!store.contains(0, name) && files(folder).len() == 1);
+    assert_eq!(store.counts().damaged, 1);
+}
+
+#[test]
+fn a_folder_that_others_may_look_into_is_closed_to_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("mine");
+    let cache = cache(1, KvType::F16);
+    store_of(folder, &cache, root(1, KvType::F16), 9);
+    let mode = fs::metadata(folder).expect("a folder").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn models_and_types_in_one_folder_do_not_see_each_other() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
