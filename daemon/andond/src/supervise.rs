@@ -29,6 +29,9 @@ use crate::workers::Workers;
 /// After the grace, what front ends have to write the last words.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// What is left of the runtime's threads then has this long.
+const RUNTIME_ENDS: Duration = Duration::from_secs(1);
+
 /// How often the watchdog is fed within the time after which it bites.
 const FEEDS: u32 = 3;
 
@@ -170,6 +173,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let outcome = tokio.block_on(serve(context, bound));
     // The last words of the front ends are in it by now.
     spool.close();
+    // A sensor that hangs is not waited for.
+    tokio.shutdown_timeout(RUNTIME_ENDS);
     outcome
 }
 

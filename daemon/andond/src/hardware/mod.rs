@@ -61,27 +61,25 @@ pub fn has_unified_memory(config: &HardwareConfig) -> bool {
     files::text(&tree).is_some_and(|names| names.contains("nvidia,tegra"))
 }
 
-/// The files that there are to read.
+/// The files that there are to read of temperatures and power.
 #[derive(Debug)]
 pub struct Sensors {
     thermal: thermal::Files,
     power: power::Files,
-    memory: memory::Files,
 }
 
 impl Sensors {
-    /// Finds out what there is below `sys` and `proc`, which are `/sys` and `/proc` unless a container sees those of its
-    /// host elsewhere.
+    /// Finds out what there is below `sys`, which is `/sys` unless a container sees that of its host elsewhere.
     #[must_use]
-    pub fn find(sys: &Path, proc: &Path) -> Sensors {
+    pub fn find(sys: &Path) -> Sensors {
         Sensors {
             thermal: thermal::Files::find(sys),
             power: power::Files::find(sys),
-            memory: memory::Files::find(sys, proc),
         }
     }
 
-    /// Reads all of it. Some sensors hang on slow buses, so this may take some milliseconds.
+    /// Reads all of it, all but the memory. Some sensors are on slow buses, so this takes some milliseconds, or does not end
+    /// where one hangs.
     pub fn sample(&mut self, now: Instant) -> Readings {
         let power = self.power.sample(now);
         Readings {
@@ -90,7 +88,7 @@ impl Sensors {
             watts: power.watts,
             joules: power.joules,
             gpu: self.power.gpu(),
-            memory: self.memory.sample(),
+            memory: Memory::default(),
         }
     }
 }

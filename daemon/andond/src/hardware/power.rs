@@ -69,15 +69,18 @@ struct Domain {
 }
 
 impl Domain {
-    /// What was used since the last time, in microjoules; `None` the first time and where it cannot be read.
+    /// What was used since the last time, in microjoules; `None` where that cannot be told, as the first time.
     fn used_uj(&mut self) -> Option<u64> {
         let now: Option<u64> = number(&self.counter);
         let last = std::mem::replace(&mut self.last_uj, now);
         let (last, now) = (last?, now?);
-        Some(now.checked_sub(last).unwrap_or_else(|| {
-            // It went round, once: at 200 W it takes many minutes.
-            self.full_uj.saturating_sub(last).saturating_add(now)
-        }))
+        if let Some(used) = now.checked_sub(last) {
+            return Some(used);
+        }
+        // It went round, once: at 200 W that takes many minutes. Or it began anew, as after the machine slept: then what was
+        // used is not known.
+        let round = self.full_uj.saturating_sub(last).saturating_add(now);
+        (round <= self.full_uj / 2).then_some(round)
     }
 }
 
@@ -315,6 +318,23 @@ mod tests {
         );
         let power = files.sample(start + Duration::from_secs(1));
         assert_eq!((power.rails.len(), power.watts), (1, None));
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_is_no_power() {
+        let sys = tempfile::tempdir().expect("a folder");
+        let sys = sys.path();
+        domain(sys, "intel-rapl:0", "package-0", 90_000_000_000);
+        let mut files = Files::find(sys);
+        let start = Instant::now();
+        files.sample(start);
+        // The machine slept.
+        domain(sys, "intel-rapl:0", "package-0", 1_000_000);
+        let power = files.sample(start + Duration::from_secs(1));
+        assert_eq!((power.watts, power.joules), (None, Some(0.0)));
+        domain(sys, "intel-rapl:0", "package-0", 6_000_000);
+        let power = files.sample(start + Duration::from_secs(2));
+        assert_eq!((power.watts, power.joules), (Some(5.0), Some(5.0)));
     }
 
     fn domain(sys: &Path, zone: &str, name: &str, energy_uj: u64) {

@@ -1,14 +1,14 @@
 //! Looks at the machine now and then, and has batch work give way.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use andon_policy::memory::Reading;
 use andon_policy::throttle::{Governor, Strain};
-use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{Readings, Sensors};
+use super::{Readings, Sensors, memory};
 use crate::config::hardware::HardwareConfig;
 use crate::frontend::Context;
 
@@ -22,23 +22,29 @@ pub async fn watch(context: Context) {
     let mut governor = Governor::new(config.watts_max.map(milliwatts));
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sensors = None;
+    let mut sensors = Watched::default();
+    let Ok(memory) = spawn_blocking({
+        let config = Arc::clone(&context.config);
+        move || memory::Files::find(&config.hardware.sys_dir, &config.hardware.proc_dir)
+    })
+    .await
+    else {
+        return;
+    };
+    let memory = Arc::new(memory);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = context.stopping.cancelled() => return,
         }
-        let config = Arc::clone(&context.config);
-        // Some sensors hang on slow buses, and nobody else may wait for them.
-        let sampled = spawn_blocking(move || {
-            let mut sensors = sensors.unwrap_or_else(|| find(&config.hardware));
-            let readings = sensors.sample(Instant::now());
-            (sensors, readings)
-        });
-        let Ok((kept, readings)) = sampled.await else {
+        let files = Arc::clone(&memory);
+        let Ok(memory) = spawn_blocking(move || files.sample()).await else {
             return;
         };
-        sensors = Some(kept);
+        let readings = Readings {
+            memory,
+            ..sensors.sample(config).await
+        };
         context.telemetry.hardware(&readings);
         let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let shortage = context.budget.read(left(&readings), now_ms);
@@ -72,8 +78,46 @@ pub async fn watch(context: Context) {
     }
 }
 
-fn find(config: &HardwareConfig) -> Sensors {
-    Sensors::find(&config.sys_dir, &config.proc_dir)
+/// How long is waited for sensors. What they say later is not asked for: it would be of a time that is over.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Sensors, of which some may hang; nobody else waits for those.
+#[derive(Default)]
+struct Watched {
+    sensors: Option<Sensors>,
+    /// They are being read.
+    reading: Option<JoinHandle<(Sensors, Readings)>>,
+}
+
+impl Watched {
+    /// What they say; nothing while one hangs.
+    async fn sample(&mut self, config: &HardwareConfig) -> Readings {
+        let late = self.reading.is_some();
+        let reading = self.reading.get_or_insert_with(|| {
+            let (sensors, dir) = (self.sensors.take(), config.sys_dir.clone());
+            spawn_blocking(move || {
+                let mut sensors = sensors.unwrap_or_else(|| Sensors::find(&dir));
+                let readings = sensors.sample(Instant::now());
+                (sensors, readings)
+            })
+        });
+        // One that has hung before is not waited for again.
+        let patience = if late { Duration::ZERO } else { PATIENCE };
+        match timeout(patience, reading).await {
+            Ok(read) => {
+                self.reading = None;
+                let (sensors, readings) = read.ok().unzip();
+                self.sensors = sensors;
+                readings.filter(|_| !late).unwrap_or_default()
+            }
+            Err(_) => {
+                if !late {
+                    tracing::warn!("a sensor hangs: temperatures and power are not known");
+                }
+                Readings::default()
+            }
+        }
+    }
 }
 
 fn left(readings: &Readings) -> Reading {
