@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "generate/aside.rs"]
+mod aside;
 #[path = "generate/guesses.rs"]
 mod guesses;
 #[path = "generate/scripted.rs"]

@@ -15,8 +15,10 @@
 //!   until the alarm has ended, batch work is. That may go on for [`HOLD_MS_MAX`] at a time and
 //!   half of the time at length; beyond it, others take part in the passes of alarms.
 //! - Alarms have places of their own, in the queue and in passes, and may take all others but one.
-//! - Batch work that is to be slow computes for [`DUTY_MS_MAX`] at a stretch, in anybody's company, and half of the time at
-//!   length; held, not at all, unless others wait for room that it may have. It is parked meanwhile, and nobody waits behind it.
+//!   Where one finds no room, others are set aside: they give up what was computed, and compute it again.
+//! - Batch work that is to be slow computes for [`DUTY_MS_MAX`] at a stretch, in anybody's company,
+//!   and half of the time at length; held, not at all, unless others wait for room that it may
+//!   have. It is parked meanwhile, and nobody waits behind it.
 //! - Who computed for [`SLICE_MS`] since it began to wait has waited no longer. So who waits or is
 //!   parked is computed again after its patience at the latest when those have had their turn that
 //!   waited at least as long: within [`Scheduler::starved_ms_max`].
@@ -162,10 +164,11 @@ pub enum Decision {
     Stop(Ticket),
     /// Leave a request out of passes, and keep what was computed.
     Park(Ticket),
-    /// Let a parked request take part again.
+    /// Let a parked request take part again. [`Scheduler::no_room`] may be the answer of one that was
+    /// set aside.
     Resume(Ticket),
     /// Begin to compute. [`Scheduler::no_room`] may be the answer, and is to be that of those that
-    /// would be started behind it: nobody goes before who finds no room.
+    /// would be started behind it: nobody but an alarm goes before who finds no room.
     Start(Ticket),
 }
 
@@ -473,16 +476,47 @@ impl Scheduler {
         all
     }
 
-    /// Takes in that a request that was to be started found no room. It waits until something has
+    /// Takes in that a request that was to be started, or to have its memory again, found no room. It waits until something has
     /// ended, and nothing but alarms goes before it meanwhile.
     pub fn no_room(&mut self, ticket: Ticket) {
         if let Some(entry) = self.entries.get_mut(&ticket)
             && entry.stage == Stage::Running
         {
-            entry.stage = Stage::Ready;
+            if entry.aside {
+                entry.stage = Stage::Parked;
+            } else {
+                entry.stage = Stage::Ready;
+                self.waiting += 1;
+            }
             entry.blocked = true;
             self.blocked = true;
-            self.waiting += 1;
+        }
+    }
+
+    /// Takes in that the memory of a resident request was given to an alarm which found no room. It is
+    /// parked until something has ended. [`Decision::Resume`] then says that it is to have memory again,
+    /// to which [`Scheduler::no_room`] may be the answer too, and [`Scheduler::read_again`] that it is
+    /// where it was.
+    pub fn set_aside(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.entries.get_mut(&ticket)
+            && !entry.stage.waits()
+        {
+            entry.stage = Stage::Parked;
+            entry.was_read |= entry.read;
+            entry.read = false;
+            entry.aside = true;
+            entry.blocked = true;
+            self.blocked = true;
+        }
+    }
+
+    /// Takes in that a request that was set aside has read again what it had lost.
+    pub fn read_again(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.entries.get_mut(&ticket)
+            && entry.aside
+        {
+            entry.aside = false;
+            entry.read = core::mem::take(&mut entry.was_read);
         }
     }
 

@@ -409,6 +409,62 @@ fn what_finds_no_room_waits_for_an_end_and_only_alarms_go_before_it() {
 }
 
 #[test]
+fn an_alarm_that_finds_no_room_keeps_no_other_alarm_from_it() {
+    let mut scheduler = scheduler();
+    let large = ready(&mut scheduler, 0, arrival(Alarm));
+    assert_eq!(decide(&mut scheduler, 0), [Decision::Start(large)]);
+    scheduler.no_room(large);
+    let small = ready(&mut scheduler, 1, arrival(Alarm));
+    let other = ready(&mut scheduler, 1, arrival(Interactive));
+    // What it lacks is not taken by anybody else.
+    assert_eq!(decide(&mut scheduler, 1), [Decision::Start(small)]);
+    assert_eq!(decide(&mut scheduler, 2), []);
+    scheduler.prompt_read(3, small, 1);
+    scheduler.finished(3, small);
+    assert_eq!(decide(&mut scheduler, 3), [Decision::Start(large)]);
+    scheduler.prompt_read(4, large, 1);
+    assert_eq!(decide(&mut scheduler, 4), [Decision::Start(other)]);
+}
+
+#[test]
+fn who_is_set_aside_for_an_alarm_goes_on_when_there_is_room_again() {
+    let mut scheduler = scheduler();
+    let batch = ready(&mut scheduler, 0, arrival(Batch));
+    assert_eq!(decide(&mut scheduler, 0), [Decision::Start(batch)]);
+    scheduler.prompt_read(1, batch, 1);
+    let alarm = ready(&mut scheduler, 1, arrival(Alarm));
+    let starts = [Decision::Park(batch), Decision::Start(alarm)];
+    assert_eq!(decide(&mut scheduler, 1), starts);
+    scheduler.set_aside(batch);
+    assert_eq!((scheduler.waiting(), scheduler.resident()), (0, 2));
+    // Beside the alarm's answer there would be a place for it, but nothing has ended.
+    scheduler.prompt_read(2, alarm, 1);
+    let waits = ready(&mut scheduler, 2, arrival(Batch));
+    assert_eq!(decide(&mut scheduler, 2), []);
+    scheduler.finished(3, alarm);
+    assert_eq!(
+        decide(&mut scheduler, 3),
+        [Decision::Resume(batch), Decision::Start(waits)]
+    );
+    // There is not enough after all: it stays where it is, and who waits goes back.
+    scheduler.no_room(batch);
+    scheduler.no_room(waits);
+    assert_eq!((scheduler.waiting(), scheduler.resident()), (1, 1));
+    assert_eq!(decide(&mut scheduler, 4), []);
+    scheduler.cancelled(5, waits);
+    assert_eq!(decide(&mut scheduler, 5), [Decision::Resume(batch)]);
+    // It reads before it answers.
+    let mut readers = Vec::new();
+    scheduler.pass(5, &mut readers);
+    assert_eq!(readers, [batch]);
+    scheduler.read_again(batch);
+    scheduler.pass(6, &mut readers);
+    assert_eq!(readers, []);
+    scheduler.read_again(batch);
+    assert!(scheduler.finished(7, batch));
+}
+
+#[test]
 fn answers_of_one_request_have_their_places_together() {
     let config = Config {
         places: Places {

@@ -12,6 +12,9 @@ use crate::random::Random;
 /// Tokens of a page of the KV cache.
 pub const PAGE: u64 = 64;
 
+/// How often a request gives its pages to alarms, and then not any more.
+const ASIDES_MAX: u32 = 3;
+
 /// A request as the engine is given it.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
@@ -45,11 +48,41 @@ struct Job {
     read: u64,
     done: [u64; 4],
     parked: bool,
+    /// Its pages were given away; and, once it has some again, the tokens that are still to be read again.
+    aside: bool,
+    again: u64,
+    /// How often they were.
+    asides: u32,
 }
 
 impl Job {
     fn reads(&self) -> bool {
-        self.read < self.work.prompt
+        self.unread() > 0
+    }
+
+    /// Tokens to read before it answers.
+    fn unread(&self) -> u64 {
+        if self.again > 0 {
+            self.again
+        } else {
+            self.work.prompt - self.read
+        }
+    }
+
+    /// Pages that hold what it has come to.
+    fn held(&self) -> u64 {
+        let work = &self.work;
+        let done = &self.done[..work.choices];
+        match done.iter().max() {
+            _ if self.aside => 0,
+            // One answer has all of the prompt, the others what it has behind the prompt's last whole page.
+            Some(&most) if self.read == work.prompt => {
+                let own = |done: &u64| (work.prompt + done).div_ceil(PAGE) - work.prompt / PAGE;
+                let all = (work.prompt + most).div_ceil(PAGE);
+                all + done.iter().map(own).sum::<u64>() - own(&most)
+            }
+            _ => self.read.div_ceil(PAGE),
+        }
     }
 
     fn open(&self) -> u64 {
@@ -66,6 +99,8 @@ impl Job {
 pub enum Happened {
     /// Its prompt is read.
     Read(Ticket),
+    /// What it had lost is read again.
+    Again(Ticket),
     /// One of its answers got a token.
     Token(Ticket),
     /// One of its answers, not the last, is complete.
@@ -128,14 +163,22 @@ impl Engine {
 
     /// Pages that may be taken.
     fn pages_due(&self) -> u64 {
-        self.jobs.values().map(|job| job.work.pages()).sum()
+        let jobs = self.jobs.values().filter(|job| !job.aside);
+        jobs.map(|job| job.work.pages()).sum()
+    }
+
+    /// Whether there is room for what a request may come to take. Some is kept for alarms, as long as it would fit without.
+    fn has_room(&self, work: &Work) -> bool {
+        let kept = match work.alarm {
+            true => 0,
+            false => self.pages_for_alarms.min(self.pages - work.pages()),
+        };
+        self.pages_due() + work.pages() + kept <= self.pages
     }
 
     /// Takes a request; false if there is no room for it.
     pub fn start(&mut self, ticket: Ticket, work: Work) -> bool {
-        let free = self.pages - self.pages_due();
-        let kept = if work.alarm { 0 } else { self.pages_for_alarms };
-        if work.pages() + kept > free || self.resident() + work.choices as u64 > self.answers_max {
+        if !self.has_room(&work) || self.resident() + work.choices as u64 > self.answers_max {
             return false;
         }
         let job = Job {
@@ -143,6 +186,9 @@ impl Engine {
             read: work.cached,
             done: [0; 4],
             parked: false,
+            aside: false,
+            again: 0,
+            asides: 0,
         };
         assert!(self.jobs.insert(ticket, job).is_none(), "started twice");
         true
@@ -153,6 +199,78 @@ impl Engine {
         let job = self.jobs.get_mut(&ticket).expect("a resident request");
         assert_ne!(job.parked, parked, "it was so already");
         job.parked = parked;
+    }
+
+    /// Gives away the pages of a request, if it has some of its own.
+    pub fn set_aside(&mut self, ticket: Ticket) {
+        let job = self.jobs.get_mut(&ticket).expect("a resident request");
+        assert!(!job.aside && job.work.choices == 1, "it has none to give");
+        (job.aside, job.parked) = (true, true);
+        job.asides += 1;
+        if job.read < job.work.prompt {
+            job.read = 0;
+        } else {
+            job.again = job.work.prompt + job.done[0].saturating_sub(1);
+        }
+    }
+
+    /// Whether nobody has pages.
+    #[must_use]
+    pub fn all_aside(&self) -> bool {
+        self.jobs.values().all(|job| job.aside)
+    }
+
+    /// Lets a parked request take part again; false if there is no room for what it gave away.
+    pub fn resume(&mut self, ticket: Ticket) -> bool {
+        let job = &self.jobs[&ticket];
+        if job.aside && !self.has_room(&job.work) {
+            return false;
+        }
+        self.park(ticket, false);
+        if let Some(job) = self.jobs.get_mut(&ticket) {
+            job.aside = false;
+        }
+        true
+    }
+
+    /// Whether a request has pages that it could give to an alarm.
+    #[must_use]
+    pub fn can_give(&self, ticket: Ticket) -> u64 {
+        let job = &self.jobs[&ticket];
+        let may = !job.work.alarm && job.work.choices == 1 && job.asides < ASIDES_MAX;
+        let gives = may && !job.aside;
+        if gives { job.work.pages() } else { 0 }
+    }
+
+    /// Pages in all.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.jobs.clear();
+        self.given_up = false;
+    }
+
+    /// Whether the next pass over prompts that are not urgent is made whoever interrupts.
+    #[must_use]
+    pub fn goes_through(&self) -> bool {
+        self.given_up
+    }
+
+    /// Time of reading a prompt of so many tokens alone, as slow as it can be: in passes of 32 tokens and more.
+    #[must_use]
+    pub fn read_us_max(&self, tokens: u64) -> u64 {
+        let passes = tokens / 32 + 1;
+        (self.costs[0] * passes + self.costs[2] * tokens) / 1000 * 150 * 115 / 10_000
+    }
+
+    /// Pages that are not promised to anyone.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.pages - self.pages_due()
     }
 
     /// Forgets a request.
@@ -183,10 +301,11 @@ impl Engine {
         (of(true), of(false))
     }
 
-    /// Whether pages are within bounds.
+    /// Whether what there is of every request, whatever it was promised, is within bounds.
     #[must_use]
     pub fn fits(&self) -> bool {
-        self.pages_due() <= self.pages && self.resident() <= self.answers_max
+        let held: u64 = self.jobs.values().map(Job::held).sum();
+        held <= self.pages && self.resident() <= self.answers_max
     }
 
     /// Begins a pass; `None` if nobody takes part.
@@ -200,7 +319,7 @@ impl Engine {
             if left == 0 {
                 break;
             }
-            let tokens = left.min(job.work.prompt - job.read);
+            let tokens = left.min(job.unread());
             left -= tokens;
             urgent |= job.work.alarm;
             pass.reads.push((*ticket, tokens));
@@ -243,6 +362,13 @@ impl Engine {
         }
         for &(ticket, tokens) in &pass.reads {
             let job = self.jobs.get_mut(&ticket).expect("a resident request");
+            if job.again > 0 {
+                job.again -= tokens;
+                if job.again == 0 {
+                    happened.push(Happened::Again(ticket));
+                }
+                continue;
+            }
             job.read += tokens;
             if !job.reads() {
                 happened.push(Happened::Read(ticket));

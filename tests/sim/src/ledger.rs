@@ -56,6 +56,8 @@ impl Outcome {
 pub enum State {
     /// Waiting, from its admission on.
     Waiting,
+    /// In the spool only, since the daemon was started again.
+    Spooled,
     /// In the engine.
     Resident,
     /// Over.
@@ -73,6 +75,8 @@ pub struct Request {
     pub deadline_ms: Option<u64>,
     /// What it asks of the engine.
     pub work: Work,
+    /// What it takes to prepare it.
+    pub prepare_us: u64,
     /// What the scheduler calls it.
     pub ticket: Option<Ticket>,
     /// Where it is.
@@ -98,6 +102,8 @@ pub struct Alarm {
     pub first_us: Option<u64>,
     /// What the passes took that read its prompt.
     pub read_us: u64,
+    /// By when it is to be ready, if nothing else may delay it.
+    pub prepared_by_us: Option<u64>,
     /// How long it may wait for its first pass, if nothing else may delay it.
     pub wait_us_max: Option<u64>,
 }

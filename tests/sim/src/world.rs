@@ -1,22 +1,25 @@
 //! A world: everything that happens, in the order of its clock.
 
+mod asks;
+mod checks;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::fmt;
 
-use andon_policy::admission::{Bounds, Phase, Reason, Refuses};
-use andon_policy::client::{ClientId, Rates};
+use andon_policy::admission::{Bounds, Phase, Refuses};
+use andon_policy::client::Rates;
 use andon_policy::rate::{Bucket, Rate};
 use andon_policy::scheduler::{
-    Arrival, Cancelled, Config, DUTY_MS_MAX, Decision, HOLD_MS_MAX, Places, Scheduler, Size, Ticket,
+    Cancelled, Config, Decision, HOLD_MS_MAX, Places, Scheduler, Size, Ticket,
 };
 use andon_policy::speed::Step;
 use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority;
 
-use crate::engine::{Engine, Happened, PAGE, Pass, Work};
-use crate::ledger::{Alarm, Outcome, Request, State};
+use crate::engine::{Engine, Happened, Pass};
+use crate::ledger::{Outcome, Request, State};
 use crate::random::Random;
+use crate::report::Report;
 
 /// What did not hold.
 type Broken = String;
@@ -49,17 +52,11 @@ const RESTRAINTS: [Restraint; 5] = [
     },
 ];
 
-/// Most answers of one request.
-const CHOICES_MAX: u64 = 4;
-
 /// Layers of the model: a pass can be given up before any of them.
 const LAYERS: u64 = 30;
 
 /// Threads that prepare requests.
 const LANES: usize = 2;
-
-/// Longest that the prompt of an alarm takes on the slowest machine.
-const ALARM_READ_MS_MAX: u32 = 6_000;
 
 /// Longest that a world may go on once nobody asks any more, in events.
 const DRAIN_EVENTS_MAX: u64 = 5_000_000;
@@ -70,6 +67,8 @@ enum Event {
     Ask(usize),
     /// The broker delivers a request another time.
     Again(usize),
+    /// The daemon dies, and is started again.
+    Restart,
     /// A lane has prepared its request.
     Prepared(usize, usize),
     /// The pass under way ends, if it is still this one.
@@ -93,83 +92,6 @@ struct Client {
     deadlines: bool,
 }
 
-/// What happened in worlds.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Events in all.
-    pub events: u64,
-    /// Worlds.
-    pub worlds: u64,
-    /// Requests by how they ended.
-    pub ended: [u64; Outcome::ALL.len()],
-    /// How often a request was parked.
-    pub parked: u64,
-    /// Passes.
-    pub passes: u64,
-    /// Passes that were given up for an alarm.
-    pub interrupted: u64,
-    /// Requests that found no room when they were to start.
-    pub no_room: u64,
-    /// Requests that were delivered again.
-    pub again: u64,
-    /// Alarms whose start was held to its bound, and how long the worst waited for its first pass, in thousandths of
-    /// a step.
-    pub alarms: u64,
-    /// See `alarms`.
-    pub alarm_wait: u64,
-    /// Longest wait of another request between two passes, in thousandths of what is promised.
-    pub starved: u64,
-}
-
-impl Report {
-    /// Takes in those of other worlds.
-    pub fn add(&mut self, other: &Self) {
-        self.events += other.events;
-        self.worlds += other.worlds;
-        for (mine, theirs) in self.ended.iter_mut().zip(other.ended) {
-            *mine += theirs;
-        }
-        self.parked += other.parked;
-        self.passes += other.passes;
-        self.interrupted += other.interrupted;
-        self.no_room += other.no_room;
-        self.again += other.again;
-        self.alarms += other.alarms;
-        self.alarm_wait = self.alarm_wait.max(other.alarm_wait);
-        self.starved = self.starved.max(other.starved);
-    }
-
-    /// How many requests ended how.
-    pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let words = Outcome::ALL.iter().map(|outcome| outcome.word());
-        words.zip(self.ended)
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} events in {} worlds", self.events, self.worlds)?;
-        let requests: u64 = self.ended.iter().sum();
-        write!(f, "{requests} requests:")?;
-        for (word, count) in self.outcomes() {
-            write!(f, " {count} {word};")?;
-        }
-        writeln!(f, " {} delivered again", self.again)?;
-        writeln!(
-            f,
-            "{} passes, {} given up for an alarm; {} times parked, {} times no room",
-            self.passes, self.interrupted, self.parked, self.no_room
-        )?;
-        write!(
-            f,
-            "{} alarms began at once: the latest after {:.3} steps; others waited for at most {:.3} of what is promised",
-            self.alarms,
-            self.alarm_wait as f64 / 1000.0,
-            self.starved as f64 / 1000.0
-        )
-    }
-}
-
 /// See the crate.
 #[derive(Debug)]
 pub struct World {
@@ -186,6 +108,9 @@ pub struct World {
     open: Vec<usize>,
     /// The request in each lane.
     lanes: [Option<usize>; LANES],
+    lanes_until_us: [u64; LANES],
+    /// What the spool has and the scheduler does not, in the order in which it is handed over.
+    backlog: Vec<usize>,
     pass: Option<Pass>,
     pass_number: u64,
     pass_began_us: u64,
@@ -271,6 +196,8 @@ impl World {
             tickets: BTreeMap::new(),
             open: Vec::new(),
             lanes: [None; LANES],
+            lanes_until_us: [0; LANES],
+            backlog: Vec::new(),
             pass: None,
             pass_number: 0,
             pass_began_us: 0,
@@ -295,6 +222,9 @@ impl World {
         }
         if world.random.one_in(3) {
             world.after(1_000_000, Event::Restrain(1));
+        }
+        if world.random.one_in(2) {
+            world.after(30_000_000, Event::Restart);
         }
         world
     }
@@ -363,15 +293,15 @@ impl World {
                 let pause = self.random.pause(self.clients[client].pause_us);
                 self.after(pause, Event::Ask(client));
             }
-            Event::Again(request) => {
-                // The front end knows what it has been given, and answers from its record.
-                self.report.again += 1;
-                let request = &self.requests[request];
-                if request.ticket.is_none() && !request.ended() {
-                    return Err("a request was taken in and forgotten".to_owned());
-                }
+            Event::Again(request) => self.again(request)?,
+            Event::Restart if self.asking => {
+                self.restart();
+                let pause = self.random.pause(60_000_000);
+                self.after(pause, Event::Restart);
             }
-            Event::Prepared(lane, request) => self.prepared(lane, request)?,
+            Event::Prepared(lane, request) if self.lanes[lane] == Some(request) => {
+                self.prepared(lane, request)?;
+            }
             Event::PassEnds(number) if number == self.pass_number => self.pass_ends()?,
             Event::GiveUp(request) => self.requests[request].given_up = true,
             Event::Vanish(client) => {
@@ -387,7 +317,11 @@ impl World {
                 let pause = self.random.pause(10_000_000);
                 self.after(pause, Event::Restrain(level));
             }
-            Event::Ask(_) | Event::PassEnds(_) | Event::Wake => {}
+            Event::Ask(_)
+            | Event::Prepared(..)
+            | Event::PassEnds(_)
+            | Event::Restart
+            | Event::Wake => {}
         }
         Ok(())
     }
@@ -413,139 +347,10 @@ impl World {
             let request = self.tickets[&ticket];
             self.end(request, Outcome::Closed);
         }
-    }
-
-    /// A request of a client.
-    fn invent(&mut self, client: usize) -> Request {
-        let random = &mut self.random;
-        let who = &self.clients[client];
-        let draw = random.below(100);
-        let priority = if draw < who.mix[0] {
-            Priority::Alarm
-        } else if draw < who.mix[0] + who.mix[1] {
-            Priority::Interactive
-        } else {
-            Priority::Batch
-        };
-        let alarm = priority == Priority::Alarm;
-        let (prompt_max, tokens_max, deadlines) = match priority {
-            Priority::Alarm => (600, 120, (500, 20_000)),
-            Priority::Interactive => (2_000, 400, (300, 60_000)),
-            Priority::Batch => (4_000, 400, (5_000, 600_000)),
-        };
-        let shared = u64::from(self.config.places.shared);
-        let mut choices = 1;
-        if !alarm && random.one_in(12) {
-            choices = random.within(1, CHOICES_MAX.min(shared));
+        // The spool keeps it for the next start.
+        for request in std::mem::take(&mut self.backlog) {
+            self.end(request, Outcome::Closed);
         }
-        let mut work = Work {
-            alarm,
-            prompt: random.spread(8, prompt_max),
-            cached: 0,
-            tokens_max: random.spread(1, tokens_max),
-            lengths: [0; 4],
-            choices: choices as usize,
-        };
-        // The front end refuses what never fits.
-        while work.pages() > PAGES - PAGES_FOR_ALARMS {
-            work.choices -= 1;
-        }
-        if random.one_in(3) {
-            work.cached = random.below(work.prompt) / PAGE * PAGE;
-        }
-        for length in &mut work.lengths[..work.choices] {
-            *length = random.within(1, work.tokens_max);
-        }
-        let deadline_ms = (who.deadlines && random.one_in(2)).then(|| {
-            let (soonest, latest) = deadlines;
-            self.now_us / 1000 + random.spread(soonest, latest)
-        });
-        Request {
-            client,
-            priority,
-            deadline_ms,
-            work,
-            ticket: None,
-            state: State::Waiting,
-            given_up: false,
-            since_us: self.now_us,
-            restrained: self.restraint != Restraint::default(),
-            computed_us: 0,
-            alarm: Alarm::default(),
-        }
-    }
-
-    fn ask(&mut self, client: usize) -> Result<(), Broken> {
-        let request = self.invent(client);
-        let arrival = Arrival {
-            client: ClientId(client as u64),
-            priority: request.priority,
-            deadline_ms: request.deadline_ms,
-            tokens_max: Some(request.work.tokens_max as u32),
-            choices: request.work.choices as u32,
-        };
-        let number = self.requests.len();
-        let turned_away = self.restraint.refuses.turns_away(request.priority);
-        self.requests.push(request);
-        self.open.push(number);
-        match self.scheduler.arrived(self.now_ms(), &arrival) {
-            Err(refusal) => {
-                if refusal.reason == Reason::Pressed && !turned_away {
-                    return Err(format!("refused without a lack of memory: {refusal:?}"));
-                }
-                if refusal.reason.code().may_retry() && refusal.retry_after_ms.is_none() {
-                    return Err(format!("refused without a hint: {refusal:?}"));
-                }
-                self.end(number, Outcome::Refused);
-            }
-            Ok(_) if turned_away => return Err("taken in while memory is short".to_owned()),
-            Ok(ticket) => {
-                self.requests[number].ticket = Some(ticket);
-                if self.tickets.insert(ticket, number).is_some() {
-                    return Err(format!("{ticket:?} was given twice"));
-                }
-                self.bounds(client)?;
-                if self.random.one_in(15) {
-                    let pause = self.random.pause(2_000_000);
-                    self.after(pause, Event::GiveUp(number));
-                }
-                if self.random.one_in(20) {
-                    let pause = self.random.pause(3_000_000);
-                    self.after(pause, Event::Again(number));
-                }
-                if self.random.one_in(300) {
-                    self.after(50_000, Event::Vanish(client));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What was just taken in is within the bounds of the queue.
-    fn bounds(&self, client: usize) -> Result<(), Broken> {
-        let bounds = &self.config.bounds;
-        let waiting = |alarm: bool| {
-            let waiting = self.open.iter().filter(|&&request| {
-                let request = &self.requests[request];
-                request.state == State::Waiting && (alarm || !request.is_alarm())
-            });
-            waiting.count() as u32
-        };
-        if waiting(true) > bounds.waiting_max {
-            return Err("more wait than may".to_owned());
-        }
-        if waiting(false) > bounds.waiting_max - bounds.waiting_kept_for_alarms {
-            return Err("others wait in the places of alarms".to_owned());
-        }
-        let of_client = self
-            .open
-            .iter()
-            .filter(|&&request| self.requests[request].client == client);
-        let most = bounds.client_open_max + bounds.waiting_kept_for_alarms;
-        if of_client.count() as u32 > most {
-            return Err("a client has more open than it may".to_owned());
-        }
-        Ok(())
     }
 
     fn prepared(&mut self, lane: usize, number: usize) -> Result<(), Broken> {
@@ -560,6 +365,10 @@ impl World {
             tokens_max: request.work.tokens_max as u32,
         };
         let alarm = request.is_alarm();
+        let prepared_by_us = request.alarm.prepared_by_us;
+        if prepared_by_us.is_some_and(|by_us| self.now_us > by_us) {
+            return Err(format!("{request:?} was prepared after others"));
+        }
         if self
             .scheduler
             .prepared(self.now_us / 1000, ticket, size)
@@ -572,42 +381,6 @@ impl World {
             self.alarm_ready(number);
         }
         Ok(())
-    }
-
-    /// Notes what an alarm may wait for, and interrupts the pass under way if it can be.
-    fn alarm_ready(&mut self, number: usize) {
-        let others = self.open.iter().filter(|&&other| {
-            let other_request = &self.requests[other];
-            other != number && other_request.is_alarm()
-        });
-        let alone = others.count() == 0;
-        for &other in &self.open {
-            self.requests[other].alarm.wait_us_max = None;
-        }
-        let now_ms = self.now_us / 1000;
-        let mut wait_us_max = Some(0);
-        if let Some(pass) = &self.pass {
-            if self.giving_up {
-                wait_us_max = Some(self.engine.step_us_max(0) / LAYERS + pass.took_us);
-            } else if self.engine.may_give_up(pass) {
-                self.giving_up = true;
-                self.pass_number += 1;
-                let left_us = self.pass_began_us + pass.took_us - self.now_us;
-                let layer_us = left_us.min(pass.took_us / LAYERS);
-                wait_us_max = Some(layer_us);
-                let number = self.pass_number;
-                self.after(layer_us, Event::PassEnds(number));
-            } else if pass.prompt_tokens == 0 {
-                wait_us_max = Some(self.engine.step_us_max(pass.answers));
-            } else {
-                // It may be given up only every other time.
-                wait_us_max = None;
-            }
-        }
-        let may_hold = self.hold.wait_ms(HOLD, ALARM_READ_MS_MAX, now_ms) == 0;
-        let alarm = &mut self.requests[number].alarm;
-        alarm.ready_us = self.now_us;
-        alarm.wait_us_max = wait_us_max.filter(|_| alone && may_hold);
     }
 
     fn end(&mut self, number: usize, outcome: Outcome) {
@@ -623,14 +396,16 @@ impl World {
     /// Whatever is to be done between two passes, if there is none under way; and lanes get work.
     fn turn(&mut self) -> Result<(), Broken> {
         let now_ms = self.now_ms();
+        self.fetch()?;
         for lane in 0..LANES {
             if self.lanes[lane].is_none() {
                 // One lane is for every second request.
                 let mine = |ticket: Ticket| self.tickets[&ticket] % LANES == lane;
                 if let Some(ticket) = self.scheduler.prepare_next(now_ms, mine) {
                     let number = self.tickets[&ticket];
-                    let us = 200 + self.requests[number].work.prompt * 2;
+                    let us = self.requests[number].prepare_us;
                     self.lanes[lane] = Some(number);
+                    self.lanes_until_us[lane] = self.now_us + us;
                     self.after(us, Event::Prepared(lane, number));
                 }
             }
@@ -647,7 +422,12 @@ impl World {
             }
         }
         self.check()?;
-        let chunk = u64::from(self.scheduler.pass(now_ms, &mut self.readers));
+        let mut chunk = self.scheduler.pass(now_ms, &mut self.readers);
+        if self.engine.goes_through() && self.engine.running().0 == 0 {
+            // An alarm cannot end it.
+            chunk = self.scheduler.speeds().chunk_tokens(1, chunk).min(chunk);
+        }
+        let chunk = u64::from(chunk);
         self.pass = self.engine.begin(&self.readers, chunk, &mut self.random);
         match &self.pass {
             Some(pass) => {
@@ -699,6 +479,8 @@ impl World {
         decisions.clear();
         self.scheduler.decide(now_ms, &mut decisions);
         let mut full = false;
+        // As the daemon: what is there comes first.
+        decisions.sort_by_key(|decision| matches!(decision, Decision::Start(_)));
         for decision in &decisions {
             match *decision {
                 Decision::Expire(ticket, _) => {
@@ -720,16 +502,19 @@ impl World {
                     self.report.parked += 1;
                     self.engine.park(ticket, true);
                 }
-                Decision::Resume(ticket) => self.engine.park(ticket, false),
+                Decision::Resume(ticket) => {
+                    if !self.engine.resume(ticket) {
+                        self.scheduler.no_room(ticket);
+                    }
+                }
                 Decision::Start(ticket) => {
                     let number = self.tickets[&ticket];
-                    let request = &mut self.requests[number];
-                    if !full && self.engine.start(ticket, request.work) {
-                        request.state = State::Resident;
-                    } else if self.engine.jobs() == 0 {
-                        return Err("no room in an engine that is empty".to_owned());
+                    let may = !full || self.requests[number].is_alarm();
+                    if may && self.start(ticket, number)? {
+                        self.requests[number].state = State::Resident;
                     } else {
                         self.report.no_room += 1;
+                        let request = &mut self.requests[number];
                         request.alarm.wait_us_max = None;
                         self.crowded |= request.priority != Priority::Batch;
                         self.scheduler.no_room(ticket);
@@ -744,117 +529,34 @@ impl World {
         Ok(again)
     }
 
-    /// What holds between any two passes.
-    fn check(&self) -> Result<(), Broken> {
-        let (alarms, others) = self.engine.running();
-        let places = self.config.places;
-        if others > u64::from(places.shared) || alarms + others > u64::from(places.all()) {
-            return Err(format!("{alarms} alarms and {others} others in a pass"));
-        }
-        if !self.engine.fits() {
-            return Err("the engine has more than fits".to_owned());
-        }
-        let waiting = self
-            .open
-            .iter()
-            .filter(|&&request| self.requests[request].state == State::Waiting);
-        if waiting.count() as u32 != self.scheduler.waiting() {
-            return Err("the scheduler counts other requests".to_owned());
-        }
-        if self.engine.jobs() != self.scheduler.resident() {
-            return Err("the scheduler has other residents".to_owned());
-        }
-        let restrained = self.restraint.batch != Throttle::None;
-        let may_compute = |request: &&usize| {
-            let request = &self.requests[**request];
-            let restrained = restrained && request.priority == Priority::Batch;
-            request.state == State::Resident && !restrained
-        };
-        if alarms + others == 0 && self.open.iter().any(|request| may_compute(&request)) {
-            return Err("everyone is parked".to_owned());
-        }
-        Ok(())
-    }
-
-    /// What holds of a pass as it begins.
-    fn began(&mut self) -> Result<(), Broken> {
-        let Some(pass) = &self.pass else {
-            return Ok(());
-        };
-        let (now_us, now_ms) = (self.now_us, self.now_us / 1000);
-        let requests = &mut self.requests;
-        let of = |ticket: &Ticket| self.tickets[ticket];
-        let all: Vec<usize> = pass
-            .reads
-            .iter()
-            .map(|(ticket, _)| of(ticket))
-            .chain(pass.decodes.iter().map(of))
-            .collect();
-        let batch = |&number: &usize| requests[number].priority == Priority::Batch;
-        if all.iter().any(batch) {
-            if self.restraint.batch == Throttle::Hold && !self.crowded {
-                return Err("batch work computes that is held".to_owned());
-            }
-            if let Some((since_us, computed_us)) = self.slow
-                && computed_us > (now_us - since_us) / 2 + DUTY_MS_MAX * 1000 / 2 + 2_000
-            {
-                return Err(format!(
-                    "slow work computed for {computed_us} us of {since_us}.."
-                ));
-            }
-        }
-        let held = all.iter().all(|&number| requests[number].is_alarm());
-        if all.iter().any(|&number| requests[number].is_alarm()) {
-            let ms = u32::try_from(pass.took_us / 1000 + 1).unwrap_or(u32::MAX);
-            self.hold.take(HOLD, ms, now_ms);
-        }
-        for (ticket, _) in &pass.reads {
-            let number = self.tickets[ticket];
-            let alarm = &mut requests[number].alarm;
-            if let Some(most_us) = alarm.wait_us_max {
-                let waited_us = now_us - alarm.ready_us;
-                if alarm.first_us.is_none() {
-                    if waited_us > most_us {
-                        return Err(format!(
-                            "an alarm waited {waited_us} us for its first pass, not {most_us} us"
-                        ));
-                    }
-                    let shared = u64::from(self.config.places.shared);
-                    let step_us = self.engine.step_us_max(shared);
-                    self.report.alarms += 1;
-                    self.report.alarm_wait = self.report.alarm_wait.max(waited_us * 1000 / step_us);
-                } else if alarm.first_us.map(|first_us| first_us + alarm.read_us) != Some(now_us) {
-                    return Err("something came between two passes over an alarm".to_owned());
-                }
-                if !held {
-                    return Err("others are in the passes that read an alarm".to_owned());
-                }
-            }
-            alarm.first_us.get_or_insert(now_us);
-            alarm.read_us += pass.took_us;
-        }
-        for number in all {
-            self.starves(number, now_us)?;
-        }
-        Ok(())
-    }
-
-    /// Whether a request has waited for longer than is promised.
-    fn starves(&mut self, number: usize, now_us: u64) -> Result<(), Broken> {
+    /// Gives a request to the engine; false if there is no room, which an alarm makes others give.
+    fn start(&mut self, ticket: Ticket, number: usize) -> Result<bool, Broken> {
         let request = &self.requests[number];
-        if request.is_alarm() || request.restrained {
-            return Ok(());
+        let (work, alarm) = (request.work, request.is_alarm());
+        while !self.engine.start(ticket, work) {
+            let mut givers: Vec<(bool, Ticket, u64)> = Vec::new();
+            for &other in &self.open {
+                let request = &self.requests[other];
+                if let (State::Resident, Some(ticket)) = (request.state, request.ticket) {
+                    let batch = request.priority == Priority::Batch;
+                    givers.push((batch, ticket, self.engine.can_give(ticket)));
+                }
+            }
+            let most: u64 = givers.iter().map(|(_, _, pages)| pages).sum();
+            let giver = givers.iter().filter(|(_, _, pages)| *pages > 0).max();
+            match giver {
+                Some(&(_, giver, _)) if alarm && self.engine.free() + most >= work.pages() => {
+                    self.report.aside += 1;
+                    self.engine.set_aside(giver);
+                    self.scheduler.set_aside(giver);
+                }
+                _ if self.engine.all_aside() => {
+                    return Err("no room in an engine that is empty".to_owned());
+                }
+                _ => return Ok(false),
+            }
         }
-        let waited_ms = (now_us - request.since_us) / 1000;
-        let longest_ms = self.longest_us.div_ceil(1000);
-        let most_ms = Scheduler::starved_ms_max(&self.config, request.priority, longest_ms);
-        self.report.starved = self.report.starved.max(waited_ms * 1000 / most_ms);
-        if waited_ms > most_ms {
-            return Err(format!(
-                "{request:?} has waited {waited_ms} ms, not {most_ms} ms"
-            ));
-        }
-        Ok(())
+        Ok(true)
     }
 
     fn pass_ends(&mut self) -> Result<(), Broken> {
@@ -896,6 +598,7 @@ impl World {
                     let computed = work.prompt - work.cached;
                     self.scheduler.prompt_read(now_ms, ticket, computed as u32);
                 }
+                Happened::Again(ticket) => self.scheduler.read_again(ticket),
                 Happened::Token(ticket) => {
                     tokens += 1;
                     self.scheduler.decoded(now_ms, ticket, 1);

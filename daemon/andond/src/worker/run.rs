@@ -31,6 +31,9 @@ use crate::telemetry::Told;
 /// How long measuring the machine waits for a moment in which nobody computes.
 const MEASURE_LATER: Duration = Duration::from_millis(50);
 
+/// How often a job gives its room to alarms, and then not any more: it is to come to its end.
+const ASIDES_MAX: u32 = 3;
+
 /// A job the engine works on.
 #[derive(Debug)]
 struct Running {
@@ -47,6 +50,10 @@ struct Running {
     decoded: u32,
     /// Whether its prompt is read, so that it is in every pass.
     answers: bool,
+    /// Its pages were given to an alarm, and it is not where it was; how often they were; and whether its prompt was read.
+    aside: bool,
+    asides: u32,
+    was_read: bool,
     /// Whether passes bring it anything.
     progress: Progress,
     /// What the answers that ended took.
@@ -130,6 +137,12 @@ impl Jobs {
                     Priority::Batch => 2,
                 });
         first.unwrap_or(Priority::Batch)
+    }
+
+    /// Whether others than this one have room that they may give back.
+    fn others_have_pages(&self, ticket: Ticket) -> bool {
+        let mut running = self.running.iter();
+        running.any(|(&other, running)| other != ticket && !running.aside)
     }
 
     /// The job of a generation, and which of its answers that is.
@@ -270,6 +283,11 @@ impl Shared {
             .map(|owner| owner.0);
         for (&ticket, running) in &mut jobs.running {
             running.note(&mut board.scheduler, now_ms);
+            if running.aside && !running.open().any(|id| generator.is_aside(id)) {
+                running.aside = false;
+                running.answers |= std::mem::take(&mut running.was_read);
+                board.scheduler.read_again(ticket);
+            }
             let Some(made) = running.made(generator) else {
                 continue;
             };
@@ -337,8 +355,10 @@ fn next_pass<F: Forward>(
                 continue;
             }
             let mut tokens = board.scheduler.pass(now_ms, &mut reading);
-            if seat.is_wanted(urgency) {
-                // Those of another model wait no longer for a prompt than its own answers would.
+            // Those of another model wait no longer for a prompt than its own answers would, and an alarm no longer for a
+            // pass that it cannot end.
+            let goes_through = generator.goes_through() && urgency != Priority::Alarm;
+            if goes_through || seat.is_wanted(urgency) {
                 tokens = board.scheduler.speeds().chunk_tokens(1, tokens).min(tokens);
             }
             readers.clear();
@@ -430,7 +450,7 @@ fn apply<F: Forward>(
             Decision::Resume(ticket) => (ticket, false),
             _ => continue,
         };
-        let mut lost = false;
+        let (mut lost, mut no_room) = (false, false);
         let open = jobs.running.get(ticket).into_iter().flat_map(Running::open);
         for id in open {
             let done = if parks {
@@ -438,9 +458,12 @@ fn apply<F: Forward>(
             } else {
                 generator.resume(id)
             };
+            no_room |= !done && !parks && generator.is_aside(id);
             lost |= !done;
         }
-        if lost && let Some(running) = jobs.running.get_mut(ticket) {
+        if no_room && jobs.others_have_pages(*ticket) {
+            shared.board().scheduler.no_room(*ticket);
+        } else if lost && let Some(running) = jobs.running.get_mut(ticket) {
             // It would be in no pass any more while the scheduler has it in all: rather an error than silence.
             tracing::error!(parks, "the engine and the scheduler count different places");
             let fault = Fault::new(FaultCode::Internal, "there is no place for the request");
@@ -452,7 +475,7 @@ fn apply<F: Forward>(
     }
     let mut room = true;
     for (ticket, waiting) in turn.starts.drain(..) {
-        let back = if room {
+        let back = if room || waiting.job.priority == Priority::Alarm {
             start(shared, generator, jobs, waiting)
         } else {
             Some(waiting)
@@ -481,11 +504,22 @@ fn start<F: Forward>(
     let Prepared {
         request, choices, ..
     } = &**prepared;
-    let request = GenerationRequest {
-        urgent: waiting.job.priority == Priority::Alarm,
+    let urgent = waiting.job.priority == Priority::Alarm;
+    let request = || GenerationRequest {
+        urgent,
         ..request.clone()
     };
-    match generator.start_group(request, *choices) {
+    let mut started = generator.start_group(request(), *choices);
+    while let Err(StartError::KvFull {
+        tokens_needed,
+        tokens_free,
+    }) = started
+        && urgent
+        && make_room(shared, generator, jobs, tokens_needed - tokens_free)
+    {
+        started = generator.start_group(request(), *choices);
+    }
+    match started {
         Ok(ids) => {
             waiting.job.mailbox.post(JobEvent::Started);
             jobs.insert(Running {
@@ -498,13 +532,18 @@ fn start<F: Forward>(
                 read: None,
                 decoded: 0,
                 answers: false,
+                aside: false,
+                asides: 0,
+                was_read: false,
                 progress: Progress::default(),
                 usage: Usage::default(),
                 timings: Timings::default(),
             });
             None
         }
-        Err(StartError::Busy { .. } | StartError::KvFull { .. }) if !jobs.running.is_empty() => {
+        Err(StartError::Busy { .. } | StartError::KvFull { .. })
+            if jobs.others_have_pages(waiting.job.ticket) =>
+        {
             Some(waiting)
         }
         Err(error) => {
@@ -517,6 +556,55 @@ fn start<F: Forward>(
             None
         }
     }
+}
+
+/// For an alarm that lacks so many tokens of room: sets another job aside, batch work first and then what was begun last. False
+/// if there is none, or all of them together have too little.
+fn make_room<F: Forward>(
+    shared: &Shared,
+    generator: &mut Generator<F>,
+    jobs: &mut Jobs,
+    tokens: usize,
+) -> bool {
+    let may = |running: &&mut Running| {
+        running.job.priority != Priority::Alarm
+            && running.choices.len() == 1
+            && running.asides < ASIDES_MAX
+            && !running.given_up
+    };
+    let mut most = 0usize;
+    let mut first = None;
+    for running in jobs.running.values_mut().filter(may) {
+        let Some(id) = running.open().next() else {
+            continue;
+        };
+        let has = generator.kv_tokens_of(id);
+        most = most.saturating_add(has);
+        let order = (running.job.priority == Priority::Batch, running.started);
+        if has > 0 && first.as_ref().is_none_or(|(best, _, _)| order > *best) {
+            first = Some((order, id, running));
+        }
+    }
+    let Some((_, id, running)) = first.filter(|_| most >= tokens) else {
+        return false;
+    };
+    if !generator.set_aside(id) {
+        return false;
+    }
+    running.aside = true;
+    running.asides += 1;
+    running.was_read |= std::mem::take(&mut running.answers);
+    let mut board = shared.board();
+    let now_ms = shared.now_ms();
+    running.note(&mut board.scheduler, now_ms);
+    board.scheduler.set_aside(running.job.ticket);
+    drop(board);
+    tracing::info!(
+        client = running.job.key.client,
+        id = running.job.key.id,
+        "a request gives its room to an alarm; what it had is computed again"
+    );
+    true
 }
 
 fn fault_of(error: &StartError) -> Fault {

@@ -67,9 +67,21 @@ pub(super) struct Active {
     pub(super) urgent: bool,
     /// Whether it takes no part in passes until it is resumed.
     pub(super) parked: bool,
+    /// Whether its KV pages were given away, and what of its text is then to be read again before the answer goes on.
+    pub(super) aside: bool,
+    again: Option<Again>,
     output: Output,
     pub(super) cancelled: bool,
     clock: Clock,
+}
+
+/// A text that was in KV pages which were given away.
+#[derive(Debug)]
+struct Again {
+    /// The prompt, and what was fed of the answer.
+    text: Vec<u32>,
+    /// Tokens of it that are in the KV sequence.
+    read: usize,
 }
 
 /// A row of logits, and how a token is chosen by it.
@@ -87,7 +99,45 @@ struct Choice<'a> {
 impl Active {
     /// Tokens of its prompt that are read, and of its answer that are settled.
     pub(super) fn progress(&self) -> usize {
-        self.read + self.settled
+        self.read + self.settled + self.again.as_ref().map_or(0, |again| again.read)
+    }
+
+    /// Leaves its KV pages to others, and takes part in no pass until it has some again.
+    pub(super) fn put_aside(&mut self) {
+        (self.aside, self.parked) = (true, true);
+        if let Some(again) = &mut self.again {
+            again.read = 0;
+        } else if self.read < self.prompt.len() {
+            self.read = 0;
+        } else {
+            let fed = self.generated.iter().take(self.fed);
+            let text = self.prompt.iter().chain(fed).copied().collect();
+            self.again = Some(Again { text, read: 0 });
+        }
+    }
+
+    /// Has KV pages again, with the first `found` tokens of its text.
+    pub(super) fn take_up(&mut self, found: usize) {
+        self.aside = false;
+        if let Some(again) = &mut self.again {
+            again.read = found;
+        } else {
+            self.read = found;
+            self.cached = self.cached.min(found);
+        }
+    }
+
+    /// What is to be in the KV sequence before there are logits.
+    pub(super) fn text_to_read(&self) -> &[u32] {
+        match &self.again {
+            Some(again) => &again.text,
+            None => &self.prompt,
+        }
+    }
+
+    /// Whether it has to read again what it had read already.
+    pub(super) fn reads_again(&self) -> bool {
+        self.again.is_some()
     }
 }
 
@@ -216,6 +266,8 @@ impl Active {
                 ignore_end: request.ignore_end,
                 urgent: request.urgent,
                 parked: false,
+                aside: false,
+                again: None,
                 cancelled: false,
                 clock: Clock {
                     started,
@@ -230,16 +282,23 @@ impl Active {
 
     /// KV tokens promised at the start: the prompt, and the answer if it was limited.
     pub(super) fn kv_tokens_promised(&self) -> usize {
-        self.prompt.len() + if self.limited { self.tokens_max } else { 0 }
+        let all = self.prompt.len() + if self.limited { self.tokens_max } else { 0 };
+        all.max(self.text_to_read().len())
     }
 
     /// KV pages that were promised and are not yet taken.
     pub(super) fn kv_pages_due(&self, page_tokens: usize) -> usize {
+        if self.aside {
+            return 0;
+        }
         let held = if self.follows.is_some() {
             // The full pages of the prompt are due to the one it follows.
             self.prompt.len() / page_tokens
         } else {
-            let tokens = self.read + self.fed;
+            let tokens = match &self.again {
+                Some(again) => again.read,
+                None => self.read + self.fed,
+            };
             tokens.div_ceil(page_tokens)
         };
         self.kv_tokens_promised()
@@ -285,7 +344,7 @@ impl Active {
     }
 
     pub(super) fn reads_prompt(&self) -> bool {
-        self.read < self.prompt.len() && self.follows.is_none()
+        (self.read < self.prompt.len() || self.reads_again()) && self.follows.is_none()
     }
 
     /// Tokens of the answer that are not in the KV sequence, guesses aside.
@@ -297,11 +356,11 @@ impl Active {
     /// behind it and the guesses, without the latter if the former alone are more than `chunk_tokens`.
     pub(super) fn next_tokens(&self, chunk_tokens: usize) -> &[u32] {
         if self.reads_prompt() {
-            let end = self
-                .read
-                .saturating_add(chunk_tokens)
-                .min(self.prompt.len());
-            &self.prompt[self.read..end]
+            let (text, read) = match &self.again {
+                Some(again) => (&*again.text, again.read),
+                None => (&*self.prompt, self.read),
+            };
+            &text[read..read.saturating_add(chunk_tokens).min(text.len())]
         } else {
             let unfed = &self.generated[self.fed..];
             if chunk_tokens < self.unfed() {
@@ -451,7 +510,10 @@ impl Active {
 
     /// Whether a pass over the next `count` tokens is followed by choosing a token.
     pub(super) fn wants_logits(&self, count: usize) -> bool {
-        if self.reads_prompt() {
+        if self.reads_again() {
+            // Its next token was chosen before.
+            false
+        } else if self.reads_prompt() {
             self.read + count >= self.prompt.len() && self.tokens_max > 0
         } else {
             count >= self.unfed()
@@ -551,6 +613,13 @@ impl Active {
         now: Instant,
         sink: Sink<'_>,
     ) -> Option<FinishReason> {
+        if let Some(again) = &mut self.again {
+            again.read = again.read.saturating_add(count);
+            if again.read >= again.text.len() {
+                self.again = None;
+            }
+            return None;
+        }
         self.read = self.read.saturating_add(count).min(self.prompt.len());
         if self.reads_prompt() {
             return None;

@@ -1,7 +1,7 @@
 //! The loop that runs generations side by side.
 
 use std::num::NonZero;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -80,6 +80,8 @@ pub struct Generator<F: Forward = Executor> {
     chunks: Vec<Chunk<'static, F::Sequence>>,
     /// Whether a pass over a prompt that is not urgent was given up, and none was made since.
     given_up: bool,
+    /// What was spent on restoring since the last pass that was made.
+    restoring: Duration,
     last_pass: LastPass,
 }
 
@@ -90,6 +92,8 @@ pub struct LastPass {
     pub answering: usize,
     /// Tokens of prompts that were read.
     pub prompt_tokens: usize,
+    /// What it took to get parts of prompts from where they are kept: no part of the pass.
+    pub restoring: Duration,
 }
 
 impl<F: Forward> Generator<F> {
@@ -123,6 +127,7 @@ impl<F: Forward> Generator<F> {
             constraints: ConstraintCounts::default(),
             guessing: Guessing::default(),
             given_up: false,
+            restoring: Duration::ZERO,
             last_pass: LastPass::default(),
         }
     }
@@ -229,7 +234,15 @@ impl<F: Forward> Generator<F> {
         let first = self.next_id;
         let tokenizer = self.forward.tokenizer();
         let group = Active::group(first, count.get(), request, context, cached, tokenizer)?;
-        self.admit(&group)?;
+        let page_tokens = self.forward.kv_page_tokens().max(1);
+        let needed = group
+            .iter()
+            .map(|active| active.kv_pages_due(page_tokens))
+            .sum();
+        let (known, urgent) = group.first().map_or((0, false), |first| {
+            (first.kv_pages_known(page_tokens), first.urgent)
+        });
+        self.admit(needed, known, urgent, self.pages_due())?;
         self.next_id += u64::from(count.get());
         self.sequences.push(Some(sequence));
         self.sequences
@@ -238,26 +251,26 @@ impl<F: Forward> Generator<F> {
         Ok((first..self.next_id).map(GenerationId))
     }
 
-    /// Whether the pages that are not promised to others hold what is due to `new`.
-    fn admit(&self, new: &[Active]) -> Result<(), StartError> {
+    /// Pages that are promised and not yet taken.
+    fn pages_due(&self) -> usize {
         let page_tokens = self.forward.kv_page_tokens().max(1);
-        let due = |actives: &[Active]| -> usize {
-            actives
-                .iter()
-                .map(|active| active.kv_pages_due(page_tokens))
-                .sum()
-        };
-        // What the new ones hold already no longer counts as free.
-        let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(due(&self.active));
-        let needed = due(new);
-        let kept = match new.first() {
-            Some(first) if !first.urgent => self.kv_pages_for_urgent,
-            _ => 0,
-        };
+        let due = |active: &Active| active.kv_pages_due(page_tokens);
+        self.active.iter().map(due).sum()
+    }
+
+    /// Whether the pages that are not promised to others, to whom `due` are, hold `needed` for one that has `known` already.
+    fn admit(
+        &self,
+        needed: usize,
+        known: usize,
+        urgent: bool,
+        due: usize,
+    ) -> Result<(), StartError> {
+        let page_tokens = self.forward.kv_page_tokens().max(1);
+        // What the new one holds already no longer counts as free.
+        let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(due);
+        let kept = if urgent { 0 } else { self.kv_pages_for_urgent };
         // What is known of the prompt is not free and not needed: it counts as a part of what they take in all.
-        let known = new
-            .first()
-            .map_or(0, |first| first.kv_pages_known(page_tokens));
         let taken = needed.saturating_add(known);
         let free = free.saturating_sub(kept.min(self.kv_pages.saturating_sub(taken)));
         if needed > free {
@@ -267,6 +280,61 @@ impl<F: Forward> Generator<F> {
             });
         }
         Ok(())
+    }
+
+    /// Has a generation take no part in passes, as [`Generator::park`], and gives its KV pages away: when it is resumed, what
+    /// was in them is read again, so that its answer is the same. Says whether it has pages to give; one of several answers
+    /// to a request has none, whose pages the others share.
+    pub fn set_aside(&mut self, id: GenerationId) -> bool {
+        let Some(index) = self.active.iter().position(|active| active.id == id) else {
+            return false;
+        };
+        let follows = |active: &Active| active.follows == Some(id);
+        let active = &mut self.active[index];
+        if active.follows.is_some() || active.aside {
+            return false;
+        }
+        if self.active.iter().any(follows) {
+            return false;
+        }
+        self.active[index].put_aside();
+        self.sequences[index] = None;
+        self.guessing.forget(id);
+        true
+    }
+
+    /// Tokens that the KV pages hold which a generation has or was promised; none if they were given away.
+    #[must_use]
+    pub fn kv_tokens_of(&self, id: GenerationId) -> usize {
+        let has = |active: &&Active| active.id == id && !active.aside;
+        let active = self.active.iter().find(has);
+        active.map_or(0, Active::kv_tokens_promised)
+    }
+
+    /// Whether the KV pages of a generation were given away, and what was in them is not there again.
+    #[must_use]
+    pub fn is_aside(&self, id: GenerationId) -> bool {
+        let lacks = |active: &Active| active.aside || active.reads_again();
+        self.active
+            .iter()
+            .any(|active| active.id == id && lacks(active))
+    }
+
+    /// Gives pages to a generation that gave its own away. False if there is no room for what it needs.
+    fn take_up(&mut self, index: usize) -> bool {
+        let page_tokens = self.forward.kv_page_tokens().max(1);
+        let (sequence, found) = self.forward.sequence(self.active[index].text_to_read());
+        let due = self.pages_due();
+        let active = &mut self.active[index];
+        active.take_up(found);
+        let needed = active.kv_pages_due(page_tokens);
+        let (known, urgent) = (found.div_ceil(page_tokens), active.urgent);
+        if self.admit(needed, known, urgent, due).is_err() {
+            self.active[index].put_aside();
+            return false;
+        }
+        self.sequences[index] = Some(sequence);
+        true
     }
 
     /// Ends a generation; the next step reports it as [`FinishReason::Cancelled`] and does no more work
@@ -312,17 +380,18 @@ impl<F: Forward> Generator<F> {
         }
     }
 
-    /// Has a parked generation take part in passes again. Says whether there is one, and a place for it.
+    /// Has a parked generation take part in passes again. Says whether there is one, and a place for it, and room for the
+    /// pages of one that was set aside.
     pub fn resume(&mut self, id: GenerationId) -> bool {
-        let free = self.places() > 0;
-        let parked = |active: &&mut Active| active.id == id && active.parked;
-        match self.active.iter_mut().find(parked) {
-            Some(active) if free => {
-                active.parked = false;
-                true
-            }
-            _ => false,
+        let parked = |active: &Active| active.id == id && active.parked;
+        let Some(index) = self.active.iter().position(parked) else {
+            return false;
+        };
+        if self.places() == 0 || (self.active[index].aside && !self.take_up(index)) {
+            return false;
         }
+        self.active[index].parked = false;
+        true
     }
 
     /// Reports what was cancelled, whose places and pages are free then. The next step would.
@@ -330,6 +399,12 @@ impl<F: Forward> Generator<F> {
         while let Some(index) = self.active.iter().position(|active| active.cancelled) {
             self.end(index, FinishReason::Cancelled, sink);
         }
+    }
+
+    /// Whether the next pass over prompts that are not urgent is made whoever interrupts: the last one was given up.
+    #[must_use]
+    pub fn goes_through(&self) -> bool {
+        self.given_up
     }
 
     /// What the pass of the last step was made for.
@@ -355,9 +430,10 @@ impl<F: Forward> Generator<F> {
         self.step_reading(reading, sink, &|| false)
     }
 
-    /// [`Generator::step`] that reads what it is told, and whose pass is given up if `interrupted` says so while it reads a prompt that is not urgent:
-    /// nothing has then changed, and the next step begins where this one did. It is asked before every layer, but not in
-    /// the first such pass after one that was given up: whoever interrupts all the time leaves half of the time to others.
+    /// [`Generator::step`] that reads what it is told, and whose pass is given up if `interrupted` says so while it reads a
+    /// prompt that is not urgent: nothing has then changed, and the next step begins where this one did. It is asked before
+    /// every layer, but not in the first such pass after one that was given up ([`Generator::goes_through`]): who interrupts
+    /// all the time would let no prompt be read.
     ///
     /// # Errors
     ///
@@ -378,7 +454,10 @@ impl<F: Forward> Generator<F> {
             }
             match result {
                 Ok(last) => {
-                    self.last_pass = last;
+                    self.last_pass = LastPass {
+                        restoring: std::mem::take(&mut self.restoring),
+                        ..last
+                    };
                     self.report(sink);
                     break;
                 }
@@ -401,11 +480,13 @@ impl<F: Forward> Generator<F> {
 
     /// The generation that gives way when pages run out: the youngest without a promise for its answer.
     fn least_promised(&self) -> usize {
-        let last = self.active.len().saturating_sub(1);
+        let has_pages = |active: &Active| !active.aside;
+        let last = self.active.iter().rposition(has_pages);
         self.active
             .iter()
-            .rposition(|active| !active.limited)
-            .unwrap_or(last)
+            .rposition(|active| !active.limited && has_pages(active))
+            .or(last)
+            .unwrap_or(0)
     }
 
     /// Settles which prompts the next pass reads and how much of each: at most `tokens_max` tokens, one at least.
@@ -432,8 +513,10 @@ impl<F: Forward> Generator<F> {
             if self.active[index].pass_begins(now) {
                 self.look_again(index);
             }
+            let began = Instant::now();
             let restored = self.restore(index, left, interrupted);
             if restored.more {
+                self.restoring += began.elapsed();
                 left = left.saturating_sub(restored.tokens);
                 continue;
             }
@@ -473,15 +556,14 @@ impl<F: Forward> Generator<F> {
         let mut spare = forced.min(room);
         let columns = places + spare;
         let most = batch.saturating_sub(columns).max(1);
-        let may_stop = !self.given_up;
-        let interrupted = || may_stop && interrupted();
-        self.choose_readers(reading.order, reading.tokens_max.min(most), &interrupted);
+        self.choose_readers(reading.order, reading.tokens_max.min(most), interrupted);
         let patient = !self.readers.is_empty()
             && !self
                 .readers
                 .iter()
                 .any(|reader| self.active[reader.index].urgent);
-        let interrupted = || patient && interrupted();
+        let may_stop = patient && !self.given_up;
+        let interrupted = || may_stop && interrupted();
         let reading: usize = self.readers.iter().map(|reader| reader.tokens).sum();
         if guess && all_fit {
             let others = reading + forced;
@@ -574,6 +656,7 @@ impl<F: Forward> Generator<F> {
         result.map(|()| LastPass {
             answering: places,
             prompt_tokens: reading,
+            restoring: Duration::ZERO,
         })
     }
 
@@ -661,6 +744,9 @@ impl<F: Forward> Generator<F> {
         let Some(sequence) = &mut self.sequences[reader] else {
             return restored;
         };
+        if self.active[reader].reads_again() {
+            return restored;
+        }
         let active = &mut self.active[reader];
         for _ in 0..most {
             if !self.forward.restore(sequence, active.prompt().0) {

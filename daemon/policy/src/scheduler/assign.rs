@@ -195,7 +195,7 @@ impl Scheduler {
             if (batch && !batch_may) || (begins && refuses.turns_away(entry.priority)) {
                 continue;
             }
-            if begins && (entry.blocked || given.full) {
+            if entry.blocked {
                 given.full = true;
                 continue;
             }
@@ -210,6 +210,10 @@ impl Scheduler {
                     // The place that alarms leave is for others nevertheless.
                     given.full_of_alarms = true;
                 }
+                continue;
+            }
+            // What another lacks is not taken by those behind it. Alarms may: what is kept for them holds several.
+            if begins && given.full {
                 continue;
             }
             if may_hold && (given.reads_alarm || (given.alarm && batch)) {

@@ -47,6 +47,9 @@ pub(super) struct Entry {
     computed_us: u64,
     /// It is over, but for the engine's saying so.
     pub(super) ending: bool,
+    /// Its memory was given to an alarm, and it has not come again to where it was; and whether its prompt was read then.
+    pub(super) aside: bool,
+    pub(super) was_read: bool,
     /// It found no room, and nothing has ended since.
     pub(super) blocked: bool,
     /// Whether it is to take part in the next pass.
@@ -72,6 +75,8 @@ impl Entry {
             since_ms: now_ms,
             computed_us: 0,
             ending: false,
+            aside: false,
+            was_read: false,
             blocked: false,
             chosen: false,
         }
