@@ -55,8 +55,8 @@ const RESTRAINTS: [Restraint; 5] = [
 /// Layers of the model: a pass can be given up before any of them.
 const LAYERS: u64 = 30;
 
-/// Threads that prepare requests.
-const LANES: usize = 2;
+/// Threads that prepare requests: one for alarms, and two for others.
+const LANES: usize = 3;
 
 /// Longest that a world may go on once nobody asks any more, in events.
 const DRAIN_EVENTS_MAX: u64 = 5_000_000;
@@ -136,6 +136,15 @@ const HOLD: Rate = Rate {
     per_minute: 30_000,
     burst: (HOLD_MS_MAX / 2) as u32,
 };
+
+/// Which lane prepares a request.
+fn lane_of(requests: &[Request], number: usize) -> usize {
+    if requests[number].is_alarm() {
+        LANES - 1
+    } else {
+        number % (LANES - 1)
+    }
+}
 
 impl World {
     /// The world of a seed.
@@ -399,8 +408,8 @@ impl World {
         self.fetch()?;
         for lane in 0..LANES {
             if self.lanes[lane].is_none() {
-                // One lane is for every second request.
-                let mine = |ticket: Ticket| self.tickets[&ticket] % LANES == lane;
+                let (tickets, requests) = (&self.tickets, &self.requests);
+                let mine = |ticket: Ticket| lane_of(requests, tickets[&ticket]) == lane;
                 if let Some(ticket) = self.scheduler.prepare_next(now_ms, mine) {
                     let number = self.tickets[&ticket];
                     let us = self.requests[number].prepare_us;

@@ -31,8 +31,8 @@ pub struct CacheConfig {
     pub bytes_max: u64,
     /// Room on the disk that nothing here may take.
     pub free_bytes_min: u64,
-    /// Whether what was computed for prompts is kept for later ones that begin alike, also for the next start. Unset: unless
-    /// signatures are required, since nobody signed it.
+    /// Whether what was computed for prompts is kept for later ones that begin alike, also for the next start
+    /// ([`super::Config::keeps_pages`]).
     pub kv_keep: Option<bool>,
     /// Most bytes of that.
     pub kv_bytes_max: u64,

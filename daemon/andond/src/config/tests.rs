@@ -186,6 +186,33 @@ fn the_shipped_file_is_taken_as_it_is() {
     Config::parse(SHIPPED).expect("the shipped file is in order");
 }
 
+#[test]
+fn answers_at_once_and_an_alarm_have_places_in_a_pass() {
+    let text = |batch: u32, parallel: u32| {
+        format!(
+            "[model]\npath = \"/m.gguf\"\n[engine]\nbatch-tokens-max = {batch}\nparallel-max = {parallel}\n"
+        )
+    };
+    assert!(Config::parse(&text(9, 8)).is_ok());
+    let keys: Vec<String> = problems(&text(8, 8))
+        .iter()
+        .map(|problem| problem.key.clone())
+        .collect();
+    assert_eq!(keys, ["engine.parallel-max"]);
+}
+
+#[test]
+fn prompts_are_not_kept_in_the_clear_beside_encrypted_ones_unless_somebody_says_so() {
+    let keeps = |text: &str| {
+        let text = format!("[model]\npath = \"/m.gguf\"\n{text}");
+        Config::parse(&text).expect("in order").keeps_pages()
+    };
+    let key = "[spool]\nkey-file = \"/k\"\n";
+    assert!(keeps("") && !keeps(key));
+    assert!(!keeps("[cache]\nkv-keep = false\n"));
+    assert!(keeps(&format!("{key}[cache]\nkv-keep = true\n")));
+}
+
 /// With every example uncommented the file is still in order but for what needs another key first.
 #[test]
 fn the_shipped_file_shows_every_key_and_no_other() {

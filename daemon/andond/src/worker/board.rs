@@ -166,12 +166,13 @@ impl Board {
     pub(super) fn take_submitted(
         &mut self,
         now_ms: u64,
-        chosen: impl Fn(&Request) -> bool,
+        chosen: impl Fn(&Job, &Request) -> bool,
     ) -> Option<(Arc<Job>, Arc<Request>)> {
         let waiting = &self.waiting;
         let mine = |ticket: Ticket| {
             waiting.get(&ticket).is_some_and(|waiting| {
-                matches!(waiting.stage, Stage::Submitted) && chosen(&waiting.request)
+                matches!(waiting.stage, Stage::Submitted)
+                    && chosen(&waiting.job, &waiting.request)
             })
         };
         let ticket = self.scheduler.prepare_next(now_ms, mine)?;

@@ -25,7 +25,6 @@ use andon_engine::pack::Key;
 
 use super::Shared;
 use crate::config::Config;
-use crate::config::models::SignaturePolicy;
 
 /// Where they are, in the folder of what can be made again.
 const FOLDER: &str = "pages";
@@ -82,9 +81,7 @@ impl Pages {
     /// Those of the model of `executor`, which looks for pages there from then on. `key` is that of its pack, if it is known.
     pub(super) fn open(config: &Config, key: Option<&Key>, executor: &mut Executor) -> Pages {
         let none = Pages::none(config);
-        // Where nothing is computed from weights that nobody signed, it is not from what was computed with any, either.
-        let trusts = config.models.signature != SignaturePolicy::Require;
-        if !config.cache.kv_keep.unwrap_or(trusts) || !config.engine.prefix_cache {
+        if !config.keeps_pages() || !config.engine.prefix_cache {
             return none;
         }
         let page_bytes = executor.page_bytes();

@@ -1,6 +1,7 @@
 //! The threads that make tokens of requests, so that neither a long prompt nor a template holds up
 //! decoding or the front ends. Requests whose answers are to have a shape have one of their own: to make the first ready
-//! takes a second where a vocabulary is large, and a shape may take longer to compile than others want to wait.
+//! takes a second where a vocabulary is large, and a shape may take longer to compile than others want to wait. So have
+//! alarms, which wait for nobody's shape and nobody's long text, and whose shapes others do not push out.
 
 use std::num::NonZero;
 
@@ -37,10 +38,12 @@ pub(super) enum Lane {
     Plain,
     /// The others.
     Shaped,
+    /// Alarms, with or without.
+    Alarm,
 }
 
 impl Lane {
-    pub(super) const ALL: [Lane; 2] = [Lane::Plain, Lane::Shaped];
+    pub(super) const ALL: [Lane; 3] = [Lane::Plain, Lane::Shaped, Lane::Alarm];
     pub(super) const COUNT: usize = Lane::ALL.len();
 
     /// The thread's name.
@@ -48,10 +51,14 @@ impl Lane {
         match self {
             Lane::Plain => "prepare",
             Lane::Shaped => "prepare-shaped",
+            Lane::Alarm => "prepare-alarm",
         }
     }
 
-    fn of(request: &Request, tasks: Option<&Tasks>) -> Lane {
+    fn of(priority: Priority, request: &Request, tasks: Option<&Tasks>) -> Lane {
+        if priority == Priority::Alarm {
+            return Lane::Alarm;
+        }
         let shaped = match &request.input {
             Input::Task { name, .. } => tasks.is_some_and(|tasks| tasks.has_format(name)),
             _ => false,
@@ -240,7 +247,7 @@ fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job
             return None;
         }
         let tasks = shared.tasks.get();
-        let mine = |request: &Request| Lane::of(request, tasks) == lane;
+        let mine = |job: &Job, request: &Request| Lane::of(job.priority, request, tasks) == lane;
         if let Some(next) = board.take_submitted(shared.now_ms(), mine) {
             board.rendering[lane as usize] = true;
             return Some(next);

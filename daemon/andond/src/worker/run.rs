@@ -338,7 +338,9 @@ fn next_pass<F: Forward>(
             apply(shared, generator, jobs, tokenizer, &mut turn);
             continue;
         }
-        if shared.sheds.swap(false, Ordering::Relaxed)
+        // Memory is short again and again for a while; an alarm is computed first.
+        if jobs.urgency() != Priority::Alarm
+            && shared.sheds.swap(false, Ordering::Relaxed)
             && let Some(executor) = generator.executor_mut()
         {
             drop(board);

@@ -4,7 +4,7 @@ use andon_policy::scheduler::{DUTY_MS_MAX, HOLD_MS_MAX, Scheduler, Ticket};
 use andon_policy::throttle::Throttle;
 use andon_wire::Priority;
 
-use super::{Broken, Event, HOLD, LANES, LAYERS, World};
+use super::{Broken, Event, HOLD, LAYERS, World, lane_of};
 use crate::ledger::State;
 
 impl World {
@@ -15,8 +15,10 @@ impl World {
             other_request.is_alarm()
         });
         let alone = alarms.count() == 1 && self.requests[number].is_alarm();
-        let lane_us = match self.lanes[number % LANES] {
-            Some(_) => self.lanes_until_us[number % LANES],
+        let lane = lane_of(&self.requests, number);
+        // An alarm before it may have been given up in hand.
+        let lane_us = match self.lanes[lane] {
+            Some(_) => self.lanes_until_us[lane],
             None => self.now_us,
         };
         let request = &mut self.requests[number];
