@@ -96,3 +96,43 @@ fn tokens_beyond_a_clients_rate_are_paid_off_first() {
     assert!(refused.text().contains("tokens"), "{}", refused.text());
     assert_eq!(ask("alarm").status, 200);
 }
+
+#[test]
+fn an_alarm_has_the_room_of_batch_work_which_is_computed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.gguf");
+    let model = TinyModel {
+        context_tokens_max: 65_536,
+        ..TinyModel::default()
+    };
+    model.write(&path).unwrap();
+    // Room for the batch work, and a page more.
+    let daemon = Daemon::builder()
+        .model(&path)
+        .config("[model]\nkv-tokens-max = 4096\n")
+        .start()
+        .unwrap();
+    let http = daemon.http();
+    let alone = http.post("/v1/completions", &body("batch", LONG)).unwrap();
+    let alone = alone.json().unwrap();
+    let mut streamed = body("batch", LONG);
+    streamed["stream"] = json!(true);
+    let mut stream = http.events("/v1/completions", &streamed).unwrap();
+    let mut text = String::new();
+    let mut events = stream.by_ref();
+    let mut read = |count: usize| {
+        for event in events.by_ref().take(count) {
+            let data = event.unwrap().data;
+            if data != "[DONE]" {
+                let data: Value = serde_json::from_str(&data).unwrap();
+                text.push_str(data["choices"][0]["text"].as_str().unwrap_or_default());
+            }
+        }
+    };
+    read(20);
+    let reply = http.post("/v1/completions", &body("alarm", 300)).unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(daemon.log().contains("gives its room to an alarm"));
+    read(usize::MAX);
+    assert_eq!(json!(text), alone["choices"][0]["text"]);
+}

@@ -97,9 +97,10 @@ pub(super) fn open(
     if length != HEADER_BYTES as u64 + content_bytes {
         return Err(damaged("its length is another"));
     }
-    let mut file = BufReader::with_capacity(READ_BYTES, file);
+    // Not more of it: hundreds of headers are read in a row.
     let mut bytes = [0; HEADER_BYTES];
-    file.read_exact(&mut bytes)
+    (&file)
+        .read_exact(&mut bytes)
         .map_err(StoreError::io(path, "read"))?;
     let [parent, found] = [24, 40].map(|at| {
         let mut name = [0; NAME_BYTES];
@@ -131,7 +132,7 @@ pub(super) fn open(
     let header = Header { place, tokens };
     let reader = PageReader {
         path: path.to_owned(),
-        file,
+        file: BufReader::with_capacity(READ_BYTES, file),
         hasher,
         checksum,
     };
