@@ -77,6 +77,8 @@ pub struct Request {
     pub work: Work,
     /// What it takes to prepare it.
     pub prepare_us: u64,
+    /// Whether it is prepared.
+    pub ready: bool,
     /// What the scheduler calls it.
     pub ticket: Option<Ticket>,
     /// Where it is.
@@ -113,6 +115,16 @@ impl Request {
     #[must_use]
     pub fn is_alarm(&self) -> bool {
         self.priority == Priority::Alarm
+    }
+
+    /// When it has waited for so long that it goes before others which have time; never for an alarm.
+    #[must_use]
+    pub fn patient_until_us(&self) -> u64 {
+        match self.priority {
+            Priority::Alarm => u64::MAX,
+            Priority::Interactive => self.since_us + 30_000_000,
+            Priority::Batch => self.since_us + 60_000_000,
+        }
     }
 
     /// Whether it is over.

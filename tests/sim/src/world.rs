@@ -386,6 +386,7 @@ impl World {
             self.end(number, Outcome::RefusedLate);
             return Ok(());
         }
+        self.requests[number].ready = true;
         if alarm {
             self.alarm_ready(number);
         }
@@ -518,6 +519,9 @@ impl World {
                 }
                 Decision::Start(ticket) => {
                     let number = self.tickets[&ticket];
+                    if !full {
+                        self.overtakes(number)?;
+                    }
                     let may = !full || self.requests[number].is_alarm();
                     if may && self.start(ticket, number)? {
                         self.requests[number].state = State::Resident;

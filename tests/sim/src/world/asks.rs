@@ -74,6 +74,7 @@ impl World {
             deadline_ms,
             work,
             prepare_us,
+            ready: false,
             ticket: None,
             state: State::Waiting,
             given_up: false,
@@ -203,6 +204,7 @@ impl World {
         for &number in &self.open {
             let request = &mut self.requests[number];
             (request.ticket, request.state) = (None, State::Spooled);
+            request.ready = false;
             request.alarm = Alarm::default();
         }
         self.backlog.clone_from(&self.open);

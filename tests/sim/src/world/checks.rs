@@ -1,7 +1,7 @@
 //! What must hold.
 
 use andon_policy::scheduler::{DUTY_MS_MAX, HOLD_MS_MAX, Scheduler, Ticket};
-use andon_policy::throttle::Throttle;
+use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority;
 
 use super::{Broken, Event, HOLD, LAYERS, World, lane_of};
@@ -168,6 +168,34 @@ impl World {
         }
         for number in all {
             self.starves(number, now_us)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a request that is to be started goes before one that has waited for its turn as long as it is to wait.
+    pub(super) fn overtakes(&self, number: usize) -> Result<(), Broken> {
+        let request = &self.requests[number];
+        let (alarms, _) = self.engine.running();
+        // Work that is to give way, to heat or to alarms, is waited for by nobody.
+        if request.is_alarm() || self.restraint != Restraint::default() || alarms > 0 {
+            return Ok(());
+        }
+        // The scheduler's clock is in milliseconds.
+        let long_ago_us = self.now_us.saturating_sub(2_000);
+        let by_us = request.patient_until_us();
+        let by_us = if by_us > long_ago_us { u64::MAX } else { by_us };
+        let deadline_us = request.deadline_ms.map_or(u64::MAX, |ms| ms * 1000);
+        let by_us = by_us.min(deadline_us);
+        for &other in &self.open {
+            let waits = &self.requests[other];
+            let until_us = waits.patient_until_us();
+            if waits.state == State::Waiting
+                && waits.ready
+                && until_us < long_ago_us
+                && until_us + 2_000 < by_us
+            {
+                return Err(format!("{request:?} overtakes {waits:?}"));
+            }
         }
         Ok(())
     }
