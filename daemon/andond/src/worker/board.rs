@@ -171,8 +171,7 @@ impl Board {
         let waiting = &self.waiting;
         let mine = |ticket: Ticket| {
             waiting.get(&ticket).is_some_and(|waiting| {
-                matches!(waiting.stage, Stage::Submitted)
-                    && chosen(&waiting.job, &waiting.request)
+                matches!(waiting.stage, Stage::Submitted) && chosen(&waiting.job, &waiting.request)
             })
         };
         let ticket = self.scheduler.prepare_next(now_ms, mine)?;

@@ -229,8 +229,7 @@ impl Shared {
             served.proof.before_use(files.maps(), threads)
         };
         let proven = proven.map_err(|error| error.to_string())?;
-        let model =
-            Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
+        let model = Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
         Ok((Arc::new(model), proven))
     }
 

@@ -1,18 +1,19 @@
 //! The loop that runs generations side by side.
 
-use std::num::NonZero;
+mod outcome;
+mod room;
+
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::active::{Active, ChooseError, Chosen, Sink};
+use super::active::{Active, ChooseError, Chosen};
 use super::constrained::{ConstraintCounts, Masker};
 use super::drafting::Drafting;
 use super::event::{Event, FinishReason, GenerationId};
 use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
-use super::reading::{self, Reader, Reading, Restored};
-use super::request::{GenerationRequest, StartError};
+use super::reading::{self, Reader, Reading};
 use crate::sample::Sampler;
 use crate::speculate::{Drafter, GuessCount, PassCosts};
 use crate::tokenizer::Special;
@@ -80,7 +81,7 @@ pub struct Generator<F: Forward = Executor> {
     chunks: Vec<Chunk<'static, F::Sequence>>,
     /// Whether a pass over a prompt that is not urgent was given up, and none was made since.
     given_up: bool,
-    /// What was spent on restoring since the last pass that was made.
+    /// What the step under way has spent on restoring.
     restoring: Duration,
     last_pass: LastPass,
 }
@@ -196,204 +197,6 @@ impl<F: Forward> Generator<F> {
         self.active.len()
     }
 
-    /// Admits a generation; its first step reads the prompt.
-    ///
-    /// KV pages for the prompt, and for the answer too if `tokens_max` limits it, are promised here and
-    /// will be there. An answer without a limit grows as long as unpromised pages last and fails when
-    /// they are used up.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; [`StartError::Busy`] and [`StartError::KvFull`] may pass when others have finished.
-    pub fn start(&mut self, request: GenerationRequest) -> Result<GenerationId, StartError> {
-        let mut ids = self.start_group(request, NonZero::<u32>::MIN)?;
-        Ok(ids.next().unwrap_or(GenerationId(self.next_id)))
-    }
-
-    /// Admits `count` generations of one request, all or none. The prompt is read once and its KV pages are shared; the
-    /// draws of each are its own (see [`crate::sample::SamplingOptions::choice`]), those of the first as if it were alone.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Generator::start`].
-    pub fn start_group(
-        &mut self,
-        request: GenerationRequest,
-        count: NonZero<u32>,
-    ) -> Result<impl Iterator<Item = GenerationId> + use<F>, StartError> {
-        let context = self.forward.context_tokens_max();
-        request.check(context, self.forward.vocabulary_count())?;
-        let all = self.parallel_max.saturating_add(self.parked_max);
-        let places = all.saturating_sub(self.active.len()).min(self.places());
-        if usize::try_from(count.get()).map_or(true, |count| count > places) {
-            return Err(StartError::Busy {
-                active: self.active.len(),
-            });
-        }
-        let (sequence, cached) = self.forward.sequence(&request.prompt);
-        let first = self.next_id;
-        let tokenizer = self.forward.tokenizer();
-        let group = Active::group(first, count.get(), request, context, cached, tokenizer)?;
-        let page_tokens = self.forward.kv_page_tokens().max(1);
-        let needed = group
-            .iter()
-            .map(|active| active.kv_pages_due(page_tokens))
-            .sum();
-        let (known, urgent) = group.first().map_or((0, false), |first| {
-            (first.kv_pages_known(page_tokens), first.urgent)
-        });
-        self.admit(needed, known, urgent, self.pages_due())?;
-        self.next_id += u64::from(count.get());
-        self.sequences.push(Some(sequence));
-        self.sequences
-            .resize_with(self.active.len() + group.len(), || None);
-        self.active.extend(group);
-        Ok((first..self.next_id).map(GenerationId))
-    }
-
-    /// Pages that are promised and not yet taken.
-    fn pages_due(&self) -> usize {
-        let page_tokens = self.forward.kv_page_tokens().max(1);
-        let due = |active: &Active| active.kv_pages_due(page_tokens);
-        self.active.iter().map(due).sum()
-    }
-
-    /// Whether the pages that are not promised to others, to whom `due` are, hold `needed` for one that has `known` already.
-    fn admit(
-        &self,
-        needed: usize,
-        known: usize,
-        urgent: bool,
-        due: usize,
-    ) -> Result<(), StartError> {
-        let page_tokens = self.forward.kv_page_tokens().max(1);
-        // What the new one holds already no longer counts as free.
-        let free = (self.forward.kv_tokens_free() / page_tokens).saturating_sub(due);
-        let kept = if urgent { 0 } else { self.kv_pages_for_urgent };
-        // What is known of the prompt is not free and not needed: it counts as a part of what they take in all.
-        let taken = needed.saturating_add(known);
-        let free = free.saturating_sub(kept.min(self.kv_pages.saturating_sub(taken)));
-        if needed > free {
-            return Err(StartError::KvFull {
-                tokens_needed: needed * page_tokens,
-                tokens_free: free * page_tokens,
-            });
-        }
-        Ok(())
-    }
-
-    /// Has a generation take no part in passes, as [`Generator::park`], and gives its KV pages away: when it is resumed, what
-    /// was in them is read again, so that its answer is the same. Says whether it has pages to give; one of several answers
-    /// to a request has none, whose pages the others share.
-    pub fn set_aside(&mut self, id: GenerationId) -> bool {
-        let Some(index) = self.active.iter().position(|active| active.id == id) else {
-            return false;
-        };
-        let follows = |active: &Active| active.follows == Some(id);
-        let active = &mut self.active[index];
-        if active.follows.is_some() || active.aside {
-            return false;
-        }
-        if self.active.iter().any(follows) {
-            return false;
-        }
-        self.active[index].put_aside();
-        self.sequences[index] = None;
-        self.guessing.forget(id);
-        true
-    }
-
-    /// Tokens that the KV pages hold which a generation has or was promised; none if they were given away.
-    #[must_use]
-    pub fn kv_tokens_of(&self, id: GenerationId) -> usize {
-        let has = |active: &&Active| active.id == id && !active.aside;
-        let active = self.active.iter().find(has);
-        active.map_or(0, Active::kv_tokens_promised)
-    }
-
-    /// Whether the KV pages of a generation were given away, and what was in them is not there again.
-    #[must_use]
-    pub fn is_aside(&self, id: GenerationId) -> bool {
-        let lacks = |active: &Active| active.aside || active.reads_again();
-        self.active
-            .iter()
-            .any(|active| active.id == id && lacks(active))
-    }
-
-    /// Gives pages to a generation that gave its own away. False if there is no room for what it needs.
-    fn take_up(&mut self, index: usize) -> bool {
-        let page_tokens = self.forward.kv_page_tokens().max(1);
-        let (sequence, found) = self.forward.sequence(self.active[index].text_to_read());
-        let due = self.pages_due();
-        let active = &mut self.active[index];
-        active.take_up(found);
-        let needed = active.kv_pages_due(page_tokens);
-        let (known, urgent) = (found.div_ceil(page_tokens), active.urgent);
-        if self.admit(needed, known, urgent, due).is_err() {
-            self.active[index].put_aside();
-            return false;
-        }
-        self.sequences[index] = Some(sequence);
-        true
-    }
-
-    /// Ends a generation; the next step reports it as [`FinishReason::Cancelled`] and does no more work
-    /// for it. Says whether there was one to end.
-    pub fn cancel(&mut self, id: GenerationId) -> bool {
-        match self
-            .active
-            .iter_mut()
-            .find(|active| active.id == id && !active.cancelled)
-        {
-            Some(active) => {
-                active.cancelled = true;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// How far a generation has come: tokens of its prompt that are read, and of its answer that are settled. `None` if it
-    /// is parked, or there is none.
-    #[must_use]
-    pub fn progress(&self, id: GenerationId) -> Option<usize> {
-        let running = |active: &&Active| active.id == id && !active.parked;
-        self.active.iter().find(running).map(Active::progress)
-    }
-
-    /// Places in passes that are free.
-    fn places(&self) -> usize {
-        let running = self.active.iter().filter(|active| !active.parked).count();
-        self.parallel_max.saturating_sub(running)
-    }
-
-    /// Has a generation take no part in passes until it is resumed. What was computed of it is kept, so that its answer
-    /// is the same as if it had never been parked. Says whether there is one that was not parked.
-    pub fn park(&mut self, id: GenerationId) -> bool {
-        let running = |active: &&mut Active| active.id == id && !active.parked;
-        match self.active.iter_mut().find(running) {
-            Some(active) => {
-                active.parked = true;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Has a parked generation take part in passes again. Says whether there is one, and a place for it, and room for the
-    /// pages of one that was set aside.
-    pub fn resume(&mut self, id: GenerationId) -> bool {
-        let parked = |active: &Active| active.id == id && active.parked;
-        let Some(index) = self.active.iter().position(parked) else {
-            return false;
-        };
-        if self.places() == 0 || (self.active[index].aside && !self.take_up(index)) {
-            return false;
-        }
-        self.active[index].parked = false;
-        true
-    }
-
     /// Reports what was cancelled, whose places and pages are free then. The next step would.
     pub fn end_cancelled(&mut self, sink: &mut dyn FnMut(GenerationId, Event<'_>)) {
         while let Some(index) = self.active.iter().position(|active| active.cancelled) {
@@ -446,6 +249,7 @@ impl<F: Forward> Generator<F> {
     ) -> Result<(), StepError> {
         self.end_cancelled(sink);
         self.last_pass = LastPass::default();
+        self.restoring = Duration::ZERO;
         while self.active.iter().any(|active| !active.parked) {
             let mut result = self.pass(reading, true, interrupted);
             if result == Err(PassError::KvFull) {
@@ -658,153 +462,6 @@ impl<F: Forward> Generator<F> {
             prompt_tokens: reading,
             restoring: Duration::ZERO,
         })
-    }
-
-    /// Takes the outcome of a pass to the generations it was for, and removes those that are over.
-    fn report(&mut self, sink: Sink<'_>) {
-        let now = Instant::now();
-        let mut over = Vec::new();
-        for part in 0..self.parts.len() {
-            let (index, count) = self.parts[part];
-            let Some(active) = self.active.get_mut(index) else {
-                continue;
-            };
-            if !active.reads_prompt() {
-                active.feed(count);
-            } else {
-                over.extend(
-                    active
-                        .prompt_read(count, now, sink)
-                        .map(|reason| (index, reason)),
-                );
-                if !self.active[index].reads_prompt() {
-                    self.part_followers(index, &mut over);
-                }
-            }
-        }
-        let mut chosen = self.chosen.drain(..).peekable();
-        while let Some(&(index, _)) = chosen.peek() {
-            let mut of_this = std::iter::from_fn(|| {
-                let next = chosen.next_if(|&(other, _)| other == index)?;
-                Some(next.1)
-            });
-            let ended = over.iter().any(|&(ended, _)| ended == index);
-            if let Some(active) = self.active.get_mut(index).filter(|_| !ended) {
-                let reason = active.accept(
-                    &mut of_this,
-                    self.forward.tokenizer(),
-                    now,
-                    &mut self.guessing.acceptance,
-                    sink,
-                );
-                self.constraints.add(active.constraint_counts());
-                // Also of one that is over: what follows its answer finds the pages that guesses filled.
-                if let Some(sequence) = &mut self.sequences[index] {
-                    self.forward.keep(sequence, active.kept());
-                }
-                over.extend(reason.map(|reason| (index, reason)));
-            }
-            of_this.for_each(drop);
-        }
-        drop(chosen);
-        // From the last, so that the indexes of the others stay what they are.
-        over.sort_unstable_by_key(|&(index, _)| core::cmp::Reverse(index));
-        for (index, reason) in over {
-            self.end(index, reason, sink);
-        }
-    }
-
-    /// Looks again for the beginning of a prompt: those before it in the queue may have read it meanwhile.
-    fn look_again(&mut self, reader: usize) {
-        let (prompt, cached) = self.active[reader].prompt();
-        let (sequence, found) = self.forward.sequence(prompt);
-        if found > cached {
-            self.sequences[reader] = Some(sequence);
-            self.active[reader].found(found);
-        }
-    }
-
-    /// Takes what comes next of a prompt from where it is kept, rather than compute it: all there is, but while others answer
-    /// no more than `tokens_max` tokens or a page, and no more than a page where `interrupted` asks one that is not urgent to
-    /// give way.
-    fn restore(
-        &mut self,
-        reader: usize,
-        tokens_max: usize,
-        interrupted: &dyn Fn() -> bool,
-    ) -> Restored {
-        let page_tokens = self.forward.kv_page_tokens().max(1);
-        let answering = |active: &Active| !active.reads_prompt() && !active.waits();
-        let most = if self.active.iter().any(answering) {
-            (tokens_max / page_tokens).max(1)
-        } else {
-            usize::MAX
-        };
-        let mut restored = Restored::default();
-        let Some(sequence) = &mut self.sequences[reader] else {
-            return restored;
-        };
-        if self.active[reader].reads_again() {
-            return restored;
-        }
-        let active = &mut self.active[reader];
-        for _ in 0..most {
-            if !self.forward.restore(sequence, active.prompt().0) {
-                return restored;
-            }
-            active.restored(page_tokens);
-            restored.tokens += page_tokens;
-            if !active.urgent && interrupted() {
-                break;
-            }
-        }
-        restored.more = true;
-        restored
-    }
-
-    /// Lets those that follow the generation at `leader`, which has read the prompt, go on by themselves.
-    fn part_followers(&mut self, leader: usize, over: &mut Vec<(usize, FinishReason)>) {
-        let (id, head) = match self.active.get(leader) {
-            Some(leader) => (leader.id, leader.head()),
-            None => return,
-        };
-        for index in 0..self.active.len() {
-            if self.active[index].follows != Some(id) {
-                continue;
-            }
-            let sequence = self.sequences[leader]
-                .as_ref()
-                .and_then(|sequence| self.forward.fork(sequence));
-            let reason = if sequence.is_some() {
-                self.active[index].part(head)
-            } else {
-                Some(FinishReason::Failed("the KV cache is full".to_owned()))
-            };
-            self.sequences[index] = sequence;
-            over.extend(reason.map(|reason| (index, reason)));
-        }
-    }
-
-    /// Removes a generation, frees its KV pages and reports it. If others wait for its prompt, one of them reads on.
-    fn end(&mut self, index: usize, reason: FinishReason, sink: Sink<'_>) {
-        if index >= self.active.len() {
-            return;
-        }
-        let sequence = self.sequences.remove(index);
-        let ended = self.active.remove(index);
-        self.guessing.forget(ended.id);
-        let mut waiting = followers(&self.active, ended.id).map(|(index, _)| index);
-        if let Some(next) = waiting.next() {
-            let others: Vec<usize> = waiting.collect();
-            let leader = &mut self.active[next];
-            leader.lead(&ended);
-            let leader = leader.id;
-            self.sequences[next] = sequence;
-            for other in others {
-                self.active[other].follows = Some(leader);
-            }
-        }
-        ended.finish(reason, sink);
     }
 }
 
