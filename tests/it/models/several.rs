@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -393,4 +395,52 @@ fn no_way_leads_back_to_a_model_that_was_removed() {
         "{}",
         daemon.log()
     );
+}
+
+/// A named pipe; whoever waits for something to be written into it hears that there is nothing when this is dropped.
+struct Pipe<'a>(&'a Path);
+
+impl Drop for Pipe<'_> {
+    fn drop(&mut self) {
+        // As its reader too, so that this waits for none.
+        let mut open = fs::OpenOptions::new();
+        drop(open.read(true).write(true).open(self.0));
+    }
+}
+
+#[test]
+fn a_model_that_breaks_on_probation_gives_its_name_back_whatever_else_is_swapped() {
+    let daemon = three("[cache]\npack = 'never'\n[models]\nprobation-s = 600\n");
+    let old = text(&daemon, None);
+    good(&andonctl(&daemon, &["model", "swap", "one"]));
+    assert_ne!(text(&daemon, None), old);
+    // Another swap takes as long as nobody writes into what its model is read from.
+    let two = daemon.folder().join("models/two/two.gguf");
+    fs::remove_file(&two).unwrap();
+    let made = Command::new("mkfifo").arg(&two).status().unwrap();
+    assert!(made.success());
+    let swap = ["model", "swap", "two", "--for", "spare"];
+    thread::scope(|scope| {
+        let other = scope.spawn(|| andonctl(&daemon, &swap));
+        let pipe = Pipe(&two);
+        eventually("the other is being loaded", || {
+            state(&daemon, "two") == "loading"
+        });
+        bad(&andonctl(&daemon, &swap), 5, "taking the name spare");
+        let one = daemon.folder().join("models/one/one.gguf");
+        let one = fs::OpenOptions::new().write(true).open(one).unwrap();
+        one.set_len(4096).unwrap();
+        let body = json!({ "prompt": "hello", "max_tokens": 12, "ignore_eos": true });
+        eventually("the one before answers again", || {
+            let reply = daemon.http().post("/v1/completions", &body).unwrap();
+            reply.status == 200 && reply.json().unwrap()["choices"][0]["text"] == old
+        });
+        assert!(!other.is_finished());
+        drop(pipe);
+        bad(&other.join().unwrap(), 1, "two");
+    });
+    let names = daemon.folder().join("models/.names.json");
+    eventually("that is kept", || {
+        !fs::read_to_string(&names).unwrap().contains("one")
+    });
 }

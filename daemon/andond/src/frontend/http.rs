@@ -164,7 +164,7 @@ async fn response(
 }
 
 async fn models(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
-    // Until there is one that could answer, as ever.
+    // Not before there is one that could answer.
     service.model()?;
     let models = service.context.workers.list();
     let models: Vec<Value> = models.iter().map(model_object).collect();
