@@ -119,7 +119,7 @@ fn an_alarm_has_the_room_of_batch_work_which_is_computed_again() {
     streamed["stream"] = json!(true);
     let mut stream = http.events("/v1/completions", &streamed).unwrap();
     let mut text = String::new();
-    let mut events = stream.by_ref();
+    let events = stream.by_ref();
     let mut read = |count: usize| {
         for event in events.by_ref().take(count) {
             let data = event.unwrap().data;
