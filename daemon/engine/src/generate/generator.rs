@@ -204,7 +204,8 @@ impl<F: Forward> Generator<F> {
         }
     }
 
-    /// Whether the next pass over prompts that are not urgent is made whoever interrupts: the last one was given up.
+    /// Whether the next pass over prompts that are not urgent, or over guesses, is made whoever interrupts: the last one was
+    /// given up.
     #[must_use]
     pub fn goes_through(&self) -> bool {
         self.given_up
@@ -233,10 +234,10 @@ impl<F: Forward> Generator<F> {
         self.step_reading(reading, sink, &|| false)
     }
 
-    /// [`Generator::step`] that reads what it is told, and whose pass is given up if `interrupted` says so while it reads a
-    /// prompt that is not urgent: nothing has then changed, and the next step begins where this one did. It is asked before
-    /// every layer, but not in the first such pass after one that was given up ([`Generator::goes_through`]): who interrupts
-    /// all the time would let no prompt be read.
+    /// [`Generator::step`] that reads what it is told, and whose pass is given up if `interrupted` says so while it reads prompts
+    /// none of which is urgent, or tries guesses, which make a pass as long: nothing has then changed, and the next step begins
+    /// where this one did. It is asked before every layer, but not in the first such pass after one that was given up
+    /// ([`Generator::goes_through`]): who interrupts all the time would let no prompt be read.
     ///
     /// # Errors
     ///
@@ -361,20 +362,25 @@ impl<F: Forward> Generator<F> {
         let columns = places + spare;
         let most = batch.saturating_sub(columns).max(1);
         self.choose_readers(reading.order, reading.tokens_max.min(most), interrupted);
-        let patient = !self.readers.is_empty()
-            && !self
-                .readers
-                .iter()
-                .any(|reader| self.active[reader.index].urgent);
-        let may_stop = patient && !self.given_up;
-        let interrupted = || may_stop && interrupted();
+        let urgent = self
+            .readers
+            .iter()
+            .any(|reader| self.active[reader.index].urgent);
         let reading: usize = self.readers.iter().map(|reader| reader.tokens).sum();
-        if guess && all_fit {
+        // What others guess would only keep an urgent prompt waiting.
+        if guess && all_fit && !urgent {
             let others = reading + forced;
             let executor = self.forward.executor_mut();
             self.guessing
                 .guess(&mut self.active, others, batch, executor);
         }
+        let guesses = self
+            .active
+            .iter()
+            .any(|active| !active.parked && !active.tried().is_empty());
+        let patient = !urgent && (guesses || !self.readers.is_empty());
+        let may_stop = patient && !self.given_up;
+        let interrupted = || may_stop && interrupted();
         // Guesses were held against what may come; from here on that is found out beside the pass.
         for active in self.active.iter().filter(|active| !active.parked) {
             active.prepare(&mut self.masker);

@@ -12,8 +12,9 @@ use andon_engine::speculate::{Corpus, Drafter, PassCosts, Sources, Wanted};
 use proptest::prelude::*;
 
 use crate::scripted::{
-    A, Answer, B, C, END, FIRST_HALF, PAGE, SECOND_HALF, Script, Scripted, VOCABULARY, alone,
-    certain, chaotic, cycle, finish, grammar, reason, request, scripted, scripted_for, short,
+    A, Answer, Answers, B, C, END, FIRST_HALF, PAGE, SECOND_HALF, Script, Scripted, VOCABULARY,
+    alone, certain, chaotic, cycle, finish, grammar, reason, request, scripted, scripted_for,
+    short, step_unless,
 };
 
 /// What does not depend on guesses: text, tokens, log probabilities and the end.
@@ -57,6 +58,35 @@ fn right_guesses_save_passes_and_are_counted() {
     assert!(usage.guessed_tokens - usage.accepted_tokens <= 1);
     let passes = generator.executor().passes.get();
     assert_eq!(passes, 40 - usage.accepted_tokens);
+    assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
+}
+
+#[test]
+fn a_pass_over_guesses_is_given_up_once_for_whoever_interrupts() {
+    let asked = request(&[A], 40);
+    let mut generator = eager(cycle, 64);
+    let sources = Sources {
+        own: true,
+        ..Sources::default()
+    };
+    let id = generator.start(GenerationRequest {
+        sources,
+        ..asked.clone()
+    });
+    let mut answers = Answers::new();
+    let mut given_up = 0;
+    while generator.active() > 0 {
+        step_unless(&mut generator, &mut answers, true);
+        given_up += usize::from(generator.goes_through());
+    }
+    let answer = &answers[&id.expect("a start")];
+    assert_eq!(said_of(answer), said_of(&alone(cycle, asked)));
+    let (_, usage) = answer.end.as_ref().expect("an end");
+    assert!(usage.accepted_tokens >= 20, "{usage:?}");
+    // One was the prompt's.
+    assert!(given_up > 2, "{given_up}");
+    let passes = generator.executor().passes.get();
+    assert_eq!(passes, 40 - usage.accepted_tokens + given_up);
     assert_eq!(generator.executor().kv_tokens_free(), 64 * PAGE);
 }
 
