@@ -2,6 +2,7 @@
 //!
 //! Invariant: what was not judged does not count as time soaked, and a part that failed is never passed over.
 
+use crate::load;
 use crate::record::{Look, Part};
 
 /// Seconds that a part takes to fill its caches; it is judged from then on.
@@ -18,6 +19,12 @@ const PIECES: usize = 4;
 
 const MEBIBYTE: f64 = (1 << 20) as f64;
 
+/// How often the KV cache must have been computed anew before the looks count: only then is all of it memory that was written.
+const FILLED: u64 = 10;
+
+/// The shortest part that is judged, in seconds.
+pub(crate) const SHORTEST: f64 = 2.0 * WARM_UP;
+
 /// Seconds of all parts that are judged, their warming up included.
 pub(crate) fn seconds(parts: &[Part]) -> f64 {
     parts.iter().filter_map(length).sum()
@@ -26,7 +33,7 @@ pub(crate) fn seconds(parts: &[Part]) -> f64 {
 /// Seconds of a part; none if it is too short to be judged.
 fn length(part: &Part) -> Option<f64> {
     let at = part.looks.last()?.at;
-    (at > 2.0 * WARM_UP).then_some(at)
+    (at > SHORTEST).then_some(at)
 }
 
 /// The looks that count.
@@ -106,7 +113,8 @@ fn faults(part: &Part) -> Vec<String> {
             "{mebibytes:.1} MiB of private memory beside weights and KV cache"
         ));
     }
-    if most < 0 {
+    let read = warm.first().map_or(0, |look| look.tokens_read);
+    if most < 0 || read < FILLED * load::KV_TOKENS {
         faults
             .push("the KV cache was never full, so nothing is known of private memory".to_owned());
     }
@@ -174,6 +182,7 @@ mod tests {
                     threads: 9,
                 },
                 kv_cache: 90 << 20,
+                tokens_read: 500 * number,
                 load: Load {
                     answered: number * 10,
                     ended: number,
@@ -213,6 +222,7 @@ mod tests {
         }));
         assert!(!passes(|look| look.vitals.anonymous += 11 << 20));
         assert!(!passes(|look| look.vitals.anonymous = 80 << 20));
+        assert!(!passes(|look| look.tokens_read /= 2));
         assert!(!passes(|look| if late(look) {
             look.vitals.descriptors += 1;
         }));

@@ -15,9 +15,16 @@ use serde_json::json;
 
 use crate::record::Load;
 
-/// What the daemon is told beside its broker: a KV cache that is full before the looks count.
-pub(crate) const CONFIG: &str = "[model]\nkv-tokens-max = 4096\n[task.explain]\nsystem = \"You help the operators of a press. Answer in one sentence.\"\n\
-    instructions = \"Explain fault {{ code }}.\"\ntokens-max = 24\n";
+/// Tokens of the KV cache: few, so that it is full before the looks count.
+pub(crate) const KV_TOKENS: u64 = 4096;
+
+/// What the daemon is told beside its broker.
+pub(crate) fn config() -> String {
+    format!(
+        "[model]\nkv-tokens-max = {KV_TOKENS}\n[task.explain]\nsystem = \"You help the operators of a press. Answer in one sentence.\"\n\
+         instructions = \"Explain fault {{{{ code }}}}.\"\ntokens-max = 24\n"
+    )
+}
 
 /// Pauses between two requests of one client, at most, in milliseconds.
 const PAUSE_MS: usize = 400;

@@ -62,7 +62,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if left > 0.0 {
         let number = state.begin()?;
         println!("part {number}: {left:.0} s are left");
-        let outcome = soak(arguments, left, &mut state);
+        // The rest may be shorter than what is judged.
+        let length = left.max(judge::SHORTEST + LOOK.as_secs_f64());
+        let outcome = soak(arguments, length, &mut state);
         if let Err(error) = &outcome {
             state.failed(&format!("{error:#}"))?;
         }
@@ -72,7 +74,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
 fn soak(arguments: &Arguments, wanted: f64, state: &mut State) -> Result<()> {
     let broker = Broker::start()?;
-    let config = broker.config() + load::CONFIG;
+    let config = broker.config() + &load::config();
     let mut daemon = Daemon::builder()
         .programs(&arguments.programs)
         .model(&arguments.model)
@@ -108,25 +110,26 @@ fn watch(
             loads.iter().all(|load| !load.is_finished()),
             "a part of the load has ended"
         );
+        let metrics = daemon.http().get("/metrics")?.text();
         state.look(&Look {
             at: began.elapsed().as_secs_f64(),
             vitals: Vitals::of(daemon.pid())?,
-            kv_cache: kv_cache(daemon)?,
+            kv_cache: figure(&metrics, "andon_memory_max_bytes", "kv_cache")?,
+            tokens_read: figure(&metrics, "andon_prompt_tokens_total", "")?
+                - figure(&metrics, "andon_cached_tokens_total", "")?,
             load: counts.now(),
         })?;
     }
     Ok(())
 }
 
-/// Bytes of the KV cache when it is full.
-fn kv_cache(daemon: &Daemon) -> Result<u64> {
-    let text = daemon.http().get("/metrics")?.text();
-    let found = text.lines().find_map(|line| {
-        let rest = line.strip_prefix("andon_memory_max_bytes")?;
-        let value = rest
-            .contains("kv_cache")
-            .then(|| rest.rsplit(' ').next())??;
-        value.parse().ok()
+/// The sum of a metric's samples that have `label` among their labels.
+fn figure(metrics: &str, name: &str, label: &str) -> Result<u64> {
+    let samples = metrics.lines().filter_map(|line| {
+        let (sample, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+        let is_it = sample.is_empty() || sample.starts_with('{');
+        (is_it && sample.contains(label)).then(|| value.parse::<u64>().ok())?
     });
-    found.context("the metrics do not say what the KV cache takes")
+    let found = samples.reduce(|sum, value| sum + value);
+    found.with_context(|| format!("the metrics have no {name}"))
 }

@@ -60,6 +60,8 @@ pub(crate) struct Look {
     pub(crate) vitals: Vitals,
     /// Bytes of the KV cache when it is full.
     pub(crate) kv_cache: u64,
+    /// Tokens of prompts computed so far.
+    pub(crate) tokens_read: u64,
     pub(crate) load: Load,
 }
 
@@ -75,6 +77,7 @@ impl Look {
                 threads: number("threads")?,
             },
             kv_cache: number("kv_cache")?,
+            tokens_read: number("tokens_read")?,
             load: Load::of(&value["load"])?,
         })
     }
@@ -169,7 +172,7 @@ impl State {
     /// Adds a look to the part that was begun.
     pub(crate) fn look(&mut self, look: &Look) -> Result<()> {
         let line = json!({
-            "at": look.at, "kv_cache": look.kv_cache,
+            "at": look.at, "kv_cache": look.kv_cache, "tokens_read": look.tokens_read,
             "resident": look.vitals.resident, "anonymous": look.vitals.anonymous,
             "descriptors": look.vitals.descriptors, "threads": look.vitals.threads,
             "load": look.load.to_json(),
@@ -213,6 +216,7 @@ mod tests {
                 threads: 1,
             },
             kv_cache: 6,
+            tokens_read: 8,
             load: Load {
                 answered: 7,
                 ..Load::default()

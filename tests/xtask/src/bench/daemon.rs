@@ -101,7 +101,7 @@ pub(super) fn start(programs: &Path, definition: &Definition, model: &Path) -> R
     for (pack, prefix) in [("never", "raw"), ("idle", "packed")] {
         configure(&folder.0, definition, model, pack, toml::Table::new())?;
         if pack == "idle" {
-            let mut daemon = launch(programs, &folder.0)?;
+            let mut daemon = launch_timed(programs, &folder.0)?;
             daemon.wait_ready(&folder.0)?;
             wait_for_pack(&folder.0.join("cache"))?;
         }
@@ -164,7 +164,17 @@ pub(super) fn configure(
     fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Starts andond, which does not outlive us.
 pub(super) fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
+    spawn(crate::shell::mortal(programs.join("andond")), folder)
+}
+
+/// Starts andond by itself: what kills it with us is a program too, whose time would be taken for andond's.
+fn launch_timed(programs: &Path, folder: &Path) -> Result<Daemon> {
+    spawn(Command::new(programs.join("andond")), folder)
+}
+
+fn spawn(mut command: Command, folder: &Path) -> Result<Daemon> {
     let socket = folder.join("notify");
     if socket.exists() {
         fs::remove_file(&socket)?;
@@ -172,8 +182,6 @@ pub(super) fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
     let notify = UnixDatagram::bind(&socket).context("cannot make a socket")?;
     notify.set_read_timeout(Some(LOOK))?;
     let log = fs::File::create(folder.join("log"))?;
-    let program = programs.join("andond");
-    let mut command = crate::shell::mortal(&program);
     command.arg("--config").arg(folder.join("andond.toml"));
     command
         .env("NOTIFY_SOCKET", &socket)
@@ -183,9 +191,7 @@ pub(super) fn launch(programs: &Path, folder: &Path) -> Result<Daemon> {
         .stdout(log.try_clone()?)
         .stderr(log);
     let started = Instant::now();
-    let child = command
-        .spawn()
-        .with_context(|| format!("cannot run {}", program.display()))?;
+    let child = command.spawn().context("cannot run andond")?;
     Ok(Daemon {
         child,
         started,
@@ -237,7 +243,7 @@ fn one_start(
     definition: &Definition,
     model: &Path,
 ) -> Result<[f64; 3]> {
-    let mut daemon = launch(programs, folder)?;
+    let mut daemon = launch_timed(programs, folder)?;
     let ready = daemon.wait_ready(folder)?;
     // Any tokens but the first few, which are often special.
     let prompt: Vec<usize> = (0..definition.prompt)
