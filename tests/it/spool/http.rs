@@ -166,10 +166,19 @@ fn what_was_accepted_is_computed_whoever_stays_and_however_busy_it_is() {
 fn a_request_that_ends_the_daemon_again_and_again_is_found_and_no_other_is_blamed() {
     let mut daemon = Daemon::builder().start().unwrap();
     let later = |id| [("prefer", "respond-async"), ("idempotency-key", id)];
+    let short = |daemon: &Daemon| post(daemon, CHAT, &[("idempotency-key", "short")], &question(1));
+    assert_eq!(short(&daemon).status, 200);
     for id in ["a", "b"] {
         let reply = post(&daemon, CHAT, &later(id), &question(200));
         assert_eq!(reply.status, 202, "{}", reply.text());
     }
+    let began = Instant::now();
+    while ["a", "b"].map(|id| kept(&daemon, id)["state"].clone()) != ["running", "running"] {
+        assert!(began.elapsed() < Duration::from_secs(60), "they do not run");
+        thread::sleep(Duration::from_millis(1));
+    }
+    // What is read is read after all that was to be written before.
+    assert_eq!(short(&daemon).status, 200);
     daemon.kill().unwrap();
     for _ in 0..3 {
         // Whichever is the first to have an answer.

@@ -170,7 +170,7 @@ pub(super) struct Outcome {
     pub(super) given_up: usize,
 }
 
-/// Holds the ledger against what was promised, chunks too unless connections ended (`lossy`).
+/// Holds the ledger against what was promised, chunks too unless the daemon says that it has dropped some (`lossy`).
 pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> Outcome {
     let mut outcome = Outcome::default();
     for (id, entry) in ledger {
@@ -201,7 +201,7 @@ pub(super) fn judge(ledger: &BTreeMap<String, Entry>, lossy: bool) -> Outcome {
             }
         }
         // A reader that discards older attempts and repeated numbers, and what comes after a gap, reads the beginning of the
-        // answer: chunks are not confirmed, so that a connection that ends takes some with it.
+        // answer. There is none where nothing was dropped: what was not confirmed when a connection ended comes with the next.
         let answer = first["answer"].as_str().expect("a text");
         let mut attempts: BTreeMap<u64, BTreeMap<u64, &str>> = BTreeMap::new();
         for (attempt, sequence, text) in &entry.chunks {
