@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 
 use self::again::{Repeat, Repetition};
 use self::backlog::Backlog;
+use self::delivery::Refusals;
 use super::message::{AckToken, Incoming, Outgoing, Properties};
 use super::outbox::{Late, Outbox};
 use super::reply::{Format, ReplyTo};
@@ -181,8 +182,8 @@ pub(super) struct Desk {
     has_left: bool,
     /// Answers that nobody wants any more and nobody has read, until it is safe that they are replaced.
     late: HashMap<u64, (u16, Late)>,
-    /// How often the broker has refused the answer of a record, and when that is sent again.
-    refused: HashMap<u64, (usize, Option<Instant>)>,
+    /// Records whose answers the broker has refused, or a part of them.
+    refused: HashMap<u64, Refusals>,
     serials: u64,
     /// Those of them that were cancelled.
     cancelled: HashSet<u64>,

@@ -205,14 +205,8 @@ impl Outbox {
         false
     }
 
-    /// Forgets the messages of a record that wait.
+    /// Forgets the messages of a record that wait: what was to be acknowledged with them is now.
     pub(super) fn forget(&mut self, record: u64) {
-        self.queue
-            .retain(|entry| entry.letter.record != Some(record));
-    }
-
-    /// Forgets the messages of a record that wait; of those under way, nothing is concluded for it any more.
-    pub(super) fn disown(&mut self, record: u64) {
         let (released, queue) = (&mut self.released, &mut self.queue);
         queue.retain_mut(|entry| {
             let stays = entry.letter.record != Some(record);
@@ -221,6 +215,11 @@ impl Outbox {
             }
             stays
         });
+    }
+
+    /// Forgets the messages of a record that wait; of those under way, nothing is concluded for it any more.
+    pub(super) fn disown(&mut self, record: u64) {
+        self.forget(record);
         let under_way = self.given.iter_mut().chain(self.under_way.values_mut());
         for entry in under_way.filter(|entry| entry.letter.record == Some(record)) {
             entry.letter.record = None;

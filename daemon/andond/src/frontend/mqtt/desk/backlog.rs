@@ -80,8 +80,8 @@ impl Desk {
             self.give_up(number, "no packet of the broker is large enough");
         }
         let mut due = Vec::new();
-        for (number, (_, at)) in &mut self.refused {
-            if at.take_if(|at| *at <= now).is_some() {
+        for (number, refusals) in &mut self.refused {
+            if refusals.again_at.take_if(|at| *at <= now).is_some() {
                 due.push(*number);
             }
         }

@@ -17,6 +17,17 @@ use crate::frontend::mqtt::request::Refusal;
 use crate::spool::record::{Header, State};
 use crate::workers::Swapped;
 
+/// What the broker has refused of an answer.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// How often some of it was.
+    count: usize,
+    /// Whether a part was of what is under way.
+    part: bool,
+    /// When the whole is sent again: not before all of it has left.
+    pub(super) again_at: Option<Instant>,
+}
+
 impl Desk {
     /// The broker has taken, or refused, a message.
     pub(in crate::frontend::mqtt) fn confirmed(&mut self, packet_id: u16, refused: Option<&str>) {
@@ -31,22 +42,26 @@ impl Desk {
                 "the broker refused a message"
             );
             if let Some(number) = left.of {
-                self.refused.entry(number).or_default().1 = Some(Instant::now());
+                self.refused.entry(number).or_default().part = true;
             }
         }
         // Whoever has a part of what came too late has not had it all.
         let Some(number) = left.record.filter(|of| !self.late.contains_key(of)) else {
             return;
         };
-        // Set only if the broker has refused a part of what has just left.
         match self.refused.get_mut(&number) {
-            Some((count, at @ Some(_))) => match REFUSED_PAUSES.get(*count) {
-                Some(pause) => {
-                    *count += 1;
-                    *at = Instant::now().checked_add(*pause);
+            Some(refusals) if refusals.part => {
+                refusals.part = false;
+                match REFUSED_PAUSES.get(refusals.count) {
+                    Some(pause) => {
+                        refusals.count += 1;
+                        refusals.again_at = Instant::now().checked_add(*pause);
+                    }
+                    None => {
+                        self.give_up(number, refused.unwrap_or("the broker refuses a part of it"));
+                    }
                 }
-                None => self.give_up(number, refused.unwrap_or("the broker refuses a part of it")),
-            },
+            }
             _ => {
                 self.refused.remove(&number);
                 self.spool.delivered(number);

@@ -36,6 +36,7 @@ impl Desk {
         if let Source::Again(number) = source {
             // What is left of the attempt before says nothing about this one.
             self.outbox.disown(number);
+            self.refused.remove(&number);
         }
         let accepted = match source {
             Source::New => {

@@ -1,3 +1,5 @@
+mod waiting;
+
 use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
