@@ -77,6 +77,6 @@ impl SpoolConfig {
         problems.within("spool.bytes-max", self.bytes_max, 1 << 20..=4 << 30);
         problems.within("spool.keep-s", self.keep_s, 0..=30 * 86_400);
         problems.within("spool.age-max-s", self.age_max_s, 60..=365 * 86_400);
-        problems.within("spool.patience-ms", self.patience_ms, 0..=60_000);
+        problems.within("spool.patience-ms", self.patience_ms, 100..=60_000);
     }
 }

@@ -4,12 +4,17 @@
 //! follows. It knows no thread and no disk.
 //!
 //! Invariant: a state only goes forward, but by an operator's word or a client who asks again for what has failed. What
-//! has been delivered gives way to what comes, the oldest first; what has not never does.
+//! has been delivered gives way to what comes, the oldest first; what has not never does. An eighth is for alarms, whoever has
+//! filled the rest.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::clock::Stamp;
 use super::record::{Header, Key, State};
+use crate::request::Priority;
+
+/// This part of the spool is for alarms alone.
+const SHARE_FOR_ALARMS: u64 = 8;
 
 /// What the spool may hold.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +57,7 @@ pub struct Book {
     numbers: HashMap<Key, u64>,
     next: u64,
     bytes: u64,
+    counts: [usize; State::ALL.len()],
 }
 
 impl Book {
@@ -63,12 +69,17 @@ impl Book {
             .iter()
             .map(|(number, header)| (header.key.clone(), *number))
             .collect();
+        let counts = State::ALL.map(|state| {
+            let of = |header: &&Header| header.state == state;
+            records.values().filter(of).count()
+        });
         Book {
             bounds,
             records,
             numbers,
             next,
             bytes,
+            counts,
         }
     }
 
@@ -90,6 +101,11 @@ impl Book {
             .map(|(number, header)| (*number, header))
     }
 
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
     /// Bytes of all records, about.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -97,24 +113,31 @@ impl Book {
 
     /// How many records are in each state.
     pub fn counts(&self) -> [usize; State::ALL.len()] {
-        State::ALL.map(|state| {
-            let of = |header: &&Header| header.state == state;
-            self.records.values().filter(of).count()
-        })
+        self.counts
     }
 
-    /// What is left until a deadline.
-    pub fn left_ms(&self, header: &Header, now: &Stamp) -> Option<u64> {
-        header.due.map(|due| due.left_ms(now))
+    fn count(&mut self, before: Option<State>, after: Option<State>) {
+        let mut of = |state: Option<State>, change: fn(usize, usize) -> usize| {
+            if let Some(count) = state.and_then(|state| self.counts.get_mut(state as usize)) {
+                *count = change(*count, 1);
+            }
+        };
+        of(before, usize::saturating_sub);
+        of(after, usize::saturating_add);
     }
 
     /// What must give way so that a record of so many bytes can come; `None` if what may give way is not enough.
-    pub fn room_for(&self, bytes: u64) -> Option<Vec<u64>> {
+    pub fn room_for(&self, bytes: u64, priority: Priority) -> Option<Vec<u64>> {
         let Bounds {
-            requests_max,
-            bytes_max,
+            mut requests_max,
+            mut bytes_max,
             ..
         } = self.bounds;
+        if priority != Priority::Alarm {
+            let share = usize::try_from(SHARE_FOR_ALARMS).unwrap_or(usize::MAX);
+            requests_max -= requests_max / share;
+            bytes_max -= bytes_max / SHARE_FOR_ALARMS;
+        }
         let mut gone = Vec::new();
         let (mut count, mut held) = (self.records.len(), self.bytes);
         let mut delivered = self
@@ -166,6 +189,7 @@ impl Book {
         let number = self.next;
         self.next += 1;
         self.bytes = self.bytes.saturating_add(header.bytes());
+        self.count(None, Some(header.state));
         self.numbers.insert(header.key.clone(), number);
         self.records.insert(number, header);
         number
@@ -184,7 +208,8 @@ impl Book {
         }
         self.bytes = self.bytes.saturating_sub(header.bytes());
         self.bytes = self.bytes.saturating_add(changed.bytes());
-        header.clone_from(&changed);
+        let before = std::mem::replace(header, changed.clone()).state;
+        self.count(Some(before), Some(changed.state));
         Some(changed)
     }
 
@@ -192,6 +217,7 @@ impl Book {
     pub fn remove(&mut self, number: u64) -> Option<Header> {
         let header = self.records.remove(&number)?;
         self.bytes = self.bytes.saturating_sub(header.bytes());
+        self.count(Some(header.state), None);
         if self.numbers.get(&header.key) == Some(&number) {
             self.numbers.remove(&header.key);
         }
@@ -222,7 +248,6 @@ pub fn begin_attempts(records: &mut BTreeMap<u64, Header>, same_start: bool) -> 
 mod tests {
     use super::super::record::{Door, Due, Fingerprint};
     use super::*;
-    use crate::request::Priority;
 
     fn at(ran_ms: u64) -> Stamp {
         Stamp {
@@ -272,15 +297,45 @@ mod tests {
         let waiting = book.put(header("1", State::Answered, 0));
         let old = book.put(header("2", State::Delivered, 0));
         let new = book.put(header("3", State::Delivered, 0));
-        assert_eq!(book.room_for(0), Some(vec![old]));
-        assert_eq!(book.room_for(9000), Some(vec![old, new]));
-        assert_eq!(book.room_for(10_000), None);
+        let room = |book: &Book, bytes| book.room_for(bytes, Priority::Alarm);
+        assert_eq!(room(&book, 0), Some(vec![old]));
+        assert_eq!(room(&book, 9000), Some(vec![old, new]));
+        assert_eq!(room(&book, 10_000), None);
+        assert_eq!(book.counts(), [0, 0, 1, 2]);
         book.remove(old);
         book.remove(new);
         book.put(header("4", State::Running, 0));
         book.put(header("5", State::Accepted, 0));
-        assert_eq!(book.room_for(0), None);
+        assert_eq!(room(&book, 0), None);
         assert!(book.get(waiting).is_some());
+        assert_eq!(book.counts(), [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn an_eighth_is_for_alarms_in_number_and_in_bytes() {
+        let mut book = book(Bounds {
+            requests_max: 8,
+            ..BOUNDS
+        });
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            book.put(header(id, State::Accepted, 0));
+        }
+        let room = |book: &Book, bytes, priority| book.room_for(bytes, priority).is_some();
+        let bytes = BOUNDS.bytes_max - book.bytes();
+        assert!(room(&book, bytes - 1250, Priority::Interactive));
+        assert!(!room(&book, bytes - 1249, Priority::Interactive));
+        assert!(room(&book, bytes, Priority::Alarm));
+        book.put(header("7", State::Accepted, 0));
+        assert!(!room(&book, 0, Priority::Interactive) && !room(&book, 0, Priority::Batch));
+        assert!(room(&book, 0, Priority::Alarm));
+        let number = book.put(header("8", State::Accepted, 0));
+        assert!(!room(&book, 0, Priority::Alarm));
+        book.change(number, |header| {
+            header.state = State::Delivered;
+            true
+        });
+        assert_eq!(book.counts(), [7, 0, 0, 1]);
+        assert_eq!(book.room_for(0, Priority::Alarm), Some(vec![number]));
     }
 
     #[test]

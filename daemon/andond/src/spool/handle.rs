@@ -14,6 +14,7 @@ use super::writer::{Kept, Then, unkept};
 use super::{New, Order, Spool};
 use crate::config::spool::{Durable, SpoolConfig};
 use crate::fault::{Fault, FaultCode};
+use crate::request::Priority;
 
 /// What is known of a request in memory, in bytes: names of at most 300 bytes, numbers and their place in two maps.
 const BOOK_BYTES: u64 = 512;
@@ -55,9 +56,10 @@ impl Spool {
         })
     }
 
-    /// Whether it holds as much as it may, all of it unanswered or undelivered.
+    /// Whether it holds as much as it may but for alarms, all of it unanswered or undelivered.
     pub fn is_full(&self) -> bool {
-        self.inner.book().room_for(1).is_none()
+        let book = self.inner.book();
+        book.room_for(1, Priority::Interactive).is_none()
     }
 
     /// The record of a name.
@@ -96,8 +98,8 @@ impl Spool {
 
     /// What is left until the deadline of a record.
     pub fn left(&self, header: &Header) -> Option<Duration> {
-        let left_ms = (self.inner.book()).left_ms(header, &self.inner.clock.now())?;
-        Some(Duration::from_millis(left_ms))
+        let due = header.due?;
+        Some(Duration::from_millis(due.left_ms(&self.inner.clock.now())))
     }
 
     /// How long ago a record came and, if it is answered, was answered, as far as that is known.
@@ -145,7 +147,7 @@ impl Spool {
             let fault = Fault::new(FaultCode::Busy, "the disk does not keep up with what comes");
             return Err(fault.retry_after(RETRY_AFTER));
         }
-        let Some(gone) = book.room_for(header.bytes()) else {
+        let Some(gone) = book.room_for(header.bytes(), header.priority) else {
             let fault = Fault::new(
                 FaultCode::Busy,
                 "the spool is full of requests without answers, or answers without readers",
@@ -286,8 +288,8 @@ impl Spool {
 
     /// Fetches a record whole.
     pub fn read(&self, number: u64, then: Then<Option<Kept>>) {
-        self.inner.queue().reads.push((number, then));
-        self.inner.changed.notify_one();
+        self.inner
+            .ask(then, |queue, then| queue.reads.push((number, then)));
     }
 
     /// Whether a request may be computed now: of those over which the daemon may have ended, one is at a time, so that the one
@@ -337,8 +339,8 @@ impl Spool {
 
     /// Writes the file anew, so that nothing of what was dropped is left in it.
     pub fn rewrite(&self, then: Then<()>) {
-        self.inner.queue().rewrites.push(then);
-        self.inner.changed.notify_one();
+        self.inner
+            .ask(then, |queue, then| queue.rewrites.push(then));
     }
 
     /// Has a record answered, or its answer delivered, once more. False if there is none.

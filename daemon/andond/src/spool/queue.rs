@@ -248,10 +248,13 @@ impl Queue {
         told.into_values().map(|wait| wait.then).collect()
     }
 
-    /// Takes nothing any more. Returns whoever is left.
-    pub(super) fn stop(&mut self) -> Vec<Then<()>> {
+    /// Takes nothing any more. Returns whoever is left, and whoever wants to read.
+    pub(super) fn stop(&mut self) -> (Vec<Then<()>>, Vec<Then<Option<Kept>>>) {
         self.stopped = true;
-        self.done(u64::MAX)
+        let mut left = self.done(u64::MAX);
+        left.append(&mut self.rewrites);
+        let reads = std::mem::take(&mut self.reads);
+        (left, reads.into_iter().map(|(_, then)| then).collect())
     }
 }
 
@@ -292,6 +295,18 @@ impl Inner {
         if wakes {
             self.changed.notify_one();
         }
+    }
+
+    /// Asks the writer for something that changes nothing; `then` hears of it, or that the writer has stopped.
+    pub(super) fn ask<T>(&self, then: Then<T>, ask: impl FnOnce(&mut Queue, Then<T>)) {
+        let mut queue = self.queue();
+        if queue.stopped {
+            drop(queue);
+            return then(Err(unkept(&SpoolError::Stopped)));
+        }
+        ask(&mut queue, then);
+        drop(queue);
+        self.changed.notify_one();
     }
 
     /// Tells one who has waited too long. A new request is forgotten, also where it may be on the disk by then.

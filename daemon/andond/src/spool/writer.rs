@@ -26,6 +26,9 @@ use crate::fault::{Fault, FaultCode};
 const TIDY_EVERY: Duration = Duration::from_secs(5);
 /// Before a file that could not be written anew is tried again: what was erased is still in it.
 const REWRITE_PAUSE: Duration = Duration::from_secs(30);
+/// How much of the machine's life may go unnoted while there are records and nothing else is written: the spool's clock goes on
+/// from the last note.
+const NOTE_EVERY: Duration = Duration::from_secs(600);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -63,6 +66,8 @@ pub(super) struct Writer {
     owed_at: Option<Instant>,
     pause: Duration,
     tidied: Instant,
+    /// When the clock was noted.
+    noted: Instant,
 }
 
 impl Writer {
@@ -76,6 +81,7 @@ impl Writer {
             owed_at: None,
             pause: PAUSE.0,
             tidied: Instant::now(),
+            noted: Instant::now(),
         }
     }
 
@@ -86,7 +92,7 @@ impl Writer {
             self.pending.merge(batch.changes);
             self.until = batch.until;
             self.inner.queue().taken_bytes = self.pending.bytes();
-            self.commit();
+            self.commit(batch.stopping);
             for (number, then) in batch.reads {
                 then(self.read(number));
             }
@@ -110,9 +116,12 @@ impl Writer {
                 "the spool could not be written before the daemon stopped"
             );
         }
-        let left = self.inner.queue().stop();
+        let (left, reads) = self.inner.queue().stop();
         self.inner.waiting.notify_one();
         for then in left {
+            then(Err(unkept(&SpoolError::Stopped)));
+        }
+        for then in reads {
             then(Err(unkept(&SpoolError::Stopped)));
         }
     }
@@ -143,8 +152,8 @@ impl Writer {
         }
     }
 
-    /// Commits what is pending.
-    fn commit(&mut self) {
+    /// Commits what is pending, and what the clock says: in any case if `stopping`, and now and then.
+    fn commit(&mut self, stopping: bool) {
         if self.store.is_none() {
             self.open_again();
         }
@@ -152,7 +161,9 @@ impl Writer {
             return;
         };
         // What failed works again once something was written, be it nothing.
-        if self.pending.is_empty() && self.inner.queue().failing.is_none() {
+        let failing = self.inner.queue().failing.is_some();
+        let overdue = self.noted.elapsed() >= NOTE_EVERY && !self.inner.book().is_empty();
+        if self.pending.is_empty() && !failing && !stopping && !overdue {
             return;
         }
         let made = self.pending.makes();
@@ -167,6 +178,7 @@ impl Writer {
                     killed(after(*state));
                 }
                 self.pending = Changes::default();
+                self.noted = Instant::now();
                 self.recovered();
                 self.inner.report();
                 let told = {
@@ -228,9 +240,12 @@ impl Writer {
             return Err(unkept(&SpoolError::Storage("it fails".to_owned())));
         };
         let read = || {
-            let request = store.request(number)?;
+            // What the book knows was committed before this.
+            let request = store.request(number)?.ok_or_else(|| {
+                SpoolError::Damaged("what was asked is not there any more".to_owned())
+            })?;
             let answer = store.answer(number)?;
-            Ok(request.map(|request| Kept {
+            Ok(Some(Kept {
                 header,
                 request,
                 answer,
@@ -254,11 +269,11 @@ impl Writer {
     }
 
     fn rewrite(&mut self) -> Result<(), Fault> {
-        let (Place::Disk(folder), Some(store)) = (&self.place, self.store.take()) else {
-            return match self.place {
-                Place::Memory => Ok(()),
-                Place::Disk(_) => Err(unkept(&SpoolError::Storage("it fails".to_owned()))),
-            };
+        let Place::Disk(folder) = &self.place else {
+            return Ok(());
+        };
+        let Some(store) = self.store.take() else {
+            return Err(unkept(&SpoolError::Storage("it fails".to_owned())));
         };
         match folder.rewrite(store) {
             Ok(store) => {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -207,6 +207,11 @@ fn a_spool_in_memory_does_the_same_and_ends_with_the_daemon() {
         read(&spool, number).expect("kept").answer.as_deref(),
         Some(b"y".as_slice())
     );
+    // Nothing of what was dropped is left anywhere, and all else is.
+    let (then, done) = waiter();
+    spool.rewrite(then);
+    done.recv().expect("told").expect("nothing to do");
+    assert_eq!(read(&spool, number).expect("kept").request, "x");
     spool.close();
     assert!(open(&config).find(&key("1")).is_none());
 }
@@ -255,7 +260,7 @@ fn who_waits_for_a_disk_that_hangs_is_told_and_no_more_is_taken() {
     let disk = Disk::default();
     let store = Store::open(disk.clone(), None).expect("opens");
     let config = SpoolConfig {
-        patience_ms: 20,
+        patience_ms: 500,
         ..SpoolConfig::default()
     };
     let telemetry = Arc::new(Telemetry::new());
@@ -267,7 +272,9 @@ fn who_waits_for_a_disk_that_hangs_is_told_and_no_more_is_taken() {
     let fault = accept(&spool, new("2", "x")).expect_err("nothing more");
     assert_eq!(fault.code, FaultCode::Unavailable);
     disk.hang(false);
+    let began = Instant::now();
     while spool.failing().is_some() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it fails still");
         std::thread::sleep(Duration::from_millis(1));
     }
     accept(&spool, new("1", "x")).expect("it works");
@@ -293,6 +300,28 @@ fn a_spool_that_is_closed_tells_whoever_comes_later() {
     assert_eq!(fault.code, FaultCode::DuplicateId);
     spool.close();
     accept(&spool, new("2", "x")).expect_err("closed");
+    let (then, read) = waiter();
+    spool.read(1, then);
+    read.recv().expect("told").expect_err("closed");
+    let (then, done) = waiter();
+    spool.rewrite(then);
+    done.recv().expect("told").expect_err("closed");
+}
+
+#[test]
+fn the_clock_is_noted_at_the_end_also_where_nothing_else_is_written() {
+    let disk = Disk::default();
+    let store = Store::open(disk.clone(), None).expect("opens");
+    let telemetry = Arc::new(Telemetry::new());
+    let config = SpoolConfig::default();
+    let spool = Spool::start(&config, telemetry, Place::Memory, store).expect("starts");
+    accept(&spool, new("1", "x")).expect("kept");
+    std::thread::sleep(Duration::from_millis(5));
+    let before = spool.inner.clock.seen();
+    spool.close();
+    drop(spool);
+    let store = Store::open(Disk::of(disk.now()), None).expect("opens");
+    assert!(store.seen().expect("noted").ran_ms >= before.ran_ms);
 }
 
 #[test]
