@@ -535,14 +535,14 @@ impl WorkerHandle {
         Some(self.shared.corpora.get()?.erase(task, client))
     }
 
-    /// When the answer to a request is worthless: as it says, else as its task does, from now on.
-    pub fn deadline(&self, request: &Request) -> Option<Instant> {
+    /// When the answer to a request is worthless: as it says, else as its task does, from `since` on.
+    pub fn deadline(&self, request: &Request, since: Instant) -> Option<Instant> {
         let by_task = || {
             let Input::Task { name, .. } = &request.input else {
                 return None;
             };
             let (_, deadline) = self.shared.tasks().ok()?.defaults(name)?;
-            Instant::now().checked_add(deadline?)
+            since.checked_add(deadline?)
         };
         request.deadline.or_else(by_task)
     }

@@ -714,15 +714,15 @@ impl Workers {
         all.map(Ok)
     }
 
-    /// When the answer to a request is worthless: as it says, else as its task does, from now on.
-    pub fn deadline(&self, request: &Request) -> Option<Instant> {
+    /// When the answer to a request is worthless: as it says, else as its task does, from `since` on.
+    pub fn deadline(&self, request: &Request, since: Instant) -> Option<Instant> {
         if request.deadline.is_some() {
             return request.deadline;
         }
         match &request.input {
             Input::Task { name, .. } => match self.inner.config.task.get(name) {
-                Some(task) => Instant::now().checked_add(Duration::from_millis(task.deadline_ms?)),
-                None => self.default_worker()?.deadline(request),
+                Some(task) => since.checked_add(Duration::from_millis(task.deadline_ms?)),
+                None => self.default_worker()?.deadline(request, since),
             },
             _ => None,
         }

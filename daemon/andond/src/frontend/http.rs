@@ -269,7 +269,10 @@ impl Service {
         // The number of answers is checked on submission, so the shape comes after it.
         let jobs = requests
             .into_iter()
-            .map(|request| self.context.workers.submit(request))
+            .map(|request| {
+                let job = self.context.workers.submit(request)?;
+                Ok(settled.watch(job))
+            })
             .collect::<Result<Vec<_>, Fault>>()?;
         let shape = Shape::new(Frame {
             endpoint,

@@ -175,12 +175,21 @@ impl Spool {
         Ok(number)
     }
 
-    /// Begins another attempt at a request that is answered, by a client or an operator who asks for one; `then` is
-    /// called when that is safe. Returns what the record now says.
-    pub fn again(&self, number: u64, left: Option<Duration>, then: Then<()>) -> Option<Header> {
+    /// Begins another attempt at a request of which `attempt` was the last, by a client or an operator who asks for one; `then` is
+    /// called when that is safe. Returns what the record now says; `None` if it is gone, or another attempt was begun.
+    pub fn again(
+        &self,
+        number: u64,
+        attempt: u16,
+        left: Option<Duration>,
+        then: Then<()>,
+    ) -> Option<Header> {
         let now = self.inner.clock.now();
         let mut book = self.inner.book();
         let header = book.change(number, |header| {
+            if header.attempt != attempt {
+                return false;
+            }
             header.state = State::Accepted;
             header.attempt = header.attempt.saturating_add(1);
             header.arrived = now;
@@ -204,6 +213,32 @@ impl Spool {
         self.inner.push(put, State::Accepted, Some(then), None);
         drop(book);
         Some(header)
+    }
+
+    /// Begins another attempt at a request without an answer, of which something may have been heard, because its model has gone
+    /// or come: as old as it is, and with what is left of its deadline.
+    pub fn anew(&self, number: u64) {
+        self.unanswered(number, |header| {
+            header.state = State::Accepted;
+            header.attempt = header.attempt.saturating_add(1);
+            true
+        });
+    }
+
+    fn unanswered(&self, number: u64, change: impl FnOnce(&mut Header) -> bool) {
+        let mut book = self.inner.book();
+        let header = book.change(number, |header| {
+            !header.state.is_answered() && change(header)
+        });
+        if let Some(header) = header {
+            let put = Change::Put {
+                number,
+                header: Box::new(header),
+                request: None,
+                answer: None,
+            };
+            self.inner.push(put, State::Accepted, None, None);
+        }
     }
 
     /// Notes that an answer is being made.
@@ -311,10 +346,20 @@ impl Spool {
         free
     }
 
-    /// A request is not computed any more, and left for later.
+    /// A request is not computed now, and is to be tried again in a moment: meanwhile others may be.
     pub fn leave(&self, number: u64) {
         let mut suspect = (self.inner.suspect.lock()).unwrap_or_else(PoisonError::into_inner);
         suspect.take_if(|of| *of == number);
+    }
+
+    /// A request is not computed any more, and left for later, whenever that is: no end of the daemon until then is its doing.
+    pub fn rest(&self, number: u64) {
+        self.leave(number);
+        self.unanswered(number, |header| {
+            let runs = header.state == State::Running;
+            header.state = State::Accepted;
+            runs
+        });
     }
 
     /// Drops a record, which its front end has turned away after all, or nobody wants any more.

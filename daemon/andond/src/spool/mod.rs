@@ -267,21 +267,7 @@ impl Spool {
     pub fn close(&self) {
         // What runs now was not ended by what it asks.
         for (number, _) in self.list(&Filter::default()) {
-            let mut book = self.inner.book();
-            let header = book.change(number, |header| {
-                let runs = header.state == State::Running;
-                header.state = if runs { State::Accepted } else { header.state };
-                runs
-            });
-            if let Some(header) = header {
-                let put = Change::Put {
-                    number,
-                    header: Box::new(header),
-                    request: None,
-                    answer: None,
-                };
-                self.inner.push(put, State::Accepted, None, None);
-            }
+            self.rest(number);
         }
         self.inner.queue().stopping = true;
         self.inner.changed.notify_one();

@@ -64,7 +64,8 @@ impl Key {
     }
 }
 
-/// How far a request is. It goes back only if a client or an operator asks for another attempt.
+/// How far a request is. What was answered goes back only if a client or an operator asks for another attempt; what runs, if it
+/// is left for later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum State {
     /// It is safe here.

@@ -5,6 +5,7 @@
 //! loses its job ([`FaultCode::SlowReader`]).
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -304,10 +305,18 @@ fn logprob_bytes(token: &TokenLogprob) -> usize {
 }
 
 /// A submitted request's events. Dropping it cancels the job.
-#[derive(Debug)]
 pub struct JobStream {
     mailbox: Arc<Mailbox>,
     ended: bool,
+    on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl fmt::Debug for JobStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobStream")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
 }
 
 impl JobStream {
@@ -315,7 +324,24 @@ impl JobStream {
         JobStream {
             mailbox,
             ended: false,
+            on_start: None,
         }
+    }
+
+    /// Has this done when the reader comes to [`JobEvent::Started`].
+    pub fn on_start(&mut self, then: impl FnOnce() + Send + Sync + 'static) {
+        self.on_start = Some(Box::new(then));
+    }
+
+    fn look(&mut self) -> Option<JobEvent> {
+        let event = self.mailbox.take()?;
+        self.ended = event.is_terminal();
+        if matches!(event, JobEvent::Started)
+            && let Some(then) = self.on_start.take()
+        {
+            then();
+        }
+        Some(event)
     }
 
     /// The next event; `None` after the terminal one. Cancel safe.
@@ -324,8 +350,7 @@ impl JobStream {
             return None;
         }
         loop {
-            if let Some(event) = self.mailbox.take() {
-                self.ended = event.is_terminal();
+            if let Some(event) = self.look() {
                 return Some(event);
             }
             self.mailbox.arrived.notified().await;
@@ -334,9 +359,7 @@ impl JobStream {
 
     /// The next event if it is there already.
     pub fn try_next(&mut self) -> Option<JobEvent> {
-        let event = self.mailbox.take()?;
-        self.ended = event.is_terminal();
-        Some(event)
+        self.look()
     }
 }
 

@@ -10,7 +10,7 @@ mod make;
 mod read;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Response, StatusCode};
@@ -31,7 +31,8 @@ use crate::fault::Fault;
 use crate::frontend::http::shape::Endpoint;
 use crate::request::{Origin, Priority, Request};
 use crate::spool::record::{Door, Fingerprint, Key};
-use crate::spool::{Kept, New};
+use crate::spool::{Kept, New, Spool};
+use crate::worker::JobStream;
 
 /// Longest key, in bytes.
 const KEY_BYTES_MAX: usize = 128;
@@ -74,6 +75,8 @@ pub(super) enum Source {
         seed: u64,
         /// When the reply is worthless.
         deadline: Option<Instant>,
+        /// Noted when its answer begins.
+        begun: Begun,
     },
 }
 
@@ -94,10 +97,15 @@ impl Source {
                 body,
                 seed,
                 deadline,
+                begun,
                 ..
             } => {
-                let seed = Some(seed);
-                Ok(((body, None), Settled { seed, deadline }))
+                let settled = Settled {
+                    seed: Some(seed),
+                    deadline,
+                    begun: Some(begun),
+                };
+                Ok(((body, None), settled))
             }
         }
     }
@@ -108,9 +116,25 @@ impl Source {
 pub(super) struct Settled {
     seed: Option<u64>,
     deadline: Option<Instant>,
+    begun: Option<Begun>,
+}
+
+/// The record of a request, which runs once its answer begins, and not while it waits for that.
+#[derive(Clone)]
+pub(super) struct Begun {
+    spool: Spool,
+    number: u64,
 }
 
 impl Settled {
+    /// A job of the request, whose beginning is noted.
+    pub(super) fn watch(&self, mut job: JobStream) -> JobStream {
+        if let Some(Begun { spool, number }) = self.begun.clone() {
+            job.on_start(move || spool.running(number));
+        }
+        job
+    }
+
     /// Puts it in.
     pub(super) fn apply(&self, requests: &mut [Request]) {
         for (place, request) in (0..).zip(requests) {
@@ -209,10 +233,12 @@ pub(super) async fn serve(
                 && service.durable.get(number).is_none()
                 && service.check_model(first.model.as_deref()).is_ok()
             {
-                let left = service.context.workers.deadline(&first);
-                let left = left.map(|at| at.saturating_duration_since(Instant::now()));
-                spool.again(number, left, Box::new(drop));
-                compute(&service, number, None);
+                let left = left(&service, &first);
+                // Of two who ask at once, one begins it.
+                let begun = spool.again(number, header.attempt, left, Box::new(drop));
+                if begun.is_some() {
+                    compute(&service, number, None);
+                }
             }
             (number, spool.get(number))
         }
@@ -224,7 +250,6 @@ pub(super) async fn serve(
                 id: service.next_id(place.prefix()),
                 body: body.to_vec(),
             };
-            let left = service.context.workers.deadline(&first);
             let (told, safe) = oneshot::channel();
             let new = New {
                 key: key.clone(),
@@ -232,7 +257,7 @@ pub(super) async fn serve(
                 priority: first.priority.unwrap_or(Priority::Interactive),
                 fingerprint,
                 seed: key.seed(&fingerprint),
-                left: left.map(|at| at.saturating_duration_since(Instant::now())),
+                left: left(&service, &first),
                 request: postcard::to_stdvec(&ask)
                     .map(Bytes::from)
                     .unwrap_or_default(),
@@ -247,15 +272,24 @@ pub(super) async fn serve(
     drop((body, first));
     let live = service.durable.get(number);
     let _hearer = live.as_ref().map(Hearer::new);
+    let mut refused = false;
     if let Some(live) = &live {
-        live.say(|said| said.promised |= later);
+        // Who asks to be told later hears at once that it is refused.
+        refused = later && !live.promise();
         live.until(|said| said.safe.clone().or(said.over.then_some(Ok(()))))
             .await?;
     }
-    if later {
-        return Ok(accepted(&service, &key, number));
+    if later && !refused {
+        return accepted(&service, &key, number);
     }
     read(&service, number, known.as_ref(), live).await
+}
+
+/// How long the answer to a request that has just come is worth something.
+fn left(service: &Service, request: &Request) -> Option<Duration> {
+    let now = Instant::now();
+    let deadline = service.context.workers.deadline(request, now)?;
+    Some(deadline.saturating_duration_since(now))
 }
 
 /// The first request of a body, which says what holds for all.

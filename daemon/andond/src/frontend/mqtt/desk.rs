@@ -91,8 +91,8 @@ pub(super) struct Prepared {
 enum Source {
     /// It is new.
     New,
-    /// It was asked before and has failed: another attempt under its number.
-    Again(u64),
+    /// It was asked before and has failed with this attempt: another under its number.
+    Again(u64, u16),
     /// It is in the spool, from before.
     Spool(u64),
 }
@@ -430,7 +430,7 @@ impl Desk {
                         self.repeat(number, &key, reply, message.ack);
                         return Verdict::Later;
                     }
-                    Repetition::HasFailed => source = Source::Again(number),
+                    Repetition::HasFailed => source = Source::Again(number, header.attempt),
                 }
             }
         }
@@ -549,19 +549,29 @@ impl Desk {
                 let Some(header) = self.spool.get(number) else {
                     // Dropped while it was read.
                     self.cancelled.remove(&number);
+                    self.repeated(number, Ok(None), now);
                     return None;
                 };
                 match *kept {
                     // Asked for again while it was read.
                     Ok(Some(kept)) if kept.header.attempt != header.attempt => {
-                        self.backlog.put(number, &header);
+                        if !header.state.is_answered()
+                            && let Some(mut repeat) = self.repeats.remove(&number)
+                        {
+                            self.acks.append(&mut repeat.acks);
+                        }
+                        self.put_back(number);
                         None
                     }
                     Ok(Some(kept)) => self.recover(number, kept, now),
-                    Ok(None) => None,
+                    // There was none a moment ago.
+                    Ok(None) => {
+                        self.put_back(number);
+                        None
+                    }
                     Err(fault) if fault.code == FaultCode::Unavailable => {
                         self.read_failed = true;
-                        self.backlog.put(number, &header);
+                        self.put_back(number);
                         None
                     }
                     // No later reading reads it better.

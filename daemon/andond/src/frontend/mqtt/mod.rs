@@ -61,8 +61,8 @@ const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 /// When the worker is asked again that had no place for a request of the spool.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(100);
 
-/// The same where a model is not there which one of them is for.
-const MODEL_PAUSE: Duration = Duration::from_secs(1);
+/// The same where a model is not there which one of them is for: first and longest. Each try is noted on the disk.
+const MODEL_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// When the spool is asked again that could not read something.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -104,8 +104,8 @@ struct Frontend {
     /// The next attempt, when there is no connection.
     attempt: Attempt,
     attempt_at: Instant,
-    /// Messages that came before the model was ready which they are for.
-    held: VecDeque<Incoming>,
+    /// Messages that came before the model was ready which they are for, and when.
+    held: VecDeque<(Incoming, Instant)>,
     /// Acknowledgements that the link had no room for.
     unacknowledged: VecDeque<AckToken>,
     events: mpsc::Sender<(Key, JobEvent)>,
@@ -117,6 +117,8 @@ struct Frontend {
     has_served: bool,
     /// Not before this is the spool asked for more.
     backlog_at: Instant,
+    /// How long that was put off last for want of a model.
+    model_pause: Duration,
     stopping: bool,
     /// How far batch work gave way when that was last told.
     throttle: (Throttle, Option<throttle::Cause>),
@@ -153,6 +155,7 @@ impl Frontend {
             orders,
             has_served: false,
             backlog_at: Instant::now(),
+            model_pause: Duration::ZERO,
             stopping: false,
             throttle: <(Throttle, Option<throttle::Cause>)>::default(),
             chance: RandomState::new(),
@@ -188,7 +191,12 @@ impl Frontend {
                 // What was missed is in the status all the same.
                 Ok(swapped) = swaps.recv() => self.desk.swapped(&swapped),
                 () = at(backlog_at) => {}
-                changed = states.changed(), if worker_lives => worker_lives = changed.is_ok(),
+                changed = states.changed(), if worker_lives => {
+                    worker_lives = changed.is_ok();
+                    // The model may be there that was waited for.
+                    self.model_pause = Duration::ZERO;
+                    self.backlog_at = Instant::now();
+                }
                 _ = ticks.tick() => {}
                 () = stopping.cancelled(), if !self.stopping => {
                     tracing::info!(unanswered = self.desk.unanswered(), "MQTT takes no more requests");
@@ -212,8 +220,8 @@ impl Frontend {
         if !is_starting(&status.state) && !self.is_stopping() {
             // Each once: some may have to wait on.
             for _ in 0..self.held.len() {
-                if let Some(message) = self.held.pop_front() {
-                    self.receive(&message);
+                if let Some((message, at)) = self.held.pop_front() {
+                    self.receive(&message, at);
                 }
             }
         }
@@ -393,9 +401,9 @@ impl Frontend {
                         "a message is left with the broker: the daemon stops"
                     );
                 } else if cancels && self.has_room() {
-                    self.held.push_back(message);
+                    self.held.push_back((message, now));
                 } else {
-                    self.receive(&message);
+                    self.receive(&message, now);
                 }
             }
             LinkEvent::Sent(packet_id) => {
@@ -431,15 +439,15 @@ impl Frontend {
         }
     }
 
-    /// Validate, accept, acknowledge; answers come later.
-    fn receive(&mut self, message: &Incoming) {
-        let verdict = match self.desk.receive(message, Instant::now()) {
-            Verdict::Submit(prepared) => match self.submit(*prepared) {
+    /// Validate, accept, acknowledge; answers come later. The message came at `since`, which its deadline counts from.
+    fn receive(&mut self, message: &Incoming, since: Instant) {
+        let verdict = match self.desk.receive(message, since) {
+            Verdict::Submit(prepared) => match self.submit(*prepared, since) {
                 Ok(verdict) => verdict,
                 Err(prepared_and_fault) => {
                     let (prepared, fault) = *prepared_and_fault;
                     if self.is_to_be_held(&fault) {
-                        return self.held.push_back(message.clone());
+                        return self.held.push_back((message.clone(), since));
                     }
                     self.desk.refused(&prepared, fault)
                 }
@@ -457,9 +465,13 @@ impl Frontend {
 
     /// Hands a request to the worker, which begins while the spool makes it safe: what comes of it is not heard of
     /// before it is.
-    fn submit(&mut self, mut prepared: Prepared) -> Result<Verdict, Box<(Prepared, Fault)>> {
+    fn submit(
+        &mut self,
+        mut prepared: Prepared,
+        since: Instant,
+    ) -> Result<Verdict, Box<(Prepared, Fault)>> {
         let workers = &self.context.workers;
-        prepared.request.deadline = workers.deadline(&prepared.request);
+        prepared.request.deadline = workers.deadline(&prepared.request, since);
         match workers.submit(prepared.request.clone()) {
             Ok(stream) => {
                 let key = prepared.key.clone();
@@ -502,16 +514,25 @@ impl Frontend {
                 // It stays in the spool.
                 return;
             }
+            let now = Instant::now();
             let mut pause = BACKLOG_PAUSE;
-            if let Err(refused) = self.submit(*prepared) {
-                let (prepared, fault) = *refused;
-                if fault.code == FaultCode::ModelUnavailable {
-                    pause = MODEL_PAUSE;
+            match self.submit(*prepared, now) {
+                Ok(_) => self.model_pause = Duration::ZERO,
+                Err(refused) => {
+                    let (prepared, fault) = *refused;
+                    if fault.code == FaultCode::ModelUnavailable {
+                        // Several are tried at once.
+                        if self.backlog_at <= now {
+                            let longer = self.model_pause.saturating_mul(2);
+                            self.model_pause = longer.clamp(MODEL_PAUSE.0, MODEL_PAUSE.1);
+                        }
+                        pause = self.model_pause;
+                    }
+                    self.desk.refused(&prepared, fault);
                 }
-                self.desk.refused(&prepared, fault);
             }
             if self.desk.has_backlog() {
-                self.backlog_at = self.backlog_at.max(Instant::now() + pause);
+                self.backlog_at = self.backlog_at.max(now + pause);
             }
         }
         if self.desk.take_read_failed() {
@@ -556,7 +577,7 @@ impl Frontend {
         self.board.forget();
         // The broker sends what was not acknowledged again, and its old packet ids mean nothing any more.
         self.unacknowledged.clear();
-        self.held.retain(|message| message.ack.is_none());
+        self.held.retain(|(message, _)| message.ack.is_none());
         self.retry(end);
     }
 

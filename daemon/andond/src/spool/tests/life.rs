@@ -120,8 +120,10 @@ fn a_request_goes_through_its_states_and_starts() {
         (State::Delivered, 2)
     );
     assert_eq!(kept.answer.as_deref(), Some(b"because".as_slice()));
-    let again = spool.again(number, None, waiter().0).expect("there");
+    let again = spool.again(number, 2, None, waiter().0).expect("there");
     assert_eq!((again.attempt, again.state), (3, State::Accepted));
+    let begun = spool.again(number, 2, None, waiter().0);
+    assert!(begun.is_none(), "another was begun already");
     assert_eq!(read(&spool, number).expect("kept").answer, None);
 }
 
@@ -322,6 +324,35 @@ fn the_clock_is_noted_at_the_end_also_where_nothing_else_is_written() {
     drop(spool);
     let store = Store::open(Disk::of(disk.now()), None).expect("opens");
     assert!(store.seen().expect("noted").ran_ms >= before.ran_ms);
+}
+
+#[test]
+fn what_the_daemon_tries_anew_by_itself_is_as_old_as_it_is_and_what_rests_runs_no_more() {
+    let config = SpoolConfig {
+        durable: Durable::Off,
+        ..SpoolConfig::default()
+    };
+    let spool = open(&config);
+    let number = accept(&spool, new("1", "x")).expect("kept");
+    let header = || spool.get(number).expect("there");
+    let first = header();
+    spool.running(number);
+    spool.leave(number);
+    assert_eq!(header().state, State::Running, "for a moment");
+    spool.rest(number);
+    assert_eq!(header(), first);
+    std::thread::sleep(Duration::from_millis(5));
+    spool.running(number);
+    spool.anew(number);
+    let second = header();
+    assert_eq!((second.attempt, second.state), (2, State::Accepted));
+    assert_eq!((second.arrived, second.due), (first.arrived, first.due));
+    answer(&spool, number, "y");
+    let answered = header();
+    spool.anew(number);
+    spool.rest(number);
+    assert_eq!(header(), answered, "that has its answer");
+    spool.close();
 }
 
 #[test]

@@ -35,16 +35,11 @@ pub(super) struct Said {
     /// Whether the request is kept, once that is known.
     pub(super) safe: Option<Result<(), Fault>>,
     /// Whether somebody was told that the request is kept, and relies on it.
-    pub(super) promised: bool,
+    promised: bool,
+    /// Whether it is refused after all, and not kept.
+    refused: bool,
     /// How many wait for the head, and so hear of a refusal.
     pub(super) hearers: usize,
-}
-
-impl Said {
-    /// Whether a refusal for want of a place may end it: somebody hears it, and nobody was told otherwise before.
-    pub(super) fn may_be_refused(&self) -> bool {
-        self.hearers > 0 && !self.promised
-    }
 }
 
 impl Live {
@@ -55,6 +50,20 @@ impl Live {
     pub(super) fn say(&self, change: impl FnOnce(&mut Said)) {
         change(&mut self.lock());
         self.more.notify_waiters();
+    }
+
+    /// Notes that somebody is told that the request is kept; false if it is not.
+    pub(super) fn promise(&self) -> bool {
+        let mut said = self.lock();
+        said.promised |= !said.refused;
+        !said.refused
+    }
+
+    /// Has it end with a refusal for want of a place, if that may be: somebody hears it, and nobody was told otherwise before.
+    pub(super) fn refuse(&self) -> bool {
+        let mut said = self.lock();
+        said.refused |= said.hearers > 0 && !said.promised;
+        said.refused
     }
 
     /// Waits until `look` finds something.
@@ -97,6 +106,8 @@ pub(in crate::frontend::http) struct Desk {
     /// so that they do not wait for the end of what is less urgent.
     places: Semaphore,
     alarms: Semaphore,
+    /// Of those over which the daemon may have ended, one is at a time: the others wait in line, without a place.
+    pub(super) suspects: tokio::sync::Mutex<()>,
 }
 
 impl Default for Desk {
@@ -105,6 +116,7 @@ impl Default for Desk {
             lives: Mutex::default(),
             places: Semaphore::new(FETCHED_MAX),
             alarms: Semaphore::new(FETCHED_MAX),
+            suspects: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -159,9 +171,12 @@ pub(super) struct Ended {
 impl Drop for Ended {
     fn drop(&mut self) {
         if let Some(service) = self.service.upgrade() {
+            let current = service.durable.get(self.number);
+            if current.is_none_or(|of| Arc::ptr_eq(&of, &self.live)) {
+                // Whatever it has left undone, others may be tried; before another begins under its number.
+                service.context.spool.rest(self.number);
+            }
             service.durable.end_of(self.number, &self.live);
-            // Whatever it has left undone, others may be tried.
-            service.context.spool.leave(self.number);
         }
     }
 }
@@ -173,14 +188,17 @@ mod tests {
     #[test]
     fn only_who_hears_it_and_was_promised_nothing_is_refused() {
         let live = Arc::new(Live::default());
-        assert!(!live.lock().may_be_refused(), "nobody hears it");
+        assert!(!live.refuse(), "nobody hears it");
         let hearer = Hearer::new(&live);
-        assert!(live.lock().may_be_refused());
-        live.say(|said| said.promised = true);
-        assert!(!live.lock().may_be_refused(), "202 was said");
-        live.say(|said| said.promised = false);
+        assert!(live.promise());
+        assert!(!live.refuse(), "202 was said");
         drop(hearer);
-        assert!(!live.lock().may_be_refused(), "it went away");
+        let live = Arc::new(Live::default());
+        drop(Hearer::new(&live));
+        assert!(!live.refuse(), "it went away");
+        let _hearer = Hearer::new(&live);
+        assert!(live.refuse());
+        assert!(!live.promise(), "it was refused a moment ago");
     }
 
     #[test]

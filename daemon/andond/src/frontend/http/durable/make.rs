@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 
 use super::live::{Ended, Live};
-use super::{KeptAsk, KeptReply, Source, fetch, reply};
+use super::{Begun, KeptAsk, KeptReply, Source, fetch, reply};
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::http::Service;
 use crate::frontend::http::answer::{self, Ending};
@@ -26,7 +26,7 @@ use crate::worker::WorkerState;
 /// Between two tries to have a request of the spool computed, for which there was no place; and most between two for which
 /// there was no model.
 const PAUSE: Duration = Duration::from_millis(200);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Between two tries to read a request while the disk fails.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -72,24 +72,35 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
     };
     let client = Client(header.key.client.as_str().into());
     let again = header.attempt > 1;
+    let mut waited = Duration::ZERO;
     let outcome = loop {
         if let Some(fault) = header.too_many_crashes() {
             break Err(fault.into());
         }
+        // Its model may be away for long, and then nobody else looks at that.
+        if spool.left(&header) == Some(Duration::ZERO) {
+            let why = "the deadline passed while the request waited";
+            break Err(Fault::new(FaultCode::DeadlineExceeded, why).into());
+        }
         // Held as long as the request is in memory, which it is not while it waits for its turn.
-        let mut place = None;
+        let (mut place, mut turn) = (None, None);
         let KeptAsk {
             place: path,
             id,
             body,
         } = match ask.take() {
-            Some(ask) => {
-                spool.running(number);
-                ask
-            }
+            Some(ask) => ask,
             None => {
-                place = service.durable.window(header.priority).acquire().await.ok();
-                while !spool.may_run(number) {
+                if header.crashes > 0 {
+                    turn = Some(service.durable.suspects.lock().await);
+                }
+                loop {
+                    place = service.durable.window(header.priority).acquire().await.ok();
+                    if spool.may_run(number) {
+                        break;
+                    }
+                    // Whoever may run does not wait for who may not.
+                    drop(place.take());
                     tokio::time::sleep(PAUSE).await;
                 }
                 // On the disk before what is read comes: a request that ends the daemon at once is counted all the same.
@@ -106,17 +117,37 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
             id,
             seed: header.seed,
             deadline: spool.deadline(&header),
+            begun: Begun {
+                spool: spool.clone(),
+                number,
+            },
         };
         match reply(&service, path, &client, source).await {
             // Nobody waits who could try again, or somebody was told that it is kept.
             Err(error)
                 if error.may_pass()
-                    && (again || !live.lock().may_be_refused())
-                    && !service.context.stopping.is_cancelled() =>
+                    && !service.context.stopping.is_cancelled()
+                    && (again || !live.refuse()) =>
             {
-                spool.leave(number);
-                drop(place);
-                tokio::time::sleep(pause(&error)).await;
+                if error.status == StatusCode::TOO_MANY_REQUESTS {
+                    spool.leave(number);
+                } else {
+                    spool.rest(number);
+                }
+                drop((place, turn));
+                let mut pause = pause(&error);
+                if error.status != StatusCode::TOO_MANY_REQUESTS {
+                    // Each try is noted on the disk, and the model may be away for days.
+                    pause = waited.saturating_mul(2).clamp(pause, PAUSE_MAX);
+                    waited = pause;
+                }
+                let left = spool.left(&header).unwrap_or(pause);
+                let mut states = service.context.workers.states();
+                states.mark_unchanged();
+                tokio::select! {
+                    () = tokio::time::sleep(pause.min(left)) => {}
+                    Ok(()) = states.changed() => waited = Duration::ZERO,
+                }
             }
             outcome => break outcome,
         }
@@ -145,7 +176,8 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
         Err(FaultCode::ModelUnavailable) => {
             say_rest(&live, &kept);
             tokio::time::sleep(PAUSE).await;
-            spool.again(number, spool.left(&header), Box::new(drop));
+            spool.leave(number);
+            spool.anew(number);
             return compute(&service, number, None);
         }
         Err(code) => ApiError::from(Fault::new(code, "")).code,
@@ -278,8 +310,10 @@ pub(in crate::frontend::http) async fn look_after(service: Arc<Service>) {
                         .spool
                         .left(&header)
                         .filter(|_| header.fault.is_none());
-                    context.spool.again(number, left, Box::new(drop));
-                    compute(&service, number, None);
+                    let spool = &context.spool;
+                    if (spool.again(number, header.attempt, left, Box::new(drop))).is_some() {
+                        compute(&service, number, None);
+                    }
                 }
             }
         }
@@ -301,7 +335,7 @@ fn compute_unanswered(service: &Arc<Service>, again: bool) {
             continue;
         }
         if again {
-            spool.again(number, spool.left(&header), Box::new(drop));
+            spool.anew(number);
         }
         compute(service, number, None);
     }

@@ -19,20 +19,26 @@ use crate::frontend::http::error::ApiError;
 use crate::frontend::http::serve::Client;
 use crate::frontend::http::{Service, json_response};
 use crate::spool::Kept;
-use crate::spool::record::{Door, Header, Key, State as Stage};
+use crate::spool::record::{Door, Header, Key};
 
 const APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 const ATTEMPT: HeaderName = HeaderName::from_static("andon-attempt");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// What a client gets that will ask again.
-pub(super) fn accepted(service: &Service, key: &Key, number: u64) -> Response<Body> {
-    let header = service.context.spool.get(number);
-    let state = header.map_or(Stage::Accepted, |header| header.state);
+pub(super) fn accepted(
+    service: &Service,
+    key: &Key,
+    number: u64,
+) -> Result<Response<Body>, ApiError> {
+    let header = service.context.spool.get(number).ok_or_else(|| {
+        let fault = Fault::new(FaultCode::Unavailable, "the request was just dropped");
+        fault.retry_after(Duration::from_secs(1))
+    })?;
     let mut response = json_response(&json!({
         "id": key.id,
         "object": "request",
-        "state": state.name(),
+        "state": header.state.name(),
     }));
     *response.status_mut() = StatusCode::ACCEPTED;
     let headers = response.headers_mut();
@@ -40,7 +46,7 @@ pub(super) fn accepted(service: &Service, key: &Key, number: u64) -> Response<Bo
         headers.insert(LOCATION, location);
     }
     headers.insert(APPLIED, HeaderValue::from_static("respond-async"));
-    response
+    Ok(response)
 }
 
 /// A part of a path.
@@ -158,8 +164,9 @@ pub(in crate::frontend::http) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
     let (number, header) = find(&service, &client, &id)?;
-    if let Some(live) = service.durable.get(number) {
-        live.say(|said| said.promised = true);
+    let live = service.durable.get(number);
+    if live.is_some_and(|live| !live.promise()) {
+        return Err(ApiError::unknown_request(&id));
     }
     let mut object = json!({
         "id": id,

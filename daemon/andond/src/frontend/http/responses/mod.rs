@@ -112,6 +112,7 @@ pub(super) async fn answer(
     });
     let streams = request.stream;
     let job = service.context.workers.submit(request).map_err(named)?;
+    let job = settled.watch(job);
     if streams {
         stream::streamed(Arc::clone(service), job, reply, keep).await
     } else {

@@ -3,8 +3,8 @@
 //!
 //! Invariant: a record is fetched by number, once at a time, and what is fetched is what the spool says by then.
 
-use std::collections::VecDeque;
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use andon_wire::RequestId;
 use bytes::Bytes;
@@ -21,31 +21,57 @@ use crate::spool::{Kept, Order};
 /// Records to answer or deliver that no job is for yet, in the order of arrival, alarms first.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    answers: VecDeque<u64>,
-    alarms: VecDeque<u64>,
-    others: VecDeque<u64>,
+    answers: BTreeSet<u64>,
+    alarms: BTreeSet<u64>,
+    others: BTreeSet<u64>,
+    /// The numbers at which it goes on, so that what has to wait keeps its place and nothing behind it from its turn.
+    alarms_from: u64,
+    others_from: u64,
 }
 
 impl Backlog {
-    /// Puts a record in, behind its like.
+    /// Puts a record in.
     pub(super) fn put(&mut self, number: u64, header: &Header) {
+        self.remove(number);
         let of = match header.priority {
             _ if header.state.is_answered() => &mut self.answers,
             Priority::Alarm => &mut self.alarms,
             Priority::Interactive | Priority::Batch => &mut self.others,
         };
-        of.push_back(number);
+        of.insert(number);
+    }
+
+    fn remove(&mut self, number: u64) {
+        for of in [&mut self.answers, &mut self.alarms, &mut self.others] {
+            of.remove(&number);
+        }
+    }
+
+    /// The next whose turn it is of the alarms, or of the others; it stays in.
+    fn turn(&mut self, alarm: bool) -> Option<u64> {
+        let (of, from) = if alarm {
+            (&self.alarms, &mut self.alarms_from)
+        } else {
+            (&self.others, &mut self.others_from)
+        };
+        let number = *of.range(*from..).next().or_else(|| of.first())?;
+        *from = number.saturating_add(1);
+        Some(number)
     }
 
     /// Whether it is in.
     pub(super) fn contains(&self, number: u64) -> bool {
-        let mut all = self.answers.iter().chain(&self.alarms).chain(&self.others);
-        all.any(|of| *of == number)
+        let all = [&self.answers, &self.alarms, &self.others];
+        all.iter().any(|of| of.contains(&number))
     }
 
     /// Takes an answer out.
     pub(super) fn remove_answer(&mut self, number: u64) {
-        self.answers.retain(|of| *of != number);
+        self.answers.remove(&number);
+    }
+
+    fn of(&self, alarm: bool) -> &BTreeSet<u64> {
+        if alarm { &self.alarms } else { &self.others }
     }
 
     /// How many wait for an answer before an alarm, or before anything else.
@@ -64,6 +90,12 @@ impl Desk {
         if let Some(header) = self.spool.get(number) {
             self.backlog.put(number, &header);
         }
+    }
+
+    /// Puts a record back that was to be computed and cannot be now: meanwhile others may be.
+    pub(super) fn put_back(&mut self, number: u64) {
+        self.spool.leave(number);
+        self.wait_on(number);
     }
 
     /// Whether something waits in the spool that no job is for.
@@ -98,7 +130,7 @@ impl Desk {
     fn fetch_answers(&mut self) {
         let room = (self.config.mqtt.requests_max / 4).max(1);
         while self.outbox.answers() < room && self.fetched.len() < FETCHED_MAX.min(room) {
-            let Some(number) = self.backlog.answers.pop_front() else {
+            let Some(number) = self.backlog.answers.pop_first() else {
                 return;
             };
             match self.spool.get(number) {
@@ -111,38 +143,37 @@ impl Desk {
 
     /// Alarms first, and as many as the worker may have at once.
     fn fetch_requests(&mut self) {
-        let mut suspects = Vec::new();
-        for _ in 0..self.backlog.requests(false) {
-            let alarm = !self.backlog.alarms.is_empty();
-            let room = self.open_max(alarm).saturating_sub(self.jobs.len());
-            if self.fetched.len() >= FETCHED_MAX.min(room) {
-                break;
+        for alarm in [true, false] {
+            let waiting = self.backlog.of(alarm).len();
+            // Each once.
+            for _ in 0..waiting {
+                let room = self.open_max(alarm).saturating_sub(self.jobs.len());
+                if self.fetched.len() >= FETCHED_MAX.min(room) {
+                    break;
+                }
+                if let Some(number) = self.backlog.turn(alarm) {
+                    self.fetch_request(number);
+                }
             }
-            let number = self.backlog.alarms.pop_front();
-            let Some(number) = number.or_else(|| self.backlog.others.pop_front()) else {
-                break;
-            };
-            let Some(header) = self.spool.get(number) else {
-                self.cancelled.remove(&number);
-                continue;
-            };
-            if self.jobs.contains_key(&header.key) {
-                continue;
-            }
-            if header.state.is_answered() {
-                self.backlog.put(number, &header);
-                continue;
-            }
-            if !self.spool.may_run(number) {
-                suspects.push((number, header));
-                continue;
-            }
+        }
+    }
+
+    fn fetch_request(&mut self, number: u64) {
+        let Some(header) = self.spool.get(number) else {
+            self.cancelled.remove(&number);
+            return self.backlog.remove(number);
+        };
+        if self.jobs.contains_key(&header.key) {
+            return self.backlog.remove(number);
+        }
+        if header.state.is_answered() {
+            return self.backlog.put(number, &header);
+        }
+        if self.spool.may_run(number) {
+            self.backlog.remove(number);
             // On the disk before what is read comes: a request that ends the daemon at once is counted all the same.
             self.spool.running(number);
             self.read_record(number);
-        }
-        for (number, header) in suspects {
-            self.backlog.put(number, &header);
         }
     }
 
@@ -217,6 +248,12 @@ impl Desk {
                 Fault::new(FaultCode::Cancelled, "the client ended the request").into()
             }
             Err(refusal) => refusal,
+            // Its model may be away for long, and then nobody else looks at that.
+            Ok(_) if self.spool.left(&header) == Some(Duration::ZERO) => Fault::new(
+                FaultCode::DeadlineExceeded,
+                "the deadline passed while the request waited",
+            )
+            .into(),
             Ok(parsed) => {
                 tracing::debug!(
                     client = header.key.client,
@@ -298,7 +335,7 @@ impl Desk {
                 }
                 if header.fault.is_some() {
                     self.outbox.disown(number);
-                    self.spool.again(number, None, Box::new(drop));
+                    (self.spool).again(number, header.attempt, None, Box::new(drop));
                 }
                 self.wait_on(number);
                 None
@@ -324,4 +361,29 @@ pub(in crate::frontend::mqtt) fn describe(kept: &Kept) -> serde_json::Value {
         object["answer"] = payloads.iter().map(|payload| text(payload)).collect();
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_to_wait_keeps_its_place_and_holds_up_nobody() {
+        let mut backlog = Backlog {
+            others: BTreeSet::from([3, 5, 8]),
+            ..Backlog::default()
+        };
+        let turns = [(); 4].map(|()| backlog.turn(false));
+        assert_eq!(turns, [Some(3), Some(5), Some(8), Some(3)]);
+        backlog.remove(5);
+        assert_eq!(backlog.turn(false), Some(8));
+        assert_eq!(backlog.turn(true), None);
+        // What has gone back comes in the order of its arrival.
+        backlog.others.insert(5);
+        assert_eq!(
+            [backlog.turn(false), backlog.turn(false)],
+            [Some(3), Some(5)]
+        );
+        assert!(backlog.contains(5) && !backlog.contains(4));
+    }
 }

@@ -157,6 +157,8 @@ impl Desk {
         if self.spool.fail(number, kept, fault.code, Box::new(drop)) {
             self.spool.delivered(number);
         }
+        // Whoever has asked for it meanwhile hears so.
+        self.repeated(number, Ok(None), Instant::now());
     }
 
     /// Tells the client and the event topic that a request is refused. Says what to do with its message.

@@ -33,7 +33,7 @@ impl Desk {
         let serial = self.next_serial();
         let then = Box::new(move |outcome| drop(notes.send(Note::Accepted(name, serial, outcome))));
         let left = (request.deadline).map(|at| at.saturating_duration_since(Instant::now()));
-        if let Source::Again(number) = source {
+        if let Source::Again(number, _) = source {
             // What is left of the attempt before says nothing about this one.
             self.outbox.disown(number);
             self.refused.remove(&number);
@@ -53,7 +53,7 @@ impl Desk {
                 };
                 self.spool.accept(new, then).map(|number| (number, 1))
             }
-            Source::Again(number) => match self.spool.again(number, left, then) {
+            Source::Again(number, before) => match self.spool.again(number, before, left, then) {
                 Some(header) => Ok((number, header.attempt)),
                 None => Err(Fault::new(FaultCode::Busy, "the request was just dropped")),
             },
@@ -87,7 +87,7 @@ impl Desk {
             answer: None,
             left: None,
             expired: None,
-            again: matches!(source, Source::Again(_)),
+            again: matches!(source, Source::Again(..)),
         };
         self.jobs.insert(key, job);
         true
@@ -122,11 +122,15 @@ impl Desk {
             return self.turn_away(&prepared.reply, &fault.into(), prepared.ack);
         };
         match fault.code {
-            // It waits on: for a place, or for a daemon that does not stop.
-            FaultCode::Busy
-            | FaultCode::Unavailable
-            | FaultCode::ModelUnavailable
-            | FaultCode::DuplicateId => self.wait_on(number),
+            // It waits on: for a place, or for a daemon that does not stop,
+            FaultCode::Busy | FaultCode::Unavailable | FaultCode::DuplicateId => {
+                self.put_back(number);
+            }
+            // or for its model, and that may take days.
+            FaultCode::ModelUnavailable => {
+                self.spool.rest(number);
+                self.wait_on(number);
+            }
             _ => self.end_without_job(number, &prepared.key, &prepared.reply, fault.into()),
         }
         Verdict::Later
@@ -202,15 +206,12 @@ impl Desk {
         let Some(job) = self.jobs.remove(key) else {
             return;
         };
-        self.spool.leave(job.number);
+        self.spool.rest(job.number);
         if job.left != Some(Left::ToLater) {
             return;
         }
-        if job.chunks_sent > 0
-            && let Some(header) = self.spool.get(job.number)
-        {
-            let left = self.spool.left(&header);
-            self.spool.again(job.number, left, Box::new(drop));
+        if job.chunks_sent > 0 {
+            self.spool.anew(job.number);
         }
         self.wait_on(job.number);
         self.has_left = true;
