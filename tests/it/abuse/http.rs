@@ -80,7 +80,7 @@ fn hostile_requests_over_http_leave_nothing_behind() {
     let count =
         |of: std::ops::Range<u16>| statuses.range(of).map(|(_, count)| count).sum::<usize>();
     assert!(read > campaign.count / 2, "{statuses:?}");
-    assert!(count(200..300) > read / 50, "{statuses:?}");
+    assert!(count(200..300) > 0, "{statuses:?}");
     assert!(count(400..500) > read / 4, "{statuses:?}");
     assert!(count(0..1) < read / 4, "{statuses:?}");
 }
