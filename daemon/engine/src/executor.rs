@@ -517,6 +517,15 @@ impl Executor {
         }
     }
 
+    /// Appends the tokens of `text`, which `sequence` has the beginning of, that the next page has in common with one that the KV
+    /// cache remembers: the same bytes that computing them would give. Returns how many; at least the last one is left.
+    pub fn lengthen(&mut self, sequence: &mut Sequence, text: &[u32]) -> usize {
+        if !self.cache.owns(sequence) {
+            return 0;
+        }
+        self.cache.lengthen(sequence, text)
+    }
+
     /// Takes the first page of `text` that is not remembered from the store, and remembers it. Nothing holds it then, so that
     /// it takes no room from anyone. False where [`Executor::restore`] says so.
     pub fn remember_next(&mut self, text: &[u32]) -> bool {

@@ -49,6 +49,11 @@ pub trait Forward {
     fn restore(&mut self, _sequence: &mut Self::Sequence, _prompt: &[u32]) -> bool {
         false
     }
+    /// Appends what the next page of `prompt` has in common with one that is remembered to a sequence of its beginning, and
+    /// returns how many tokens that is; at least one of the prompt is left.
+    fn lengthen(&mut self, _sequence: &mut Self::Sequence, _prompt: &[u32]) -> usize {
+        0
+    }
     /// A second sequence of the same tokens, which shares the full pages; it takes a page if another is begun, and is
     /// `None` if there is none.
     fn fork(&mut self, sequence: &Self::Sequence) -> Option<Self::Sequence>;
@@ -106,6 +111,10 @@ impl Forward for Executor {
 
     fn restore(&mut self, sequence: &mut Sequence, prompt: &[u32]) -> bool {
         Self::restore(self, sequence, prompt)
+    }
+
+    fn lengthen(&mut self, sequence: &mut Sequence, prompt: &[u32]) -> usize {
+        Self::lengthen(self, sequence, prompt)
     }
 
     fn fork(&mut self, sequence: &Sequence) -> Option<Sequence> {

@@ -197,6 +197,19 @@ impl Cache {
         Sequence::beginning(Arc::clone(&self.pages), tokens)
     }
 
+    /// Appends the tokens of `text`, which `sequence` has the beginning of, that the next page has in common with one that is
+    /// remembered, by copying them; never the last of `text`. Returns how many: none where the sequence ends within a page, or
+    /// there is no room.
+    pub(crate) fn lengthen(&mut self, sequence: &mut Sequence, text: &[u32]) -> usize {
+        let before = sequence.len();
+        sequence.lengthen(text);
+        let after = sequence.len();
+        if after > before && !self.reserve(sequence, after) {
+            sequence.truncate(before);
+        }
+        sequence.len() - before
+    }
+
     /// A second sequence of the same tokens: full pages are shared, a begun one is copied. `None` if there is no
     /// page for the copy.
     #[must_use]
@@ -663,6 +676,46 @@ mod tests {
         let mut all = cache.sequence();
         assert!(cache.reserve(&mut all, 4 * PAGE));
         assert_eq!(cache.sequence_of(&tokens).len(), 0);
+    }
+
+    #[test]
+    fn what_a_page_has_in_common_with_another_is_copied() {
+        let mut cache = Cache::new(GEOMETRY, 5 * PAGE, true).expect("small");
+        let text: Vec<u32> = (0..2 * PAGE as u32).collect();
+        let mut first = cache.sequence_of(&text);
+        write(&mut cache, &mut first, &text);
+        let pages = first.pages().to_vec();
+        let kept = keys_of(&cache, pages[1]);
+        drop(first);
+        let mut other = text.clone();
+        other[PAGE + 10] = 999;
+        let mut second = cache.sequence_of(&other);
+        assert_eq!(cache.lengthen(&mut second, &other), 10);
+        assert_eq!(
+            cache.lengthen(&mut second, &other),
+            0,
+            "it ends within a page"
+        );
+        assert_eq!((second.len(), second.pages()[0]), (PAGE + 10, pages[0]));
+        let own = second.pages()[1];
+        assert_ne!(own, pages[1]);
+        assert_eq!(keys_of(&cache, own)[..10 * 4], kept[..10 * 4]);
+        let rest = &other[PAGE + 10..];
+        write(&mut cache, &mut second, rest);
+        assert_eq!(keys_of(&cache, pages[1]), kept, "nobody's page was written");
+        // Within the first page; and the last token is computed.
+        let mut third = cache.sequence_of(&text[..20]);
+        assert_eq!(cache.lengthen(&mut third, &text[..20]), 19);
+        let mut unlike = cache.sequence_of(&[7, 8]);
+        assert_eq!(cache.lengthen(&mut unlike, &[7, 8]), 0);
+        // Without room nothing is appended, and nothing stays held.
+        drop((second, third, unlike));
+        let mut all = cache.sequence_of(&text);
+        assert!(cache.reserve(&mut all, 5 * PAGE));
+        let mut last = cache.sequence_of(&text[..20]);
+        assert_eq!(cache.lengthen(&mut last, &text[..20]), 0);
+        drop(all);
+        assert_eq!(cache.tokens_free(), 5 * PAGE);
     }
 
     #[test]

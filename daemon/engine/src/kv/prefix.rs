@@ -180,6 +180,19 @@ impl Prefixes {
         children.get(tokens).copied()
     }
 
+    /// The page below `parent` whose tokens begin with most of those of `tokens`, and how many these are.
+    pub(super) fn closest(&self, parent: Option<u32>, tokens: &[u32]) -> Option<(u32, usize)> {
+        let children = match parent {
+            None => &self.roots,
+            Some(parent) => &self.node(parent)?.children,
+        };
+        let alike = |child: &[u32]| child.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let closest = children.iter().map(|(child, &page)| (page, alike(child)));
+        closest
+            .max_by_key(|&(page, alike)| (alike, page))
+            .filter(|&(_, alike)| alike > 0)
+    }
+
     /// Puts a held page in its place, which must be free.
     pub(super) fn insert(&mut self, page: u32, parent: Option<u32>, tokens: &[u32]) {
         let name = self.name(parent).map(|above| above.below(tokens));

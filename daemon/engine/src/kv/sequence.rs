@@ -238,6 +238,33 @@ impl Sequence {
         sequence
     }
 
+    /// Goes on with as much of `text`, which it has the beginning of, as the page that is known to begin most like what comes
+    /// next has, where it ends with a page and that one is known; never to the end of `text`. That page is then held like a
+    /// begun one, and must be copied before it is written.
+    pub(super) fn lengthen(&mut self, text: &[u32]) {
+        let full = self.tokens.len() / PAGE;
+        let rest = text.get(self.tokens.len()..text.len().saturating_sub(1));
+        let Some(rest) = rest.filter(|rest| !rest.is_empty()) else {
+            return;
+        };
+        if !self.tokens.len().is_multiple_of(PAGE)
+            || self.remembered < full
+            || self.pages.len() > full
+        {
+            return;
+        }
+        let mut ledger = self.owner.lock();
+        if ledger.generation != self.generation {
+            return;
+        }
+        let above = self.pages.last().copied();
+        if let Some((page, alike)) = ledger.prefixes.closest(above, rest) {
+            ledger.hold(page);
+            self.pages.push(page);
+            self.tokens.extend_from_slice(&rest[..alike]);
+        }
+    }
+
     /// The names of its pages, as far as they are remembered and have some.
     pub(crate) fn names(&self) -> Vec<PageName> {
         let ledger = self.owner.lock();

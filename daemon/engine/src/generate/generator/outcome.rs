@@ -99,6 +99,7 @@ impl<F: Forward> Generator<F> {
         let active = &mut self.active[reader];
         for _ in 0..most {
             if !self.forward.restore(sequence, active.prompt().0) {
+                active.restored(self.forward.lengthen(sequence, active.prompt().0));
                 return restored;
             }
             active.restored(page_tokens);
