@@ -126,8 +126,8 @@ impl Shared {
             .map(|owner| owner.0);
         for (&ticket, running) in &mut jobs.running {
             running.note(&mut board.scheduler, now_ms);
-            if running.aside && !running.open().any(|id| generator.is_aside(id)) {
-                running.aside = false;
+            if running.reads_again && !running.open().any(|id| generator.is_aside(id)) {
+                running.reads_again = false;
                 running.answers |= std::mem::take(&mut running.was_read);
                 board.scheduler.read_again(ticket);
             }

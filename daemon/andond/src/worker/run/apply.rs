@@ -59,7 +59,7 @@ pub(super) fn apply<F: Forward>(
             no_room |= !done && !parks && generator.is_aside(id);
             lost |= !done;
         }
-        if no_room && jobs.others_have_pages(*ticket) {
+        if no_room && jobs.others_have_pages(generator, *ticket) {
             shared.board().scheduler.no_room(*ticket);
         } else if lost && let Some(running) = jobs.running.get_mut(ticket) {
             // It would be in no pass any more while the scheduler has it in all: rather an error than silence.
@@ -130,7 +130,7 @@ fn start<F: Forward>(
                 read: None,
                 decoded: 0,
                 answers: false,
-                aside: false,
+                reads_again: false,
                 asides: 0,
                 was_read: false,
                 progress: Progress::default(),
@@ -140,7 +140,7 @@ fn start<F: Forward>(
             None
         }
         Err(StartError::Busy { .. } | StartError::KvFull { .. })
-            if jobs.others_have_pages(waiting.job.ticket) =>
+            if jobs.others_have_pages(generator, waiting.job.ticket) =>
         {
             Some(waiting)
         }
@@ -189,7 +189,7 @@ fn make_room<F: Forward>(
     if !generator.set_aside(id) {
         return false;
     }
-    running.aside = true;
+    running.reads_again = true;
     running.asides += 1;
     running.was_read |= std::mem::take(&mut running.answers);
     let mut board = shared.board();

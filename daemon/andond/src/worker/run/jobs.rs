@@ -31,8 +31,9 @@ pub(super) struct Running {
     pub(super) decoded: u32,
     /// Whether its prompt is read, so that it is in every pass.
     pub(super) answers: bool,
-    /// Its pages were given to an alarm, and it is not where it was; how often they were; and whether its prompt was read.
-    pub(super) aside: bool,
+    /// Its pages were given to an alarm, and it is not where it was, be it that it has pages again; how often they were; and
+    /// whether its prompt was read.
+    pub(super) reads_again: bool,
     pub(super) asides: u32,
     pub(super) was_read: bool,
     /// Whether passes bring it anything.
@@ -120,10 +121,14 @@ impl Jobs {
         first.unwrap_or(Priority::Batch)
     }
 
-    /// Whether others than this one have room that they may give back.
-    pub(super) fn others_have_pages(&self, ticket: Ticket) -> bool {
-        let mut running = self.running.iter();
-        running.any(|(&other, running)| other != ticket && !running.aside)
+    /// Whether others than this one have room, which they give back when they end. Who reads again what it lost has.
+    pub(super) fn others_have_pages<F: Forward>(
+        &self,
+        generator: &Generator<F>,
+        ticket: Ticket,
+    ) -> bool {
+        let mut others = self.running.iter().filter(|&(&other, _)| other != ticket);
+        others.any(|(_, running)| running.open().any(|id| generator.kv_tokens_of(id) > 0))
     }
 
     /// The job of a generation, and which of its answers that is.
