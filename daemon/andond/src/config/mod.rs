@@ -75,12 +75,13 @@ pub struct Config {
 impl Config {
     /// Whether what was computed for prompts is kept on the disk. As long as nobody says so it is not where requests are
     /// encrypted, since prompts can be recovered from it, and not where signatures are required: where nothing is computed
-    /// from weights that nobody signed, it is not from what was computed with any, either.
+    /// from weights that nobody signed, it is not from what was computed with any, either. Never where nothing is remembered
+    /// in memory.
     #[must_use]
     pub fn keeps_pages(&self) -> bool {
         let encrypted = self.spool.key_file.is_some();
         let signed = self.models.signature == models::SignaturePolicy::Require;
-        self.cache.kv_keep.unwrap_or(!encrypted && !signed)
+        self.engine.prefix_cache && self.cache.kv_keep.unwrap_or(!encrypted && !signed)
     }
 
     /// Reads and checks a file.

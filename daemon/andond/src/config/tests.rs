@@ -211,6 +211,7 @@ fn prompts_are_not_kept_in_the_clear_beside_encrypted_ones_unless_somebody_says_
     assert!(keeps("") && !keeps(key));
     assert!(!keeps("[cache]\nkv-keep = false\n"));
     assert!(keeps(&format!("{key}[cache]\nkv-keep = true\n")));
+    assert!(!keeps("[engine]\nprefix-cache = false\n"));
 }
 
 /// With every example uncommented the file is still in order but for what needs another key first.

@@ -149,9 +149,7 @@ impl Shared {
         self.promise(|| {
             let all = self.budget.left_in_all();
             let memory = Memory::of(&self.config, executor, tasks, all);
-            let (memory, promised) = memory.promise(&self.budget, self.around.needed)?;
-            self.bytes.store(memory.bytes() as u64, Ordering::Relaxed);
-            Ok((memory, promised))
+            memory.promise(&self.budget, self.around.needed)
         })
     }
 

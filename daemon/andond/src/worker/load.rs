@@ -3,6 +3,7 @@
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use andon_engine::embed::{Embedder, EmbedderOptions};
@@ -20,7 +21,7 @@ use super::pages::Pages;
 use super::trying::{self, Proved};
 use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
-use crate::memory::{Held, Part, Reservation};
+use crate::memory::Reservation;
 use crate::registry::{Packs, Proof, Proven, Served};
 
 /// A model ready to serve.
@@ -183,17 +184,12 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     // What pages are known by is computed.
     seat.take_waiting(Priority::Batch, || true);
     let pages = match generator.executor_mut() {
-        Some(executor) => Pages::open(config, key.as_ref(), executor),
-        None => Pages::none(config),
+        Some(executor) if memory.keeps_pages() => Pages::open(config, key.as_ref(), executor),
+        Some(_) if config.keeps_pages() => Pages::missing(config),
+        _ => Pages::none(config),
     };
     drop(seat);
     let executor = generator.executor();
-    if pages.keeps() {
-        // One on its way to the disk, and one that is read.
-        let bytes = executor.page_bytes().saturating_mul(2) as u64;
-        let pages = shared.budget.require(Part::Pages, Held::Private, bytes);
-        promised.push(pages.map_err(|refusal| LoadFailure::operator(&refusal))?);
-    }
     let (draft, loaded) = draft::load(shared, executor, &memory).unzip();
     let (draft, loaded) = draft::promised(&shared.budget, draft, loaded.flatten(), &mut promised);
     let draft_model = loaded.map(|loaded| {
@@ -201,6 +197,10 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         unproven.extend(loaded.unproven);
         (loaded.model, loaded.key)
     });
+    // Others get what all of it leaves.
+    shared
+        .bytes
+        .store(memory.bytes() as u64, Ordering::Relaxed);
     Ok(Loaded {
         model,
         engine: Engine::Generator(Box::new(generator)),

@@ -1,8 +1,8 @@
 //! What the loaded models and what goes with them may take of the memory that there is for andond.
 //!
 //! Invariant: only a budget that is smaller than what the configured model cannot do without keeps it from being served:
-//! others make room for it. Earlier answers are kept of no more clients than fit beside it, and a draft gets what all that
-//! leaves. Another model is loaded only where the system has what it takes left, too.
+//! others make room for it. Pages are kept on the disk if what that takes fits beside it, earlier answers of no more clients
+//! than fit, and a draft gets what all that leaves. Another model is loaded only where the system has what it takes left, too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub(super) struct Memory {
     kv_cache: usize,
     /// The vocabulary that answers with a shape need.
     shapes: usize,
+    /// A page of keys and values on its way to the disk, and one that is read; none where none are kept there.
+    pages: usize,
     /// Earlier answers to tasks.
     answers: usize,
     /// Of how many clients or tasks those are.
@@ -51,6 +53,11 @@ impl Memory {
             activations: executor.bytes().saturating_sub(kv_cache),
             kv_cache,
             shapes: model.grammar_vocabulary_bytes(),
+            pages: if config.keeps_pages() {
+                executor.page_bytes().saturating_mul(2)
+            } else {
+                0
+            },
             answers: 0,
             corpora_max: 0,
             wanted: (0, 0),
@@ -85,17 +92,23 @@ impl Memory {
         self
     }
 
+    /// Whether there is memory for pages on their way to the disk and back.
+    pub(super) fn keeps_pages(&self) -> bool {
+        self.pages > 0
+    }
+
     /// Of how many clients or tasks earlier answers are kept in memory.
     pub(super) fn corpora_max(&self) -> usize {
         self.corpora_max
     }
 
-    /// Has all parts promised: earlier answers as far as there is room, the others in full.
+    /// Has all parts promised: what the model cannot do without in full, pages if there is room for them, and earlier answers
+    /// as far as there is.
     ///
     /// # Errors
     /// There is not so much.
     pub(super) fn promise(
-        self,
+        mut self,
         budget: &Arc<Budget>,
         needed: bool,
     ) -> Result<(Memory, Vec<Reservation>), Refusal> {
@@ -112,6 +125,22 @@ impl Memory {
             .into_iter()
             .map(|(part, held, bytes)| promised(budget, needed, part, held, bytes as u64));
         let mut all = all.collect::<Result<Vec<_>, _>>()?;
+        // Before earlier answers, which may take all that is left.
+        if self.keeps_pages() {
+            match promised(
+                budget,
+                needed,
+                Part::Pages,
+                Held::Private,
+                self.pages as u64,
+            ) {
+                Ok(pages) => all.push(pages),
+                Err(refusal) => {
+                    tracing::warn!(%refusal, "nothing is kept of prompts for the next start");
+                    self.pages = 0;
+                }
+            }
+        }
         let (memory, answers) = loop {
             let left = budget.left();
             let left = left.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -130,6 +159,7 @@ impl Memory {
             activations = memory.activations,
             kv_cache = memory.kv_cache,
             shapes = memory.shapes,
+            pages = memory.pages,
             earlier_answers = memory.answers,
             "bytes of memory, at most"
         );
@@ -149,12 +179,13 @@ impl Memory {
     }
 
     /// The parts by the names that metrics have for them.
-    pub(super) fn parts(&self) -> [(&'static str, usize); 5] {
+    pub(super) fn parts(&self) -> [(&'static str, usize); 6] {
         [
             ("weights", self.weights),
             ("activations", self.activations),
             ("kv_cache", self.kv_cache),
             ("shapes", self.shapes),
+            ("pages", self.pages),
             ("answers", self.answers),
         ]
     }
@@ -192,12 +223,13 @@ impl fmt::Display for Memory {
         write!(
             f,
             "of {} bytes, the model's weights take {}, its activations {}, its KV cache {}, its vocabulary for answers with a \
-             shape {}, and earlier answers up to {} ([speculation] corpora-max and corpus-tokens-max)",
+             shape {}, pages for the disk {}, and earlier answers up to {} ([speculation] corpora-max and corpus-tokens-max)",
             self.all.unwrap_or(usize::MAX),
             self.weights,
             self.activations,
             self.kv_cache,
             self.shapes,
+            self.pages,
             self.answers
         )
     }
@@ -219,6 +251,7 @@ mod tests {
             activations: 5,
             kv_cache: 15,
             shapes: 3,
+            pages: 0,
             answers: 0,
             corpora_max: 0,
             wanted: (0, 0),
@@ -289,6 +322,27 @@ mod tests {
         assert!(wanted().promise(&budget, false).is_err());
         let (kept, _promised) = wanted().promise(&budget, true).expect("it is needed");
         assert_eq!(kept.corpora_max(), 0);
+    }
+
+    #[test]
+    fn pages_go_before_earlier_answers_and_a_model_is_not_refused_for_them() {
+        let bytes = Corpus::bytes_max(256);
+        let kept = |all: usize| {
+            let budget = Budget::new(Limits {
+                bytes_max: Some(all as u64),
+                ..Limits::default()
+            });
+            let wanted = Memory {
+                pages: 50,
+                ..memory(Some(all)).wanting(4, 256)
+            };
+            let (kept, _promised) = wanted.promise(&budget, true).expect("it fits");
+            (kept.keeps_pages(), kept.corpora_max())
+        };
+        assert_eq!(kept(123 + 50 + 2 * bytes), (true, 2));
+        assert_eq!(kept(123 + 49 + 2 * bytes), (true, 1));
+        assert_eq!(kept(123 + 50), (true, 0));
+        assert_eq!(kept(123 + 49), (false, 0));
     }
 
     #[test]

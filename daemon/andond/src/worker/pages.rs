@@ -73,6 +73,14 @@ impl Pages {
         }
     }
 
+    /// None where there should be some.
+    pub(super) fn missing(config: &Config) -> Pages {
+        Pages {
+            failing: AtomicBool::new(true),
+            ..Pages::none(config)
+        }
+    }
+
     /// Whether pages should be kept on the disk and cannot be.
     pub(super) fn fails(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
@@ -81,9 +89,6 @@ impl Pages {
     /// Those of the model of `executor`, which looks for pages there from then on. `key` is that of its pack, if it is known.
     pub(super) fn open(config: &Config, key: Option<&Key>, executor: &mut Executor) -> Pages {
         let none = Pages::none(config);
-        if !config.keeps_pages() || !config.engine.prefix_cache {
-            return none;
-        }
         let page_bytes = executor.page_bytes();
         let bytes_max = config.cache.kv_bytes_max;
         match Pages::store(config, &none.folder, key, executor) {
@@ -100,8 +105,7 @@ impl Pages {
             }
             Err(why) => {
                 tracing::warn!("nothing is kept of prompts for the next start: {why}");
-                none.failing.store(true, Ordering::Relaxed);
-                none
+                Pages::missing(config)
             }
         }
     }
@@ -129,11 +133,6 @@ impl Pages {
         };
         let store = PageStore::open(options, root, executor.page_bytes());
         store.map(Arc::new).map_err(|error| error.to_string())
-    }
-
-    /// Whether any are kept.
-    pub(super) fn keeps(&self) -> bool {
-        self.store.is_some()
     }
 
     fn disk(&self) -> Option<&PageStore> {

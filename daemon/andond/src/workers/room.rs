@@ -268,7 +268,7 @@ impl Inner {
     /// draft, the tasks that come with it, and pages on the disk.
     pub(super) fn is_as_it_must_be(&self, state: &State, target: &Target) -> bool {
         let config = &self.config;
-        let differs = config.cache.kv_keep != Some(false)
+        let differs = config.keeps_pages()
             || config.models.bundle_tasks
             || config.speculation.draft_place().is_some();
         let member = state.members.get(target);
