@@ -177,8 +177,11 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// Whether an alarm has become ready since the engine's thread last looked: a pass over another prompt then ends.
     alarm_ready: AtomicBool,
-    /// Whether the daemon stops, and not just this worker.
+    /// Whether the daemon stops, and not just this worker; whether the model is not wanted any more that may be being loaded;
+    /// and whether an alarm has come for it.
     stops: AtomicBool,
+    given_up: AtomicBool,
+    hurries: AtomicBool,
     /// Whether the machine is being measured, beside which nothing else is to run.
     measuring: AtomicBool,
     /// Where the policy's clock begins.
@@ -397,6 +400,8 @@ impl WorkerHandle {
             changed: Condvar::new(),
             alarm_ready: AtomicBool::new(false),
             stops: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            hurries: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
             epoch: Instant::now(),
             throttle: Mutex::default(),
@@ -506,6 +511,7 @@ impl WorkerHandle {
         let until = Instant::now() + grace;
         let mut board = self.shared.board();
         self.shared.stops.store(true, Ordering::Relaxed);
+        self.shared.given_up.store(true, Ordering::Relaxed);
         if board.phase != Phase::Failed {
             board.enter(Phase::Stopping(until));
             self.shared.state.send_replace(WorkerState::Stopping);

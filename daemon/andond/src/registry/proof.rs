@@ -106,18 +106,23 @@ impl Proof {
     }
 
     /// Before anything of a model's files is used, be it their metadata: compares them, on so many threads, where that is
-    /// required.
+    /// required. `None` if `goes_on` answered with false before that was done: nothing may be used then.
     ///
     /// # Errors
     /// What differs, or cannot be read.
-    pub fn before_use(&self, maps: &[Mapping], threads: usize) -> Result<Proven, RegistryError> {
+    pub fn before_use(
+        &self,
+        maps: &[Mapping],
+        threads: usize,
+        goes_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<Proven>, RegistryError> {
         match &self.kept {
             Some(stored) if self.is_required() => {
-                let proven = check(stored, maps, threads, Which::Unprotected, &|_| true)?;
+                let proven = check(stored, maps, threads, Which::Unprotected, &|_| goes_on())?;
                 self.say(proven);
-                Ok(proven)
+                Ok(Some(proven).filter(|proven| *proven != Proven::No))
             }
-            _ => Ok(Proven::No),
+            _ => Ok(Some(Proven::No)),
         }
     }
 

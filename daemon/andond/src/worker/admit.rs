@@ -4,6 +4,7 @@
 
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use andon_policy::admission::{Bounds, Reason, Refusal};
@@ -106,6 +107,9 @@ impl Shared {
             mailbox: Arc::clone(&mailbox),
         });
         board.open.insert(key, Arc::clone(&job));
+        if priority == andon_wire::Priority::Alarm {
+            self.hurries.store(true, Ordering::Relaxed);
+        }
         let waiting = Waiting {
             job,
             request,

@@ -12,7 +12,7 @@ use andon_engine::speculate::DraftModel;
 use andon_engine::{Executor, ExecutorOptions, Model};
 
 use super::Shared;
-use super::load::{find_pack, left_to_prove};
+use super::load::{LoadFailure, find_pack, left_to_prove};
 use super::memory::Memory;
 use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{self, Proof, Served};
@@ -123,11 +123,12 @@ fn load_served(
     memory: &Memory,
 ) -> Result<Loaded, String> {
     let (config, registry) = (&*shared.config, &*shared.registry);
-    let (model, proven) = shared.open(served)?;
+    let message = |failure: LoadFailure| failure.message;
+    let (model, proven) = shared.open(served).map_err(message)?;
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));
-    shared.read_ahead(&model, proven);
+    shared.read_ahead(&model, proven).map_err(message)?;
     let options = ExecutorOptions {
         batch_tokens_max: BATCH_TOKENS_MAX.min(config.engine.batch_tokens_max),
         kv_type: config.model.kv_type.into(),

@@ -13,7 +13,7 @@ use andon_wire::Priority;
 use super::board::{Board, Job, Key, Phase};
 use super::job::{JobEvent, JobStream, Mailbox};
 use super::load::LoadFailure;
-use super::machine::Machine;
+use super::machine::{Machine, Seat, most_urgent};
 use super::memory::{self, Memory};
 use super::schedule::{Turn, cancelled};
 use super::trying::Proved;
@@ -206,12 +206,24 @@ impl Shared {
         }
     }
 
-    /// Between two steps of loading: whether somebody still wants the model.
+    /// Between two steps of loading: whether somebody still wants the model. Locks nothing.
     pub(super) fn goes_on(&self) -> Result<(), LoadFailure> {
-        match self.board().phase {
-            Phase::Stopping(_) => Err(LoadFailure::machine(&"it was given up")),
-            _ => Ok(()),
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err(LoadFailure::given_up());
         }
+        Ok(())
+    }
+
+    /// Takes the machine for a step of loading, which is as urgent as whoever waits for the model.
+    pub(super) fn take_to_load(&self, seat: &mut Seat) -> Result<(), LoadFailure> {
+        seat.take_waiting(|| self.goes_on().is_ok().then(|| self.urgency()));
+        self.goes_on()
+    }
+
+    /// How urgent the most urgent is of those that have no answer yet.
+    pub(super) fn urgency(&self) -> Priority {
+        let board = self.board();
+        most_urgent(board.open.values().map(|job| job.priority))
     }
 
     /// Ends what waits still when the worker does.
@@ -314,6 +326,7 @@ impl WorkerHandle {
         match board.phase {
             Phase::Serving => board.enter(Phase::Draining),
             Phase::Loading => {
+                self.shared.given_up.store(true, Ordering::Relaxed);
                 board.enter(Phase::Stopping(Instant::now()));
                 self.shared.state.send_replace(WorkerState::Stopping);
             }

@@ -11,10 +11,8 @@ use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Executor, ExecutorOptions, Files, Isa, Model};
-use andon_wire::Priority;
 
 use super::admit::scheduling;
-use super::board::Phase;
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
 use super::pages::Pages;
@@ -90,6 +88,11 @@ impl LoadFailure {
         }
     }
 
+    /// Nobody wants the model any more.
+    pub(super) fn given_up() -> LoadFailure {
+        LoadFailure::machine(&"it was given up")
+    }
+
     pub(super) fn room(message: &impl ToString) -> LoadFailure {
         LoadFailure {
             message: message.to_string(),
@@ -115,9 +118,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
     shared.goes_on()?;
-    let (model, proven) = shared
-        .open(served)
-        .map_err(|message| LoadFailure::operator(&message))?;
+    let (model, proven) = shared.open(served)?;
     shared.goes_on()?;
     let mut unproven = left_to_prove(served, &model);
     let key = registry
@@ -165,7 +166,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     };
     // Before anything of it is touched.
     let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
-    shared.read_ahead(&model, proven);
+    shared.read_ahead(&model, proven)?;
     let mut generator = Generator::new(executor, options);
     let mut seat = shared.machine.seat();
     let known = served
@@ -173,16 +174,9 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         .as_ref()
         .filter(|known| known.fits(context_tokens_max, info.vocabulary_count))
         .map(|known| (known, config.model.kv_type.into()));
-    let proved = trying::prove(
-        &model,
-        &mut generator,
-        known,
-        !shared.around.asked,
-        &mut seat,
-    )?;
-    shared.goes_on()?;
+    let proved = trying::prove(shared, &model, &mut generator, known, &mut seat)?;
     // What pages are known by is computed.
-    seat.take_waiting(Priority::Batch, || true);
+    shared.take_to_load(&mut seat)?;
     let pages = match generator.executor_mut() {
         Some(executor) if memory.keeps_pages() => Pages::open(config, key.as_ref(), executor),
         Some(_) if config.keeps_pages() => Pages::missing(config),
@@ -219,33 +213,58 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
 
 impl Shared {
     /// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
-    pub(super) fn open(&self, served: &Served) -> Result<(Arc<Model>, Proven), String> {
-        let files = Files::open(&served.path).map_err(|error| error.to_string())?;
-        let proven = if self.around.asked {
-            aside(|| served.proof.before_use(files.maps(), 1))
-        } else {
-            let threads = self.config.engine.threads;
-            let threads = threads.unwrap_or_else(andon_os::available_threads);
-            served.proof.before_use(files.maps(), threads)
-        };
-        let proven = proven.map_err(|error| error.to_string())?;
-        let model = Model::from_files(files, &served.options).map_err(|error| error.to_string())?;
+    pub(super) fn open(&self, served: &Served) -> Result<(Arc<Model>, Proven), LoadFailure> {
+        let files =
+            Files::open(&served.path).map_err(|error| LoadFailure::operator(&error))?;
+        let proven = self.aside(&|threads, goes_on| {
+            let proven = served.proof.before_use(files.maps(), threads, goes_on);
+            proven.transpose()
+        })?;
+        let proven = proven.map_err(|error| LoadFailure::operator(&error))?;
+        let model = Model::from_files(files, &served.options)
+            .map_err(|error| LoadFailure::operator(&error))?;
         Ok((Arc::new(model), proven))
     }
 
     /// Before a model is tried while others answer: has it read from the disk. Its first pass reads all of it, and nobody
     /// else computes during a pass.
-    pub(super) fn read_ahead(&self, model: &Model, proven: Proven) {
+    pub(super) fn read_ahead(&self, model: &Model, proven: Proven) -> Result<(), LoadFailure> {
         let is_read = matches!(proven, Proven::Compared { .. }) && model.pack().is_none();
-        if self.around.asked && !is_read {
-            aside(|| model.read_ahead(&|| self.board().phase == Phase::Loading));
+        if !self.around.asked || is_read {
+            return Ok(());
         }
+        self.aside(&|_, goes_on| {
+            model.read_ahead(goes_on);
+            goes_on().then_some(())
+        })
+    }
+
+    /// Does what takes long while others answer with other models: on one thread that they have the processors before, since
+    /// their threads wait for each other in each pass. As the daemon starts, or once an alarm waits for the model, that is
+    /// as urgent as an answer; what was begun is begun again then. `work` is told how many threads it may have and asks now
+    /// and then whether to go on; where it did not it gives nothing.
+    fn aside<T: Send>(&self, work: &Aside<'_, T>) -> Result<T, LoadFailure> {
+        let hurries = || !self.around.asked || self.hurries.load(Ordering::Relaxed);
+        let goes_on = || self.goes_on().is_ok();
+        let done = if hurries() {
+            None
+        } else {
+            giving_way(|| work(1, &|| goes_on() && !hurries()))
+        };
+        if let Some(done) = done {
+            return Ok(done);
+        }
+        let threads = self.config.engine.threads;
+        let threads = threads.unwrap_or_else(andon_os::available_threads);
+        work(threads, &goes_on).ok_or_else(LoadFailure::given_up)
     }
 }
 
-/// Does what takes long on one thread that others have the processors before: those that answer, with other models, wait for
-/// each other in each pass.
-fn aside<T: Send>(work: impl Fn() -> T + Sync) -> T {
+/// See [`Shared::aside`].
+type Aside<'a, T> = dyn Fn(usize, &(dyn Fn() -> bool + Sync)) -> Option<T> + Sync + 'a;
+
+/// Does something on a thread of the lowest rank.
+fn giving_way<T: Send>(work: impl Fn() -> T + Sync) -> T {
     let aside = || {
         if let Err(error) = andon_os::give_way() {
             tracing::debug!(%error, "loading has the rank of an answer");
@@ -310,9 +329,9 @@ fn load_embedder(
         // A vocabulary without these letters still has a first token.
         input.push(0);
     }
-    shared.read_ahead(&model, proven);
+    shared.read_ahead(&model, proven)?;
     let mut seat = shared.machine.seat();
-    seat.take_waiting(Priority::Batch, || true);
+    shared.take_to_load(&mut seat)?;
     embedder
         .embed(&[&input])
         .map_err(|error| LoadFailure::operator(&format!("the self-test failed: {error}")))?;

@@ -52,6 +52,12 @@ const fn urgency(priority: Priority) -> u8 {
     }
 }
 
+/// How urgent the most urgent of some is; of none as little as can be.
+pub(super) fn most_urgent(all: impl Iterator<Item = Priority>) -> Priority {
+    all.min_by_key(|&priority| urgency(priority))
+        .unwrap_or(Priority::Batch)
+}
+
 impl Default for Machine {
     fn default() -> Machine {
         Machine {
@@ -203,20 +209,17 @@ impl Seat {
         );
     }
 
-    /// Takes the machine, however long that takes. `goes_on` is asked now and then; false if it says so.
-    pub(crate) fn take_waiting(
-        &mut self,
-        priority: Priority,
-        mut goes_on: impl FnMut() -> bool,
-    ) -> bool {
-        while !self.take(priority) {
-            if !goes_on() {
-                self.release();
-                return false;
+    /// Takes the machine, however long that takes, for something as urgent as `wanted` says whenever it is asked; false once
+    /// that says that nothing is.
+    pub(crate) fn take_waiting(&mut self, mut wanted: impl FnMut() -> Option<Priority>) -> bool {
+        while let Some(priority) = wanted() {
+            if self.take(priority) {
+                return true;
             }
             self.wait();
         }
-        true
+        self.release();
+        false
     }
 
     /// Lets go of the machine, or of the wish for it.
@@ -311,9 +314,19 @@ mod tests {
         let mut three = machine.seat();
         assert!(three.take(Priority::Batch));
         let mut four = machine.seat();
-        assert!(!four.take_waiting(Priority::Batch, || false));
+        let mut asked = 0;
+        assert!(!four.take_waiting(|| {
+            asked += 1;
+            (asked < 3).then_some(Priority::Batch)
+        }));
+        assert!(!three.is_wanted(Priority::Batch));
+        // What it has to do may become urgent while it waits.
+        let mut priorities = [Priority::Batch, Priority::Alarm].into_iter();
+        assert!(!four.take_waiting(|| priorities.next()));
+        assert!(!four.take(Priority::Batch) && !four.take(Priority::Alarm));
+        assert!(three.is_wanted(Priority::Alarm));
         three.release();
-        assert!(four.take_waiting(Priority::Batch, || false));
+        assert!(four.take_waiting(|| Some(Priority::Batch)));
     }
 
     #[test]
@@ -359,7 +372,7 @@ mod tests {
                     let mut seat = machine.seat();
                     let priorities = [Priority::Alarm, Priority::Interactive, Priority::Batch];
                     for turn in 0..300 {
-                        assert!(seat.take_waiting(priorities[(turn + number) % 3], || true));
+                        assert!(seat.take_waiting(|| Some(priorities[(turn + number) % 3])));
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         if turn % 7 == number {

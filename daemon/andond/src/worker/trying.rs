@@ -3,21 +3,22 @@
 //! What it is known to make was noted when it was added ([`Known`]). The engine computes the same bits on every machine, so
 //! other tokens mean that a file or the machine is damaged.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use andon_engine::Model;
 use andon_engine::generate::{Event, FinishReason, Forward, GenerationRequest, Generator, Reading};
 use andon_engine::kv::KvType;
 use andon_engine::tokenizer::Special;
-use andon_wire::Priority;
 
+use super::Shared;
 use super::load::LoadFailure;
 use super::machine::Seat;
 use crate::registry::Known;
 
 /// Tokens that are made of a model that somebody asks for: enough to tell its speed by.
 const TOKENS: usize = 24;
-/// When the daemon starts, no more are made after this time.
+/// When the daemon starts, or an alarm waits, no more are made after this time.
 const BRIEF: Duration = Duration::from_millis(40);
 
 /// How a model did.
@@ -29,14 +30,16 @@ pub(crate) struct Proved {
     pub(crate) tokens_per_second: f32,
 }
 
-/// Has the model make tokens: what `/readyz` promises. With `brief` as few as will do. Alarms of other models come first.
+/// Has the model make tokens: what `/readyz` promises. As few as will do where nobody asked for it, or an alarm waits. What is
+/// asked of other models comes first where that is more urgent than what is of this one.
 pub(super) fn prove<F: Forward>(
+    shared: &Shared,
     model: &Model,
     generator: &mut Generator<F>,
     known: Option<(&Known, KvType)>,
-    brief: bool,
     seat: &mut Seat,
 ) -> Result<Proved, LoadFailure> {
+    let brief = !shared.around.asked;
     let failed = |why: &str| LoadFailure::operator(&format!("the self-test failed: {why}"));
     let (mut prompt, expected) = match known {
         Some((known, kv_type)) => (known.prompt.clone(), known.tokens(kv_type)),
@@ -69,7 +72,7 @@ pub(super) fn prove<F: Forward>(
     // A token is made by reading the prompt, and one by each step after that.
     let (mut read, mut steps, mut decoding) = (false, 0u16, Duration::ZERO);
     while generator.active() > 0 {
-        seat.take_waiting(Priority::Batch, || true);
+        shared.take_to_load(seat)?;
         let (step_began, decodes) = (Instant::now(), read);
         let alarms = seat.alarms();
         let reading = Reading {
@@ -90,7 +93,8 @@ pub(super) fn prove<F: Forward>(
             decoding += step_began.elapsed();
             steps += 1;
         }
-        if brief && read && began.elapsed() > BRIEF && finished.is_none() {
+        let hurries = brief || shared.hurries.load(Ordering::Relaxed);
+        if hurries && read && began.elapsed() > BRIEF && finished.is_none() {
             generator.cancel(id);
             generator.end_cancelled(&mut |_, event| {
                 if let Event::Finished { reason, usage, .. } = event {

@@ -12,6 +12,7 @@ use andon_wire::Priority;
 use super::super::Shared;
 use super::super::board::{Board, Job, Phase};
 use super::super::job::{Finish, Timings, Usage};
+use super::super::machine::most_urgent;
 use super::super::schedule::cancelled;
 use crate::fault::{Fault, FaultCode};
 
@@ -111,14 +112,7 @@ impl Jobs {
     /// How urgent the most urgent of them is.
     pub(super) fn urgency(&self) -> Priority {
         let jobs = self.running.values();
-        let first =
-            jobs.map(|running| running.job.priority)
-                .min_by_key(|priority| match priority {
-                    Priority::Alarm => 0,
-                    Priority::Interactive => 1,
-                    Priority::Batch => 2,
-                });
-        first.unwrap_or(Priority::Batch)
+        most_urgent(jobs.map(|running| running.job.priority))
     }
 
     /// Whether others than this one have room, which they give back when they end. Who reads again what it lost has.
