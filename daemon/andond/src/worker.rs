@@ -485,11 +485,7 @@ impl WorkerHandle {
             batch: shared.throttle().0,
             refuses: shared.budget.facts().shortage.refuses(),
         };
-        let mut board = shared.board();
-        if !matches!(board.phase, Phase::Stopping(_)) {
-            board.scheduler.restrain(restraint);
-        }
-        drop(board);
+        shared.board().restrain(restraint);
         shared.changed.notify_all();
     }
 

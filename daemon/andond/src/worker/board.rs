@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use andon_engine::generate::GenerationRequest;
-use andon_policy::admission;
+use andon_policy::admission::{self, Refuses};
 use andon_policy::scheduler::{Config, Scheduler, Ticket};
-use andon_policy::throttle::Restraint;
+use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority;
 
 use super::embed::EmbeddingRequest;
@@ -106,6 +106,8 @@ pub(super) struct Board {
     /// Whether one of them gets ready, beside which nothing is to be measured.
     pub(super) readying: bool,
     pub(super) open: HashMap<Key, Arc<Job>>,
+    /// How far work is to give way, as it was last told.
+    told: Restraint,
 }
 
 impl Board {
@@ -124,22 +126,36 @@ impl Board {
             rendering: [false; Lane::COUNT],
             readying: false,
             open: HashMap::new(),
+            told: Restraint::default(),
         }
     }
 
     /// Goes on to the next part of the daemon's life.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        if let Phase::Stopping(_) = phase {
-            // What would end it is no longer looked at, and what runs is to come to its end.
-            self.scheduler.restrain(Restraint::default());
-        }
+        self.restrain(self.told);
         self.scheduler.set_phase(match phase {
             Phase::Loading => admission::Phase::Starting,
             // What was taken is still prepared. Nothing else is handed over.
             Phase::Serving | Phase::Draining => admission::Phase::Serving,
             Phase::Stopping(_) | Phase::Failed => admission::Phase::Draining,
         });
+    }
+
+    /// Has work give way so far, as long as the model is to stay.
+    pub(super) fn restrain(&mut self, told: Restraint) {
+        self.told = told;
+        let restraint = match self.phase {
+            Phase::Loading | Phase::Serving | Phase::Failed => told,
+            // Its memory comes free when all is answered, which may be what memory is short for.
+            Phase::Draining => Restraint {
+                batch: told.batch.min(Throttle::Slow),
+                refuses: Refuses::Nothing,
+            },
+            // What would end it is no longer looked at, and what runs is to come to its end.
+            Phase::Stopping(_) => Restraint::default(),
+        };
+        self.scheduler.restrain(restraint);
     }
 
     /// Jobs that the engine has begun to work on.

@@ -143,6 +143,7 @@ pub(super) fn expired(when: &str) -> Fault {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use andon_policy::admission::Refuses;
     use andon_policy::throttle::{Restraint, Throttle};
 
     use super::super::admit::scheduling;
@@ -153,7 +154,7 @@ mod tests {
     fn who_stands_aside_at_the_end_is_waited_for_no_longer_than_the_grace() {
         let mut board = Board::new(scheduling(&Config::default()), true);
         assert_eq!(board.wake_after(0), None);
-        board.scheduler.restrain(Restraint {
+        board.restrain(Restraint {
             batch: Throttle::Hold,
             ..Restraint::default()
         });
@@ -164,5 +165,27 @@ mod tests {
         assert_eq!(board.scheduler.restraint(), Restraint::default());
         board.enter(Phase::Stopping(Instant::now()));
         assert_eq!(board.wake_after(0), None);
+    }
+
+    #[test]
+    fn a_model_that_is_to_go_comes_to_its_end_however_short_memory_is() {
+        let mut board = Board::new(scheduling(&Config::default()), true);
+        let short = Restraint {
+            batch: Throttle::Hold,
+            refuses: Refuses::Batch,
+        };
+        let gentle = Restraint {
+            batch: Throttle::Slow,
+            ..Restraint::default()
+        };
+        board.enter(Phase::Serving);
+        board.restrain(short);
+        board.enter(Phase::Draining);
+        assert_eq!(board.scheduler.restraint(), gentle);
+        board.restrain(short);
+        assert_eq!(board.scheduler.restraint(), gentle);
+        // If it stays after all, it gives way as it was told.
+        board.enter(Phase::Serving);
+        assert_eq!(board.scheduler.restraint(), short);
     }
 }
