@@ -286,7 +286,7 @@ impl Shared {
     fn breaks(&self, why: String) {
         tracing::error!(why, "the model is of no use any more; start andond again");
         let mut board = self.board();
-        if board.phase == Phase::Serving {
+        if matches!(board.phase, Phase::Serving | Phase::Draining) {
             board.enter(Phase::Failed);
             self.state.send_replace(WorkerState::Broken(why));
         }

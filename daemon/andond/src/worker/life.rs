@@ -186,12 +186,12 @@ impl Shared {
                 Err(refusal) => refusal,
             };
             self.goes_on()?;
-            if (self.around.make_room)() {
-                stale = true;
-            } else if refusal.bound == Bound::System && stale {
-                // What has just gone is free since, and was not when the system was asked last.
+            if refusal.bound == Bound::System && stale {
+                // What has gone is free since, and was not when the system was asked last: nobody else is to go for that.
                 self.budget.refresh();
                 stale = false;
+            } else if (self.around.make_room)() {
+                stale = true;
             } else {
                 let message = format!(
                     "{refusal}; give andond more ([memory] budget-bytes), or the model less ([model] kv-tokens-max)"
