@@ -191,10 +191,19 @@ impl Mailbox {
         *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(worker);
     }
 
-    /// Whether a job that waits can still go to another worker: its reader does not know how this one's model calls
-    /// functions.
-    pub(super) fn may_go(&self) -> bool {
-        !self.lock().calls_read
+    /// For a job that waits to go to another worker: takes back what this one said of it that was not read. False if its reader
+    /// knows already how this one's model calls functions.
+    pub(super) fn take_back(&self) -> bool {
+        let mut letters = self.lock();
+        if letters.calls_read {
+            return false;
+        }
+        let is_accepted = |event: &JobEvent| matches!(event, JobEvent::Accepted { .. });
+        if let Some(at) = letters.unread.iter().position(is_accepted) {
+            letters.unread.remove(at);
+            letters.accepted_sent = false;
+        }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Letters> {
@@ -209,12 +218,7 @@ impl Mailbox {
             return;
         }
         if let JobEvent::Accepted { .. } = event {
-            // Of a job that went from worker to worker the last has the word, and one word is enough.
-            let is_accepted = |event: &JobEvent| matches!(event, JobEvent::Accepted { .. });
-            if let Some(known) = letters.unread.iter_mut().find(|event| is_accepted(event)) {
-                *known = event;
-                return;
-            }
+            // Of a job that went from worker to worker, one word is enough.
             if std::mem::replace(&mut letters.accepted_sent, true) {
                 return;
             }
@@ -473,9 +477,12 @@ mod tests {
         let mailbox = Arc::new(Mailbox::default());
         let mut stream = stream(&mailbox);
         mailbox.post(accepted(1));
+        assert!(mailbox.take_back());
+        // It may take a while until the next has something to say.
+        assert_eq!(stream.try_next(), None);
         mailbox.post(accepted(2));
         assert_eq!(stream.try_next(), Some(accepted(2)));
-        assert!(mailbox.may_go());
+        assert!(mailbox.take_back());
         mailbox.post(accepted(3));
         assert_eq!(stream.try_next(), None);
     }

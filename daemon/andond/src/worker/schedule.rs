@@ -92,7 +92,7 @@ impl Turn {
             return;
         };
         let Waiting { job, request, .. } = waiting;
-        if job.mailbox.may_go() {
+        if job.mailbox.take_back() {
             board.open.remove(&job.key);
             self.handed.push(Handed::of(&job, request));
         } else {
