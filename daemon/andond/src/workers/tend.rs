@@ -64,10 +64,11 @@ impl Inner {
             }
         }
         if state.stopping {
+            // First, so that whatever a worker hands over at its end is there by then.
+            let over = state.all().all(|member| member.worker.has_ended());
             for handed in handed.into_iter().chain(self.handed().drain(..)) {
                 handed.fail(&self.telemetry, WorkerHandle::stopping());
             }
-            let over = state.all().all(|member| member.worker.has_ended());
             return (!over).then_some(pause);
         }
         let told = self.judge(&mut state);
