@@ -19,9 +19,16 @@ struct Claim<'a> {
     name: &'a str,
     target: &'a Target,
     was_loaded: bool,
+    /// The model has taken the name.
+    taken: bool,
 }
 
 impl Claim<'_> {
+    /// The model has taken the name: it stays.
+    fn taken(mut self) {
+        self.taken = true;
+    }
+
     /// Requests wait for the new model from now on, and the one goes that answers.
     fn unload_first(&self) {
         let mut state = self.inner.state();
@@ -46,7 +53,7 @@ impl Drop for Claim<'_> {
         if let Some(target) = inner.target(&state, self.name) {
             inner.wanted_back(&mut state, self.name, &target);
         }
-        if !self.was_loaded {
+        if !self.was_loaded && !self.taken {
             inner.let_unnamed_go(&mut state, self.target);
         }
         inner.note_used(&state);
@@ -95,7 +102,7 @@ impl Workers {
         let failures = inner.fit(&worker, embeds)?;
         let swapped = inner.commit(name, &target, failures)?;
         drop(stay);
-        drop(claim);
+        claim.taken();
         inner.announce(swapped);
         Ok(())
     }
@@ -140,7 +147,7 @@ impl Workers {
         let swapped = inner.gone_back(&mut state, name, &from, None);
         drop(state);
         drop(stay);
-        drop(claim);
+        claim.taken();
         inner.announce(swapped);
         Ok(())
     }
@@ -174,6 +181,7 @@ impl Inner {
             name,
             target,
             was_loaded: state.members.contains_key(target),
+            taken: false,
         })
     }
 
