@@ -103,20 +103,17 @@ impl Inner {
     /// Keeps a request until that is known.
     pub(super) fn park(&self, state: &State, request: Request) -> Result<JobStream, Fault> {
         self.check_id(state, None, &request)?;
-        let mut handed = self.handed();
-        if handed.len() >= self.config.limits.queue_max {
-            let message = "too many requests wait for a model that is being loaded";
-            return Err(Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(1)));
-        }
+        self.check_open(state, self.is_urgent(&request))?;
         let (parked, stream) = Handed::new(request);
-        handed.push(parked);
+        self.handed().push(parked);
         Ok(stream)
     }
 
-    /// Each worker has a queue of its own; the memory that is promised for requests is that of one. Alarms have a part of it to
-    /// themselves, as they have in each.
+    /// Each worker has a queue of its own, and others wait for none; the memory that is promised for requests is that of one
+    /// queue. Alarms have a part of it to themselves, as they have in each.
     fn check_open(&self, state: &State, urgent: bool) -> Result<(), Fault> {
-        if state.members.len() < 2 {
+        let parked = self.handed().len();
+        if state.all().nth(1).is_none() && parked == 0 {
             return Ok(());
         }
         let queue_max = self.config.limits.queue_max;
@@ -127,7 +124,7 @@ impl Inner {
         };
         let most = queue_max.saturating_add(self.config.engine.parallel_max) - kept;
         let members = state.all();
-        let open: usize = members.map(|member| member.worker.open()).sum();
+        let open = parked + members.map(|member| member.worker.open()).sum::<usize>();
         if open < most {
             return Ok(());
         }
