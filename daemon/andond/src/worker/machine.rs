@@ -18,6 +18,8 @@ use andon_wire::Priority;
 
 /// How long one waits for the machine before it looks at its own requests again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long the machine is left free for an alarm that has become ready: its model's thread has to wake up before it can ask.
+const ALARM_COMES: Duration = Duration::from_millis(2);
 
 /// The machine, which one model computes on at a time.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(crate) struct Machine {
     wanted: AtomicU8,
     /// How many alarms have become ready.
     alarms: AtomicU64,
+    /// Until when one of them is waited for, in microseconds since `epoch`; 0 if none is.
+    alarm_until_us: AtomicU64,
     /// When whoever has it last took it, in milliseconds since `epoch`.
     taken_ms: AtomicU64,
     epoch: Instant,
@@ -38,6 +42,10 @@ struct State {
     turns: Turns,
     holder: Option<SeatId>,
     seats: u32,
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// More than any [`urgency`].
@@ -65,6 +73,7 @@ impl Default for Machine {
             changed: Condvar::new(),
             wanted: AtomicU8::new(NOBODY),
             alarms: AtomicU64::new(0),
+            alarm_until_us: AtomicU64::new(0),
             taken_ms: AtomicU64::new(0),
             epoch: Instant::now(),
         }
@@ -90,8 +99,10 @@ impl Machine {
         }
     }
 
-    /// An alarm has become ready: whoever waits looks again at how urgent it is.
+    /// An alarm has become ready: whoever waits looks again at how urgent it is, and nothing else is begun for a moment.
     pub(crate) fn alarm(&self) {
+        let until_us = self.now_us().saturating_add(micros(ALARM_COMES));
+        self.alarm_until_us.store(until_us, Ordering::Relaxed);
         self.alarms.fetch_add(1, Ordering::Relaxed);
         if self.is_wanted() {
             drop(self.state());
@@ -102,6 +113,20 @@ impl Machine {
     /// How many alarms have become ready. One more than before a pass ends that pass, if it reads a prompt.
     pub(crate) fn alarms(&self) -> u64 {
         self.alarms.load(Ordering::Relaxed)
+    }
+
+    fn now_us(&self) -> u64 {
+        micros(self.epoch.elapsed())
+    }
+
+    /// For how long an alarm is waited for that has become ready; `None` if none is.
+    fn alarm_comes(&self) -> Option<Duration> {
+        let until_us = self.alarm_until_us.load(Ordering::Relaxed);
+        if until_us == 0 {
+            return None;
+        }
+        let left = until_us.checked_sub(self.now_us()).filter(|left| *left > 0);
+        left.map(Duration::from_micros)
     }
 
     /// Whether nobody computes.
@@ -146,7 +171,11 @@ impl Seat {
     /// [`Seat::wait`] waits.
     pub(crate) fn take(&mut self, priority: Priority) -> bool {
         let machine = &self.machine;
-        if self.has && !machine.is_wanted() {
+        if priority == Priority::Alarm {
+            machine.alarm_until_us.store(0, Ordering::Relaxed);
+        }
+        let alarm_comes = machine.alarm_comes().is_some();
+        if self.has && !machine.is_wanted() && !alarm_comes {
             machine.note_taken();
             return true;
         }
@@ -160,7 +189,11 @@ impl Seat {
         } else {
             // Nobody has it, or this one is through with a pass.
             state.turns.wish(self.id, priority);
-            state.holder = state.turns.pass_on();
+            state.holder = if alarm_comes {
+                None
+            } else {
+                state.turns.pass_on()
+            };
             machine.note_wishes(&state);
         }
         self.has = state.holder == Some(self.id);
@@ -201,10 +234,12 @@ impl Seat {
         if state.holder == Some(self.id) || machine.alarms() != self.alarms_seen {
             return;
         }
+        // Where the machine is left free for an alarm that does not come, whoever looks first has it.
+        let wait = machine.alarm_comes().unwrap_or(LOOK_AGAIN);
         drop(
             machine
                 .changed
-                .wait_timeout(state, LOOK_AGAIN)
+                .wait_timeout(state, wait.min(LOOK_AGAIN))
                 .unwrap_or_else(PoisonError::into_inner),
         );
     }
@@ -341,6 +376,28 @@ mod tests {
         // Until it asks again.
         assert!(!two.take(Priority::Batch));
         assert_eq!(two.alarms_seen, machine.alarms());
+    }
+
+    #[test]
+    fn what_an_alarm_ended_is_not_begun_again_before_that_alarm_has_come() {
+        let (machine, mut one, mut two) = seats();
+        assert!(one.take(Priority::Batch));
+        // As if there were all the time.
+        let comes = |machine: &Machine| {
+            machine.alarm();
+            machine.alarm_until_us.store(u64::MAX, Ordering::Relaxed);
+        };
+        comes(&machine);
+        assert!(!one.take(Priority::Batch) && machine.is_idle());
+        assert!(two.take(Priority::Alarm));
+        two.release();
+        assert!(one.take(Priority::Batch));
+        // One that does not come is not waited for.
+        comes(&machine);
+        assert!(!one.take(Priority::Batch) && !two.take(Priority::Interactive));
+        machine.alarm_until_us.store(1, Ordering::Relaxed);
+        one.wait();
+        assert!(two.take(Priority::Interactive) && !one.take(Priority::Batch));
     }
 
     #[test]
