@@ -770,7 +770,7 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
                 shared.around.tell();
                 shared.registry.wait(LOOK_AGAIN);
             }
-            Err(error) => return Err(LoadFailure::operator(&error)),
+            Err(error) => return Err(LoadFailure::of_kept(&error)),
         }
     }
 }

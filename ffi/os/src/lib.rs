@@ -15,7 +15,7 @@ mod priority;
 pub mod verity;
 
 pub use disk::free_bytes;
-pub use error::is_refusal;
+pub use error::{is_refusal, may_pass};
 pub use map::{Identity, Mapping, forget_cached};
 pub use memory::{Number, give_back, memory_bytes};
 pub use pool::{Pool, available_threads};

@@ -10,7 +10,8 @@ use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
-use andon_engine::{Executor, ExecutorOptions, Files, Isa, Model};
+use andon_engine::{Executor, ExecutorOptions, Files, Isa, LoadError, Model};
+use andon_os::may_pass;
 
 use super::admit::scheduling;
 use super::draft::{self, DraftFacts};
@@ -20,7 +21,7 @@ use super::trying::{self, Proved};
 use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
 use crate::memory::Reservation;
-use crate::registry::{Packs, Proof, Proven, Served};
+use crate::registry::{Packs, Proof, Proven, RegistryError, Served};
 
 /// A model ready to serve.
 pub(super) struct Loaded {
@@ -85,6 +86,24 @@ impl LoadFailure {
         LoadFailure {
             message: message.to_string(),
             fault: AtFault::Machine,
+        }
+    }
+
+    /// A model's files cannot be used.
+    fn of_files(error: &LoadError) -> LoadFailure {
+        match error {
+            LoadError::Open { source, .. } if may_pass(source) => LoadFailure::machine(error),
+            // Read again, it is what it is now.
+            LoadError::Changed { .. } => LoadFailure::machine(error),
+            _ => LoadFailure::operator(error),
+        }
+    }
+
+    /// What is kept of a model cannot be used.
+    pub(super) fn of_kept(error: &RegistryError) -> LoadFailure {
+        match error {
+            RegistryError::Io(_, _, source) if may_pass(source) => LoadFailure::machine(error),
+            _ => LoadFailure::operator(error),
         }
     }
 
@@ -215,14 +234,14 @@ impl Shared {
     /// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
     pub(super) fn open(&self, served: &Served) -> Result<(Arc<Model>, Proven), LoadFailure> {
         let files =
-            Files::open(&served.path).map_err(|error| LoadFailure::operator(&error))?;
+            Files::open(&served.path).map_err(|error| LoadFailure::of_files(&error))?;
         let proven = self.aside(&|threads, goes_on| {
             let proven = served.proof.before_use(files.maps(), threads, goes_on);
             proven.transpose()
         })?;
-        let proven = proven.map_err(|error| LoadFailure::operator(&error))?;
+        let proven = proven.map_err(|error| LoadFailure::of_kept(&error))?;
         let model = Model::from_files(files, &served.options)
-            .map_err(|error| LoadFailure::operator(&error))?;
+            .map_err(|error| LoadFailure::of_files(&error))?;
         Ok((Arc::new(model), proven))
     }
 
@@ -374,4 +393,35 @@ fn changed_s(path: &Path) -> u64 {
         .ok()
         .and_then(|changed| changed.duration_since(UNIX_EPOCH).ok())
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use andon_engine::LoadError;
+
+    use super::{AtFault, LoadFailure};
+    use crate::registry::RegistryError;
+
+    #[test]
+    fn what_passes_by_itself_is_not_the_operators_fault() {
+        let error = |code| io::Error::from_raw_os_error(code);
+        // Too many files are open; there is no such file.
+        for (code, fault) in [(24, AtFault::Machine), (2, AtFault::Operator)] {
+            let open = LoadError::Open {
+                path: "m.gguf".into(),
+                source: error(code),
+            };
+            assert_eq!(LoadFailure::of_files(&open).fault, fault);
+            let kept = RegistryError::Io("m".into(), "read", error(code));
+            assert_eq!(LoadFailure::of_kept(&kept).fault, fault);
+        }
+        let changed = LoadError::Changed {
+            path: "m.gguf".into(),
+        };
+        assert_eq!(LoadFailure::of_files(&changed).fault, AtFault::Machine);
+        let damaged = RegistryError::Rejected("it is damaged".to_owned());
+        assert_eq!(LoadFailure::of_kept(&damaged).fault, AtFault::Operator);
+    }
 }

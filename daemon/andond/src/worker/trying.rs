@@ -6,10 +6,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use andon_engine::Model;
-use andon_engine::generate::{Event, FinishReason, Forward, GenerationRequest, Generator, Reading};
+use andon_engine::generate::{
+    Event, FinishReason, Forward, GenerationRequest, Generator, Reading, StepError,
+};
 use andon_engine::kv::KvType;
 use andon_engine::tokenizer::Special;
+use andon_engine::{ForwardError, Model};
 
 use super::Shared;
 use super::load::LoadFailure;
@@ -88,7 +90,10 @@ pub(super) fn prove<F: Forward>(
         };
         generator
             .step_reading(reading, &mut deliver, &|| seat.alarms() != alarms)
-            .map_err(|error| failed(&error.to_string()))?;
+            .map_err(|error| match error {
+                StepError(ForwardError::ModelChanged { .. }) => LoadFailure::machine(&error),
+                _ => failed(&error.to_string()),
+            })?;
         if decodes {
             decoding += step_began.elapsed();
             steps += 1;
