@@ -264,20 +264,17 @@ impl Inner {
             .ok_or_else(|| std::io::Error::other("the worker is gone"))
     }
 
-    /// Whether a model that is loaded has what only the one of the configured name has if it is that, and else has not: a
-    /// draft, the tasks that come with it, and pages on the disk.
-    pub(super) fn is_as_it_must_be(&self, state: &State, target: &Target) -> bool {
+    /// Whether a model is loaded and lacks what only that of the configured name has, which it is or is about to be: a draft,
+    /// the tasks that come with it, and pages on the disk. One that has them and is that no more keeps them until it goes.
+    pub(super) fn lacks(&self, state: &State, target: &Target) -> bool {
         let config = &self.config;
         let differs = config.keeps_pages()
             || config.models.bundle_tasks
             || config.speculation.draft_place().is_some();
         let member = state.members.get(target);
-        !differs || member.is_none_or(|member| member.default == self.is_default(state, target))
-    }
-
-    /// Whether a model is loaded and lacks what that of the configured name has, which it is or is about to be.
-    pub(super) fn lacks(&self, state: &State, target: &Target) -> bool {
-        self.is_default(state, target) && !self.is_as_it_must_be(state, target)
+        differs
+            && member.is_some_and(|member| !member.default)
+            && self.is_default(state, target)
     }
 
     /// Has a model be loaded anew, as what it is to be now. Requests wait for that from now on; what was taken before is
@@ -319,15 +316,16 @@ impl Inner {
             Fault::new(FaultCode::ModelUnavailable, message).retry_after(after)
         };
         let second = Duration::from_secs(1);
-        let fits = self.is_as_it_must_be(state, target);
+        let lacks = self.lacks(state, target);
+        let mut before = None;
         if let Some(member) = state.members.get_mut(target)
             && member.leaving
             && !state.stopping
         {
-            member.leaving = !(fits && member.worker.undrain());
+            member.leaving = lacks || !member.worker.undrain();
             if member.leaving {
                 // It is too late for it to stay.
-                self.displace(state, target);
+                before = self.displace(state, target);
             }
         }
         if let Some(member) = state.members.get_mut(target) {
@@ -368,6 +366,8 @@ impl Inner {
             let message = format!("cannot start a thread: {error}");
             Fault::new(FaultCode::Internal, message)
         })?;
+        // It takes the place of one that had to stay, or for which somebody waits.
+        (member.pinned, member.held) = before.unwrap_or_default();
         Ok(member.worker.clone())
     }
 

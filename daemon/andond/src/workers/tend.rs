@@ -52,7 +52,6 @@ impl Inner {
                 self.evict(&mut state, &default, Yields::Idle);
             }
             self.have_default(&mut state);
-            self.have_plain(&mut state);
             self.preload(&mut state);
         }
         let mut pause = LOOK_EVERY;
@@ -181,28 +180,6 @@ impl Inner {
     fn have_default(self: &Arc<Inner>, state: &mut State) {
         let target = self.default_target(state);
         self.wanted_back(state, &self.default_name(), &target);
-    }
-
-    /// Has a model that answered to the configured name, and stays for another reason, be without what only the one of that
-    /// name has.
-    fn have_plain(self: &Arc<Inner>, state: &mut State) {
-        if state.coming.contains_key(&self.default_name()) {
-            return;
-        }
-        let plain = state.members.iter().filter(|(target, member)| {
-            member.default
-                && !member.leaving
-                && member.held == 0
-                && member.worker.state() == WorkerState::Ready
-                && !self.is_as_it_must_be(state, target)
-                && !self.is_awaited(state, target)
-        });
-        let plain: Vec<Target> = plain.map(|(target, _)| target.clone()).collect();
-        for target in plain {
-            if let Err(error) = self.load_anew(state, &target) {
-                tracing::error!(%error, model = self.label(&target), "the model is not loaded anew");
-            }
-        }
     }
 
     /// Unloads what nobody asked for in a long time.
