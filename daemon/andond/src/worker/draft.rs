@@ -9,7 +9,7 @@ use std::sync::Arc;
 use andon_engine::kv::PAGE;
 use andon_engine::pack::Key;
 use andon_engine::speculate::DraftModel;
-use andon_engine::{Executor, ExecutorOptions, Model};
+use andon_engine::{Executor, ExecutorOptions, Files, Model};
 
 use super::Shared;
 use super::load::{LoadFailure, find_pack, left_to_prove};
@@ -124,7 +124,8 @@ fn load_served(
 ) -> Result<Loaded, String> {
     let (config, registry) = (&*shared.config, &*shared.registry);
     let message = |failure: LoadFailure| failure.message;
-    let (model, proven) = shared.open(served).map_err(message)?;
+    let files = Files::open(&served.path).map_err(|error| error.to_string())?;
+    let (model, proven) = shared.open(files, served).map_err(message)?;
     let key = registry
         .packs()
         .and_then(|packs| find_pack(packs, served, &model));
@@ -146,6 +147,10 @@ fn load_served(
     let smallest = draft(least)?;
     let fixed = model.info().file_bytes.saturating_add(smallest.bytes());
     let left = left(fixed, config.speculation.draft_bytes_max, memory)?;
+    // Others may have taken of that since, and the system may have less.
+    let now = shared.budget.left().map(usize::try_from);
+    let now = now.and_then(Result::ok).unwrap_or(usize::MAX);
+    let left = left.min(now.saturating_sub(fixed));
     // Pages of the cache are taken when they are first used.
     let more = left / smallest.executor().kv_bytes_per_token().max(1) / PAGE * PAGE;
     let kv_tokens = least.saturating_add(more).min(config.model.kv_tokens_max);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use andon_engine::Executor;
 use andon_engine::embed::Embedder;
+use andon_engine::{Executor, Files};
 use andon_policy::memory::Bound;
 use andon_wire::Priority;
 
@@ -96,6 +96,16 @@ impl Handed {
         &self.request
     }
 
+    /// When it came.
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
+    /// Whether its client wants it no more.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.mailbox.cancelled()
+    }
+
     /// Its client wants it no more.
     pub(crate) fn cancel(&self) {
         self.mailbox.cancel();
@@ -150,6 +160,15 @@ impl Shared {
             let all = self.budget.left_in_all();
             let memory = Memory::of(&self.config, executor, tasks, all);
             memory.promise(&self.budget, self.around.needed)
+        })
+    }
+
+    /// Memory for the weights in a model's files, promised.
+    pub(super) fn promised_weights(&self, files: &Files) -> Result<Reservation, LoadFailure> {
+        let bytes: u64 = files.maps().iter().map(|map| map.len() as u64).sum();
+        self.promise(|| {
+            let needed = self.around.needed;
+            memory::promised(&self.budget, needed, Part::Weights, Held::Mapped, bytes)
         })
     }
 

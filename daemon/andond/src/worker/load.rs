@@ -137,7 +137,12 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
     let (config, registry) = (&*shared.config, &*shared.registry);
     let path = &served.path;
     shared.goes_on()?;
-    let (model, proven) = shared.open(served)?;
+    let files = Files::open(&served.path).map_err(|error| LoadFailure::of_files(&error))?;
+    if served.proof.is_required() {
+        // Before all of it is read and compared, again and again where somebody waits for room.
+        drop(shared.promised_weights(&files)?);
+    }
+    let (model, proven) = shared.open(files, served)?;
     shared.goes_on()?;
     let mut unproven = left_to_prove(served, &model);
     let key = registry
@@ -194,14 +199,15 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         .filter(|known| known.fits(context_tokens_max, info.vocabulary_count))
         .map(|known| (known, config.model.kv_type.into()));
     let proved = trying::prove(shared, &model, &mut generator, known, &mut seat)?;
-    // What pages are known by is computed.
-    shared.take_to_load(&mut seat)?;
     let pages = match generator.executor_mut() {
-        Some(executor) if memory.keeps_pages() => Pages::open(config, key.as_ref(), executor),
+        Some(executor) if memory.keeps_pages() => {
+            Pages::open(shared, key.as_ref(), executor, &mut seat)
+        }
         Some(_) if config.keeps_pages() => Pages::missing(config),
         _ => Pages::none(config),
     };
     drop(seat);
+    shared.goes_on()?;
     let executor = generator.executor();
     let (draft, loaded) = draft::load(shared, executor, &memory).unzip();
     let (draft, loaded) = draft::promised(&shared.budget, draft, loaded.flatten(), &mut promised);
@@ -211,9 +217,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         (loaded.model, loaded.key)
     });
     // Others get what all of it leaves.
-    shared
-        .bytes
-        .store(memory.bytes() as u64, Ordering::Relaxed);
+    shared.bytes.store(memory.bytes() as u64, Ordering::Relaxed);
     Ok(Loaded {
         model,
         engine: Engine::Generator(Box::new(generator)),
@@ -232,9 +236,11 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
 
 impl Shared {
     /// The model, whose bytes were compared before anything of them was used, where that is required; else what is wrong.
-    pub(super) fn open(&self, served: &Served) -> Result<(Arc<Model>, Proven), LoadFailure> {
-        let files =
-            Files::open(&served.path).map_err(|error| LoadFailure::of_files(&error))?;
+    pub(super) fn open(
+        &self,
+        files: Files,
+        served: &Served,
+    ) -> Result<(Arc<Model>, Proven), LoadFailure> {
         let proven = self.aside(&|threads, goes_on| {
             let proven = served.proof.before_use(files.maps(), threads, goes_on);
             proven.transpose()

@@ -24,6 +24,7 @@ use andon_engine::kv::{PAGE, Remembered};
 use andon_engine::pack::Key;
 
 use super::Shared;
+use super::machine::Seat;
 use crate::config::Config;
 
 /// Where they are, in the folder of what can be made again.
@@ -87,11 +88,17 @@ impl Pages {
     }
 
     /// Those of the model of `executor`, which looks for pages there from then on. `key` is that of its pack, if it is known.
-    pub(super) fn open(config: &Config, key: Option<&Key>, executor: &mut Executor) -> Pages {
+    pub(super) fn open(
+        shared: &Shared,
+        key: Option<&Key>,
+        executor: &mut Executor,
+        seat: &mut Seat,
+    ) -> Pages {
+        let config = &shared.config;
         let none = Pages::none(config);
         let page_bytes = executor.page_bytes();
         let bytes_max = config.cache.kv_bytes_max;
-        match Pages::store(config, &none.folder, key, executor) {
+        match Pages::store(shared, &none.folder, key, executor, seat) {
             Ok(store) => {
                 let share = bytes_max / STOP_SHARE / (page_bytes.max(1) as u64);
                 executor.keep_pages_in(Arc::clone(&store));
@@ -111,10 +118,11 @@ impl Pages {
     }
 
     fn store(
-        config: &Config,
+        shared: &Shared,
         folder: &std::path::Path,
         key: Option<&Key>,
         executor: &mut Executor,
+        seat: &mut Seat,
     ) -> Result<Arc<PageStore>, String> {
         let key = match key {
             Some(key) => key.clone(),
@@ -123,9 +131,13 @@ impl Pages {
                 .pack_key()
                 .map_err(|error| error.to_string())?,
         };
-        let root = executor
-            .page_root(&key)
-            .map_err(|error| error.to_string())?;
+        // What pages are known by is computed. Nobody who computes waits for the disk.
+        let taken = shared.take_to_load(seat);
+        taken.map_err(|failure| failure.message)?;
+        let root = executor.page_root(&key);
+        seat.release();
+        let root = root.map_err(|error| error.to_string())?;
+        let config = &shared.config;
         let options = PageStoreOptions {
             dir: folder.to_path_buf(),
             bytes_max: config.cache.kv_bytes_max,
