@@ -219,6 +219,10 @@ fn next(
             if let Stage::Embedding(request) = stage {
                 job.mailbox.post(JobEvent::Started);
                 running.insert(ticket, Running::new(job, request));
+            } else {
+                board.scheduler.finished(now_ms, ticket);
+                let why = "the model makes embeddings, which the request is not for";
+                over.push((job, Fault::new(FaultCode::Internal, why)));
             }
         }
         shared.tell_load(&board);

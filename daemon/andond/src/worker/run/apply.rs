@@ -9,7 +9,7 @@ use andon_policy::stuck::Progress;
 use andon_wire::Priority;
 
 use super::super::Shared;
-use super::super::board::{Prepared, Stage, Waiting};
+use super::super::board::{Job, Prepared, Stage, Waiting};
 use super::super::job::{JobEvent, Timings, Usage};
 use super::super::schedule::{Turn, expired};
 use super::deliver::deliver;
@@ -96,8 +96,9 @@ fn start<F: Forward>(
     waiting: Waiting,
 ) -> Option<Waiting> {
     let Stage::Ready(prepared) = &waiting.stage else {
-        // No other stage is started by this thread.
-        return Some(waiting);
+        let why = "the model generates text, which the request is not for";
+        refuse(shared, &waiting.job, Fault::new(FaultCode::Internal, why));
+        return None;
     };
     let Prepared {
         request, choices, ..
@@ -145,15 +146,18 @@ fn start<F: Forward>(
             Some(waiting)
         }
         Err(error) => {
-            let mut board = shared.board();
-            board
-                .scheduler
-                .finished(shared.now_ms(), waiting.job.ticket);
-            drop(board);
-            shared.fail(&waiting.job, fault_of(&error));
+            refuse(shared, &waiting.job, fault_of(&error));
             None
         }
     }
+}
+
+/// Ends a job that was to be started.
+fn refuse(shared: &Shared, job: &Job, fault: Fault) {
+    let mut board = shared.board();
+    board.scheduler.finished(shared.now_ms(), job.ticket);
+    drop(board);
+    shared.fail(job, fault);
 }
 
 /// For an alarm that lacks so many tokens of room: sets another job aside, batch work first and then what was begun last. False
