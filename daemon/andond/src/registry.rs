@@ -494,8 +494,9 @@ impl Registry {
                 self.config.bytes_max
             )));
         }
-        let mut state = self.locked()?;
+        // Before: a disk that hangs is to hold up nobody else.
         let free = store::free_bytes(&self.config.dir)?;
+        let mut state = self.locked()?;
         let left = free
             .saturating_sub(state.promised)
             .saturating_sub(self.config.free_bytes_min);

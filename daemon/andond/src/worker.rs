@@ -760,14 +760,16 @@ fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
                     return Ok(None);
                 }
                 let waiting = WorkerState::Waiting(why);
-                shared.state.send_if_modified(|state| {
+                let changed = shared.state.send_if_modified(|state| {
                     let changed = *state == WorkerState::Loading;
                     if changed {
                         *state = waiting;
                     }
                     changed
                 });
-                shared.around.tell();
+                if changed {
+                    shared.around.tell();
+                }
                 shared.registry.wait(LOOK_AGAIN);
             }
             Err(error) => return Err(LoadFailure::of_kept(&error)),

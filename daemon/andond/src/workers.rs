@@ -455,9 +455,10 @@ impl Workers {
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
     pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
-        let workers = self.workers();
-        let mut workers = workers.iter();
-        workers.any(|worker| worker.cancel(origin, client, id)) || {
+        // To the end, so that none goes from one place to another meanwhile.
+        let state = self.inner.state();
+        let mut all = state.all();
+        all.any(|member| member.worker.cancel(origin, client, id)) || {
             let handed = self.inner.handed();
             let found = handed.iter().find(|handed| handed.is(origin, client, id));
             found.inspect(|handed| handed.cancel()).is_some()

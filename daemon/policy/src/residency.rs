@@ -23,7 +23,13 @@ impl Heat {
         self.at_ms = now_ms;
     }
 
-    /// When it was asked for last, or 0.
+    /// It is at work still for who asked for it.
+    pub const fn works(&mut self, now_ms: u64) {
+        self.units = self.at(now_ms);
+        self.at_ms = now_ms;
+    }
+
+    /// When it was asked for last, or at work for that, or 0.
     #[must_use]
     pub const fn used_ms(&self) -> u64 {
         self.at_ms

@@ -272,9 +272,7 @@ impl Inner {
             || config.models.bundle_tasks
             || config.speculation.draft_place().is_some();
         let member = state.members.get(target);
-        differs
-            && member.is_some_and(|member| !member.default)
-            && self.is_default(state, target)
+        differs && member.is_some_and(|member| !member.default) && self.is_default(state, target)
     }
 
     /// Has a model be loaded anew, as what it is to be now. Requests wait for that from now on; what was taken before is

@@ -3,7 +3,7 @@
 //! Invariant: a request that was taken goes to a worker or ends; while it is being decided who answers to a name, it waits.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::names::Target;
 use super::{Inner, Member, State};
@@ -141,10 +141,33 @@ impl Inner {
         request.priority.or_else(by_task) == Some(Priority::Alarm)
     }
 
+    /// Whether the answer to a request is worthless by now: as it says, else as its task does.
+    fn is_late(&self, handed: &Handed) -> bool {
+        let request = handed.request();
+        let by_task = || match &request.input {
+            Input::Task { name, .. } => {
+                let deadline_ms = self.config.task.get(name)?.deadline_ms?;
+                let deadline = Duration::from_millis(deadline_ms);
+                handed.submitted().checked_add(deadline)
+            }
+            _ => None,
+        };
+        let deadline = request.deadline.or_else(by_task);
+        deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
     /// Has those answered who wait for nobody in particular, by whoever has their names now. Says whether some wait on.
     pub(super) fn place(self: &Arc<Inner>, state: &mut State, all: Vec<Handed>) -> bool {
         let mut waits = false;
         for handed in all {
+            if handed.is_cancelled() || self.is_late(&handed) {
+                let fault = Fault::new(
+                    FaultCode::DeadlineExceeded,
+                    "the deadline passed before its turn came",
+                );
+                handed.fail(&self.telemetry, fault);
+                continue;
+            }
             if self.comes_soon(state, handed.request()) {
                 self.handed().push(handed);
                 waits = true;

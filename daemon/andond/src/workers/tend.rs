@@ -189,6 +189,11 @@ impl Inner {
             return;
         }
         let (now_ms, idle_ms) = (self.now_ms(), idle_s.saturating_mul(1000));
+        for member in state.members.values_mut() {
+            if !member.worker.is_idle() {
+                member.heat.works(now_ms);
+            }
+        }
         let idle = state.members.iter().filter(|(target, member)| {
             self.may_go(state, target)
                 && now_ms.saturating_sub(member.heat.used_ms()) >= idle_ms
@@ -282,6 +287,8 @@ impl Inner {
     fn go_back(self: &Arc<Inner>, state: &mut State, name: &str, why: String) -> Option<Swapped> {
         state.probations.retain(|probation| probation.name != name);
         if !self.has_way_back(state.names.get(name)?) {
+            // Nothing is to be waited for any more.
+            state.names.prove(name);
             return None;
         }
         let own = self.own(name);
