@@ -206,6 +206,14 @@ fn a_model_takes_anothers_place_and_nothing_is_lost() {
     assert_eq!(reply.status, 404);
     assert_eq!(text(&daemon, Some("two")), two);
 
+    // A model that has its own name back stays, also where it was loaded for that only.
+    good(&andonctl(
+        &daemon,
+        &["model", "swap", "two", "--for", "one"],
+    ));
+    good(&andonctl(&daemon, &["model", "rollback", "--for", "one"]));
+    assert_eq!(state(&daemon, "one"), "loaded");
+
     // What is damaged is not believed, and not lost.
     daemon.kill().unwrap();
     let models = daemon.folder().join("models");
