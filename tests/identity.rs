@@ -291,8 +291,18 @@ fn check_answers(model: &Arc<Model>, sequence: &[u32], kv_type: KvType) {
     let long = known(sequence.len());
     let expected = [0, PAGE, 0, long, PAGE, long, long];
     for (index, ((with, cached), (without, _))) in with.iter().zip(&without).enumerate() {
-        assert_eq!(*cached, expected[index / 2], "prompt {}", index / 2);
+        // The first page that differs may have something in common with one that is known.
+        let least = expected[index / 2];
+        assert!(
+            (least..least + PAGE).contains(cached),
+            "prompt {}: {cached}",
+            index / 2
+        );
         assert_eq!(with, without, "prompt {}, choice {}", index / 2, index % 2);
+    }
+    if sequence.len() > 2 * PAGE {
+        // All but its last token is the beginning of a page.
+        assert_eq!(with[2].1, first_page.len() - 1);
     }
     assert_ne!(with[0].0, with[1].0, "two choices of a prompt");
 }
