@@ -152,8 +152,8 @@ impl<F: Forward> Generator<F> {
         true
     }
 
-    /// Ends a generation; the next step reports it as [`FinishReason::Cancelled`] and does no more work
-    /// for it. Says whether there was one to end.
+    /// Ends a generation; the next step reports it as
+    /// [`FinishReason::Cancelled`](crate::generate::FinishReason::Cancelled) and does no more work for it. Says whether there was one to end.
     pub fn cancel(&mut self, id: GenerationId) -> bool {
         match self
             .active
