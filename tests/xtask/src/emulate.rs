@@ -221,7 +221,9 @@ fn build() -> Result<Programs> {
     if !output.status.success() {
         bail!("`{}` ended with {}", shell::line(&cargo), output.status);
     }
-    let mut cargo = self::cargo(&["build", "--bins"]);
+    // With the same packages and a test, so that what they depend on has the same features and is not built once more.
+    let mut cargo = self::cargo(&["build", "--bins", "--test", "generate"]);
+    cargo.args(TESTED.map(|name| ["--package", name]).as_flattened());
     shell::run(cargo.args(SERVED.map(|name| ["--package", name]).as_flattened()))?;
     programs(&String::from_utf8_lossy(&output.stdout)).map(Programs)
 }
