@@ -5,6 +5,7 @@ use std::time::Duration;
 use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::metrics::metric;
 
@@ -21,8 +22,8 @@ fn body(priority: &str, tokens: u32) -> Value {
     })
 }
 
-#[test]
-fn batch_work_stands_aside_and_goes_on_with_the_same_text() {
+/// A daemon with a model that has room for [`LONG`] answers, whose file is in the folder.
+fn long(config: &str) -> (TempDir, Daemon) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("long.gguf");
     let model = TinyModel {
@@ -30,11 +31,13 @@ fn batch_work_stands_aside_and_goes_on_with_the_same_text() {
         ..TinyModel::default()
     };
     model.write(&path).unwrap();
-    let daemon = Daemon::builder()
-        .model(&path)
-        .config("[engine]\nparallel-max = 1\n")
-        .start()
-        .unwrap();
+    let daemon = Daemon::builder().model(&path).config(config).start();
+    (folder, daemon.unwrap())
+}
+
+#[test]
+fn batch_work_stands_aside_and_goes_on_with_the_same_text() {
+    let (_folder, daemon) = long("[engine]\nparallel-max = 1\n");
     let http = daemon.http();
     let alone = http.post("/v1/completions", &body("batch", LONG)).unwrap();
     let alone = alone.json().unwrap();
@@ -101,19 +104,8 @@ fn tokens_beyond_a_clients_rate_are_paid_off_first() {
 
 #[test]
 fn an_alarm_has_the_room_of_batch_work_which_is_computed_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("long.gguf");
-    let model = TinyModel {
-        context_tokens_max: 65_536,
-        ..TinyModel::default()
-    };
-    model.write(&path).unwrap();
     // Room for the batch work, and a page more.
-    let daemon = Daemon::builder()
-        .model(&path)
-        .config("[model]\nkv-tokens-max = 4096\n")
-        .start()
-        .unwrap();
+    let (_folder, daemon) = long("[model]\nkv-tokens-max = 4096\n");
     let http = daemon.http();
     let alone = http.post("/v1/completions", &body("batch", LONG)).unwrap();
     let alone = alone.json().unwrap();
