@@ -35,6 +35,7 @@ enum Command {
 
 fn main() -> ExitCode {
     panics::end_the_process();
+    andon_os::keep_little();
     let arguments = Arguments::parse();
     let read = Config::read_unchecked(&arguments.config);
     let (config, mut problems) = match read {

@@ -1,9 +1,11 @@
 //! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
-//! and how they rank, how much memory there is, room on a disk, fs-verity, and an allocator that counts.
+//! and how they rank, how much memory there is, room on a disk, fs-verity, how the allocator keeps memory,
+//! and one that counts.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
 
+mod allocator;
 mod disk;
 mod error;
 mod fault;
@@ -14,6 +16,7 @@ mod pool;
 mod priority;
 pub mod verity;
 
+pub use allocator::keep_little;
 pub use disk::free_bytes;
 pub use error::{is_refusal, may_pass};
 pub use map::{Identity, Mapping, forget_cached};
