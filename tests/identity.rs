@@ -28,6 +28,7 @@ fn executor(model: &Arc<Model>, isa: Isa, threads: usize, kv_type: KvType) -> Ex
         kv_tokens_max: 1024,
         kv_type,
         prefix_cache: true,
+        ..ExecutorOptions::default()
     };
     Executor::new(Arc::clone(model), &options).expect("a valid executor")
 }

@@ -23,6 +23,9 @@ pub struct ExecutorOptions {
     pub isa: Option<Isa>,
     /// Largest number of tokens of one batch.
     pub batch_tokens_max: usize,
+    /// Rows of logits of one batch that there is room for from the start, which [`Executor::bytes`] counts; a batch that
+    /// gives more makes room for more.
+    pub output_rows_max: usize,
     /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
     pub kv_tokens_max: usize,
     /// How the KV cache keeps keys and values.
@@ -37,6 +40,7 @@ impl Default for ExecutorOptions {
             threads: None,
             isa: None,
             batch_tokens_max: 512,
+            output_rows_max: 1,
             kv_tokens_max: 8192,
             kv_type: KvType::F16,
             prefix_cache: false,
@@ -320,6 +324,8 @@ impl Executor {
             .ok_or(ExecutorError::KvMemory { tokens: kv_tokens })?;
         let sizes = Sizes {
             tokens_max,
+            output_rows_max: options.output_rows_max.min(tokens_max),
+            vocabulary: shape.vocabulary,
             embedding: shape.embedding,
             query: shape.head_count * shape.head_dim,
             key_value: shape.kv_head_count * shape.head_dim,
@@ -393,7 +399,8 @@ impl Executor {
         self.cache.geometry().token_bytes()
     }
 
-    /// Bytes of activations, apart from logits, and of the KV cache when it is full.
+    /// Bytes of activations, with as many rows of logits as there is room for from the start, and of the KV cache when it
+    /// is full.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let activations = self.cpu.buffers.sizes.bytes(self.threads_max);

@@ -154,10 +154,19 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
             ..load_embedder(shared, path, (model, proven), key)?
         });
     }
+    let places = scheduling(config).places;
+    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let generating = GeneratorOptions {
+        parallel_max: count(places.all()),
+        parked_max: count(places.resident_max().saturating_sub(places.all())),
+        kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
+        ..GeneratorOptions::default()
+    };
     let options = ExecutorOptions {
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
         batch_tokens_max: config.engine.batch_tokens_max,
+        output_rows_max: generating.output_rows_max(),
         kv_tokens_max: config.model.kv_tokens_max,
         kv_type: config.model.kv_type.into(),
         prefix_cache: config.engine.prefix_cache,
@@ -180,18 +189,10 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         isa: executor.isa().name().to_owned(),
         threads: executor.threads(),
     };
-    let places = scheduling(config).places;
-    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    let options = GeneratorOptions {
-        parallel_max: count(places.all()),
-        parked_max: count(places.resident_max().saturating_sub(places.all())),
-        kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
-        ..GeneratorOptions::default()
-    };
     // Before anything of it is touched.
     let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
     shared.read_ahead(&model, proven)?;
-    let mut generator = Generator::new(executor, options);
+    let mut generator = Generator::new(executor, generating);
     let mut seat = shared.machine.seat();
     let known = served
         .known

@@ -15,7 +15,7 @@ use super::forward::{Forward, PassError};
 use super::guessing::Guessing;
 use super::reading::{self, Reader, Reading};
 use crate::sample::Sampler;
-use crate::speculate::{Drafter, GuessCount, PassCosts};
+use crate::speculate::{COLUMNS_MAX, Drafter, GuessCount, PassCosts};
 use crate::tokenizer::Special;
 use crate::{Chunk, Executor, ForwardError, LogitsFor};
 
@@ -41,6 +41,15 @@ impl Default for GeneratorOptions {
             prefill_chunk_tokens: 256,
             kv_tokens_for_urgent: 0,
         }
+    }
+}
+
+impl GeneratorOptions {
+    /// Most rows of logits that one pass gives: those of guesses and of what they stand behind, and one for each prompt
+    /// that ends.
+    #[must_use]
+    pub fn output_rows_max(&self) -> usize {
+        COLUMNS_MAX.saturating_add(self.parallel_max)
     }
 }
 

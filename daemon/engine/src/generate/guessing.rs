@@ -47,8 +47,9 @@ impl Guessing {
             }
         }
         let columns = reading + self.proposals.len();
-        // Beyond what costs are known for, guesses would be a prompt of their own.
-        let room = room.saturating_sub(columns).min(COLUMNS_MAX - 1);
+        // Beyond what costs are known for, guesses would be a prompt of their own; and each has a row of logits.
+        let rows = COLUMNS_MAX.saturating_sub(self.proposals.len());
+        let room = room.saturating_sub(columns).min(rows);
         self.plan(active, columns, room);
         if let Some(drafting) = &mut self.drafting {
             let made = drafting.draft(

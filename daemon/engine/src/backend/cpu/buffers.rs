@@ -9,6 +9,10 @@ use andon_kernels::activation::{Columns, GROUP, Group, Quantized, QuantizedMut};
 pub struct Sizes {
     /// Tokens of a batch.
     pub tokens_max: usize,
+    /// Rows of logits that there is room for from the start.
+    pub output_rows_max: usize,
+    /// Logits of a row.
+    pub vocabulary: usize,
     /// Elements of the residual stream.
     pub embedding: usize,
     /// Elements of all query heads.
@@ -64,7 +68,7 @@ pub(crate) struct Levels {
 }
 
 impl Sizes {
-    /// Bytes of the buffers with `threads` threads, apart from logits; `None` if they cannot be counted.
+    /// Bytes of the buffers with `threads` threads; `None` if they cannot be counted.
     #[must_use]
     pub fn bytes(&self, threads: usize) -> Option<usize> {
         let groups = |width: usize| {
@@ -91,9 +95,14 @@ impl Sizes {
             groups(self.feed_forward)?,
         ])?;
         let floats = floats.checked_mul(self.tokens_max)?;
+        let floats = floats.checked_add(self.logits()?)?;
         let floats = floats.checked_add(threads.checked_mul(SCRATCH_ELEMENTS)?)?;
         let attention = self.workspace(threads).bytes()?;
         floats.checked_mul(size_of::<f32>())?.checked_add(attention)
+    }
+
+    fn logits(&self) -> Option<usize> {
+        self.output_rows_max.checked_mul(self.vocabulary)
     }
 
     fn workspace(&self, threads: usize) -> WorkspaceSizes {
@@ -126,7 +135,8 @@ impl Buffers {
             activated: Levels::new(tokens, sizes.feed_forward),
             ropes: vec![vec![[0.0; 2]; tokens * sizes.rope_pairs]; sizes.rope_count],
             attention: Workspace::new(&sizes.workspace(threads)),
-            logits: Vec::new(),
+            // Pages that no row reaches take no memory.
+            logits: Vec::with_capacity(sizes.logits().unwrap_or(0)),
         }
     }
 }

@@ -245,7 +245,11 @@ impl Pass<'_> {
             pool,
             buffers,
         } = &mut *self.cpu;
-        buffers.logits.resize(count * matrix.row_count, 0.0);
+        let elements = count * matrix.row_count;
+        // No more than is needed: rows are long.
+        let more = elements.saturating_sub(buffers.logits.len());
+        buffers.logits.reserve_exact(more);
+        buffers.logits.resize(elements, 0.0);
         if count == 0 {
             return;
         }
