@@ -23,6 +23,10 @@ const SILENCE: Duration = Duration::from_secs(11);
 /// From so many rounds on something must have been on its way when a connection ended, and come again.
 const ROUNDS_FOR_REPEATS: u64 = 40;
 
+/// So many unanswered requests are left when a round begins: with what a round asks they stay below what the daemon takes,
+/// however slow the machine is, and a refusal is none that was foreseen.
+const OPEN_MAX: usize = 32;
+
 /// A daemon whose broker is somewhere else, and who asks it over that broker.
 struct Gateway {
     daemon: Daemon,
@@ -98,8 +102,13 @@ impl Gateway {
         );
     }
 
-    /// Waits until the daemon is connected.
+    /// Waits until the daemon is connected and has answered most of what was asked.
     fn connected(&self) {
+        let began = Instant::now();
+        while self.publisher.open() > OPEN_MAX {
+            assert!(began.elapsed() < Duration::from_secs(180), "no answers");
+            thread::sleep(Duration::from_millis(20));
+        }
         let began = Instant::now();
         while sum(&self.daemon, "andon_mqtt_connected", "") < 0.5 {
             assert!(began.elapsed() < Duration::from_secs(60), "no connection");
