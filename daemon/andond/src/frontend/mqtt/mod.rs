@@ -441,12 +441,14 @@ impl Frontend {
 
     /// Validate, accept, acknowledge; answers come later. The message came at `since`, which its deadline counts from.
     fn receive(&mut self, message: &Incoming, since: Instant) {
+        // Before it is refused for want of a model: that may be there a moment later, and then nothing would seem to be amiss.
+        let starting = is_starting(&self.context.workers.status().state);
         let verdict = match self.desk.receive(message, since) {
             Verdict::Submit(prepared) => match self.submit(*prepared, since) {
                 Ok(verdict) => verdict,
                 Err(prepared_and_fault) => {
                     let (prepared, fault) = *prepared_and_fault;
-                    if self.is_to_be_held(&fault) {
+                    if starting && self.is_to_be_held(&fault) {
                         return self.held.push_back((message.clone(), since));
                     }
                     self.desk.refused(&prepared, fault)
@@ -484,12 +486,9 @@ impl Frontend {
         }
     }
 
-    /// Whether a request waits here: the configured model is not there yet, and takes none before it is.
+    /// Whether a request that came while the configured model was not there yet waits here until it is.
     fn is_to_be_held(&self, fault: &Fault) -> bool {
-        fault.code == FaultCode::ModelUnavailable
-            && is_starting(&self.context.workers.status().state)
-            && self.has_room()
-            && !self.is_stopping()
+        fault.code == FaultCode::ModelUnavailable && self.has_room() && !self.is_stopping()
     }
 
     fn has_room(&self) -> bool {
