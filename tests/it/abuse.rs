@@ -38,8 +38,10 @@ const GROWTH_MAX: u64 = 16 << 20;
 /// Private memory that no part of the budget is promised: programs, stacks, what the allocator holds.
 const UNPROMISED_MAX: u64 = 40 << 20;
 
-/// Tokens of the KV cache: few, so that it is full early.
-const CONFIG: &str = "[model]\nkv-tokens-max = 2048\n";
+/// Tokens of the KV cache: few, so that it is full early. And of an answer: what of this can be answered at all is to be
+/// answered soon.
+const CONFIG: &str =
+    "[model]\nkv-tokens-max = 2048\n[limits]\ntokens-max = 16\ntokens-max-default = 16\n";
 
 /// Threads that may be there for a while to do what blocks.
 const THREADS_MAX: u64 = 24;
