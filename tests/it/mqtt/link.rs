@@ -297,8 +297,14 @@ fn the_link_is_encrypted_and_both_ends_are_known() {
         .config(&config("localhost", "ca.pem"))
         .start()
         .unwrap();
-    wait_for_log(&daemon, "connected to the broker");
-    let output = succeed(ask.args(["-W", "120"])).unwrap();
+    let start = Instant::now();
+    // Until the daemon has subscribed, as above.
+    let output = loop {
+        match succeed(&mut ask) {
+            Ok(output) => break output,
+            Err(_) => assert!(start.elapsed() < MESSAGE_TIMEOUT, "{}", daemon.log()),
+        }
+    };
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"answer\""));
 }
 

@@ -10,8 +10,8 @@ use std::{env, thread};
 use andon_tests::daemon::Daemon;
 use andond::spool::KILL_POINTS;
 
-use super::lasting_broker;
 use super::ledger::{Publisher, judge};
+use super::{lasting_broker, started};
 use crate::metrics::sum;
 
 /// Where the daemon is made to end, beside wherever a clock finds it: at all places but the last, to which requests do not
@@ -56,14 +56,7 @@ fn whatever_the_moment_of_a_kill_nothing_is_lost_and_nothing_is_answered_in_two_
     let mut broker = lasting_broker(folder.path());
     let publisher = Publisher::start(broker.port(), "pub");
     let config = broker.config() + "[limits]\nclient-requests-max = 64\n";
-    let status = broker.watch("andon/test/status", "mqttv5").unwrap();
-    let mut daemon = Daemon::builder().config(&config).start().unwrap();
-    // What is published before its session is there, no broker keeps.
-    let online = |value: serde_json::Value| value["state"] == "online";
-    status
-        .wait_for(|seen| seen.json().is_ok_and(online))
-        .unwrap();
-    drop(status);
+    let mut daemon = started(&broker, Daemon::builder().config(&config));
     let (mut asked, mut ended_there) = (0, 0);
     let mut missed: BTreeSet<&str> = POINTS.iter().copied().collect();
     for round in 0..rounds {

@@ -9,6 +9,7 @@ use andon_tests::broker::Broker;
 use andon_tests::daemon::Daemon;
 
 use super::ledger::{Publisher, judge};
+use super::started;
 use crate::metrics::sum;
 
 /// A file system of its own, as small as a test needs it.
@@ -84,10 +85,8 @@ fn on_a_full_or_read_only_disk_requests_are_refused_and_none_is_lost() {
         return;
     };
     let broker = Broker::start().unwrap();
-    let mut daemon = Daemon::builder()
-        .config(&config(&broker, &mount))
-        .start()
-        .unwrap();
+    let builder = Daemon::builder().config(&config(&broker, &mount));
+    let mut daemon = started(&broker, builder);
     let publisher = Publisher::start(broker.port(), "pub");
     publisher.ask("before", SHORT);
     publisher.settled();

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
+    /// Begins with a subscription that the broker granted: an answer that came before it would be nobody's.
     pub(super) fn start(port: u16, name: &str) -> Publisher {
         let mut options = MqttOptions::new(format!("ledger-{name}"), "127.0.0.1", port);
         options.set_clean_start(false);
@@ -49,6 +50,7 @@ impl Publisher {
         let over = Arc::new(AtomicBool::new(false));
         let wrong: Arc<Mutex<Option<String>>> = Arc::default();
         let filter = format!("andon/test/response/{name}/#");
+        let (granted, subscribed) = mpsc::channel();
         let thread = {
             let (client, ledger, over) = (client.clone(), ledger.clone(), over.clone());
             let wrong = Arc::clone(&wrong);
@@ -58,6 +60,8 @@ impl Publisher {
                         Ok(Event::Incoming(Packet::ConnAck(_))) => {
                             client.try_subscribe(&filter, QoS::AtLeastOnce).unwrap();
                         }
+                        // Nobody waits for those of later connections.
+                        Ok(Event::Incoming(Packet::SubAck(_))) => drop(granted.send(())),
                         Ok(Event::Incoming(Packet::Publish(publish))) => {
                             let payload = String::from_utf8_lossy(&publish.payload);
                             if let Err(what) = note(&ledger, &payload) {
@@ -74,6 +78,7 @@ impl Publisher {
                 }
             })
         };
+        subscribed.recv_timeout(PATIENCE).unwrap();
         Publisher {
             client,
             ledger,

@@ -14,7 +14,7 @@ use andon_tests::network::Network;
 
 use super::campaign::{Chance, number};
 use super::ledger::{Publisher, judge};
-use super::{lasting_broker, lasting_broker_at};
+use super::{lasting_broker, lasting_broker_at, started};
 use crate::metrics::sum;
 
 /// Longer than one and a half of the shortest keep-alive, after which silence is noticed.
@@ -41,13 +41,8 @@ impl Gateway {
         let config = format!(
             "{mqtt}keep-alive-s = 5\n[limits]\nclient-requests-max = 64\nclient-requests-per-minute = 60000\n"
         );
-        let status = broker.watch("andon/test/status", "mqttv5").unwrap();
         let builder = Daemon::builder().config(&config).before(before);
-        let daemon = builder.start().unwrap();
-        let online = |value: serde_json::Value| value["state"] == "online";
-        status
-            .wait_for(|seen| seen.json().is_ok_and(online))
-            .unwrap();
+        let daemon = started(broker, builder);
         Gateway {
             daemon,
             publisher,

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::ctl;
 
 use super::ledger::Publisher;
+use super::started;
 
 fn andonctl(daemon: &Daemon, arguments: &[&str]) -> Output {
     ctl::andonctl(daemon, &[&["spool"], arguments].concat())
@@ -29,10 +30,8 @@ fn listed(daemon: &Daemon, arguments: &[&str]) -> Vec<Value> {
 fn requests_are_shown_retried_dropped_and_erased() {
     let broker = Broker::start().unwrap();
     let task = "[task.explain]\ninstructions = \"Explain {{ code }}.\"\ntokens-max = 3\n";
-    let daemon = Daemon::builder()
-        .config(&(broker.config() + task))
-        .start()
-        .unwrap();
+    let builder = Daemon::builder().config(&(broker.config() + task));
+    let daemon = started(&broker, builder);
     let publisher = Publisher::start(broker.port(), "plc1");
     publisher.ask("a", r#""prompt":"alpha-one","tokens_max":2"#);
     publisher.ask("b", r#""prompt":"second","tokens_max":2"#);
