@@ -1,10 +1,11 @@
 //! What andon needs of the operating system, with a safe face: file maps, worker threads, how many threads to use
-//! and how they rank, how much memory there is, room on a disk, fs-verity, how the allocator keeps memory,
-//! and one that counts.
+//! and how they rank, how much memory there is, room on a disk, fs-verity, sockets that the service manager passed, how the
+//! allocator keeps memory, and one that counts.
 //!
 //! Invariant: nothing unsafe is left to callers. What a caller must still know (a mapped file may change under the
 //! map) is said where it matters.
 
+mod activation;
 mod allocator;
 mod disk;
 mod error;
@@ -16,6 +17,7 @@ mod pool;
 mod priority;
 pub mod verity;
 
+pub use activation::{listens_for_streams, take_passed};
 pub use allocator::keep_little;
 pub use disk::free_bytes;
 pub use error::{is_refusal, may_pass};
