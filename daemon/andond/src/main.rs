@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use andond::config::{self, Config, Problems};
+use andond::socket::{Passed, SocketError};
 use andond::supervise::{self, Failure};
 use andond::{check, panics, telemetry};
 use clap::{Parser, Subcommand};
@@ -34,6 +35,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is opened, and before there is another thread.
+    let passed = Passed::take();
     panics::end_the_process();
     andon_os::keep_little();
     let arguments = Arguments::parse();
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Run => match problems.into_result(config) {
-            Ok(config) => run(config),
+            Ok(config) => run(config, passed),
             Err(problems) => refuse(&arguments, &problems),
         },
     }
@@ -67,9 +70,10 @@ fn refuse(arguments: &Arguments, problems: &Problems) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-fn run(config: Config) -> ExitCode {
+fn run(config: Config, passed: Result<Passed, SocketError>) -> ExitCode {
     telemetry::journal::start(&config.log);
-    match supervise::run(config) {
+    let passed = passed.map_err(Failure::from);
+    match passed.and_then(|passed| supervise::run(config, passed)) {
         Ok(()) => {
             tracing::info!("stopped");
             ExitCode::SUCCESS

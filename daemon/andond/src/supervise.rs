@@ -19,7 +19,7 @@ use crate::frontend::{self, Context};
 use crate::hardware;
 use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Registry};
-use crate::socket::{Socket, SocketError};
+use crate::socket::{Passed, Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
@@ -55,9 +55,11 @@ impl std::fmt::Display for Failure {
 impl From<SocketError> for Failure {
     fn from(error: SocketError) -> Failure {
         match error {
-            SocketError::UnknownGroup(_) | SocketError::NotASocket(_) => {
-                Failure::Operator(error.to_string())
-            }
+            SocketError::UnknownGroup(_)
+            | SocketError::NotASocket(_)
+            | SocketError::NotPassed(_)
+            | SocketError::NotListening(_)
+            | SocketError::Foreign(_) => Failure::Operator(error.to_string()),
             SocketError::InUse(_) | SocketError::Io(..) => Failure::Runtime(error.to_string()),
         }
     }
@@ -84,7 +86,7 @@ struct Bound {
     wire: Option<Socket>,
 }
 
-fn bind(config: &Config) -> Result<Bound, Failure> {
+fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
     let (http, wire) = (&config.http, &config.wire);
     // The configuration's check lets no other mode through.
     let mode = |mode: &str| parse_mode(mode).unwrap_or(0o600);
@@ -100,17 +102,17 @@ fn bind(config: &Config) -> Result<Bound, Failure> {
             Some(listener)
         }
     };
-    let socket = |enabled: bool,
-                  path,
-                  bits: &str,
-                  group: &Option<String>|
+    let mut socket = |enabled: bool,
+                      path,
+                      bits: &str,
+                      group: &Option<String>|
      -> Result<Option<Socket>, Failure> {
         if !enabled {
             return Ok(None);
         }
-        Ok(Some(Socket::bind(path, mode(bits), group.as_deref())?))
+        Ok(Some(passed.obtain(path, mode(bits), group.as_deref())?))
     };
-    Ok(Bound {
+    let bound = Bound {
         http: socket(
             http.enabled,
             &http.socket,
@@ -124,16 +126,18 @@ fn bind(config: &Config) -> Result<Bound, Failure> {
             &wire.socket_mode,
             &wire.socket_group,
         )?,
-    })
+    };
+    passed.finish()?;
+    Ok(bound)
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop. It listens on the sockets that were passed, and on others of its own.
 ///
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
-pub fn run(config: Config) -> Result<(), Failure> {
+pub fn run(config: Config, passed: Passed) -> Result<(), Failure> {
     Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
-    let bound = bind(&config)?;
+    let bound = bind(&config, passed)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
     let budget = Budget::of(&config);
