@@ -1,11 +1,14 @@
 //! The real `andond` in a folder of its own.
 //!
 //! A [`Daemon`] has its own configuration, sockets and log, and is killed when it is dropped. Its
-//! readiness is what it tells the service manager, on a socket of ours.
+//! readiness is what it tells the service manager, on a socket of ours. It listens itself, or on sockets that are passed to
+//! it: by `systemd-socket-activate`, or from here as a service manager passes them, again at each start.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -26,6 +29,25 @@ pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a wait looks again.
 const POLL: Duration = Duration::from_millis(10);
 
+/// The names of the sockets in the daemon's folder: HTTP, and the compact one.
+pub const SOCKETS: [&str; 2] = ["andon.sock", "wire.sock"];
+
+/// Puts the two sockets that it is given as its standard input and output where a service manager puts them, the log in their
+/// place, and becomes the program.
+const PASS: &str = r#"LISTEN_PID=$$ LISTEN_FDS=2 exec "$@" 3<&0 4<&1 </dev/null >>"$0" 2>&1"#;
+
+/// Who listens on the daemon's sockets.
+#[derive(Debug, Default)]
+enum Listening {
+    /// The daemon.
+    #[default]
+    Itself,
+    /// `systemd-socket-activate`, on these in the daemon's folder, until the first client comes: it then becomes the daemon.
+    Activated(Vec<String>),
+    /// This process, and the daemon while it runs.
+    Held(Option<[UnixListener; 2]>),
+}
+
 /// What is decided before a daemon is started.
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -33,6 +55,7 @@ pub struct Builder {
     kept: Option<String>,
     programs: Option<PathBuf>,
     before: Vec<String>,
+    listening: Listening,
     config: Table,
 }
 
@@ -62,6 +85,22 @@ impl Builder {
     #[must_use]
     pub fn before(mut self, words: Vec<String>) -> Builder {
         self.before = words;
+        self
+    }
+
+    /// Has `systemd-socket-activate` listen on the sockets of these names in the daemon's folder and become the daemon once
+    /// somebody connects.
+    #[must_use]
+    pub fn activated(mut self, names: &[&str]) -> Builder {
+        let names = names.iter().map(|&name| name.to_owned());
+        self.listening = Listening::Activated(names.collect());
+        self
+    }
+
+    /// Listens on both sockets here, whether the daemon runs or not, and passes them to it as a service manager does.
+    #[must_use]
+    pub fn held(mut self) -> Builder {
+        self.listening = Listening::Held(None);
         self
     }
 
@@ -112,8 +151,8 @@ impl Builder {
             ("models", "dir", at("models")),
             ("cache", "dir", at("cache")),
             ("spool", "dir", at("spool")),
-            ("http", "socket", at("andon.sock")),
-            ("wire", "socket", at("wire.sock")),
+            ("http", "socket", at(SOCKETS[0])),
+            ("wire", "socket", at(SOCKETS[1])),
         ] {
             merge(
                 &mut config,
@@ -131,13 +170,19 @@ impl Builder {
         };
         let notify = UnixDatagram::bind(folder.path().join("notify"))?;
         notify.set_nonblocking(true)?;
-        let (child, started) = launch(&self.before, &programs, folder.path(), &[])?;
+        let mut listening = self.listening;
+        if let Listening::Held(held) = &mut listening {
+            let bind = |name| UnixListener::bind(folder.path().join(name));
+            *held = Some([bind(SOCKETS[0])?, bind(SOCKETS[1])?]);
+        }
+        let (child, started) = launch(&self.before, &listening, &programs, folder.path(), &[])?;
         Ok(Daemon {
             child,
             started,
             ready: None,
             notify,
             before: self.before,
+            listening,
             programs,
             folder,
         })
@@ -152,6 +197,7 @@ pub struct Daemon {
     ready: Option<Duration>,
     notify: UnixDatagram,
     before: Vec<String>,
+    listening: Listening,
     programs: PathBuf,
     folder: TempDir,
 }
@@ -235,13 +281,13 @@ impl Daemon {
     /// The HTTP socket.
     #[must_use]
     pub fn http_socket(&self) -> PathBuf {
-        self.folder().join("andon.sock")
+        self.folder().join(SOCKETS[0])
     }
 
     /// The compact socket.
     #[must_use]
     pub fn wire_socket(&self) -> PathBuf {
-        self.folder().join("wire.sock")
+        self.folder().join(SOCKETS[1])
     }
 
     /// A client of the HTTP socket.
@@ -324,8 +370,13 @@ impl Daemon {
     pub fn relaunch(&mut self, variables: &[(&str, &str)]) -> io::Result<()> {
         let mut stale = [0; 4096];
         while self.notify.recv(&mut stale).is_ok() {}
-        (self.child, self.started) =
-            launch(&self.before, &self.programs, self.folder.path(), variables)?;
+        (self.child, self.started) = launch(
+            &self.before,
+            &self.listening,
+            &self.programs,
+            self.folder.path(),
+            variables,
+        )?;
         self.ready = None;
         Ok(())
     }
@@ -342,32 +393,53 @@ impl Drop for Daemon {
 
 fn launch(
     before: &[String],
+    listening: &Listening,
     programs: &Path,
     folder: &Path,
     variables: &[(&str, &str)],
 ) -> io::Result<(Child, Instant)> {
+    let path = folder.join("log");
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
-        .open(folder.join("log"))?;
+        .open(&path)?;
     let program = programs.join("andond");
-    let mut command = match before.split_first() {
-        None => Command::new(&program),
-        Some((first, rest)) => {
-            let mut command = Command::new(first);
-            command.args(rest).arg(&program);
-            command
+    let notify = folder.join("notify").display().to_string();
+    let mut words: Vec<OsString> = before.iter().map(OsString::from).collect();
+    let (mut input, mut output) = (Stdio::null(), Stdio::from(log.try_clone()?));
+    match listening {
+        Listening::Itself => {}
+        Listening::Activated(names) => {
+            words.push("systemd-socket-activate".into());
+            for name in names {
+                words.extend(["-l".into(), folder.join(name).into()]);
+            }
+            // It passes nothing else on.
+            for (name, value) in variables.iter().chain(&[("NOTIFY_SOCKET", &*notify)]) {
+                words.extend(["-E".into(), format!("{name}={value}").into()]);
+            }
         }
-    };
+        Listening::Held(held) => {
+            let [http, wire] = held
+                .as_ref()
+                .ok_or_else(|| io::Error::other("nobody listens"))?;
+            input = Stdio::from(OwnedFd::from(http.try_clone()?));
+            output = Stdio::from(OwnedFd::from(wire.try_clone()?));
+            words.extend(["sh".into(), "-c".into(), PASS.into(), path.into()]);
+        }
+    }
+    words.push(program.clone().into());
+    let (first, rest) = words
+        .split_first()
+        .ok_or_else(|| io::Error::other("there is nothing to start"))?;
+    let mut command = Command::new(first);
+    command.args(rest);
     command.arg("--config").arg(folder.join("andond.toml"));
     command
-        .env("NOTIFY_SOCKET", folder.join("notify"))
+        .env("NOTIFY_SOCKET", notify)
         .env_remove("JOURNAL_STREAM")
         .envs(variables.iter().copied());
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.stdin(input).stdout(output).stderr(log);
     let started = Instant::now();
     let child = command
         .spawn()
