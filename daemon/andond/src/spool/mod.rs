@@ -20,6 +20,7 @@ mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
+mod walked;
 mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -16,6 +16,7 @@ use super::clock::Seen;
 use super::error::{SpoolError, storage};
 use super::record::Header;
 use super::schema::{self, SCHEMA};
+use super::walked::Walked;
 
 /// Bytes of records that are copied to another file in one step.
 const COPIED_BYTES: u64 = 1 << 20;
@@ -65,7 +66,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens what a backend holds; an empty one is filled with the tables.
+    /// Opens what a backend holds, all of which is compared with its checksums; an empty one is filled with the tables.
     ///
     /// # Errors
     /// A later schema, a wrong key, damage, or what the backend says.
@@ -75,7 +76,7 @@ impl Store {
     ) -> Result<Store, SpoolError> {
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
+            .create_with_backend(Walked(backend))
             .map_err(storage)?;
         let mut store = Store {
             database,

@@ -2,6 +2,7 @@
 
 mod backend;
 mod crash;
+mod damage;
 mod failing;
 mod life;
 
