@@ -32,7 +32,7 @@ use andon_engine::tokenizer::TemplateChoice;
 use andon_engine::{Executor, ExecutorOptions, LoadOptions, Model};
 use andon_kernels::Isa;
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 /// Measure and try models without the daemon.
 #[derive(Debug, Parser)]
@@ -68,6 +68,18 @@ enum Command {
     Speculate(speculate::Arguments),
     /// Look at every weight for scales and values that are infinite or not a number.
     Verify(verify::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page of each command into a directory.
+    #[command(hide = true)]
+    Man {
+        /// Where to write the pages.
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 /// A model and how to run it.
@@ -175,6 +187,9 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Speculate(arguments) => speculate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("cannot write pages into `{}`", directory.display())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -186,6 +201,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what `shell` needs to complete our command line.
+fn completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "andon-lab", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -321,3 +321,29 @@ fn completions_and_manual_need_no_daemon() {
     assert_eq!(run(&[]).code, Some(2));
     assert_eq!(run(&["fly"]).code, Some(2));
 }
+
+/// What the shipped file makes bash offer for a command line that ends in `word`.
+fn offered(words: &str, word: &str) -> String {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_andonctl"));
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../systemd/completions/andonctl.bash"
+    );
+    // What bash itself does when Tab is pressed.
+    let script = format!(
+        "PATH=\"{}:$PATH\"; source {file}; COMP_WORDS=({words} {word}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+         complete -p andonctl >&2 && _andonctl andonctl '{word}' andonctl; echo \"${{COMPREPLY[@]}}\"",
+        program.parent().unwrap().display()
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("complete -F _andonctl"), "{said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn the_shipped_completion_offers_commands_and_options() {
+    assert_eq!(offered("andonctl", "mod"), "models model");
+    assert_eq!(offered("andonctl ask", "--tok"), "--tokens-max");
+    assert_eq!(offered("andonctl", "nothing-of-this-kind"), "");
+}

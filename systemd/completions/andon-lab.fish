@@ -1,0 +1,2 @@
+# fish completion of andon-lab(1): asked of the program itself, so that it always fits it.
+andon-lab completions fish | source

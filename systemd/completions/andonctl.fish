@@ -1,0 +1,2 @@
+# fish completion of andonctl(1): asked of the program itself, so that it always fits it.
+andonctl completions fish | source
