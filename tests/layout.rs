@@ -106,6 +106,7 @@ const RULES: &[fn(&Tree) -> Violations] = &[
     lengths,
     links,
     manual,
+    shipped,
 ];
 
 // ---------------------------------------------------------------------------------- manifests
@@ -656,6 +657,58 @@ fn manual(tree: &Tree) -> Violations {
         })
         .map(|section| format!("{PAGE}: no word of [{section}]"))
         .collect()
+}
+
+/// What lies in `systemd/` reaches a system: some package has it.
+fn shipped(tree: &Tree) -> Violations {
+    let mut sources = Vec::new();
+    for package in packages(tree).0 {
+        let deb = package
+            .manifest
+            .get("package")
+            .and_then(|p| p.get("metadata")?.get("deb"));
+        let assets = deb.and_then(|deb| deb.get("assets")?.as_array());
+        let first = assets
+            .into_iter()
+            .flatten()
+            .filter_map(|asset| asset.get(0)?.as_str());
+        let scripts = deb.and_then(|deb| deb.get("maintainer-scripts")?.as_str());
+        let manifest = format!("{}/Cargo.toml", package.folder);
+        sources.extend(
+            first
+                .chain(scripts)
+                .map(|source| resolve(&manifest, source)),
+        );
+    }
+    let is_shipped = |path: &str| {
+        sources
+            .iter()
+            .any(|source| path == source || path.starts_with(&format!("{source}/")))
+    };
+    tree.files()
+        .map(|(path, _)| path)
+        .filter(|path| path.starts_with("systemd/") && !path.ends_with("/README.md"))
+        .filter(|path| !is_shipped(path))
+        .map(|path| format!("{path}: no assets of [package.metadata.deb] in daemon/andond/Cargo.toml or another have it"))
+        .collect()
+}
+
+#[test]
+fn shipped_misses_what_no_package_has() {
+    const MANIFEST: &str = "[package]\nname = 'd'\n[package.metadata.deb]\nmaintainer-scripts = '../../systemd/debian/'\n\
+        assets = [['../../systemd/d.service', 'usr/lib/systemd/system/', '644']]\n";
+    let at = |path| {
+        let files = [
+            ("daemon/d/Cargo.toml", MANIFEST),
+            ("systemd/README.md", ""),
+            (path, ""),
+        ];
+        shipped(&Tree::of(files)).len()
+    };
+    assert_eq!(at("systemd/d.service"), 0);
+    assert_eq!(at("systemd/debian/postinst"), 0);
+    assert_eq!(at("systemd/d.socket"), 1);
+    assert_eq!(at("systemd/d.service.d/gpu.conf"), 1);
 }
 
 #[test]

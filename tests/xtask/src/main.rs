@@ -6,12 +6,16 @@
 
 #![forbid(unsafe_code)]
 
+mod assets;
 mod bench;
 mod cache;
 mod campaign;
+mod deb;
 mod demo;
 mod emulate;
 mod fuzz;
+mod install;
+mod manual;
 mod model;
 mod no_std;
 mod oracle;
@@ -120,6 +124,10 @@ enum Command {
     },
     /// Measure andon beside llama.cpp on the same files, and record it.
     Bench(bench::Options),
+    /// Lay what is shipped into a root: programs, units, configuration, pages, completions.
+    Install(install::Options),
+    /// Write the manual pages of programs that describe themselves into systemd/man.
+    Manual,
     /// Do the set-up of the tests and print the environment they run in.
     Setup,
 }
@@ -139,6 +147,8 @@ fn main() -> ExitCode {
         Command::Hostile { count, seed, only } => campaign::hostile(count, seed, only.as_deref()),
         Command::Soak { hours, state } => campaign::soak(hours, state),
         Command::Bench(options) => bench::run(&options),
+        Command::Install(options) => install::run(&options),
+        Command::Manual => manual::write().map(|()| ExitCode::SUCCESS),
         Command::Setup => stages::print_setup(),
     };
     match done {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{emulate, model, no_std, oracle, packages, python, shell, units};
+use crate::{deb, emulate, manual, model, no_std, oracle, packages, python, shell, units};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,19 +30,25 @@ pub(crate) enum Stage {
     NoStd,
     /// systemd's own opinion of our units.
     Units,
+    /// Manual pages say what the programs say of themselves.
+    Manual,
+    /// The Debian packages build, and are what `cargo xtask install` installs.
+    Package,
     /// Licences, sources and banned crates.
     Deny,
     /// The daemon and its client built for aarch64, beside the stages before; the crates below the daemon, and the daemon itself, tested on emulated processors.
     Aarch64,
 }
 
-const ALL: [Stage; 8] = [
+const ALL: [Stage; 10] = [
     Stage::Format,
     Stage::Clippy,
     Stage::Tests,
     Stage::Docs,
     Stage::NoStd,
     Stage::Units,
+    Stage::Manual,
+    Stage::Package,
     Stage::Deny,
     Stage::Aarch64,
 ];
@@ -253,6 +259,8 @@ fn run_stage(
         }
         Stage::NoStd => no_std::check().map(done),
         Stage::Units => units::check(),
+        Stage::Manual => manual::check(),
+        Stage::Package => deb::check(),
         Stage::Deny => deny(),
         Stage::Aarch64 => {
             emulate::aarch64(building.take().unwrap_or_else(emulate::Building::start))
