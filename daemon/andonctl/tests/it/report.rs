@@ -337,7 +337,7 @@ fn offered(words: &str, word: &str) -> String {
     );
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("complete -F _andonctl"), "{said}");
+    assert!(said.contains("-F _andonctl andonctl"), "{said}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
