@@ -6,6 +6,7 @@ pub mod mqtt;
 pub mod wire;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::spool::Spool;
 use crate::telemetry::Telemetry;
+use crate::worker::WorkerState;
 use crate::workers::Workers;
 
 /// What every front end is given.
@@ -35,4 +37,18 @@ pub struct Context {
     /// requests in flight have ended (the worker ends each of them with a terminal event, within
     /// `[gateway] shutdown-grace-ms`), says goodbye and returns.
     pub stopping: CancellationToken,
+}
+
+impl Context {
+    /// Waits as long as the model that answers to the configured name is being loaded, at most until `deadline`: for what needs the
+    /// model itself. A request for an answer waits where it is handed over.
+    pub async fn once_loaded(&self, deadline: Option<Instant>) {
+        let mut states = self.workers.states();
+        let loaded = states.wait_for(|state| *state != WorkerState::Loading);
+        // The sender lives as long as the workers do, and whoever waited looks at what there is.
+        match deadline {
+            Some(deadline) => drop(tokio::time::timeout_at(deadline.into(), loaded).await),
+            None => drop(loaded.await),
+        }
+    }
 }

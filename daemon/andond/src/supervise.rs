@@ -1,7 +1,7 @@
 //! The daemon's life: bind, load, say ready, serve, stop.
 //!
-//! Sockets are bound before the model is loaded, so a second daemon or a bad path is found at once and
-//! clients that come early are told to wait rather than refused by the kernel.
+//! Sockets are bound before the model is loaded, so a second daemon or a bad path is found at once, and the requests of clients
+//! that come early wait for it.
 
 use std::net::TcpListener as StdTcpListener;
 use std::sync::Arc;
@@ -252,7 +252,6 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     frontends.spawn(hardware::watch(context.clone()));
     frontends.spawn(feed(context.clone()));
 
-    notify(&[NotifyState::Status("loading the model")]);
     let outcome = watch(&context, &mut signals).await;
     stop(&context, &mut signals, &mut frontends).await;
     drop(places);
@@ -289,12 +288,13 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
             WorkerState::Broken(why) => {
                 notify(&[NotifyState::Status(&format!("not serving: {why}"))]);
             }
-            // The unit is up, so that a model can be added; what asks for an answer is told to wait.
+            // The unit is up, so that a model can be added; who asks for an answer is told that there is none.
             WorkerState::Waiting(why) => {
                 tracing::warn!("{why}");
                 notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
             }
-            WorkerState::Loading | WorkerState::Stopping => {}
+            WorkerState::Loading => notify(&[NotifyState::Status("loading the model")]),
+            WorkerState::Stopping => {}
         }
         tokio::select! {
             name = signals.next() => {

@@ -82,9 +82,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Where the worker is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerState {
-    /// The model is being mapped and tried.
+    /// The model is being mapped and tried; requests wait for that.
     Loading,
-    /// The model to serve is not kept here yet; the text says what to do. It is loaded once it is added.
+    /// The model to serve is not kept here yet; the text says what to do. It is loaded once it is added, and requests are refused
+    /// until then.
     Waiting(String),
     /// A real token has been decoded; requests are taken.
     Ready,
@@ -148,7 +149,7 @@ pub(crate) struct Shared {
     machine: Arc<Machine>,
     around: life::Around,
     budget: Arc<Budget>,
-    /// Those of the configuration, which can be asked while the model is loaded for whoever asks.
+    /// Those of the configuration, which can be asked while the model is being loaded.
     early_tasks: Option<Tasks>,
     /// Known once the model is.
     tasks: OnceLock<Tasks>,
@@ -275,7 +276,7 @@ impl Shared {
         }
         let name = self.config.model.name();
         let message = match &*self.state.borrow() {
-            WorkerState::Broken(why) => why.clone(),
+            WorkerState::Broken(why) | WorkerState::Waiting(why) => why.clone(),
             WorkerState::Failed(why) => format!("the model {name} cannot be served: {why}"),
             _ => format!("the model {name} is being unloaded"),
         };
@@ -367,12 +368,9 @@ impl WorkerHandle {
         } = setup;
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
-        let board = Board::new(admit::scheduling(&config), around.asked);
+        let board = Board::new(admit::scheduling(&config));
         // The configuration's check lets no other tasks through.
-        let early_tasks = around
-            .asked
-            .then(|| Tasks::new(&config.task).ok())
-            .flatten();
+        let early_tasks = Tasks::new(&config.task).ok();
         let shared = Arc::new(Shared {
             config,
             registry,
@@ -428,7 +426,7 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// The reason it is refused: a full queue, an id in flight, an unknown model or task, a
-    /// worker that is loading or stopping. What can only be known later (a prompt too long for the context,
+    /// worker that stops or has no model to load. While the model is being loaded it waits. What can only be known later (a prompt too long for the context,
     /// a deadline passed) arrives as [`JobEvent::Failed`].
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
         let telemetry = &self.shared.telemetry;
@@ -751,24 +749,16 @@ fn serve(shared: &Arc<Shared>) {
 fn find(shared: &Shared) -> Result<Option<Served>, LoadFailure> {
     loop {
         match registry::served(&shared.config, &shared.registry) {
-            Ok(served) => return Ok(Some(served)),
+            Ok(served) => {
+                shared.has_its_model();
+                return Ok(Some(served));
+            }
             Err(RegistryError::Unknown(name)) if shared.around.needed || !shared.around.asked => {
                 let why = format!(
                     "no model {name} is kept here; `andonctl model add --name {name} FILE` adds it"
                 );
-                if shared.board().phase != Phase::Loading {
+                if !shared.lacks_its_model(why) {
                     return Ok(None);
-                }
-                let waiting = WorkerState::Waiting(why);
-                let changed = shared.state.send_if_modified(|state| {
-                    let changed = *state == WorkerState::Loading;
-                    if changed {
-                        *state = waiting;
-                    }
-                    changed
-                });
-                if changed {
-                    shared.around.tell();
                 }
                 shared.registry.wait(LOOK_AGAIN);
             }

@@ -165,7 +165,7 @@ async fn response(
 
 async fn models(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
     // Not before there is one that could answer.
-    service.model()?;
+    service.model().await?;
     let models = service.context.workers.list();
     let models: Vec<Value> = models.iter().map(model_object).collect();
     Ok(json_response(&json!({"object": "list", "data": models})))
@@ -175,7 +175,7 @@ async fn model(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
-    service.model()?;
+    service.model().await?;
     let models = service.context.workers.list();
     let model = models.iter().find(|model| model.name == name);
     let model = model.ok_or_else(|| ApiError::unknown_model(&name))?;
@@ -184,7 +184,7 @@ async fn model(
 
 /// What clients of llama-server ask before they begin.
 async fn props(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
-    let facts = service.model()?;
+    let facts = service.model().await?;
     Ok(json_response(&json!({
         "total_slots": service.context.config.engine.parallel_max,
         "default_generation_settings": {"n_ctx": facts.context_tokens_max},
@@ -258,7 +258,7 @@ impl Service {
         };
         self.check_model(request.model.as_deref())?;
         let model = self.context.workers.name_of(request);
-        let stream = request.stream;
+        let (stream, deadline) = (request.stream, request.deadline);
         let logprobs = request.logprobs.is_some();
         let choices = usize::try_from(request.choices).unwrap_or(usize::MAX);
         let echo = if echo {
@@ -274,6 +274,8 @@ impl Service {
                 Ok(settled.watch(job))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
+        // They have their places; who answers is known when the model is.
+        self.context.once_loaded(deadline).await;
         let shape = Shape::new(Frame {
             endpoint,
             id,
@@ -306,6 +308,8 @@ impl Service {
     /// The texts of prompts.
     async fn prompts(&self, requests: &[Request]) -> Result<Vec<String>, ApiError> {
         let mut texts = Vec::with_capacity(requests.len());
+        let deadline = requests.first().and_then(|request| request.deadline);
+        self.context.once_loaded(deadline).await;
         for request in requests {
             texts.push(match &request.input {
                 Input::Prompt(prompt) => prompt.clone(),
@@ -387,7 +391,9 @@ impl Service {
         }
     }
 
-    fn model(&self) -> Result<Arc<ModelFacts>, ApiError> {
+    /// The model that answers to the configured name, once it is loaded.
+    async fn model(&self) -> Result<Arc<ModelFacts>, ApiError> {
+        self.context.once_loaded(None).await;
         Ok(self.context.workers.facts(None)?)
     }
 

@@ -15,7 +15,7 @@ use andon_policy::scheduler::{self, Arrival, Places};
 use super::board::{Job, Key, Phase, Stage, Waiting};
 use super::job::Mailbox;
 use super::life::Handed;
-use super::{ModelFacts, PLACES_FOR_ALARMS, SHARE_FOR_ALARMS, Shared};
+use super::{ModelFacts, PLACES_FOR_ALARMS, SHARE_FOR_ALARMS, Shared, WorkerState};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
@@ -43,7 +43,7 @@ impl Shared {
         if let Input::Task { name, .. } = &request.input {
             let Some(defaults) = self.tasks()?.defaults(name) else {
                 // It may be among those that come with the model.
-                if self.tasks.get().is_none() {
+                if self.tasks.get().is_none() && self.config.models.bundle_tasks {
                     return Err(Shared::loading());
                 }
                 return Err(Fault::new(
@@ -67,10 +67,12 @@ impl Shared {
 
         let now_ms = self.now_ms();
         let mut board = self.board();
-        if matches!(
-            board.phase,
-            Phase::Failed | Phase::Draining | Phase::Stopping(_)
-        ) {
+        let closed = match board.phase {
+            Phase::Failed | Phase::Draining | Phase::Stopping(_) => true,
+            Phase::Loading => matches!(*self.state.borrow(), WorkerState::Waiting(_)),
+            Phase::Serving => false,
+        };
+        if closed {
             return Err(self.closed());
         }
         let key = Key::new(request.origin, &request.client, &request.id);

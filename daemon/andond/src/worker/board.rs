@@ -111,14 +111,10 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// One of a model that is being loaded. With `takes`, requests may wait for that.
-    pub(super) fn new(config: Config, takes: bool) -> Board {
+    /// One of a model that is being loaded; requests may wait for that.
+    pub(super) fn new(config: Config) -> Board {
         let mut scheduler = Scheduler::new(config, 0);
-        scheduler.set_phase(if takes {
-            admission::Phase::Serving
-        } else {
-            admission::Phase::Starting
-        });
+        scheduler.set_phase(admission::Phase::Serving);
         Board {
             phase: Phase::Loading,
             scheduler,
@@ -135,9 +131,8 @@ impl Board {
         self.phase = phase;
         self.restrain(self.told);
         self.scheduler.set_phase(match phase {
-            Phase::Loading => admission::Phase::Starting,
-            // What was taken is still prepared. Nothing else is handed over.
-            Phase::Serving | Phase::Draining => admission::Phase::Serving,
+            // While it drains, what was taken is still prepared. Nothing else is handed over.
+            Phase::Loading | Phase::Serving | Phase::Draining => admission::Phase::Serving,
             Phase::Stopping(_) | Phase::Failed => admission::Phase::Draining,
         });
     }

@@ -38,8 +38,8 @@ pub(crate) struct Setup {
 
 /// What is around a worker.
 pub(crate) struct Around {
-    /// Whether the model is loaded because somebody asks for it, and not as the daemon starts: requests may wait for it, and
-    /// it is tried in full.
+    /// Whether the model is loaded because somebody asks for it, and not as the daemon starts: others may be answering
+    /// meanwhile, and it is tried in full.
     pub(crate) asked: bool,
     /// Whether it answers to the configured name: others make room for it, it is not held to what the system has left just
     /// now, and where it is not kept yet it is waited for.
@@ -243,6 +243,51 @@ impl Shared {
     pub(super) fn urgency(&self) -> Priority {
         let board = self.board();
         most_urgent(board.open.values().map(|job| job.priority))
+    }
+
+    /// The model is not kept here, and nobody knows when it will be: whoever waits for it is told so, and whoever comes. False
+    /// if the worker is to end.
+    pub(super) fn lacks_its_model(&self, why: String) -> bool {
+        let mut board = self.board();
+        if board.phase != Phase::Loading {
+            return false;
+        }
+        let waiting = WorkerState::Waiting(why);
+        let changed = self.state.send_if_modified(|state| {
+            let changed = *state != waiting;
+            if changed {
+                *state = waiting;
+            }
+            changed
+        });
+        let mut turn = Turn::default();
+        if changed {
+            turn.turn_away(&mut board, self.now_ms(), &self.closed());
+            self.tell_load(&board);
+        }
+        drop(board);
+        if changed {
+            turn.tell(self);
+            self.around.tell();
+        }
+        true
+    }
+
+    /// The model is there that was missing: requests may wait for it from now on.
+    pub(super) fn has_its_model(&self) {
+        let board = self.board();
+        let changed = board.phase == Phase::Loading
+            && self.state.send_if_modified(|state| {
+                let changed = matches!(state, WorkerState::Waiting(_));
+                if changed {
+                    *state = WorkerState::Loading;
+                }
+                changed
+            });
+        drop(board);
+        if changed {
+            self.around.tell();
+        }
     }
 
     /// Ends what waits still when the worker does.

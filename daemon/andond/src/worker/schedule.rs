@@ -81,6 +81,13 @@ impl Turn {
         self.decisions = decisions;
     }
 
+    /// Ends all that wait: there is nothing that they could wait for.
+    pub(super) fn turn_away(&mut self, board: &mut Board, now_ms: u64, fault: &Fault) {
+        for ticket in board.scheduler.clear(now_ms) {
+            self.give_up(board, ticket, fault.clone());
+        }
+    }
+
     fn give_up(&mut self, board: &mut Board, ticket: Ticket, fault: Fault) {
         let waiting = board.waiting.remove(&ticket);
         self.over
@@ -152,7 +159,7 @@ mod tests {
 
     #[test]
     fn who_stands_aside_at_the_end_is_waited_for_no_longer_than_the_grace() {
-        let mut board = Board::new(scheduling(&Config::default()), true);
+        let mut board = Board::new(scheduling(&Config::default()));
         assert_eq!(board.wake_after(0), None);
         board.restrain(Restraint {
             batch: Throttle::Hold,
@@ -169,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_model_that_is_to_go_comes_to_its_end_however_short_memory_is() {
-        let mut board = Board::new(scheduling(&Config::default()), true);
+        let mut board = Board::new(scheduling(&Config::default()));
         let short = Restraint {
             batch: Throttle::Hold,
             refuses: Refuses::Batch,

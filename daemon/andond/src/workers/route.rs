@@ -79,7 +79,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether it is known in a moment who answers a request: who was to has failed, and who did before has its place again.
+    /// Whether it is known in a moment who answers a request, and whether: who was to has failed, and who did before has its place
+    /// again; or its task may be one of those that come with the model, which is being loaded.
     pub(super) fn comes_soon(&self, state: &State, request: &Request) -> bool {
         let default = self.default_name();
         let name = self.name_of(request).unwrap_or(&default);
@@ -95,9 +96,21 @@ impl Inner {
             Some(now @ (WorkerState::Failed(_) | WorkerState::Broken(_))) => {
                 is_tried || (name == default && self.falls_back(state, &now))
             }
+            Some(WorkerState::Loading) => {
+                name == default && self.may_come_with_the_model(&request.input)
+            }
             Some(_) => false,
             None => is_tried && state.failed.contains_key(&target),
         }
+    }
+
+    /// Whether it is a task that the configuration does not have and a model may bring.
+    fn may_come_with_the_model(&self, input: &Input) -> bool {
+        let named = match input {
+            Input::Task { name, .. } => !self.config.task.contains_key(name),
+            _ => false,
+        };
+        named && self.config.models.bundle_tasks
     }
 
     /// Keeps a request until that is known.
