@@ -3,6 +3,8 @@
 //! Sockets are bound before the model is loaded, so a second daemon or a bad path is found at once, and the requests of clients
 //! that come early wait for it.
 
+mod starting;
+
 use std::net::TcpListener as StdTcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,6 +253,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));
     frontends.spawn(feed(context.clone()));
+    frontends.spawn(starting::extend(context.clone()));
 
     let outcome = watch(&context, &mut signals).await;
     stop(&context, &mut signals, &mut frontends).await;

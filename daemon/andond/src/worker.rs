@@ -158,6 +158,8 @@ pub(crate) struct Shared {
     /// What it took to load it, in milliseconds, and the memory that it has.
     load_ms: AtomicU64,
     bytes: AtomicU64,
+    /// How many steps of loading it are behind.
+    load_steps: AtomicU64,
     /// How many passes have failed.
     failures: AtomicU64,
     /// The load that was told last: how many wait and run.
@@ -381,6 +383,7 @@ impl WorkerHandle {
             proved: OnceLock::new(),
             load_ms: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            load_steps: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             told: [const { AtomicI64::new(0) }; 2],
             telemetry,

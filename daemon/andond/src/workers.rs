@@ -653,6 +653,13 @@ impl Workers {
         workers.iter().filter_map(WorkerHandle::stalled).max()
     }
 
+    /// How many steps of loading are behind for the model that answers to the configured name; see [`Workers::states`] for whether
+    /// there are more to come.
+    pub fn load_steps(&self) -> u64 {
+        self.default_worker()
+            .map_or(0, |worker| worker.load_steps())
+    }
+
     /// Takes nothing new, refuses what waits, and gives what runs this long to finish.
     pub fn stop(&self, grace: Duration) {
         let mut state = self.inner.state();

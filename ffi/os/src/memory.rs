@@ -10,7 +10,12 @@ const GROUPS: &str = "/sys/fs/cgroup";
 /// Groups within groups that are looked at; the system itself allows few.
 const DEPTH_MAX: usize = 64;
 
-/// Bytes of memory that this process may have, if it were alone: the machine's, or what its control group leaves it.
+/// The files with a control group's limits; beyond the first the group is held back until it has less, and weights are then read
+/// from the disk again and again.
+const LIMITS: [&str; 2] = ["memory.high", "memory.max"];
+
+/// Bytes of memory that this process may have, if it were alone: the machine's, or what its control group leaves it before it
+/// is held back or ended.
 /// `None` if the system does not say.
 #[must_use]
 pub fn memory_bytes() -> Option<u64> {
@@ -83,12 +88,15 @@ fn group_bytes(root: &Path, text: &str) -> Option<u64> {
         .take(DEPTH_MAX)
         .collect();
     (0..=names.len())
-        .filter_map(|depth| {
+        .flat_map(|depth| {
             let mut folder: PathBuf = root.to_path_buf();
             folder.extend(&names[..depth]);
-            let limit = fs::read_to_string(folder.join("memory.max")).ok()?;
-            limit.trim().parse().ok()
+            LIMITS.map(|name| {
+                let limit = fs::read_to_string(folder.join(name)).ok()?;
+                limit.trim().parse::<u64>().ok()
+            })
         })
+        .flatten()
         .min()
 }
 
@@ -120,16 +128,20 @@ mod tests {
     #[test]
     fn the_tightest_group_counts() {
         let root = tempfile::tempdir().expect("a folder");
-        let limit = |folder: &str, text: &str| {
+        let limit = |folder: &str, name: &str, text: &str| {
             let folder = root.path().join(folder);
             fs::create_dir_all(&folder).expect("a folder");
-            fs::write(folder.join("memory.max"), text).expect("writable");
+            fs::write(folder.join(name), text).expect("writable");
         };
-        limit("a.slice", "5000\n");
-        limit("a.slice/b", "max\n");
-        limit("a.slice/b/c", "7000\n");
+        limit("a.slice", "memory.max", "5000\n");
+        limit("a.slice/b", "memory.max", "max\n");
+        limit("a.slice/b/c", "memory.max", "7000\n");
+        limit("a.slice/b/c/d", "memory.max", "7000\n");
+        limit("a.slice/b/c/d", "memory.high", "4000\n");
+        limit("a.slice/b/c", "memory.high", "max\n");
         let of = |text: &str| group_bytes(root.path(), text);
         assert_eq!(of("0::/a.slice/b/c\n"), Some(5000));
+        assert_eq!(of("0::/a.slice/b/c/d\n"), Some(4000), "held back before");
         assert_eq!(of("1:cpu:/x\n0::/a.slice/b\n"), Some(5000));
         assert_eq!(of("0::/\n"), None, "no limit at all");
         assert_eq!(of("0::/../a.slice\n"), None, "outside");

@@ -12,7 +12,7 @@ const DEPTH_MAX: usize = 64;
 pub struct Memory {
     /// What the machine could give without swapping, in bytes.
     pub available_bytes: Option<u64>,
-    /// What the tightest control group around the daemon leaves, in bytes.
+    /// What the tightest control group around the daemon leaves before it holds it back or ends it, in bytes.
     pub group_left_bytes: Option<u64>,
     /// What the daemon itself has of the memory that is not a file's, in bytes.
     pub resident_bytes: Option<u64>,
@@ -68,7 +68,8 @@ impl Files {
 
     pub(super) fn sample(&self) -> Memory {
         let left = self.groups.iter().filter_map(|group| {
-            let limit: u64 = number(&group.join("memory.max"))?;
+            let limits = ["memory.high", "memory.max"].map(|name| number(&group.join(name)));
+            let limit: u64 = limits.into_iter().flatten().min()?;
             let used: u64 = number(&group.join("memory.current"))?;
             // Pages of files go first when the group is full, as they do where the machine is, whose MemAvailable has them
             // among what is left.
@@ -182,6 +183,12 @@ mod tests {
         };
         group("system.slice", "9000\n", "4000\n", 1000);
         group("system.slice/andond.service", "max\n", "3000\n", 0);
+        // It is held back before it reaches the limit of the slice.
+        write(
+            sys,
+            "fs/cgroup/system.slice/andond.service/memory.high",
+            "8500\n",
+        );
         let pressure = "some avg10=12.50 avg60=1.00 avg300=0.00 total=9\nfull avg10=2.00 avg60=0.00 avg300=0.00 total=1\n";
         write(
             sys,
@@ -195,12 +202,12 @@ mod tests {
         });
         let expected = Memory {
             available_bytes: Some(700 * 1024),
-            group_left_bytes: Some(6500),
+            group_left_bytes: Some(6000),
             resident_bytes: Some(7 * 1024),
             stall,
         };
         assert_eq!(memory, expected);
-        assert_eq!(memory.left_bytes(), Some(6500));
+        assert_eq!(memory.left_bytes(), Some(6000));
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Shared {
                 Ok(promised) => return Ok(promised),
                 Err(refusal) => refusal,
             };
-            self.goes_on()?;
+            self.is_wanted()?;
             if refusal.bound == Bound::System && stale {
                 // What has gone is free since, and was not when the system was asked last: nobody else is to go for that.
                 self.budget.refresh();
@@ -225,8 +225,14 @@ impl Shared {
         }
     }
 
-    /// Between two steps of loading: whether somebody still wants the model. Locks nothing.
+    /// After a step of loading: whether somebody still wants the model. Locks nothing.
     pub(super) fn goes_on(&self) -> Result<(), LoadFailure> {
+        self.load_steps.fetch_add(1, Ordering::Relaxed);
+        self.is_wanted()
+    }
+
+    /// The same where loading waits for something else, and comes no further by asking.
+    pub(super) fn is_wanted(&self) -> Result<(), LoadFailure> {
         if self.given_up.load(Ordering::Relaxed) {
             return Err(LoadFailure::given_up());
         }
@@ -235,7 +241,7 @@ impl Shared {
 
     /// Takes the machine for a step of loading, which is as urgent as whoever waits for the model.
     pub(super) fn take_to_load(&self, seat: &mut Seat) -> Result<(), LoadFailure> {
-        seat.take_waiting(|| self.goes_on().is_ok().then(|| self.urgency()));
+        seat.take_waiting(|| self.is_wanted().is_ok().then(|| self.urgency()));
         self.goes_on()
     }
 
@@ -474,6 +480,11 @@ impl WorkerHandle {
     /// How the model did when it was tried, once it was.
     pub(crate) fn proved(&self) -> Option<Proved> {
         self.shared.proved.get().copied()
+    }
+
+    /// How many steps of loading it are behind; more as it comes further, and no more once it is loaded.
+    pub(crate) fn load_steps(&self) -> u64 {
+        self.shared.load_steps.load(Ordering::Relaxed)
     }
 
     /// What loading it took, in milliseconds.
