@@ -3,6 +3,7 @@
 //! Sockets are bound before the model is loaded, so a second daemon or a bad path is found at once, and the requests of clients
 //! that come early wait for it.
 
+mod idle;
 mod starting;
 
 use std::net::TcpListener as StdTcpListener;
@@ -232,6 +233,7 @@ impl Signals {
 
 async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(runtime("cannot watch for signals"))?;
+    let idle_after = idle::after(&context, &bound);
     let mut frontends = JoinSet::new();
     // Kept to the end: dropping them unlinks the sockets.
     let mut places = Vec::new();
@@ -255,15 +257,21 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     frontends.spawn(feed(context.clone()));
     frontends.spawn(starting::extend(context.clone()));
 
-    let outcome = watch(&context, &mut signals).await;
+    let outcome = watch(&context, &mut signals, idle_after).await;
     stop(&context, &mut signals, &mut frontends).await;
     drop(places);
     outcome
 }
 
-/// Serves until there is a reason to stop.
-async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> {
+/// Serves until there is a reason to stop, which also is that nothing has been asked for so long as `idle_after`.
+async fn watch(
+    context: &Context,
+    signals: &mut Signals,
+    idle_after: Option<Duration>,
+) -> Result<(), Failure> {
     let mut states = context.workers.states();
+    let idle = idle::over(context, idle_after);
+    tokio::pin!(idle);
     loop {
         let state = states.borrow_and_update().clone();
         match state {
@@ -302,6 +310,10 @@ async fn watch(context: &Context, signals: &mut Signals) -> Result<(), Failure> 
         tokio::select! {
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping");
+                return Ok(());
+            }
+            () = &mut idle => {
+                tracing::info!("nothing is asked; stopping until somebody connects");
                 return Ok(());
             }
             // The sender lives as long as the context.

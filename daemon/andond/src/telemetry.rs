@@ -1,5 +1,6 @@
 //! What the daemon tells of itself: counters for Prometheus, words for the journal.
 
+pub mod connections;
 mod hardware;
 pub mod journal;
 pub mod metrics;

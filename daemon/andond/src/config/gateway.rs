@@ -9,6 +9,9 @@ use super::Problems;
 /// Longest gateway name, in bytes: it is one level of every MQTT topic.
 pub const NAME_BYTES_MAX: usize = 64;
 
+/// Longest time without a request that is waited for, in seconds: a week.
+const IDLE_EXIT_S_MAX: u64 = 604_800;
+
 /// `[gateway]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
@@ -19,6 +22,8 @@ pub struct GatewayConfig {
     pub shutdown_grace_ms: u64,
     /// How long what is being answered may make no progress until the daemon says that it is not well.
     pub stall_ms: u64,
+    /// For how long nothing may be asked until a daemon that is started by its sockets ends; 0 for ever.
+    pub idle_exit_s: u64,
 }
 
 impl Default for GatewayConfig {
@@ -28,6 +33,7 @@ impl Default for GatewayConfig {
             shutdown_grace_ms: 10_000,
             // A pass over the largest batch of a large model on a small machine takes a few seconds.
             stall_ms: 60_000,
+            idle_exit_s: 0,
         }
     }
 }
@@ -55,6 +61,11 @@ impl GatewayConfig {
         Duration::from_millis(self.stall_ms)
     }
 
+    /// For how long nothing may be asked until the daemon ends; `None` for ever.
+    pub fn idle_exit(&self) -> Option<Duration> {
+        (self.idle_exit_s > 0).then(|| Duration::from_secs(self.idle_exit_s))
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         if let Some(name) = &self.name {
             problems.require(
@@ -70,6 +81,7 @@ impl GatewayConfig {
             0..=600_000,
         );
         problems.within("gateway.stall-ms", self.stall_ms, 1_000..=600_000);
+        problems.within("gateway.idle-exit-s", self.idle_exit_s, 0..=IDLE_EXIT_S_MAX);
     }
 }
 

@@ -115,6 +115,27 @@ impl Config {
         problems.into_result(config)
     }
 
+    /// A daemon that has ended can be reached by the sockets that the service manager listens on, and by nothing else.
+    fn check_idle_exit(&self, problems: &mut Problems) {
+        if self.gateway.idle_exit().is_none() {
+            return;
+        }
+        let others = [
+            (self.mqtt.enabled, "[mqtt] enabled"),
+            (
+                self.http.enabled && self.http.listen.is_some(),
+                "[http] listen",
+            ),
+        ];
+        for (_, key) in others.into_iter().filter(|(is_set, _)| *is_set) {
+            problems.add(
+                "gateway.idle-exit-s",
+                format!("cannot be together with {key}: nobody would take what comes that way"),
+                "leave out one of the two",
+            );
+        }
+    }
+
     fn check(&self, problems: &mut Problems) {
         self.gateway.check(problems);
         self.model.check(problems);
@@ -140,6 +161,7 @@ impl Config {
         self.memory.check(problems);
         self.hardware.check(problems);
         self.log.check(problems);
+        self.check_idle_exit(problems);
         if self.http.socket == self.wire.socket {
             problems.add(
                 "wire.socket",

@@ -275,3 +275,28 @@ fn keys_are_read_and_required_where_signatures_are() {
         assert!(text.contains(word), "{word:?} is not in {text}");
     }
 }
+
+#[test]
+fn who_ends_when_nothing_is_asked_must_be_reachable_by_its_sockets_alone() {
+    let text =
+        |more: &str| format!("[model]\npath = \"/m.gguf\"\n[gateway]\nidle-exit-s = 60\n{more}");
+    let config = Config::parse(&text("")).expect("nothing is wrong");
+    assert_eq!(
+        config.gateway.idle_exit().map(|after| after.as_secs()),
+        Some(60)
+    );
+    assert_eq!(Config::default().gateway.idle_exit(), None);
+    for (more, key) in [
+        ("[mqtt]\nenabled = true\n", "[mqtt] enabled"),
+        ("[http]\nlisten = \"127.0.0.1:8311\"\n", "[http] listen"),
+    ] {
+        let problems = problems(&text(more));
+        let all: Vec<_> = problems.iter().collect();
+        assert_eq!(all.len(), 1, "{problems}");
+        assert_eq!(
+            (all[0].line, all[0].key.as_str()),
+            (Some(4), "gateway.idle-exit-s")
+        );
+        assert!(all[0].what.contains(key), "{problems}");
+    }
+}

@@ -21,7 +21,6 @@ use tokio::task::JoinSet;
 use super::Context;
 use crate::registry::Peer;
 use crate::request::Origin;
-use crate::telemetry::metrics::OriginLabels;
 
 /// A pause after a failed accept, so that a full descriptor table does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -29,12 +28,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until the daemon stops and the requests in flight have ended.
 pub async fn run(context: Context, socket: UnixListener) {
     let places = Arc::new(Semaphore::new(context.config.wire.connections_max));
-    let open = context
-        .telemetry
-        .connections
-        .get_or_create_owned(&OriginLabels {
-            origin: Origin::Wire.name(),
-        });
     let mut connections = JoinSet::new();
     loop {
         // Finished connections are forgotten as the next one comes.
@@ -53,18 +46,18 @@ pub async fn run(context: Context, socket: UnixListener) {
             Ok::<_, std::io::Error>((stream, peer, place))
         };
         let accepted = tokio::select! {
+            // Nobody is taken on who would not be answered any more.
+            biased;
             () = context.stopping.cancelled() => break,
             accepted = accept => accepted,
         };
         match accepted {
             Ok((stream, peer, place)) => {
                 let context = context.clone();
-                let open = open.clone();
-                open.inc();
+                let open = context.telemetry.connects(Origin::Wire);
                 connections.spawn(async move {
                     connection::serve(context, stream, peer).await;
-                    open.dec();
-                    drop(place);
+                    drop((open, place));
                 });
             }
             Err(error) => {

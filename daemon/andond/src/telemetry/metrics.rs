@@ -262,7 +262,9 @@ pub struct Telemetry {
     /// From submission to the first token, in seconds.
     pub first_token_seconds: Histogram,
     /// Open connections.
-    pub connections: Family<OriginLabels, Gauge>,
+    pub(super) connections: Family<OriginLabels, Gauge>,
+    /// Connections that were opened.
+    pub(super) visits: Family<OriginLabels, Counter>,
     /// Input that no request could be made of.
     pub malformed: Family<OriginLabels, Counter>,
     /// Whether the broker is connected.
@@ -415,6 +417,7 @@ impl Telemetry {
             stuck: Counter::default(),
             first_token_seconds: Histogram::new(edges),
             connections: Family::default(),
+            visits: Family::default(),
             malformed: Family::default(),
             mqtt_connected: Gauge::default(),
             mqtt_connects: Counter::default(),
@@ -514,6 +517,11 @@ impl Telemetry {
             "connections",
             "Open connections",
             telemetry.connections.clone(),
+        );
+        registry.register(
+            "connections_opened",
+            "Connections that were opened",
+            telemetry.visits.clone(),
         );
         registry.register(
             "malformed",

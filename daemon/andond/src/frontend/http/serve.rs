@@ -19,7 +19,6 @@ use tower::ServiceExt as _;
 use super::stall::WriteStall;
 use crate::frontend::Context;
 use crate::request::Origin;
-use crate::telemetry::metrics::OriginLabels;
 
 /// Largest request head, in bytes.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -71,14 +70,10 @@ pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Con
         .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX);
-    let open = context
-        .telemetry
-        .connections
-        .get_or_create_owned(&OriginLabels {
-            origin: Origin::Http.name(),
-        });
     loop {
         let accepted = tokio::select! {
+            // Nobody is taken on who would not be answered any more.
+            biased;
             () = context.stopping.cancelled() => break,
             accepted = next(&listener, &places) => accepted,
         };
@@ -98,15 +93,13 @@ pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Con
         });
         let stream = WriteStall::new(stream, Duration::from_millis(config.write_timeout_ms));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        let open = open.clone();
-        open.inc();
+        let open = context.telemetry.connects(Origin::Http);
         tokio::spawn(async move {
             // What breaks off a connection is the client's affair; its job is cancelled by dropping it.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");
             }
-            open.dec();
-            drop(place);
+            drop((open, place));
         });
     }
     drop(listener);
