@@ -1,11 +1,17 @@
-//! Sockets that the service manager listens on: served from the first client on, left alone at the end, and no others.
+//! Sockets that the service manager listens on: served from the first client on, left alone at the end, and no others; what is
+//! asked while the model is being loaded waits; and a daemon that nobody asks ends until somebody does.
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use andon_tests::daemon::{Daemon, READY_TIMEOUT, SOCKETS};
-use serde_json::json;
+use andon_tests::daemon::{Builder, Daemon, READY_TIMEOUT, SOCKETS};
+use andon_tests::http::{Client, Reply};
+use andon_tests::tiny_model::TinyModel;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 use crate::ctl::{andonctl, good};
 
@@ -36,10 +42,53 @@ fn listened_on(daemon: &mut Daemon) {
     }
 }
 
+fn ask(client: &Client, more: &Value) -> Reply {
+    let mut body = json!({ "prompt": "The machine", "max_tokens": 4, "temperature": 0 });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    client.post("/v1/completions", &body).unwrap()
+}
+
 fn complete(daemon: &Daemon) {
-    let body = json!({ "prompt": "The machine", "max_tokens": 4, "temperature": 0 });
-    let reply = daemon.http().post("/v1/completions", &body).unwrap();
+    let reply = ask(&daemon.http(), &json!({}));
     assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// A daemon that is not loaded for a while: its model takes long to try, and it is stopped most of the time.
+struct Slow {
+    daemon: Daemon,
+    _folder: tempfile::TempDir,
+}
+
+impl Slow {
+    fn start(builder: Builder) -> Slow {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slow.gguf");
+        TinyModel {
+            idle_layer_count: 60,
+            embedding: 256,
+            ..TinyModel::default()
+        }
+        .write(&path)
+        .unwrap();
+        Slow {
+            daemon: builder.model(&path).spawn().unwrap(),
+            _folder: folder,
+        }
+    }
+
+    /// Lets it run a little now and then until `done`.
+    fn creep(&mut self, done: impl Fn(&mut Daemon) -> bool) {
+        let began = Instant::now();
+        while !done(&mut self.daemon) {
+            assert!(began.elapsed() < READY_TIMEOUT, "{}", self.daemon.log());
+            self.daemon.signal(Signal::SIGSTOP).unwrap();
+            thread::sleep(Duration::from_millis(60));
+            self.daemon.signal(Signal::SIGCONT).unwrap();
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
 }
 
 #[test]
@@ -49,13 +98,13 @@ fn the_first_client_starts_it_and_both_sockets_are_served() {
     }
     let mut daemon = Daemon::builder().activated(&SOCKETS).spawn().unwrap();
     listened_on(&mut daemon);
+    // It comes before there is a process, let alone a model.
     let asked = Instant::now();
-    let reply = daemon.http().get("/healthz").unwrap();
+    complete(&daemon);
     println!(
-        "first byte {} ms after the connection that started the daemon",
+        "answered {} ms after the connection that started the daemon",
         asked.elapsed().as_millis()
     );
-    assert_eq!(reply.status, 200, "{}", reply.text());
     daemon.wait_ready().unwrap();
     complete(&daemon);
     good(&andonctl(&daemon, &["status"]));
@@ -129,4 +178,199 @@ fn who_comes_while_it_is_away_is_served_by_the_next_start() {
         assert_eq!(early.join().unwrap(), 200);
         complete(&daemon);
     }
+}
+
+#[test]
+fn what_is_asked_while_the_model_is_being_loaded_waits_for_it() {
+    let mut slow = Slow::start(Daemon::builder().held());
+    let folder = slow.daemon.folder().to_owned();
+    let post = |path: &'static str, body: Value| {
+        let client = slow.daemon.http();
+        thread::spawn(move || client.post(path, &body).unwrap().status)
+    };
+    let prompt = json!({ "prompt": "The machine", "max_tokens": 2 });
+    let mut waiting = vec![
+        post("/v1/completions", prompt.clone()),
+        post(
+            "/v1/completions",
+            json!({ "prompt": [72, 101], "max_tokens": 2, "echo": true }),
+        ),
+        post(
+            "/v1/chat/completions",
+            json!({ "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 2 }),
+        ),
+        post("/tokenize", json!({ "content": "The machine" })),
+    ];
+    let client = slow.daemon.http();
+    waiting.push(thread::spawn(move || {
+        client.get("/v1/models").unwrap().status
+    }));
+    // One that is of no worth any more when the model is there.
+    let late = {
+        let client = slow.daemon.http();
+        thread::spawn(move || ask(&client, &json!({ "deadline_ms": 200 })))
+    };
+    let wire = {
+        let socket = slow.daemon.wire_socket();
+        let program = slow.daemon.programs().join("andonctl");
+        thread::spawn(move || {
+            let mut andonctl = Command::new(program);
+            andonctl.arg("--socket").arg(socket).arg("ask").arg("Hello");
+            andonctl.current_dir(folder).output().unwrap()
+        })
+    };
+    let (client, mut seen) = (slow.daemon.http(), false);
+    let mut probe: Option<thread::JoinHandle<String>> = None;
+    let looks = std::cell::RefCell::new((&mut probe, &mut seen));
+    slow.creep(|daemon| {
+        let (probe, seen) = &mut *looks.borrow_mut();
+        if probe.as_ref().is_some_and(thread::JoinHandle::is_finished) {
+            // Who asks how it is does not wait.
+            **seen |= probe.take().unwrap().join().unwrap() == "loading\n";
+        }
+        if probe.is_none() && !**seen {
+            let client = client.clone();
+            **probe = Some(thread::spawn(move || client.get("/readyz").unwrap().text()));
+        }
+        daemon.is_ready().unwrap()
+    });
+    assert!(
+        seen,
+        "nobody was told that the model is being loaded\n{}",
+        slow.daemon.log()
+    );
+    for waiting in waiting {
+        assert_eq!(waiting.join().unwrap(), 200);
+    }
+    let late = late.join().unwrap();
+    assert_eq!(late.status, 504, "{}", late.text());
+    good(&wire.join().unwrap());
+}
+
+#[test]
+fn no_more_wait_for_the_model_than_there_are_places() {
+    let builder = Daemon::builder().held().config("[limits]\nqueue-max = 8\n");
+    let mut slow = Slow::start(builder);
+    let asked = (0..16).map(|_| {
+        let client = slow.daemon.http();
+        thread::spawn(move || ask(&client, &json!({})).status)
+    });
+    let asked: Vec<_> = asked.collect();
+    slow.creep(|daemon| daemon.is_ready().unwrap());
+    let ended: Vec<u16> = asked.into_iter().map(|one| one.join().unwrap()).collect();
+    let count = |wanted| ended.iter().filter(|&&status| status == wanted).count();
+    assert_eq!(count(200) + count(429), 16, "{ended:?}");
+    assert!(count(200) >= 7 && count(429) > 0, "{ended:?}");
+}
+
+#[test]
+fn a_load_that_makes_progress_is_given_more_time() {
+    let mut slow = Slow::start(Daemon::builder());
+    slow.creep(|daemon| daemon.is_ready().unwrap());
+    let told = slow.daemon.told().unwrap();
+    let at = |wanted: &str| told.iter().position(|line| line.starts_with(wanted));
+    let extended = at("EXTEND_TIMEOUT_USEC=60000000");
+    assert!(
+        extended.is_some_and(|extended| Some(extended) < at("READY=1")),
+        "{told:?}"
+    );
+    // Once it is ready there is nothing to be waited for.
+    thread::sleep(Duration::from_millis(1500));
+    let last = slow.daemon.told().unwrap();
+    let last = last
+        .iter()
+        .rposition(|line| line.starts_with("EXTEND_TIMEOUT_USEC="));
+    let ready = slow
+        .daemon
+        .told()
+        .unwrap()
+        .iter()
+        .position(|line| line == "READY=1");
+    assert!(last < ready);
+}
+
+#[test]
+fn who_asks_for_a_model_that_is_not_coming_is_told_so() {
+    let daemon = Daemon::builder().kept("absent").start().unwrap();
+    let reply = ask(&daemon.http(), &json!({}));
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    assert!(
+        reply.text().contains("no model absent is kept here"),
+        "{}",
+        reply.text()
+    );
+    assert_eq!(daemon.http().get("/v1/models").unwrap().status, 503);
+}
+
+/// Ends when nothing was asked for a second.
+const IDLE: &str = "[gateway]\nidle-exit-s = 1\n";
+
+#[test]
+fn it_ends_when_nothing_is_asked_and_the_next_start_serves_who_came() {
+    let mut daemon = Daemon::builder().held().config(IDLE).start().unwrap();
+    complete(&daemon);
+    // Who is connected may be about to ask.
+    let open = UnixStream::connect(daemon.wire_socket()).unwrap();
+    thread::sleep(Duration::from_millis(2500));
+    assert!(daemon.is_running(), "{}", daemon.log());
+    drop(open);
+    let status = daemon.wait(STOP_TIMEOUT).unwrap();
+    assert!(status.success(), "{status}");
+    assert!(
+        daemon
+            .told()
+            .unwrap()
+            .iter()
+            .any(|line| line == "STOPPING=1")
+    );
+    let client = daemon.http();
+    let early = thread::spawn(move || ask(&client, &json!({})).status);
+    thread::sleep(Duration::from_millis(50));
+    daemon.relaunch(&[]).unwrap();
+    assert_eq!(early.join().unwrap(), 200);
+}
+
+#[test]
+fn no_request_is_lost_between_the_end_and_the_next_start() {
+    const ROUNDS: u64 = 12;
+    let mut daemon = Daemon::builder().held().config(IDLE).start().unwrap();
+    let (client, wire) = (daemon.http(), daemon.wire_socket());
+    let asking = thread::spawn(move || {
+        for round in 0..ROUNDS {
+            // About when it ends: a second after the last request, and up to an eighth of that later.
+            thread::sleep(Duration::from_millis(980 + round * 16));
+            let reply = ask(&client, &json!({}));
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            // On the other socket a greeting is answered, or the connection waits.
+            let mut stream = UnixStream::connect(&wire).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_millis(1)))
+                .unwrap();
+            let nothing = stream.read(&mut [0; 1]);
+            assert!(nothing.is_err(), "it was closed: {nothing:?}");
+        }
+    });
+    let mut ends = 0;
+    while !asking.is_finished() {
+        if !daemon.is_running() {
+            ends += 1;
+            daemon.relaunch(&[]).unwrap();
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    asking.join().unwrap();
+    println!("{ends} ends within {ROUNDS} requests");
+    assert!(ends > 0, "it never ended");
+}
+
+#[test]
+fn a_daemon_that_nobody_would_start_again_does_not_end() {
+    let mut daemon = Daemon::builder().config(IDLE).start().unwrap();
+    thread::sleep(Duration::from_millis(2500));
+    assert!(daemon.is_running());
+    assert!(
+        daemon.log().contains("idle-exit-s has no effect"),
+        "{}",
+        daemon.log()
+    );
 }

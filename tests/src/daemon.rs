@@ -181,6 +181,7 @@ impl Builder {
             started,
             ready: None,
             notify,
+            told: Vec::new(),
             before: self.before,
             listening,
             programs,
@@ -196,6 +197,7 @@ pub struct Daemon {
     started: Instant,
     ready: Option<Duration>,
     notify: UnixDatagram,
+    told: Vec<String>,
     before: Vec<String>,
     listening: Listening,
     programs: PathBuf,
@@ -231,20 +233,7 @@ impl Daemon {
     /// # Errors
     /// When it has ended; the error has its log.
     pub fn is_ready(&mut self) -> io::Result<bool> {
-        let mut message = [0; 4096];
-        while self.ready.is_none() {
-            match self.notify.recv(&mut message) {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(message.get(..bytes).unwrap_or_default())
-                        .into_owned();
-                    if text.lines().any(|line| line == "READY=1") {
-                        self.ready = Some(self.started.elapsed());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
+        self.listen()?;
         match self.child.try_wait()? {
             Some(status) => Err(io::Error::other(format!(
                 "andond ended with {status}\n{}",
@@ -252,6 +241,33 @@ impl Daemon {
             ))),
             None => Ok(self.ready.is_some()),
         }
+    }
+
+    /// Reads what the daemon has told.
+    fn listen(&mut self) -> io::Result<()> {
+        let mut message = [0; 4096];
+        loop {
+            match self.notify.recv(&mut message) {
+                Ok(bytes) => {
+                    let text = String::from_utf8_lossy(message.get(..bytes).unwrap_or_default());
+                    if self.ready.is_none() && text.lines().any(|line| line == "READY=1") {
+                        self.ready = Some(self.started.elapsed());
+                    }
+                    self.told.extend(text.lines().map(str::to_owned));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What the daemon has told the service manager since it was started last, line by line.
+    ///
+    /// # Errors
+    /// When the socket on which it does cannot be read.
+    pub fn told(&mut self) -> io::Result<&[String]> {
+        self.listen()?;
+        Ok(&self.told)
     }
 
     /// Time from start to READY, once it was waited for.
@@ -378,6 +394,7 @@ impl Daemon {
             variables,
         )?;
         self.ready = None;
+        self.told.clear();
         Ok(())
     }
 }
