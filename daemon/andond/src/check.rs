@@ -4,6 +4,7 @@ use andon_engine::LoadError;
 use andon_engine::speculate::Corpus;
 use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 
+use crate::config::sandbox::Demand;
 use crate::config::{Config, Problems};
 use crate::registry::{self, Registry};
 use crate::spool::cipher::Secret;
@@ -86,6 +87,25 @@ pub fn environment(config: &Config, problems: &mut Problems) {
                 error,
                 "leave it out, or name a small model that generates text",
             );
+        }
+    }
+    let sandbox = [
+        (
+            "sandbox.landlock",
+            config.sandbox.landlock,
+            andon_confine::files::available as fn() -> _,
+        ),
+        (
+            "sandbox.seccomp",
+            config.sandbox.seccomp,
+            andon_confine::calls::available,
+        ),
+    ];
+    for (key, demand, available) in sandbox {
+        if demand == Demand::Require
+            && let Err(why) = available()
+        {
+            problems.add(key, why.to_string(), "set it to \"best-effort\"");
         }
     }
     if let Err(error) = crate::worker::check_isa(config) {

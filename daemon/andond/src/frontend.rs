@@ -11,6 +11,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::confine::Confined;
 use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::spool::Spool;
@@ -31,6 +32,8 @@ pub struct Context {
     pub budget: Arc<Budget>,
     /// Where they are kept.
     pub spool: Spool,
+    /// What the daemon gave up when it started.
+    pub confined: Arc<Confined>,
     /// What is counted.
     pub telemetry: Arc<Telemetry>,
     /// Cancelled when the daemon begins to stop. A front end then takes no new request, waits until its

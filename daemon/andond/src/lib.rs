@@ -10,6 +10,7 @@
 
 pub mod check;
 pub mod config;
+pub mod confine;
 pub mod fault;
 pub mod frontend;
 pub mod hardware;

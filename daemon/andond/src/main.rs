@@ -1,13 +1,13 @@
 //! `andond`: see the crate's README for the command line and its exit codes.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use andond::config::{self, Config, Problems};
 use andond::socket::{Passed, SocketError};
 use andond::supervise::{self, Failure};
-use andond::{check, panics, telemetry};
+use andond::{check, confine, panics, telemetry};
 use clap::{Parser, Subcommand};
 
 /// The configuration or the model file is at fault (`EX_CONFIG`); systemd does not restart on it.
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Run => match problems.into_result(config) {
-            Ok(config) => run(config, passed),
+            Ok(config) => run(config, &arguments.config, passed),
             Err(problems) => refuse(&arguments, &problems),
         },
     }
@@ -70,10 +70,15 @@ fn refuse(arguments: &Arguments, problems: &Problems) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-fn run(config: Config, passed: Result<Passed, SocketError>) -> ExitCode {
+fn run(config: Config, path: &Path, passed: Result<Passed, SocketError>) -> ExitCode {
     telemetry::journal::start(&config.log);
-    let passed = passed.map_err(Failure::from);
-    match passed.and_then(|passed| supervise::run(config, passed)) {
+    // Before there is a second thread, which would not be confined.
+    let outcome = passed.map_err(Failure::from).and_then(|passed| {
+        let confined = confine::install(&config, path)
+            .map_err(|refusal| Failure::Operator(refusal.to_string()))?;
+        supervise::run(config, passed, confined)
+    });
+    match outcome {
         Ok(()) => {
             tracing::info!("stopped");
             ExitCode::SUCCESS

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
+use crate::confine::Confined;
 use crate::frontend::{self, Context};
 use crate::hardware;
 use crate::memory::{Budget, Held, Part, Reservation};
@@ -134,15 +135,17 @@ fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
     Ok(bound)
 }
 
-/// Runs the daemon until it is told to stop. It listens on the sockets that were passed, and on others of its own.
+/// Runs the daemon until it is told to stop. It listens on the sockets that were passed, and on others of its own. What it gave
+/// up before, for good, is in `confined`.
 ///
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
-pub fn run(config: Config, passed: Passed) -> Result<(), Failure> {
+pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Failure> {
     Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
     let bound = bind(&config, passed)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
+    telemetry.confined(&confined);
     let budget = Budget::of(&config);
     // To the end.
     let _promised = promise(&config, &budget)?;
@@ -169,6 +172,7 @@ pub fn run(config: Config, passed: Passed) -> Result<(), Failure> {
         workers,
         budget,
         spool: spool.clone(),
+        confined: Arc::new(confined),
         telemetry,
         stopping: CancellationToken::new(),
     };

@@ -5,6 +5,7 @@ mod hardware;
 pub mod journal;
 pub mod metrics;
 mod models;
+mod sandbox;
 mod spool;
 
 pub use metrics::{Telemetry, Told};

@@ -18,6 +18,7 @@ pub mod models;
 pub mod mqtt;
 mod problem;
 mod read;
+pub mod sandbox;
 pub mod speculation;
 pub mod spool;
 pub mod task;
@@ -68,6 +69,8 @@ pub struct Config {
     pub memory: memory::MemoryConfig,
     /// `[hardware]`
     pub hardware: hardware::HardwareConfig,
+    /// `[sandbox]`
+    pub sandbox: sandbox::SandboxConfig,
     /// `[log]`
     pub log: log::LogConfig,
 }

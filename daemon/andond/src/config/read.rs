@@ -86,6 +86,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "limits" => config.limits = reader.section(&name, table),
             "memory" => config.memory = reader.section(&name, table),
             "hardware" => config.hardware = reader.section(&name, table),
+            "sandbox" => config.sandbox = reader.section(&name, table),
             "log" => config.log = reader.section(&name, table),
             "task" => {
                 for (key, value) in table {
@@ -104,7 +105,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "gateway",
     "model",
     "models",
@@ -119,6 +120,7 @@ const SECTIONS: [&str; 15] = [
     "limits",
     "memory",
     "hardware",
+    "sandbox",
     "log",
 ];
 
@@ -232,10 +234,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 14] {
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 15] {
     use super::{
-        cache, engine, gateway, hardware, http, limits, log, model, models, mqtt, speculation,
-        spool, task, wire,
+        cache, engine, gateway, hardware, http, limits, log, model, models, mqtt, sandbox,
+        speculation, spool, task, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -254,6 +256,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 14] 
         ("task", known_keys::<task::TaskConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
         ("hardware", known_keys::<hardware::HardwareConfig>()),
+        ("sandbox", known_keys::<sandbox::SandboxConfig>()),
         ("log", known_keys::<log::LogConfig>()),
     ]
 }

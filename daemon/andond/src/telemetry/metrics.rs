@@ -23,8 +23,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::hardware::Hardware;
 use super::models::ModelMetrics;
+use super::sandbox::SandboxMetrics;
 use super::spool::SpoolMetrics;
 use crate::config::TASKS_MAX;
+use crate::confine::Confined;
 use crate::fault::FaultCode;
 use crate::hardware::Readings;
 use crate::memory::BudgetFacts;
@@ -278,6 +280,7 @@ pub struct Telemetry {
     pub(super) models: ModelMetrics,
     kept: Kept,
     hardware: Hardware,
+    sandbox: SandboxMetrics,
     /// What share of the machine's streaming read each pass that decoded tokens reached.
     decode_bandwidth: Histogram,
 }
@@ -428,6 +431,7 @@ impl Telemetry {
             models: ModelMetrics::default(),
             kept: Kept::default(),
             hardware: Hardware::default(),
+            sandbox: SandboxMetrics::default(),
             decode_bandwidth: Histogram::new((1..=10).map(|tenth| f64::from(tenth) / 10.0)),
         };
         let registry = &mut telemetry.registry;
@@ -438,6 +442,7 @@ impl Telemetry {
         telemetry.models.register(registry);
         telemetry.kept.register(registry);
         telemetry.hardware.register(registry);
+        telemetry.sandbox.register(registry);
         registry.register_with_unit(
             "decode_bandwidth",
             "Share of the machine's streaming read that passes with decoded tokens reached, by the weights they read",
@@ -749,6 +754,11 @@ impl Telemetry {
     /// Notes what the daemon does without.
     pub fn degraded(&self, degraded: &[Degraded]) {
         self.hardware.degraded(degraded);
+    }
+
+    /// Notes what the daemon gave up when it started.
+    pub fn confined(&self, confined: &Confined) {
+        self.sandbox.confined(confined);
     }
 
     /// Notes what memory is promised.

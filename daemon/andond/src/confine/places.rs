@@ -1,0 +1,352 @@
+//! Which files and ports a configuration needs.
+//!
+//! A file that may be replaced while the daemon runs, as certificates, keys and models are, is granted with the folder it is
+//! in: what takes its place is another file. A folder that many things share is not granted for one of them.
+//!
+//! Invariant: every key that names a file, a folder, a port or a listener is looked at here; a test has the annotated
+//! configuration for a list of them.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+
+use andon_confine::files::Places;
+use andon_engine::gguf::PartName;
+use andon_engine::tokenizer::TemplateChoice;
+
+use crate::config::Config;
+use crate::config::speculation::DraftPlace;
+use crate::config::spool::Durable;
+
+/// The port of the domain name system, where answers do not fit a datagram.
+const PORT_DNS: u16 = 53;
+
+/// What the libraries read that look up names, users, groups and times, and what tells of the machine. `/etc` is granted whole:
+/// its files are replaced whenever the network changes. So is `/proc`: its files have no identity that lasts. What other
+/// processes there tell is closed by Landlock where it is not public, and by the unit (`ProtectProc=`).
+const SYSTEM: &[&str] = &[
+    "/etc",
+    "/proc",
+    "/sys",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/share/zoneinfo",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/var/lib/sss",
+    "/run/nscd",
+    "/run/systemd/resolve",
+    "/run/systemd/timesync",
+    "/run/systemd/userdb",
+    "/dev/null",
+    "/dev/urandom",
+];
+
+/// The folders that the daemon keeps things in.
+pub fn kept(config: &Config) -> impl Iterator<Item = &Path> {
+    let spool = (config.spool.durable == Durable::On).then_some(&config.spool.dir);
+    [&config.models.dir, &config.cache.dir]
+        .into_iter()
+        .chain(spool)
+        .map(PathBuf::as_path)
+}
+
+/// What `config`, read from `file`, needs.
+#[must_use]
+pub fn of(config: &Config, file: &Path) -> Places {
+    let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+    read.insert(config.hardware.sys_dir.clone());
+    read.insert(config.hardware.proc_dir.clone());
+    // Where it is a link into what the network's manager makes, which may come later than the daemon.
+    if let Ok(target) = Path::new("/etc/resolv.conf").read_link() {
+        let target = Path::new("/etc").join(target);
+        read.extend(
+            target
+                .ancestors()
+                .skip(1)
+                .find(|path| path.is_dir())
+                .map(Path::to_owned),
+        );
+    }
+    read.extend(env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
+    // Of the program itself backtraces are made.
+    read.extend(env::current_exe().ok());
+
+    let template = match config.model.template_choice() {
+        Some(TemplateChoice::File(path)) => Some(path),
+        _ => None,
+    };
+    let mqtt = Some(&config.mqtt).filter(|mqtt| mqtt.enabled);
+    let of_mqtt = mqtt.into_iter().flat_map(|mqtt| {
+        [
+            &mqtt.password_file,
+            &mqtt.ca_file,
+            &mqtt.certificate_file,
+            &mqtt.key_file,
+        ]
+    });
+    let named = of_mqtt
+        .chain([&config.spool.key_file, &template])
+        .flatten()
+        .map(PathBuf::as_path)
+        .chain([file]);
+    for path in named {
+        replaceable(path, &mut read);
+    }
+    if !config.model.is_kept() {
+        weights(&config.model.path, &mut read);
+    }
+    if let Some(DraftPlace::Path(path)) = config.speculation.draft_place() {
+        weights(path, &mut read);
+    }
+
+    let mut sockets = BTreeSet::new();
+    let mut listen = BTreeSet::new();
+    if config.http.enabled {
+        sockets.extend(config.http.socket.parent().map(Path::to_owned));
+        listen.extend(config.http.listen.map(|address| address.port()));
+    }
+    if config.wire.enabled {
+        sockets.extend(config.wire.socket.parent().map(Path::to_owned));
+    }
+
+    let mut connect = BTreeSet::new();
+    if let Some(mqtt) = mqtt {
+        connect.insert(mqtt.port());
+        if mqtt.host.parse::<IpAddr>().is_err() {
+            connect.insert(PORT_DNS);
+        }
+    }
+    Places {
+        read,
+        keep: kept(config).map(Path::to_owned).collect(),
+        sockets,
+        listen,
+        connect,
+        // The service manager of a container may be told so.
+        abstract_sockets: env::var_os("NOTIFY_SOCKET")
+            .is_some_and(|path| path.as_encoded_bytes().starts_with(b"@")),
+    }
+}
+
+/// Grants the file of a model, and the other parts of one that is split.
+fn weights(path: &Path, read: &mut BTreeSet<PathBuf>) {
+    replaceable(path, read);
+    if let Some(name) = PartName::of(path) {
+        for index in 0..name.count {
+            let part = name.part(index);
+            read.extend(part.canonicalize().ok());
+            read.insert(part);
+        }
+    }
+}
+
+/// Grants a file and what takes its place, by its own name and by that it is a link to.
+fn replaceable(path: &Path, read: &mut BTreeSet<PathBuf>) {
+    for path in [std::path::absolute(path), path.canonicalize()]
+        .into_iter()
+        .flatten()
+    {
+        if let Some(folder) = path.parent().filter(|folder| !is_shared(folder)) {
+            read.insert(folder.to_owned());
+        }
+        read.insert(path);
+    }
+}
+
+/// Whether a folder is one of those that programs and users share: the root, what is in it, and what is in those of it where
+/// each entry is somebody else's.
+fn is_shared(folder: &Path) -> bool {
+    let mut names = folder.components().filter_map(|component| match component {
+        Component::Normal(name) => name.to_str(),
+        _ => None,
+    });
+    let Some(first) = names.next() else {
+        return true;
+    };
+    let depth = names.count() + 1;
+    let of_everybody = matches!(first, "home" | "media" | "mnt" | "run" | "usr" | "var");
+    depth == 1 || (depth == 2 && of_everybody)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The annotated default, as it is installed.
+    const SHIPPED: &str = include_str!("../../../../systemd/andond.toml");
+
+    /// Every key that names a place, with a value of it and what has to be on besides.
+    const KEYS: &[(&str, &str, &str, &str)] = &[
+        ("model", "path", "/p/model/m.gguf", ""),
+        ("model", "chat-template", "/p/template/t.jinja", ""),
+        ("models", "dir", "/p/models", ""),
+        ("cache", "dir", "/p/cache", ""),
+        ("speculation", "draft", "/p/draft/d.gguf", ""),
+        ("spool", "dir", "/p/spool", ""),
+        ("spool", "key-file", "/p/key/k", ""),
+        ("http", "socket", "/p/http/s", ""),
+        ("http", "listen", "127.0.0.1:4001", ""),
+        ("wire", "socket", "/p/wire/s", ""),
+        ("mqtt", "host", "broker.plant", "enabled = true"),
+        ("mqtt", "port", "4002", "enabled = true"),
+        (
+            "mqtt",
+            "password-file",
+            "/p/password/p",
+            "enabled = true\nusername = \"u\"",
+        ),
+        ("mqtt", "ca-file", "/p/ca/c", "enabled = true\ntls = true"),
+        (
+            "mqtt",
+            "certificate-file",
+            "/p/certificate/c",
+            "enabled = true\ntls = true\nca-file = \"/c\"\nkey-file = \"/k\"",
+        ),
+        (
+            "mqtt",
+            "key-file",
+            "/p/private/k",
+            "enabled = true\ntls = true\nca-file = \"/c\"\ncertificate-file = \"/k\"",
+        ),
+        ("hardware", "sys-dir", "/p/sys", ""),
+        ("hardware", "proc-dir", "/p/proc", ""),
+    ];
+
+    fn read(text: &str) -> Config {
+        Config::parse(text).unwrap_or_else(|problems| panic!("{text}: {problems}"))
+    }
+
+    fn all_of(places: &Places) -> BTreeSet<String> {
+        let paths = [&places.read, &places.keep, &places.sockets];
+        let paths = paths
+            .into_iter()
+            .flatten()
+            .map(|path| path.display().to_string());
+        let ports = [&places.listen, &places.connect];
+        paths
+            .chain(ports.into_iter().flatten().map(u16::to_string))
+            .collect()
+    }
+
+    #[test]
+    fn each_of_the_keys_opens_its_place_and_no_other_does() {
+        for &(section, key, value, with) in KEYS {
+            let bare = if section == "model" {
+                String::new()
+            } else {
+                "[model]\npath = \"/m.gguf\"\n".to_owned()
+            };
+            let quoted = if key == "port" {
+                value.to_owned()
+            } else {
+                format!("{value:?}")
+            };
+            let name = if section == "model" && key != "path" {
+                "path = \"/m.gguf\"\n"
+            } else {
+                ""
+            };
+            let text = format!("{bare}[{section}]\n{name}{key} = {quoted}\n{with}\n");
+            let places = all_of(&of(&read(&text), Path::new("/p/config/andond.toml")));
+            let expected = match key {
+                "host" => PORT_DNS.to_string(),
+                "port" | "listen" => value.rsplit(':').next().unwrap_or(value).to_owned(),
+                "dir" | "sys-dir" | "proc-dir" => value.to_owned(),
+                _ => Path::new(value)
+                    .parent()
+                    .expect("a folder")
+                    .display()
+                    .to_string(),
+            };
+            assert!(places.contains(&expected), "{section}.{key}: {places:?}");
+            let own = places.iter().filter(|place| place.starts_with("/p/"));
+            for place in own {
+                assert!(
+                    place.starts_with("/p/config") || place.starts_with(&expected),
+                    "{section}.{key} opens {place}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_that_names_a_place_is_forgotten() {
+        let text: String = SHIPPED
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(code) if !code.starts_with(' ') && !code.is_empty() => format!("{code}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let shown: toml::Table = text.parse().expect("TOML");
+        let is_place = |key: &str, value: &str| {
+            value.starts_with('/')
+                || value.contains("://")
+                || value.parse::<std::net::SocketAddr>().is_ok()
+                || ["host", "port", "listen", "url", "socket"].contains(&key)
+                || [
+                    "-file", "-dir", "-socket", "-listen", "-port", "-url", "-host",
+                ]
+                .iter()
+                .any(|end| key.ends_with(end))
+        };
+        for (section, table) in shown.iter().filter(|(section, _)| *section != "task") {
+            for (key, value) in table.as_table().expect("a section") {
+                let text = match value {
+                    toml::Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                };
+                if is_place(key, &text) {
+                    assert!(
+                        KEYS.iter()
+                            .any(|known| (known.0, known.1) == (section, key)),
+                        "{section}.{key} names a place: grant it here, and test it"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_in_a_folder_of_everybody_is_granted_alone() {
+        for (path, folder) in [
+            ("srv models m.gguf", true),
+            ("var lib andon m.gguf", true),
+            ("m.gguf", false),
+            ("srv m.gguf", false),
+            ("home m.gguf", false),
+            ("home somebody m.gguf", false),
+            ("home somebody models m.gguf", true),
+            ("mnt stick m.gguf", false),
+        ] {
+            let path = format!("/{}", path.replace(' ', "/"));
+            let mut read = BTreeSet::new();
+            replaceable(Path::new(&path), &mut read);
+            assert!(read.contains(Path::new(&path)));
+            let parent = Path::new(&path).parent().expect("a folder");
+            assert_eq!(read.contains(parent), folder, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_split_model_is_granted() {
+        let mut read = BTreeSet::new();
+        weights(Path::new("/mnt/stick/m-00002-of-00003.gguf"), &mut read);
+        let parts =
+            (1..=3).map(|part| PathBuf::from(format!("/mnt/stick/m-{part:05}-of-00003.gguf")));
+        assert_eq!(read, parts.collect());
+    }
+
+    #[test]
+    fn what_is_off_opens_nothing() {
+        let quiet = "[model]\nname = \"m\"\n[spool]\ndurable = \"off\"\ndir = \"/p/spool\"\n[http]\nenabled = false\n\
+            listen = \"127.0.0.1:4001\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n";
+        let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"));
+        assert!(places.sockets.is_empty() && places.listen.is_empty() && places.connect.is_empty());
+        assert!(!all_of(&places).iter().any(|place| place.starts_with("/p/")));
+    }
+}
