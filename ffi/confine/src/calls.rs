@@ -4,8 +4,8 @@
 //! machine is killed for ([`NEVER`]); what libraries try before older calls is absent, so that they fall back ([`absent`]); of
 //! the rest, what the daemon uses is allowed ([`ALLOWED`], [`conditional`]) and everything else is refused with `EPERM`.
 //!
-//! Invariant: no process is made and no program run; no memory is writable and executable, nor executable unless it is a
-//! file's; sockets are Unix, TCP and UDP.
+//! Invariant: no process is made and no program run; no memory becomes executable, be it a file's; sockets are Unix, TCP and
+//! UDP.
 
 use std::collections::BTreeMap;
 
@@ -315,25 +315,13 @@ fn is(index: u8, value: libc::c_int) -> Result<SeccompCondition, BackendError> {
 
 /// Calls that the daemon makes with some arguments only.
 fn conditional(process: libc::pid_t) -> Result<Rules, BackendError> {
-    use libc::{MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE};
     let rule = SeccompRule::new;
     let mut rules = Rules::new();
 
-    // Libraries that name services load are files, and code; nothing else is.
-    rules.insert(
-        libc::SYS_mmap,
-        vec![
-            rule(vec![bits(2, PROT_EXEC, 0)?])?,
-            rule(vec![
-                bits(2, PROT_EXEC | PROT_WRITE, PROT_EXEC)?,
-                bits(3, MAP_ANONYMOUS, 0)?,
-            ])?,
-        ],
-    );
-    rules.insert(
-        libc::SYS_mprotect,
-        vec![rule(vec![bits(2, PROT_EXEC, 0)?])?],
-    );
+    // All the code there is was loaded before.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![rule(vec![bits(2, libc::PROT_EXEC, 0)?])?]);
+    }
 
     // Threads of this process, and no process.
     let thread = libc::CLONE_THREAD | libc::CLONE_VM;
@@ -446,7 +434,8 @@ pub fn available() -> Result<(), Unavailable> {
     )))
 }
 
-/// Confines the calling thread, and what it starts, to the calls that the daemon makes.
+/// Confines the calling thread, and what it starts, to the calls that the daemon makes. Libraries that are needed later have to
+/// be loaded before ([`crate::names::load`]).
 ///
 /// # Errors
 /// The kernel cannot do it, or does not let this process. Filters that were taken before the error stay; they are in nobody's
@@ -537,6 +526,43 @@ mod tests {
             let error = std::os::unix::fs::symlink("nowhere", folder.path().join("link"));
             let error = error.expect_err("no link is made");
             assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        });
+    }
+
+    /// The error with which a page of memory is not mapped; of a file, if there is one.
+    fn map(protection: libc::c_int, file: Option<&File>) -> Option<libc::c_int> {
+        use std::os::fd::AsRawFd as _;
+        let (flags, fd) = match file {
+            Some(file) => (libc::MAP_PRIVATE, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
+        // SAFETY: the kernel chooses where, and nobody uses the page.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, fd, 0) };
+        (at == libc::MAP_FAILED).then(|| io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+
+    #[test]
+    fn no_memory_becomes_executable() {
+        use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
+        let program = std::env::current_exe().expect("a program");
+        let program = File::open(program).expect("readable");
+        assert_eq!(map(PROT_READ | PROT_EXEC, Some(&program)), None);
+        confined(|| {
+            assert_eq!(map(PROT_READ | PROT_WRITE, None), None);
+            for (protection, file) in [
+                (PROT_READ | PROT_WRITE | PROT_EXEC, None),
+                (PROT_READ | PROT_EXEC, None),
+                (PROT_READ | PROT_EXEC, Some(&program)),
+            ] {
+                assert_eq!(map(protection, file), Some(libc::EPERM), "{protection}");
+            }
+            // SAFETY: the kernel chooses where, and nobody uses the page.
+            let changed = unsafe {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                let at = libc::mmap(std::ptr::null_mut(), 4096, PROT_READ, flags, -1, 0);
+                libc::mprotect(at, 4096, PROT_READ | PROT_EXEC)
+            };
+            assert_eq!(changed, -1);
         });
     }
 }

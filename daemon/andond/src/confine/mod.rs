@@ -15,7 +15,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use andon_confine::files::Places;
-use andon_confine::{Unavailable, calls, files};
+use andon_confine::{Unavailable, calls, files, names};
 
 use crate::config::Config;
 use crate::config::sandbox::Demand;
@@ -115,6 +115,7 @@ pub fn install(config: &Config, file: &Path) -> Result<Confined, Refusal> {
     })?;
     // Last: it takes away what the other is made with.
     let seccomp = layer("sandbox.seccomp", config.sandbox.seccomp, || {
+        names::load();
         calls::restrict().map(|()| 1)
     })?;
     Ok(Confined {
