@@ -28,8 +28,22 @@ pub struct Rates {
     pub tokens: Option<Rate>,
 }
 
+impl Rates {
+    /// These, and those of `others` where they say nothing.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            requests: self.requests.or(others.requests),
+            alarms: self.alarms.or(others.alarms),
+            tokens: self.tokens.or(others.tokens),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Account {
+    /// As they were said when it last asked.
+    rates: Rates,
     open: u32,
     served: u64,
     used_ms: u64,
@@ -38,9 +52,55 @@ struct Account {
     tokens: Bucket,
 }
 
+impl Account {
+    fn new(rates: Rates, now_ms: u64) -> Self {
+        let full = |rate: Option<Rate>| Bucket::full(rate.unwrap_or(UNUSED), now_ms);
+        Self {
+            rates,
+            open: 0,
+            served: 0,
+            used_ms: now_ms,
+            requests: full(rates.requests),
+            alarms: full(rates.alarms),
+            tokens: full(rates.tokens),
+        }
+    }
+
+    /// Goes by these rates from now on. What was taken before still has to be paid off, where it was counted.
+    fn go_by(&mut self, rates: Rates, now_ms: u64) {
+        let before = core::mem::replace(&mut self.rates, rates);
+        for (bucket, before, rate) in [
+            (&mut self.requests, before.requests, rates.requests),
+            (&mut self.alarms, before.alarms, rates.alarms),
+            (&mut self.tokens, before.tokens, rates.tokens),
+        ] {
+            if before.is_none()
+                && let Some(rate) = rate
+            {
+                *bucket = Bucket::full(rate, now_ms);
+            }
+        }
+    }
+
+    fn rate_of(&self, priority: Priority) -> (Option<Rate>, Reason) {
+        match priority {
+            Priority::Alarm => (self.rates.alarms, Reason::AlarmRate),
+            Priority::Interactive | Priority::Batch => (self.rates.requests, Reason::RequestRate),
+        }
+    }
+
+    fn bucket_of(&mut self, priority: Priority) -> &mut Bucket {
+        match priority {
+            Priority::Alarm => &mut self.alarms,
+            Priority::Interactive | Priority::Batch => &mut self.requests,
+        }
+    }
+}
+
 /// All clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
+    /// Those of a client that brings none of its own.
     rates: Rates,
     accounts: BTreeMap<ClientId, Account>,
     idle: usize,
@@ -63,27 +123,19 @@ impl Clients {
         }
     }
 
-    fn rate_of(&self, priority: Priority) -> (Option<Rate>, Reason) {
-        match priority {
-            Priority::Alarm => (self.rates.alarms, Reason::AlarmRate),
-            Priority::Interactive | Priority::Batch => (self.rates.requests, Reason::RequestRate),
-        }
-    }
-
-    /// Whether a client asks too often, or for too much.
+    /// Whether a client asks too often, or for too much, by its own rates where it has some.
     pub fn throttled(
         &mut self,
         client: ClientId,
+        own: Rates,
         priority: Priority,
         now_ms: u64,
     ) -> Option<Throttled> {
-        let (rate, reason) = self.rate_of(priority);
-        let tokens = self.rates.tokens;
+        let rates = own.or(self.rates);
         let account = self.accounts.get_mut(&client)?;
-        let bucket = match priority {
-            Priority::Alarm => &mut account.alarms,
-            Priority::Interactive | Priority::Batch => &mut account.requests,
-        };
+        account.go_by(rates, now_ms);
+        let (rate, reason) = account.rate_of(priority);
+        let bucket = account.bucket_of(priority);
         let wait_ms = rate.map_or(0, |rate| bucket.wait_ms(rate, 1, now_ms));
         if wait_ms > 0 {
             return Some(Throttled { reason, wait_ms });
@@ -92,7 +144,9 @@ impl Clients {
         if priority == Priority::Alarm {
             return None;
         }
-        let wait_ms = tokens.map_or(0, |rate| account.tokens.wait_ms(rate, 1, now_ms));
+        let wait_ms = rates
+            .tokens
+            .map_or(0, |rate| account.tokens.wait_ms(rate, 1, now_ms));
         (wait_ms > 0).then_some(Throttled {
             reason: Reason::TokenRate,
             wait_ms,
@@ -113,20 +167,15 @@ impl Clients {
             .map_or(self.floor, |account| account.served)
     }
 
-    /// Takes in that a client's request was admitted.
-    pub fn opened(&mut self, client: ClientId, priority: Priority, now_ms: u64) {
-        let (rate, _) = self.rate_of(priority);
-        let rates = self.rates;
-        let full = |rate: Option<Rate>| Bucket::full(rate.unwrap_or(UNUSED), now_ms);
+    /// Takes in that a client's request was admitted, with the client's own rates where it has some.
+    pub fn opened(&mut self, client: ClientId, own: Rates, priority: Priority, now_ms: u64) {
+        let rates = own.or(self.rates);
         let known = self.accounts.contains_key(&client);
-        let account = self.accounts.entry(client).or_insert_with(|| Account {
-            open: 0,
-            served: 0,
-            used_ms: now_ms,
-            requests: full(rates.requests),
-            alarms: full(rates.alarms),
-            tokens: full(rates.tokens),
-        });
+        let account = self
+            .accounts
+            .entry(client)
+            .or_insert_with(|| Account::new(rates, now_ms));
+        account.go_by(rates, now_ms);
         if account.open == 0 {
             account.served = account.served.max(self.floor);
             if known {
@@ -135,12 +184,8 @@ impl Clients {
         }
         account.open += 1;
         account.used_ms = now_ms;
-        let bucket = match priority {
-            Priority::Alarm => &mut account.alarms,
-            Priority::Interactive | Priority::Batch => &mut account.requests,
-        };
-        if let Some(rate) = rate {
-            bucket.take(rate, 1, now_ms);
+        if let (Some(rate), _) = account.rate_of(priority) {
+            account.bucket_of(priority).take(rate, 1, now_ms);
         }
     }
 
@@ -151,10 +196,9 @@ impl Clients {
 
     /// Takes in that so many tokens were computed for a client, which cost as much as so many of an answer.
     pub fn computed(&mut self, client: ClientId, tokens: u32, cost: u64, now_ms: u64) {
-        let rate = self.rates.tokens;
         if let Some(account) = self.accounts.get_mut(&client) {
             account.served = account.served.saturating_add(cost);
-            if let Some(rate) = rate {
+            if let Some(rate) = account.rates.tokens {
                 account.tokens.take(rate, tokens, now_ms);
             }
         }
@@ -178,12 +222,13 @@ impl Clients {
 
     /// Forgets the clients of which there is nothing to remember, and if there are none, one.
     fn forget(&mut self, now_ms: u64) {
-        let (rates, floor) = (self.rates, self.floor);
+        let floor = self.floor;
         let full = |bucket: &mut Bucket, rate: Option<Rate>| {
             rate.is_none_or(|rate| bucket.is_full(rate, now_ms))
         };
         let mut oldest = None;
         self.accounts.retain(|client, account| {
+            let rates = account.rates;
             let keep = account.open > 0
                 || account.served > floor
                 || !full(&mut account.requests, rates.requests)
@@ -225,6 +270,12 @@ mod tests {
 
     const ONE: ClientId = ClientId(1);
     const TWO: ClientId = ClientId(2);
+    /// No rates of its own.
+    const NONE: Rates = Rates {
+        requests: None,
+        alarms: None,
+        tokens: None,
+    };
     const RATES: Rates = Rates {
         requests: Some(Rate::per_minute(2)),
         alarms: Some(Rate::per_minute(1)),
@@ -235,30 +286,68 @@ mod tests {
     fn each_client_has_its_own_rates_and_alarms_theirs() {
         let mut clients = Clients::new(RATES);
         for _ in 0..2 {
-            assert_eq!(clients.throttled(ONE, Priority::Batch, 0), None);
-            clients.opened(ONE, Priority::Batch, 0);
+            assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 0), None);
+            clients.opened(ONE, NONE, Priority::Batch, 0);
         }
         assert_eq!(
-            clients.throttled(ONE, Priority::Interactive, 0),
+            clients.throttled(ONE, NONE, Priority::Interactive, 0),
             Some(Throttled {
                 reason: Reason::RequestRate,
                 wait_ms: 30_000
             })
         );
-        assert_eq!(clients.throttled(TWO, Priority::Interactive, 0), None);
-        assert_eq!(clients.throttled(ONE, Priority::Alarm, 0), None);
-        clients.opened(ONE, Priority::Alarm, 0);
-        let alarm = clients.throttled(ONE, Priority::Alarm, 0);
+        assert_eq!(clients.throttled(TWO, NONE, Priority::Interactive, 0), None);
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Alarm, 0), None);
+        clients.opened(ONE, NONE, Priority::Alarm, 0);
+        let alarm = clients.throttled(ONE, NONE, Priority::Alarm, 0);
         assert_eq!(alarm.map(|alarm| alarm.reason), Some(Reason::AlarmRate));
         assert_eq!(clients.open(ONE), 3);
     }
 
     #[test]
+    fn rates_of_its_own_go_before_those_of_all() {
+        let mut clients = Clients::new(RATES);
+        let own = Rates {
+            requests: Some(Rate::per_minute(3)),
+            ..NONE
+        };
+        let reason = |throttled: Option<Throttled>| throttled.map(|throttled| throttled.reason);
+        for _ in 0..3 {
+            assert_eq!(clients.throttled(ONE, own, Priority::Batch, 0), None);
+            clients.opened(ONE, own, Priority::Batch, 0);
+        }
+        let fourth = clients.throttled(ONE, own, Priority::Batch, 0);
+        assert_eq!(reason(fourth), Some(Reason::RequestRate));
+        // What it says nothing of is as for all.
+        clients.opened(ONE, own, Priority::Alarm, 0);
+        let alarm = clients.throttled(ONE, own, Priority::Alarm, 0);
+        assert_eq!(reason(alarm), Some(Reason::AlarmRate));
+        clients.computed(ONE, 700, 700, 0);
+        let later = clients.throttled(ONE, own, Priority::Batch, 60_000);
+        assert_eq!(reason(later), None);
+    }
+
+    #[test]
+    fn rates_may_change_between_two_requests() {
+        let mut clients = Clients::new(NONE);
+        clients.opened(ONE, NONE, Priority::Batch, 0);
+        let own = Rates {
+            requests: Some(Rate::per_minute(1)),
+            ..NONE
+        };
+        // It was not counted before.
+        assert_eq!(clients.throttled(ONE, own, Priority::Batch, 1), None);
+        clients.opened(ONE, own, Priority::Batch, 1);
+        assert!(clients.throttled(ONE, own, Priority::Batch, 2).is_some());
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 2), None);
+    }
+
+    #[test]
     fn who_was_given_many_tokens_pays_them_off() {
         let mut clients = Clients::new(RATES);
-        clients.opened(ONE, Priority::Batch, 0);
+        clients.opened(ONE, NONE, Priority::Batch, 0);
         clients.computed(ONE, 700, 700, 0);
-        let throttled = clients.throttled(ONE, Priority::Batch, 0);
+        let throttled = clients.throttled(ONE, NONE, Priority::Batch, 0);
         assert_eq!(
             throttled,
             Some(Throttled {
@@ -266,17 +355,17 @@ mod tests {
                 wait_ms: 10_100
             })
         );
-        assert_eq!(clients.throttled(ONE, Priority::Alarm, 0), None);
-        assert_eq!(clients.throttled(ONE, Priority::Batch, 10_100), None);
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Alarm, 0), None);
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 10_100), None);
     }
 
     #[test]
     fn who_was_away_has_saved_nothing_up() {
         let mut clients = Clients::new(Rates::default());
-        clients.opened(ONE, Priority::Batch, 0);
+        clients.opened(ONE, NONE, Priority::Batch, 0);
         clients.computed(ONE, 1_000, 1_000, 0);
         clients.started(ONE);
-        clients.opened(TWO, Priority::Batch, 1);
+        clients.opened(TWO, NONE, Priority::Batch, 1);
         assert_eq!(clients.served(TWO), 1_000);
     }
 
@@ -285,14 +374,14 @@ mod tests {
         let mut clients = Clients::new(RATES);
         let count = CLIENTS_MAX as u64 + 100;
         for client in 0..count {
-            clients.opened(ClientId(client), Priority::Batch, client);
+            clients.opened(ClientId(client), NONE, Priority::Batch, client);
             clients.closed(ClientId(client), client);
             assert!(clients.count() <= CLIENTS_MAX);
         }
         // The first ones were forgotten, the last are known.
         let throttled = |clients: &mut Clients, client| {
-            clients.opened(ClientId(client), Priority::Batch, count);
-            let throttled = clients.throttled(ClientId(client), Priority::Batch, count);
+            clients.opened(ClientId(client), NONE, Priority::Batch, count);
+            let throttled = clients.throttled(ClientId(client), NONE, Priority::Batch, count);
             throttled.is_some()
         };
         assert!(!throttled(&mut clients, 0));

@@ -143,6 +143,8 @@ pub struct Arrival {
     pub tokens_max: Option<u32>,
     /// Answers to give, at least one; no more than [`Places::shared`].
     pub choices: u32,
+    /// How often this client may ask, in place of [`Config::rates`] where it says so.
+    pub rates: Rates,
 }
 
 /// What is known of a request once it is prepared.
@@ -357,14 +359,17 @@ impl Scheduler {
             phase: self.phase,
             waiting: self.waiting,
             client_open: self.clients.open(client),
-            throttled: self.clients.throttled(client, arrival.priority, now_ms),
+            throttled: self
+                .clients
+                .throttled(client, arrival.rates, arrival.priority, now_ms),
             refuses: self.restraint.refuses,
             wait_ms: self.wait_ms(ticket, &entry, now_ms),
             turn_ms: self.turn_ms(),
         };
         admission::admit(&self.config.bounds, &load, &demand, now_ms)?;
         self.next_ticket += 1;
-        self.clients.opened(client, arrival.priority, now_ms);
+        self.clients
+            .opened(client, arrival.rates, arrival.priority, now_ms);
         self.waiting += 1;
         self.overdue_ms = self.overdue_ms.min(arrival.deadline_ms.unwrap_or(u64::MAX));
         self.entries.insert(ticket, entry);

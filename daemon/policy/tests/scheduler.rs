@@ -49,6 +49,7 @@ fn arrival(priority: Priority) -> Arrival {
         deadline_ms: None,
         tokens_max: None,
         choices: 1,
+        rates: Rates::default(),
     }
 }
 
@@ -647,6 +648,37 @@ fn a_client_is_held_to_its_rates() {
     };
     assert!(scheduler.arrived(0, &other).is_ok());
     assert!(scheduler.arrived(30_000, &arrival(Batch)).is_ok());
+}
+
+#[test]
+fn a_client_with_rates_of_its_own_is_held_to_these() {
+    let config = Config {
+        rates: Rates {
+            requests: Some(Rate::per_minute(1)),
+            ..Rates::default()
+        },
+        ..CONFIG
+    };
+    let mut scheduler = scheduler_of(config);
+    let own = Arrival {
+        rates: Rates {
+            requests: Some(Rate::per_minute(3)),
+            ..Rates::default()
+        },
+        ..arrival(Batch)
+    };
+    for _ in 0..3 {
+        assert!(scheduler.arrived(0, &own).is_ok());
+    }
+    let refused = scheduler.arrived(0, &own).expect_err("too many");
+    assert_eq!(refused.reason, Reason::RequestRate);
+    assert_eq!(refused.retry_after_ms, Some(20_000));
+    let other = Arrival {
+        client: ClientId(1),
+        ..arrival(Batch)
+    };
+    assert!(scheduler.arrived(0, &other).is_ok());
+    assert!(scheduler.arrived(0, &other).is_err());
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod asks;
 mod checks;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use andon_policy::admission::{Bounds, Phase, Refuses};
 use andon_policy::client::Rates;
@@ -90,6 +90,10 @@ struct Client {
     /// Mean time between two requests.
     pause_us: u64,
     deadlines: bool,
+    /// How often it may ask, where that is not as for all.
+    rates: Rates,
+    /// When it was taken in within the last minute, alarms aside, in milliseconds.
+    taken: VecDeque<u64>,
 }
 
 /// See the crate.
@@ -183,10 +187,21 @@ impl World {
         let clients = (0..random.within(1, 12))
             .map(|_| {
                 let batch = random.below(101 - alarms);
+                let mut own = |count: u64| {
+                    let said = random.one_in(6);
+                    said.then(|| Rate::per_minute(random.within(1, count) as u32))
+                };
+                let rates = Rates {
+                    requests: own(120),
+                    alarms: own(60),
+                    tokens: own(100_000),
+                };
                 Client {
                     mix: [alarms, 100 - alarms - batch, batch],
                     pause_us: random.spread(pause_us, pause_us * 16),
                     deadlines: random.one_in(2),
+                    rates,
+                    taken: VecDeque::new(),
                 }
             })
             .collect();

@@ -93,6 +93,7 @@ impl Shared {
             deadline_ms,
             tokens_max: request.tokens_max.map(saturated),
             choices: request.choices,
+            rates: Rates::default(),
         };
         let ticket = board
             .scheduler

@@ -131,16 +131,41 @@ impl World {
             deadline_ms: request.deadline_ms,
             tokens_max: Some(request.work.tokens_max as u32),
             choices: request.work.choices as u32,
+            rates: self.clients[request.client].rates,
         }
     }
 
     fn took_in(&mut self, number: usize, ticket: Ticket) -> Result<(), Broken> {
+        self.within_rate(number)?;
         let request = &mut self.requests[number];
         (request.ticket, request.state) = (Some(ticket), State::Waiting);
         match self.tickets.insert(ticket, number) {
             Some(_) => Err(format!("{ticket:?} was given twice")),
             None => Ok(()),
         }
+    }
+
+    /// What was taken in of a client within the last minute is no more than a full bucket and what flows into it.
+    fn within_rate(&mut self, number: usize) -> Result<(), Broken> {
+        let now_ms = self.now_ms();
+        let request = &self.requests[number];
+        let client = &mut self.clients[request.client];
+        let rate = client.rates.or(self.config.rates).requests;
+        let Some(rate) = rate.filter(|_| !request.is_alarm()) else {
+            return Ok(());
+        };
+        client.taken.push_back(now_ms);
+        while client.taken.front().is_some_and(|at| at + 60_000 < now_ms) {
+            client.taken.pop_front();
+        }
+        let most = rate.burst as usize + rate.per_minute as usize;
+        if client.taken.len() > most {
+            let count = client.taken.len();
+            return Err(format!(
+                "{count} requests of a client in a minute that may ask {rate:?}"
+            ));
+        }
+        Ok(())
     }
 
     /// The broker delivers a request another time. What is known is not taken in again: it was answered, or will be.
@@ -192,6 +217,10 @@ impl World {
         scheduler.set_phase(Phase::Serving);
         scheduler.restrain(self.restraint);
         self.scheduler = scheduler;
+        // It remembers nobody.
+        for client in &mut self.clients {
+            client.taken.clear();
+        }
         self.engine.clear();
         self.tickets.clear();
         self.lanes = [None; LANES];
