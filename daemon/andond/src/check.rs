@@ -4,6 +4,7 @@ use andon_engine::LoadError;
 use andon_engine::speculate::Corpus;
 use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 
+use crate::access::Rules;
 use crate::config::sandbox::Demand;
 use crate::config::{Config, Problems};
 use crate::registry::{self, Registry};
@@ -123,6 +124,9 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             error.to_string(),
             "make one: `head -c 32 /dev/urandom > FILE`, readable to the daemon's user only",
         );
+    }
+    if let Err(found) = Rules::resolve(config) {
+        problems.extend(found);
     }
     for name in &config.models.admin_groups {
         if !matches!(nix::unistd::Group::from_name(name), Ok(Some(_))) {

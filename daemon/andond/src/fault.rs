@@ -21,6 +21,8 @@ pub enum FaultCode {
     Unsupported,
     /// Prompt and answer do not fit the model's context.
     ContextFull,
+    /// The caller may not ask this.
+    Denied,
     /// Every place is taken; trying again later may help.
     Busy,
     /// The client has a request of this id in flight.
@@ -42,13 +44,14 @@ pub enum FaultCode {
 
 impl FaultCode {
     /// Every code, in the order of declaration.
-    pub const ALL: [FaultCode; 14] = [
+    pub const ALL: [FaultCode; 15] = [
         FaultCode::InvalidRequest,
         FaultCode::TooLarge,
         FaultCode::UnknownModel,
         FaultCode::UnknownTask,
         FaultCode::Unsupported,
         FaultCode::ContextFull,
+        FaultCode::Denied,
         FaultCode::Busy,
         FaultCode::DuplicateId,
         FaultCode::DeadlineExceeded,
@@ -68,6 +71,7 @@ impl FaultCode {
             FaultCode::UnknownTask => "unknown_task",
             FaultCode::Unsupported => "unsupported",
             FaultCode::ContextFull => "context_full",
+            FaultCode::Denied => "not_allowed",
             FaultCode::Busy => "busy",
             FaultCode::DuplicateId => "duplicate_id",
             FaultCode::DeadlineExceeded => "deadline_exceeded",

@@ -2,6 +2,7 @@
 //! turns the worker's events back; none of them knows another.
 
 pub mod http;
+pub mod metrics;
 pub mod mqtt;
 pub mod wire;
 
@@ -10,8 +11,10 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Access;
 use crate::config::Config;
 use crate::confine::Confined;
+use crate::health;
 use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::spool::Spool;
@@ -24,6 +27,8 @@ use crate::workers::Workers;
 pub struct Context {
     /// The checked configuration.
     pub config: Arc<Config>,
+    /// Who may ask for what, as it is now.
+    pub access: Arc<Access>,
     /// The models that are kept.
     pub registry: Arc<Registry>,
     /// Where requests go.
@@ -53,5 +58,13 @@ impl Context {
             Some(deadline) => drop(tokio::time::timeout_at(deadline.into(), loaded).await),
             None => drop(loaded.await),
         }
+    }
+
+    /// Everything that is counted, as Prometheus reads it.
+    pub fn metrics(&self) -> String {
+        self.telemetry.budget(&self.budget.facts());
+        let degraded = health::degraded(self, &self.workers.status());
+        self.telemetry.degraded(&degraded);
+        self.telemetry.encode()
     }
 }

@@ -8,6 +8,7 @@
 //! accepted request ends with exactly one terminal event.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod check;
 pub mod config;
 pub mod confine;

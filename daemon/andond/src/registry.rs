@@ -38,7 +38,7 @@ use andon_wire::manifest::{Manifest, Role, is_model_name};
 use crate::config::models::ModelsConfig;
 
 pub use add::{Added, Begun, Receipt};
-pub use admin::{Peer, may_change};
+pub use admin::may_change;
 pub use known::Known;
 pub use packs::{Packed, Packs};
 pub use proof::{Proof, Proven};

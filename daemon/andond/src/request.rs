@@ -4,11 +4,13 @@
 //! and then the daemon's defaults can fill the gap in one place. [`Request::check`] holds the bounds
 //! every front end shares; it must pass before a request is submitted, and the worker calls it again.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use andon_engine::grammar::Constraint;
 use andon_wire::limits;
 
+use crate::access::Rights;
 use crate::config::limits::LimitsConfig;
 use crate::fault::{Fault, FaultCode};
 
@@ -82,6 +84,17 @@ pub enum Priority {
     Alarm,
 }
 
+impl Priority {
+    /// The word for it in requests and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Priority::Batch => "batch",
+            Priority::Interactive => "interactive",
+            Priority::Alarm => "alarm",
+        }
+    }
+}
+
 impl From<Priority> for andon_wire::Priority {
     fn from(priority: Priority) -> andon_wire::Priority {
         match priority {
@@ -92,8 +105,10 @@ impl From<Priority> for andon_wire::Priority {
     }
 }
 
-/// How far a request may travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+/// How far a request may travel; declared from near to far, so that `Ord` agrees.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Egress {
     /// Never leaves the gateway.
@@ -323,6 +338,8 @@ pub struct Request {
     pub egress: Option<Egress>,
     /// Whether the client wants chunks. The worker sends them either way; front ends may gather.
     pub stream: bool,
+    /// What its caller may ask for: every right until it is handed over, which settles that.
+    pub rights: Arc<Rights>,
 }
 
 impl Request {
@@ -356,7 +373,15 @@ impl Request {
             deadline: None,
             egress: None,
             stream: false,
+            rights: Arc::default(),
         }
+    }
+
+    /// How far it may travel: as it says itself, else as its task says, else nowhere; and never further than its caller may
+    /// have it go.
+    pub fn travels(&self, by_task: Option<Egress>) -> Egress {
+        let said = self.egress.or(by_task).unwrap_or(Egress::Local);
+        said.min(self.rights.egress)
     }
 
     /// Checks every bound the front ends share.

@@ -6,7 +6,7 @@
 mod idle;
 mod starting;
 
-use std::net::TcpListener as StdTcpListener;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, http::parse_mode, speculation::DraftPlace};
+use crate::access::{Access, Rules};
+use crate::config::{Config, Problems, http::parse_mode, speculation::DraftPlace};
 use crate::confine::Confined;
 use crate::frontend::{self, Context};
 use crate::hardware;
@@ -87,25 +88,23 @@ fn runtime(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
 struct Bound {
     http: Option<Socket>,
     loopback: Option<StdTcpListener>,
+    metrics: Option<StdTcpListener>,
     wire: Option<Socket>,
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<StdTcpListener, Failure> {
+    let failed = |error| Failure::Runtime(format!("cannot listen on {address}: {error}"));
+    let listener = StdTcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }
 
 fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
     let (http, wire) = (&config.http, &config.wire);
     // The configuration's check lets no other mode through.
     let mode = |mode: &str| parse_mode(mode).unwrap_or(0o600);
-    let loopback = match http.listen.filter(|_| http.enabled) {
-        None => None,
-        Some(address) => {
-            let listener = StdTcpListener::bind(address).map_err(|error| {
-                Failure::Runtime(format!("cannot listen on {address}: {error}"))
-            })?;
-            listener
-                .set_nonblocking(true)
-                .map_err(runtime("cannot set up the loopback listener"))?;
-            Some(listener)
-        }
-    };
+    let loopback = http.listen.filter(|_| http.enabled).map(bind_tcp);
+    let metrics = config.metrics.listen.map(bind_tcp);
     let mut socket = |enabled: bool,
                       path,
                       bits: &str,
@@ -123,7 +122,8 @@ fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
             &http.socket_mode,
             &http.socket_group,
         )?,
-        loopback,
+        loopback: loopback.transpose()?,
+        metrics: metrics.transpose()?,
         wire: socket(
             wire.enabled,
             &wire.socket,
@@ -141,7 +141,9 @@ fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
 pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Failure> {
-    Tasks::new(&config.task).map_err(|problems| Failure::Operator(problems.to_string()))?;
+    let operator = |problems: Problems| Failure::Operator(problems.to_string());
+    Tasks::new(&config.task).map_err(operator)?;
+    let access = Arc::new(Access::new(Rules::resolve(&config).map_err(operator)?));
     let bound = bind(&config, passed)?;
     let config = Arc::new(config);
     let telemetry = Arc::new(Telemetry::new());
@@ -161,6 +163,7 @@ pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Fai
     registry.start();
     let workers = Workers::start(
         Arc::clone(&config),
+        Arc::clone(&access),
         Arc::clone(&registry),
         Arc::clone(&telemetry),
         Arc::clone(&budget),
@@ -168,6 +171,7 @@ pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Fai
     .map_err(runtime("cannot start a worker"))?;
     let context = Context {
         config,
+        access,
         registry,
         workers,
         budget,
@@ -255,6 +259,10 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
         let (listener, place) = socket.into_listener().map_err(runtime("cannot listen"))?;
         places.push(place);
         frontends.spawn(frontend::wire::run(context.clone(), listener));
+    }
+    if let Some(listener) = bound.metrics {
+        let listener = TcpListener::from_std(listener).map_err(runtime("cannot listen"))?;
+        frontends.spawn(frontend::metrics::run(context.clone(), listener));
     }
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));

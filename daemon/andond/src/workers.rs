@@ -28,6 +28,7 @@ use andon_policy::throttle::{Cause, Throttle};
 use tokio::sync::{broadcast, watch};
 
 use self::names::{Names, Target};
+use crate::access::{Access, Caller, Denied, Rights};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
@@ -120,6 +121,7 @@ impl Residence {
 #[derive(Debug)]
 struct Inner {
     config: Arc<Config>,
+    access: Arc<Access>,
     registry: Arc<Registry>,
     telemetry: Arc<Telemetry>,
     machine: Arc<Machine>,
@@ -358,6 +360,7 @@ impl Workers {
     /// What the system says when it has no thread to give.
     pub fn start(
         config: Arc<Config>,
+        access: Arc<Access>,
         registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
         budget: Arc<Budget>,
@@ -377,6 +380,7 @@ impl Workers {
         let (swaps, _) = broadcast::channel(SWAPS_WAITING_MAX);
         let inner = Arc::new(Inner {
             config,
+            access,
             registry,
             telemetry,
             machine: Arc::default(),
@@ -409,11 +413,43 @@ impl Workers {
         name.unwrap_or_else(|| self.inner.default_name())
     }
 
-    /// Hands a request over. Never blocks.
+    /// What the caller of a request may ask for, if this request is among it.
     ///
     /// # Errors
-    /// A bound that is broken, as [`WorkerHandle::submit`], and where its model is unknown or cannot be loaded now.
-    pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
+    /// [`FaultCode::Denied`] with what was asked and what may be.
+    pub fn permit(&self, request: &Request, caller: &Caller) -> Result<Arc<Rights>, Fault> {
+        let rights = self.inner.access.rights(caller);
+        let permitted = rights.and_then(|rights| {
+            let model = self.name_of(request);
+            rights.check(request, &model, self.inner.class_by_task(request))?;
+            Ok(rights)
+        });
+        self.or_denied(permitted, caller)
+    }
+
+    /// Whether a caller may have text looked at by the model that answers to the configured name, without an answer.
+    ///
+    /// # Errors
+    /// [`FaultCode::Denied`] with what may be asked.
+    pub fn permit_text(&self, caller: &Caller) -> Result<(), Fault> {
+        let rights = self.inner.access.rights(caller);
+        let permitted = rights.and_then(|rights| rights.may_ask(&self.inner.default_name(), None));
+        self.or_denied(permitted, caller)
+    }
+
+    fn or_denied<T>(&self, permitted: Result<T, Denied>, caller: &Caller) -> Result<T, Fault> {
+        permitted.map_err(|denied| {
+            self.inner.access.note_denied(caller, &denied);
+            denied.into()
+        })
+    }
+
+    /// Hands a request over, if its caller may ask it. Never blocks.
+    ///
+    /// # Errors
+    /// A bound that is broken, as [`WorkerHandle::submit`], what [`Workers::permit`] denies, and where its model is unknown
+    /// or cannot be loaded now.
+    pub fn submit(&self, mut request: Request, caller: &Caller) -> Result<JobStream, Fault> {
         let inner = &self.inner;
         let origin = request.origin;
         let refused = |fault: &Fault| {
@@ -423,6 +459,7 @@ impl Workers {
         // What is wrong with the request itself goes before what is with its model.
         let checked = request.check(&inner.config.limits);
         checked.inspect_err(refused)?;
+        request.rights = self.permit(&request, caller).inspect_err(refused)?;
         let mut state = inner.state();
         if inner.comes_soon(&state, &request) {
             let parked = inner.park(&state, request);

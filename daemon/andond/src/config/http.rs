@@ -24,6 +24,8 @@ pub struct HttpConfig {
     pub socket_group: Option<String>,
     /// A loopback TCP listener beside the socket, such as `127.0.0.1:8311`; off unless set.
     pub listen: Option<SocketAddr>,
+    /// A file with the token that whoever comes by `listen` has to show.
+    pub token_file: Option<PathBuf>,
     /// Most connections at once.
     pub connections_max: usize,
     /// Longest wait for a request's head.
@@ -42,6 +44,7 @@ impl Default for HttpConfig {
             socket_mode: "0660".to_owned(),
             socket_group: None,
             listen: None,
+            token_file: None,
             connections_max: 128,
             header_timeout_ms: 10_000,
             body_timeout_ms: 30_000,
@@ -58,9 +61,21 @@ impl HttpConfig {
                 listen.ip().is_loopback(),
                 "http.listen",
                 "is not a loopback address",
-                "use 127.0.0.1 or ::1: this listener has no encryption and no client identity",
+                "use 127.0.0.1 or ::1: this listener has no encryption",
+            );
+            problems.require(
+                !listen.ip().is_loopback() || self.token_file.is_some(),
+                "http.listen",
+                "is open to every user and program of this machine",
+                "name a file with a token in http.token-file",
             );
         }
+        problems.require(
+            self.token_file.is_none() || self.listen.is_some(),
+            "http.token-file",
+            "is of no use without http.listen",
+            "set http.listen too; over the Unix socket the system says who calls",
+        );
         problems.within("http.connections-max", self.connections_max, 1..=65_536);
         problems.within(
             "http.header-timeout-ms",

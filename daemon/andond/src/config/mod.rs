@@ -5,6 +5,7 @@
 //! Sections are flat structs with `deny_unknown_fields` and a default for every key; a section's
 //! `check` sees values only, never the file system ([`crate::check`] does that).
 
+pub mod access;
 pub mod cache;
 pub mod engine;
 pub mod gateway;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod limits;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod model;
 pub mod models;
 pub mod mqtt;
@@ -55,6 +57,8 @@ pub struct Config {
     pub speculation: speculation::SpeculationConfig,
     /// `[spool]`
     pub spool: spool::SpoolConfig,
+    /// `[[access]]`
+    pub access: Vec<access::AccessConfig>,
     /// `[http]`
     pub http: http::HttpConfig,
     /// `[wire]`
@@ -63,6 +67,8 @@ pub struct Config {
     pub mqtt: mqtt::MqttConfig,
     /// `[task.<name>]`
     pub task: BTreeMap<String, task::TaskConfig>,
+    /// `[metrics]`
+    pub metrics: metrics::MetricsConfig,
     /// `[limits]`
     pub limits: limits::LimitsConfig,
     /// `[memory]`
@@ -129,6 +135,7 @@ impl Config {
                 self.http.enabled && self.http.listen.is_some(),
                 "[http] listen",
             ),
+            (self.metrics.listen.is_some(), "[metrics] listen"),
         ];
         for (_, key) in others.into_iter().filter(|(is_set, _)| *is_set) {
             problems.add(
@@ -147,6 +154,16 @@ impl Config {
         self.engine.check(problems);
         self.speculation.check(problems);
         self.spool.check(problems);
+        if self.access.len() > access::RULES_MAX {
+            problems.add(
+                "access",
+                format!("{} rules are configured", self.access.len()),
+                format!("keep at most {}", access::RULES_MAX),
+            );
+        }
+        for (number, rule) in (1..).zip(&self.access) {
+            rule.check(number, problems);
+        }
         self.http.check(problems);
         self.wire.check(problems);
         self.mqtt.check(problems);
@@ -160,6 +177,7 @@ impl Config {
         for (name, task) in &self.task {
             task.check(name, problems);
         }
+        self.metrics.check(problems);
         self.limits.check(problems);
         self.memory.check(problems);
         self.hardware.check(problems);

@@ -69,6 +69,10 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     for (key, value) in document.into_inner() {
         let line = line_of(text, key.span().start);
         let name = key.get_ref().to_string();
+        if name == "access" {
+            config.access = reader.list(&name, line, value);
+            continue;
+        }
         let Some(table) = reader.table(&name, line, value) else {
             continue;
         };
@@ -83,6 +87,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
+            "metrics" => config.metrics = reader.section(&name, table),
             "limits" => config.limits = reader.section(&name, table),
             "memory" => config.memory = reader.section(&name, table),
             "hardware" => config.hardware = reader.section(&name, table),
@@ -105,7 +110,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 16] = [
+const SECTIONS: [&str; 18] = [
     "gateway",
     "model",
     "models",
@@ -113,10 +118,12 @@ const SECTIONS: [&str; 16] = [
     "engine",
     "speculation",
     "spool",
+    "access",
     "http",
     "wire",
     "mqtt",
     "task",
+    "metrics",
     "limits",
     "memory",
     "hardware",
@@ -130,6 +137,37 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The sections of a list of them, `[[name]]` each. They are counted from 1.
+    fn list<T: DeserializeOwned + Default>(
+        &mut self,
+        name: &str,
+        line: usize,
+        value: Spanned<DeValue<'_>>,
+    ) -> Vec<T> {
+        self.problems.place(name.to_owned(), line);
+        let DeValue::Array(items) = value.into_inner() else {
+            let fix = format!("write each as a section of its own: [[{name}]]");
+            let what = "is not a list of sections".to_owned();
+            self.problems.add_at(Some(line), name.to_owned(), what, fix);
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (number, item) in (1..).zip(items) {
+            let line = line_of(self.text, item.span().start);
+            let path = format!("{name}[{number}]");
+            self.problems.place(path.clone(), line);
+            match item.into_inner() {
+                DeValue::Table(table) => sections.push(self.section(&path, table)),
+                _ => {
+                    let fix = format!("write it as a section: [[{name}]]");
+                    let what = "is not a section".to_owned();
+                    self.problems.add_at(Some(line), path, what, fix);
+                }
+            }
+        }
+        sections
+    }
+
     fn table<'i>(
         &mut self,
         path: &str,
@@ -234,9 +272,9 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 15] {
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 17] {
     use super::{
-        cache, engine, gateway, hardware, http, limits, log, model, models, mqtt, sandbox,
+        access, cache, engine, gateway, hardware, http, limits, log, metrics, model, models, mqtt, sandbox,
         speculation, spool, task, wire,
     };
     [
@@ -250,10 +288,12 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 15] 
             known_keys::<speculation::SpeculationConfig>(),
         ),
         ("spool", known_keys::<spool::SpoolConfig>()),
+        ("access", known_keys::<access::AccessConfig>()),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),
         ("mqtt", known_keys::<mqtt::MqttConfig>()),
         ("task", known_keys::<task::TaskConfig>()),
+        ("metrics", known_keys::<metrics::MetricsConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
         ("hardware", known_keys::<hardware::HardwareConfig>()),
         ("sandbox", known_keys::<sandbox::SandboxConfig>()),

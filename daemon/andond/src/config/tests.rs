@@ -234,13 +234,14 @@ fn the_shipped_file_shows_every_key_and_no_other() {
 
     let shown: toml::Table = text.parse().expect("it was parsed above");
     for (section, known) in read::all_known_keys() {
-        let table = match section {
-            "task" => &shown["task"]["explain-fault"],
-            section => &shown[section],
+        let tables = match &shown[section] {
+            toml::Value::Array(tables) => tables.as_slice(),
+            _ if section == "task" => std::slice::from_ref(&shown["task"]["explain-fault"]),
+            table => std::slice::from_ref(table),
         };
         for key in known {
             assert!(
-                table.get(key).is_some(),
+                tables.iter().any(|table| table.get(key).is_some()),
                 "systemd/andond.toml does not show {section}.{key}"
             );
         }
@@ -288,7 +289,14 @@ fn who_ends_when_nothing_is_asked_must_be_reachable_by_its_sockets_alone() {
     assert_eq!(Config::default().gateway.idle_exit(), None);
     for (more, key) in [
         ("[mqtt]\nenabled = true\n", "[mqtt] enabled"),
-        ("[http]\nlisten = \"127.0.0.1:8311\"\n", "[http] listen"),
+        (
+            "[http]\nlisten = \"127.0.0.1:8311\"\ntoken-file = \"/t\"\n",
+            "[http] listen",
+        ),
+        (
+            "[metrics]\nlisten = \"127.0.0.1:9311\"\n",
+            "[metrics] listen",
+        ),
     ] {
         let problems = problems(&text(more));
         let all: Vec<_> = problems.iter().collect();

@@ -89,7 +89,7 @@ pub fn of(config: &Config, file: &Path) -> Places {
         ]
     });
     let named = of_mqtt
-        .chain([&config.spool.key_file, &template])
+        .chain([&config.spool.key_file, &config.http.token_file, &template])
         .flatten()
         .map(PathBuf::as_path)
         .chain([file]);
@@ -112,6 +112,8 @@ pub fn of(config: &Config, file: &Path) -> Places {
     if config.wire.enabled {
         sockets.extend(config.wire.socket.parent().map(Path::to_owned));
     }
+
+    listen.extend(config.metrics.listen.map(|address| address.port()));
 
     let mut connect = BTreeSet::new();
     if let Some(mqtt) = mqtt {
@@ -189,7 +191,14 @@ mod tests {
         ("spool", "dir", "/p/spool", ""),
         ("spool", "key-file", "/p/key/k", ""),
         ("http", "socket", "/p/http/s", ""),
-        ("http", "listen", "127.0.0.1:4001", ""),
+        ("http", "listen", "127.0.0.1:4001", "token-file = \"/t\""),
+        (
+            "http",
+            "token-file",
+            "/p/token/t",
+            "listen = \"127.0.0.1:4001\"",
+        ),
+        ("metrics", "listen", "0.0.0.0:4003", ""),
         ("wire", "socket", "/p/wire/s", ""),
         ("mqtt", "host", "broker.plant", "enabled = true"),
         ("mqtt", "port", "4002", "enabled = true"),
@@ -294,7 +303,12 @@ mod tests {
                 .iter()
                 .any(|end| key.ends_with(end))
         };
-        for (section, table) in shown.iter().filter(|(section, _)| *section != "task") {
+        let sections = shown.iter().filter(|(section, _)| *section != "task");
+        let tables = sections.flat_map(|(section, value)| {
+            let tables = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            tables.iter().map(move |table| (section, table))
+        });
+        for (section, table) in tables {
             for (key, value) in table.as_table().expect("a section") {
                 let text = match value {
                     toml::Value::String(text) => text.clone(),

@@ -5,6 +5,7 @@
 
 mod answer;
 mod calls;
+mod door;
 mod durable;
 mod embeddings;
 mod error;
@@ -132,7 +133,7 @@ fn router(context: Context) -> (Router, Arc<Service>) {
         .route("/props", get(props))
         .route("/healthz", get(probes::health))
         .route("/readyz", get(probes::ready))
-        .route("/metrics", get(probes::metrics))
+        .route("/metrics", get(probes::figures))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::clone(&service));
@@ -241,8 +242,8 @@ impl Service {
                 .await
                 .inspect_err(|_| telemetry.malformed(Origin::Http))?;
             let parsed = match endpoint {
-                Endpoint::Chat => parse::chat(&body, &id, &client.0),
-                Endpoint::Completion => parse::completion(&body, &id, &client.0),
+                Endpoint::Chat => parse::chat(&body, &id, &client.name),
+                Endpoint::Completion => parse::completion(&body, &id, &client.name),
             };
             let parsed = parsed.inspect_err(|_| telemetry.malformed(Origin::Http))?;
             (parsed, settled)
@@ -262,6 +263,7 @@ impl Service {
         let logprobs = request.logprobs.is_some();
         let choices = usize::try_from(request.choices).unwrap_or(usize::MAX);
         let echo = if echo {
+            self.permit(request, client)?;
             self.prompts(&requests).await?
         } else {
             vec![String::new(); requests.len()]
@@ -270,7 +272,7 @@ impl Service {
         let jobs = requests
             .into_iter()
             .map(|request| {
-                let job = self.context.workers.submit(request)?;
+                let job = self.context.workers.submit(request, &client.caller)?;
                 Ok(settled.watch(job))
             })
             .collect::<Result<Vec<_>, Fault>>()?;
@@ -292,6 +294,15 @@ impl Service {
         } else {
             answer::whole(jobs, shape).await
         }
+    }
+
+    /// Refuses what the client may not ask, before work is done for it or it is kept. Handed over it is looked at again.
+    fn permit(&self, request: &Request, client: &Client) -> Result<(), Fault> {
+        let permitted = self.context.workers.permit(request, &client.caller);
+        permitted.map(drop).inspect_err(|fault| {
+            self.context.telemetry.request(Origin::Http);
+            self.context.telemetry.refused(Origin::Http, fault.code);
+        })
     }
 
     /// Refuses a model that is not served.

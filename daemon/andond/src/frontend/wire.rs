@@ -19,7 +19,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Context;
-use crate::registry::Peer;
 use crate::request::Origin;
 
 /// A pause after a failed accept, so that a full descriptor table does not spin.
@@ -38,11 +37,7 @@ pub async fn run(context: Context, socket: UnixListener) {
                 .await
                 .map_err(std::io::Error::other)?;
             let (stream, _) = socket.accept().await?;
-            let credentials = stream.peer_cred()?;
-            let peer = Peer {
-                uid: credentials.uid(),
-                gid: credentials.gid(),
-            };
+            let peer = Arc::new(andon_os::peer(&stream)?);
             Ok::<_, std::io::Error>((stream, peer, place))
         };
         let accepted = tokio::select! {

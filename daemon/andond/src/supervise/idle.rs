@@ -24,7 +24,7 @@ pub(super) fn after(context: &Context, bound: &Bound) -> Option<Duration> {
     let after = context.config.gateway.idle_exit()?;
     let mut sockets = [&bound.http, &bound.wire].into_iter().flatten();
     // The configuration's check lets no other way in through.
-    if bound.loopback.is_none() && sockets.all(Socket::is_passed) {
+    if bound.loopback.is_none() && bound.metrics.is_none() && sockets.all(Socket::is_passed) {
         return Some(after);
     }
     tracing::warn!(

@@ -56,10 +56,11 @@ impl Shared {
                 .1
                 .and_then(|deadline| submitted.checked_add(deadline));
         }
-        let priority = request
-            .priority
-            .or(priority)
-            .unwrap_or(Priority::Interactive);
+        // Where nobody asks for a class, the usual one is not asked for either.
+        let usual = Priority::Interactive.min(request.rights.priority_max);
+        let priority = request.priority.or(priority).unwrap_or(usual);
+        // Of tasks that come with a model the class was not known before.
+        request.rights.may_be(priority)?;
         let deadline_ms = request
             .deadline
             .or(deadline)
@@ -93,7 +94,7 @@ impl Shared {
             deadline_ms,
             tokens_max: request.tokens_max.map(saturated),
             choices: request.choices,
-            rates: Rates::default(),
+            rates: request.rights.rates,
         };
         let ticket = board
             .scheduler

@@ -145,13 +145,19 @@ impl Inner {
         Err(Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(1)))
     }
 
-    /// Whether a request is an alarm, by itself or by its task.
-    pub(super) fn is_urgent(&self, request: &Request) -> bool {
-        let by_task = || match &request.input {
+    /// The class that a request has by its task, if that is one of the configuration. Of those that come with a model the
+    /// worker knows.
+    pub(super) fn class_by_task(&self, request: &Request) -> Option<Priority> {
+        match &request.input {
             Input::Task { name, .. } => self.config.task.get(name)?.priority,
             _ => None,
-        };
-        request.priority.or_else(by_task) == Some(Priority::Alarm)
+        }
+    }
+
+    /// Whether a request is an alarm, by itself or by its task.
+    pub(super) fn is_urgent(&self, request: &Request) -> bool {
+        let priority = request.priority.or_else(|| self.class_by_task(request));
+        priority == Some(Priority::Alarm)
     }
 
     /// Whether the answer to a request is worthless by now: as it says, else as its task does.

@@ -149,12 +149,34 @@ impl Settled {
 }
 
 /// A request as the spool keeps it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct KeptAsk {
     place: Place,
     /// The reply's id.
     id: String,
     body: Vec<u8>,
+    /// The groups of the process that asked, which is long gone when it is answered.
+    groups: Vec<u32>,
+}
+
+impl KeptAsk {
+    fn written(&self) -> Bytes {
+        let whole = (&self.place, &self.id, &self.body, &self.groups);
+        postcard::to_stdvec(&whole)
+            .map(Bytes::from)
+            .unwrap_or_default()
+    }
+
+    /// `None` if it is no request over HTTP. One that ends before the groups was asked by a user alone.
+    fn read(kept: &[u8]) -> Option<KeptAsk> {
+        let ((place, id, body), rest) = postcard::take_from_bytes(kept).ok()?;
+        Some(KeptAsk {
+            place,
+            id,
+            body,
+            groups: postcard::from_bytes(rest).unwrap_or_default(),
+        })
+    }
 }
 
 /// A reply as the spool keeps it.
@@ -218,7 +240,7 @@ pub(super) async fn serve(
     let later = wish.later;
     let key = Key {
         door: Door::Http,
-        client: client.0.to_string(),
+        client: client.name.to_string(),
         id: wish.key.unwrap_or_else(|| service.secret_id("req_")),
     };
     let path = place.prefix().as_bytes();
@@ -245,10 +267,13 @@ pub(super) async fn serve(
         None => {
             // What was asked before needs no model: its reply may be there.
             service.check_model(first.model.as_deref())?;
+            // Before it is promised an answer: what may not be asked is not kept.
+            service.permit(&first, client)?;
             let ask = KeptAsk {
                 place,
                 id: service.next_id(place.prefix()),
                 body: body.to_vec(),
+                groups: client.caller.groups().to_vec(),
             };
             let (told, safe) = oneshot::channel();
             let new = New {
@@ -258,9 +283,7 @@ pub(super) async fn serve(
                 fingerprint,
                 seed: key.seed(&fingerprint),
                 left: left(&service, &first),
-                request: postcard::to_stdvec(&ask)
-                    .map(Bytes::from)
-                    .unwrap_or_default(),
+                request: ask.written(),
             };
             let then = Box::new(move |outcome| drop(told.send(outcome)));
             let number = spool.accept(new, then)?;
@@ -295,8 +318,8 @@ fn left(service: &Service, request: &Request) -> Option<Duration> {
 /// The first request of a body, which says what holds for all.
 fn first(place: Place, body: &[u8], client: &Client) -> Result<Request, ApiError> {
     let parsed = match place {
-        Place::Chat => parse::chat(body, "id", &client.0)?,
-        Place::Completion => parse::completion(body, "id", &client.0)?,
+        Place::Chat => parse::chat(body, "id", &client.name)?,
+        Place::Completion => parse::completion(body, "id", &client.name)?,
         Place::Responses => return responses::request_of(body),
     };
     let first = parsed.requests.into_iter().next();
@@ -341,6 +364,22 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn a_kept_request_says_who_asked() {
+        let ask = KeptAsk {
+            place: Place::Completion,
+            id: "cmpl-1".to_owned(),
+            body: b"{}".to_vec(),
+            groups: vec![7, 1000],
+        };
+        assert_eq!(KeptAsk::read(&ask.written()), Some(ask.clone()));
+        let without = (&ask.place, &ask.id, &ask.body);
+        let without = postcard::to_stdvec(&without).unwrap();
+        let groups = KeptAsk::read(&without).map(|ask| ask.groups);
+        assert_eq!(groups, Some(Vec::new()));
+        assert_eq!(KeptAsk::read(b"\xff"), None);
+    }
 
     #[test]
     fn wishes_are_read() {

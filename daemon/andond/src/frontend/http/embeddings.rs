@@ -42,11 +42,11 @@ pub(super) async fn embeddings(
         // Held until the body's text is inside the request, whose bounds are checked.
         let malformed = |_: &ApiError| telemetry.malformed(Origin::Http);
         let (body, _place) = service.read(request).await.inspect_err(malformed)?;
-        parse_body(&body, &id, &client.0).inspect_err(malformed)?
+        parse_body(&body, &id, &client.name).inspect_err(malformed)?
     };
     service.check_model(request.model.as_deref())?;
     let model = service.context.workers.name_of(&request);
-    let job = service.context.workers.submit(request)?;
+    let job = service.context.workers.submit(request, &client.caller)?;
     let (vectors, done) = wait(job).await?;
     // Millions of numbers take a while to write, and an alarm may be waiting for this thread.
     let text = blocking(move || written(&model, encoding, &vectors, &done)).await?;

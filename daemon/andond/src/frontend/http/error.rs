@@ -1,7 +1,7 @@
 //! Failures in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -10,6 +10,9 @@ use crate::fault::{Fault, FaultCode};
 
 /// The code of a refusal for want of the model, which may be there later.
 const MODEL_UNAVAILABLE: &str = "model_unavailable";
+
+/// The code of an error that says that a token is wrong, as with OpenAI.
+const WRONG_TOKEN: &str = "invalid_api_key";
 
 /// The code of an error that says that a model is not served.
 pub(super) const UNKNOWN_MODEL: &str = "model_not_found";
@@ -132,6 +135,22 @@ impl ApiError {
         }
     }
 
+    /// The loopback listener was shown no token, or a wrong one. Nothing of what was shown is repeated.
+    pub(super) fn unauthorized(was_shown: bool) -> ApiError {
+        let (code, message) = if was_shown {
+            (Some(WRONG_TOKEN), "this is not the token of this listener")
+        } else {
+            (
+                None,
+                "this listener wants a token: Authorization: Bearer TOKEN",
+            )
+        };
+        ApiError {
+            code,
+            ..ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message)
+        }
+    }
+
     /// The body is larger than is taken.
     pub(super) fn too_large(bytes_max: usize) -> ApiError {
         ApiError {
@@ -207,6 +226,7 @@ impl From<Fault> for ApiError {
                 "invalid_request_error",
                 "context_length_exceeded",
             ),
+            FaultCode::Denied => (StatusCode::FORBIDDEN, "permission_error", "not_allowed"),
             FaultCode::Busy => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
@@ -258,6 +278,14 @@ impl IntoResponse for ApiError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 6750, 3: no word on what is wrong to whoever showed nothing.
+            let challenge = match self.code {
+                Some(WRONG_TOKEN) => "Bearer realm=\"andon\", error=\"invalid_token\"",
+                _ => "Bearer realm=\"andon\"",
+            };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }

@@ -37,12 +37,12 @@ pub(super) async fn infill(
         // Held until the body's text is inside the request, whose bounds are checked.
         let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
         let (body, _place) = service.read(request).await.inspect_err(malformed)?;
-        parse(&body, &id, &client.0).inspect_err(malformed)?
+        parse(&body, &id, &client.name).inspect_err(malformed)?
     };
     service.check_model(request.model.as_deref())?;
     let streams = request.stream;
     let model = service.context.workers.name_of(&request);
-    let job = service.context.workers.submit(request)?;
+    let job = service.context.workers.submit(request, &client.caller)?;
     if streams {
         streamed(job, model).await
     } else {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::error::ApiError;
 use super::{Service, json_response};
 use crate::fault::{Fault, FaultCode};
-use crate::health;
+use crate::frontend::metrics;
 use crate::worker::WorkerState;
 
 /// Alive: whatever is being answered makes progress.
@@ -59,16 +59,10 @@ fn unavailable(why: impl Into<String>) -> ApiError {
 }
 
 /// Everything that is counted, as Prometheus reads it.
-pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response<Body> {
-    let context = &service.context;
-    context.telemetry.budget(&context.budget.facts());
-    let degraded = health::degraded(context, &context.workers.status());
-    context.telemetry.degraded(&degraded);
-    let mut response = text(StatusCode::OK, context.telemetry.encode());
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
-    );
+pub(super) async fn figures(State(service): State<Arc<Service>>) -> Response<Body> {
+    let mut response = text(StatusCode::OK, service.context.metrics());
+    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,7 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
+use super::door;
 use super::stall::WriteStall;
+use crate::access::Caller;
 use crate::frontend::Context;
 use crate::request::Origin;
 
@@ -29,7 +32,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Client(pub(super) Arc<str>);
+pub(super) struct Client {
+    /// Who it is.
+    pub(super) caller: Caller,
+    /// The caller's name.
+    pub(super) name: Arc<str>,
+}
+
+impl From<Caller> for Client {
+    fn from(caller: Caller) -> Client {
+        Client {
+            name: caller.name(),
+            caller,
+        }
+    }
+}
 
 /// A source of connections.
 pub(super) trait Listener: Send + 'static {
@@ -44,8 +61,8 @@ impl Listener for tokio::net::UnixListener {
 
     async fn accept(&self) -> io::Result<(Self::Stream, Client)> {
         let (stream, _) = tokio::net::UnixListener::accept(self).await?;
-        let uid = stream.peer_cred()?.uid();
-        Ok((stream, Client(format!("uid-{uid}").into())))
+        let peer = Arc::new(andon_os::peer(&stream)?);
+        Ok((stream, Caller::User(peer).into()))
     }
 }
 
@@ -56,7 +73,7 @@ impl Listener for tokio::net::TcpListener {
         let (stream, _) = tokio::net::TcpListener::accept(self).await?;
         // A streamed answer is many small writes, and each of them is waited for.
         stream.set_nodelay(true)?;
-        Ok((stream, Client("loopback".into())))
+        Ok((stream, Caller::Loopback.into()))
     }
 }
 
@@ -85,11 +102,17 @@ pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Con
                 continue;
             }
         };
-        let router = router.clone();
+        let (router, inside) = (router.clone(), context.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
+            let refused = door::let_in(&inside, &client, &request).err();
             request.extensions_mut().insert(client.clone());
             let router = router.clone();
-            async move { Ok::<_, Infallible>(infallible(router.oneshot(request.map(Body::new)).await)) }
+            async move {
+                Ok::<_, Infallible>(match refused {
+                    Some(refused) => refused.into_response(),
+                    None => infallible(router.oneshot(request.map(Body::new)).await),
+                })
+            }
         });
         let stream = WriteStall::new(stream, Duration::from_millis(config.write_timeout_ms));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use andon_engine::tokenizer::Tokenizer;
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Response;
@@ -15,6 +16,7 @@ use tokio::sync::SemaphorePermit;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::parse::{message, template_variables, tools};
+use super::serve::Client;
 use super::{HttpRequest, Service, json_response, json_text};
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Origin, Request};
@@ -32,6 +34,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
     let (mut fields, _held) = fields(&service, request).await?;
@@ -42,7 +45,7 @@ pub(super) async fn tokenize(
     let add_special = fields.bool("add_special")?.unwrap_or(false);
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
-    finish(&service, fields)?;
+    finish(&service, &client, fields)?;
     let model = service.context.workers.model(None)?;
     let text = blocking(move || {
         let ids = worker::tokenize(&model, &content, add_special, parse_special);
@@ -99,6 +102,7 @@ impl Serialize for Pieces<'_> {
 
 pub(super) async fn detokenize(
     State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
     let (mut fields, _held) = fields(&service, request).await?;
@@ -113,7 +117,7 @@ pub(super) async fn detokenize(
         }
         None => return Err(ApiError::invalid("tokens", "tokens is missing")),
     };
-    finish(&service, fields)?;
+    finish(&service, &client, fields)?;
     let model = service.context.workers.model(None)?;
     let content = blocking(move || worker::detokenize(&model, &tokens)).await?;
     Ok(json_response(&json!({ "content": content })))
@@ -121,6 +125,7 @@ pub(super) async fn detokenize(
 
 pub(super) async fn apply_template(
     State(service): State<Arc<Service>>,
+    Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
     let (mut fields, _held) = fields(&service, request).await?;
@@ -128,7 +133,7 @@ pub(super) async fn apply_template(
     let messages = message::take(&mut fields)?;
     let tools = tools::described(&mut fields)?;
     let variables = template_variables(&mut fields)?;
-    finish(&service, fields)?;
+    finish(&service, &client, fields)?;
     // The bounds of a conversation are those of a request with it.
     let mut whole = Request::new("0", "0", Origin::Http, Input::Messages(messages));
     whole.tools = tools;
@@ -154,8 +159,11 @@ async fn fields(
     Ok((Fields::parse(&body).inspect_err(malformed)?, place))
 }
 
-/// Refuses fields that nobody took, and a model that is not served.
-fn finish(service: &Service, mut fields: Fields) -> Result<(), ApiError> {
-    service.check_model(fields.string("model")?.as_deref())?;
-    fields.finish("")
+/// Refuses fields that nobody took, a model that is not served, and one that the client may not ask.
+fn finish(service: &Service, client: &Client, mut fields: Fields) -> Result<(), ApiError> {
+    let model = fields.string("model")?;
+    service.check_model(model.as_deref())?;
+    fields.finish("")?;
+    let workers = &service.context.workers;
+    Ok(workers.permit_text(&client.caller)?)
 }

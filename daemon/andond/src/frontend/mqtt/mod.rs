@@ -40,6 +40,7 @@ use self::outbox::Gate;
 use self::reconnect::{Attempt, End, Reconnect};
 use self::status::Board;
 use super::Context;
+use crate::access::Caller;
 use crate::config::Config;
 use crate::config::limits::LimitsConfig;
 use crate::config::mqtt::MqttConfig;
@@ -474,7 +475,8 @@ impl Frontend {
     ) -> Result<Verdict, Box<(Prepared, Fault)>> {
         let workers = &self.context.workers;
         prepared.request.deadline = workers.deadline(&prepared.request, since);
-        match workers.submit(prepared.request.clone()) {
+        let caller = Caller::Client(prepared.request.client.as_str().into());
+        match workers.submit(prepared.request.clone(), &caller) {
             Ok(stream) => {
                 let key = prepared.key.clone();
                 if self.desk.accept(prepared) {

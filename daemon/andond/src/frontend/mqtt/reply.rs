@@ -400,6 +400,7 @@ fn wire_code(code: FaultCode) -> andon_wire::ErrorCode {
         FaultCode::UnknownTask => ErrorCode::UnknownTask,
         FaultCode::Unsupported => ErrorCode::Unsupported,
         FaultCode::ContextFull => ErrorCode::ContextFull,
+        FaultCode::Denied => ErrorCode::Denied,
         FaultCode::Busy | FaultCode::SlowReader => ErrorCode::Busy,
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,

@@ -1,8 +1,10 @@
 //! One connection of the compact socket.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use andon_os::Peer;
 use andon_wire::limits::{
     CHUNK_TEXT_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, SERVER_FRAME_BYTES_MAX,
     VECTOR_PIECE_BYTES_MAX,
@@ -21,10 +23,11 @@ use tokio::time::timeout;
 
 use super::convert::{self, StatusTexts};
 use super::models::ModelDesk;
+use crate::access::Caller;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::health;
-use crate::registry::Peer;
+use crate::registry::may_change;
 use crate::request::{Origin, Request};
 use crate::worker::{JobEvent, JobStream};
 use crate::workers::Named;
@@ -83,15 +86,18 @@ impl Outgoing {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn serve(context: Context, stream: UnixStream, peer: Peer) {
+pub(super) async fn serve(context: Context, stream: UnixStream, peer: Arc<Peer>) {
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let writer = write(writer, receiver);
     let reader = async {
         let outgoing = Outgoing(sender);
+        let caller = Caller::User(Arc::clone(&peer));
         let mut connection = Connection {
-            client: format!("uid-{}", peer.uid),
-            models: ModelDesk::new(context.clone(), outgoing.clone(), peer),
+            client: caller.name(),
+            caller,
+            models: ModelDesk::new(context.clone(), outgoing.clone(), Arc::clone(&peer)),
+            peer,
             context,
             outgoing,
             asks: JoinSet::new(),
@@ -120,7 +126,10 @@ async fn write(mut stream: OwnedWriteHalf, mut frames: mpsc::Receiver<Box<[u8]>>
 
 struct Connection {
     context: Context,
-    client: String,
+    peer: Arc<Peer>,
+    caller: Caller,
+    /// The caller's name.
+    client: Arc<str>,
     outgoing: Outgoing,
     asks: JoinSet<()>,
     models: ModelDesk,
@@ -244,6 +253,10 @@ impl Connection {
         match frame {
             ClientFrame::Hello(_) if self.welcomed => self.out_of_order("a second hello").await,
             ClientFrame::Hello(_) => {
+                if let Err(fault) = self.let_in().await {
+                    self.outgoing.fault(None, &fault).await;
+                    return false;
+                }
                 self.welcomed = true;
                 let gateway = self.context.config.gateway.name();
                 self.outgoing
@@ -329,6 +342,20 @@ impl Connection {
         }
     }
 
+    /// Whether the caller may ask for anything, or look after models.
+    async fn let_in(&self) -> Result<(), Fault> {
+        let Err(denied) = self.context.access.rights(&self.caller) else {
+            return Ok(());
+        };
+        let (config, peer) = (Arc::clone(&self.context.config), Arc::clone(&self.peer));
+        let asked = tokio::task::spawn_blocking(move || may_change(&config.models, &peer).is_ok());
+        if asked.await.unwrap_or(false) {
+            return Ok(());
+        }
+        self.context.access.note_denied(&self.caller, &denied);
+        Err(denied.into())
+    }
+
     async fn model_data(&mut self, data: &ModelData<'_>) -> bool {
         self.models.data(data).await
             || self
@@ -374,7 +401,11 @@ impl Connection {
         }
         let stream = request.stream;
         let model = self.context.workers.name_of(&request);
-        Ok((self.context.workers.submit(request)?, stream, model))
+        Ok((
+            self.context.workers.submit(request, &self.caller)?,
+            stream,
+            model,
+        ))
     }
 }
 

@@ -108,6 +108,7 @@ pub(super) fn code(code: FaultCode) -> ErrorCode {
         FaultCode::Unsupported => ErrorCode::Unsupported,
         FaultCode::ContextFull => ErrorCode::ContextFull,
         // A reader that comes too late is told what it can do about it: try again and read.
+        FaultCode::Denied => ErrorCode::Denied,
         FaultCode::Busy | FaultCode::SlowReader => ErrorCode::Busy,
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,

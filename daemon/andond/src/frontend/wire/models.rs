@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_engine::kv::disk::StoreError;
+use andon_os::Peer;
 use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
@@ -28,7 +29,7 @@ use super::convert::saturated;
 use super::spool;
 use crate::frontend::Context;
 use crate::registry::{
-    Begun, Judgement, Packed, Peer, Receipt, Registry, RegistryError, Stored, may_change,
+    Begun, Judgement, Packed, Receipt, Registry, RegistryError, Stored, may_change,
 };
 use crate::worker::{CorpusFacts, Erased};
 use crate::workers::{Named, Residence, Workers};
@@ -92,14 +93,14 @@ pub(super) type Events = mpsc::Sender<Event>;
 pub(super) struct ModelDesk {
     context: Context,
     outgoing: Outgoing,
-    peer: Peer,
+    peer: Arc<Peer>,
     tasks: JoinSet<()>,
     /// The model that is being received, or was last.
     adding: Option<(RequestId, mpsc::Sender<Box<[u8]>>)>,
 }
 
 impl ModelDesk {
-    pub(super) fn new(context: Context, outgoing: Outgoing, peer: Peer) -> ModelDesk {
+    pub(super) fn new(context: Context, outgoing: Outgoing, peer: Arc<Peer>) -> ModelDesk {
         ModelDesk {
             context,
             outgoing,
@@ -120,11 +121,11 @@ impl ModelDesk {
         let name = ask.name.as_ref().map(|name| name.as_str().to_owned());
         let manifest = ask.manifest.to_owned();
         let signatures = signatures.map(str::to_owned);
-        let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
+        let (registry, peer) = (Arc::clone(&self.context.registry), Arc::clone(&self.peer));
         let config = self.context.config.models.clone();
         let runtime = Handle::current();
         self.run(id, Work::Heavy, move |events| {
-            may_change(&config, peer)?;
+            may_change(&config, &peer)?;
             add(
                 &registry,
                 name.as_deref(),
@@ -154,7 +155,7 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (registry, peer) = (Arc::clone(&self.context.registry), self.peer);
+        let (registry, peer) = (Arc::clone(&self.context.registry), Arc::clone(&self.peer));
         let workers = self.context.workers.clone();
         let config = self.context.config.models.clone();
         let work = match task.action {
@@ -165,7 +166,7 @@ impl ModelDesk {
             ModelAction::List => list(&registry, events),
             ModelAction::Show(name) => show(&registry, name.as_str(), events),
             ModelAction::Remove(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 workers.remove(name.as_str())?;
                 send(events, Event::Done { count: 1 });
                 Ok(())
@@ -173,7 +174,7 @@ impl ModelDesk {
             ModelAction::Packs => packs(&registry, events),
             ModelAction::Signatures => signatures(&registry, events),
             ModelAction::Pack(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 registry.pack(name.as_str(), &mut |bytes, total| {
                     pace.say(events, ModelStage::Packing, bytes, total);
@@ -182,20 +183,20 @@ impl ModelDesk {
                 Ok(())
             }
             ModelAction::Unpack(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let count = u32::from(registry.unpack(name.as_str())?);
                 send(events, Event::Done { count });
                 Ok(())
             }
             ModelAction::Load(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 workers.load(name.as_str(), &mut |stage| pace.say(events, stage, 0, 0))?;
                 send(events, Event::Done { count: 1 });
                 Ok(())
             }
             ModelAction::Unload(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 let gone = workers.unload(name.as_str(), &mut |stage| {
                     pace.say(events, stage, 0, 0);
@@ -205,7 +206,7 @@ impl ModelDesk {
                 Ok(())
             }
             ModelAction::Swap(swap) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 let name = swap.name.as_ref().map(ModelName::as_str);
                 let said = &mut |stage| pace.say(events, stage, 0, 0);
@@ -214,7 +215,7 @@ impl ModelDesk {
                 Ok(())
             }
             ModelAction::Rollback(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 let name = name.as_ref().map(ModelName::as_str);
                 workers.roll_back(name, &mut |stage| pace.say(events, stage, 0, 0))?;
@@ -231,7 +232,7 @@ impl ModelDesk {
                 Ok(())
             }
             ModelAction::Verify(name) => {
-                may_change(&config, peer)?;
+                may_change(&config, &peer)?;
                 let mut pace = Pace::default();
                 registry.verify(name.as_str(), &mut |bytes, total| {
                     pace.say(events, ModelStage::Verifying, bytes, total);
@@ -248,7 +249,7 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (workers, peer) = (self.context.workers.clone(), self.peer);
+        let (workers, peer) = (self.context.workers.clone(), Arc::clone(&self.peer));
         let config = self.context.config.models.clone();
         let erase = match &task.action {
             CorpusAction::List => None,
@@ -258,7 +259,7 @@ impl ModelDesk {
             )),
         };
         self.run(task.id.clone(), Work::Light, move |events| {
-            may_change(&config, peer)?;
+            may_change(&config, &peer)?;
             corpora(&workers, erase, events)
         })
         .await
@@ -269,11 +270,11 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (spool, peer) = (self.context.spool.clone(), self.peer);
+        let (spool, peer) = (self.context.spool.clone(), Arc::clone(&self.peer));
         let config = self.context.config.models.clone();
         let wanted = spool::Wanted::new(&task.action);
         self.run(task.id.clone(), Work::Light, move |events| {
-            may_change(&config, peer)?;
+            may_change(&config, &peer)?;
             spool::operate(&spool, wanted, events)
         })
         .await
@@ -284,10 +285,10 @@ impl ModelDesk {
         if !self.free(&task.id).await {
             return true;
         }
-        let (workers, peer) = (self.context.workers.clone(), self.peer);
+        let (workers, peer) = (self.context.workers.clone(), Arc::clone(&self.peer));
         let config = self.context.config.models.clone();
         self.run(task.id, Work::Light, move |events| {
-            may_change(&config, peer)?;
+            may_change(&config, &peer)?;
             pages(&workers, task.action, events)
         })
         .await

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::live::{Ended, Live};
 use super::{Begun, KeptAsk, KeptReply, Source, fetch, reply};
+use crate::access::Caller;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::http::Service;
 use crate::frontend::http::answer::{self, Ending};
@@ -70,7 +71,6 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
     let Some(header) = spool.get(number) else {
         return;
     };
-    let client = Client(header.key.client.as_str().into());
     let again = header.attempt > 1;
     let mut waited = Duration::ZERO;
     let outcome = loop {
@@ -88,6 +88,7 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
             place: path,
             id,
             body,
+            groups,
         } = match ask.take() {
             Some(ask) => ask,
             None => {
@@ -112,6 +113,8 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
                 }
             }
         };
+        // By the rules that hold now.
+        let client = Client::from(Caller::of_kept(&header.key.client, groups));
         let source = Source::Spool {
             body: body.into(),
             id,
@@ -258,8 +261,8 @@ async fn fetch_ask(service: &Arc<Service>, number: u64) -> Result<Option<KeptAsk
         match fetch(service, number).await {
             Ok(None) => return Ok(None),
             Ok(Some(kept)) => {
-                let ask = postcard::from_bytes::<KeptAsk>(&kept.request);
-                return (ask.map(Some)).map_err(|_| unreadable("it is no request over HTTP"));
+                let ask = KeptAsk::read(&kept.request).map(Some);
+                return ask.ok_or_else(|| unreadable("it is no request over HTTP"));
             }
             Err(fault) if fault.code == FaultCode::Unavailable => {
                 tracing::debug!(number, %fault, "a request of the spool cannot be read now");

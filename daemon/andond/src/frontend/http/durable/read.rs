@@ -208,7 +208,7 @@ pub(in crate::frontend::http) async fn delete(
 fn find(service: &Service, client: &Client, id: &str) -> Result<(u64, Header), ApiError> {
     let key = Key {
         door: Door::Http,
-        client: client.0.to_string(),
+        client: client.name.to_string(),
         id: id.to_owned(),
     };
     let shown: String = id.chars().take(KEY_BYTES_MAX).collect();
@@ -222,7 +222,7 @@ pub(crate) fn describe(kept: &Kept) -> Value {
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()))
     };
     let mut object = json!({});
-    if let Ok(ask) = postcard::from_bytes::<KeptAsk>(&kept.request) {
+    if let Some(ask) = KeptAsk::read(&kept.request) {
         object["request"] = text(&ask.body);
     }
     let answer = kept.answer.as_deref().unwrap_or_default();

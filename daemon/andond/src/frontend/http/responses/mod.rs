@@ -66,7 +66,7 @@ pub(super) async fn answer(
     let (asked, settled) = {
         // Held until the body's text is inside the request, whose bounds are checked.
         let ((body, _place), settled) = source.body(service).await.inspect_err(malformed)?;
-        let asked = parse::body(&body, &id, &client.0).inspect_err(malformed)?;
+        let asked = parse::body(&body, &id, &client.name).inspect_err(malformed)?;
         (asked, settled)
     };
     let Asked {
@@ -83,7 +83,7 @@ pub(super) async fn answer(
         None => Vec::new(),
         Some(previous) => service
             .stored()
-            .conversation(previous, &client.0)
+            .conversation(previous, &client.name)
             .ok_or_else(|| not_stored(previous))?,
     };
     conversation.extend(input);
@@ -107,11 +107,15 @@ pub(super) async fn answer(
         said,
     };
     let keep = store.then(|| Keep {
-        client: client.0.to_string(),
+        client: client.name.to_string(),
         conversation,
     });
     let streams = request.stream;
-    let job = service.context.workers.submit(request).map_err(named)?;
+    let job = service
+        .context
+        .workers
+        .submit(request, &client.caller)
+        .map_err(named)?;
     let job = settled.watch(job);
     if streams {
         stream::streamed(Arc::clone(service), job, reply, keep).await
@@ -163,7 +167,7 @@ pub(super) async fn retrieve(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
-    match service.stored().object(&id, &client.0) {
+    match service.stored().object(&id, &client.name) {
         Some(object) => Ok(json_text(object)),
         None => Err(ApiError::unknown_response(&id)),
     }
@@ -175,7 +179,7 @@ pub(super) async fn delete(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
-    if service.stored().delete(&id, &client.0) {
+    if service.stored().delete(&id, &client.name) {
         let object = json!({"id": id, "object": "response", "deleted": true});
         Ok(json_response(&object))
     } else {
