@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod abuse;
+mod access;
 mod activation;
 mod andonctl;
 mod ctl;

@@ -274,8 +274,8 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 17] {
     use super::{
-        access, cache, engine, gateway, hardware, http, limits, log, metrics, model, models, mqtt, sandbox,
-        speculation, spool, task, wire,
+        access, cache, engine, gateway, hardware, http, limits, log, metrics, model, models, mqtt,
+        sandbox, speculation, spool, task, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),

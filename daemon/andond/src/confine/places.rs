@@ -305,7 +305,9 @@ mod tests {
         };
         let sections = shown.iter().filter(|(section, _)| *section != "task");
         let tables = sections.flat_map(|(section, value)| {
-            let tables = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            let tables = value
+                .as_array()
+                .map_or(std::slice::from_ref(value), Vec::as_slice);
             tables.iter().map(move |table| (section, table))
         });
         for (section, table) in tables {
