@@ -4,6 +4,7 @@
 
 mod abuse;
 mod access;
+mod acl;
 mod activation;
 mod andonctl;
 mod ctl;

@@ -69,6 +69,23 @@ impl Broker {
     /// # Errors
     /// When mosquitto is not installed or does not start.
     pub fn start_at(lines: &str, address: Option<Ipv4Addr>) -> io::Result<Broker> {
+        Broker::start_from(&|port| {
+            // As root, mosquitto would change to a user who may not read the folder.
+            let mut config = format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nlog_type all\n{lines}\n"
+            );
+            if let Some(address) = address {
+                config.push_str(&format!("listener {port} {address}\n"));
+            }
+            config
+        })
+    }
+
+    /// Starts one whose whole configuration is made for the port that it gets.
+    ///
+    /// # Errors
+    /// When mosquitto is not installed or does not start.
+    pub fn start_from(config: &dyn Fn(u16) -> String) -> io::Result<Broker> {
         let folder = tempfile::Builder::new().prefix("andon-broker-").tempdir()?;
         let mut broker = Broker {
             child: None,
@@ -77,15 +94,10 @@ impl Broker {
         };
         for _ in 0..PORT_TRIES {
             broker.port = free_port()?;
-            // As root, mosquitto would change to a user who may not read the folder.
-            let mut config = format!(
-                "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nlog_type all\n{lines}\n",
-                broker.port
-            );
-            if let Some(address) = address {
-                config.push_str(&format!("listener {} {address}\n", broker.port));
-            }
-            fs::write(broker.folder.path().join("mosquitto.conf"), config)?;
+            fs::write(
+                broker.folder.path().join("mosquitto.conf"),
+                config(broker.port),
+            )?;
             if broker.launch()? {
                 return Ok(broker);
             }

@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod broker_embedded;
+pub mod certificates;
 pub mod daemon;
 pub mod http;
 pub mod link;

@@ -1,0 +1,69 @@
+//! Certificates of an authority of the test's own, made while it runs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::broker::succeed;
+
+/// A new key on the curve that every TLS library takes.
+const NEW: &str = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+
+/// An authority, with a folder for what it signs.
+#[derive(Debug)]
+pub struct Authority {
+    folder: TempDir,
+}
+
+impl Authority {
+    /// A new one; `None` where openssl is not installed.
+    ///
+    /// # Errors
+    /// When openssl fails.
+    pub fn new() -> io::Result<Option<Authority>> {
+        if Command::new("openssl").arg("version").output().is_err() {
+            return Ok(None);
+        }
+        let folder = tempfile::Builder::new().prefix("andon-ca-").tempdir()?;
+        let authority = Authority { folder };
+        fs::write(authority.path("names"), "subjectAltName=DNS:localhost")?;
+        authority.openssl(&format!(
+            "{NEW} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
+        ))?;
+        Ok(Some(authority))
+    }
+
+    /// Signs a certificate with this common name, valid for the host `localhost`: `NAME.pem`, with its key `NAME.key`.
+    ///
+    /// # Errors
+    /// When openssl fails.
+    pub fn sign(&self, name: &str) -> io::Result<()> {
+        self.openssl(&format!(
+            "{NEW} -subj /CN={name} -keyout {name}.key -out {name}.csr"
+        ))?;
+        self.openssl(&format!(
+            "x509 -req -days 2 -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out {name}.pem"
+        ))
+    }
+
+    /// The path of a file: `ca.pem`, or of what was signed.
+    #[must_use]
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    /// The folder with everything.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn openssl(&self, arguments: &str) -> io::Result<()> {
+        let mut command = Command::new("openssl");
+        command.current_dir(self.folder.path());
+        succeed(command.args(arguments.split(' '))).map(drop)
+    }
+}
