@@ -465,7 +465,7 @@ fn launch(
 }
 
 /// Lays `over` on `base`: tables are merged, everything else is replaced.
-fn merge(base: &mut Table, over: Table) {
+pub fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),

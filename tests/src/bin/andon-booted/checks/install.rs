@@ -1,0 +1,72 @@
+//! What the installation left, and what the operator does next.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::gateway::{Gateway, user_id};
+use crate::units::{DAEMON, output, systemctl};
+
+/// The highest exposure that `systemd-analyze security` may give the unit.
+const EXPOSURE_MAX: f64 = 1.4;
+
+/// The boot has made the user, and everything that was installed is where the system looks for it.
+pub(crate) fn is_complete(_: &mut Gateway) -> Result<String> {
+    let id = user_id("andon")?;
+    ensure!(id < 1000, "andon is {id}, not a system user");
+    for path in ["/usr/bin/andond", "/usr/bin/andonctl"] {
+        let found = fs::metadata(path).with_context(|| path.to_owned())?;
+        ensure!(
+            found.uid() == 0 && found.permissions().mode() & 0o7777 == 0o755,
+            "{path} is {:o} of {}",
+            found.mode(),
+            found.uid()
+        );
+    }
+    let failed = systemctl(&["--failed", "--no-legend", "--plain"])?;
+    ensure!(
+        failed.trim().is_empty(),
+        "units failed at the boot: {failed}"
+    );
+    Ok(format!("andon is user {id}"))
+}
+
+/// systemd has nothing to say against the units, and gives them a low exposure.
+pub(crate) fn verifies(_: &mut Gateway) -> Result<String> {
+    let path = format!("/usr/lib/systemd/system/{DAEMON}");
+    let said = output(
+        "systemd-analyze",
+        &["verify", "--man=no", "--recursive-errors=no", &path],
+    )?;
+    ensure!(said.trim().is_empty(), "systemd-analyze verify: {said}");
+    let security = output("systemd-analyze", &["security", "--no-pager", DAEMON])?;
+    let line = security
+        .lines()
+        .find(|line| line.contains("Overall exposure level"))
+        .context("no exposure")?;
+    let figure = line
+        .split_whitespace()
+        .find_map(|word| word.parse::<f64>().ok())
+        .with_context(|| line.to_owned())?;
+    ensure!(
+        figure <= EXPOSURE_MAX,
+        "an exposure of {figure}, which is more than {EXPOSURE_MAX}"
+    );
+    Ok(format!("exposure {figure}"))
+}
+
+/// What the operator does: a model, keys, a broker, the configuration, two people.
+pub(crate) fn set_up(gateway: &mut Gateway) -> Result<String> {
+    gateway.install_model()?;
+    gateway.install_keys()?;
+    gateway.install_broker()?;
+    gateway.configure("")?;
+    output("useradd", &["--create-home", "--groups", "andon", "fitter"])?;
+    output("useradd", &["--create-home", "visitor"])?;
+    if !Path::new("/home/fitter").is_dir() {
+        bail!("no home of the fitter");
+    }
+    Ok(String::new())
+}
