@@ -24,6 +24,7 @@ mod python;
 mod shell;
 mod sim;
 mod stages;
+mod system;
 mod units;
 
 use std::path::PathBuf;
@@ -55,6 +56,12 @@ enum Command {
         /// Only what needs no set-up: format, lints, and tests without a real model or other programs.
         #[arg(long)]
         fast: bool,
+        /// Only the stage `system`: andon installed into a root that a real systemd boots.
+        #[arg(long, conflicts_with_all = ["fast", "only"])]
+        system: bool,
+        /// With --system: boot by user-mode Linux instead, and look at memory and at what a power cut leaves on the disk.
+        #[arg(long, requires = "system")]
+        uml: bool,
         /// Run this stage alone; may be given several times.
         #[arg(long, value_name = "STAGE", value_enum)]
         only: Vec<stages::Stage>,
@@ -135,7 +142,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { keep, model } => demo::run(keep, model),
-        Command::Test { fast, only } => stages::run(fast, &only),
+        Command::Test { uml: true, .. } => system::check_memory(),
+        Command::Test { system: true, .. } => stages::run(false, &[stages::Stage::System]),
+        Command::Test { fast, only, .. } => stages::run(fast, &only),
         Command::Fuzz {
             target,
             seconds,

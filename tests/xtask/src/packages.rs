@@ -84,6 +84,27 @@ pub(crate) const ARM_EMULATOR: Need = Need {
     present: || shell::find("qemu-aarch64-static").is_some(),
 };
 
+/// Boots a root in a container.
+pub(crate) const CONTAINER: Need = Need {
+    package: "systemd-container",
+    purpose: "booting a root",
+    present: || shell::find("systemd-nspawn").is_some(),
+};
+
+/// Makes a root.
+pub(crate) const BOOTSTRAP: Need = Need {
+    package: "mmdebstrap",
+    purpose: "making a root to boot",
+    present: || shell::find("mmdebstrap").is_some(),
+};
+
+/// A kernel that is a program.
+pub(crate) const USER_MODE_LINUX: Need = Need {
+    package: "user-mode-linux",
+    purpose: "booting a root with limits of memory",
+    present: || shell::find("linux.uml").is_some(),
+};
+
 fn python_has(modules: &str) -> bool {
     let script = format!("import {modules}");
     shell::output(Command::new("python3").args(["-c", &script])).is_ok()

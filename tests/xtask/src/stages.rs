@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{deb, emulate, manual, model, no_std, oracle, packages, python, shell, units};
+use crate::{deb, emulate, manual, model, no_std, oracle, packages, python, shell, system, units};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,9 +38,11 @@ pub(crate) enum Stage {
     Deny,
     /// The daemon and its client built for aarch64, beside the stages before; the crates below the daemon, and the daemon itself, tested on emulated processors.
     Aarch64,
+    /// andon installed into a root that a real systemd boots, asked, hung, deprived of its power.
+    System,
 }
 
-const ALL: [Stage; 10] = [
+const ALL: [Stage; 11] = [
     Stage::Format,
     Stage::Clippy,
     Stage::Tests,
@@ -49,6 +51,7 @@ const ALL: [Stage; 10] = [
     Stage::Units,
     Stage::Manual,
     Stage::Package,
+    Stage::System,
     Stage::Deny,
     Stage::Aarch64,
 ];
@@ -180,13 +183,14 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
     let mut building = stages
         .contains(&Stage::Aarch64)
         .then(emulate::Building::start);
+    let mut making = stages.contains(&Stage::System).then(system::Making::start);
 
     let mut lines = Vec::new();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for stage in stages {
         println!("== {}", stage.name());
         let began = Instant::now();
-        let (mark, note) = match run_stage(stage, &setup, &mut building) {
+        let (mark, note) = match run_stage(stage, &setup, &mut building, &mut making) {
             Ok(Outcome::Passed(note)) => {
                 passed += 1;
                 ("passed", note)
@@ -229,6 +233,7 @@ fn run_stage(
     stage: Stage,
     setup: &Setup,
     building: &mut Option<emulate::Building>,
+    making: &mut Option<system::Making>,
 ) -> Result<Outcome> {
     let done = |()| Outcome::Passed(String::new());
     match stage {
@@ -262,6 +267,7 @@ fn run_stage(
         Stage::Manual => manual::check(),
         Stage::Package => deb::check(),
         Stage::Deny => deny(),
+        Stage::System => system::check(making.take().unwrap_or_else(system::Making::start)),
         Stage::Aarch64 => {
             emulate::aarch64(building.take().unwrap_or_else(emulate::Building::start))
         }
