@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::root::Base;
-use crate::shell;
+use crate::{assets, install, shell};
 
 /// Longest a boot with its checks may take.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
@@ -113,49 +113,31 @@ impl Machine {
 
     fn install(&self, programs: &Path) -> Result<()> {
         let root = self.root();
-        let systemd = shell::root().join("systemd");
-        for (from, to, mode) in [
-            (programs.join("andond"), "usr/bin/andond", "755"),
-            (programs.join("andonctl"), "usr/bin/andonctl", "755"),
-            (
-                programs.join("andon-booted"),
-                "usr/libexec/andon-booted",
-                "755",
-            ),
-            (
-                systemd.join("andond.service"),
-                "usr/lib/systemd/system/andond.service",
-                "644",
-            ),
-            (
-                systemd.join("andond.socket"),
-                "usr/lib/systemd/system/andond.socket",
-                "644",
-            ),
-            (
-                systemd.join("andon.sysusers"),
-                "usr/lib/sysusers.d/andon.conf",
-                "644",
-            ),
-            (systemd.join("andond.toml"), "etc/andon/andond.toml", "644"),
-        ] {
-            let mut install = Command::new("install");
-            install
-                .args(["-D", "-m", mode])
-                .arg(from)
-                .arg(root.join(to));
-            shell::output(&mut install)?;
+        for package in assets::packages()? {
+            if package.name == "andon" {
+                install::install(&package, &root, programs)?;
+            }
         }
+        let mut place = Command::new("install");
+        place
+            .args(["-D", "-m", "755"])
+            .arg(programs.join("andon-booted"));
+        shell::run(place.arg(root.join("usr/libexec/andon-booted")))?;
         fs::write(root.join("etc/machine-id"), MACHINE_ID)?;
         fs::write(root.join("etc/hosts"), HOSTS)?;
         let units = root.join("etc/systemd/system");
         fs::write(units.join("andon-booted.service"), CHECKS)?;
         let wanted = units.join("multi-user.target.wants");
+        // The broker is started when it is configured.
+        fs::remove_file(wanted.join("mosquitto.service"))?;
         symlink(
             "../andon-booted.service",
             wanted.join("andon-booted.service"),
         )?;
-        Ok(())
+        // What `cargo xtask install` says is left to do; users and folders are made by the boot.
+        let mut preset = Command::new("systemctl");
+        preset.arg(format!("--root={}", root.display()));
+        shell::run(preset.args(["preset", "andond.socket", "andond.service"]))
     }
 
     /// Boots it by nspawn, and does what [`Machine::watch`] says.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::gateway::{
     CLIENT, GATEWAY, Gateway, PATIENCE, PROMPT, TLS_PORT, WIRE_SOCKET, next, request,
 };
-use crate::units::{DAEMON, SOCKETS, property, systemctl};
+use crate::units::{DAEMON, property};
 
 /// What a start by a socket may take at most in a debug build on a busy machine. The bar for a release build is 500 ms.
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -31,7 +31,6 @@ pub(crate) fn the_first_client_starts_the_daemon_slowly(gateway: &mut Gateway) -
 }
 
 fn started_by_socket(gateway: &Gateway, limit: Duration) -> Result<String> {
-    systemctl(&["enable", "--now", SOCKETS])?;
     let before = property(DAEMON, "ActiveState")?;
     ensure!(
         before == "inactive",

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::gateway::{Gateway, user_id};
-use crate::units::{DAEMON, output, systemctl};
+use crate::units::{DAEMON, SOCKETS, output, property, systemctl};
 
 /// The highest exposure that `systemd-analyze security` may give the unit.
 const EXPOSURE_MAX: f64 = 1.4;
@@ -25,6 +25,21 @@ pub(crate) fn is_complete(_: &mut Gateway) -> Result<String> {
             found.uid()
         );
     }
+    for (path, owner, mode) in [
+        ("/etc/andon", "root", 0o750),
+        ("/etc/andon/andond.toml", "root", 0o640),
+        ("/etc/andon/credentials", "root", 0o700),
+        ("/var/lib/andon", "andon", 0o750),
+    ] {
+        let found = fs::metadata(path).with_context(|| path.to_owned())?;
+        let (uid, bits) = (found.uid(), found.mode() & 0o7777);
+        ensure!(
+            uid == user_id(owner)? && bits == mode,
+            "{path} is {bits:o} of {uid}"
+        );
+    }
+    let socket = property(SOCKETS, "ActiveState")?;
+    ensure!(socket == "active", "after the boot {SOCKETS} is {socket}");
     let failed = systemctl(&["--failed", "--no-legend", "--plain"])?;
     ensure!(
         failed.trim().is_empty(),
