@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::gateway::{Gateway, user_id};
 use crate::units::{DAEMON, SOCKETS, output, property, systemctl};
@@ -80,8 +79,5 @@ pub(crate) fn set_up(gateway: &mut Gateway) -> Result<String> {
     gateway.configure("")?;
     output("useradd", &["--create-home", "--groups", "andon", "fitter"])?;
     output("useradd", &["--create-home", "visitor"])?;
-    if !Path::new("/home/fitter").is_dir() {
-        bail!("no home of the fitter");
-    }
     Ok(String::new())
 }
