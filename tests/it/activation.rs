@@ -13,7 +13,7 @@ use andon_tests::tiny_model::TinyModel;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::ctl::{andonctl, good};
+use crate::ctl::{andonctl, bad, good};
 
 /// Exit status of a configuration that only a person can mend.
 const CONFIGURATION: i32 = 78;
@@ -55,7 +55,16 @@ fn complete(daemon: &Daemon) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// A daemon that is not loaded for a while: its model takes long to try, and it is stopped most of the time.
+/// A model that takes a while to try.
+fn slow_model() -> TinyModel {
+    TinyModel {
+        idle_layer_count: 60,
+        embedding: 256,
+        ..TinyModel::default()
+    }
+}
+
+/// A daemon that is not loaded for a while, if it is let [`creep`].
 struct Slow {
     daemon: Daemon,
     _folder: tempfile::TempDir,
@@ -65,29 +74,23 @@ impl Slow {
     fn start(builder: Builder) -> Slow {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("slow.gguf");
-        TinyModel {
-            idle_layer_count: 60,
-            embedding: 256,
-            ..TinyModel::default()
-        }
-        .write(&path)
-        .unwrap();
+        slow_model().write(&path).unwrap();
         Slow {
             daemon: builder.model(&path).spawn().unwrap(),
             _folder: folder,
         }
     }
+}
 
-    /// Lets it run a little now and then until `done`.
-    fn creep(&mut self, done: impl Fn(&mut Daemon) -> bool) {
-        let began = Instant::now();
-        while !done(&mut self.daemon) {
-            assert!(began.elapsed() < READY_TIMEOUT, "{}", self.daemon.log());
-            self.daemon.signal(Signal::SIGSTOP).unwrap();
-            thread::sleep(Duration::from_millis(60));
-            self.daemon.signal(Signal::SIGCONT).unwrap();
-            thread::sleep(Duration::from_millis(3));
-        }
+/// Lets a daemon run a little now and then until `done`.
+fn creep(daemon: &mut Daemon, mut done: impl FnMut(&mut Daemon) -> bool) {
+    let began = Instant::now();
+    while !done(daemon) {
+        assert!(began.elapsed() < READY_TIMEOUT, "{}", daemon.log());
+        daemon.signal(Signal::SIGSTOP).unwrap();
+        thread::sleep(Duration::from_millis(60));
+        daemon.signal(Signal::SIGCONT).unwrap();
+        thread::sleep(Duration::from_millis(3));
     }
 }
 
@@ -219,26 +222,19 @@ fn what_is_asked_while_the_model_is_being_loaded_waits_for_it() {
             andonctl.current_dir(folder).output().unwrap()
         })
     };
-    let (client, mut seen) = (slow.daemon.http(), false);
-    let mut probe: Option<thread::JoinHandle<String>> = None;
-    let looks = std::cell::RefCell::new((&mut probe, &mut seen));
-    slow.creep(|daemon| {
-        let (probe, seen) = &mut *looks.borrow_mut();
-        if probe.as_ref().is_some_and(thread::JoinHandle::is_finished) {
-            // Who asks how it is does not wait.
-            **seen |= probe.take().unwrap().join().unwrap() == "loading\n";
+    // Who asks how it is does not wait.
+    let client = slow.daemon.http();
+    let probe = thread::spawn(move || {
+        let mut seen = String::new();
+        while seen != "loading\n" && seen != "ready\n" {
+            seen = client.get("/readyz").unwrap().text();
         }
-        if probe.is_none() && !**seen {
-            let client = client.clone();
-            **probe = Some(thread::spawn(move || client.get("/readyz").unwrap().text()));
-        }
-        daemon.is_ready().unwrap()
+        seen
     });
-    assert!(
-        seen,
-        "nobody was told that the model is being loaded\n{}",
-        slow.daemon.log()
-    );
+    creep(&mut slow.daemon, |daemon| {
+        probe.is_finished() && daemon.is_ready().unwrap()
+    });
+    assert_eq!(probe.join().unwrap(), "loading\n");
     for waiting in waiting {
         assert_eq!(waiting.join().unwrap(), 200);
     }
@@ -256,7 +252,7 @@ fn no_more_wait_for_the_model_than_there_are_places() {
         thread::spawn(move || ask(&client, &json!({})).status)
     });
     let asked: Vec<_> = asked.collect();
-    slow.creep(|daemon| daemon.is_ready().unwrap());
+    creep(&mut slow.daemon, |daemon| daemon.is_ready().unwrap());
     let ended: Vec<u16> = asked.into_iter().map(|one| one.join().unwrap()).collect();
     let count = |wanted| ended.iter().filter(|&&status| status == wanted).count();
     assert_eq!(count(200) + count(429), 16, "{ended:?}");
@@ -266,7 +262,7 @@ fn no_more_wait_for_the_model_than_there_are_places() {
 #[test]
 fn a_load_that_makes_progress_is_given_more_time() {
     let mut slow = Slow::start(Daemon::builder());
-    slow.creep(|daemon| daemon.is_ready().unwrap());
+    creep(&mut slow.daemon, |daemon| daemon.is_ready().unwrap());
     let told = slow.daemon.told().unwrap();
     let at = |wanted: &str| told.iter().position(|line| line.starts_with(wanted));
     let extended = at("EXTEND_TIMEOUT_USEC=60000000");
@@ -300,6 +296,62 @@ fn who_asks_for_a_model_that_is_not_coming_is_told_so() {
         reply.text()
     );
     assert_eq!(daemon.http().get("/v1/models").unwrap().status, 503);
+}
+
+#[test]
+fn who_waits_for_a_model_that_cannot_be_served_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    let whole = slow_model().bytes();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let mut daemon = Daemon::builder().held().model(&path).spawn().unwrap();
+    let status = daemon.wait(STOP_TIMEOUT).unwrap();
+    assert_eq!(status.code(), Some(CONFIGURATION), "{}", daemon.log());
+    // It may have ended before it took the request on, which then waits for the next start, with a model that is whole.
+    let client = daemon.http();
+    let asked = thread::spawn(move || ask(&client, &json!({})));
+    daemon.relaunch(&[]).unwrap();
+    daemon.wait(STOP_TIMEOUT).unwrap();
+    std::fs::write(&path, &whole).unwrap();
+    daemon.relaunch(&[]).unwrap();
+    daemon.wait_ready().unwrap();
+    let reply = asked.join().unwrap();
+    assert!([200, 503].contains(&reply.status), "{}", reply.text());
+}
+
+#[test]
+fn who_asks_a_task_that_may_come_with_the_model_waits_until_that_is_known() {
+    let config = "[models]\nbundle-tasks = true\nprobation-s = 0\n";
+    let mut daemon = Daemon::builder()
+        .held()
+        .kept("helper")
+        .config(config)
+        .start()
+        .unwrap();
+    let folder = daemon.folder().join("source");
+    std::fs::create_dir_all(folder.join("tasks")).unwrap();
+    slow_model().write(&folder.join("m.gguf")).unwrap();
+    let task = "instructions = 'Explain {{ code }}.'\ntokens-max = 5\n";
+    std::fs::write(folder.join("tasks/explain.toml"), task).unwrap();
+    let words = "bundle create source --name helper --license mit";
+    let words: Vec<&str> = words.split(' ').collect();
+    good(&andonctl(&daemon, &words));
+    good(&andonctl(&daemon, &["model", "add", "helper.andon"]));
+    daemon.kill().unwrap();
+    daemon.relaunch(&[]).unwrap();
+    let ask = |task: &'static str| {
+        let (program, socket) = (daemon.programs().join("andonctl"), daemon.wire_socket());
+        thread::spawn(move || {
+            let mut andonctl = Command::new(program);
+            andonctl.arg("--socket").arg(socket);
+            andonctl.args(["ask", "--task", task, "--input", r#"{"code": "E42"}"#]);
+            andonctl.output().unwrap()
+        })
+    };
+    let (known, unknown) = (ask("explain"), ask("nonsense"));
+    creep(&mut daemon, |daemon| daemon.is_ready().unwrap());
+    good(&known.join().unwrap());
+    bad(&unknown.join().unwrap(), 1, "no task of this name");
 }
 
 /// Ends when nothing was asked for a second.
