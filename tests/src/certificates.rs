@@ -15,7 +15,9 @@ const NEW: &str = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 /// An authority, with a folder for what it signs.
 #[derive(Debug)]
 pub struct Authority {
-    folder: TempDir,
+    path: PathBuf,
+    /// Removes the folder, where that is ours.
+    _folder: Option<TempDir>,
 }
 
 impl Authority {
@@ -28,12 +30,33 @@ impl Authority {
             return Ok(None);
         }
         let folder = tempfile::Builder::new().prefix("andon-ca-").tempdir()?;
-        let authority = Authority { folder };
-        fs::write(authority.path("names"), "subjectAltName=DNS:localhost")?;
-        authority.openssl(&format!(
-            "{NEW} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
-        ))?;
+        let authority = Authority {
+            path: folder.path().to_path_buf(),
+            _folder: Some(folder),
+        };
+        authority.found()?;
         Ok(Some(authority))
+    }
+
+    /// A new one in a folder that stays.
+    ///
+    /// # Errors
+    /// When openssl fails or is not installed.
+    pub fn at(folder: &Path) -> io::Result<Authority> {
+        fs::create_dir_all(folder)?;
+        let authority = Authority {
+            path: folder.to_path_buf(),
+            _folder: None,
+        };
+        authority.found()?;
+        Ok(authority)
+    }
+
+    fn found(&self) -> io::Result<()> {
+        fs::write(self.path("names"), "subjectAltName=DNS:localhost")?;
+        self.openssl(&format!(
+            "{NEW} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
+        ))
     }
 
     /// Signs a certificate with this common name, valid for the host `localhost`: `NAME.pem`, with its key `NAME.key`.
@@ -52,18 +75,18 @@ impl Authority {
     /// The path of a file: `ca.pem`, or of what was signed.
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
+        self.path.join(file)
     }
 
     /// The folder with everything.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     fn openssl(&self, arguments: &str) -> io::Result<()> {
         let mut command = Command::new("openssl");
-        command.current_dir(self.folder.path());
+        command.current_dir(&self.path);
         succeed(command.args(arguments.split(' '))).map(drop)
     }
 }

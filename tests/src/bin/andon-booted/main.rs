@@ -11,7 +11,6 @@
 
 mod checks;
 mod gateway;
-mod keys;
 mod record;
 mod units;
 

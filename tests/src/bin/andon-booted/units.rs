@@ -92,3 +92,13 @@ pub(crate) fn journal(arguments: &[&str]) -> Result<String> {
     all.extend_from_slice(arguments);
     output("journalctl", &all)
 }
+
+/// Waits until the daemon has said `words` since it was last started.
+pub(crate) fn until_journal(words: &str, limit: Duration) -> Result<()> {
+    let invocation = property(DAEMON, "InvocationID")?;
+    let field = format!("_SYSTEMD_INVOCATION_ID={invocation}");
+    until(&format!("the journal says {words:?}"), limit, || {
+        Ok(journal(&["--output", "cat", &field])?.contains(words))
+    })
+    .map(drop)
+}

@@ -46,7 +46,7 @@ const CHECKS: &str = "[Unit]\nDescription=Checks of a booted root\nAfter=multi-u
 const MACHINE_ID: &str = "5f0c3a7e9b2d4168a0b1c2d3e4f50617\n";
 
 /// What an installer writes and no package brings.
-const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 gw1\n";
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 press-3\n";
 
 /// How a boot ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl Machine {
             .args(["-D", "-m", "755"])
             .arg(programs.join("andon-booted"));
         shell::run(place.arg(root.join("usr/libexec/andon-booted")))?;
+        // What is shipped for an operator to copy.
+        for name in ["mosquitto.conf", "mosquitto.acl"] {
+            let example = shell::root().join("systemd/examples").join(name);
+            fs::copy(example, self.results().join(name))?;
+        }
         fs::write(root.join("etc/machine-id"), MACHINE_ID)?;
         fs::write(root.join("etc/hosts"), HOSTS)?;
         let units = root.join("etc/systemd/system");

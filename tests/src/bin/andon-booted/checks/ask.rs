@@ -1,22 +1,20 @@
 //! The daemon is started, and asked over everything it listens on.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use andon_tests::broker::{self, succeed};
+use andon_tests::broker::succeed;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::gateway::{
-    CLIENT, GATEWAY, Gateway, PATIENCE, PROMPT, TLS_PORT, WIRE_SOCKET, next, request,
-};
-use crate::units::{DAEMON, property};
+use crate::gateway::{CLIENT, Gateway, HTTP_PORT, PATIENCE, PROMPT, TOKEN, WIRE_SOCKET, request};
+use crate::units::{DAEMON, property, until_journal};
 
 /// What a start by a socket may take at most in a debug build on a busy machine. The bar for a release build is 500 ms.
 const START_LIMIT: Duration = Duration::from_secs(5);
-/// How soon who was told to come again does.
-const AGAIN: Duration = Duration::from_millis(5);
 /// Tokens of a short answer.
 const TOKENS: u32 = 12;
 
@@ -38,18 +36,9 @@ fn started_by_socket(gateway: &Gateway, limit: Duration) -> Result<String> {
     );
     let mut asked = request(TOKENS);
     asked["stream"] = Value::Bool(true);
-    let began = Instant::now();
-    let mut events = loop {
-        let events = gateway.http().events("/v1/completions", &asked)?;
-        // While the model is loaded.
-        if events.status != 503 || began.elapsed() > limit {
-            break events;
-        }
-        thread::sleep(AGAIN);
-    };
+    let mut events = gateway.http().events("/v1/completions", &asked)?;
     ensure!(events.status == 200, "status {}", events.status);
-    events.next().context("no event")??;
-    let took = began.elapsed();
+    let took = events.next().context("no event")??.after;
     let after = property(DAEMON, "ActiveState")?;
     ensure!(after == "active", "{DAEMON} is {after} and answers");
     ensure!(
@@ -99,13 +88,12 @@ pub(crate) fn over_the_compact_socket(gateway: &mut Gateway) -> Result<String> {
 /// A client of the floor asks over the broker, with a certificate, and so does the daemon answer.
 pub(crate) fn over_mqtt(gateway: &mut Gateway) -> Result<String> {
     let expected = gateway.ask(TOKENS)?;
-    let watcher = gateway.listen(None)?;
+    // What is published before the daemon's session is there, no broker keeps.
+    until_journal("connected to the broker", PATIENCE)?;
     let began = Instant::now();
-    gateway
-        .publish(&json!({ "id": "1", "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0 }))?;
-    let seen = next(&watcher, |seen| seen.topic.ends_with("/1"))?;
+    let answer = gateway.ask_over_mqtt(CLIENT, &asked("1"), 20)?;
     let took = began.elapsed();
-    let answer = seen.json()?;
+    let answer = answer.context("no answer")?;
     ensure!(
         answer["type"] == "answer" && answer["answer"] == expected.as_str(),
         "{answer} instead of {expected:?}"
@@ -115,35 +103,69 @@ pub(crate) fn over_mqtt(gateway: &mut Gateway) -> Result<String> {
 
 /// Without a certificate nobody gets in, and one client's certificate does not ask in another's name.
 pub(crate) fn the_broker_turns_strangers_away(gateway: &mut Gateway) -> Result<String> {
-    let topic = format!("andon/{GATEWAY}/request/{CLIENT}");
+    let mut stranger = Command::new("mosquitto_pub");
     let arguments = gateway.floor_arguments();
-    let mut stranger = broker::client("mosquitto_pub", TLS_PORT);
-    stranger
-        .args(&arguments[..2])
-        .args(["-V", "mqttv5", "-q", "1", "-t", &topic, "-m", "{}"]);
-    if succeed(&mut stranger).is_ok() {
-        bail!("the broker takes requests from clients without a certificate");
-    }
-    let watcher = gateway.listen(None)?;
-    let mut thief = broker::client("mosquitto_pub", TLS_PORT);
-    thief.args(&arguments).args([
+    // All but the certificate and its key.
+    let certificate = arguments
+        .iter()
+        .position(|word| word == "--cert")
+        .context("no certificate")?;
+    stranger.args(&arguments[..certificate]);
+    stranger.args([
         "-V",
         "mqttv5",
         "-q",
         "1",
         "-t",
-        &format!("andon/{GATEWAY}/request/press5"),
+        "andon/press-3/status",
+        "-m",
+        "{}",
     ]);
-    let asked = json!({ "id": "stolen", "prompt": PROMPT, "tokens_max": 1 });
-    thief.args(["-m", &asked.to_string(), "-D", "publish", "response-topic"]);
-    thief.arg(format!("andon/{GATEWAY}/response/{CLIENT}/stolen"));
-    // Mosquitto's client takes a refusal (reason 135) for a success: what counts is that nothing comes of it.
-    succeed(&mut thief)?;
-    gateway.publish(&json!({ "id": "own", "prompt": PROMPT, "tokens_max": 1 }))?;
-    let first = next(&watcher, |_| true)?;
+    if succeed(&mut stranger).is_ok() {
+        bail!("the broker takes messages from clients without a certificate");
+    }
+    if let Some(answer) = gateway.ask_over_mqtt("press5", &asked("stolen"), 1)? {
+        bail!("an answer to what {CLIENT} asked as press5: {answer}");
+    }
+    let own = gateway.ask_over_mqtt(CLIENT, &asked("own"), 20)?;
     ensure!(
-        first.topic.ends_with("/own"),
-        "an answer to what {CLIENT} asked as press5: {first:?}"
+        own.is_some_and(|answer| answer["id"] == "own"),
+        "no answer to who asks in its own name"
     );
+    Ok(String::new())
+}
+
+fn asked(id: &str) -> Value {
+    json!({ "id": id, "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0 })
+}
+
+/// On the loopback listener nobody is answered without the token that the service manager handed over.
+pub(crate) fn over_loopback_with_a_token(_: &mut Gateway) -> Result<String> {
+    let ask = |header: Option<&str>| -> Result<String> {
+        let mut link = TcpStream::connect((Ipv4Addr::LOCALHOST, HTTP_PORT))?;
+        let header = header.map_or_else(String::new, |token| {
+            format!("Authorization: Bearer {token}\r\n")
+        });
+        write!(
+            link,
+            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n"
+        )?;
+        let mut reply = String::new();
+        link.read_to_string(&mut reply)?;
+        Ok(reply.lines().next().unwrap_or_default().to_owned())
+    };
+    let (without, wrong, right) = (ask(None)?, ask(Some("0123"))?, ask(Some(TOKEN))?);
+    ensure!(
+        without.contains(" 401 ") && wrong.contains(" 401 "),
+        "without a token {without:?}, with a wrong one {wrong:?}"
+    );
+    ensure!(right.contains(" 200 "), "with the token {right:?}");
+    let copy = format!("/run/credentials/{DAEMON}/http.token");
+    let bits = std::fs::metadata(&copy)
+        .with_context(|| copy.clone())?
+        .permissions()
+        .mode()
+        & 0o7777;
+    ensure!(bits & 0o077 == 0, "{copy} is {bits:o}");
     Ok(String::new())
 }

@@ -71,13 +71,17 @@ pub(crate) fn verifies(_: &mut Gateway) -> Result<String> {
     Ok(format!("exposure {figure}"))
 }
 
-/// What the operator does: a model, keys, a broker, the configuration, two people.
+/// What the operator does: people, a model, keys, a broker, the configuration.
 pub(crate) fn set_up(gateway: &mut Gateway) -> Result<String> {
+    output("useradd", &["--create-home", "--groups", "andon", "fitter"])?;
+    output(
+        "useradd",
+        &["--create-home", "--groups", "andon", "visitor"],
+    )?;
+    output("useradd", &["--create-home", "passer-by"])?;
     gateway.install_model()?;
     gateway.install_keys()?;
     gateway.install_broker()?;
     gateway.configure("")?;
-    output("useradd", &["--create-home", "--groups", "andon", "fitter"])?;
-    output("useradd", &["--create-home", "visitor"])?;
     Ok(String::new())
 }

@@ -84,13 +84,15 @@ pub(crate) fn stays_within_its_budget(gateway: &mut Gateway) -> Result<String> {
 pub(crate) fn is_restarted_for_want_of_memory(gateway: &mut Gateway) -> Result<String> {
     let before = number(DAEMON, "NRestarts")?;
     let expected = gateway.ask(TOKENS)?;
-    let watcher = gateway.listen(None)?;
-    gateway.publish(&json!({ "id": "oom", "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0, "stream": true }))?;
-    let first = next(&watcher, |seen| seen.topic.ends_with("/oom"))?.json()?;
+    let asked = json!({ "id": "oom", "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0, "stream": true });
+    let first = gateway
+        .ask_over_mqtt(CLIENT, &asked, 20)?
+        .context("no answer begins")?;
     ensure!(
         first["type"] == "chunk",
         "no time to take memory away: {first}"
     );
+    let watcher = gateway.listen()?;
     let began = Instant::now();
     limit(TOO_LITTLE)?;
     until("the daemon is killed for want of memory", PATIENCE, || {

@@ -46,6 +46,10 @@ const FIRST: &[Check] = &[
         run: ask::the_broker_turns_strangers_away,
     },
     Check {
+        name: "loopback-token",
+        run: ask::over_loopback_with_a_token,
+    },
+    Check {
         name: "local-users",
         run: identity::users_have_different_rights,
     },

@@ -13,8 +13,6 @@ use crate::units::{DAEMON, SOCKETS, output, property, systemctl, until, until_ac
 
 /// Tokens that are still being made when the power goes.
 const TOKENS: u32 = 1000;
-/// The session at the broker that outlives the power.
-const SESSION: &str = "press4-display";
 /// How long an answer that was delivered is watched for again.
 const QUIET: Duration = Duration::from_millis(500);
 /// Longer than the broker takes to write a change down.
@@ -26,13 +24,14 @@ pub(crate) fn is_cut_in_mid_answer(gateway: &mut Gateway) -> Result<String> {
     fs::write(gateway.result("expected"), &expected)?;
     systemctl(&["enable", DAEMON, "mosquitto.service"])?;
     // The broker has to know on its disk for whom answers are kept; its acknowledgement does not say that it does.
-    drop(gateway.listen(Some(SESSION))?);
+    drop(gateway.listen()?);
     thread::sleep(BROKER_WRITES);
     // What an operator set up long ago is on the disk; of what comes now, only what the daemon itself puts there.
     sync();
-    let watcher = gateway.listen(None)?;
-    gateway.publish(&json!({ "id": "cut", "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0, "stream": true }))?;
-    let first = next(&watcher, |seen| seen.topic.ends_with("/cut"))?.json()?;
+    let asked = json!({ "id": "cut", "prompt": PROMPT, "tokens_max": TOKENS, "temperature": 0, "stream": true });
+    let first = gateway
+        .ask_over_mqtt(CLIENT, &asked, 20)?
+        .context("no answer begins")?;
     ensure!(
         first["type"] == "chunk",
         "no time to cut the power: {first}"
@@ -46,7 +45,7 @@ pub(crate) fn is_cut_in_mid_answer(gateway: &mut Gateway) -> Result<String> {
 pub(crate) fn what_was_asked_is_answered(gateway: &mut Gateway) -> Result<String> {
     let began = Instant::now();
     until_active(DAEMON, PATIENCE)?;
-    let watcher = gateway.listen(Some(SESSION))?;
+    let watcher = gateway.listen()?;
     let expected = fs::read_to_string(gateway.result("expected"))?;
     let answer = next(&watcher, |seen| {
         seen.json().is_ok_and(|message| message["type"] != "chunk")
