@@ -17,6 +17,7 @@ mod models;
 mod mqtt;
 mod openai;
 mod pages;
+mod sandbox;
 mod schedule;
 mod shape;
 mod speculation;

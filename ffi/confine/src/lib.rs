@@ -6,6 +6,8 @@
 //! whether to go on without is the caller's affair. Which files and ports there are is the caller's affair too, which calls of
 //! the system is not: the list is that of this daemon.
 
+#[cfg(feature = "attempts")]
+pub mod attempts;
 pub mod calls;
 pub mod files;
 pub mod names;
