@@ -5,7 +5,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use andon_wire::{Cancel, ClientFrame, HealthStatus, Models, MqttLink, ServerFrame, Status};
+use andon_wire::{
+    Cancel, ClientFrame, HealthStatus, Models, MqttLink, SandboxLayer, ServerFrame, ServiceStatus,
+    SpoolStatus, Status,
+};
 use serde::Serialize;
 
 use crate::arguments::{CancelOptions, ModelsOptions, StatusOptions};
@@ -23,6 +26,8 @@ pub(crate) fn status(
     loop {
         let draft = draft(&mut connection)?;
         let health = health(&mut connection)?;
+        let models = loaded(&mut connection)?;
+        let service = Service::ask(&mut connection)?;
         connection.send(&ClientFrame::Status)?;
         match connection.receive()? {
             ServerFrame::Status(status) if options.json => {
@@ -30,6 +35,8 @@ pub(crate) fn status(
                     status,
                     draft,
                     health,
+                    models,
+                    service,
                 };
                 json(output, &shown)?;
             }
@@ -37,7 +44,14 @@ pub(crate) fn status(
                 if options.watch.is_some() {
                     output.clear()?;
                 }
-                output.text(&describe(&status, draft.as_ref(), &health))?;
+                let shown = Shown {
+                    status,
+                    draft,
+                    health,
+                    models,
+                    service,
+                };
+                output.text(&describe(&shown))?;
             }
             ServerFrame::Error(fault) => return Err(Failure::from(&fault)),
             _ => return Err(unexpected("question for the status")),
@@ -49,7 +63,7 @@ pub(crate) fn status(
     }
 }
 
-/// The status, and the draft model.
+/// The status, the draft model, what else is loaded, and how the daemon runs as a service.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
@@ -58,6 +72,89 @@ struct Shown<'a> {
     draft: Option<Draft>,
     #[serde(flatten)]
     health: HealthStatus,
+    /// The names of the models that are loaded.
+    models: Vec<String>,
+    #[serde(flatten)]
+    service: Service,
+}
+
+/// The sandbox and the spool.
+#[derive(Serialize)]
+struct Service {
+    sandbox: Sandbox,
+    spool: SpoolStatus,
+}
+
+/// What the daemon gave up when it started.
+#[derive(Serialize)]
+struct Sandbox {
+    landlock: Layer,
+    seccomp: Layer,
+}
+
+/// A part of it.
+#[derive(Serialize)]
+struct Layer {
+    on: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<String>,
+}
+
+impl From<SandboxLayer<'_>> for Layer {
+    fn from(layer: SandboxLayer<'_>) -> Layer {
+        let (level, missing) = match layer {
+            SandboxLayer::Off => (None, None),
+            SandboxLayer::On { level } => (Some(level), None),
+            SandboxLayer::Missing { why } => (None, Some(why.to_owned())),
+        };
+        Layer {
+            on: level.is_some(),
+            level,
+            missing,
+        }
+    }
+}
+
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.level, &self.missing) {
+            (Some(level), _) => write!(f, "on (version {level})"),
+            (None, Some(why)) => write!(f, "missing: {why}"),
+            (None, None) => f.write_str("off"),
+        }
+    }
+}
+
+impl Service {
+    fn ask(connection: &mut Connection) -> Result<Service, Failure> {
+        connection.send(&ClientFrame::Service)?;
+        match connection.receive()? {
+            ServerFrame::Service(ServiceStatus { sandbox, spool }) => Ok(Service {
+                sandbox: Sandbox {
+                    landlock: sandbox.landlock.into(),
+                    seccomp: sandbox.seccomp.into(),
+                },
+                spool,
+            }),
+            ServerFrame::Error(fault) => Err(Failure::from(&fault)),
+            _ => Err(unexpected("question for the sandbox")),
+        }
+    }
+}
+
+/// The names of the models that are loaded.
+fn loaded(connection: &mut Connection) -> Result<Vec<String>, Failure> {
+    connection.send(&ClientFrame::Models)?;
+    match connection.receive()? {
+        ServerFrame::Models(models) => {
+            let loaded = models.models.iter().filter(|model| model.loaded);
+            Ok(loaded.map(|model| model.name.to_string()).collect())
+        }
+        ServerFrame::Error(fault) => Err(Failure::from(&fault)),
+        _ => Err(unexpected("question for the models")),
+    }
 }
 
 /// The draft model that the daemon's configuration names.
@@ -132,7 +229,14 @@ pub(crate) fn json(output: &mut Output, value: &impl Serialize) -> Result<(), Fa
     output.bytes(&line)
 }
 
-fn describe(status: &Status<'_>, draft: Option<&Draft>, health: &HealthStatus) -> String {
+fn describe(shown: &Shown<'_>) -> String {
+    let Shown {
+        status,
+        draft,
+        health,
+        models,
+        service,
+    } = shown;
     let Status {
         requests,
         tokens,
@@ -232,6 +336,31 @@ fn describe(status: &Status<'_>, draft: Option<&Draft>, health: &HealthStatus) -
         let _ = write!(value, ", {} to be had", size(left));
     }
     let _ = writeln!(text, "  {:<9} {value}", "memory");
+    if models.len() > 1 {
+        let _ = writeln!(text, "  {:<9} {}", "loaded", models.join(", "));
+    }
+    let spool = &service.spool;
+    let _ = writeln!(
+        text,
+        "  {:<9} {} waiting, {} running, {} to deliver, {} delivered, {}{}",
+        "spool",
+        spool.accepted,
+        spool.running,
+        spool.answered,
+        spool.delivered,
+        size(spool.bytes),
+        if spool.durable {
+            ""
+        } else {
+            ", in memory only"
+        }
+    );
+    let Sandbox { landlock, seccomp } = &service.sandbox;
+    let _ = writeln!(
+        text,
+        "  {:<9} Landlock {landlock}, seccomp {seccomp}",
+        "sandbox"
+    );
     if !health.degraded.is_empty() {
         let words: Vec<&str> = health.degraded.iter().map(|mode| mode.as_str()).collect();
         let _ = writeln!(text, "  {:<9} {}", "degraded", words.join(", "));

@@ -25,6 +25,7 @@ use crate::model::{
 use crate::name::RequestId;
 use crate::page::{PageTask, StoredPages};
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
+use crate::service::ServiceStatus;
 use crate::status::Status;
 
 /// Bytes of the length that a frame begins with.
@@ -92,6 +93,8 @@ pub enum ClientFrame<'a> {
     AddSigned(AddSigned<'a>),
     /// Asks what is not as it should be; answered by [`ServerFrame::Health`].
     Health,
+    /// Asks for the sandbox and the spool; answered by [`ServerFrame::Service`].
+    Service,
 }
 
 /// What a server sends.
@@ -148,6 +151,8 @@ pub enum ServerFrame<'a> {
     Health(HealthStatus),
     /// A name that requests may say.
     ServedModel(ServedModel<'a>),
+    /// The sandbox and the spool.
+    Service(ServiceStatus<'a>),
 }
 
 /// Why a frame could not be encoded.

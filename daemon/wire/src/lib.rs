@@ -29,6 +29,7 @@ mod name;
 mod page;
 mod reader;
 mod reply;
+mod service;
 mod status;
 
 pub use ask::{
@@ -55,6 +56,7 @@ pub use reply::{
     Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,
     Timings, Usage, Welcome, shorten,
 };
+pub use service::{SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus};
 pub use status::{
     ModelStatus, MqttLink, MqttStatus, QueueStatus, Readiness, RequestCounters, Speed, Status,
     TokenCounters,

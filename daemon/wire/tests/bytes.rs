@@ -14,10 +14,10 @@ use andon_wire::{
     ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
     ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
     Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness,
-    RequestCounters, RequestId, Role, Sampling, ServedModel, ServerFrame, SignatureState, Speed,
-    SpoolAction, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages,
-    StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
-    checksum,
+    RequestCounters, RequestId, Role, Sampling, SandboxLayer, SandboxStatus, ServedModel,
+    ServerFrame, ServiceStatus, SignatureState, Speed, SpoolAction, SpoolStatus, SpoolTask, Status,
+    StoredCorpus, StoredModel, StoredPack, StoredPages, StoredSignature, SwapModel, TaskName,
+    Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -462,6 +462,31 @@ fn frames_about_models_that_are_kept() {
     server(
         &ServerFrame::Health(health),
         &[b"\x16", b"\x02\x02\x09", b"\x01\xac\x02", b"\x01", b"\x00"],
+    );
+    client(&ClientFrame::Service, &[b"\x0f"]);
+    server(
+        &ServerFrame::Service(ServiceStatus {
+            sandbox: SandboxStatus {
+                landlock: SandboxLayer::On { level: 7 },
+                seccomp: SandboxLayer::Missing { why: "old" },
+            },
+            spool: SpoolStatus {
+                durable: true,
+                accepted: 1,
+                running: 2,
+                answered: 300,
+                delivered: 4,
+                bytes: 5,
+            },
+        }),
+        &[
+            b"\x18",
+            b"\x01\x07",
+            b"\x02\x03old",
+            b"\x01",
+            b"\x01\x02\xac\x02\x04",
+            b"\x05",
+        ],
     );
     server(&ServerFrame::Draft(None), &[b"\x11", b"\x00"]);
     server(

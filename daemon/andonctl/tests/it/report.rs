@@ -6,7 +6,8 @@ use std::process::Command;
 use andon_wire::{
     Cancelled, ClientFrame, CorpusErased, Degraded, DraftStatus, HealthStatus, MemoryStatus,
     ModelEntry, ModelName, ModelStatus, Models, MqttLink, MqttStatus, QueueStatus, Readiness,
-    RequestCounters, ServerFrame, Speed, Status, TokenCounters,
+    RequestCounters, SandboxLayer, SandboxStatus, ServerFrame, ServiceStatus, Speed, SpoolStatus,
+    Status, TokenCounters,
 };
 
 use crate::support::{Outcome, Peer, Server};
@@ -90,6 +91,7 @@ fn serve(peer: &mut Peer) {
                 translated: false,
             })),
             Some(ClientFrame::Health) => ServerFrame::Health(health()),
+            Some(ClientFrame::Service) => ServerFrame::Service(service()),
             Some(ClientFrame::Models) => ServerFrame::Models(models()),
             Some(ClientFrame::Cancel(cancel)) => {
                 let found = cancel.id.as_str() == "17";
@@ -120,9 +122,45 @@ andond 9.9.9 on gw1: ready, up 1 h 2 min
   mqtt      connected (MQTT 5), broker localhost:1883, 2 reconnects
   draft     small is not used: cannot open it
   memory    1.0 GiB promised of 3.0 GiB, 512.0 MiB to be had
+  spool     1 waiting, 2 running, 3 to deliver, 4 delivered, 5 B
+  sandbox   Landlock on (version 7), seccomp missing: the kernel has none
   degraded  throttled, broker_lost
 "
     );
+}
+
+/// What one says whose kernel has no seccomp.
+fn service() -> ServiceStatus<'static> {
+    ServiceStatus {
+        sandbox: SandboxStatus {
+            landlock: SandboxLayer::On { level: 7 },
+            seccomp: SandboxLayer::Missing {
+                why: "the kernel has none",
+            },
+        },
+        spool: SpoolStatus {
+            durable: true,
+            accepted: 1,
+            running: 2,
+            answered: 3,
+            delivered: 4,
+            bytes: 5,
+        },
+    }
+}
+
+/// What one says that keeps nothing and gives nothing up, and that has these models.
+fn bare(peer: &mut Peer, models: Models<'_>) {
+    assert_eq!(peer.receive(), Some(ClientFrame::Models));
+    peer.send(&ServerFrame::Models(models));
+    assert_eq!(peer.receive(), Some(ClientFrame::Service));
+    peer.send(&ServerFrame::Service(ServiceStatus {
+        sandbox: SandboxStatus {
+            landlock: SandboxLayer::Off,
+            seccomp: SandboxLayer::Off,
+        },
+        spool: SpoolStatus::default(),
+    }));
 }
 
 /// What a gateway says that is hot and whose broker is away.
@@ -146,6 +184,7 @@ fn status_without_a_model_or_a_broker() {
         peer.send(&ServerFrame::Draft(None));
         assert_eq!(peer.receive(), Some(ClientFrame::Health));
         peer.send(&ServerFrame::Health(HealthStatus::default()));
+        bare(peer, Models::default());
         peer.receive();
         peer.send(&ServerFrame::Status(Status {
             readiness: Readiness::Starting,
@@ -164,7 +203,8 @@ fn status_without_a_model_or_a_broker() {
         outcome.stdout.contains("model     none loaded\n"),
         "{outcome:?}"
     );
-    let end = "mqtt      off\n  memory    0 B promised\n";
+    let end = "mqtt      off\n  memory    0 B promised\n  spool     0 waiting, 0 running, 0 to deliver, 0 delivered, \
+        0 B, in memory only\n  sandbox   Landlock off, seccomp off\n";
     assert!(outcome.stdout.ends_with(end), "{outcome:?}");
 }
 
@@ -193,6 +233,14 @@ fn status_for_programs() {
             "draft": {"name": "small", "used": false, "bytes": 0, "translated": false, "reason": "cannot open it"},
             "degraded": ["throttled", "broker_lost"],
             "memory": {"budget_bytes": 3_221_225_472_u64, "promised_bytes": 1_073_741_824, "left_bytes": 536_870_912},
+            "models": ["smollm2"],
+            "sandbox": {
+                "landlock": {"on": true, "level": 7},
+                "seccomp": {"on": false, "missing": "the kernel has none"}
+            },
+            "spool": {
+                "durable": true, "accepted": 1, "running": 2, "answered": 3, "delivered": 4, "bytes": 5
+            },
         })
     );
 }
@@ -210,6 +258,7 @@ fn a_draft_that_guesses_by_text_says_so() {
         })));
         assert_eq!(peer.receive(), Some(ClientFrame::Health));
         peer.send(&ServerFrame::Health(HealthStatus::default()));
+        bare(peer, models());
         peer.receive();
         peer.send(&ServerFrame::Status(status()));
     });

@@ -334,6 +334,10 @@ impl Connection {
                 let health = health::health(&self.context);
                 self.outgoing.send(&ServerFrame::Health(health)).await
             }
+            ClientFrame::Service => {
+                let service = convert::service(&self.context);
+                self.outgoing.send(&ServerFrame::Service(service)).await
+            }
             ClientFrame::Draft => {
                 let draft = self.context.workers.status().draft;
                 let draft = draft.as_deref().map(convert::draft);

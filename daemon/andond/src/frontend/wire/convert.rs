@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use andon_wire::{
     Ask, AskError, Done as WireDone, DraftStatus, Embed, ErrorCode, Finish as WireFinish,
     Input as WireInput, ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin,
-    QueueStatus, Readiness, RequestId, Status as WireStatus,
+    QueueStatus, Readiness, RequestId, SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus,
+    Status as WireStatus,
 };
 
+use crate::confine::Layer;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::request::{Egress, EmbeddingInput, Input, Message, Origin, Priority, Request, Sampling};
@@ -211,6 +213,33 @@ impl StatusTexts {
                     .unwrap_or(u32::MAX),
             },
         }
+    }
+}
+
+/// The sandbox and the spool.
+pub(super) fn service(context: &Context) -> ServiceStatus<'_> {
+    let layer = |layer| match layer {
+        &Layer::Off => SandboxLayer::Off,
+        &Layer::On(level) => SandboxLayer::On { level },
+        Layer::Missing(why) => SandboxLayer::Missing {
+            why: andon_wire::shorten(why, andon_wire::limits::FAULT_MESSAGE_BYTES_MAX),
+        },
+    };
+    let (counts, bytes) = context.spool.holds();
+    let [accepted, running, answered, delivered] = counts.map(saturated);
+    ServiceStatus {
+        sandbox: SandboxStatus {
+            landlock: layer(&context.confined.landlock),
+            seccomp: layer(&context.confined.seccomp),
+        },
+        spool: SpoolStatus {
+            durable: context.spool.is_durable(),
+            accepted,
+            running,
+            answered,
+            delivered,
+            bytes,
+        },
     }
 }
 
