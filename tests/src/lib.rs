@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod daemon;
 pub mod http;
 pub mod link;
+pub mod mount;
 pub mod mutate;
 pub mod network;
 pub mod programs;

@@ -1,46 +1,15 @@
 //! Disks that are full or read-only, and folders that are not there.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use andon_tests::broker::Broker;
 use andon_tests::daemon::Daemon;
+use andon_tests::mount::Mount;
 
 use super::ledger::{Publisher, judge};
 use super::started;
 use crate::metrics::sum;
-
-/// A file system of its own, as small as a test needs it.
-struct Mount(tempfile::TempDir);
-
-impl Mount {
-    /// `None` where nothing may be mounted; then only the tests of failing backends look at full disks.
-    fn make(options: &str) -> Option<Mount> {
-        let folder = tempfile::TempDir::new().unwrap();
-        let mount = Mount(folder);
-        mount
-            .run(&["-t", "tmpfs", "-o", options, "spool"])
-            .then_some(mount)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn run(&self, arguments: &[&str]) -> bool {
-        let mut command = Command::new("mount");
-        let status = command.args(arguments).arg(self.path()).status();
-        status.is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.path()).status());
-    }
-}
 
 fn config(broker: &Broker, mount: &Mount) -> String {
     format!(
