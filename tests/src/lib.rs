@@ -11,6 +11,7 @@ pub mod broker_embedded;
 pub mod certificates;
 pub mod daemon;
 pub mod http;
+pub mod journald;
 pub mod link;
 pub mod mount;
 pub mod mutate;

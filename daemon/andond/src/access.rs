@@ -219,7 +219,8 @@ impl Access {
         let unsaid = std::mem::take(&mut said.unsaid);
         said.at = Some(Instant::now());
         drop(said);
-        tracing::warn!(
+        crate::event!(
+            AccessDenied,
             client = %caller.name(),
             why = %denied,
             unsaid,

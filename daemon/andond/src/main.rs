@@ -73,22 +73,14 @@ fn refuse(arguments: &Arguments, problems: &Problems) -> ExitCode {
 fn run(config: Config, path: &Path, passed: Result<Passed, SocketError>) -> ExitCode {
     telemetry::journal::start(&config.log);
     // Before there is a second thread, which would not be confined.
-    let outcome = passed.map_err(Failure::from).and_then(|passed| {
+    let confined = passed.map_err(Failure::from).and_then(|passed| {
         let confined = confine::install(&config, path)
             .map_err(|refusal| Failure::Operator(refusal.to_string()))?;
-        supervise::run(config, passed, confined)
+        Ok((passed, confined))
     });
-    match outcome {
-        Ok(()) => {
-            tracing::info!("stopped");
-            ExitCode::SUCCESS
-        }
-        Err(failure) => {
-            tracing::error!(%failure, "andond cannot go on");
-            match failure {
-                Failure::Operator(_) => ExitCode::from(EXIT_CONFIG),
-                Failure::Runtime(_) => ExitCode::from(EXIT_RUNTIME),
-            }
-        }
+    match supervise::run(config, confined) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Operator(_)) => ExitCode::from(EXIT_CONFIG),
+        Err(Failure::Runtime(_)) => ExitCode::from(EXIT_RUNTIME),
     }
 }

@@ -387,8 +387,12 @@ impl Registry {
         let path = self.config.dir.join(NAMES);
         let aside = self.config.dir.join(NAMES_DAMAGED);
         match fs::rename(&path, &aside) {
-            Ok(()) => tracing::error!(path = %aside.display(), "the damaged file is kept"),
-            Err(error) => tracing::error!(path = %path.display(), %error, "cannot be set aside"),
+            Ok(()) => {
+                crate::event!(ModelNamesLost, path = %aside.display(), "the damaged file is kept");
+            }
+            Err(error) => {
+                crate::event!(ModelNamesLost, path = %path.display(), %error, "cannot be set aside");
+            }
         }
     }
 
@@ -449,7 +453,7 @@ impl Registry {
         if let Some(manifest) = manifest {
             self.forget_pack(&manifest);
         }
-        tracing::info!(name, "model removed");
+        crate::event!(ModelRemoved, name, "model removed");
         Ok(())
     }
 

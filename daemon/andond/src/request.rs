@@ -336,6 +336,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// How far it may travel; `None` is the task's, else local.
     pub egress: Option<Egress>,
+    /// Which attempt at an answer it is, from 1: more than that where it was kept and begun before.
+    pub attempt: u16,
     /// Whether the client wants chunks. The worker sends them either way; front ends may gather.
     pub stream: bool,
     /// What its caller may ask for: every right until it is handed over, which settles that.
@@ -372,6 +374,7 @@ impl Request {
             priority: None,
             deadline: None,
             egress: None,
+            attempt: 1,
             stream: false,
             rights: Arc::default(),
         }

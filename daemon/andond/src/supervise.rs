@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Rules};
+use crate::audit::{Audit, AuditError};
 use crate::config::{Config, Problems, http::parse_mode, speculation::DraftPlace};
 use crate::confine::Confined;
 use crate::frontend::{self, Context};
@@ -27,8 +28,8 @@ use crate::registry::{Packs, Registry};
 use crate::socket::{Passed, Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
-use crate::telemetry::Telemetry;
-use crate::worker::{UNREAD_BYTES_MAX, WorkerState};
+use crate::telemetry::{self, Telemetry};
+use crate::worker::{TEXT_BYTES_MAX, UNREAD_BYTES_MAX, WorkerState};
 use crate::workers::Workers;
 
 /// After the grace, what front ends have to write the last words.
@@ -72,6 +73,16 @@ impl From<SocketError> for Failure {
 
 impl From<SpoolError> for Failure {
     fn from(error: SpoolError) -> Failure {
+        if error.needs_a_person() {
+            Failure::Operator(error.to_string())
+        } else {
+            Failure::Runtime(error.to_string())
+        }
+    }
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Failure {
         if error.needs_a_person() {
             Failure::Operator(error.to_string())
         } else {
@@ -135,12 +146,21 @@ fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
     Ok(bound)
 }
 
-/// Runs the daemon until it is told to stop. It listens on the sockets that were passed, and on others of its own. What it gave
-/// up before, for good, is in `confined`.
+/// Runs the daemon until it is told to stop, and says how that ended. It listens on the sockets that were passed, and on others
+/// of its own; what it gave up before, for good, is with them. Where that failed, only this is said.
 ///
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
-pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Failure> {
+pub fn run(config: Config, began: Result<(Passed, Confined), Failure>) -> Result<(), Failure> {
+    let outcome = began.and_then(|(passed, confined)| serve_all(config, passed, confined));
+    match &outcome {
+        Ok(()) => crate::event!(Stopped, "stopped"),
+        Err(failure) => crate::event!(Failed, %failure, "andond cannot go on"),
+    }
+    outcome
+}
+
+fn serve_all(config: Config, passed: Passed, confined: Confined) -> Result<(), Failure> {
     let operator = |problems: Problems| Failure::Operator(problems.to_string());
     Tasks::new(&config.task).map_err(operator)?;
     let access = Arc::new(Access::new(Rules::resolve(&config).map_err(operator)?));
@@ -152,6 +172,7 @@ pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Fai
     // To the end.
     let _promised = promise(&config, &budget)?;
     budget.refresh();
+    let audit = Audit::open(&config, Arc::clone(&telemetry))?;
     let spool = Spool::open(&config.spool, Arc::clone(&telemetry))?;
     let packs = Packs::new(&config.cache);
     let draft = match config.speculation.draft_place() {
@@ -166,6 +187,7 @@ pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Fai
         Arc::clone(&access),
         Arc::clone(&registry),
         Arc::clone(&telemetry),
+        audit.clone(),
         Arc::clone(&budget),
     )
     .map_err(runtime("cannot start a worker"))?;
@@ -188,13 +210,15 @@ pub fn run(config: Config, passed: Passed, confined: Confined) -> Result<(), Fai
     let outcome = tokio.block_on(serve(context, bound));
     // The last words of the front ends are in it by now.
     spool.close();
+    audit.close();
     // A sensor that hangs is not waited for.
     tokio.shutdown_timeout(RUNTIME_ENDS);
     outcome
 }
 
-/// Has promised what does not depend on the model: what was asked and is not answered, and the spool's cache and book.
-fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 2], Failure> {
+/// Has promised what does not depend on the model: what was asked and is not answered, the spool's cache and book,
+/// and audit records that wait.
+fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 3], Failure> {
     let open = config
         .limits
         .queue_max
@@ -202,7 +226,12 @@ fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 2], Fa
     let each = config
         .limits
         .body_bytes_max
-        .saturating_add(UNREAD_BYTES_MAX);
+        .saturating_add(UNREAD_BYTES_MAX)
+        .saturating_add(if config.log.text {
+            2 * TEXT_BYTES_MAX
+        } else {
+            0
+        });
     let requests = open.saturating_mul(each) as u64;
     let promised = |part, bytes| {
         let promised = budget.require(part, Held::Private, bytes);
@@ -215,6 +244,7 @@ fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 2], Fa
     Ok([
         promised(Part::Requests, requests)?,
         promised(Part::Spool, Spool::memory_bytes_max(&config.spool))?,
+        promised(Part::Audit, Audit::memory_bytes_max(config))?,
     ])
 }
 
@@ -268,6 +298,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     frontends.spawn(hardware::watch(context.clone()));
     frontends.spawn(feed(context.clone()));
     frontends.spawn(starting::extend(context.clone()));
+    frontends.spawn(telemetry::journal::report(context.stopping.clone()));
 
     let outcome = watch(&context, &mut signals, idle_after).await;
     stop(&context, &mut signals, &mut frontends).await;
@@ -289,7 +320,8 @@ async fn watch(
         match state {
             WorkerState::Ready => {
                 let name = context.config.model.name();
-                tracing::info!(
+                crate::event!(
+                    Ready,
                     model = name,
                     after_ms = u64::try_from(context.telemetry.started.elapsed().as_millis())
                         .unwrap_or(u64::MAX),
@@ -313,7 +345,7 @@ async fn watch(
             }
             // The unit is up, so that a model can be added; who asks for an answer is told that there is none.
             WorkerState::Waiting(why) => {
-                tracing::warn!("{why}");
+                crate::event!(Waiting, "{why}");
                 notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
             }
             WorkerState::Loading => notify(&[NotifyState::Status("loading the model")]),
@@ -321,11 +353,11 @@ async fn watch(
         }
         tokio::select! {
             name = signals.next() => {
-                tracing::info!(signal = name, "stopping");
+                crate::event!(Stopping, signal = name, "stopping");
                 return Ok(());
             }
             () = &mut idle => {
-                tracing::info!("nothing is asked; stopping until somebody connects");
+                crate::event!(Stopping, "nothing is asked; stopping until somebody connects");
                 return Ok(());
             }
             // The sender lives as long as the context.
@@ -349,7 +381,8 @@ async fn feed(context: Context) {
         }
         match context.workers.stalled() {
             None => notify(&[NotifyState::Watchdog]),
-            Some(since) => tracing::error!(
+            Some(since) => crate::event!(
+                WatchdogStall,
                 seconds = since.as_secs(),
                 "what is being answered makes no progress"
             ),
@@ -373,10 +406,10 @@ async fn stop(context: &Context, signals: &mut Signals, frontends: &mut JoinSet<
     tokio::select! {
         outcome = tokio::time::timeout(grace + FAREWELL, orderly) => {
             if outcome.is_err() {
-                tracing::warn!("some clients did not take their last words");
+                crate::event!(StopIncomplete, "some clients did not take their last words");
             }
         }
-        name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
+        name = signals.next() => crate::event!(StopIncomplete, signal = name, "stopping at once"),
     }
     frontends.abort_all();
 }

@@ -1,11 +1,16 @@
 //! What the daemon tells of itself: counters for Prometheus, words for the journal.
 
+mod audit;
 pub mod connections;
+pub mod event;
 mod hardware;
 pub mod journal;
+mod limit;
 pub mod metrics;
 mod models;
+mod plain;
 mod sandbox;
 mod spool;
 
+pub use event::Event;
 pub use metrics::{Telemetry, Told};

@@ -7,6 +7,7 @@
 //! Invariant: every job that was submitted ends with exactly one terminal event, whatever happens to its
 //! client; nothing a client does or fails to do can stall another's job.
 
+mod account;
 mod admit;
 mod advance;
 mod board;
@@ -44,10 +45,10 @@ use tokio::sync::watch;
 use self::advance::Advance;
 use self::board::{Board, Job, Key, Phase};
 use self::corpora::Corpora;
-use self::job::Mailbox;
 use self::load::{Engine, LoadFailure};
 use self::pages::Pages;
 use self::prepare::Lane;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::config::cache::PackWhen;
 use crate::config::models::SignaturePolicy;
@@ -58,11 +59,13 @@ use crate::request::{Input, Origin, Request};
 use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
+pub(crate) use account::Asked;
 pub(crate) use life::{Around, Handed, Setup};
 pub(crate) use load::AtFault;
 pub(crate) use machine::Machine;
 pub(crate) use trying::Proved;
 
+pub use account::TEXT_BYTES_MAX;
 pub use corpora::{CorpusFacts, Erased};
 pub use draft::{DraftFacts, DraftUse};
 pub use text::{apply_template, detokenize, tokenize};
@@ -165,6 +168,9 @@ pub(crate) struct Shared {
     /// The load that was told last: how many wait and run.
     told: [AtomicI64; 2],
     telemetry: Arc<Telemetry>,
+    audit: Audit,
+    /// Of the model's files, by its manifest, once it is known which model it is.
+    weights_sha256: OnceLock<Vec<String>>,
     state: watch::Sender<WorkerState>,
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
@@ -287,7 +293,11 @@ impl Shared {
 
     /// Ends all service with the model; what waits is refused by whoever waits for it.
     fn breaks(&self, why: String) {
-        tracing::error!(why, "the model is of no use any more; start andond again");
+        crate::event!(
+            ModelBroken,
+            why,
+            "the model is of no use any more; start andond again"
+        );
         let mut board = self.board();
         if matches!(board.phase, Phase::Serving | Phase::Draining) {
             board.enter(Phase::Failed);
@@ -313,45 +323,13 @@ impl Shared {
         self.finish(job, JobEvent::Failed(fault));
     }
 
-    /// Counts and posts the terminal event of a job that is closed already.
+    /// Tells and posts the terminal event of a job that is closed already.
     fn end(&self, job: &Job, event: JobEvent) {
-        end(&self.telemetry, job.origin, &job.key, &job.mailbox, event);
+        let weights = self.weights_sha256.get().map_or(&[][..], Vec::as_slice);
+        job.account
+            .ended(&self.telemetry, &self.audit, weights, &event);
+        job.mailbox.post(event);
     }
-}
-
-/// Counts and posts the terminal event of a job that is closed already.
-fn end(telemetry: &Telemetry, origin: Origin, key: &Key, mailbox: &Mailbox, event: JobEvent) {
-    match &event {
-        JobEvent::Done(done) => {
-            telemetry.outcome(origin, done.finish.name());
-            tracing::info!(
-                origin = origin.name(),
-                client = key.client,
-                id = key.id,
-                finish = done.finish.name(),
-                prompt_tokens = done.usage.prompt_tokens,
-                completion_tokens = done.usage.completion_tokens,
-                first_token_us = done.timings.first_token_us,
-                "answered"
-            );
-        }
-        JobEvent::Failed(fault) => {
-            telemetry.failed(origin, fault.code);
-            tracing::info!(
-                origin = origin.name(),
-                client = key.client,
-                id = key.id,
-                code = fault.code.name(),
-                "not answered"
-            );
-        }
-        JobEvent::Accepted { .. }
-        | JobEvent::Started
-        | JobEvent::Chunk(_)
-        | JobEvent::ChoiceDone { .. }
-        | JobEvent::Vectors(_) => {}
-    }
-    mailbox.post(event);
 }
 
 impl WorkerHandle {
@@ -364,6 +342,7 @@ impl WorkerHandle {
             config,
             registry,
             telemetry,
+            audit,
             machine,
             budget,
             around,
@@ -387,6 +366,8 @@ impl WorkerHandle {
             failures: AtomicU64::new(0),
             told: [const { AtomicI64::new(0) }; 2],
             telemetry,
+            audit,
+            weights_sha256: OnceLock::new(),
             budget,
             state,
             ended,
@@ -434,14 +415,14 @@ impl WorkerHandle {
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
         let telemetry = &self.shared.telemetry;
         telemetry.request(request.origin);
-        let origin = request.origin;
+        let asked = Asked::of(&request);
         match self.shared.admit(Arc::new(request), None) {
             Ok(mailbox) => {
                 telemetry.accepted();
                 Ok(JobStream::new(mailbox))
             }
             Err(fault) => {
-                telemetry.refused(origin, fault.code);
+                asked.refused(telemetry, &fault);
                 Err(fault)
             }
         }
@@ -616,6 +597,9 @@ fn serve(shared: &Arc<Shared>) {
         Ok(None) => return,
         Err(failure) => return shared.failed(failure),
     };
+    shared
+        .weights_sha256
+        .get_or_init(|| account::weights(&served.sha256));
     let began = Instant::now();
     let loaded = match load::load(shared, &served) {
         Ok(loaded) => loaded,
@@ -632,7 +616,8 @@ fn serve(shared: &Arc<Shared>) {
     let context_tokens_max = loaded.facts.context_tokens_max;
     let load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     shared.load_ms.store(load_ms, Ordering::Relaxed);
-    tracing::info!(
+    crate::event!(
+        ModelLoaded,
         model = loaded.facts.name,
         architecture = loaded.facts.architecture,
         isa = loaded.facts.isa,

@@ -29,6 +29,7 @@ use tokio::sync::{broadcast, watch};
 
 use self::names::{Names, Target};
 use crate::access::{Access, Caller, Denied, Rights};
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
@@ -36,8 +37,8 @@ use crate::registry::{Registry, Use};
 use crate::request::{Input, Origin, Request};
 use crate::telemetry::Telemetry;
 use crate::worker::{
-    AtFault, CorpusFacts, Erased, Handed, JobStream, Machine, ModelFacts, Status, WorkerHandle,
-    WorkerState,
+    Asked, AtFault, CorpusFacts, Erased, Handed, JobStream, Machine, ModelFacts, Status,
+    WorkerHandle, WorkerState,
 };
 
 /// Words about models that took another's place which wait for whoever listens.
@@ -124,6 +125,7 @@ struct Inner {
     access: Arc<Access>,
     registry: Arc<Registry>,
     telemetry: Arc<Telemetry>,
+    audit: Audit,
     machine: Arc<Machine>,
     budget: Arc<Budget>,
     epoch: Instant,
@@ -363,10 +365,11 @@ impl Workers {
         access: Arc<Access>,
         registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
+        audit: Audit,
         budget: Arc<Budget>,
     ) -> std::io::Result<Workers> {
         let damaged = |error: &dyn fmt::Display| {
-            tracing::error!(%error, "the file of models' names is of no use; each answers to its own");
+            crate::event!(ModelNamesLost, %error, "the file of models' names is of no use; each answers to its own");
             registry.set_names_aside();
             Names::default()
         };
@@ -383,6 +386,7 @@ impl Workers {
             access,
             registry,
             telemetry,
+            audit,
             machine: Arc::default(),
             budget,
             epoch: Instant::now(),
@@ -452,10 +456,15 @@ impl Workers {
     pub fn submit(&self, mut request: Request, caller: &Caller) -> Result<JobStream, Fault> {
         let inner = &self.inner;
         let origin = request.origin;
+        let asked = Asked::of(&request);
         let refused = |fault: &Fault| {
             inner.telemetry.request(origin);
-            inner.telemetry.refused(origin, fault.code);
+            asked.refused(&inner.telemetry, fault);
         };
+        if let Some(fault) = inner.audit.refuses() {
+            refused(&fault);
+            return Err(fault);
+        }
         // What is wrong with the request itself goes before what is with its model.
         let checked = request.check(&inner.config.limits);
         checked.inspect_err(refused)?;
@@ -466,7 +475,7 @@ impl Workers {
             inner.telemetry.request(origin);
             match &parked {
                 Ok(_) => inner.telemetry.accepted(),
-                Err(fault) => inner.telemetry.refused(origin, fault.code),
+                Err(fault) => asked.refused(&inner.telemetry, fault),
             }
             return parked;
         }

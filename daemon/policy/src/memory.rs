@@ -50,11 +50,13 @@ pub enum Part {
     Spool,
     /// What was asked and is not answered.
     Requests,
+    /// Records of answers on their way to the disk.
+    Audit,
 }
 
 impl Part {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     /// All of them.
     pub const ALL: [Self; Self::COUNT] = [
@@ -66,6 +68,7 @@ impl Part {
         Self::Pages,
         Self::Spool,
         Self::Requests,
+        Self::Audit,
     ];
 
     /// The word for it in the status and in metrics.
@@ -80,6 +83,7 @@ impl Part {
             Self::Pages => "pages",
             Self::Spool => "spool",
             Self::Requests => "requests",
+            Self::Audit => "audit",
         }
     }
 }

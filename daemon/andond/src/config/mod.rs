@@ -6,6 +6,7 @@
 //! `check` sees values only, never the file system ([`crate::check`] does that).
 
 pub mod access;
+pub mod audit;
 pub mod cache;
 pub mod engine;
 pub mod gateway;
@@ -59,6 +60,8 @@ pub struct Config {
     pub spool: spool::SpoolConfig,
     /// `[[access]]`
     pub access: Vec<access::AccessConfig>,
+    /// `[audit]`
+    pub audit: audit::AuditConfig,
     /// `[http]`
     pub http: http::HttpConfig,
     /// `[wire]`
@@ -164,6 +167,7 @@ impl Config {
         for (number, rule) in (1..).zip(&self.access) {
             rule.check(number, problems);
         }
+        self.audit.check(problems);
         self.http.check(problems);
         self.wire.check(problems);
         self.mqtt.check(problems);

@@ -84,6 +84,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "engine" => config.engine = reader.section(&name, table),
             "speculation" => config.speculation = reader.section(&name, table),
             "spool" => config.spool = reader.section(&name, table),
+            "audit" => config.audit = reader.section(&name, table),
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
@@ -110,7 +111,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 18] = [
+const SECTIONS: [&str; 19] = [
     "gateway",
     "model",
     "models",
@@ -119,6 +120,7 @@ const SECTIONS: [&str; 18] = [
     "speculation",
     "spool",
     "access",
+    "audit",
     "http",
     "wire",
     "mqtt",

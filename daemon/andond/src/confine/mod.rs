@@ -142,7 +142,7 @@ fn layer(
         }
         Err(why) if demand == Demand::Require => Err(Refusal::Required { key, why }),
         Err(why) => {
-            tracing::warn!(key, %why, "this part of the sandbox is missing");
+            crate::event!(SandboxDegraded, key, %why, "this part of the sandbox is missing");
             Ok(Layer::Missing(why.to_string()))
         }
     }

@@ -48,9 +48,11 @@ const SYSTEM: &[&str] = &[
 /// The folders that the daemon keeps things in.
 pub fn kept(config: &Config) -> impl Iterator<Item = &Path> {
     let spool = (config.spool.durable == Durable::On).then_some(&config.spool.dir);
+    let audit = config.audit.enabled.then_some(&config.audit.dir);
     [&config.models.dir, &config.cache.dir]
         .into_iter()
         .chain(spool)
+        .chain(audit)
         .map(PathBuf::as_path)
 }
 

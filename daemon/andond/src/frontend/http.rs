@@ -63,6 +63,9 @@ const SHORT_BODY_BYTES_MAX: usize = 32 << 10;
 /// Most texts worked on at once beside the model, on threads that may block.
 const WORKS_MAX: usize = 8;
 
+/// Most bytes of a field's name that are logged.
+const FIELD_BYTES_LOGGED: usize = 64;
+
 /// A body, and the place that it holds until it has been parsed, if it is long.
 type Held<'a> = (Bytes, Option<SemaphorePermit<'a>>);
 
@@ -229,7 +232,6 @@ impl Service {
         client: &Client,
         source: Source,
     ) -> Result<Response<Body>, ApiError> {
-        let telemetry = &self.context.telemetry;
         let prefix = match endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Completion => "cmpl-",
@@ -240,12 +242,12 @@ impl Service {
             let ((body, _place), settled) = source
                 .body(self)
                 .await
-                .inspect_err(|_| telemetry.malformed(Origin::Http))?;
+                .inspect_err(|error| self.malformed(error))?;
             let parsed = match endpoint {
                 Endpoint::Chat => parse::chat(&body, &id, &client.name),
                 Endpoint::Completion => parse::completion(&body, &id, &client.name),
             };
-            let parsed = parsed.inspect_err(|_| telemetry.malformed(Origin::Http))?;
+            let parsed = parsed.inspect_err(|error| self.malformed(error))?;
             (parsed, settled)
         };
         let Parsed {
@@ -310,10 +312,25 @@ impl Service {
         if let Some(name) = name
             && !self.context.workers.knows(name)
         {
-            self.context.telemetry.malformed(Origin::Http);
-            return Err(ApiError::unknown_model(name));
+            let error = ApiError::unknown_model(name);
+            self.malformed(&error);
+            return Err(error);
         }
         Ok(())
+    }
+
+    /// Counts and logs input that no request can be made of: what kind of mistake and where, in no words of the client's but
+    /// the field's name.
+    fn malformed(&self, error: &ApiError) {
+        self.context.telemetry.malformed(Origin::Http);
+        let field = error.param.as_deref();
+        let field = field.map(|field| &field[..field.floor_char_boundary(FIELD_BYTES_LOGGED)]);
+        tracing::info!(
+            origin = Origin::Http.name(),
+            fault = error.code.unwrap_or(error.kind),
+            field,
+            "a request is refused"
+        );
     }
 
     /// The texts of prompts.

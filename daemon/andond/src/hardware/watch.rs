@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_policy::memory::Reading;
-use andon_policy::throttle::{Governor, Strain};
+use andon_policy::throttle::{Cause, Governor, Strain, Throttle};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Readings, Sensors, memory};
 use crate::config::hardware::HardwareConfig;
 use crate::frontend::Context;
+use crate::memory::Shortage;
 
 /// Watches until the daemon stops.
 pub async fn watch(context: Context) {
@@ -49,21 +50,30 @@ pub async fn watch(context: Context) {
         let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let shortage = context.budget.read(left(&readings), now_ms);
         if let Some(shortage) = shortage {
-            tracing::warn!(
-                gives_way = shortage.as_str(),
-                left_bytes = readings.memory.left_bytes(),
-                "memory is short by another measure than before"
-            );
+            let left_bytes = readings.memory.left_bytes();
+            if shortage == Shortage::None {
+                crate::event!(MemoryEased, left_bytes, "memory is not short any more");
+            } else {
+                crate::event!(
+                    MemoryShort,
+                    gives_way = shortage.as_str(),
+                    left_bytes,
+                    "memory is short by another measure than before"
+                );
+            }
         }
         if context.budget.is_short() {
             context.workers.shed();
         }
         let changed = governor.read(&strain(&readings), now_ms);
         let (throttle, cause) = governor.state();
-        if changed {
-            tracing::warn!(
+        if changed && throttle == Throttle::None {
+            crate::event!(ThrottleEased, "batch work gives way no more");
+        } else if changed {
+            crate::event!(
+                Throttled,
                 throttle = throttle.as_str(),
-                cause = cause.map(andon_policy::throttle::Cause::as_str),
+                cause = cause.map(Cause::as_str),
                 margin_mc = readings.margin_mc(),
                 watts = readings.watts,
                 "batch work gives way by another measure than before"
@@ -112,7 +122,10 @@ impl Watched {
             }
             Err(_) => {
                 if !late {
-                    tracing::warn!("a sensor hangs: temperatures and power are not known");
+                    crate::event!(
+                        SensorHangs,
+                        "a sensor hangs: temperatures and power are not known"
+                    );
                 }
                 Readings::default()
             }

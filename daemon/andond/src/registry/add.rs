@@ -391,7 +391,8 @@ impl Receipt {
         // A folder that has something in it is not replaced by this.
         fs::rename(&staging.path, &folder).map_err(RegistryError::io(&folder, "name"))?;
         let bytes = manifest.bytes();
-        tracing::info!(
+        crate::event!(
+            ModelAdded,
             name = claim.name,
             bytes,
             architecture = manifest.architecture.as_str(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use andon_engine::LoadOptions;
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::TemplateChoice;
-use andon_wire::manifest::{Manifest, Role};
+use andon_wire::manifest::{Digest, Manifest, Role};
 
 use super::{Known, Proof, Registry, RegistryError, packs, store};
 use crate::config::models::SignaturePolicy;
@@ -23,6 +23,8 @@ pub struct Served {
     pub options: LoadOptions,
     /// The key of its pack; `None` for a file of which nobody knows the digest.
     pub key: Option<Key>,
+    /// Digests of its files of weights, where a manifest has them.
+    pub sha256: Vec<Digest>,
     /// What is known of its bytes.
     pub proof: Proof,
     /// What it is known to make.
@@ -42,6 +44,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
             path: model.path.clone(),
             options: model.load_options(),
             key: None,
+            sha256: Vec::new(),
             proof: Proof::of_path(&registry.trust, &model.name())?,
             known: None,
             tasks: config.task.clone(),
@@ -75,6 +78,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         path: stored.weights(),
         options,
         key: Some(packs::key(&stored.manifest)),
+        sha256: digests(&stored.manifest),
         proof,
         known: Known::read(&folder),
         tasks,
@@ -93,6 +97,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
                 path: path.to_owned(),
                 options: LoadOptions::default().for_draft(),
                 key: None,
+                sha256: Vec::new(),
                 proof: Proof::of_path(&registry.trust, &path.display().to_string())?,
                 known: None,
                 tasks: BTreeMap::new(),
@@ -107,9 +112,14 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
         proof: registry.prove(&stored)?,
         options: load_options(&folder, &stored.manifest, registry.trust.policy())?.for_draft(),
         key: Some(packs::key(&stored.manifest)),
+        sha256: digests(&stored.manifest),
         known: None,
         tasks: BTreeMap::new(),
     })
+}
+
+fn digests(manifest: &Manifest) -> Vec<Digest> {
+    manifest.weights().map(|member| member.sha256).collect()
 }
 
 /// What a manifest has the engine told beyond the file.

@@ -214,7 +214,7 @@ pub(super) fn text_of(
         if policy == SignaturePolicy::Require {
             return Err(RegistryError::Rejected(why));
         }
-        tracing::error!("{why}, and is used");
+        crate::event!(SignatureBad, "{why}, and is used");
     }
     Ok(text)
 }

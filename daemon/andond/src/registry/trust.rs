@@ -169,7 +169,7 @@ impl Trust {
             ),
             (SignaturePolicy::Warn, _) => {
                 if !self.keys.is_empty() {
-                    tracing::warn!(name, "the model is {done}, and {found}");
+                    crate::event!(SignatureMissing, name, "the model is {done}, and {found}");
                 }
                 Ok(())
             }
@@ -188,12 +188,12 @@ impl Trust {
                 Ok(())
             }
             (SignaturePolicy::Warn, SignatureState::Bad) => {
-                tracing::error!(name, "the model is served, and {found}");
+                crate::event!(SignatureBad, name, "the model is served, and {found}");
                 Ok(())
             }
             (SignaturePolicy::Warn, _) => {
                 if !self.keys.is_empty() {
-                    tracing::warn!(name, "the model is served, and {found}");
+                    crate::event!(SignatureMissing, name, "the model is served, and {found}");
                 }
                 Ok(())
             }

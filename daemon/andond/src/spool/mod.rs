@@ -134,9 +134,10 @@ impl Inner {
         drop(book);
         for (number, header) in gone {
             if header.state != State::Delivered {
-                tracing::error!(
+                crate::event!(
+                    RequestGivenUp,
                     client = header.key.client,
-                    id = header.key.id,
+                    request_id = header.key.id,
                     state = header.state.name(),
                     "a request was given up: it is older than spool.age-max-s"
                 );
@@ -234,7 +235,8 @@ impl Spool {
                 "the spool is open"
             );
         } else {
-            tracing::warn!(
+            crate::event!(
+                SpoolVolatile,
                 "the spool is in memory (spool.durable): requests do not survive the daemon"
             );
         }
@@ -276,7 +278,7 @@ impl Spool {
             std::mem::take(&mut *(self.threads.lock()).unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                tracing::error!("a thread of the spool ended badly");
+                crate::event!(Internal, "a thread of the spool ended badly");
             }
         }
     }
@@ -335,7 +337,10 @@ pub fn killed(point: &'static str) {
         let count = count.parse().ok();
         // A test that asks for what there is not would try nothing.
         let Some(count) = count.filter(|_| KILL_POINTS.contains(&point)) else {
-            tracing::error!("{KILL_VARIABLE}={text} is no place to be killed at");
+            crate::event!(
+                Internal,
+                "{KILL_VARIABLE}={text} is no place to be killed at"
+            );
             std::process::exit(2);
         };
         Some((point.to_owned(), AtomicU64::new(count)))

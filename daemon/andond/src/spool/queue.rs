@@ -344,7 +344,10 @@ pub(super) fn be_patient(inner: &Inner) {
         };
         if queue.failing.is_none() && queue.busy != reported {
             reported = queue.busy;
-            tracing::error!("the spool's disk takes longer than spool.patience-ms to write");
+            crate::event!(
+                SpoolSlow,
+                "the spool's disk takes longer than spool.patience-ms to write"
+            );
         }
         drop(queue);
         inner.impatient(wait);

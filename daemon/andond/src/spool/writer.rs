@@ -111,7 +111,8 @@ impl Writer {
             }
         }
         if !self.pending.is_empty() {
-            tracing::error!(
+            crate::event!(
+                SpoolUnwritten,
                 records = self.pending.len(),
                 "the spool could not be written before the daemon stopped"
             );
@@ -197,7 +198,7 @@ impl Writer {
     fn failed(&mut self, error: &SpoolError) {
         let mut queue = self.inner.queue();
         if queue.failing.is_none() {
-            tracing::error!(%error, "the spool fails; requests that cannot be kept are refused until it works again");
+            crate::event!(SpoolFailing, %error, "the spool fails; requests that cannot be kept are refused until it works again");
             queue.failing = Some(Instant::now());
         } else {
             tracing::debug!(%error, "the spool still fails");
@@ -210,7 +211,8 @@ impl Writer {
     fn recovered(&mut self) {
         let failing = self.inner.queue().failing.take();
         if let Some(since) = failing {
-            tracing::warn!(
+            crate::event!(
+                SpoolRecovered,
                 failed_s = since.elapsed().as_secs(),
                 "the spool works again"
             );
@@ -255,7 +257,7 @@ impl Writer {
         outcome.map_err(|error| match error {
             // One value is damaged; nothing is wrong with the disk, and opening the file again mends nothing.
             SpoolError::Damaged(_) => {
-                tracing::error!(number, %error, "a record of the spool cannot be read");
+                crate::event!(RecordUnreadable, number, %error, "a record of the spool cannot be read");
                 Fault::new(
                     FaultCode::Internal,
                     format!("the record cannot be read: {error}"),

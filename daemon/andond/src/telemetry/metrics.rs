@@ -21,6 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::audit::AuditMetrics;
 use super::hardware::Hardware;
 use super::models::ModelMetrics;
 use super::sandbox::SandboxMetrics;
@@ -277,6 +278,7 @@ pub struct Telemetry {
     guesses: Guesses,
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
+    pub(super) audit: AuditMetrics,
     pub(super) models: ModelMetrics,
     kept: Kept,
     hardware: Hardware,
@@ -428,6 +430,7 @@ impl Telemetry {
             guesses: Guesses::default(),
             constraints: Constraints::default(),
             spool: SpoolMetrics::default(),
+            audit: AuditMetrics::default(),
             models: ModelMetrics::default(),
             kept: Kept::default(),
             hardware: Hardware::default(),
@@ -439,6 +442,7 @@ impl Telemetry {
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
         telemetry.spool.register(registry);
+        telemetry.audit.register(registry);
         telemetry.models.register(registry);
         telemetry.kept.register(registry);
         telemetry.hardware.register(registry);

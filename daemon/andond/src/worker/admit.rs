@@ -12,6 +12,7 @@ use andon_policy::client::{ClientId, Rates};
 use andon_policy::rate::Rate;
 use andon_policy::scheduler::{self, Arrival, Places};
 
+use super::account::Account;
 use super::board::{Job, Key, Phase, Stage, Waiting};
 use super::job::Mailbox;
 use super::life::Handed;
@@ -86,6 +87,13 @@ impl Shared {
                 )
             });
         }
+        let account = Account::new(
+            &request,
+            Some(priority),
+            self.config.model.name(),
+            submitted,
+            self.config.log.text,
+        );
         let priority = priority.into();
         let arrival = Arrival {
             // Nobody can choose a name that is taken for another's: the hash is keyed.
@@ -109,6 +117,7 @@ impl Shared {
             priority,
             submitted,
             mailbox: Arc::clone(&mailbox),
+            account,
         });
         board.open.insert(key, Arc::clone(&job));
         if priority == andon_wire::Priority::Alarm {

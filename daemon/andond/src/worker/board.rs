@@ -15,6 +15,7 @@ use andon_policy::scheduler::{Config, Scheduler, Ticket};
 use andon_policy::throttle::{Restraint, Throttle};
 use andon_wire::Priority;
 
+use super::account::Account;
 use super::embed::EmbeddingRequest;
 use super::job::Mailbox;
 use super::prepare::Lane;
@@ -50,6 +51,7 @@ pub(super) struct Job {
     pub(super) priority: Priority,
     pub(super) submitted: Instant,
     pub(super) mailbox: Arc<Mailbox>,
+    pub(super) account: Account,
 }
 
 /// A job that waits, and what for.

@@ -96,7 +96,7 @@ pub(super) fn run(shared: &Shared, mut embedder: Embedder) {
             Ok(_) if in_time => finish(shared, current, embedder.dimensions()),
             Ok(_) => shared.fail(&current.job, expired("before all vectors were computed")),
             Err(error) => {
-                tracing::error!(%error, "an encoding failed");
+                crate::event!(PassFailed, %error, "an encoding failed");
                 shared.pass_failed();
                 let fault = Fault::new(FaultCode::Internal, error.to_string());
                 shared.fail(&current.job, fault);

@@ -10,6 +10,7 @@ use andon_engine::{Executor, Files};
 use andon_policy::memory::Bound;
 use andon_wire::Priority;
 
+use super::account::Account;
 use super::board::{Board, Job, Key, Phase};
 use super::job::{JobEvent, JobStream, Mailbox};
 use super::load::LoadFailure;
@@ -17,7 +18,8 @@ use super::machine::{Machine, Seat, most_urgent};
 use super::memory::{self, Memory};
 use super::schedule::{Turn, cancelled};
 use super::trying::Proved;
-use super::{Shared, WorkerHandle, WorkerState, end};
+use super::{Shared, WorkerHandle, WorkerState};
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::memory::{Budget, Held, Part, Refusal, Reservation};
@@ -31,6 +33,7 @@ pub(crate) struct Setup {
     pub(crate) config: Arc<Config>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) audit: Audit,
     pub(crate) machine: Arc<Machine>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) around: Around,
@@ -112,7 +115,7 @@ impl Handed {
     }
 
     /// Tells that it has no answer.
-    pub(crate) fn fail(self, telemetry: &Telemetry, mut fault: Fault) {
+    pub(crate) fn fail(self, telemetry: &Telemetry, audit: &Audit, mut fault: Fault) {
         // It was taken before: whoever keeps it tries again.
         if fault.code == FaultCode::Busy {
             fault.code = FaultCode::ModelUnavailable;
@@ -122,14 +125,11 @@ impl Handed {
         } else {
             fault
         };
+        let model = self.request.model.clone().unwrap_or_default();
+        let account = Account::new(&self.request, None, model, self.submitted, false);
         let event = JobEvent::Failed(fault);
-        end(
-            telemetry,
-            self.request.origin,
-            &self.key,
-            &self.mailbox,
-            event,
-        );
+        account.ended(telemetry, audit, &[], &event);
+        self.mailbox.post(event);
     }
 }
 
@@ -386,7 +386,7 @@ impl WorkerHandle {
     pub(crate) fn take_over(&self, handed: Handed) {
         let request = Arc::clone(&handed.request);
         if let Err(fault) = self.shared.admit(request, Some(&handed)) {
-            handed.fail(&self.shared.telemetry, fault);
+            handed.fail(&self.shared.telemetry, &self.shared.audit, fault);
         }
     }
 

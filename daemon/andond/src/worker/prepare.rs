@@ -7,6 +7,7 @@ use std::num::NonZero;
 
 use andon_engine::Model;
 use andon_engine::generate::GenerationRequest;
+use andon_engine::grammar::Constraint;
 use andon_engine::kv::PAGE;
 use andon_engine::sample::{LogitBias, SamplingOptions};
 use andon_engine::speculate::{Corpus, Sources};
@@ -14,12 +15,14 @@ use andon_engine::tokenizer::{self, Special};
 
 use andon_policy::scheduler::Size;
 use andon_wire::Priority;
+use andon_wire::manifest::Digest;
+use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::admit::{fault_of, saturated};
-use super::board::{Board, Job, Key, Phase, Prepared, Stage};
+use super::board::{Board, Job, Phase, Prepared, Stage};
 use super::corpora::Corpora;
 use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
@@ -99,6 +102,9 @@ pub(super) fn run(
         }
         if let Input::Embeddings { inputs, dimensions } = request.input {
             let prepared = embeddings(model, context_tokens_max, inputs, dimensions);
+            if let Ok(prepared) = &prepared {
+                job.account.prepared_inputs(prepared, shared.audit.mac());
+            }
             let size = prepared.as_ref().ok().map(|prepared| Size {
                 prompt_tokens: saturated(prepared.tokens()),
                 tokens_max: 0,
@@ -117,10 +123,15 @@ pub(super) fn run(
             model,
             corpora,
             context_tokens_max,
-            &job.key,
+            &job,
             &mut grammars,
             request,
         );
+        if let Ok(prepared) = &prepared
+            && shared.audit.is_on()
+        {
+            job.account.prepared(prepared, shared.audit.mac());
+        }
         let size = prepared.as_ref().ok().map(|prepared| Size {
             prompt_tokens: saturated(prepared.request.prompt.len()),
             tokens_max: saturated(prepared.request.tokens_max.unwrap_or(usize::MAX)),
@@ -147,6 +158,8 @@ fn put(
 ) {
     let mut board = shared.board();
     board.rendering[lane as usize] = false;
+    let offered = (ready.is_ok()).then_some(()).and(accepted.as_ref());
+    let offered = offered.map(|(size, _)| size.prompt_tokens as usize);
     let fault = match (ready, accepted, board.phase) {
         (Err(fault), ..) => Some(fault),
         (Ok(stage), Some((size, accepted)), Phase::Loading | Phase::Serving | Phase::Draining) => {
@@ -164,6 +177,9 @@ fn put(
         shared.fail(job, fault);
     } else {
         drop(board);
+        if let Some(prompt_tokens) = offered {
+            job.account.accepted(prompt_tokens);
+        }
     }
     // Also after a failure: a worker that stops waits for this thread to have nothing in hand.
     shared.changed.notify_all();
@@ -265,7 +281,7 @@ fn prepare(
     model: &Model,
     corpora: &Corpora,
     context_tokens_max: usize,
-    client: &Key,
+    job: &Job,
     grammars: &mut Grammars,
     request: Request,
 ) -> Result<Prepared, Fault> {
@@ -341,7 +357,7 @@ fn prepare(
         .min(room);
     let choices = NonZero::new(request.choices).unwrap_or(NonZero::<u32>::MIN);
     check_room(shared, prompt.len(), tokens_max, choices)?;
-    let sources = corpora.sources(client, task_name.as_deref());
+    let sources = corpora.sources(&job.key, task_name.as_deref());
     let sources = match request.prediction {
         Some(text) if corpora.enabled() => predicted(model, sources.own, &text, &prompt, room),
         _ => sources,
@@ -357,6 +373,11 @@ fn prepare(
         }
         (format, calls) => calls.or(format),
     };
+    if let Some(format) = format.as_ref().filter(|_| shared.audit.is_on()) {
+        let shape = shape_text(&format.constraint, &request.tools);
+        let digest = Sha256::digest(shape.as_bytes());
+        job.account.shaped(Digest(digest.into()).to_string());
+    }
     let constraint = format.map(|format| grammars.get(shared, model, format, tokens_max));
     let mut stop = request.stop;
     stop.extend(task.stop);
@@ -378,6 +399,16 @@ fn prepare(
         choices,
         task: task_name,
     })
+}
+
+/// A shape as whoever asked for it wrote it: its schema or its tools as JSON without white space, an expression, or a grammar.
+fn shape_text(constraint: &Constraint, tools: &[serde_json::Value]) -> String {
+    match constraint {
+        Constraint::JsonSchema(schema) => schema.to_string(),
+        Constraint::JsonObject => "json_object".to_owned(),
+        Constraint::Regex(text) | Constraint::Lark(text) | Constraint::Gbnf(text) => text.clone(),
+        Constraint::Calls(_) => serde_json::Value::from(tools).to_string(),
+    }
 }
 
 /// What the client takes its answer to be as a source of guesses, and if `own` the text itself. No more of it is looked

@@ -69,7 +69,7 @@ pub(super) fn run(shared: &Shared, models: &[(Arc<Model>, Proof)], looked: &Look
             Err(error) => {
                 all = false;
                 looked.differs(true);
-                tracing::error!(%error, "answers are not to be trusted");
+                crate::event!(WeightsDiffer, %error, "answers are not to be trusted");
                 continue;
             }
         }
@@ -79,7 +79,7 @@ pub(super) fn run(shared: &Shared, models: &[(Arc<Model>, Proof)], looked: &Look
             Err(error) => {
                 all = false;
                 looked.differs(true);
-                tracing::error!(
+                crate::event!(WeightsDiffer,
                     %error,
                     "answers up to now are not to be trusted; the packed weights are left and made anew"
                 );

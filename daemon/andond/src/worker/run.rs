@@ -69,7 +69,7 @@ pub(super) fn run<F: Forward>(
             &|| shared.alarm_ready.load(Ordering::Relaxed) || seat.alarms() != alarms,
         );
         if let Err(error) = result {
-            tracing::error!(%error, "a pass failed; what was running has been told");
+            crate::event!(PassFailed, %error, "a pass failed; what was running has been told");
             shared.pass_failed();
             if let StepError(ForwardError::ModelChanged { .. }) = error {
                 shared.breaks(error.to_string());

@@ -63,7 +63,7 @@ impl Inner {
         if let Err(error) = started {
             state.writes = false;
             state.unwritten = Some(Instant::now() + WRITE_AGAIN);
-            tracing::error!(%error, "no thread writes which model answers to which name");
+            crate::event!(ModelNamesLost, %error, "no thread writes which model answers to which name");
         }
     }
 
@@ -87,7 +87,7 @@ impl Inner {
     pub(super) fn keep_names(&self, names: &Names) -> bool {
         let written = self.registry.write_names(&names.text());
         if let Err(error) = &written {
-            tracing::error!(%error, "which model answers to which name is not kept for the next start");
+            crate::event!(ModelNamesLost, %error, "which model answers to which name is not kept for the next start");
         }
         written.is_ok()
     }

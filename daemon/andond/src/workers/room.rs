@@ -17,7 +17,8 @@ impl Inner {
         let mut state = self.state();
         let before = state.names.clone();
         for name in self.forget_gone(&mut state.names, |name| self.registry.is_gone(name)) {
-            tracing::error!(
+            crate::event!(
+                ModelNamesLost,
                 name,
                 "the model that answered to a name is not kept any more"
             );
@@ -94,7 +95,7 @@ impl Inner {
             match self.load(state, &target, true) {
                 Ok(member) => member.pinned = true,
                 Err(error) => {
-                    tracing::error!(model = self.label(&target), %error, "the model is not loaded");
+                    crate::event!(ModelFailed, model = self.label(&target), %error, "the model is not loaded");
                 }
             }
         }
@@ -128,7 +129,8 @@ impl Inner {
         };
         self.telemetry.model_swap(&swapped.to, outcome);
         if swapped.why.is_some() {
-            tracing::error!(
+            crate::event!(
+                ModelRolledBack,
                 name = swapped.name,
                 from = swapped.from,
                 to = swapped.to,
@@ -136,7 +138,8 @@ impl Inner {
                 "model rolled back"
             );
         } else {
-            tracing::info!(
+            crate::event!(
+                ModelSwapped,
                 name = swapped.name,
                 from = swapped.from,
                 to = swapped.to,
@@ -237,6 +240,7 @@ impl Inner {
             config: self.config_of(target, default),
             registry: Arc::clone(&self.registry),
             telemetry: Arc::clone(&self.telemetry),
+            audit: self.audit.clone(),
             machine: Arc::clone(&self.machine),
             budget: Arc::clone(&self.budget),
             around,

@@ -184,7 +184,7 @@ impl Inner {
                     FaultCode::DeadlineExceeded,
                     "the deadline passed before its turn came",
                 );
-                handed.fail(&self.telemetry, fault);
+                handed.fail(&self.telemetry, &self.audit, fault);
                 continue;
             }
             if self.comes_soon(state, handed.request()) {
@@ -194,7 +194,7 @@ impl Inner {
             }
             match self.route(state, handed.request()) {
                 Ok((worker, _)) => worker.take_over(handed),
-                Err(fault) => handed.fail(&self.telemetry, fault),
+                Err(fault) => handed.fail(&self.telemetry, &self.audit, fault),
             }
         }
         waits

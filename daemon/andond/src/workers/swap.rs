@@ -320,7 +320,7 @@ impl Inner {
             None => return,
         };
         if let Err(error) = loaded {
-            tracing::error!(%error, model = self.label(target), "the model is not loaded");
+            crate::event!(ModelFailed, %error, model = self.label(target), "the model is not loaded");
         }
     }
 }

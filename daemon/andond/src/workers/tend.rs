@@ -66,7 +66,7 @@ impl Inner {
             // First, so that whatever a worker hands over at its end is there by then.
             let over = state.all().all(|member| member.worker.has_ended());
             for handed in handed.into_iter().chain(self.handed().drain(..)) {
-                handed.fail(&self.telemetry, WorkerHandle::stopping());
+                handed.fail(&self.telemetry, &self.audit, WorkerHandle::stopping());
             }
             return (!over).then_some(pause);
         }
@@ -129,7 +129,7 @@ impl Inner {
                     if !member.told {
                         self.telemetry.model_load(&label, "failed");
                     }
-                    tracing::error!(model = label, why, "a model is not served");
+                    crate::event!(ModelFailed, model = label, why, "a model is not served");
                     let failed = Failed {
                         at: Instant::now(),
                         why,
@@ -137,7 +137,7 @@ impl Inner {
                     };
                     state.failed.insert(target, failed);
                 }
-                None => tracing::info!(model = label, "model unloaded"),
+                None => crate::event!(ModelUnloaded, model = label, "model unloaded"),
             }
         }
         self.note_used(state);

@@ -29,7 +29,7 @@ use super::serve::Client;
 use super::{Held, HttpRequest, Service, error, parse, responses};
 use crate::fault::Fault;
 use crate::frontend::http::shape::Endpoint;
-use crate::request::{Origin, Priority, Request};
+use crate::request::{Priority, Request};
 use crate::spool::record::{Door, Fingerprint, Key};
 use crate::spool::{Kept, New, Spool};
 use crate::worker::JobStream;
@@ -144,6 +144,9 @@ impl Settled {
             if self.deadline.is_some() {
                 request.deadline = self.deadline;
             }
+            if let Some(Begun { spool, number }) = &self.begun {
+                request.attempt = spool.get(*number).map_or(1, |header| header.attempt);
+            }
         }
     }
 }
@@ -231,7 +234,7 @@ pub(super) async fn serve(
     if wish.key.is_none() && !wish.later {
         return reply(&service, place, client, Source::Request(request)).await;
     }
-    let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+    let malformed = |error: &ApiError| service.malformed(error);
     let (body, first) = {
         let (body, _place) = service.read(request).await.inspect_err(malformed)?;
         let first = first(place, &body, client).inspect_err(malformed)?;

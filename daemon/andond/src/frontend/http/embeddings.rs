@@ -36,11 +36,10 @@ pub(super) async fn embeddings(
     Extension(client): Extension<Client>,
     request: HttpRequest,
 ) -> Result<Response<Body>, ApiError> {
-    let telemetry = &service.context.telemetry;
     let id = service.next_id("embd-");
     let (request, encoding) = {
         // Held until the body's text is inside the request, whose bounds are checked.
-        let malformed = |_: &ApiError| telemetry.malformed(Origin::Http);
+        let malformed = |error: &ApiError| service.malformed(error);
         let (body, _place) = service.read(request).await.inspect_err(malformed)?;
         parse_body(&body, &id, &client.name).inspect_err(malformed)?
     };

@@ -35,7 +35,7 @@ pub(super) async fn infill(
     let id = service.next_id("infill-");
     let request = {
         // Held until the body's text is inside the request, whose bounds are checked.
-        let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+        let malformed = |error: &ApiError| service.malformed(error);
         let (body, _place) = service.read(request).await.inspect_err(malformed)?;
         parse(&body, &id, &client.name).inspect_err(malformed)?
     };

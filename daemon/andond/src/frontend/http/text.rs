@@ -154,7 +154,7 @@ async fn fields(
 ) -> Result<(Fields, Option<SemaphorePermit<'_>>), ApiError> {
     // Its body comes when there is a model for it.
     service.context.once_loaded(None).await;
-    let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+    let malformed = |error: &ApiError| service.malformed(error);
     let (body, place) = service.read(request).await.inspect_err(malformed)?;
     Ok((Fields::parse(&body).inspect_err(malformed)?, place))
 }

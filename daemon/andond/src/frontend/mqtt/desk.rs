@@ -517,7 +517,7 @@ impl Desk {
             }
             _ => tracing::info!(
                 client,
-                id = key.id,
+                request_id = key.id,
                 "a cancel names a request that is not running"
             ),
         }

@@ -79,7 +79,7 @@ pub async fn run(context: Context) {
     match Frontend::new(context) {
         Ok(mut frontend) => frontend.run().await,
         // The configuration's check lets none of these through.
-        Err(error) => tracing::error!(%error, "MQTT is not served"),
+        Err(error) => crate::event!(MqttNotServed, %error, "MQTT is not served"),
     }
 }
 
@@ -310,7 +310,8 @@ impl Frontend {
                     "connecting to the broker"
                 );
                 if clean {
-                    tracing::error!(
+                    crate::event!(
+                        BrokerSessionDropped,
                         "the broker's session is thrown away, with all requests in it: it holds a message too large to read"
                     );
                 }
@@ -324,7 +325,7 @@ impl Frontend {
                 });
             }
             Err(error) => {
-                tracing::error!(error, "the broker cannot be connected to");
+                crate::event!(BrokerRefused, error, "the broker cannot be connected to");
                 self.retry(End::Refused);
             }
         }
@@ -371,7 +372,8 @@ impl Frontend {
                 connection.silent_at =
                     now + Duration::from_secs(self.config.mqtt.connect_timeout_s.saturating_mul(2));
                 self.series.connected();
-                tracing::info!(
+                crate::event!(
+                    BrokerConnected,
                     host = self.config.mqtt.host,
                     version = connection.link.version().name(),
                     session_present = greeting.session_present,
@@ -424,7 +426,12 @@ impl Frontend {
         let filters = self.desk.filters();
         for (filter, outcome) in filters.iter().zip(outcomes) {
             if let Some(why) = outcome {
-                tracing::error!(filter, why, "the broker refused a subscription");
+                crate::event!(
+                    BrokerRefused,
+                    filter,
+                    why,
+                    "the broker refused a subscription"
+                );
             }
         }
         // Without its own topics a gateway would look alive and answer nothing.
@@ -475,6 +482,7 @@ impl Frontend {
     ) -> Result<Verdict, Box<(Prepared, Fault)>> {
         let workers = &self.context.workers;
         prepared.request.deadline = workers.deadline(&prepared.request, since);
+        prepared.request.attempt = self.desk.attempt(&prepared);
         let caller = Caller::Client(prepared.request.client.as_str().into());
         match workers.submit(prepared.request.clone(), &caller) {
             Ok(stream) => {
@@ -566,7 +574,8 @@ impl Frontend {
         let version = connection.link.version().name();
         // The reason may quote what the broker sent.
         let why: String = why.chars().take(WHY_CHARS_MAX).collect();
-        tracing::warn!(
+        crate::event!(
+            BrokerLost,
             host = self.config.mqtt.host,
             version,
             why,
@@ -609,11 +618,15 @@ impl Frontend {
             }
         };
         if timeout(FAREWELL_MAX, until_quiet).await.is_err() {
-            tracing::warn!("the broker did not confirm everything before the daemon stopped");
+            crate::event!(
+                StopIncomplete,
+                "the broker did not confirm everything before the daemon stopped"
+            );
         }
         let undelivered = self.desk.outbox.answers();
         if undelivered > 0 {
-            tracing::warn!(
+            crate::event!(
+                StopIncomplete,
                 undelivered,
                 "answers could not be delivered; the spool keeps them, if it is durable"
             );

@@ -385,7 +385,7 @@ fn payload(frame: &ServerFrame<'_>) -> Bytes {
         Ok(payload) => Bytes::copy_from_slice(payload),
         Err(error) => {
             // Chunks, messages and names are cut to the protocol's bounds before.
-            tracing::error!(%error, "an answer could not be encoded");
+            crate::event!(Internal, %error, "an answer could not be encoded");
             Bytes::new()
         }
     }

@@ -49,7 +49,7 @@ impl Outgoing {
             Ok(bytes) => self.0.send(bytes.into()).await.is_ok(),
             Err(error) => {
                 // All texts are cut to their bounds before, so this is a fault of ours; the connection lives.
-                tracing::error!(%error, "a frame cannot be encoded");
+                crate::event!(Internal, %error, "a frame cannot be encoded");
                 true
             }
         }
@@ -167,7 +167,7 @@ impl Connection {
                     return;
                 }
                 Came::Late => {
-                    self.context.telemetry.malformed(Origin::Wire);
+                    self.malformed("late");
                     let message = "the frame did not arrive in time";
                     self.outgoing
                         .error(None, ErrorCode::InvalidRequest, message, None)
@@ -227,11 +227,11 @@ impl Connection {
     }
 
     async fn broken(&self, error: &ReadError) {
-        self.context.telemetry.malformed(Origin::Wire);
         let code = match error {
             ReadError::Frame(error) => decode_code(error),
             ReadError::Truncated { .. } | ReadError::Overfilled => ErrorCode::InvalidRequest,
         };
+        self.malformed("no frame");
         self.outgoing
             .error(None, code, &error.to_string(), None)
             .await;
@@ -242,7 +242,7 @@ impl Connection {
         let frame = match ClientFrame::decode(payload) {
             Ok(frame) => frame,
             Err(error) => {
-                self.context.telemetry.malformed(Origin::Wire);
+                self.malformed("no frame");
                 let code = decode_code(&error);
                 self.outgoing
                     .error(None, code, &error.to_string(), None)
@@ -386,8 +386,19 @@ impl Connection {
         }
     }
 
-    async fn out_of_order(&self, message: &str) -> bool {
+    /// Counts and logs what no request can be made of.
+    fn malformed(&self, fault: &'static str) {
         self.context.telemetry.malformed(Origin::Wire);
+        tracing::info!(
+            client = &*self.client,
+            origin = Origin::Wire.name(),
+            fault,
+            "a request is refused"
+        );
+    }
+
+    async fn out_of_order(&self, message: &str) -> bool {
+        self.malformed("out of order");
         self.outgoing
             .error(None, ErrorCode::InvalidRequest, message, None)
             .await;

@@ -484,7 +484,14 @@ fn corpora(
             let erased = workers.erase_corpora(task.as_deref(), client.as_deref());
             let erased = erased.ok_or_else(loading)?.map_err(failed)?;
             let Erased { count, shared } = erased;
-            tracing::info!(?task, ?client, count, shared, "earlier answers erased");
+            crate::event!(
+                DataErased,
+                task,
+                client,
+                erased = count,
+                shared,
+                "earlier answers erased"
+            );
             send(events, Event::Erased(erased));
         }
         None => {
@@ -518,7 +525,7 @@ fn pages(workers: &Workers, action: PageAction, events: &Events) -> Result<(), R
         PageAction::Erase => {
             let erased = workers.erase_pages().ok_or_else(loading)?;
             let erased = erased.map_err(failed)?;
-            tracing::info!(erased, "pages of keys and values erased");
+            crate::event!(DataErased, erased, "pages of keys and values erased");
             erased
         }
     };

@@ -114,13 +114,27 @@ pub(super) fn operate(spool: &Spool, wanted: Wanted, events: &Events) -> Result<
             if let (0, Some(number)) = (dropped, filter.number) {
                 return Err(unknown(number));
             }
-            tracing::info!(?filter, "a request was dropped from the spool");
+            crate::event!(
+                DataErased,
+                client = filter.client,
+                task = filter.task,
+                number = filter.number,
+                erased = dropped,
+                "requests were dropped from the spool"
+            );
             dropped
         }
         Wanted::Erase(filter) => {
             let erased = spool.drop_all(&filter);
             waited(|then| spool.rewrite(then))?;
-            tracing::info!(?filter, erased, "requests were erased from the spool");
+            crate::event!(
+                DataErased,
+                client = filter.client,
+                task = filter.task,
+                number = filter.number,
+                erased,
+                "requests were erased from the spool"
+            );
             erased
         }
     };

@@ -63,7 +63,11 @@ pub(super) fn apply<F: Forward>(
             shared.board().scheduler.no_room(*ticket);
         } else if lost && let Some(running) = jobs.running.get_mut(ticket) {
             // It would be in no pass any more while the scheduler has it in all: rather an error than silence.
-            tracing::error!(parks, "the engine and the scheduler count different places");
+            crate::event!(
+                Internal,
+                parks,
+                "the engine and the scheduler count different places"
+            );
             let fault = Fault::new(FaultCode::Internal, "there is no place for the request");
             running.fault.get_or_insert(fault);
         }
@@ -203,7 +207,7 @@ fn make_room<F: Forward>(
     drop(board);
     tracing::info!(
         client = running.job.key.client,
-        id = running.job.key.id,
+        request_id = running.job.key.id,
         "a request gives its room to an alarm; what it had is computed again"
     );
     true

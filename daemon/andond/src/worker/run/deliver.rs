@@ -40,6 +40,7 @@ pub(super) fn deliver(
                 .iter()
                 .map(|token| logprob(tokenizer, token))
                 .collect();
+            running.job.account.said(choice, text);
             if running.fault.is_none()
                 && let Err(fault) = running.job.mailbox.post_chunk(choice, text, tokens)
             {

@@ -77,10 +77,11 @@ impl Running {
             return;
         }
         let idle_ms = self.progress.idle_us() / 1000;
-        tracing::error!(
+        crate::event!(
+            RequestStuck,
             origin = self.job.origin.name(),
             client = self.job.key.client,
-            id = self.job.key.id,
+            request_id = self.job.key.id,
             idle_ms,
             tokens = made,
             "a request is stuck: passes bring it nothing; it is ended"

@@ -193,7 +193,7 @@ async fn computed(service: Arc<Service>, number: u64, live: Arc<Live>, fresh: Op
     if spool.answer(number, bytes, code, then)
         && let Ok(Err(fault)) = safe.await
     {
-        tracing::error!(number, %fault, "a reply is sent that is not safe on the disk");
+        crate::event!(AnswerUnsafe, number, %fault, "a reply is sent that is not safe on the disk");
     }
     // Readers hold what is said; nobody else needs it any more.
     say_rest(&live, &kept);
@@ -251,7 +251,12 @@ async fn gather(response: Response<Body>, live: &Live) -> KeptReply {
 /// Fetches what a record asks that is to be answered, however long the disk fails; `None` if it is not there.
 async fn fetch_ask(service: &Arc<Service>, number: u64) -> Result<Option<KeptAsk>, Fault> {
     let unreadable = |why: &str| {
-        tracing::error!(number, why, "a request of the spool cannot be answered");
+        crate::event!(
+            RecordUnreadable,
+            number,
+            why,
+            "a request of the spool cannot be answered"
+        );
         Fault::new(
             FaultCode::Internal,
             format!("what was kept cannot be read: {why}"),

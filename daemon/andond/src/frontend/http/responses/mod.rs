@@ -28,7 +28,7 @@ use super::parse::message;
 use super::serve::Client;
 use super::{Service, json_response, json_text, since_1970};
 use crate::fault::Fault;
-use crate::request::{Input, Message, Origin, Request};
+use crate::request::{Input, Message, Request};
 use crate::worker::{JobEvent, JobStream};
 
 /// What a stored response is kept with.
@@ -62,7 +62,7 @@ pub(super) async fn answer(
     source: Source,
 ) -> Result<Response<Body>, ApiError> {
     let id = source.id(service, "resp_");
-    let malformed = |_: &ApiError| service.context.telemetry.malformed(Origin::Http);
+    let malformed = |error: &ApiError| service.malformed(error);
     let (asked, settled) = {
         // Held until the body's text is inside the request, whose bounds are checked.
         let ((body, _place), settled) = source.body(service).await.inspect_err(malformed)?;

@@ -44,7 +44,7 @@ impl Desk {
             self.telemetry.spool_repeated();
             tracing::info!(
                 client = key.client,
-                id = key.id,
+                request_id = key.id,
                 "a request came again while it is being answered"
             );
             // The answer goes to whoever asked last: the first asker gave up or is the same.
@@ -74,7 +74,7 @@ impl Desk {
     pub(super) fn repeat(&mut self, number: u64, key: &Key, reply: ReplyTo, ack: Option<AckToken>) {
         tracing::info!(
             client = key.client,
-            id = key.id,
+            request_id = key.id,
             "a request came again and gets its answer again"
         );
         self.telemetry.spool_repeated();

@@ -257,7 +257,7 @@ impl Desk {
             Ok(parsed) => {
                 tracing::debug!(
                     client = header.key.client,
-                    id = header.key.id,
+                    request_id = header.key.id,
                     attempt = header.attempt,
                     "a request of the spool is handed to its model"
                 );

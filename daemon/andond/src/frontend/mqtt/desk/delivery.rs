@@ -71,7 +71,8 @@ impl Desk {
 
     /// Tries no more to deliver an answer: it gives way to new requests as if it were delivered.
     pub(super) fn give_up(&mut self, number: u64, why: &str) {
-        tracing::error!(
+        crate::event!(
+            AnswerUndelivered,
             number,
             why,
             "an answer cannot be delivered and is given up; it stays in the spool for a while, to be asked for again"
@@ -109,7 +110,7 @@ impl Desk {
             return;
         };
         if let Err(fault) = outcome {
-            tracing::error!(number, %fault, "an error is published that is not safe on the disk");
+            crate::event!(AnswerUnsafe, number, %fault, "an error is published that is not safe on the disk");
         }
         let Late { message, acks, .. } = late;
         match self.spool.get(number) {
@@ -126,10 +127,11 @@ impl Desk {
 
     /// Ends a record that cannot be read: nobody knows where its answer goes, but who asks again hears why there is none.
     pub(super) fn end_unreadable(&mut self, number: u64, header: &Header, why: &str) {
-        tracing::error!(
+        crate::event!(
+            RecordUnreadable,
             number,
             client = header.key.client,
-            id = header.key.id,
+            request_id = header.key.id,
             why,
             "a record of the spool cannot be answered or delivered"
         );
@@ -170,8 +172,8 @@ impl Desk {
     ) -> Verdict {
         tracing::info!(
             client = reply.client,
-            id = reply.id.as_str(),
-            code = refusal.fault.code.name(),
+            request_id = reply.id.as_str(),
+            fault = refusal.fault.code.name(),
             field = refusal.field,
             "a request is refused"
         );

@@ -93,6 +93,15 @@ impl Desk {
         true
     }
 
+    /// Which attempt at its answer a request is.
+    pub(in crate::frontend::mqtt) fn attempt(&self, prepared: &Prepared) -> u16 {
+        match prepared.source {
+            Source::New => 1,
+            Source::Again(_, before) => before.saturating_add(1),
+            Source::Spool(number) => self.spool.get(number).map_or(1, |header| header.attempt),
+        }
+    }
+
     /// How urgent a request is, as far as that is known without its model.
     pub(super) fn priority(&self, request: &Request, reply: &ReplyTo) -> Priority {
         let task = || self.config.task.get(reply.task.as_deref()?)?.priority;
@@ -169,7 +178,7 @@ impl Desk {
                 // What is not safe yet is left with the broker, or becomes safe and is acknowledged.
                 tracing::info!(
                     client = key.client,
-                    id = key.id,
+                    request_id = key.id,
                     why = message,
                     "a request is left in the spool"
                 );
@@ -182,10 +191,10 @@ impl Desk {
                 }
             }
             JobEvent::Failed(fault) => {
-                tracing::info!(
+                tracing::debug!(
                     client = key.client,
-                    id = key.id,
-                    code = fault.code.name(),
+                    request_id = key.id,
+                    fault = fault.code.name(),
                     "a request has no answer"
                 );
                 let refusal = Refusal::from(fault);
@@ -319,7 +328,7 @@ impl Desk {
         };
         let number = job.number;
         if let Err(fault) = outcome {
-            tracing::error!(number, %fault, "an answer is published that is not safe on the disk");
+            crate::event!(AnswerUnsafe, number, %fault, "an answer is published that is not safe on the disk");
         }
         // Nothing is left to wait for.
         self.acks.append(&mut job.acks);
