@@ -21,6 +21,7 @@ mod openai;
 mod pages;
 mod sandbox;
 mod schedule;
+mod secrets;
 mod shape;
 mod speculation;
 mod spool;

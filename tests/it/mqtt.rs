@@ -2,7 +2,7 @@
 //!
 //! The tiny model never ends its answer by itself, so the token limit decides how long one is.
 
-mod link;
+pub(crate) mod link;
 
 use std::io::Write as _;
 use std::process::Stdio;

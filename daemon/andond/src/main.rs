@@ -72,6 +72,12 @@ fn refuse(arguments: &Arguments, problems: &Problems) -> ExitCode {
 
 fn run(config: Config, path: &Path, passed: Result<Passed, SocketError>) -> ExitCode {
     telemetry::journal::start(&config.log);
+    panics::tell_text(config.log.text);
+    if !config.gateway.core_dumps
+        && let Err(error) = panics::leave_no_core()
+    {
+        andond::event!(Internal, %error, "core dumps cannot be turned off");
+    }
     // Before there is a second thread, which would not be confined.
     let confined = passed.map_err(Failure::from).and_then(|passed| {
         let confined = confine::install(&config, path)

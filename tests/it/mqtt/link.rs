@@ -216,7 +216,7 @@ fn a_broker_that_talks_nonsense_ends_nothing() {
 
 /// A certificate for `localhost` and its key, signed by an authority, all in `folder`; `false` without
 /// openssl.
-fn certificates(folder: &Path) -> bool {
+pub(crate) fn certificates(folder: &Path) -> bool {
     let openssl = |arguments: &str| {
         let mut command = Command::new("openssl");
         command.current_dir(folder).args(arguments.split(' '));

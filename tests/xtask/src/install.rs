@@ -67,8 +67,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         root => format!(" --root={}", root.display()),
     };
     println!(
-        "next: systemd-sysusers{root} andon.conf; systemd-tmpfiles{root} --create andon.conf; systemctl{root} preset \
-         andond.socket andond.service"
+        "next: systemd-sysusers{root} andon.conf; systemd-tmpfiles{root} --create andon.conf; \
+         journalctl{root} --update-catalog; systemctl{root} preset andond.socket andond.service"
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -24,6 +24,8 @@ pub struct GatewayConfig {
     pub stall_ms: u64,
     /// For how long nothing may be asked until a daemon that is started by its sockets ends; 0 for ever.
     pub idle_exit_s: u64,
+    /// Whether a crash may leave a core dump, and programs of the same user may look into the process.
+    pub core_dumps: bool,
 }
 
 impl Default for GatewayConfig {
@@ -34,6 +36,7 @@ impl Default for GatewayConfig {
             // A pass over the largest batch of a large model on a small machine takes a few seconds.
             stall_ms: 60_000,
             idle_exit_s: 0,
+            core_dumps: false,
         }
     }
 }

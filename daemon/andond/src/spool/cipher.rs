@@ -11,6 +11,7 @@ use std::path::Path;
 use chacha20poly1305::aead::{Aead as _, Generate as _, Payload};
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use super::error::SpoolError;
 
@@ -25,7 +26,7 @@ pub(super) const SALT_BYTES: usize = 16;
 
 /// What the key file holds.
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +42,8 @@ impl Secret {
     pub fn read(path: &Path) -> Result<Secret, SpoolError> {
         let failed = |why: String| SpoolError::Key(path.to_path_buf(), why);
         let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
-        let mut bytes = Vec::new();
+        // As large as it may become: what is moved on the way would be left behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES_MAX + 1));
         file.take(KEY_BYTES_MAX as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| failed(error.to_string()))?;
@@ -50,12 +52,17 @@ impl Secret {
                 "more than {KEY_BYTES_MAX} bytes are no key"
             )));
         }
-        Secret::new(bytes)
+        Secret::kept(bytes)
             .ok_or_else(|| failed(format!("fewer than {KEY_BYTES_MIN} bytes are no key")))
     }
 
     /// A secret of these bytes, if they are enough.
+    #[cfg(test)]
     pub(super) fn new(bytes: Vec<u8>) -> Option<Secret> {
+        Secret::kept(Zeroizing::new(bytes))
+    }
+
+    fn kept(bytes: Zeroizing<Vec<u8>>) -> Option<Secret> {
         (bytes.len() >= KEY_BYTES_MIN).then_some(Secret(bytes))
     }
 }
@@ -76,9 +83,9 @@ impl Cipher {
         let mut hash = Sha256::new();
         hash.update(b"andon spool, values, 1");
         hash.update(salt);
-        hash.update(&secret.0);
-        let key: [u8; 32] = hash.finalize().into();
-        Cipher(XChaCha20Poly1305::new(&key.into()))
+        hash.update(&*secret.0);
+        let key = Zeroizing::new(<[u8; 32]>::from(hash.finalize()));
+        Cipher(XChaCha20Poly1305::new((&*key).into()))
     }
 
     /// Seals a value of a table, of a number.
