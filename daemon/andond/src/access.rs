@@ -11,6 +11,7 @@ mod denied;
 mod rules;
 mod token;
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -209,8 +210,8 @@ impl Access {
         rules.token().is_some_and(|token| token.is(shown))
     }
 
-    /// Tells the journal what was denied whom, but for too often.
-    pub fn note_denied(&self, caller: &Caller, denied: &Denied) {
+    /// Tells the journal what was denied whom and why, but for too often.
+    pub fn note_denied(&self, caller: &Caller, why: &dyn fmt::Display) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.at.is_some_and(|at| at.elapsed() < SAID_EVERY) {
             said.unsaid += 1;
@@ -222,7 +223,7 @@ impl Access {
         crate::event!(
             AccessDenied,
             client = %caller.name(),
-            why = %denied,
+            %why,
             unsaid,
             "a request was not allowed"
         );

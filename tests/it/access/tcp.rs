@@ -77,6 +77,11 @@ fn the_loopback_listener_wants_its_token_for_everything() {
     // The socket wants none, and takes no notice of one.
     assert_eq!(daemon.http().get("/v1/models").unwrap().status, 200);
     assert!(!daemon.log().contains(&token), "the log says the token");
+    assert!(
+        daemon.log().contains("this listener wants a token"),
+        "{}",
+        daemon.log()
+    );
 
     // The rules hold for whoever has it, too.
     drop(daemon);
@@ -127,11 +132,12 @@ fn the_listener_for_figures_serves_figures_and_nothing_else() {
         ))
         .start()
         .unwrap();
+    // Some figures are there once there was a connection.
+    let socket = daemon.http().get("/metrics").unwrap().text();
     let reply = get(listen, "/metrics", "");
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     assert!(reply.contains("application/openmetrics-text"), "{reply}");
     assert!(reply.trim_end().ends_with("# EOF"), "{reply}");
-    let socket = daemon.http().get("/metrics").unwrap().text();
     let names = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| line.starts_with("# TYPE"));
         lines.map(str::to_owned).collect()

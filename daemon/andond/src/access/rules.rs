@@ -65,7 +65,9 @@ impl Rules {
             .zip(&config.access)
             .map(|(number, rule)| Rule::resolve(number, rule, config, &mut problems))
             .collect();
-        let token = config.http.token_file.as_ref().and_then(|path| {
+        let http = Some(&config.http).filter(|http| http.enabled);
+        let token = http.and_then(|http| http.token_file.as_ref());
+        let token = token.and_then(|path| {
             let failed = |why| {
                 let what = format!("{} {why}", path.display());
                 problems.add(

@@ -81,6 +81,8 @@ pub fn of(config: &Config, file: &Path) -> Places {
         Some(TemplateChoice::File(path)) => Some(path),
         _ => None,
     };
+    let token = Some(&config.http).filter(|http| http.enabled);
+    let token = token.and_then(|http| http.token_file.clone());
     let mqtt = Some(&config.mqtt).filter(|mqtt| mqtt.enabled);
     let of_mqtt = mqtt.into_iter().flat_map(|mqtt| {
         [
@@ -91,7 +93,7 @@ pub fn of(config: &Config, file: &Path) -> Places {
         ]
     });
     let named = of_mqtt
-        .chain([&config.spool.key_file, &config.http.token_file, &template])
+        .chain([&config.spool.key_file, &token, &template])
         .flatten()
         .map(PathBuf::as_path)
         .chain([file]);
@@ -362,7 +364,7 @@ mod tests {
     #[test]
     fn what_is_off_opens_nothing() {
         let quiet = "[model]\nname = \"m\"\n[spool]\ndurable = \"off\"\ndir = \"/p/spool\"\n[http]\nenabled = false\n\
-            listen = \"127.0.0.1:4001\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n";
+            listen = \"127.0.0.1:4001\"\ntoken-file = \"/p/token/t\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n";
         let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"));
         assert!(places.sockets.is_empty() && places.listen.is_empty() && places.connect.is_empty());
         assert!(!all_of(&places).iter().any(|place| place.starts_with("/p/")));

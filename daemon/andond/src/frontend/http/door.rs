@@ -26,7 +26,9 @@ pub(super) fn let_in<B>(
         if !token.is_some_and(|token| context.access.is_token(token)) {
             context.telemetry.request(Origin::Http);
             context.telemetry.refused(Origin::Http, FaultCode::Denied);
-            return Err(ApiError::unauthorized(shown.is_some()));
+            let refused = ApiError::unauthorized(shown.is_some());
+            context.access.note_denied(&client.caller, &refused.message);
+            return Err(refused);
         }
     }
     if PROBES.contains(&request.uri().path()) {
