@@ -12,8 +12,7 @@ mod rules;
 mod token;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use andon_os::Peer;
 use andon_policy::client::Rates;
@@ -27,8 +26,6 @@ use crate::request::{Egress, Input, Priority, Request};
 const LOOPBACK: &str = "loopback";
 /// What the name of a user of this machine begins with.
 const USER: &str = "uid-";
-/// Between two words in the journal on what was denied: a caller can have as much denied as it likes.
-const SAID_EVERY: Duration = Duration::from_secs(1);
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +46,16 @@ impl Caller {
             Caller::Loopback => LOOPBACK.into(),
             Caller::Client(name) => Arc::clone(name),
         }
+    }
+
+    /// Tells the journal what was denied it, and why.
+    pub fn note_denied(&self, why: &dyn fmt::Display) {
+        crate::event!(
+            AccessDenied,
+            client = %self.name(),
+            %why,
+            "a request was not allowed"
+        );
     }
 
     /// The groups of the process, if it is one.
@@ -164,15 +171,6 @@ impl Rights {
 #[derive(Debug)]
 pub struct Access {
     rules: RwLock<Arc<Rules>>,
-    said: Mutex<Said>,
-}
-
-/// What the journal was told of what was denied.
-#[derive(Debug, Default)]
-struct Said {
-    at: Option<Instant>,
-    /// How often it was not told since.
-    unsaid: u64,
 }
 
 impl Access {
@@ -180,7 +178,6 @@ impl Access {
     pub fn new(rules: Rules) -> Access {
         Access {
             rules: RwLock::new(Arc::new(rules)),
-            said: Mutex::default(),
         }
     }
 
@@ -208,25 +205,6 @@ impl Access {
     pub fn is_token(&self, shown: &[u8]) -> bool {
         let rules = self.rules();
         rules.token().is_some_and(|token| token.is(shown))
-    }
-
-    /// Tells the journal what was denied whom and why, but for too often.
-    pub fn note_denied(&self, caller: &Caller, why: &dyn fmt::Display) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.at.is_some_and(|at| at.elapsed() < SAID_EVERY) {
-            said.unsaid += 1;
-            return;
-        }
-        let unsaid = std::mem::take(&mut said.unsaid);
-        said.at = Some(Instant::now());
-        drop(said);
-        crate::event!(
-            AccessDenied,
-            client = %caller.name(),
-            %why,
-            unsaid,
-            "a request was not allowed"
-        );
     }
 }
 

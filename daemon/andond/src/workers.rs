@@ -428,7 +428,7 @@ impl Workers {
             rights.check(request, &model, self.inner.class_by_task(request))?;
             Ok(rights)
         });
-        self.or_denied(permitted, caller)
+        or_denied(permitted, caller)
     }
 
     /// Whether a caller may have text looked at by the model that answers to the configured name, without an answer.
@@ -438,14 +438,7 @@ impl Workers {
     pub fn permit_text(&self, caller: &Caller) -> Result<(), Fault> {
         let rights = self.inner.access.rights(caller);
         let permitted = rights.and_then(|rights| rights.may_ask(&self.inner.default_name(), None));
-        self.or_denied(permitted, caller)
-    }
-
-    fn or_denied<T>(&self, permitted: Result<T, Denied>, caller: &Caller) -> Result<T, Fault> {
-        permitted.map_err(|denied| {
-            self.inner.access.note_denied(caller, &denied);
-            denied.into()
-        })
+        or_denied(permitted, caller)
     }
 
     /// Hands a request over, if its caller may ask it. Never blocks.
@@ -826,4 +819,12 @@ impl fmt::Display for Swapped {
             None => Ok(()),
         }
     }
+}
+
+/// Tells the journal what is denied.
+fn or_denied<T>(permitted: Result<T, Denied>, caller: &Caller) -> Result<T, Fault> {
+    permitted.map_err(|denied| {
+        caller.note_denied(&denied);
+        denied.into()
+    })
 }

@@ -27,7 +27,7 @@ pub(super) fn let_in<B>(
             context.telemetry.request(Origin::Http);
             context.telemetry.refused(Origin::Http, FaultCode::Denied);
             let refused = ApiError::unauthorized(shown.is_some());
-            context.access.note_denied(&client.caller, &refused.message);
+            client.caller.note_denied(&refused.message);
             return Err(refused);
         }
     }
@@ -37,7 +37,7 @@ pub(super) fn let_in<B>(
     context.access.rights(&client.caller).map_err(|denied| {
         context.telemetry.request(Origin::Http);
         context.telemetry.refused(Origin::Http, FaultCode::Denied);
-        context.access.note_denied(&client.caller, &denied);
+        client.caller.note_denied(&denied);
         Fault::from(denied)
     })?;
     Ok(())

@@ -356,7 +356,7 @@ impl Connection {
         if asked.await.unwrap_or(false) {
             return Ok(());
         }
-        self.context.access.note_denied(&self.caller, &denied);
+        self.caller.note_denied(&denied);
         Err(denied.into())
     }
 
