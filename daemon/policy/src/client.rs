@@ -123,6 +123,11 @@ impl Clients {
         }
     }
 
+    /// Has other rates hold for clients that bring none of their own, each from when it next asks.
+    pub const fn set_rates(&mut self, rates: Rates) {
+        self.rates = rates;
+    }
+
     /// Whether a client asks too often, or for too much, by its own rates where it has some.
     pub fn throttled(
         &mut self,
@@ -357,6 +362,35 @@ mod tests {
         );
         assert_eq!(clients.throttled(ONE, NONE, Priority::Alarm, 0), None);
         assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 10_100), None);
+    }
+
+    #[test]
+    fn other_rates_hold_at_once_and_take_nothing_from_who_is_known() {
+        let mut clients = Clients::new(Rates::default());
+        clients.opened(ONE, NONE, Priority::Batch, 0);
+        clients.set_rates(RATES);
+        // As often as a client that is new, and not once more.
+        for _ in 0..2 {
+            assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 10), None);
+            clients.opened(ONE, NONE, Priority::Batch, 10);
+        }
+        assert!(clients.throttled(ONE, NONE, Priority::Batch, 10).is_some());
+        clients.computed(ONE, 700, 700, 10);
+        let more = Rates {
+            requests: Some(Rate::per_minute(60)),
+            ..RATES
+        };
+        clients.set_rates(more);
+        // What was had is not given back; it only comes sooner.
+        let throttled = clients.throttled(ONE, NONE, Priority::Batch, 10);
+        assert_eq!(throttled.map(|throttled| throttled.wait_ms), Some(1_000));
+        let throttled = clients.throttled(ONE, NONE, Priority::Batch, 1_010);
+        assert_eq!(
+            throttled.map(|throttled| throttled.reason),
+            Some(Reason::TokenRate)
+        );
+        clients.set_rates(Rates::default());
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 1_010), None);
     }
 
     #[test]

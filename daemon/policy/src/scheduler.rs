@@ -267,6 +267,13 @@ impl Scheduler {
         self.phase = phase;
     }
 
+    /// Has other bounds hold for what arrives from now on, and other rates for every client. What was taken in stays.
+    pub const fn set_bounds(&mut self, bounds: Bounds, rates: Rates) {
+        self.config.bounds = bounds;
+        self.config.rates = rates;
+        self.clients.set_rates(rates);
+    }
+
     /// Says what work is to give way, and how far.
     pub const fn restrain(&mut self, restraint: Restraint) {
         self.restraint = restraint;
