@@ -24,6 +24,7 @@ use crate::model::{
 };
 use crate::name::RequestId;
 use crate::page::{PageTask, StoredPages};
+use crate::reload::{Reload, Reloaded};
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
 use crate::service::ServiceStatus;
 use crate::status::Status;
@@ -95,6 +96,8 @@ pub enum ClientFrame<'a> {
     Health,
     /// Asks for the sandbox and the spool; answered by [`ServerFrame::Service`].
     Service,
+    /// Has the configuration read again; [`Reload`] says how that is answered.
+    Reload(Reload),
 }
 
 /// What a server sends.
@@ -153,6 +156,8 @@ pub enum ServerFrame<'a> {
     ServedModel(ServedModel<'a>),
     /// The sandbox and the spool.
     Service(ServiceStatus<'a>),
+    /// What became of a key when the configuration was read again.
+    Reloaded(Reloaded<'a>),
 }
 
 /// Why a frame could not be encoded.

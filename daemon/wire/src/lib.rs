@@ -28,6 +28,7 @@ mod model;
 mod name;
 mod page;
 mod reader;
+mod reload;
 mod reply;
 mod service;
 mod status;
@@ -52,6 +53,7 @@ pub use model::{
 pub use name::{ClientName, GatewayName, ModelName, NameError, RequestId, TaskName};
 pub use page::{PageAction, PageTask, StoredPages};
 pub use reader::{FrameReader, ReadError};
+pub use reload::{Reload, ReloadOutcome, Reloaded};
 pub use reply::{
     Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,
     Timings, Usage, Welcome, shorten,

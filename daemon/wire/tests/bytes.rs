@@ -13,11 +13,12 @@ use andon_wire::{
     Fault, Finish, HEADER_BYTES, HealthStatus, Hello, Input, KeptRequest, MemoryStatus, Message,
     ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
     ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
-    Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness,
-    RequestCounters, RequestId, Role, Sampling, SandboxLayer, SandboxStatus, ServedModel,
-    ServerFrame, ServiceStatus, SignatureState, Speed, SpoolAction, SpoolStatus, SpoolTask, Status,
-    StoredCorpus, StoredModel, StoredPack, StoredPages, StoredSignature, SwapModel, TaskName,
-    Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
+    Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness, Reload,
+    ReloadOutcome, Reloaded, RequestCounters, RequestId, Role, Sampling, SandboxLayer,
+    SandboxStatus, ServedModel, ServerFrame, ServiceStatus, SignatureState, Speed, SpoolAction,
+    SpoolStatus, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages,
+    StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
+    checksum,
 };
 use serde::Serialize;
 
@@ -209,6 +210,27 @@ fn client_frames() {
             b"\x01\xac\x02",
         ],
     );
+}
+
+#[test]
+fn reloads() {
+    let reload = Reload { id: id("1") };
+    client(&ClientFrame::Reload(reload), &[b"\x10", b"\x011"]);
+    for (outcome, byte) in [
+        (ReloadOutcome::Live, b"\x00"),
+        (ReloadOutcome::Restart, b"\x01"),
+        (ReloadOutcome::Problem, b"\x02"),
+    ] {
+        let word = Reloaded {
+            id: id("1"),
+            outcome,
+            text: "a.b",
+        };
+        server(
+            &ServerFrame::Reloaded(word),
+            &[b"\x19", b"\x011", byte, b"\x03a.b"],
+        );
+    }
 }
 
 #[test]
