@@ -312,6 +312,29 @@ impl Daemon {
         http::Client::new(&self.http_socket())
     }
 
+    /// Lays TOML over the daemon's configuration, key by key; it holds once the daemon has read it again. The file is replaced
+    /// as a whole.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or `text` is not TOML.
+    pub fn configure(&self, text: &str) -> io::Result<()> {
+        let path = self.folder().join("andond.toml");
+        let mut config: Table = fs::read_to_string(&path)?
+            .parse()
+            .map_err(io::Error::other)?;
+        merge(&mut config, text.parse().map_err(io::Error::other)?);
+        let new = self.folder().join("andond.toml.new");
+        fs::write(&new, config.to_string())?;
+        fs::rename(new, path)
+    }
+
+    /// Forgets what the daemon has told the service manager and nobody has read, so that there is room for more: a few
+    /// messages fill the socket, and then the daemon waits.
+    pub fn forget_told(&self) {
+        let mut message = [0; 4096];
+        while self.notify.recv(&mut message).is_ok() {}
+    }
+
     /// Everything the daemon has said on standard error and output.
     #[must_use]
     pub fn log(&self) -> String {

@@ -73,6 +73,11 @@ pub(crate) enum Command {
     /// Look after what the daemon keeps on the disk of prompts, so that it need not read them anew.
     #[command(subcommand)]
     Kv(KvCommand),
+    /// Have the daemon read its configuration again.
+    ///
+    /// Prints each key that differs from what the daemon goes by, and whether its new value holds now or needs a
+    /// restart. With any problem nothing changes; the problems are printed and the exit status is not 0.
+    Reload(ReloadOptions),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.
@@ -273,6 +278,13 @@ pub(crate) struct StatusOptions {
 #[derive(Args, Debug)]
 pub(crate) struct ModelsOptions {
     /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReloadOptions {
+    /// Print JSON: the keys that are live, those that need a restart, and the problems.
     #[arg(long)]
     pub(crate) json: bool,
 }

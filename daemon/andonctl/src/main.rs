@@ -27,6 +27,7 @@ mod output;
 mod parcel;
 mod progress;
 mod pull;
+mod reload;
 mod report;
 mod spool;
 
@@ -63,6 +64,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Corpus(command) => corpus::run(socket, &command, output),
         Command::Spool(command) => spool::run(socket, &command, output),
         Command::Kv(command) => kv::run(socket, &command, output),
+        Command::Reload(options) => reload::run(socket, &options, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

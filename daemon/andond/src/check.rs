@@ -1,4 +1,5 @@
-//! What `andond check` looks at beyond the file's text: the machine the configuration is for.
+//! What `andond check` looks at beyond the file's text: the machine the configuration is for. A reload looks at as much of it
+//! as takes no more than a moment and no memory to speak of, and as a daemon in its sandbox can see.
 
 use andon_engine::LoadError;
 use andon_engine::speculate::Corpus;
@@ -7,6 +8,7 @@ use andon_engine::tokenizer::{TokenizerError, pre_tokenizers};
 use crate::access::Rules;
 use crate::config::sandbox::Demand;
 use crate::config::{Config, Problems};
+use crate::frontend;
 use crate::registry::{self, Registry};
 use crate::spool::cipher::Secret;
 use crate::task::Tasks;
@@ -16,11 +18,9 @@ pub fn environment(config: &Config, problems: &mut Problems) {
     let registry = Registry::new(config.models.clone(), None, None);
     let served = (!config.model.is_kept() || config.model.name.is_some())
         .then(|| registry::served(config, &registry));
-    let tasks = match &served {
-        Some(Ok(served)) => &served.tasks,
-        _ => &config.task,
-    };
-    if let Err(found) = Tasks::new(tasks) {
+    if let Some(Ok(served)) = &served
+        && let Err(found) = Tasks::new(&served.bundled)
+    {
         problems.extend(found);
     }
     match served {
@@ -109,13 +109,6 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             problems.add(key, why.to_string(), "set it to \"best-effort\"");
         }
     }
-    if let Err(error) = crate::worker::check_isa(config) {
-        problems.add(
-            "engine.isa",
-            error,
-            "leave it out to take the best there is",
-        );
-    }
     if let Some(path) = &config.spool.key_file
         && let Err(error) = Secret::read(path)
     {
@@ -125,8 +118,37 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             "make one: `head -c 32 /dev/urandom > FILE`, readable to the daemon's user only",
         );
     }
+    secrets(config, problems);
+    small(config, problems);
+}
+
+/// The part of it that is about who asks and whom the daemon talks to: rules, tokens, passwords and certificates.
+pub fn secrets(config: &Config, problems: &mut Problems) {
     if let Err(found) = Rules::resolve(config) {
         problems.extend(found);
+    }
+    if config.mqtt.enabled
+        && let Err(error) = frontend::mqtt::check(&config.mqtt)
+    {
+        problems.add(
+            error.key,
+            error.what,
+            "give a file that the daemon's user can read and that holds what it should",
+        );
+    }
+}
+
+/// The part of it that is about tasks, the processor and groups.
+pub fn small(config: &Config, problems: &mut Problems) {
+    if let Err(found) = Tasks::new(&config.task) {
+        problems.extend(found);
+    }
+    if let Err(error) = crate::worker::check_isa(config) {
+        problems.add(
+            "engine.isa",
+            error,
+            "leave it out to take the best there is",
+        );
     }
     for name in &config.models.admin_groups {
         if !matches!(nix::unistd::Group::from_name(name), Ok(Some(_))) {

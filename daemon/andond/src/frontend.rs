@@ -4,6 +4,7 @@
 pub mod http;
 pub mod metrics;
 pub mod mqtt;
+mod places;
 pub mod wire;
 
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::config::Config;
+use crate::config::{Config, Current};
 use crate::confine::Confined;
 use crate::health;
 use crate::memory::Budget;
 use crate::registry::Registry;
+use crate::reload::Reload;
 use crate::spool::Spool;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerState;
@@ -25,8 +27,10 @@ use crate::workers::Workers;
 /// What every front end is given.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The checked configuration.
-    pub config: Arc<Config>,
+    /// The way to the configuration in force: see [`Context::config`].
+    pub current: Current,
+    /// What reads it again.
+    pub reload: Arc<Reload>,
     /// Who may ask for what, as it is now.
     pub access: Arc<Access>,
     /// The models that are kept.
@@ -48,6 +52,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The configuration in force now. A reload replaces it: who decides something takes it once.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.current.get()
+    }
+
     /// Waits as long as the model that answers to the configured name is being loaded, at most until `deadline`: for what needs the
     /// model itself. A request for an answer waits where it is handed over.
     pub async fn once_loaded(&self, deadline: Option<Instant>) {

@@ -20,6 +20,7 @@ pub mod health;
 pub mod memory;
 pub mod panics;
 pub mod registry;
+pub mod reload;
 pub mod request;
 pub mod socket;
 pub mod spool;

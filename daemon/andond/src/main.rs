@@ -84,7 +84,7 @@ fn run(config: Config, path: &Path, passed: Result<Passed, SocketError>) -> Exit
             .map_err(|refusal| Failure::Operator(refusal.to_string()))?;
         Ok((passed, confined))
     });
-    match supervise::run(config, confined) {
+    match supervise::run(config, path, confined) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Operator(_)) => ExitCode::from(EXIT_CONFIG),
         Err(Failure::Runtime(_)) => ExitCode::from(EXIT_RUNTIME),

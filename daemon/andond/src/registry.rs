@@ -152,6 +152,8 @@ struct State {
     lock: Option<File>,
     /// Names with an operation under way.
     busy: BTreeSet<String>,
+    /// Largest model that is taken, and room on the disk that none may take, in bytes.
+    room: (u64, u64),
     /// Bytes promised to models that are being received.
     promised: u64,
     /// Number of the next staging folder.
@@ -183,13 +185,21 @@ impl Registry {
     pub fn new(config: ModelsConfig, draft: Option<String>, packs: Option<Packs>) -> Arc<Registry> {
         Arc::new(Registry {
             trust: Trust::of(&config),
-            config,
             draft,
             packs,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                room: (config.bytes_max, config.free_bytes_min),
+                ..State::default()
+            }),
+            config,
             taking: Mutex::default(),
             registered: Condvar::new(),
         })
+    }
+
+    /// Takes models of another size, and leaves other room on the disk, from the next one on that is added.
+    pub fn set_room(&self, config: &ModelsConfig) {
+        self.state().room = (config.bytes_max, config.free_bytes_min);
     }
 
     /// Clears away what an earlier daemon left half done. Without a folder there is nothing to do: it is made
@@ -492,10 +502,10 @@ impl Registry {
 
     /// Room for `bytes` more: within the configured bound, and on the disk.
     fn promise(&self, claim: &mut Claim, bytes: u64) -> Result<(), RegistryError> {
-        if bytes > self.config.bytes_max {
+        let (bytes_max, free_bytes_min) = self.state().room;
+        if bytes > bytes_max {
             return Err(RegistryError::TooLarge(format!(
-                "the model has {bytes} bytes, at most {} are taken ([models] bytes-max)",
-                self.config.bytes_max
+                "the model has {bytes} bytes, at most {bytes_max} are taken ([models] bytes-max)"
             )));
         }
         // Before: a disk that hangs is to hold up nobody else.
@@ -503,7 +513,7 @@ impl Registry {
         let mut state = self.locked()?;
         let left = free
             .saturating_sub(state.promised)
-            .saturating_sub(self.config.free_bytes_min);
+            .saturating_sub(free_bytes_min);
         if bytes > left {
             return Err(RegistryError::NoSpace(format!(
                 "the model needs {bytes} bytes, {} has {left} to give",

@@ -7,6 +7,7 @@ mod idle;
 mod starting;
 
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Rules};
 use crate::audit::{Audit, AuditError};
-use crate::config::{Config, Problems, http::parse_mode, speculation::DraftPlace};
+use crate::config::{Config, Current, Problems, http::parse_mode, speculation::DraftPlace};
 use crate::confine::Confined;
 use crate::frontend::{self, Context};
 use crate::hardware;
 use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Registry};
+use crate::reload::{self, Parts, Reload};
 use crate::socket::{Passed, Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
@@ -147,12 +149,17 @@ fn bind(config: &Config, mut passed: Passed) -> Result<Bound, Failure> {
 }
 
 /// Runs the daemon until it is told to stop, and says how that ended. It listens on the sockets that were passed, and on others
-/// of its own; what it gave up before, for good, is with them. Where that failed, only this is said.
+/// of its own; what it gave up before, for good, is with them. Where that failed, only this is said. The configuration came
+/// from the file at `path`, which is read again when that is asked for.
 ///
 /// # Errors
 /// [`Failure`], after everything that was started has been stopped.
-pub fn run(config: Config, began: Result<(Passed, Confined), Failure>) -> Result<(), Failure> {
-    let outcome = began.and_then(|(passed, confined)| serve_all(config, passed, confined));
+pub fn run(
+    config: Config,
+    path: &Path,
+    began: Result<(Passed, Confined), Failure>,
+) -> Result<(), Failure> {
+    let outcome = began.and_then(|(passed, confined)| serve_all(config, path, passed, confined));
     match &outcome {
         Ok(()) => crate::event!(Stopped, "stopped"),
         Err(failure) => crate::event!(Failed, %failure, "andond cannot go on"),
@@ -160,7 +167,12 @@ pub fn run(config: Config, began: Result<(Passed, Confined), Failure>) -> Result
     outcome
 }
 
-fn serve_all(config: Config, passed: Passed, confined: Confined) -> Result<(), Failure> {
+fn serve_all(
+    config: Config,
+    path: &Path,
+    passed: Passed,
+    confined: Confined,
+) -> Result<(), Failure> {
     let operator = |problems: Problems| Failure::Operator(problems.to_string());
     Tasks::new(&config.task).map_err(operator)?;
     let access = Arc::new(Access::new(Rules::resolve(&config).map_err(operator)?));
@@ -182,8 +194,9 @@ fn serve_all(config: Config, passed: Passed, confined: Confined) -> Result<(), F
     let registry = Registry::new(config.models.clone(), draft, Some(packs));
     // After the sockets: nobody else can be adding models for this daemon now.
     registry.start();
+    let current = Current::new(config);
     let workers = Workers::start(
-        Arc::clone(&config),
+        current.clone(),
         Arc::clone(&access),
         Arc::clone(&registry),
         Arc::clone(&telemetry),
@@ -191,14 +204,26 @@ fn serve_all(config: Config, passed: Passed, confined: Confined) -> Result<(), F
         Arc::clone(&budget),
     )
     .map_err(runtime("cannot start a worker"))?;
+    let confined = Arc::new(confined);
+    let parts = Parts {
+        current: current.clone(),
+        workers: workers.clone(),
+        registry: Arc::clone(&registry),
+        spool: spool.clone(),
+        telemetry: Arc::clone(&telemetry),
+        access: Arc::clone(&access),
+        confined: Arc::clone(&confined),
+    };
+    let reload = Reload::new(path.to_path_buf(), parts);
     let context = Context {
-        config,
+        current,
+        reload: Arc::new(reload),
         access,
         registry,
         workers,
         budget,
         spool: spool.clone(),
-        confined: Arc::new(confined),
+        confined,
         telemetry,
         stopping: CancellationToken::new(),
     };
@@ -296,6 +321,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     }
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));
+    frontends.spawn(reload::on_hangups(context.clone()));
     frontends.spawn(feed(context.clone()));
     frontends.spawn(starting::extend(context.clone()));
     frontends.spawn(telemetry::journal::report(context.stopping.clone()));
@@ -319,7 +345,8 @@ async fn watch(
         let state = states.borrow_and_update().clone();
         match state {
             WorkerState::Ready => {
-                let name = context.config.model.name();
+                let name = context.config().model.name();
+                context.reload.announced();
                 crate::event!(
                     Ready,
                     model = name,
@@ -346,6 +373,7 @@ async fn watch(
             // The unit is up, so that a model can be added; who asks for an answer is told that there is none.
             WorkerState::Waiting(why) => {
                 crate::event!(Waiting, "{why}");
+                context.reload.announced();
                 notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
             }
             WorkerState::Loading => notify(&[NotifyState::Status("loading the model")]),
@@ -396,7 +424,7 @@ async fn stop(context: &Context, signals: &mut Signals, frontends: &mut JoinSet<
         NotifyState::Stopping,
         NotifyState::Status("finishing what is open"),
     ]);
-    let grace = context.config.gateway.shutdown_grace();
+    let grace = context.config().gateway.shutdown_grace();
     context.workers.stop(grace);
     context.stopping.cancel();
     let orderly = async {

@@ -1,6 +1,7 @@
 //! What the daemon tells of itself: counters for Prometheus, words for the journal.
 
 mod audit;
+mod config;
 pub mod connections;
 pub mod event;
 mod hardware;

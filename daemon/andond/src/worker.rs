@@ -27,6 +27,7 @@ mod prepare;
 mod proof;
 mod run;
 mod schedule;
+mod terms;
 mod text;
 mod tools;
 mod trying;
@@ -48,6 +49,7 @@ use self::corpora::Corpora;
 use self::load::{Engine, LoadFailure};
 use self::pages::Pages;
 use self::prepare::Lane;
+use self::terms::InForce;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::config::cache::PackWhen;
@@ -56,7 +58,6 @@ use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
 use crate::registry::{self, Packs, Proof, Proven, Registry, RegistryError, Served};
 use crate::request::{Input, Origin, Request};
-use crate::task::Tasks;
 use crate::telemetry::Telemetry;
 
 pub(crate) use account::Asked;
@@ -152,10 +153,7 @@ pub(crate) struct Shared {
     machine: Arc<Machine>,
     around: life::Around,
     budget: Arc<Budget>,
-    /// Those of the configuration, which can be asked while the model is being loaded.
-    early_tasks: Option<Tasks>,
-    /// Known once the model is.
-    tasks: OnceLock<Tasks>,
+    in_force: InForce,
     /// How the model did when it was tried.
     proved: OnceLock<Proved>,
     /// What it took to load it, in milliseconds, and the memory that it has.
@@ -350,15 +348,14 @@ impl WorkerHandle {
         let (state, _) = watch::channel(WorkerState::Loading);
         let (ended, _) = watch::channel(false);
         let board = Board::new(admit::scheduling(&config));
-        // The configuration's check lets no other tasks through.
-        let early_tasks = Tasks::new(&config.task).ok();
+        // Tasks of the configuration can be asked while the model is being loaded.
+        let in_force = InForce::new(Arc::clone(&config));
         let shared = Arc::new(Shared {
             config,
             registry,
             machine,
             around,
-            early_tasks,
-            tasks: OnceLock::new(),
+            in_force,
             proved: OnceLock::new(),
             load_ms: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -481,7 +478,14 @@ impl WorkerHandle {
     /// For how long the thread that computes has made no progress, if that is longer than any pass takes.
     pub fn stalled(&self) -> Option<Duration> {
         let since = self.shared.advance.since(self.shared.now_ms())?;
-        (since > self.shared.config.gateway.stall()).then_some(since)
+        let terms = self.shared.in_force.get();
+        (since > terms.config.gateway.stall()).then_some(since)
+    }
+
+    /// Goes by another configuration in what it takes from now on. What it has taken is answered as it was taken; keys that need
+    /// a restart stay as they are.
+    pub fn reloaded(&self, config: &Arc<Config>) {
+        self.shared.reloaded(config);
     }
 
     /// Takes nothing new, refuses what waits, and gives what runs this long to finish.
@@ -525,7 +529,8 @@ impl WorkerHandle {
             let Input::Task { name, .. } = &request.input else {
                 return None;
             };
-            let (_, deadline) = self.shared.tasks().ok()?.defaults(name)?;
+            let terms = self.shared.in_force.get();
+            let (_, deadline) = terms.tasks().defaults(name)?;
             since.checked_add(deadline?)
         };
         request.deadline.or_else(by_task)
@@ -560,7 +565,8 @@ impl WorkerHandle {
 
     /// Names of the tasks that can be asked, once the model is there that answers them.
     pub fn tasks(&self) -> Vec<String> {
-        let tasks = self.shared.tasks.get();
+        let terms = self.shared.in_force.get();
+        let tasks = terms.all_tasks();
         tasks.map_or_else(Vec::new, |tasks| tasks.names().map(str::to_owned).collect())
     }
 
@@ -607,11 +613,8 @@ fn serve(shared: &Arc<Shared>) {
     };
     // To the end, when nothing of the model is left.
     let _promised = loaded.promised;
-    match Tasks::new(&served.tasks) {
-        Ok(tasks) => {
-            shared.tasks.get_or_init(|| tasks);
-        }
-        Err(problems) => return shared.failed(LoadFailure::operator(&problems)),
+    if let Err(problems) = shared.in_force.complete(served.bundled) {
+        return shared.failed(LoadFailure::operator(&problems));
     }
     let context_tokens_max = loaded.facts.context_tokens_max;
     let load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -798,12 +801,6 @@ impl Shared {
         board.enter(Phase::Failed);
         self.state
             .send_replace(WorkerState::Failed(failure.message));
-    }
-
-    /// The tasks, once the model is there that answers them.
-    fn tasks(&self) -> Result<&Tasks, Fault> {
-        let tasks = self.tasks.get().or(self.early_tasks.as_ref());
-        tasks.ok_or_else(Shared::loading)
     }
 
     fn loading() -> Fault {

@@ -30,7 +30,7 @@ use tokio::sync::{broadcast, watch};
 use self::names::{Names, Target};
 use crate::access::{Access, Caller, Denied, Rights};
 use crate::audit::Audit;
-use crate::config::Config;
+use crate::config::{Config, Current};
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
 use crate::registry::{Registry, Use};
@@ -121,7 +121,7 @@ impl Residence {
 
 #[derive(Debug)]
 struct Inner {
-    config: Arc<Config>,
+    config: Current,
     access: Arc<Access>,
     registry: Arc<Registry>,
     telemetry: Arc<Telemetry>,
@@ -269,12 +269,12 @@ impl Inner {
 
     /// The name that requests go to which name no model.
     fn default_name(&self) -> String {
-        self.config.model.name()
+        self.config.get().model.name()
     }
 
     /// What the configuration names.
     fn configured(&self) -> Target {
-        if self.config.model.is_kept() {
+        if self.config.get().model.is_kept() {
             Target::Kept(self.default_name())
         } else {
             Target::Configured
@@ -361,7 +361,7 @@ impl Workers {
     /// # Errors
     /// What the system says when it has no thread to give.
     pub fn start(
-        config: Arc<Config>,
+        config: Current,
         access: Arc<Access>,
         registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
@@ -413,7 +413,7 @@ impl Workers {
 
     /// The name of the model that a request is for.
     pub fn name_of(&self, request: &Request) -> String {
-        let name = self.inner.name_of(request).map(str::to_owned);
+        let name = self.inner.name_of(request);
         name.unwrap_or_else(|| self.inner.default_name())
     }
 
@@ -459,7 +459,7 @@ impl Workers {
             return Err(fault);
         }
         // What is wrong with the request itself goes before what is with its model.
-        let checked = request.check(&inner.config.limits);
+        let checked = request.check(&inner.config.get().limits);
         checked.inspect_err(refused)?;
         request.rights = self.permit(&request, caller).inspect_err(refused)?;
         let mut state = inner.state();
@@ -478,6 +478,15 @@ impl Workers {
         drop(state);
         inner.telemetry.model_request(&label);
         Ok(stream)
+    }
+
+    /// Goes by another configuration from now on, as all that are loaded do. It is the one in force already.
+    pub fn reloaded(&self, config: &Arc<Config>) {
+        for worker in self.workers() {
+            worker.reloaded(config);
+        }
+        // What is kept, and for how long, may have changed.
+        self.inner.nudge();
     }
 
     fn workers(&self) -> Vec<WorkerHandle> {
@@ -552,7 +561,7 @@ impl Workers {
         names.push(&default);
         names.sort_unstable();
         names.dedup();
-        let only = inner.config.models.loaded_max == 1;
+        let only = inner.config.get().models.loaded_max == 1;
         let rows = names.into_iter().filter_map(|name| {
             let target = inner.target(&state, name)?;
             let member = state.members.get(&target);
@@ -643,7 +652,7 @@ impl Workers {
         match self.inner.target(&state, name) {
             None => false,
             Some(target) => {
-                self.inner.config.models.loaded_max > 1
+                self.inner.config.get().models.loaded_max > 1
                     || state.members.contains_key(&target)
                     || target == self.inner.default_target(&state)
             }
@@ -767,7 +776,7 @@ impl Workers {
             return request.deadline;
         }
         match &request.input {
-            Input::Task { name, .. } => match self.inner.config.task.get(name) {
+            Input::Task { name, .. } => match self.inner.config.get().task.get(name) {
                 Some(task) => since.checked_add(Duration::from_millis(task.deadline_ms?)),
                 None => self.default_worker()?.deadline(request, since),
             },

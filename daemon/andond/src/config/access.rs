@@ -3,7 +3,7 @@
 //! What a rule says is looked at here; whom its names stand for is found out when the rules are made ([`crate::access`]).
 
 use andon_wire::limits::NAME_BYTES_MAX;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 use crate::request::{Egress, MODEL_NAME_BYTES_MAX, Priority};
@@ -19,7 +19,7 @@ const ACCOUNT_BYTES_MAX: usize = 32;
 pub const EVERYONE: &str = "*";
 
 /// A user or a group.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum Account {
     /// By its number.
@@ -29,7 +29,7 @@ pub enum Account {
 }
 
 /// One `[[access]]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct AccessConfig {
     /// Users of this machine, by name or number, who connect to a Unix socket; `*` is every one.

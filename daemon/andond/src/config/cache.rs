@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use andon_wire::limits::MODEL_BYTES_MAX;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
 /// Which models are packed, and when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PackWhen {
     /// None; packs that are there are not used.
@@ -20,7 +20,7 @@ pub enum PackWhen {
 }
 
 /// `[cache]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct CacheConfig {
     /// Where packs are kept.

@@ -1,11 +1,11 @@
 //! `[engine]`: how the processor is used.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
 /// `[engine]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EngineConfig {
     /// Compute threads; unset, what affinity and cgroup quota allow.

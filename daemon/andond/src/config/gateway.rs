@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
@@ -13,7 +13,7 @@ pub const NAME_BYTES_MAX: usize = 64;
 const IDLE_EXIT_S_MAX: u64 = 604_800;
 
 /// `[gateway]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GatewayConfig {
     /// The gateway's name in topics, metrics and status; unset, the host's name.

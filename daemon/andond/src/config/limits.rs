@@ -1,12 +1,12 @@
 //! `[limits]`: how much is taken from outside, whichever way it comes in.
 
 use andon_wire::limits;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
 /// `[limits]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct LimitsConfig {
     /// Largest request body, and largest text of one request.

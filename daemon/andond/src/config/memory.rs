@@ -1,6 +1,6 @@
 //! `[memory]`: how much of the machine's the daemon may take.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
@@ -10,7 +10,7 @@ const BUDGET_BYTES_MIN: u64 = 16 << 20;
 const BYTES_MAX: u64 = 1 << 50;
 
 /// `[memory]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MemoryConfig {
     /// Most bytes of weights, caches and everything else together; unset, what the machine or the control group has, less

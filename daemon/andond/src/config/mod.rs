@@ -8,6 +8,8 @@
 pub mod access;
 pub mod audit;
 pub mod cache;
+pub mod change;
+mod current;
 pub mod engine;
 pub mod gateway;
 pub mod hardware;
@@ -32,7 +34,9 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use current::Current;
 pub use problem::{Problem, Problems};
+use serde::{Deserialize, Serialize};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const PATH_DEFAULT: &str = "/etc/andon/andond.toml";
@@ -42,7 +46,8 @@ pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub const TASKS_MAX: usize = 256;
 
 /// The whole configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Config {
     /// `[gateway]`
     pub gateway: gateway::GatewayConfig,
@@ -149,7 +154,8 @@ impl Config {
         }
     }
 
-    fn check(&self, problems: &mut Problems) {
+    /// Adds what is wrong with the values; a text that was parsed has been checked.
+    pub fn check(&self, problems: &mut Problems) {
         self.gateway.check(problems);
         self.model.check(problems);
         self.models.check(problems);

@@ -7,12 +7,12 @@ use andon_engine::kv::KvType;
 use andon_engine::tokenizer::{TemplateChoice, pre_tokenizers};
 use andon_wire::limits;
 use andon_wire::manifest::is_model_name;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
 /// `[model]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModelConfig {
     /// The GGUF file; unset, the model that is kept under `name`.
@@ -43,7 +43,7 @@ pub struct ModelConfig {
 }
 
 /// `kv-type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvTypeName {
     /// In f16.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::VerifyingKey;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 use andon_wire::limits::MODEL_BYTES_MAX;
@@ -22,7 +22,7 @@ const LOADED_MAX: usize = 16;
 const SECONDS_MAX: u64 = 604_800;
 
 /// What is done about models that are not signed, or not as they were signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SignaturePolicy {
     /// They are neither added nor served: no weights are computed with that were not compared.
@@ -43,7 +43,7 @@ pub fn public_key(text: &str) -> Option<VerifyingKey> {
 }
 
 /// `[models]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModelsConfig {
     /// Where they are kept.

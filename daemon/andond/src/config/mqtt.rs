@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use andon_wire::limits::TOPIC_BYTES_MAX;
 use andon_wire::topic::Topics;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 use super::gateway::{GatewayConfig, is_name};
@@ -23,7 +23,7 @@ const PORT_PLAIN: u16 = 1883;
 const PORT_TLS: u16 = 8883;
 
 /// Which MQTT the broker is spoken to in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum Protocol {
     /// MQTT 5, and 3.1.1 where the broker does not take it.
     #[default]
@@ -38,7 +38,7 @@ pub enum Protocol {
 }
 
 /// `[mqtt]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MqttConfig {
     /// Whether the front end runs.

@@ -100,13 +100,16 @@ impl Problems {
         Err(self)
     }
 
-    /// Takes over other mistakes, with their lines where this file has their keys.
+    /// Takes over other mistakes, with their lines where this file has their keys, but for those that are known.
     pub fn extend(&mut self, others: Problems) {
         for problem in others.list {
             let line = problem
                 .line
                 .or_else(|| self.lines.get(&problem.key).copied());
-            self.list.push(Problem { line, ..problem });
+            let problem = Problem { line, ..problem };
+            if !self.list.contains(&problem) {
+                self.list.push(problem);
+            }
         }
     }
 

@@ -274,10 +274,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The known keys of every section, for the test that holds the shipped file against them.
 #[cfg(test)]
-pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 17] {
+pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECTIONS.len()] {
     use super::{
-        access, cache, engine, gateway, hardware, http, limits, log, metrics, model, models, mqtt,
-        sandbox, speculation, spool, task, wire,
+        access, cache, engine, gateway, hardware, http, limits, log, memory, metrics, model,
+        models, mqtt, sandbox, speculation, spool, task, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -297,6 +297,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); 17] 
         ("task", known_keys::<task::TaskConfig>()),
         ("metrics", known_keys::<metrics::MetricsConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
+        ("memory", known_keys::<memory::MemoryConfig>()),
         ("hardware", known_keys::<hardware::HardwareConfig>()),
         ("sandbox", known_keys::<sandbox::SandboxConfig>()),
         ("log", known_keys::<log::LogConfig>()),

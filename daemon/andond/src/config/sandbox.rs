@@ -1,9 +1,9 @@
 //! `[sandbox]`: what the daemon gives up once it has read its configuration.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether the daemon gives something up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Demand {
     /// It does where the system can do it; the journal and the status say so where it cannot.
@@ -15,7 +15,7 @@ pub enum Demand {
 }
 
 /// `[sandbox]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SandboxConfig {
     /// Files and ports that this configuration does not name.

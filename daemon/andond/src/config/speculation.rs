@@ -5,12 +5,12 @@ use std::path::Path;
 use andon_engine::speculate::Corpus;
 use andon_wire::limits::MODEL_BYTES_MAX;
 use andon_wire::manifest::is_model_name;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
 /// Whose earlier answers guesses come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CorpusScope {
     /// Nobody's: no answer is kept for it.
@@ -22,7 +22,7 @@ pub enum CorpusScope {
 }
 
 /// `[speculation]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SpeculationConfig {
     /// Whether anything is guessed.

@@ -1,7 +1,7 @@
 //! `[task.<name>]`: a question asked so often that only its fields are sent.
 
 use andon_engine::grammar::{Constraint, parse_json};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Problems;
 use super::gateway::is_name;
@@ -12,7 +12,7 @@ use crate::task::Task;
 const TEXT_BYTES_MAX: usize = 256 * 1024;
 
 /// `[task.<name>]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TaskConfig {
     /// What the model is asked: a template over the input's fields.

@@ -190,9 +190,9 @@ async fn model(
 async fn props(State(service): State<Arc<Service>>) -> Result<Response<Body>, ApiError> {
     let facts = service.model().await?;
     Ok(json_response(&json!({
-        "total_slots": service.context.config.engine.parallel_max,
+        "total_slots": service.context.config().engine.parallel_max,
         "default_generation_settings": {"n_ctx": facts.context_tokens_max},
-        "model_alias": service.context.config.model.name(),
+        "model_alias": service.context.config().model.name(),
         "build_info": concat!("andon ", env!("CARGO_PKG_VERSION")),
     })))
 }
@@ -382,7 +382,7 @@ impl Service {
 
     /// Reads a body. One that turns out to be long waits for its place, and the client's time is not running meanwhile.
     async fn read(&self, request: HttpRequest) -> Result<Held<'_>, ApiError> {
-        let bytes_max = self.context.config.limits.body_bytes_max;
+        let bytes_max = self.context.config().limits.body_bytes_max;
         let announced = request
             .headers()
             .get(CONTENT_LENGTH)
@@ -391,7 +391,7 @@ impl Service {
         if announced.is_some_and(|bytes| bytes > bytes_max) {
             return Err(ApiError::too_large(bytes_max));
         }
-        let timeout = Duration::from_millis(self.context.config.http.body_timeout_ms);
+        let timeout = Duration::from_millis(self.context.config().http.body_timeout_ms);
         let mut deadline = Instant::now() + timeout;
         let mut body = Limited::new(request.into_body(), bytes_max);
         let (mut bytes, mut place) = (Vec::new(), None);

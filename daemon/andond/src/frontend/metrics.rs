@@ -7,7 +7,6 @@
 //! than `connections-max`; no body is read.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,11 +16,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Context;
+use super::places::Places;
 
 /// The media type of the figures.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,16 +33,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the daemon stops.
 pub async fn run(context: Context, listener: TcpListener) {
-    let config = &context.config.metrics;
-    let places = Arc::new(Semaphore::new(config.connections_max));
-    let limit = Duration::from_millis(config.timeout_ms);
+    let places = Places::new(context.current.clone(), |config| {
+        config.metrics.connections_max
+    });
     // Ended with this future: nobody waits for figures of a daemon that stops.
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let accept = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            let place = place.map_err(std::io::Error::other)?;
+            let place = places.take().await;
             let (stream, _) = listener.accept().await?;
             Ok::<_, std::io::Error>((stream, place))
         };
@@ -54,6 +52,7 @@ pub async fn run(context: Context, listener: TcpListener) {
         match accepted {
             Ok((stream, place)) => {
                 let context = context.clone();
+                let limit = Duration::from_millis(context.config().metrics.timeout_ms);
                 connections.spawn(async move {
                     if timeout(limit, serve(&context, stream)).await.is_err() {
                         tracing::debug!("a connection for figures took too long");

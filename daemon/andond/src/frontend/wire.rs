@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Context;
+use super::places::Places;
 use crate::request::Origin;
 
 /// A pause after a failed accept, so that a full descriptor table does not spin.
@@ -26,16 +26,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the daemon stops and the requests in flight have ended.
 pub async fn run(context: Context, socket: UnixListener) {
-    let places = Arc::new(Semaphore::new(context.config.wire.connections_max));
+    let places = Places::new(context.current.clone(), |config| {
+        config.wire.connections_max
+    });
     let mut connections = JoinSet::new();
     loop {
         // Finished connections are forgotten as the next one comes.
         while connections.try_join_next().is_some() {}
         let accept = async {
-            let place = Arc::clone(&places)
-                .acquire_owned()
-                .await
-                .map_err(std::io::Error::other)?;
+            let place = places.take().await;
             let (stream, _) = socket.accept().await?;
             let peer = Arc::new(andon_os::peer(&stream)?);
             Ok::<_, std::io::Error>((stream, peer, place))

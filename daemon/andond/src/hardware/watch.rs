@@ -9,23 +9,45 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Readings, Sensors, memory};
+use crate::config::Config;
 use crate::config::hardware::HardwareConfig;
 use crate::frontend::Context;
 use crate::memory::Shortage;
 
 /// Watches until the daemon stops.
 pub async fn watch(context: Context) {
-    let config = &context.config.hardware;
-    let Some(every) = config.interval() else {
-        return;
-    };
+    let mut reloaded = context.current.watch();
     let start = Instant::now();
+    let mut sensors = Watched::default();
+    loop {
+        let config = Arc::clone(&reloaded.borrow_and_update());
+        let changed = async {
+            let wanted = |config: &Config| (config.hardware.sample_ms, config.hardware.watts_max);
+            let now = wanted(&config);
+            // The sender lives as long as the context.
+            drop(reloaded.wait_for(|other| wanted(other) != now).await);
+        };
+        tokio::select! {
+            () = context.stopping.cancelled() => return,
+            () = changed => {}
+            () = watch_by(&context, &config, &mut sensors, start) => return,
+        }
+    }
+}
+
+/// Watches by one configuration, until nothing more can be read.
+async fn watch_by(context: &Context, config: &Arc<Config>, sensors: &mut Watched, start: Instant) {
+    let (config, whole) = (&config.hardware, config);
+    let Some(every) = config.interval() else {
+        return std::future::pending().await;
+    };
     let mut governor = Governor::new(config.watts_max.map(milliwatts));
+    // Of what made work give way by the configuration before, this one knows nothing: it is found out anew.
+    context.workers.throttle(Throttle::default(), None);
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sensors = Watched::default();
     let Ok(memory) = spawn_blocking({
-        let config = Arc::clone(&context.config);
+        let config = Arc::clone(whole);
         move || memory::Files::find(&config.hardware.sys_dir, &config.hardware.proc_dir)
     })
     .await
@@ -34,10 +56,7 @@ pub async fn watch(context: Context) {
     };
     let memory = Arc::new(memory);
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = context.stopping.cancelled() => return,
-        }
+        ticks.tick().await;
         let files = Arc::clone(&memory);
         let Ok(memory) = spawn_blocking(move || files.sample()).await else {
             return;

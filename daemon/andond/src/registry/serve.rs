@@ -31,6 +31,8 @@ pub struct Served {
     pub known: Option<Known>,
     /// The configuration's tasks, and the model's where those are wanted.
     pub tasks: BTreeMap<String, TaskConfig>,
+    /// Those of them that are the model's.
+    pub bundled: BTreeMap<String, TaskConfig>,
 }
 
 /// What the configuration has the daemon serve.
@@ -48,6 +50,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
             proof: Proof::of_path(&registry.trust, &model.name())?,
             known: None,
             tasks: config.task.clone(),
+            bundled: BTreeMap::new(),
         });
     }
     let stored = registry.find(&model.name())?;
@@ -63,11 +66,12 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
     if let Some(choice) = model.template_choice() {
         options = options.with_chat_template(Some(choice));
     }
-    let mut tasks = if config.models.bundle_tasks {
+    let bundled = if config.models.bundle_tasks {
         tasks_in(&folder, &stored.manifest, policy)?
     } else {
         BTreeMap::new()
     };
+    let mut tasks = bundled.clone();
     tasks.extend(
         config
             .task
@@ -82,6 +86,7 @@ pub fn served(config: &Config, registry: &Registry) -> Result<Served, RegistryEr
         proof,
         known: Known::read(&folder),
         tasks,
+        bundled,
     })
 }
 
@@ -101,6 +106,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
                 proof: Proof::of_path(&registry.trust, &path.display().to_string())?,
                 known: None,
                 tasks: BTreeMap::new(),
+                bundled: BTreeMap::new(),
             });
         }
         DraftPlace::Kept(name) => name,
@@ -115,6 +121,7 @@ pub fn served_draft(config: &Config, registry: &Registry) -> Result<Served, Regi
         sha256: digests(&stored.manifest),
         known: None,
         tasks: BTreeMap::new(),
+        bundled: BTreeMap::new(),
     })
 }
 

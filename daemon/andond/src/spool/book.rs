@@ -83,6 +83,12 @@ impl Book {
         }
     }
 
+    /// Keeps what was delivered, and what is not answered, for so long from now on, in milliseconds.
+    pub fn set_ages(&mut self, keep_ms: u64, age_max_ms: u64) {
+        self.bounds.keep_ms = keep_ms;
+        self.bounds.age_max_ms = age_max_ms;
+    }
+
     /// The record of a name.
     pub fn find(&self, key: &Key) -> Option<(u64, &Header)> {
         let number = *self.numbers.get(key)?;

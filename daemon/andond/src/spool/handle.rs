@@ -49,7 +49,7 @@ impl Spool {
             (queue.failing, queue.busy)
         };
         let since = failing.into_iter().chain(busy).min()?;
-        (since.elapsed() >= self.inner.patience).then(|| {
+        (since.elapsed() >= self.inner.patience()).then(|| {
             unkept(&SpoolError::Storage(
                 "the disk fails, or takes very long; see the journal".to_owned(),
             ))

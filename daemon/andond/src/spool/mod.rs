@@ -84,7 +84,8 @@ pub(crate) struct Inner {
     suspect: Mutex<Option<u64>>,
     orders: Mutex<Vec<(Door, mpsc::UnboundedSender<Order>)>>,
     clock: Clock,
-    patience: Duration,
+    /// In milliseconds.
+    patience_ms: AtomicU64,
     durable: bool,
     telemetry: Arc<Telemetry>,
 }
@@ -121,6 +122,10 @@ impl Inner {
         (self.waiting.wait_timeout(queue, longest))
             .unwrap_or_else(PoisonError::into_inner)
             .0
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_ms.load(Ordering::Relaxed))
     }
 
     /// Takes what has become too old out of the book; the writer takes it off the disk.
@@ -248,7 +253,7 @@ impl Spool {
             suspect: Mutex::default(),
             orders: Mutex::default(),
             clock,
-            patience: Duration::from_millis(config.patience_ms),
+            patience_ms: AtomicU64::new(config.patience_ms),
             durable: matches!(place, Place::Disk(_)),
             telemetry,
         });
@@ -264,6 +269,21 @@ impl Spool {
             inner,
             threads: Arc::new(Mutex::new(threads)),
         })
+    }
+
+    /// Goes by other times from now on: how long what was delivered is kept, what cannot be answered, and a request waits for
+    /// the disk.
+    pub fn set_times(&self, config: &SpoolConfig) {
+        let Bounds {
+            keep_ms,
+            age_max_ms,
+            ..
+        } = bounds(config);
+        self.inner.book().set_ages(keep_ms, age_max_ms);
+        let patience_ms = &self.inner.patience_ms;
+        patience_ms.store(config.patience_ms, Ordering::Relaxed);
+        // Who waits for the patience to be over reckons anew.
+        self.inner.waiting.notify_all();
     }
 
     /// Writes what is left and ends the thread. Blocks.

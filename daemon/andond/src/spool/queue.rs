@@ -331,7 +331,7 @@ pub(super) fn be_patient(inner: &Inner) {
     while !queue.stopped {
         let now = Instant::now();
         let first = queue.waits.first_key_value();
-        let Some(due) = first.map(|(_, wait)| wait.since + inner.patience) else {
+        let Some(due) = first.map(|(_, wait)| wait.since + inner.patience()) else {
             queue = inner.wait_for_waits(queue, None);
             continue;
         };

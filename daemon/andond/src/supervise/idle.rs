@@ -21,7 +21,7 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// For how long nothing may happen until the daemon ends; `None` if it never does.
 pub(super) fn after(context: &Context, bound: &Bound) -> Option<Duration> {
-    let after = context.config.gateway.idle_exit()?;
+    let after = context.config().gateway.idle_exit()?;
     let mut sockets = [&bound.http, &bound.wire].into_iter().flatten();
     // The configuration's check lets no other way in through.
     if bound.loopback.is_none() && bound.metrics.is_none() && sockets.all(Socket::is_passed) {

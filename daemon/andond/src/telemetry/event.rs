@@ -66,6 +66,12 @@ table! {
     Internal = "7a9ce5c6084040f292d43a98c8df8fd8", ERROR;
     /// What is being answered makes no progress; the watchdog is not fed.
     WatchdogStall = "42f9f2b87a6b4fce8c13a9fb5065bf4f", ERROR;
+    /// The configuration was read again; what is live holds.
+    ConfigReloaded = "2b689b8a5ba84a43893c9343201badd8", INFO;
+    /// The configuration has a problem; the former one goes on to hold.
+    ConfigRefused = "ff25609cb71f4abd8fbbe9503b304255", ERROR;
+    /// The configuration was read again, and keys have other values in the file that need a restart.
+    RestartNeeded = "b5f059b5e2b04fbcbb8784946d3bff56", WARN;
     /// A part of the sandbox cannot be had from this kernel.
     SandboxDegraded = "14d513569c964fc981653a0840fcb5d1", WARN;
     /// Somebody asked for what the rules do not allow.
@@ -145,6 +151,8 @@ table! {
     BrokerLost = "2d5069f6c6474206a1d18934ddb4e3a0", WARN;
     /// The broker refuses what andond needs, or cannot be asked for it.
     BrokerRefused = "6f7074da67f54bdfadcde338ae45b24d", ERROR;
+    /// A new certificate or password for the broker is of no use; the former one is used on.
+    CredentialsRefused = "983c660af87c4368992a399d5bdb7d3d", ERROR;
     /// What the broker kept for the gateway was thrown away.
     BrokerSessionDropped = "5d7aae60b7724080ad5e77f70e852d77", ERROR;
     /// MQTT is not served, though it is configured.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::limit::Limit;
 use super::plain::Plain;
@@ -22,15 +22,15 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// What leaves out what is too much, once the log is started.
 static LIMIT: OnceLock<Limit> = OnceLock::new();
+/// The filter in use, if this process logs.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging for the process. Later calls change nothing.
 ///
 /// The journal is used if systemd connected standard error to it (`JOURNAL_STREAM`) and its socket
 /// answers; standard error is the fallback.
 pub fn start(config: &LogConfig) {
-    let filter = EnvFilter::builder()
-        .parse(&config.level)
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter(config));
     let limit = LIMIT.get_or_init(|| Limit::new(config.events_per_second_max));
     let registry = tracing_subscriber::registry()
         .with(filter)
@@ -59,7 +59,24 @@ pub fn start(config: &LogConfig) {
             .try_init(),
     };
     // An error here means that a test or an embedding program logs already.
-    drop(result);
+    if result.is_ok() {
+        FILTER.get_or_init(|| handle);
+    }
+}
+
+/// Logs by another level from now on.
+pub fn set_level(config: &LogConfig) {
+    if let Some(handle) = FILTER.get()
+        && let Err(error) = handle.reload(filter(config))
+    {
+        crate::event!(Internal, %error, "the level of the log stays as it is");
+    }
+}
+
+fn filter(config: &LogConfig) -> EnvFilter {
+    EnvFilter::builder()
+        .parse(&config.level)
+        .unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// Says now and then what was not logged, until the daemon stops.

@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::audit::AuditMetrics;
+use super::config::ConfigMetrics;
 use super::hardware::Hardware;
 use super::models::ModelMetrics;
 use super::sandbox::SandboxMetrics;
@@ -279,6 +280,7 @@ pub struct Telemetry {
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
     pub(super) audit: AuditMetrics,
+    pub(super) config: ConfigMetrics,
     pub(super) models: ModelMetrics,
     kept: Kept,
     hardware: Hardware,
@@ -431,6 +433,7 @@ impl Telemetry {
             constraints: Constraints::default(),
             spool: SpoolMetrics::default(),
             audit: AuditMetrics::default(),
+            config: ConfigMetrics::default(),
             models: ModelMetrics::default(),
             kept: Kept::default(),
             hardware: Hardware::default(),
@@ -443,6 +446,7 @@ impl Telemetry {
         telemetry.constraints.register(registry);
         telemetry.spool.register(registry);
         telemetry.audit.register(registry);
+        telemetry.config.register(registry);
         telemetry.models.register(registry);
         telemetry.kept.register(registry);
         telemetry.hardware.register(registry);

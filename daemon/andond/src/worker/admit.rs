@@ -40,11 +40,12 @@ impl Shared {
             return Err(Fault::invalid("n", message));
         }
         let submitted = before.map_or_else(Instant::now, |handed| handed.submitted);
+        let terms = self.in_force.get();
         let (mut priority, mut deadline) = (None, None);
         if let Input::Task { name, .. } = &request.input {
-            let Some(defaults) = self.tasks()?.defaults(name) else {
+            let Some(defaults) = terms.tasks().defaults(name) else {
                 // It may be among those that come with the model.
-                if self.tasks.get().is_none() && self.config.models.bundle_tasks {
+                if terms.all_tasks().is_none() && self.config.models.bundle_tasks {
                     return Err(Shared::loading());
                 }
                 return Err(Fault::new(
@@ -116,6 +117,7 @@ impl Shared {
             origin: request.origin,
             priority,
             submitted,
+            terms,
             mailbox: Arc::clone(&mailbox),
             account,
         });

@@ -19,6 +19,7 @@ use super::account::Account;
 use super::embed::EmbeddingRequest;
 use super::job::Mailbox;
 use super::prepare::Lane;
+use super::terms::Terms;
 use crate::request::{Origin, Request};
 
 /// What an open request is known by.
@@ -50,6 +51,8 @@ pub(super) struct Job {
     pub(super) origin: Origin,
     pub(super) priority: Priority,
     pub(super) submitted: Instant,
+    /// What it was taken under.
+    pub(super) terms: Arc<Terms>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) account: Account,
 }

@@ -162,13 +162,14 @@ impl Corpora {
     }
 
     /// Where guesses for a request of `client` come from.
-    pub(super) fn sources(&self, client: &Key, task: Option<&str>) -> Sources {
+    /// With `lookup` also from the prompt and the answer so far.
+    pub(super) fn sources(&self, client: &Key, task: Option<&str>, lookup: bool) -> Sources {
         if !self.config.enabled {
             return Sources::default();
         }
         let corpus = task.and_then(|task| self.corpus(client, task));
         Sources {
-            own: self.config.lookup,
+            own: lookup,
             learns: corpus.is_some(),
             corpus,
             model: self.drafts,
@@ -423,13 +424,13 @@ mod tests {
     }
 
     fn learn(corpora: &Corpora, client: &Key, task: &str) {
-        let sources = corpora.sources(client, Some(task));
+        let sources = corpora.sources(client, Some(task), true);
         assert!(sources.learns);
         sources.corpus.unwrap().add(&[1], &[2, 3, 4]);
     }
 
     fn knows(corpora: &Corpora, client: &Key, task: &str) -> bool {
-        let corpus = corpora.sources(client, Some(task)).corpus.unwrap();
+        let corpus = corpora.sources(client, Some(task), true).corpus.unwrap();
         !corpus.continuation(&[2, 3], 9).is_empty()
     }
 
@@ -449,7 +450,7 @@ mod tests {
             }
         }
         let off = corpora(folder.path(), CorpusScope::Off, "m");
-        let sources = off.sources(&ours, Some("explain"));
+        let sources = off.sources(&ours, Some("explain"), true);
         assert!(sources.own && sources.corpus.is_none() && !sources.learns);
     }
 
@@ -458,10 +459,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let client = client(Origin::Http, "a");
         let mut corpora = corpora(folder.path(), CorpusScope::Task, "m");
-        let sources = corpora.sources(&client, None);
+        let sources = corpora.sources(&client, None, true);
         assert!(sources.own && sources.corpus.is_none() && !sources.learns);
         corpora.config.enabled = false;
-        assert!(corpora.sources(&client, Some("explain")).is_empty());
+        assert!(corpora.sources(&client, Some("explain"), true).is_empty());
     }
 
     #[test]
@@ -512,7 +513,7 @@ mod tests {
             facts.map(|facts| (facts.task, facts.client)).collect()
         };
         assert_eq!(list(&corpora).len(), 5);
-        let running = corpora.sources(&clients[0], Some("explain")).corpus;
+        let running = corpora.sources(&clients[0], Some("explain"), true).corpus;
         let erase = |corpora: &Corpora, task, client| {
             let erased = corpora.erase(task, client).unwrap();
             assert_eq!(erased.shared, 0);
@@ -577,7 +578,7 @@ mod tests {
         for client in &clients {
             learn(&corpora, client, "explain");
         }
-        let used = corpora.sources(&clients[0], Some("explain")).corpus;
+        let used = corpora.sources(&clients[0], Some("explain"), true).corpus;
         corpora.shed();
         assert_eq!(corpora.held().corpora.len(), 1);
         drop(used);
@@ -596,7 +597,7 @@ mod tests {
         let mut corpora = corpora(folder.path(), CorpusScope::Client, "m");
         corpora.keeps = false;
         let clients = ["a", "b", "c"].map(|name| client(Origin::Mqtt, name));
-        let corpus = |at: usize| corpora.sources(&clients[at], Some("explain")).corpus;
+        let corpus = |at: usize| corpora.sources(&clients[at], Some("explain"), true).corpus;
         let is = |at: usize, it: &Weak<Corpus>| {
             corpus(at).is_some_and(|corpus| Weak::ptr_eq(it, &Arc::downgrade(&corpus)))
         };

@@ -28,6 +28,7 @@ use super::embed::EmbeddingRequest;
 use super::grammars::Grammars;
 use super::job::JobEvent;
 use super::tools::{self, render};
+use crate::config::model::ModelConfig;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{
     Calling, EmbeddingInput, Gap, Input, Request, Sampling, check_embedding_tokens,
@@ -58,12 +59,12 @@ impl Lane {
         }
     }
 
-    fn of(priority: Priority, request: &Request, tasks: Option<&Tasks>) -> Lane {
+    fn of(priority: Priority, request: &Request, tasks: &Tasks) -> Lane {
         if priority == Priority::Alarm {
             return Lane::Alarm;
         }
         let shaped = match &request.input {
-            Input::Task { name, .. } => tasks.is_some_and(|tasks| tasks.has_format(name)),
+            Input::Task { name, .. } => tasks.has_format(name),
             _ => false,
         };
         if shaped || request.format.is_some() || !request.tools.is_empty() {
@@ -83,7 +84,8 @@ pub(super) fn run(
     context_tokens_max: usize,
 ) {
     let mut grammars = Grammars::default();
-    if lane == Lane::Shaped && shared.tasks.get().is_some_and(Tasks::have_formats) {
+    let terms = shared.in_force.get();
+    if lane == Lane::Shaped && terms.all_tasks().is_some_and(Tasks::have_formats) {
         // Sure to be needed, and a second of work for a large vocabulary. The board is held for moments only.
         shared.board().readying = true;
         Grammars::ready(shared, model);
@@ -262,8 +264,9 @@ fn next(shared: &Shared, lane: Lane, grammars: &mut Grammars) -> Option<(Arc<Job
         if matches!(board.phase, Phase::Stopping(_) | Phase::Failed) {
             return None;
         }
-        let tasks = shared.tasks.get();
-        let mine = |job: &Job, request: &Request| Lane::of(job.priority, request, tasks) == lane;
+        let mine = |job: &Job, request: &Request| {
+            Lane::of(job.priority, request, job.terms.tasks()) == lane
+        };
         if let Some(next) = board.take_submitted(shared.now_ms(), mine) {
             board.rendering[lane as usize] = true;
             return Some(next);
@@ -285,7 +288,8 @@ fn prepare(
     grammars: &mut Grammars,
     request: Request,
 ) -> Result<Prepared, Fault> {
-    let limits = &shared.config.limits;
+    let terms = &*job.terms;
+    let limits = &terms.config.limits;
     let field = match &request.input {
         Input::Prompt(_) | Input::Tokens(_) => "prompt",
         Input::Gap(gap) => gap.names[0],
@@ -324,7 +328,7 @@ fn prepare(
             return Err(Fault::new(FaultCode::Unsupported, message));
         }
         Input::Task { name, input } => {
-            let mut task: Resolved = shared.tasks()?.resolve(&name, &input)?;
+            let mut task: Resolved = terms.tasks().resolve(&name, &input)?;
             let messages = std::mem::take(&mut task.messages);
             let text = render(model, messages, &[], false, &request.template_variables)?;
             (model.tokenizer().encode(&text, Special::Parse), Some(task))
@@ -357,12 +361,20 @@ fn prepare(
         .min(room);
     let choices = NonZero::new(request.choices).unwrap_or(NonZero::<u32>::MIN);
     check_room(shared, prompt.len(), tokens_max, choices)?;
-    let sources = corpora.sources(&job.key, task_name.as_deref());
+    let lookup = terms.config.speculation.lookup;
+    let sources = corpora.sources(&job.key, task_name.as_deref(), lookup);
     let sources = match request.prediction {
         Some(text) if corpora.enabled() => predicted(model, sources.own, &text, &prompt, room),
         _ => sources,
     };
-    let sampling = sampling(shared, &request.sampling, request.seed_unsaid, &task);
+    let by_model = &terms.config.model;
+    let sampling = sampling(
+        shared,
+        by_model,
+        &request.sampling,
+        request.seed_unsaid,
+        &task,
+    );
     let bias = bias(model, request.logit_bias)?;
     let calls = tools::constraint(model, &request.tools, &request.tool_choice)?;
     let format = match (request.format.or(task.format), calls) {
@@ -484,11 +496,11 @@ fn bias(model: &Model, values: Vec<(u32, f32)>) -> Result<LogitBias, Fault> {
 /// The request's word, else the task's, else the configuration's.
 fn sampling(
     shared: &Shared,
+    model: &ModelConfig,
     asked: &Sampling,
     seed_unsaid: Option<u64>,
     task: &Resolved,
 ) -> SamplingOptions {
-    let model = &shared.config.model;
     let by_task = &task.sampling;
     let plain = SamplingOptions::default();
     SamplingOptions {

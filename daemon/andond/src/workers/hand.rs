@@ -159,7 +159,7 @@ impl Inner {
                 Some(member) if lacks && member.worker.state() == WorkerState::Loading => false,
                 None => {
                     let loaded = state.members.values().filter(|member| !member.leaving);
-                    let most = self.config.models.loaded_max;
+                    let most = self.config.get().models.loaded_max;
                     if loaded.count() >= most
                         && !self.evict(&mut state, target, Yields::Idle)
                         && !beside

@@ -52,14 +52,14 @@ impl Inner {
         }
         // Before they are loaded: one that takes the daemon with it is to be found out.
         self.count_start(&mut state, &target);
-        for name in &self.config.models.preload {
+        for name in &self.config.get().models.preload {
             self.count_start(&mut state, &Target::Kept(name.clone()));
         }
         if state.names != before && self.keep_names(&state.names) {
             state.unwritten = None;
         }
         self.load(&mut state, &target, false)?;
-        state.preload.clone_from(&self.config.models.preload);
+        state.preload.clone_from(&self.config.get().models.preload);
         self.note_used(&state);
         drop(state);
         told.into_iter().for_each(|swapped| self.announce(swapped));
@@ -179,9 +179,9 @@ impl Inner {
     /// The configuration for a model's worker.
     fn config_of(&self, target: &Target, default: bool) -> Arc<Config> {
         if *target == self.configured() && default {
-            return Arc::clone(&self.config);
+            return self.config.get();
         }
-        let mut config = (*self.config).clone();
+        let mut config = (*self.config.get()).clone();
         if let Target::Kept(name) = target {
             config.model.path = std::path::PathBuf::new();
             config.model.name = Some(name.clone());
@@ -271,7 +271,7 @@ impl Inner {
     /// Whether a model is loaded and lacks what only that of the configured name has, which it is or is about to be: a draft,
     /// the tasks that come with it, and pages on the disk. One that has them and is that no more keeps them until it goes.
     pub(super) fn lacks(&self, state: &State, target: &Target) -> bool {
-        let config = &self.config;
+        let config = self.config.get();
         let differs = config.keeps_pages()
             || config.models.bundle_tasks
             || config.speculation.draft_place().is_some();
@@ -337,7 +337,7 @@ impl Inner {
         if state.stopping {
             return Err(WorkerHandle::stopping());
         }
-        if self.config.models.loaded_max == 1 && *target != self.default_target(state) {
+        if self.config.get().models.loaded_max == 1 && *target != self.default_target(state) {
             return Err(Inner::unknown(&self.label(target)));
         }
         if let Some(failed) = state.failed.get(target)
@@ -353,7 +353,7 @@ impl Inner {
             });
         }
         let loaded = state.members.values().filter(|member| !member.leaving);
-        let most = self.config.models.loaded_max;
+        let most = self.config.get().models.loaded_max;
         let yields = if urgent { Yields::Batch } else { Yields::Idle };
         if loaded.count() >= most && !self.evict(state, target, yields) {
             let message =

@@ -13,12 +13,12 @@ use crate::worker::{Handed, JobStream, SHARE_FOR_ALARMS, WorkerHandle, WorkerSta
 
 impl Inner {
     /// The model that a request is for.
-    pub(super) fn name_of<'a>(&'a self, request: &'a Request) -> Option<&'a str> {
+    pub(super) fn name_of(&self, request: &Request) -> Option<String> {
         let by_task = || match &request.input {
-            Input::Task { name, .. } => self.config.task.get(name)?.model.as_deref(),
+            Input::Task { name, .. } => self.config.get().task.get(name)?.model.clone(),
             _ => None,
         };
-        request.model.as_deref().or_else(by_task)
+        request.model.clone().or_else(by_task)
     }
 
     pub(super) fn unknown(name: &str) -> Fault {
@@ -33,7 +33,7 @@ impl Inner {
     /// Which model answers a request.
     fn target_of(&self, state: &State, request: &Request) -> Option<Target> {
         match self.name_of(request) {
-            Some(name) => self.target(state, name),
+            Some(name) => self.target(state, &name),
             None => Some(self.default_target(state)),
         }
     }
@@ -45,7 +45,7 @@ impl Inner {
         request: &Request,
     ) -> Result<(WorkerHandle, String), Fault> {
         let Some(target) = self.target_of(state, request) else {
-            return Err(Inner::unknown(self.name_of(request).unwrap_or_default()));
+            return Err(Inner::unknown(&self.name_of(request).unwrap_or_default()));
         };
         self.check_id(state, Some(&target), request)?;
         let urgent = self.is_urgent(request);
@@ -83,7 +83,8 @@ impl Inner {
     /// again; or its task may be one of those that come with the model, which is being loaded.
     pub(super) fn comes_soon(&self, state: &State, request: &Request) -> bool {
         let default = self.default_name();
-        let name = self.name_of(request).unwrap_or(&default);
+        let name = self.name_of(request);
+        let name = name.as_deref().unwrap_or(&default);
         let Some(target) = self.target(state, name).filter(|_| !state.stopping) else {
             return false;
         };
@@ -107,10 +108,10 @@ impl Inner {
     /// Whether it is a task that the configuration does not have and a model may bring.
     fn may_come_with_the_model(&self, input: &Input) -> bool {
         let named = match input {
-            Input::Task { name, .. } => !self.config.task.contains_key(name),
+            Input::Task { name, .. } => !self.config.get().task.contains_key(name),
             _ => false,
         };
-        named && self.config.models.bundle_tasks
+        named && self.config.get().models.bundle_tasks
     }
 
     /// Keeps a request until that is known.
@@ -129,13 +130,13 @@ impl Inner {
         if state.all().nth(1).is_none() && parked == 0 {
             return Ok(());
         }
-        let queue_max = self.config.limits.queue_max;
+        let queue_max = self.config.get().limits.queue_max;
         let kept = if urgent {
             0
         } else {
             queue_max / SHARE_FOR_ALARMS
         };
-        let most = queue_max.saturating_add(self.config.engine.parallel_max) - kept;
+        let most = queue_max.saturating_add(self.config.get().engine.parallel_max) - kept;
         let members = state.all();
         let open = parked + members.map(|member| member.worker.open()).sum::<usize>();
         if open < most {
@@ -149,7 +150,7 @@ impl Inner {
     /// worker knows.
     pub(super) fn class_by_task(&self, request: &Request) -> Option<Priority> {
         match &request.input {
-            Input::Task { name, .. } => self.config.task.get(name)?.priority,
+            Input::Task { name, .. } => self.config.get().task.get(name)?.priority,
             _ => None,
         }
     }
@@ -165,7 +166,7 @@ impl Inner {
         let request = handed.request();
         let by_task = || match &request.input {
             Input::Task { name, .. } => {
-                let deadline_ms = self.config.task.get(name)?.deadline_ms?;
+                let deadline_ms = self.config.get().task.get(name)?.deadline_ms?;
                 let deadline = Duration::from_millis(deadline_ms);
                 handed.submitted().checked_add(deadline)
             }

@@ -204,7 +204,7 @@ impl Inner {
     fn fit(&self, worker: &WorkerHandle, embeds: Option<bool>) -> Result<u64, RegistryError> {
         let proved = worker.proved().unwrap_or_default();
         let (least, made) = (
-            self.config.models.tokens_per_second_min,
+            self.config.get().models.tokens_per_second_min,
             proved.tokens_per_second,
         );
         if made > 0.0 && made < least {
@@ -246,7 +246,7 @@ impl Inner {
                 return Err(answers_already(&self.label(target), name));
             }
             self.room_for(names, name)?;
-            let probation = former.is_some() && self.config.models.probation_s > 0;
+            let probation = former.is_some() && self.config.get().models.probation_s > 0;
             let entry = Entry::taking(target.clone(), former.clone(), probation);
             names.set(name, own.as_ref(), entry);
             Ok((former, probation))

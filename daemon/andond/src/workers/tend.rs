@@ -184,7 +184,7 @@ impl Inner {
 
     /// Unloads what nobody asked for in a long time.
     fn unload_idle(&self, state: &mut State) {
-        let idle_s = self.config.models.idle_unload_s;
+        let idle_s = self.config.get().models.idle_unload_s;
         if idle_s == 0 {
             return;
         }
@@ -249,7 +249,7 @@ impl Inner {
         {
             failed.push((default, why));
         }
-        let most = Duration::from_secs(self.config.models.probation_s);
+        let most = Duration::from_secs(self.config.get().models.probation_s);
         for probation in &mut state.probations {
             if failed.iter().any(|(name, _)| *name == probation.name) {
                 continue;

@@ -14,13 +14,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
 use super::door;
 use super::stall::WriteStall;
 use crate::access::Caller;
 use crate::frontend::Context;
+use crate::frontend::places::{Place, Places};
 use crate::request::Origin;
 
 /// Largest request head, in bytes.
@@ -79,12 +79,12 @@ impl Listener for tokio::net::TcpListener {
 
 /// Serves a listener until the daemon stops, then waits for the requests in flight.
 pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Context) {
-    let config = &context.config.http;
-    let places = Arc::new(Semaphore::new(config.connections_max));
+    let places = Places::new(context.current.clone(), |config| {
+        config.http.connections_max
+    });
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX);
     loop {
@@ -114,7 +114,10 @@ pub(super) async fn serve<L: Listener>(listener: L, router: Router, context: Con
                 })
             }
         });
-        let stream = WriteStall::new(stream, Duration::from_millis(config.write_timeout_ms));
+        let config = context.config();
+        let write_timeout = Duration::from_millis(config.http.write_timeout_ms);
+        let stream = WriteStall::new(stream, write_timeout);
+        http.header_read_timeout(Duration::from_millis(config.http.header_timeout_ms));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let open = context.telemetry.connects(Origin::Http);
         tokio::spawn(async move {
@@ -139,12 +142,9 @@ fn infallible<T>(result: Result<T, Infallible>) -> T {
 /// Accepts once there is a place; until then the kernel's backlog holds clients back.
 async fn next<L: Listener>(
     listener: &L,
-    places: &Arc<Semaphore>,
-) -> io::Result<(L::Stream, Client, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places)
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
+    places: &Places,
+) -> io::Result<(L::Stream, Client, Place)> {
+    let place = places.take().await;
     let (stream, client) = listener.accept().await?;
     Ok((stream, client, place))
 }

@@ -137,7 +137,7 @@ pub(super) async fn apply_template(
     // The bounds of a conversation are those of a request with it.
     let mut whole = Request::new("0", "0", Origin::Http, Input::Messages(messages));
     whole.tools = tools;
-    whole.check(&service.context.config.limits)?;
+    whole.check(&service.context.config().limits)?;
     let Input::Messages(messages) = whole.input else {
         return Err(ApiError::invalid("messages", "messages is missing"));
     };

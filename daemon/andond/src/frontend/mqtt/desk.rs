@@ -241,6 +241,12 @@ impl Desk {
         })
     }
 
+    /// Goes by another configuration in what comes from now on. Topics stay as they are.
+    pub(super) fn reloaded(&mut self, config: Arc<Config>) {
+        self.outbox.set_passing_max(config.mqtt.queue_max);
+        self.config = config;
+    }
+
     /// The gateway's topics.
     pub(super) fn topics(&self) -> &Topics {
         &self.topics

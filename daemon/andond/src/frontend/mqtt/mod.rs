@@ -8,11 +8,13 @@
 //! Invariant: nothing in the loop waits for the broker, the worker or a client, so a slow one of them
 //! holds up none of the others.
 
+mod credentials;
 mod desk;
 mod link;
 mod message;
 mod outbox;
 mod reconnect;
+mod renew;
 mod reply;
 mod request;
 mod status;
@@ -21,8 +23,6 @@ mod tls;
 use std::collections::VecDeque;
 use std::future::pending;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Read as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,17 +33,19 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
+use self::credentials::{Keyring, Unusable};
 use self::desk::{Desk, Note, Prepared, Verdict};
 use self::link::{Cause, Greeting, Link, LinkEvent, LinkOptions};
 use self::message::{AckToken, Incoming, Version};
 use self::outbox::Gate;
 use self::reconnect::{Attempt, End, Reconnect};
+use self::renew::{FILES_EVERY, Probe, probed};
 use self::status::Board;
 use super::Context;
 use crate::access::Caller;
 use crate::config::Config;
 use crate::config::limits::LimitsConfig;
-use crate::config::mqtt::MqttConfig;
+use crate::config::mqtt::{MqttConfig, Protocol};
 use crate::fault::{Fault, FaultCode};
 use crate::health;
 use crate::request::{Origin, Request};
@@ -56,8 +58,6 @@ use crate::worker::{JobEvent, JobStream, WorkerState};
 const JOB_EVENTS_WAITING_MAX: usize = 256;
 /// Longest wait for the broker to confirm the last messages of a daemon that stops.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
-/// Largest password file, in bytes.
-const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// When the worker is asked again that had no place for a request of the spool.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ const WHY_CHARS_MAX: usize = 300;
 
 /// Serves until the daemon stops.
 pub async fn run(context: Context) {
-    if !context.config.mqtt.enabled {
+    if !context.config().mqtt.enabled {
         return;
     }
     context.telemetry.set_mqtt_link(MqttLink::Connecting);
@@ -91,6 +91,8 @@ struct Connection {
     since: Instant,
     /// Whether requests come in, so that the world may be told.
     subscribed: bool,
+    /// Whether we have said goodbye: nothing more is given to it.
+    leaving: bool,
     /// A silent link is given up at this time.
     silent_at: Instant,
 }
@@ -102,6 +104,8 @@ struct Frontend {
     board: Board,
     series: Reconnect,
     connection: Option<Connection>,
+    keyring: Keyring,
+    probe: Option<Probe>,
     /// The next attempt, when there is no connection.
     attempt: Attempt,
     attempt_at: Instant,
@@ -134,7 +138,7 @@ fn is_starting(state: &WorkerState) -> bool {
 
 impl Frontend {
     fn new(context: Context) -> Result<Frontend, andon_wire::topic::TopicError> {
-        let config = context.config.clone();
+        let config = context.config();
         let mqtt = &config.mqtt;
         let series = Reconnect::new(mqtt.protocol, Duration::from_secs(mqtt.reconnect_max_s));
         let (events, arrivals) = mpsc::channel(JOB_EVENTS_WAITING_MAX);
@@ -148,6 +152,8 @@ impl Frontend {
             attempt_at: Instant::now(),
             series,
             connection: None,
+            keyring: Keyring::default(),
+            probe: None,
             held: VecDeque::new(),
             unacknowledged: VecDeque::new(),
             events,
@@ -172,8 +178,10 @@ impl Frontend {
         self.desk.set_model(&self.config.model.name());
         let stopping = self.context.stopping.clone();
         let mut worker_lives = true;
-        let mut ticks = interval(Duration::from_millis(self.config.mqtt.status_interval_ms));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reloads = self.context.current.watch();
+        let mut ticks = self.ticks();
+        let mut files = interval(FILES_EVERY);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !(self.stopping && self.desk.unanswered() == 0) {
             let attempt_at = self.connection.is_none().then_some(self.attempt_at);
             let silent_at = self
@@ -199,6 +207,14 @@ impl Frontend {
                     self.backlog_at = Instant::now();
                 }
                 _ = ticks.tick() => {}
+                _ = files.tick() => self.look_at_files(false),
+                outcome = probed(self.probe.as_mut()) => self.probed(outcome),
+                // The sender lives as long as the context.
+                Ok(()) = reloads.changed() => {
+                    let config = Arc::clone(&reloads.borrow_and_update());
+                    self.reloaded(&config);
+                    ticks = self.ticks();
+                }
                 () = stopping.cancelled(), if !self.stopping => {
                     tracing::info!(unanswered = self.desk.unanswered(), "MQTT takes no more requests");
                     self.stopping = true;
@@ -264,7 +280,7 @@ impl Frontend {
 
     /// Gives the link what it has room for.
     fn flush(&mut self) {
-        let Some(connection) = &self.connection else {
+        let Some(connection) = self.connection.as_ref().filter(|one| !one.leaving) else {
             return;
         };
         while let Some(token) = self.unacknowledged.front() {
@@ -321,11 +337,12 @@ impl Frontend {
                     greeting: None,
                     since: now,
                     subscribed: false,
+                    leaving: false,
                     silent_at: now + patience,
                 });
             }
             Err(error) => {
-                crate::event!(BrokerRefused, error, "the broker cannot be connected to");
+                crate::event!(BrokerRefused, %error, "the broker cannot be connected to");
                 self.retry(End::Refused);
             }
         }
@@ -333,19 +350,15 @@ impl Frontend {
 
     /// Reads what may have changed since the last attempt: passwords and certificates are replaced while
     /// the daemon runs.
-    fn options(&self) -> Result<LinkOptions, String> {
+    fn options(&mut self) -> Result<LinkOptions, Unusable> {
         let mqtt = &self.config.mqtt;
-        let credentials = match (&mqtt.username, &mqtt.password_file) {
-            (None, _) => None,
-            (Some(name), None) => Some((name.clone(), String::new())),
-            (Some(name), Some(path)) => Some((name.clone(), password(path)?)),
-        };
+        let credentials = self.keyring.take(mqtt)?;
         Ok(LinkOptions {
             host: mqtt.host.clone(),
             port: mqtt.port(),
-            transport: tls::transport(mqtt)?,
+            transport: credentials.transport(),
             client_id: mqtt.client_id(&self.config.gateway),
-            credentials,
+            credentials: credentials.login,
             keep_alive: Duration::from_secs(u64::from(mqtt.keep_alive_s)),
             session_expiry_s: mqtt.session_expiry_s,
             connect_timeout: Duration::from_secs(mqtt.connect_timeout_s),
@@ -360,7 +373,7 @@ impl Frontend {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        if connection.greeting.is_some() {
+        if connection.greeting.is_some() && !connection.leaving {
             // A probe goes out after a silence of the keep-alive, and its failure is seen after another.
             connection.silent_at =
                 now + Duration::from_secs(3 * u64::from(self.config.mqtt.keep_alive_s) + 10);
@@ -372,6 +385,7 @@ impl Frontend {
                 connection.silent_at =
                     now + Duration::from_secs(self.config.mqtt.connect_timeout_s.saturating_mul(2));
                 self.series.connected();
+                self.keyring.taken();
                 crate::event!(
                     BrokerConnected,
                     host = self.config.mqtt.host,
@@ -559,9 +573,12 @@ impl Frontend {
     }
 
     fn ended(&mut self, cause: Cause, why: &str) {
-        let Some(connection) = self.connection.take() else {
+        let Some(connection) = &self.connection else {
             return;
         };
+        if connection.leaving {
+            return self.left();
+        }
         let end = match cause {
             Cause::Unreachable => End::Unreachable,
             Cause::NoGreeting => End::NoGreeting,
@@ -571,16 +588,32 @@ impl Frontend {
             Cause::Broken if connection.greeting.is_none() => End::NoGreeting,
             Cause::Broken => End::Lost(connection.since.elapsed()),
         };
-        let version = connection.link.version().name();
+        let version = connection.link.version();
+        // An old broker says nothing of who we are.
+        let of_the_version = version == Version::V5
+            && self.config.mqtt.protocol == Protocol::Auto
+            && matches!(end, End::VersionRefused | End::NoGreeting);
+        if !of_the_version {
+            self.keyring.ended(connection.greeting.is_some());
+        }
         // The reason may quote what the broker sent.
         let why: String = why.chars().take(WHY_CHARS_MAX).collect();
         crate::event!(
             BrokerLost,
             host = self.config.mqtt.host,
-            version,
+            version = version.name(),
             why,
             "the broker is not connected"
         );
+        self.disconnected();
+        self.retry(end);
+    }
+
+    /// Nothing of a connection is left.
+    fn disconnected(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
         drop(connection);
         self.context.telemetry.set_mqtt_link(MqttLink::Connecting);
         self.desk.disconnected();
@@ -588,7 +621,6 @@ impl Frontend {
         // The broker sends what was not acknowledged again, and its old packet ids mean nothing any more.
         self.unacknowledged.clear();
         self.held.retain(|(message, _)| message.ack.is_none());
-        self.retry(end);
     }
 
     fn retry(&mut self, end: End) {
@@ -658,22 +690,12 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-fn password(path: &Path) -> Result<String, String> {
-    let failed = |error: std::io::Error| {
-        format!("cannot read mqtt.password-file {}: {error}", path.display())
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut text = String::new();
-    file.take(PASSWORD_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    Ok(text)
+/// Whether the files that the configuration names are of use.
+///
+/// # Errors
+/// The first that is not.
+pub(crate) fn check(config: &MqttConfig) -> Result<(), Unusable> {
+    renew::check(config)
 }
 
 /// What a record of this front end says, for an operator.

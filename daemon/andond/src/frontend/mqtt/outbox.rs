@@ -144,6 +144,11 @@ impl Outbox {
         }
     }
 
+    /// So many droppable messages may wait from now on.
+    pub(super) fn set_passing_max(&mut self, passing_max: usize) {
+        self.passing_max = passing_max;
+    }
+
     /// Puts a message in; `false` if it was dropped.
     pub(super) fn put(&mut self, letter: Letter) -> bool {
         if letter.is_passing() {

@@ -130,6 +130,11 @@ impl Board {
         }
     }
 
+    /// Changes go out at most so often from now on.
+    pub(super) fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// The broker may show something else, such as the last will.
     pub(super) fn forget(&mut self) {
         self.shown = None;

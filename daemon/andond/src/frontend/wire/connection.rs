@@ -202,7 +202,7 @@ impl Connection {
         space: &mut [u8],
         begun: bool,
     ) -> Came {
-        let limit = Duration::from_millis(self.context.config.wire.frame_timeout_ms);
+        let limit = Duration::from_millis(self.context.config().wire.frame_timeout_ms);
         let hurried = begun || !self.welcomed;
         let late = tokio::time::sleep(limit);
         tokio::pin!(late);
@@ -258,14 +258,14 @@ impl Connection {
                     return false;
                 }
                 self.welcomed = true;
-                let gateway = self.context.config.gateway.name();
+                let gateway = self.context.config().gateway.name();
                 self.outgoing
                     .send(&ServerFrame::Welcome(Welcome {
                         version: PROTOCOL_VERSION,
                         software: convert::SOFTWARE,
                         gateway: &gateway,
                         frame_bytes_max: u32::try_from(CLIENT_FRAME_BYTES_MAX).unwrap_or(u32::MAX),
-                        requests_max: u16::try_from(self.context.config.wire.requests_max)
+                        requests_max: u16::try_from(self.context.config().wire.requests_max)
                             .unwrap_or(u16::MAX),
                     }))
                     .await
@@ -330,6 +330,7 @@ impl Connection {
             ClientFrame::CorpusTask(task) => self.models.corpora(&task).await,
             ClientFrame::SpoolTask(task) => self.models.spool(&task).await,
             ClientFrame::PageTask(task) => self.models.pages(task).await,
+            ClientFrame::Reload(ask) => self.models.reload(ask.id).await,
             ClientFrame::Health => {
                 let health = health::health(&self.context);
                 self.outgoing.send(&ServerFrame::Health(health)).await
@@ -351,7 +352,7 @@ impl Connection {
         let Err(denied) = self.context.access.rights(&self.caller) else {
             return Ok(());
         };
-        let (config, peer) = (Arc::clone(&self.context.config), Arc::clone(&self.peer));
+        let (config, peer) = (self.context.config(), Arc::clone(&self.peer));
         let asked = tokio::task::spawn_blocking(move || may_change(&config.models, &peer).is_ok());
         if asked.await.unwrap_or(false) {
             return Ok(());
@@ -407,7 +408,7 @@ impl Connection {
 
     fn submit(&mut self, request: Request) -> Result<(JobStream, bool, String), Fault> {
         while self.asks.try_join_next().is_some() {}
-        let requests_max = self.context.config.wire.requests_max;
+        let requests_max = self.context.config().wire.requests_max;
         if self.asks.len() >= requests_max {
             let message = format!(
                 "{requests_max} requests are open on this connection, the most it may have"

@@ -159,9 +159,10 @@ pub(super) struct StatusTexts {
 impl StatusTexts {
     pub(super) fn gather(context: &Context) -> StatusTexts {
         let status = context.workers.status();
-        let mqtt = &context.config.mqtt;
+        let config = context.config();
+        let mqtt = &config.mqtt;
         StatusTexts {
-            gateway: context.config.gateway.name(),
+            gateway: config.gateway.name(),
             broker: if mqtt.enabled {
                 format!("{}:{}", mqtt.host, mqtt.port())
             } else {
@@ -198,9 +199,9 @@ impl StatusTexts {
             tokens,
             queue: QueueStatus {
                 waiting: saturated(self.status.waiting),
-                waiting_max: saturated(context.config.limits.queue_max),
+                waiting_max: saturated(context.config().limits.queue_max),
                 active: saturated(self.status.running),
-                active_max: saturated(context.config.engine.parallel_max),
+                active_max: saturated(context.config().engine.parallel_max),
             },
             speed,
             mqtt: MqttStatus {

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use andon_engine::kv::disk::StoreError;
 use andon_os::Peer;
-use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, LABEL_BYTES_MAX};
+use andon_wire::limits::{CHUNK_TEXT_BYTES_MAX, FAULT_MESSAGE_BYTES_MAX, LABEL_BYTES_MAX};
 use andon_wire::manifest::Digest;
 use andon_wire::{
     AddModel, AddReady, CorpusAction, CorpusErased, CorpusTask, ErrorCode, ModelAction, ModelAdded,
     ModelData, ModelDone, ModelName, ModelProgress, ModelResidence, ModelStage, ModelTask,
-    ModelText, PageAction, PageTask, RequestId, ServedModel, ServerFrame, SpoolTask, StoredCorpus,
-    StoredModel, StoredPack, StoredPages, StoredSignature, shorten,
+    ModelText, PageAction, PageTask, ReloadOutcome, Reloaded as WireReloaded, RequestId,
+    ServedModel, ServerFrame, SpoolTask, StoredCorpus, StoredModel, StoredPack, StoredPages,
+    StoredSignature, shorten,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -31,6 +32,7 @@ use crate::frontend::Context;
 use crate::registry::{
     Begun, Judgement, Packed, Receipt, Registry, RegistryError, Stored, may_change,
 };
+use crate::reload::{Reload, Reloaded};
 use crate::worker::{CorpusFacts, Erased};
 use crate::workers::{Named, Residence, Workers};
 
@@ -74,6 +76,7 @@ pub(super) enum Event {
     Corpus(CorpusFacts),
     Kept(Box<spool::Facts>),
     Pages(usize, u64),
+    Reloaded(ReloadOutcome, String),
     Text(String),
     Added {
         name: String,
@@ -122,7 +125,7 @@ impl ModelDesk {
         let manifest = ask.manifest.to_owned();
         let signatures = signatures.map(str::to_owned);
         let (registry, peer) = (Arc::clone(&self.context.registry), Arc::clone(&self.peer));
-        let config = self.context.config.models.clone();
+        let config = self.context.config().models.clone();
         let runtime = Handle::current();
         self.run(id, Work::Heavy, move |events| {
             may_change(&config, &peer)?;
@@ -157,7 +160,7 @@ impl ModelDesk {
         }
         let (registry, peer) = (Arc::clone(&self.context.registry), Arc::clone(&self.peer));
         let workers = self.context.workers.clone();
-        let config = self.context.config.models.clone();
+        let config = self.context.config().models.clone();
         let work = match task.action {
             ModelAction::Pack(_) | ModelAction::Verify(_) => Work::Heavy,
             _ => Work::Light,
@@ -250,7 +253,7 @@ impl ModelDesk {
             return true;
         }
         let (workers, peer) = (self.context.workers.clone(), Arc::clone(&self.peer));
-        let config = self.context.config.models.clone();
+        let config = self.context.config().models.clone();
         let erase = match &task.action {
             CorpusAction::List => None,
             CorpusAction::Erase { task, client } => Some((
@@ -271,7 +274,7 @@ impl ModelDesk {
             return true;
         }
         let (spool, peer) = (self.context.spool.clone(), Arc::clone(&self.peer));
-        let config = self.context.config.models.clone();
+        let config = self.context.config().models.clone();
         let wanted = spool::Wanted::new(&task.action);
         self.run(task.id.clone(), Work::Light, move |events| {
             may_change(&config, &peer)?;
@@ -286,10 +289,24 @@ impl ModelDesk {
             return true;
         }
         let (workers, peer) = (self.context.workers.clone(), Arc::clone(&self.peer));
-        let config = self.context.config.models.clone();
+        let config = self.context.config().models.clone();
         self.run(task.id, Work::Light, move |events| {
             may_change(&config, &peer)?;
             pages(&workers, task.action, events)
+        })
+        .await
+    }
+
+    /// Has the configuration read again.
+    pub(super) async fn reload(&mut self, id: RequestId) -> bool {
+        if !self.free(&id).await {
+            return true;
+        }
+        let (reload, peer) = (Arc::clone(&self.context.reload), Arc::clone(&self.peer));
+        let config = self.context.config().models.clone();
+        self.run(id, Work::Light, move |events| {
+            may_change(&config, &peer)?;
+            read_again(&reload, events)
         })
         .await
     }
@@ -534,6 +551,33 @@ fn pages(workers: &Workers, action: PageAction, events: &Events) -> Result<(), R
     Ok(())
 }
 
+/// Has the configuration read again, and says what became of each key.
+fn read_again(reload: &Reload, events: &Events) -> Result<(), RegistryError> {
+    let say = |outcome, text: String| send(events, Event::Reloaded(outcome, text));
+    match reload.run() {
+        Ok(Reloaded { live, restart }) => {
+            let count = saturated(live.len());
+            for key in live {
+                say(ReloadOutcome::Live, key);
+            }
+            for key in restart {
+                say(ReloadOutcome::Restart, key);
+            }
+            send(events, Event::Done { count });
+            Ok(())
+        }
+        Err(problems) => {
+            for problem in problems.iter() {
+                say(ReloadOutcome::Problem, problem.to_string());
+            }
+            Err(RegistryError::Invalid(format!(
+                "the configuration has problems ({}); nothing was changed",
+                problems.len()
+            )))
+        }
+    }
+}
+
 fn show(registry: &Registry, name: &str, events: &Events) -> Result<(), RegistryError> {
     let mut model = registry.find(name)?;
     let mut text = std::mem::take(&mut model.text);
@@ -681,6 +725,11 @@ fn frame<'a>(id: &RequestId, event: &'a Event) -> Option<ServerFrame<'a>> {
             id,
             pages: saturated(*pages),
             bytes: *bytes,
+        }),
+        Event::Reloaded(outcome, text) => ServerFrame::Reloaded(WireReloaded {
+            id,
+            outcome: *outcome,
+            text: shorten(text, FAULT_MESSAGE_BYTES_MAX),
         }),
         Event::Text(text) => ServerFrame::ModelText(ModelText { id, text }),
         Event::Added {

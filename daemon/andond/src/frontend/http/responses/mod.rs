@@ -96,7 +96,8 @@ pub(super) async fn answer(
     let system = instructions.map(|content| Message::new("system", content));
     let messages = system.into_iter().chain(conversation.iter().cloned());
     request.input = Input::Messages(messages.collect());
-    let config = &service.context.config.model;
+    let config = service.context.config();
+    let config = &config.model;
     let reply = Reply {
         item_id: service.next_id("msg_"),
         created_s: since_1970().as_secs(),
