@@ -19,6 +19,7 @@ mod models;
 mod mqtt;
 mod openai;
 mod pages;
+mod reload;
 mod sandbox;
 mod schedule;
 mod secrets;

@@ -3,6 +3,7 @@
 //! The tiny model never ends its answer by itself, so the token limit decides how long one is.
 
 pub(crate) mod link;
+mod rotate;
 
 use std::io::Write as _;
 use std::process::Stdio;

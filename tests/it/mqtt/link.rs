@@ -308,7 +308,7 @@ fn the_link_is_encrypted_and_both_ends_are_known() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"answer\""));
 }
 
-fn wait_for_log(daemon: &Daemon, words: &str) {
+pub(super) fn wait_for_log(daemon: &Daemon, words: &str) {
     let start = Instant::now();
     while !daemon.log().contains(words) {
         assert!(start.elapsed() < MESSAGE_TIMEOUT, "{}", daemon.log());

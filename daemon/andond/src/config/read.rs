@@ -276,7 +276,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECTIONS.len()] {
     use super::{
-        access, cache, engine, gateway, hardware, http, limits, log, memory, metrics, model,
+        access, audit, cache, engine, gateway, hardware, http, limits, log, memory, metrics, model,
         models, mqtt, sandbox, speculation, spool, task, wire,
     };
     [
@@ -291,6 +291,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECT
         ),
         ("spool", known_keys::<spool::SpoolConfig>()),
         ("access", known_keys::<access::AccessConfig>()),
+        ("audit", known_keys::<audit::AuditConfig>()),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),
         ("mqtt", known_keys::<mqtt::MqttConfig>()),
