@@ -226,6 +226,7 @@ mod tests {
             "/p/private/k",
             "enabled = true\ntls = true\nca-file = \"/c\"\ncertificate-file = \"/k\"",
         ),
+        ("audit", "dir", "/p/audit", "enabled = true"),
         ("hardware", "sys-dir", "/p/sys", ""),
         ("hardware", "proc-dir", "/p/proc", ""),
     ];
@@ -365,7 +366,8 @@ mod tests {
     #[test]
     fn what_is_off_opens_nothing() {
         let quiet = "[model]\nname = \"m\"\n[spool]\ndurable = \"off\"\ndir = \"/p/spool\"\n[http]\nenabled = false\n\
-            listen = \"127.0.0.1:4001\"\ntoken-file = \"/p/token/t\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n";
+            listen = \"127.0.0.1:4001\"\ntoken-file = \"/p/token/t\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n\
+            [audit]\ndir = \"/p/audit\"\n";
         let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"));
         assert!(places.sockets.is_empty() && places.listen.is_empty() && places.connect.is_empty());
         assert!(!all_of(&places).iter().any(|place| place.starts_with("/p/")));

@@ -40,9 +40,12 @@ impl ApiError {
         }
     }
 
-    /// Whether the same request may be answered later by this daemon: there was no place for it, or no model.
+    /// Whether the same request may be answered later by this daemon: there was no place for it, no model, or no disk for what
+    /// has to be written of it.
     pub(super) fn may_pass(&self) -> bool {
-        self.status == StatusCode::TOO_MANY_REQUESTS || self.code == Some(MODEL_UNAVAILABLE)
+        self.status == StatusCode::TOO_MANY_REQUESTS
+            || self.code == Some(MODEL_UNAVAILABLE)
+            || (self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after_s.is_some())
     }
 
     /// The request as a whole is not understood.
