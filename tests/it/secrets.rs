@@ -1,13 +1,15 @@
 //! Secrets are planted wherever one can be given, and looked for wherever the daemon says or leaves something.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use andon_tests::broker::{Broker, Watcher};
+use andon_tests::broker::{Broker, Watcher, free_port};
 use andon_tests::daemon::Daemon;
 use andon_tests::journald::Journald;
 use nix::sys::signal::Signal;
@@ -27,12 +29,27 @@ const MQTT: &str = "qzPromptMqtt7f35";
 const WIRE: &str = "qzPromptWire7f36";
 const SCHEMA: &str = "qzSchemaWord7f37";
 const KEPT: &str = "qzPromptKept7f38";
+/// What somebody shows at the loopback listener.
+const WRONG_TOKEN: &str = "qzWrongToken7f3b-0123456789abcdef0123";
 /// What the operator gives.
 const PASSWORD: &str = "qzBrokerPassword7f39";
 const SPOOL_KEY: &str = "qzSpoolKey7f3a-0123456789abcdefghijklmnop";
 
-const ALL: [&str; 10] = [
-    PROMPT, CHAT, STOP, FIELD, MQTT, WIRE, SCHEMA, KEPT, PASSWORD, SPOOL_KEY,
+const TOKEN: &str = "qzRightToken7f3c-0123456789abcdef0123";
+
+const ALL: [&str; 12] = [
+    PROMPT,
+    CHAT,
+    STOP,
+    FIELD,
+    MQTT,
+    WIRE,
+    SCHEMA,
+    KEPT,
+    WRONG_TOKEN,
+    PASSWORD,
+    SPOOL_KEY,
+    TOKEN,
 ];
 
 /// What was said in one place.
@@ -62,6 +79,7 @@ fn judge(said: &[Said], secrets: &[&str]) {
 struct Setup {
     folder: tempfile::TempDir,
     broker: Broker,
+    loopback: u16,
     config: String,
 }
 
@@ -71,21 +89,26 @@ impl Setup {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("password"), format!("{PASSWORD}\n")).unwrap();
         fs::write(at("spool.key"), SPOOL_KEY).unwrap();
+        fs::write(at("token"), format!("{TOKEN}\n")).unwrap();
         let broker = Broker::start().unwrap();
+        let loopback = free_port().unwrap();
         let config = format!(
             "{}username = \"gateway\"\npassword-file = \"{}\"\n\
              [spool]\nkey-file = \"{}\"\n\
+             [http]\nlisten = \"127.0.0.1:{loopback}\"\ntoken-file = \"{}\"\n\
              [audit]\nenabled = true\ndir = \"{}\"\n\
              [log]\nlevel = \"trace\"\nevents-per-second-max = 0\n\
              [task.explain]\ninstructions = \"Explain {{{{ code }}}}.\"\n",
             broker.config(),
             at("password").display(),
             at("spool.key").display(),
+            at("token").display(),
             at("audit").display(),
         );
         Setup {
             folder,
             broker,
+            loopback,
             config,
         }
     }
@@ -158,6 +181,14 @@ fn exercise(setup: &Setup, daemon: &Daemon) -> Vec<Said> {
             .unwrap();
         assert_eq!(reply.status, 400, "{}", reply.text());
         note("an error over HTTP", reply.text());
+    }
+    for (token, status) in [(TOKEN, "200"), (WRONG_TOKEN, "401")] {
+        let said_there = over_tcp(setup.loopback, token);
+        assert!(
+            said_there.starts_with(&format!("HTTP/1.1 {status}")),
+            "{said_there}"
+        );
+        note("the loopback listener", said_there);
     }
     let asked = andonctl(daemon, &["ask", "--tokens-max", "2", WIRE]);
     assert!(
@@ -232,6 +263,18 @@ fn exercise(setup: &Setup, daemon: &Daemon) -> Vec<Said> {
     }
     note("the audit stream", records);
     said
+}
+
+/// What the loopback listener answers to whoever shows this token.
+fn over_tcp(port: u16, token: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let head = format!(
+        "GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// Takes down an event, and says that it was one.

@@ -5,6 +5,7 @@
 mod ask;
 mod identity;
 mod install;
+mod journal;
 mod memory;
 mod power;
 mod watchdog;
@@ -52,6 +53,14 @@ const FIRST: &[Check] = &[
     Check {
         name: "local-users",
         run: identity::users_have_different_rights,
+    },
+    Check {
+        name: "journal",
+        run: journal::has_fields_and_explains,
+    },
+    Check {
+        name: "audit",
+        run: journal::answers_are_recorded,
     },
     Check {
         name: "watchdog",
