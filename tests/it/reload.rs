@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use andon_tests::broker::{config, free_port};
 use andon_tests::daemon::Daemon;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -107,17 +108,21 @@ fn what_is_live_holds_for_the_next_request_and_disturbs_none_that_is_answered() 
 
 #[test]
 fn a_file_with_problems_changes_nothing_and_each_is_reported() {
+    // Nobody listens there.
+    let broker = config(free_port().unwrap());
     let daemon = Daemon::builder()
-        .config("[limits]\ntokens-max-default = 6\n")
+        .config(&(broker + "[limits]\ntokens-max-default = 6\n"))
         .start()
         .unwrap();
+    let missing = daemon.folder().join("no-such-file");
     daemon
-        .configure(
+        .configure(&format!(
             "[limits]\ntokens-max-default = 3\nqueue-maxx = 1\n[log]\nlevel = \"not=a=level\"\n\
              [models]\nadmin-groups = [\"no-such-group-here\"]\n\
-             [task.broken]\ninstructions = \"Greet {{ name\"\n\
-             [mqtt]\nenabled = true\nusername = \"andon\"\npassword-file = \"/no/such/file\"\n",
-        )
+             [task.broken]\ninstructions = \"Greet {{{{ name\"\n\
+             [mqtt]\nusername = \"andon\"\npassword-file = \"{}\"\n",
+            missing.display()
+        ))
         .unwrap();
     let problems = [
         "limits.queue-maxx",
