@@ -191,7 +191,8 @@ impl Keyring {
     pub(super) fn take(&mut self, config: &MqttConfig) -> Result<Credentials, Unusable> {
         let chosen = match (self.read(config), &self.proven) {
             (Ok(new), Some(proven)) if self.refused == Some(new.digest) => {
-                tracing::warn!(
+                crate::event!(
+                    CredentialsRefused,
                     "the broker is connected to with the former certificate or password: it turned the new one away"
                 );
                 proven.clone()
