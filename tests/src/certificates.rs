@@ -52,6 +52,15 @@ impl Authority {
         Ok(authority)
     }
 
+    /// The one that was made in a folder before.
+    #[must_use]
+    pub fn open(folder: &Path) -> Authority {
+        Authority {
+            path: folder.to_path_buf(),
+            _folder: None,
+        }
+    }
+
     fn found(&self) -> io::Result<()> {
         fs::write(self.path("names"), "subjectAltName=DNS:localhost")?;
         self.openssl(&format!(

@@ -138,6 +138,12 @@ impl Gateway {
         Ok(())
     }
 
+    /// Has another certificate signed for the gateway, with another key, and puts both where the daemon reads them.
+    pub(crate) fn renew_gateway_keys(&self) -> Result<()> {
+        Authority::open(&self.state.join("keys")).sign(GATEWAY_USER)?;
+        self.give_gateway_its_keys()
+    }
+
     /// Copies a file of the plant's authority to where one group may read it; in one step, as whoever renews certificates does.
     fn give(&self, group: &str, folder: &Path, from: &str, to: &str) -> Result<()> {
         fs::create_dir_all(folder)?;

@@ -8,6 +8,7 @@ mod install;
 mod journal;
 mod memory;
 mod power;
+mod reload;
 mod watchdog;
 
 use crate::Check;
@@ -61,6 +62,14 @@ const FIRST: &[Check] = &[
     Check {
         name: "audit",
         run: journal::answers_are_recorded,
+    },
+    Check {
+        name: "reload",
+        run: reload::by_the_service_manager,
+    },
+    Check {
+        name: "rotation",
+        run: reload::certificates_are_renewed,
     },
     Check {
         name: "watchdog",
