@@ -21,6 +21,7 @@ mod no_std;
 mod oracle;
 mod packages;
 mod python;
+mod sbom;
 mod shell;
 mod sim;
 mod stages;
@@ -133,6 +134,8 @@ enum Command {
     Bench(bench::Options),
     /// Lay what is shipped into a root: programs, units, configuration, pages, completions.
     Install(install::Options),
+    /// List what is inside our programs, as a CycloneDX document.
+    Sbom(sbom::Options),
     /// Write the manual pages of programs that describe themselves into systemd/man.
     Manual,
     /// Do the set-up of the tests and print the environment they run in.
@@ -157,6 +160,7 @@ fn main() -> ExitCode {
         Command::Soak { hours, state } => campaign::soak(hours, state),
         Command::Bench(options) => bench::run(&options),
         Command::Install(options) => install::run(&options),
+        Command::Sbom(options) => sbom::run(&options),
         Command::Manual => manual::write().map(|()| ExitCode::SUCCESS),
         Command::Setup => stages::print_setup(),
     };
