@@ -8,6 +8,7 @@ use std::time::Duration;
 use andon_tests::daemon::Daemon;
 
 use super::refused;
+use crate::ctl::{andonctl, bad, good};
 
 /// A port that was free a moment ago.
 fn address() -> SocketAddr {
@@ -95,6 +96,49 @@ fn the_loopback_listener_wants_its_token_for_everything() {
     let _daemon = Daemon::builder().config(&config).start().unwrap();
     let reply = get(listen, "/v1/models", &right);
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+}
+
+#[test]
+fn the_token_and_the_rules_are_read_again_while_the_daemon_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    let (old, new) = (token(), token().repeat(2));
+    fs::write(&path, &old).unwrap();
+    let listen = address();
+    let daemon = Daemon::builder()
+        .config(&format!(
+            "[http]\nlisten = \"{listen}\"\ntoken-file = \"{}\"\n",
+            path.display()
+        ))
+        .start()
+        .unwrap();
+    let status = |token: &str| {
+        let head = format!("Authorization: Bearer {token}\r\n");
+        let reply = get(listen, "/v1/models", &head);
+        reply.split(' ').nth(1).unwrap().to_owned()
+    };
+    let local = || daemon.http().get("/v1/models").unwrap().status;
+    assert_eq!([status(&old), status(&new)], ["200", "401"]);
+    fs::write(&path, &new).unwrap();
+    good(&andonctl(&daemon, &["reload"]));
+    assert_eq!([status(&old), status(&new)], ["401", "200"]);
+
+    assert_eq!(local(), 200);
+    let rules = |rules: &str| daemon.configure(rules).unwrap();
+    rules("[[access]]\nloopback = true\n");
+    good(&andonctl(&daemon, &["reload"]));
+    assert_eq!((local(), status(&new).as_str()), (403, "200"));
+    // With a name that nobody has the rules stay as they are; so does a token that cannot be read.
+    rules("[[access]]\nusers = [\"*\", \"no-such-user-here\"]\n");
+    bad(&andonctl(&daemon, &["reload"]), 1, "access[1].users");
+    assert_eq!((local(), status(&new).as_str()), (403, "200"));
+    rules("[[access]]\nusers = [\"*\"]\n");
+    fs::write(&path, "short").unwrap();
+    bad(&andonctl(&daemon, &["reload"]), 1, "http.token-file");
+    assert_eq!((local(), status(&new).as_str()), (403, "200"));
+    fs::write(&path, &new).unwrap();
+    good(&andonctl(&daemon, &["reload"]));
+    assert_eq!((local(), status(&new).as_str()), (200, "403"));
 }
 
 #[test]

@@ -194,7 +194,6 @@ mod tests {
         ("speculation", "draft", "/p/draft/d.gguf", ""),
         ("spool", "dir", "/p/spool", ""),
         ("spool", "key-file", "/p/key/k", ""),
-        ("audit", "dir", "/p/audit", "enabled = true"),
         ("http", "socket", "/p/http/s", ""),
         ("http", "listen", "127.0.0.1:4001", "token-file = \"/t\""),
         (
