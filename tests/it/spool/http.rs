@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
 use andon_tests::http::Reply;
+use andon_tests::tiny_model::TinyModel;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -164,7 +165,15 @@ fn what_was_accepted_is_computed_whoever_stays_and_however_busy_it_is() {
 
 #[test]
 fn a_request_that_ends_the_daemon_again_and_again_is_found_and_no_other_is_blamed() {
-    let mut daemon = Daemon::builder().start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("slow.gguf");
+    // Slow enough that both are seen to run, however seldom it is looked.
+    let slow = TinyModel {
+        idle_layer_count: 60,
+        ..TinyModel::default()
+    };
+    slow.write(&model).unwrap();
+    let mut daemon = Daemon::builder().model(&model).start().unwrap();
     let later = |id| [("prefer", "respond-async"), ("idempotency-key", id)];
     let short = |daemon: &Daemon| post(daemon, CHAT, &[("idempotency-key", "short")], &question(1));
     assert_eq!(short(&daemon).status, 200);

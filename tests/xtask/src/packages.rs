@@ -51,6 +51,13 @@ pub(crate) const BROKER_CLIENTS: Need = Need {
     present: || shell::find("mosquitto_rr").is_some(),
 };
 
+/// Listens for a daemon until its first client comes, as the service manager does.
+pub(crate) const SOCKETS: Need = Need {
+    package: "systemd",
+    purpose: "tests of sockets that are passed, and of units",
+    present: || shell::find("systemd-socket-activate").is_some(),
+};
+
 /// Whether the tests with a broker that is not ours can run.
 pub(crate) fn has_broker() -> bool {
     (BROKER.present)() && (BROKER_CLIENTS.present)()

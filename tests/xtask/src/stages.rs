@@ -88,6 +88,7 @@ impl Setup {
             &packages::VENV,
             &packages::BROKER,
             &packages::BROKER_CLIENTS,
+            &packages::SOCKETS,
         ];
         if let Err(error) = packages::ensure(&needs) {
             setup
