@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use andon_tests::broker::{Broker, MESSAGE_TIMEOUT, Watcher, client, free_port, succeed};
 use andon_tests::daemon::Daemon;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::link::{certificates, wait_for_log};
 use super::{V5, daemon, is};
@@ -213,11 +213,8 @@ fn a_reload_moves_the_daemon_to_another_broker_and_serves_other_topics_there() {
         .unwrap();
     let said: Value =
         serde_json::from_str(&good(&andonctl(&daemon, &["reload", "--json"]))).unwrap();
-    assert_eq!(
-        said["live"],
-        serde_json::json!(["mqtt.port", "mqtt.response-topics"])
-    );
-    assert_eq!(said["restart"], serde_json::json!(["mqtt.client-id"]));
+    assert_eq!(said["live"], json!(["mqtt.port", "mqtt.response-topics"]));
+    assert_eq!(said["restart"], json!(["mqtt.client-id"]));
     super::ready(&status);
     let mut publish = client("mosquitto_pub", second.port());
     publish.args(["-V", V5, "-q", "1", "-t", "andon/test/request/plc"]);
@@ -229,4 +226,33 @@ fn a_reload_moves_the_daemon_to_another_broker_and_serves_other_topics_there() {
     // It has said goodbye to the first, so that its last will is not published.
     let log = first.log();
     assert!(log.contains("Received DISCONNECT from andon-test"), "{log}");
+}
+
+#[test]
+fn what_the_sandbox_hides_needs_a_restart() {
+    let (first, second) = (Broker::start().unwrap(), Broker::start().unwrap());
+    let daemon = daemon(first.port(), &first.config());
+    let status: Value =
+        serde_json::from_str(&good(&andonctl(&daemon, &["status", "--json"]))).unwrap();
+    // Ports are given up since Linux 6.7.
+    let level = status["sandbox"]["landlock"]["level"].as_u64().unwrap_or(0);
+    let config = second.config() + "keep-alive-s = 60\n";
+    daemon.configure(&config).unwrap();
+    let said: Value =
+        serde_json::from_str(&good(&andonctl(&daemon, &["reload", "--json"]))).unwrap();
+    let (live, restart) = if level >= 4 {
+        (json!(["mqtt.keep-alive-s"]), json!(["mqtt.port"]))
+    } else {
+        (json!(["mqtt.keep-alive-s", "mqtt.port"]), json!([]))
+    };
+    assert_eq!(
+        (&said["live"], &said["restart"]),
+        (&live, &restart),
+        "{status}"
+    );
+    let broker = if level >= 4 { &first } else { &second };
+    wait_for_connects(&daemon, 2, MESSAGE_TIMEOUT);
+    let answers = broker.watch("andon/test/response/plc/#", V5).unwrap();
+    ask(broker.port(), "1", 2);
+    answered(&answers, "1");
 }
