@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "layout/modules.rs"]
+mod modules;
+
 use andon_tests::source::{Tree, code_only, repository_root};
 use toml::{Table, Value};
 
@@ -107,6 +110,7 @@ const RULES: &[fn(&Tree) -> Violations] = &[
     unsafe_at_its_addresses,
     forbid_unsafe_in_crate_roots,
     no_std_crates,
+    modules::orphans,
     top_level,
     leftovers,
     machine_paths,
