@@ -14,6 +14,8 @@ use crate::{assets, install, shell};
 
 /// Longest a boot with its checks may take.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// Longest that what ran in there takes to end with its power.
+const END_LIMIT: Duration = Duration::from_secs(20);
 /// How often the host looks whether the power is to be cut.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -196,8 +198,27 @@ impl Machine {
     }
 }
 
+/// Kills what boots a machine, and waits until nothing of it is left: the root is somebody's as long as anything is.
 fn end(machine: &mut Child) -> Result<()> {
+    let id = machine.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
+        .context("cannot tell what the machine runs in")?;
     machine.kill()?;
     machine.wait()?;
+    let began = Instant::now();
+    while children.split_whitespace().any(is_alive) {
+        if began.elapsed() > END_LIMIT {
+            bail!("the machine outlives its power: processes {children}");
+        }
+        thread::sleep(LOOK);
+    }
     Ok(())
+}
+
+/// Whether there is a process of this number that has not ended: the first of a name space ends after all others in it.
+fn is_alive(id: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // Behind the program's name, which may hold anything.
+    let state = status.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
