@@ -60,6 +60,7 @@ pub(super) async fn extend(context: Context) {
     let mut told = Progress::default();
     loop {
         tokio::select! {
+            biased;
             // READY has been told, or an end.
             _ = states.wait_for(|state| *state != WorkerState::Loading) => return,
             () = context.stopping.cancelled() => return,
