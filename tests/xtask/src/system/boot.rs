@@ -120,11 +120,11 @@ impl Machine {
                 install::install(&package, &root, programs)?;
             }
         }
-        let mut place = Command::new("install");
-        place
-            .args(["-D", "-m", "755"])
-            .arg(programs.join("andon-booted"));
-        shell::run(place.arg(root.join("usr/libexec/andon-booted")))?;
+        for name in ["andon-booted", "andon-probe"] {
+            let mut place = Command::new("install");
+            place.args(["-D", "-m", "755"]).arg(programs.join(name));
+            shell::run(place.arg(root.join("usr/libexec").join(name)))?;
+        }
         // What is shipped for an operator to copy.
         for name in ["mosquitto.conf", "mosquitto.acl"] {
             let example = shell::root().join("systemd/examples").join(name);

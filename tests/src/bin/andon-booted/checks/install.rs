@@ -9,7 +9,7 @@ use crate::gateway::{Gateway, user_id};
 use crate::units::{DAEMON, SOCKETS, output, property, systemctl};
 
 /// The highest exposure that `systemd-analyze security` may give the unit.
-const EXPOSURE_MAX: f64 = 1.4;
+const EXPOSURE_MAX: f64 = 1.3;
 
 /// The boot has made the user, and everything that was installed is where the system looks for it.
 pub(crate) fn is_complete(_: &mut Gateway) -> Result<String> {

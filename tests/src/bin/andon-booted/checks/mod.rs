@@ -9,6 +9,7 @@ mod journal;
 mod memory;
 mod power;
 mod reload;
+mod sandbox;
 mod watchdog;
 
 use crate::Check;
@@ -70,6 +71,10 @@ const FIRST: &[Check] = &[
     Check {
         name: "rotation",
         run: reload::certificates_are_renewed,
+    },
+    Check {
+        name: "sandbox",
+        run: sandbox::denies,
     },
     Check {
         name: "watchdog",

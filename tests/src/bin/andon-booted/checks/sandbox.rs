@@ -1,0 +1,82 @@
+//! Whether the sandbox denies: the probe, as the program of a copy of the daemon's unit, tries what somebody would try who has
+//! taken over the daemon.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::gateway::Gateway;
+use crate::units::{DAEMON, journal, systemctl};
+
+/// The program that tries.
+const PROBE: &str = "/usr/libexec/andon-probe";
+/// Attempts that have to be let through without a sandbox; there are many more.
+const THROUGH_MIN: usize = 10;
+
+/// Every attempt is refused under the daemon's unit and its own sandbox, and many are let through without.
+pub(crate) fn denies(_: &mut Gateway) -> Result<String> {
+    let unit = fs::read_to_string(format!("/usr/lib/systemd/system/{DAEMON}"))?;
+    let own = "--unit --own /var/lib/andon/spool --outside /run/systemd/journal";
+    let start = format!("{PROBE} {own} --config /etc/andon/andond.toml");
+    let said = run("andon-probe.service", &copy(&unit, &start))?;
+    let total = counted(&said)?;
+    ensure!(
+        total.0 > 0 && total.1 == 0 && total.2 == 0,
+        "the probe got somewhere:\n{said}"
+    );
+    let bare = format!("[Service]\nType=oneshot\nUser=andon\nExecStart=-{PROBE} {own}\n");
+    let said = run("andon-probe-bare.service", &bare)?;
+    let without = counted(&said)?;
+    ensure!(
+        without.1 >= THROUGH_MIN,
+        "without a sandbox the probe gets nowhere, so it shows nothing:\n{said}"
+    );
+    Ok(format!(
+        "{} attempts refused, without a sandbox {} let through",
+        total.0, without.1
+    ))
+}
+
+/// The unit with another program, which ends.
+fn copy(unit: &str, start: &str) -> String {
+    let mut text = String::new();
+    for line in unit.lines() {
+        let key = line.split('=').next().unwrap_or_default();
+        match key {
+            "Type" => text.push_str("Type=oneshot"),
+            // Failures are told by what the probe says.
+            "ExecStart" => text.push_str(&format!("ExecStart=-{start}")),
+            "Restart"
+            | "RestartSec"
+            | "RestartPreventExitStatus"
+            | "WatchdogSec"
+            | "NotifyAccess"
+            | "Wants"
+            | "After"
+            | "WantedBy"
+            | "Also" => continue,
+            _ => text.push_str(&line.replace("/usr/bin/andond", PROBE)),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Starts a unit, waits for its end, and returns what it said.
+fn run(name: &str, text: &str) -> Result<String> {
+    fs::write(format!("/run/systemd/system/{name}"), text)?;
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["start", name])?;
+    journal(&["--unit", name, "--output", "cat"])
+}
+
+/// How many attempts the probe made, how many were let through, and how many could not be made.
+fn counted(said: &str) -> Result<(usize, usize, usize)> {
+    let line = said
+        .lines()
+        .find(|line| line.contains(" attempts, "))
+        .with_context(|| format!("the probe does not count:\n{said}"))?;
+    let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+    let mut next = || numbers.next().with_context(|| line.to_owned());
+    Ok((next()?, next()?, next()?))
+}
