@@ -73,6 +73,10 @@ const FIRST: &[Check] = &[
         run: reload::certificates_are_renewed,
     },
     Check {
+        name: "sandbox-status",
+        run: sandbox::is_in_force,
+    },
+    Check {
         name: "sandbox",
         run: sandbox::denies,
     },

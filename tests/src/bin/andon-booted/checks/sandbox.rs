@@ -4,14 +4,31 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::gateway::Gateway;
-use crate::units::{DAEMON, journal, systemctl};
+use crate::units::{DAEMON, journal, output, systemctl};
 
 /// The program that tries.
 const PROBE: &str = "/usr/libexec/andon-probe";
 /// Attempts that have to be let through without a sandbox; there are many more.
 const THROUGH_MIN: usize = 10;
+
+/// The daemon says that both parts of its own sandbox are in force under its unit.
+pub(crate) fn is_in_force(_: &mut Gateway) -> Result<String> {
+    let status: Value = serde_json::from_str(&output("andonctl", &["status", "--json"])?)?;
+    let sandbox = &status["sandbox"];
+    for part in ["landlock", "seccomp"] {
+        ensure!(
+            sandbox[part]["on"] == true,
+            "{part} is not in force: {sandbox}"
+        );
+    }
+    Ok(format!(
+        "landlock of level {}",
+        sandbox["landlock"]["level"]
+    ))
+}
 
 /// Every attempt is refused under the daemon's unit and its own sandbox, and many are let through without.
 pub(crate) fn denies(_: &mut Gateway) -> Result<String> {
@@ -67,6 +84,8 @@ fn run(name: &str, text: &str) -> Result<String> {
     fs::write(format!("/run/systemd/system/{name}"), text)?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["start", name])?;
+    // Its last words may still be on their way.
+    output("journalctl", &["--sync"])?;
     journal(&["--unit", name, "--output", "cat"])
 }
 
