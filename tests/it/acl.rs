@@ -47,7 +47,8 @@ impl Plant {
             eprintln!("skipped: openssl is not installed");
             return None;
         };
-        for name in ["broker", GATEWAY, "plc1", "plc2", "supervisor", "node-red"] {
+        authority.sign_host("broker").unwrap();
+        for name in [GATEWAY, "plc1", "plc2", "supervisor", "node-red"] {
             authority.sign(name).unwrap();
         }
         // Only the port, the paths and the user that the broker runs as are other than what is shipped.

@@ -62,22 +62,36 @@ impl Authority {
     }
 
     fn found(&self) -> io::Result<()> {
-        fs::write(self.path("names"), "subjectAltName=DNS:localhost")?;
+        fs::write(self.path("of-client"), "extendedKeyUsage=clientAuth")?;
+        let host = "extendedKeyUsage=serverAuth\nsubjectAltName=DNS:localhost";
+        fs::write(self.path("of-host"), host)?;
         self.openssl(&format!(
             "{NEW} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
         ))
     }
 
-    /// Signs a certificate with this common name, valid for the host `localhost`: `NAME.pem`, with its key `NAME.key`.
+    /// Signs a certificate of a client with this common name, which passes for no host's: `NAME.pem`, with its key `NAME.key`.
     ///
     /// # Errors
     /// When openssl fails.
     pub fn sign(&self, name: &str) -> io::Result<()> {
+        self.sign_as("of-client", name)
+    }
+
+    /// Signs a certificate of the host `localhost` with this common name, likewise.
+    ///
+    /// # Errors
+    /// When openssl fails.
+    pub fn sign_host(&self, name: &str) -> io::Result<()> {
+        self.sign_as("of-host", name)
+    }
+
+    fn sign_as(&self, extensions: &str, name: &str) -> io::Result<()> {
         self.openssl(&format!(
             "{NEW} -subj /CN={name} -keyout {name}.key -out {name}.csr"
         ))?;
         self.openssl(&format!(
-            "x509 -req -days 2 -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out {name}.pem"
+            "x509 -req -days 2 -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile {extensions} -out {name}.pem"
         ))
     }
 

@@ -108,7 +108,8 @@ impl Gateway {
     /// Makes the keys of the plant, and gives the daemon, the broker and the service manager theirs.
     pub(crate) fn install_keys(&self) -> Result<()> {
         let authority = Authority::at(&self.state.join("keys"))?;
-        for name in ["broker", GATEWAY_USER, CLIENT] {
+        authority.sign_host("broker")?;
+        for name in [GATEWAY_USER, CLIENT] {
             authority.sign(name)?;
         }
         let (keys, certs) = (Path::new(KEYS), Path::new("/etc/mosquitto/certs"));
