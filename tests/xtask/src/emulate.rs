@@ -149,6 +149,7 @@ fn install() -> Result<()> {
         &packages::DEBIAN_RUSTC,
         &packages::ARM_LIBRARY,
         &packages::ARM_LINKER,
+        &packages::ARM_HEADERS,
         &packages::ARM_EMULATOR,
     ])
 }

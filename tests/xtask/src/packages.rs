@@ -77,11 +77,18 @@ pub(crate) const ARM_LIBRARY: Need = Need {
     present: || Path::new("/usr/lib/rustlib/aarch64-unknown-linux-gnu").is_dir(),
 };
 
-/// The aarch64 linker and C library.
+/// The aarch64 compiler and linker.
 pub(crate) const ARM_LINKER: Need = Need {
     package: "gcc-aarch64-linux-gnu",
     purpose: "building for aarch64",
     present: || shell::find("aarch64-linux-gnu-gcc").is_some(),
+};
+
+/// The aarch64 C library's headers, and what programs begin with; the compiler only recommends it.
+pub(crate) const ARM_HEADERS: Need = Need {
+    package: "libc6-dev-arm64-cross",
+    purpose: "building for aarch64",
+    present: || Path::new("/usr/aarch64-linux-gnu/include/stdint.h").is_file(),
 };
 
 /// Runs aarch64 programs.
