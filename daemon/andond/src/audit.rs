@@ -3,7 +3,8 @@
 //! It says who asked what kind of thing of which model and how that ended, and holds no text: prompts and answers are there as
 //! keyed digests ([`Mac`]), which only who has the key can compare with a text. Records are put into a bounded queue and
 //! written by a thread of its own, so that no answer waits for the disk. Where that fails, answers go on and what does not fit is
-//! counted, unless `[audit] required` says that requests are refused meanwhile.
+//! counted, unless `[audit] required` says that requests are refused meanwhile: as soon as it fails, takes longer than a few seconds
+//! for something or has half the queue waiting, so that there is room for the records of all requests that are open.
 //!
 //! Invariant: a file holds whole lines, but for the last one after a power cut, which the next start removes.
 
@@ -17,9 +18,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::files::Files;
 pub use self::key::{Digest, Mac};
@@ -35,6 +36,8 @@ const RECORD_BYTES_MAX: usize = 4096;
 const WAITING_MIN: usize = 256;
 /// When a client may ask again that was refused for want of a record.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long the disk may take for one thing before it counts as failing; twice as long is waited for it at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there can be no audit stream.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub enum AuditError {
     Key(PathBuf),
     /// No thread, or no random bytes, are to be had.
     System(&'static str),
+    /// The disk has not failed, and takes too long: how many records wait for it.
+    Slow(usize),
 }
 
 impl AuditError {
@@ -82,6 +87,9 @@ impl fmt::Display for AuditError {
                 key::BYTES
             ),
             AuditError::System(what) => f.write_str(what),
+            AuditError::Slow(records) => {
+                write!(f, "the disk takes too long, and {records} records wait")
+            }
         }
     }
 }
@@ -103,17 +111,57 @@ struct Inner {
     waiting_max: usize,
     /// Known once the folder could be used.
     mac: OnceLock<Mac>,
+    /// Set where the queue is locked, so that what the thread does next cannot be overtaken.
     failing: AtomicBool,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    patience: Duration,
+    thread: Mutex<Option<Thread>>,
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    /// Disconnected once it has ended.
+    ended: mpsc::Receiver<()>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     lines: VecDeque<String>,
+    busy: Option<Busy>,
     closed: bool,
 }
 
+/// What the thread has begun and not ended.
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    since: Instant,
+    /// Records that it has taken out of the queue.
+    records: usize,
+}
+
+impl Queue {
+    /// Records that are not written.
+    fn unwritten(&self) -> usize {
+        self.lines.len() + self.busy.map_or(0, |busy| busy.records)
+    }
+}
+
 impl Inner {
+    fn new(config: &Config, telemetry: Arc<Telemetry>, patience: Duration) -> Inner {
+        Inner {
+            config: config.audit.clone(),
+            telemetry,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            waiting_max: waiting_max(config),
+            mac: OnceLock::new(),
+            failing: AtomicBool::new(false),
+            patience,
+            thread: Mutex::new(None),
+        }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Every critical section leaves the queue whole.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -146,30 +194,31 @@ impl Audit {
         if !config.audit.enabled {
             return Ok(Audit::default());
         }
-        let inner = Arc::new(Inner {
-            config: config.audit.clone(),
-            telemetry,
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            waiting_max: waiting_max(config),
-            mac: OnceLock::new(),
-            failing: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        });
+        let inner = Inner::new(config, telemetry, PATIENCE);
         let files = match inner.open_files() {
             Ok(files) => Some(files),
             Err(error) if inner.config.required || error.needs_a_person() => return Err(error),
             Err(error) => {
-                inner.fails(&error);
+                inner.fails(error);
                 None
             }
         };
+        Audit::start(inner, files)
+    }
+
+    fn start(inner: Inner, files: Option<Files>) -> Result<Audit, AuditError> {
+        let inner = Arc::new(inner);
         let writer = Arc::clone(&inner);
-        let thread = std::thread::Builder::new()
+        let (running, ended) = mpsc::channel();
+        let handle = std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || writer::run(&writer, files))
+            .spawn(move || {
+                let _running: mpsc::Sender<()> = running;
+                writer::run(&writer, files);
+            })
             .map_err(|_| AuditError::System("cannot start a thread for the audit stream"))?;
-        *inner.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *inner.thread.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Thread { handle, ended });
         Ok(Audit { inner: Some(inner) })
     }
 
@@ -189,8 +238,11 @@ impl Audit {
     #[must_use]
     pub fn refuses(&self) -> Option<Fault> {
         let inner = self.inner.as_ref()?;
-        let refuses = inner.config.required && inner.failing.load(Ordering::Relaxed);
-        refuses.then(|| {
+        if !inner.config.required {
+            return None;
+        }
+        inner.look_at_the_disk(inner.queue());
+        inner.failing.load(Ordering::Relaxed).then(|| {
             Fault::new(
                 FaultCode::Unavailable,
                 "the audit record cannot be written; see the journal",
@@ -211,11 +263,11 @@ impl Audit {
             return inner.telemetry.audit_lost();
         }
         queue.lines.push_back(line);
-        drop(queue);
         inner.changed.notify_one();
+        inner.look_at_the_disk(queue);
     }
 
-    /// Writes what waits, if the disk takes it, and ends the thread.
+    /// Writes what waits, if the disk takes it, and ends the thread. A disk that hangs is left behind after a while.
     pub fn close(&self) {
         let Some(inner) = &self.inner else {
             return;
@@ -227,7 +279,16 @@ impl Audit {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
+        let Some(Thread { handle, ended }) = thread else {
+            return;
+        };
+        if ended.recv_timeout(inner.patience * 2) == Err(mpsc::RecvTimeoutError::Timeout) {
+            crate::event!(
+                StopIncomplete,
+                records = inner.queue().unwritten(),
+                "the audit stream's disk hangs, and the daemon stops without it"
+            );
+        } else if handle.join().is_err() {
             crate::event!(Internal, "the thread of the audit stream ended badly");
         }
     }
@@ -241,25 +302,56 @@ impl Inner {
         Ok(files)
     }
 
-    /// Nothing can be written.
-    fn fails(&self, error: &AuditError) {
-        if !self.failing.swap(true, Ordering::Relaxed) {
-            crate::event!(
-                AuditFailing,
-                %error,
-                required = self.config.required,
-                "audit records cannot be written"
-            );
-            self.telemetry.audit_failing(true);
+    /// Notices a disk that hangs: it says nothing itself. The queue comes locked and is not when anything is logged.
+    fn look_at_the_disk(&self, queue: MutexGuard<'_, Queue>) {
+        let hangs = |busy: Busy| busy.since.elapsed() > self.patience;
+        let is_slow = queue.lines.len() >= self.waiting_max / 2 || queue.busy.is_some_and(hangs);
+        // The thread is busy, or is about to take these lines: in both cases it says once it works.
+        if is_slow {
+            self.has_failed(queue, AuditError::Slow);
         }
     }
 
-    /// It works again.
-    fn recovers(&self) {
-        if self.failing.swap(false, Ordering::Relaxed) {
-            crate::event!(AuditRecovered, "audit records are written again");
-            self.telemetry.audit_failing(false);
+    /// Nothing can be written.
+    fn fails(&self, error: AuditError) {
+        let mut queue = self.queue();
+        queue.busy = None;
+        self.has_failed(queue, |_| error);
+    }
+
+    fn has_failed(&self, queue: MutexGuard<'_, Queue>, error: impl FnOnce(usize) -> AuditError) {
+        let records = queue.unwritten();
+        if self.failing.swap(true, Ordering::Relaxed) {
+            return;
         }
+        self.telemetry.audit_failing(true);
+        drop(queue);
+        crate::event!(
+            AuditFailing,
+            error = %error(records),
+            required = self.config.required,
+            "audit records cannot be written"
+        );
+    }
+
+    /// What was to be done is done.
+    fn works(&self) {
+        let mut queue = self.queue();
+        queue.busy = None;
+        if !self.failing.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.telemetry.audit_failing(false);
+        drop(queue);
+        crate::event!(AuditRecovered, "audit records are written again");
+    }
+
+    /// The thread begins something that the disk has to do, with so many records in its hands.
+    fn begins(&self, records: usize) {
+        self.queue().busy = Some(Busy {
+            since: Instant::now(),
+            records,
+        });
     }
 }
 

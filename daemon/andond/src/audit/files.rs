@@ -2,6 +2,10 @@
 //!
 //! Their order is that of their numbers, so that a clock that is set changes nothing about it; the day in a name is when the file was
 //! begun.
+//!
+//! A file's age is the sum of the steps from its day to that of the next file, and so on, to today. A step back, or of more than
+//! [`STEP_DAYS_MAX`], counts as none: the clock was set, or the daemon was off for long. So a clock that was wrong has nothing
+//! removed before its time, neither then nor once it is right. While the daemon runs, a file is begun at least that often.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -13,6 +17,9 @@ use super::date::Day;
 use super::key::{self, Mac};
 use super::{AuditError, RECORD_BYTES_MAX};
 use crate::config::audit::AuditConfig;
+
+/// Most days between two files, or the last and today, that are believed to have passed.
+const STEP_DAYS_MAX: u64 = 7;
 
 /// A folder of records, taken for this process.
 #[derive(Debug)]
@@ -81,6 +88,28 @@ fn found(folder: &Path) -> io::Result<Vec<Found>> {
     Ok(all)
 }
 
+/// Days from one to another; more than any two are apart where it goes back.
+fn days(from: Day, to: Day) -> u64 {
+    to.0.checked_sub(from.0).unwrap_or(u64::MAX)
+}
+
+/// The files with the days that each is old, in the same order.
+fn aged(all: Vec<Found>, today: Day) -> Vec<(Found, u64)> {
+    let (mut later, mut age) = (today, 0);
+    let mut aged: Vec<_> = all
+        .into_iter()
+        .rev()
+        .map(|file| {
+            let step = days(file.day, later);
+            age += if step > STEP_DAYS_MAX { 0 } else { step };
+            later = file.day;
+            (file, age)
+        })
+        .collect();
+    aged.reverse();
+    aged
+}
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options
@@ -139,6 +168,18 @@ impl Files {
         Ok(())
     }
 
+    /// Removes what has become too old. To be done at the start and at least once a day.
+    pub(super) fn look(&mut self, now: SystemTime) -> Result<(), AuditError> {
+        let today = Day::of(now);
+        match &self.current {
+            // From here on days are counted again, also where nobody asks anything.
+            Some(current) if !(0..STEP_DAYS_MAX).contains(&days(current.day, today)) => {
+                self.begin(today)
+            }
+            _ => self.retain(today),
+        }
+    }
+
     /// Begins a new file, and removes those that are too many or too old.
     fn begin(&mut self, today: Day) -> Result<(), AuditError> {
         self.sync()?;
@@ -165,15 +206,15 @@ impl Files {
     /// Removes what is too much: the oldest first, and never what is written to.
     fn retain(&self, today: Day) -> Result<(), AuditError> {
         let folder = &self.config.dir;
-        let mut all = found(folder).map_err(AuditError::io(folder, "read"))?;
+        let all = found(folder).map_err(AuditError::io(folder, "read"))?;
+        let mut all = aged(all, today);
         let current = self.current.as_ref().map(|current| current.number);
-        all.retain(|file| Some(file.number) != current);
+        all.retain(|(file, _)| Some(file.number) != current);
         // The file that is written to counts with all that it may become.
-        let mut bytes = all.iter().map(|file| file.bytes).sum::<u64>();
+        let mut bytes = all.iter().map(|(file, _)| file.bytes).sum::<u64>();
         bytes = bytes.saturating_add(self.config.file_bytes_max);
         let mut left = all.len() + 1;
-        for file in all {
-            let age = today.0.saturating_sub(file.day.0);
+        for (file, age) in all {
             let too_many = left > self.config.files_max || bytes > self.config.bytes_max;
             if !too_many && age <= u64::from(self.config.days_max) {
                 continue;
@@ -206,6 +247,15 @@ impl Files {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Files {
+    /// Has records written to `file` instead.
+    pub(super) fn divert(&mut self, file: File) {
+        let current = self.current.as_mut().expect("a file");
+        current.file = file;
     }
 }
 

@@ -1,6 +1,8 @@
 //! The stream as a whole, on real folders.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::files::Files;
-use super::{Audit, AuditError, Record, waiting_max};
+use super::{Audit, AuditError, Inner, Record, waiting_max};
 use crate::config::Config;
 use crate::config::audit::AuditConfig;
 use crate::telemetry::Telemetry;
@@ -160,8 +162,9 @@ fn files_are_of_one_day_and_bounded_and_the_oldest_go() {
     append(2);
     append(3);
     assert_eq!(count(), 4);
-    // A day that is over for eleven days, and one that is for ten.
-    append(13);
+    // Of the five, those that are more than ten days old go.
+    append(8);
+    append(14);
     let left = names(&config.dir);
     assert_eq!(left.len(), 2, "{left:?}");
     // The clock is set back: numbers go on.
@@ -170,7 +173,7 @@ fn files_are_of_one_day_and_bounded_and_the_oldest_go() {
         last(&config.dir)
             .display()
             .to_string()
-            .contains("-00000007-")
+            .contains("-00000008-")
     );
     // Bytes: three full ones are as much as there may be.
     (0..8).for_each(|_| append(2));
@@ -183,6 +186,134 @@ fn files_are_of_one_day_and_bounded_and_the_oldest_go() {
         })
         .sum();
     assert!(bytes <= 7000, "{bytes}");
+}
+
+#[test]
+fn a_clock_that_is_wrong_for_once_removes_nothing() {
+    let folder = TempDir::new().expect("a folder");
+    let config = AuditConfig {
+        days_max: 10,
+        ..config(&folder)
+    };
+    let (mut files, _) = Files::open(&config).expect("it opens");
+    let mut append = |day| files.append("{}\n", at(day)).expect("it is written");
+    // Far in the past before anything, right, far ahead, right again, and once more in the past.
+    for day in [0, 2000, 2001, 9000, 2002, 1, 2003, 2004] {
+        append(day);
+    }
+    assert_eq!(lines(&config.dir).len(), 8);
+    // All of them grow old as the days pass.
+    (2005..=2016).for_each(&mut append);
+    let left = names(&config.dir);
+    assert_eq!(left.len(), 11, "{left:?}");
+}
+
+#[test]
+fn what_is_too_old_goes_also_while_nobody_asks() {
+    let folder = TempDir::new().expect("a folder");
+    let config = AuditConfig {
+        days_max: 10,
+        ..config(&folder)
+    };
+    let (mut files, _) = Files::open(&config).expect("it opens");
+    files.append("{}\n", at(0)).expect("it is written");
+    drop(files);
+    // The daemon was off, and what it finds is as old as it was.
+    let (mut files, _) = Files::open(&config).expect("it opens");
+    for day in 1000..=1010 {
+        files.look(at(day)).expect("it looks");
+        assert_eq!(lines(&config.dir).len(), 1, "{day}");
+    }
+    files.look(at(1011)).expect("it looks");
+    assert_eq!(lines(&config.dir).len(), 0, "{:?}", names(&config.dir));
+    assert_eq!(names(&config.dir).len(), 1);
+    drop(files);
+    fs::remove_dir_all(&config.dir).expect("it goes");
+    fs::create_dir(&config.dir).expect("a folder");
+
+    // The thread looks when it starts, with no record.
+    for number in 1..=12 {
+        let name = format!("audit-{number:08}-{}.jsonl", 20_241_000 + number);
+        fs::write(config.dir.join(name), "{}\n").expect("a file");
+    }
+    let audit = Audit::open(&whole(config.clone()), Arc::new(Telemetry::new())).expect("it opens");
+    audit.close();
+    let left = names(&config.dir);
+    assert!(left.len() == 12 && left[0].contains("20241002"), "{left:?}");
+}
+
+#[test]
+fn a_disk_that_hangs_refuses_requests_before_a_record_is_lost_and_is_not_waited_for() {
+    let folder = TempDir::new().expect("a folder");
+    let config = whole(AuditConfig {
+        required: true,
+        ..config(&folder)
+    });
+    let patience = Duration::from_millis(300);
+    let telemetry = Arc::new(Telemetry::new());
+    let start = || {
+        let inner = Inner::new(&config, Arc::clone(&telemetry), patience);
+        let mut files = inner.open_files().expect("a folder");
+        files
+            .append("{}\n", SystemTime::now())
+            .expect("it is written");
+        files.sync().expect("it is safe");
+        // A full pipe blocks whoever writes to it.
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ);
+        let size = usize::try_from(size.expect("a size")).expect("a size");
+        writer.write_all(&vec![0; size]).expect("room");
+        files.divert(File::from(OwnedFd::from(writer)));
+        let audit = Audit::start(inner, Some(files)).expect("it starts");
+        (audit, reader, size)
+    };
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(30), "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let is_busy = |audit: &Audit| {
+        audit
+            .inner
+            .as_ref()
+            .expect("on")
+            .queue()
+            .busy
+            .is_some_and(|busy| busy.records > 0)
+    };
+
+    // One record is enough, if it takes long.
+    let (audit, mut reader, size) = start();
+    audit.put(&record("1"));
+    until("it is busy", &|| is_busy(&audit));
+    until("it refuses", &|| audit.refuses().is_some());
+    assert!(telemetry.encode().contains("andon_audit_failing 1"));
+    // Those that are open have room, all of them.
+    let open = config.limits.queue_max + config.engine.parallel_max;
+    (0..open).for_each(|_| audit.put(&record("2")));
+    assert!(telemetry.encode().contains("andon_audit_lost_total 0"));
+    // It works again.
+    let mut read = vec![0; size];
+    reader.read_exact(&mut read).expect("what filled it");
+    let rest = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    until("it works again", &|| audit.refuses().is_none());
+    audit.close();
+    drop(audit);
+    rest.join().expect("it ends").expect("it reads");
+
+    // Many are too many at once.
+    let (audit, reader, _) = start();
+    audit.put(&record("1"));
+    until("it is busy", &|| is_busy(&audit));
+    let half = waiting_max(&config) / 2;
+    (0..half).for_each(|_| audit.put(&record("2")));
+    assert!(audit.refuses().is_some());
+    let began = Instant::now();
+    audit.close();
+    assert!(began.elapsed() >= 2 * patience && began.elapsed() < Duration::from_secs(20));
+    drop(reader);
 }
 
 #[test]
