@@ -47,14 +47,35 @@ struct Account {
     open: u32,
     served: u64,
     used_ms: u64,
-    requests: Bucket,
-    alarms: Bucket,
-    tokens: Bucket,
+    requests: Option<Counted>,
+    alarms: Option<Counted>,
+    tokens: Option<Counted>,
+}
+
+/// What is left of something that was counted at least once.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    /// The rate that held last: who has none for a while, by another rule, still owes what it owed.
+    rate: Rate,
+    bucket: Bucket,
+}
+
+impl Counted {
+    const fn full(rate: Rate, now_ms: u64) -> Self {
+        Self {
+            rate,
+            bucket: Bucket::full(rate, now_ms),
+        }
+    }
+
+    fn is_full(&mut self, now_ms: u64) -> bool {
+        self.bucket.is_full(self.rate, now_ms)
+    }
 }
 
 impl Account {
     fn new(rates: Rates, now_ms: u64) -> Self {
-        let full = |rate: Option<Rate>| Bucket::full(rate.unwrap_or(UNUSED), now_ms);
+        let full = |rate: Option<Rate>| rate.map(|rate| Counted::full(rate, now_ms));
         Self {
             rates,
             open: 0,
@@ -66,35 +87,42 @@ impl Account {
         }
     }
 
-    /// Goes by these rates from now on. What was taken before still has to be paid off, where it was counted.
+    /// Goes by these rates from now on. What was taken before still has to be paid off, where it was counted, also if there
+    /// was no rate for a while.
     fn go_by(&mut self, rates: Rates, now_ms: u64) {
-        let before = core::mem::replace(&mut self.rates, rates);
-        for (bucket, before, rate) in [
-            (&mut self.requests, before.requests, rates.requests),
-            (&mut self.alarms, before.alarms, rates.alarms),
-            (&mut self.tokens, before.tokens, rates.tokens),
+        self.rates = rates;
+        for (counted, rate) in [
+            (&mut self.requests, rates.requests),
+            (&mut self.alarms, rates.alarms),
+            (&mut self.tokens, rates.tokens),
         ] {
-            if before.is_none()
-                && let Some(rate) = rate
-            {
-                *bucket = Bucket::full(rate, now_ms);
+            if let Some(rate) = rate {
+                counted
+                    .get_or_insert_with(|| Counted::full(rate, now_ms))
+                    .rate = rate;
             }
         }
     }
 
-    fn rate_of(&self, priority: Priority) -> (Option<Rate>, Reason) {
-        match priority {
-            Priority::Alarm => (self.rates.alarms, Reason::AlarmRate),
-            Priority::Interactive | Priority::Batch => (self.rates.requests, Reason::RequestRate),
-        }
+    /// What counts requests of a class, if there is a rate for them now.
+    fn of(&mut self, priority: Priority) -> (Option<(Rate, &mut Bucket)>, Reason) {
+        let (rate, counted, reason) = match priority {
+            Priority::Alarm => (self.rates.alarms, &mut self.alarms, Reason::AlarmRate),
+            Priority::Interactive | Priority::Batch => {
+                (self.rates.requests, &mut self.requests, Reason::RequestRate)
+            }
+        };
+        (limited(rate, counted), reason)
     }
 
-    fn bucket_of(&mut self, priority: Priority) -> &mut Bucket {
-        match priority {
-            Priority::Alarm => &mut self.alarms,
-            Priority::Interactive | Priority::Batch => &mut self.requests,
-        }
+    /// What counts tokens, if there is a rate for them now.
+    fn of_tokens(&mut self) -> Option<(Rate, &mut Bucket)> {
+        limited(self.rates.tokens, &mut self.tokens)
     }
+}
+
+fn limited(rate: Option<Rate>, counted: &mut Option<Counted>) -> Option<(Rate, &mut Bucket)> {
+    Some((rate?, &mut counted.as_mut()?.bucket))
 }
 
 /// All clients.
@@ -107,9 +135,6 @@ pub struct Clients {
     /// What a client has been served at least once it asks: who was away has saved nothing up.
     floor: u64,
 }
-
-/// A rate for a bucket that nobody looks at.
-const UNUSED: Rate = Rate::per_minute(0);
 
 impl Clients {
     /// No clients.
@@ -139,9 +164,9 @@ impl Clients {
         let rates = own.or(self.rates);
         let account = self.accounts.get_mut(&client)?;
         account.go_by(rates, now_ms);
-        let (rate, reason) = account.rate_of(priority);
-        let bucket = account.bucket_of(priority);
-        let wait_ms = rate.map_or(0, |rate| bucket.wait_ms(rate, 1, now_ms));
+        let wait = |(rate, bucket): (Rate, &mut Bucket)| bucket.wait_ms(rate, 1, now_ms);
+        let (limited, reason) = account.of(priority);
+        let wait_ms = limited.map_or(0, wait);
         if wait_ms > 0 {
             return Some(Throttled { reason, wait_ms });
         }
@@ -149,9 +174,7 @@ impl Clients {
         if priority == Priority::Alarm {
             return None;
         }
-        let wait_ms = rates
-            .tokens
-            .map_or(0, |rate| account.tokens.wait_ms(rate, 1, now_ms));
+        let wait_ms = account.of_tokens().map_or(0, wait);
         (wait_ms > 0).then_some(Throttled {
             reason: Reason::TokenRate,
             wait_ms,
@@ -189,8 +212,8 @@ impl Clients {
         }
         account.open += 1;
         account.used_ms = now_ms;
-        if let (Some(rate), _) = account.rate_of(priority) {
-            account.bucket_of(priority).take(rate, 1, now_ms);
+        if let (Some((rate, bucket)), _) = account.of(priority) {
+            bucket.take(rate, 1, now_ms);
         }
     }
 
@@ -203,8 +226,8 @@ impl Clients {
     pub fn computed(&mut self, client: ClientId, tokens: u32, cost: u64, now_ms: u64) {
         if let Some(account) = self.accounts.get_mut(&client) {
             account.served = account.served.saturating_add(cost);
-            if let Some(rate) = account.rates.tokens {
-                account.tokens.take(rate, tokens, now_ms);
+            if let Some((rate, bucket)) = account.of_tokens() {
+                bucket.take(rate, tokens, now_ms);
             }
         }
     }
@@ -228,17 +251,17 @@ impl Clients {
     /// Forgets the clients of which there is nothing to remember, and if there are none, one.
     fn forget(&mut self, now_ms: u64) {
         let floor = self.floor;
-        let full = |bucket: &mut Bucket, rate: Option<Rate>| {
-            rate.is_none_or(|rate| bucket.is_full(rate, now_ms))
+        let full = |counted: &mut Option<Counted>| {
+            let counted = counted.as_mut();
+            counted.is_none_or(|counted| counted.is_full(now_ms))
         };
         let mut oldest = None;
         self.accounts.retain(|client, account| {
-            let rates = account.rates;
             let keep = account.open > 0
                 || account.served > floor
-                || !full(&mut account.requests, rates.requests)
-                || !full(&mut account.alarms, rates.alarms)
-                || !full(&mut account.tokens, rates.tokens);
+                || !full(&mut account.requests)
+                || !full(&mut account.alarms)
+                || !full(&mut account.tokens);
             if keep && account.open == 0 {
                 let this = (account.used_ms, *client);
                 oldest = Some(oldest.map_or(this, |oldest| this.min(oldest)));
@@ -345,6 +368,32 @@ mod tests {
         clients.opened(ONE, own, Priority::Batch, 1);
         assert!(clients.throttled(ONE, own, Priority::Batch, 2).is_some());
         assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 2), None);
+    }
+
+    #[test]
+    fn who_has_no_rates_for_a_while_still_owes_what_it_owed() {
+        let mut clients = Clients::new(NONE);
+        let own = Rates {
+            requests: Some(Rate::per_minute(1)),
+            tokens: Some(Rate::per_minute(600)),
+            ..NONE
+        };
+        clients.opened(ONE, own, Priority::Batch, 0);
+        clients.computed(ONE, 1_200, 1_200, 0);
+        // By another rule it may ask for anything, and what it does so does not count.
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 1), None);
+        clients.opened(ONE, NONE, Priority::Batch, 1);
+        let throttled = |clients: &mut Clients, now_ms| {
+            let throttled = clients.throttled(ONE, own, Priority::Batch, now_ms);
+            throttled.map(|throttled| (throttled.reason, throttled.wait_ms))
+        };
+        let by_requests = Some((Reason::RequestRate, 59_998));
+        assert_eq!(throttled(&mut clients, 2), by_requests);
+        // The time without a rate counts.
+        assert_eq!(clients.throttled(ONE, NONE, Priority::Batch, 3), None);
+        let by_tokens = Some((Reason::TokenRate, 100));
+        assert_eq!(throttled(&mut clients, 60_000), by_tokens);
+        assert_eq!(throttled(&mut clients, 60_100), None);
     }
 
     #[test]
