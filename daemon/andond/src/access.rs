@@ -50,12 +50,7 @@ impl Caller {
 
     /// Tells the journal what was denied it, and why.
     pub fn note_denied(&self, why: &dyn fmt::Display) {
-        crate::event!(
-            AccessDenied,
-            client = %self.name(),
-            %why,
-            "a request was not allowed"
-        );
+        note_denied(&self.name(), why);
     }
 
     /// The groups of the process, if it is one.
@@ -78,6 +73,11 @@ impl Caller {
             groups,
         }))
     }
+}
+
+/// Tells the journal what was denied to the caller of this name, and why.
+pub fn note_denied(client: &str, why: &dyn fmt::Display) {
+    crate::event!(AccessDenied, client, %why, "a request was not allowed");
 }
 
 /// What a caller may ask for.

@@ -11,6 +11,7 @@ use andon_engine::grammar::Constraint;
 use andon_wire::limits;
 
 use crate::access::Rights;
+use crate::config::Config;
 use crate::config::limits::LimitsConfig;
 use crate::fault::{Fault, FaultCode};
 
@@ -464,6 +465,25 @@ impl Request {
 }
 
 impl Request {
+    /// The name of the model that a configuration sends this to: its own word, else its task's, else that of all.
+    pub fn model_by(&self, config: &Config) -> String {
+        let by_task = || match &self.input {
+            Input::Task { name, .. } => config.task.get(name)?.model.clone(),
+            _ => None,
+        };
+        let named = self.model.clone().or_else(by_task);
+        named.unwrap_or_else(|| config.model.name())
+    }
+
+    /// The class that this has by its task, if the task is one of the configuration. Of those that come with a model the
+    /// worker knows.
+    pub fn class_by_task(&self, config: &Config) -> Option<Priority> {
+        match &self.input {
+            Input::Task { name, .. } => config.task.get(name)?.priority,
+            _ => None,
+        }
+    }
+
     fn check_values(&self) -> Result<(), Fault> {
         let mut left = VALUES_MAX;
         let messages = match &self.input {

@@ -232,6 +232,52 @@ impl Member {
 }
 
 impl Inner {
+    /// No model is there yet.
+    fn new(
+        config: Current,
+        access: Arc<Access>,
+        registry: Arc<Registry>,
+        telemetry: Arc<Telemetry>,
+        audit: Audit,
+        budget: Arc<Budget>,
+    ) -> Arc<Inner> {
+        let damaged = |error: &dyn fmt::Display| {
+            crate::event!(ModelNamesLost, %error, "the file of models' names is of no use; each answers to its own");
+            registry.set_names_aside();
+            Names::default()
+        };
+        let names = match registry.read_names() {
+            Ok(None) => Names::default(),
+            Ok(Some(text)) => Names::parse(&text).unwrap_or_else(|error| damaged(&error)),
+            Err(error) => damaged(&error),
+        };
+        let (shown, _) = watch::channel(WorkerState::Loading);
+        let (ended, _) = watch::channel(false);
+        let (swaps, _) = broadcast::channel(SWAPS_WAITING_MAX);
+        Arc::new(Inner {
+            config,
+            access,
+            registry,
+            telemetry,
+            audit,
+            machine: Arc::default(),
+            budget,
+            epoch: Instant::now(),
+            state: Mutex::new(State {
+                names,
+                ..State::default()
+            }),
+            changes: Mutex::new(0),
+            changed: Condvar::new(),
+            shown,
+            ended,
+            swaps,
+            handed: Mutex::default(),
+            writing: Mutex::new(()),
+            operator_at_fault: AtomicBool::new(false),
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Every critical section leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -368,41 +414,7 @@ impl Workers {
         audit: Audit,
         budget: Arc<Budget>,
     ) -> std::io::Result<Workers> {
-        let damaged = |error: &dyn fmt::Display| {
-            crate::event!(ModelNamesLost, %error, "the file of models' names is of no use; each answers to its own");
-            registry.set_names_aside();
-            Names::default()
-        };
-        let names = match registry.read_names() {
-            Ok(None) => Names::default(),
-            Ok(Some(text)) => Names::parse(&text).unwrap_or_else(|error| damaged(&error)),
-            Err(error) => damaged(&error),
-        };
-        let (shown, _) = watch::channel(WorkerState::Loading);
-        let (ended, _) = watch::channel(false);
-        let (swaps, _) = broadcast::channel(SWAPS_WAITING_MAX);
-        let inner = Arc::new(Inner {
-            config,
-            access,
-            registry,
-            telemetry,
-            audit,
-            machine: Arc::default(),
-            budget,
-            epoch: Instant::now(),
-            state: Mutex::new(State {
-                names,
-                ..State::default()
-            }),
-            changes: Mutex::new(0),
-            changed: Condvar::new(),
-            shown,
-            ended,
-            swaps,
-            handed: Mutex::default(),
-            writing: Mutex::new(()),
-            operator_at_fault: AtomicBool::new(false),
-        });
+        let inner = Inner::new(config, access, registry, telemetry, audit, budget);
         inner.begin()?;
         let tending = Arc::clone(&inner);
         std::thread::Builder::new()
@@ -413,8 +425,7 @@ impl Workers {
 
     /// The name of the model that a request is for.
     pub fn name_of(&self, request: &Request) -> String {
-        let name = self.inner.name_of(request);
-        name.unwrap_or_else(|| self.inner.default_name())
+        request.model_by(&self.inner.config.get())
     }
 
     /// What the caller of a request may ask for, if this request is among it.
@@ -424,8 +435,9 @@ impl Workers {
     pub fn permit(&self, request: &Request, caller: &Caller) -> Result<Arc<Rights>, Fault> {
         let rights = self.inner.access.rights(caller);
         let permitted = rights.and_then(|rights| {
-            let model = self.name_of(request);
-            rights.check(request, &model, self.inner.class_by_task(request))?;
+            let config = self.inner.config.get();
+            let by_task = request.class_by_task(&config);
+            rights.check(request, &request.model_by(&config), by_task)?;
             Ok(rights)
         });
         or_denied(permitted, caller)

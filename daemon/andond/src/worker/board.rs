@@ -36,11 +36,20 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn new(origin: Origin, client: &str, id: &str) -> Key {
         Key {
-            local: origin != Origin::Mqtt,
+            local: is_local(origin),
             client: client.to_owned(),
             id: id.to_owned(),
         }
     }
+
+    /// Whether it is one of this client's.
+    pub(super) fn is_by(&self, origin: Origin, client: &str) -> bool {
+        self.local == is_local(origin) && self.client == client
+    }
+}
+
+fn is_local(origin: Origin) -> bool {
+    origin != Origin::Mqtt
 }
 
 /// An open request's identity and mailbox.

@@ -94,6 +94,11 @@ impl Handed {
         self.key == Key::new(origin, client, id)
     }
 
+    /// Whether it is one of this client's.
+    pub(crate) fn is_by(&self, origin: Origin, client: &str) -> bool {
+        self.key.is_by(origin, client)
+    }
+
     /// What it asks.
     pub(crate) fn request(&self) -> &Request {
         &self.request

@@ -1,26 +1,21 @@
 //! Which model a request goes to, and what waits until that is known.
 //!
-//! Invariant: a request that was taken goes to a worker or ends; while it is being decided who answers to a name, it waits.
+//! Invariant: a request that was taken goes to a worker or ends; while it is being decided who answers to a name, it waits. It
+//! goes to no model that its rights do not have by the name that it is routed by.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_policy::admission::Reason;
+
 use super::names::Target;
 use super::{Inner, Member, State};
+use crate::access::note_denied;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
 use crate::worker::{Handed, JobStream, SHARE_FOR_ALARMS, WorkerHandle, WorkerState};
 
 impl Inner {
-    /// The model that a request is for.
-    pub(super) fn name_of(&self, request: &Request) -> Option<String> {
-        let by_task = || match &request.input {
-            Input::Task { name, .. } => self.config.get().task.get(name)?.model.clone(),
-            _ => None,
-        };
-        request.model.clone().or_else(by_task)
-    }
-
     pub(super) fn unknown(name: &str) -> Fault {
         let shown: String = name.chars().take(128).collect();
         let message = format!("the model {shown} is not served here");
@@ -30,23 +25,20 @@ impl Inner {
         }
     }
 
-    /// Which model answers a request.
-    fn target_of(&self, state: &State, request: &Request) -> Option<Target> {
-        match self.name_of(request) {
-            Some(name) => self.target(state, &name),
-            None => Some(self.default_target(state)),
-        }
-    }
-
     /// Finds the worker for a request, loading its model if need be.
     pub(super) fn route(
         self: &Arc<Inner>,
         state: &mut State,
         request: &Request,
     ) -> Result<(WorkerHandle, String), Fault> {
-        let Some(target) = self.target_of(state, request) else {
-            return Err(Inner::unknown(&self.name_of(request).unwrap_or_default()));
-        };
+        let config = self.config.get();
+        let name = request.model_by(&config);
+        // Its task may name another model by now than when it was permitted.
+        let by_task = request.class_by_task(&config);
+        let permitted = request.rights.check(request, &name, by_task);
+        permitted.inspect_err(|denied| note_denied(&request.client, denied))?;
+        let target = self.target(state, &name);
+        let target = target.ok_or_else(|| Inner::unknown(&name))?;
         self.check_id(state, Some(&target), request)?;
         let urgent = self.is_urgent(request);
         self.check_open(state, urgent)?;
@@ -82,9 +74,10 @@ impl Inner {
     /// Whether it is known in a moment who answers a request, and whether: who was to has failed, and who did before has its place
     /// again; or its task may be one of those that come with the model, which is being loaded.
     pub(super) fn comes_soon(&self, state: &State, request: &Request) -> bool {
-        let default = self.default_name();
-        let name = self.name_of(request);
-        let name = name.as_deref().unwrap_or(&default);
+        let config = self.config.get();
+        let default = config.model.name();
+        let name = request.model_by(&config);
+        let name = name.as_str();
         let Some(target) = self.target(state, name).filter(|_| !state.stopping) else {
             return false;
         };
@@ -117,10 +110,32 @@ impl Inner {
     /// Keeps a request until that is known.
     pub(super) fn park(&self, state: &State, request: Request) -> Result<JobStream, Fault> {
         self.check_id(state, None, &request)?;
-        self.check_open(state, self.is_urgent(&request))?;
+        let urgent = self.is_urgent(&request);
+        self.check_parked(&request, urgent)?;
+        self.check_open(state, urgent)?;
         let (parked, stream) = Handed::new(request);
         self.handed().push(parked);
         Ok(stream)
+    }
+
+    /// A worker counts what a client has open there; what waits for none is counted here, by the same bound. Alarms may go
+    /// beyond it, as far as places are kept for them.
+    fn check_parked(&self, request: &Request, urgent: bool) -> Result<(), Fault> {
+        let limits = &self.config.get().limits;
+        let beyond = if urgent {
+            limits.queue_max / SHARE_FOR_ALARMS
+        } else {
+            0
+        };
+        let handed = self.handed();
+        let theirs = handed
+            .iter()
+            .filter(|handed| handed.is_by(request.origin, &request.client));
+        if theirs.count() < limits.client_requests_max.saturating_add(beyond) {
+            return Ok(());
+        }
+        let fault = Fault::new(FaultCode::Busy, Reason::ClientFull.to_string());
+        Err(fault.retry_after(Duration::from_secs(1)))
     }
 
     /// Each worker has a queue of its own, and others wait for none; the memory that is promised for requests is that of one
@@ -146,18 +161,10 @@ impl Inner {
         Err(Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(1)))
     }
 
-    /// The class that a request has by its task, if that is one of the configuration. Of those that come with a model the
-    /// worker knows.
-    pub(super) fn class_by_task(&self, request: &Request) -> Option<Priority> {
-        match &request.input {
-            Input::Task { name, .. } => self.config.get().task.get(name)?.priority,
-            _ => None,
-        }
-    }
-
     /// Whether a request is an alarm, by itself or by its task.
     pub(super) fn is_urgent(&self, request: &Request) -> bool {
-        let priority = request.priority.or_else(|| self.class_by_task(request));
+        let by_task = || request.class_by_task(&self.config.get());
+        let priority = request.priority.or_else(by_task);
         priority == Some(Priority::Alarm)
     }
 
@@ -199,5 +206,95 @@ impl Inner {
             }
         }
         waits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{Access, Caller, Rules};
+    use crate::audit::Audit;
+    use crate::config::{Config, Current};
+    use crate::memory::Budget;
+    use crate::registry::Registry;
+    use crate::request::Origin;
+    use crate::telemetry::Telemetry;
+    use crate::workers::Workers;
+
+    /// Workers that run nothing.
+    fn workers(text: &str) -> (Workers, Current) {
+        let config = config(text);
+        let rules = Rules::resolve(&config).expect("known names");
+        let telemetry = Arc::new(Telemetry::new());
+        let current = Current::new(Arc::clone(&config));
+        let inner = Inner::new(
+            current.clone(),
+            Arc::new(Access::new(rules)),
+            Registry::new(config.models.clone(), None, None),
+            Arc::clone(&telemetry),
+            Audit::open(&config, telemetry).expect("nothing to open"),
+            Budget::of(&config),
+        );
+        (Workers { inner }, current)
+    }
+
+    fn config(text: &str) -> Arc<Config> {
+        let text = format!("[model]\npath = \"/nowhere/m.gguf\"\n{text}");
+        Arc::new(Config::parse(&text).expect("a configuration"))
+    }
+
+    fn request(client: &str, id: usize) -> Request {
+        let input = Input::Task {
+            name: "t".to_owned(),
+            input: serde_json::Value::Null,
+        };
+        Request::new(id.to_string(), client, Origin::Mqtt, input)
+    }
+
+    fn task(model: &str) -> String {
+        format!(
+            "[task.t]\ninstructions = \"x\"\nmodel = \"{model}\"\n\
+             [[access]]\nclients = [\"plc\"]\nmodels = [\"small\"]\n"
+        )
+    }
+
+    #[test]
+    fn a_task_that_names_another_model_by_now_is_denied_where_that_may_not_be_asked() {
+        let (workers, current) = workers(&task("small"));
+        let mut request = request("plc", 1);
+        let caller = Caller::Client("plc".into());
+        request.rights = workers.permit(&request, &caller).expect("it may");
+        let routed = |request: &Request| {
+            let mut state = workers.inner.state();
+            workers.inner.route(&mut state, request).map(|_| ())
+        };
+        // Nobody is called so here, which only who may ask for it hears.
+        let fault = routed(&request).expect_err("no such model");
+        assert_eq!(fault.code, FaultCode::UnknownModel, "{}", fault.message);
+        current.replace(config(&task("big")));
+        let fault = routed(&request).expect_err("it may not");
+        assert_eq!(fault.code, FaultCode::Denied, "{}", fault.message);
+        assert!(fault.message.contains("big"), "{}", fault.message);
+    }
+
+    #[test]
+    fn what_waits_for_no_worker_yet_counts_for_its_client() {
+        let (workers, _) = workers("[limits]\nclient-requests-max = 2\nqueue-max = 16\n");
+        let inner = &workers.inner;
+        let mut streams = Vec::new();
+        let mut park = |request| {
+            let parked = inner.park(&inner.state(), request);
+            parked.map(|stream| streams.push(stream))
+        };
+        for id in 0..2 {
+            park(request("plc", id)).expect("a place");
+        }
+        let fault = park(request("plc", 2)).expect_err("it has as many as it may");
+        assert_eq!(fault.code, FaultCode::Busy, "{}", fault.message);
+        assert!(fault.retry_after.is_some());
+        park(request("other", 2)).expect("others have places of their own");
+        let mut alarm = request("plc", 3);
+        alarm.priority = Some(Priority::Alarm);
+        park(alarm).expect("alarms have a few more");
     }
 }
