@@ -2,7 +2,7 @@
 //!
 //! For each request the order is: validate, accept, acknowledge, answer. The desk validates and answers; its
 //! owner hands the request to the worker in between, and the [`Spool`] says when it is safe. It knows no socket, no
-//! worker and no clock: messages, the worker's events, the spool's word and the time come in, letters for the
+//! worker and no clock: messages, who may ask, the worker's events, the spool's word and the time come in, letters for the
 //! [`Outbox`] and what may be acknowledged come out.
 //!
 //! Invariant: a message is acknowledged when what it asks is safe in the spool, or when the broker has the word that it
@@ -32,6 +32,7 @@ use super::message::{AckToken, Incoming, Outgoing, Properties};
 use super::outbox::{Late, Outbox};
 use super::reply::{Format, ReplyTo};
 use super::request::{self, IdSource, Ids, Place, Refusal};
+use crate::access::{Access, Caller};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Origin, Priority, Request};
@@ -161,6 +162,7 @@ struct Job {
 #[derive(Debug)]
 pub(super) struct Desk {
     config: Arc<Config>,
+    access: Arc<Access>,
     telemetry: Arc<Telemetry>,
     spool: Spool,
     notes: mpsc::UnboundedSender<Note>,
@@ -200,6 +202,7 @@ impl Desk {
     /// A base topic or fleet group that is none.
     pub(super) fn new(
         config: Arc<Config>,
+        access: Arc<Access>,
         telemetry: Arc<Telemetry>,
         spool: Spool,
         notes: mpsc::UnboundedSender<Note>,
@@ -218,6 +221,7 @@ impl Desk {
         }
         Ok(Desk {
             config,
+            access,
             telemetry,
             spool,
             notes,
@@ -425,6 +429,13 @@ impl Desk {
                 reply.id = id;
             }
             Some((number, header)) => {
+                // New requests and attempts are looked at where they are handed over. What the broker sends again was asked once,
+                // and keeps what it was granted.
+                if !message.repeated
+                    && let Err(fault) = self.permit(&request)
+                {
+                    return self.turn_away(&reply, &fault.into(), message.ack);
+                }
                 match self.known(number, &header, &key, &mut reply, message) {
                     Repetition::Waits(verdict) => return verdict,
                     // Over the bound, one that is not to be acknowledged hears nothing: nothing else bounds how many of them
@@ -467,6 +478,20 @@ impl Desk {
             kept,
             source,
         }))
+    }
+
+    /// Whether the client of a request that it asked before may ask it now.
+    fn permit(&self, request: &Request) -> Result<(), Fault> {
+        let caller = Caller::Client(request.client.as_str().into());
+        let rights = self.access.rights(&caller);
+        let permitted = rights.and_then(|rights| {
+            let model = request.model_by(&self.config);
+            rights.check(request, &model, request.class_by_task(&self.config))
+        });
+        permitted.map_err(|denied| {
+            caller.note_denied(&denied);
+            denied.into()
+        })
     }
 
     /// Most requests without an answer, or with one that the broker does not have: so many more if it is an alarm, so that who

@@ -146,7 +146,13 @@ impl Frontend {
         let spool = context.spool.clone();
         let orders = spool.orders(Door::Mqtt);
         Ok(Frontend {
-            desk: Desk::new(config.clone(), context.telemetry.clone(), spool, noted)?,
+            desk: Desk::new(
+                config.clone(),
+                Arc::clone(&context.access),
+                context.telemetry.clone(),
+                spool,
+                noted,
+            )?,
             board: Board::new(Duration::from_millis(mqtt.status_interval_ms)),
             attempt: series.first(),
             attempt_at: Instant::now(),

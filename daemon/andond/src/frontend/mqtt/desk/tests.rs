@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
+use crate::access::Rules;
 use crate::config::spool::{Durable, SpoolConfig};
 use crate::frontend::mqtt::message::Version;
 use crate::frontend::mqtt::outbox::Gate;
@@ -15,6 +16,7 @@ use crate::worker::{Chunk, Done, Finish, JobEvent, Timings, Usage};
 struct Bench {
     desk: Desk,
     notes: mpsc::UnboundedReceiver<Note>,
+    access: Arc<Access>,
 }
 
 impl Deref for Bench {
@@ -50,8 +52,14 @@ fn config(requests_max: usize) -> Config {
 fn on(spool: Spool, requests_max: usize) -> Bench {
     let (noted, notes) = mpsc::unbounded_channel();
     let config = Arc::new(config(requests_max));
-    let desk = Desk::new(config, Arc::new(Telemetry::new()), spool, noted).unwrap();
-    Bench { desk, notes }
+    let access = Arc::new(Access::new(Rules::resolve(&config).unwrap()));
+    let telemetry = Arc::new(Telemetry::new());
+    let desk = Desk::new(config, Arc::clone(&access), telemetry, spool, noted).unwrap();
+    Bench {
+        desk,
+        notes,
+        access,
+    }
 }
 
 fn small(requests_max: usize) -> Bench {
@@ -161,6 +169,32 @@ fn a_request_is_submitted_and_answered_once() {
     let again = sent(&mut desk);
     assert_eq!(again[0].1["answer"], "hello");
     assert_eq!(desk.unanswered(), 0);
+}
+
+#[test]
+fn whoever_may_not_ask_any_more_is_given_no_answer_again() {
+    let mut desk = small(4);
+    let verdict = ask(&mut desk, "1", "a");
+    let key = accept(&mut desk, verdict);
+    finish(&mut desk, &key, "hello");
+    sent(&mut desk);
+    let verdict = ask(&mut desk, "2", "a");
+    accept(&mut desk, verdict);
+    let mut denying = config(4);
+    let rule = "clients = [\"plc\"]\ndeny = true\n";
+    denying.access = vec![toml::from_str(rule).unwrap()];
+    desk.access.replace(Rules::resolve(&denying).unwrap());
+    // One was answered, one is being answered.
+    for id in ["1", "2"] {
+        assert!(matches!(ask(&mut desk, id, "a"), Verdict::Later));
+        let refused = sent(&mut desk);
+        assert_eq!(refused[0].1["error"]["code"], "not_allowed", "{refused:?}");
+        assert!(refused.iter().all(|(_, value)| value["answer"].is_null()));
+    }
+    desk.access.replace(Rules::resolve(&config(4)).unwrap());
+    assert!(matches!(ask(&mut desk, "1", "a"), Verdict::Later));
+    desk.hear();
+    assert_eq!(sent(&mut desk)[0].1["answer"], "hello");
 }
 
 #[test]
