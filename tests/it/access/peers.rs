@@ -4,11 +4,15 @@ use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
 use andon_tests::tiny_model::TinyModel;
-use andon_wire::{Egress, ErrorCode, Input, ModelName, Priority, TaskName};
+use andon_wire::{
+    Cancel, ClientFrame, Egress, ErrorCode, Input, ModelName, Priority, RequestId, ServerFrame,
+    TaskName,
+};
 use serde_json::json;
 
 use super::TASKS;
 use super::user::{Answer, User, can_be_others, daemon, started};
+use crate::ctl::{andonctl, good};
 
 /// The user and group `daemon`, which every Linux system has under this number.
 const DAEMON: u32 = 1;
@@ -101,6 +105,49 @@ fn two_users_get_different_rights() {
             || figures.contains(r#"andon_outcomes_total{outcome="not_allowed",origin="wire"} 4"#),
         "{figures}"
     );
+}
+
+#[test]
+fn whoever_may_ask_nothing_any_more_is_told_nothing_on_an_open_connection() {
+    if !can_be_others() {
+        return;
+    }
+    let daemon = daemon(&format!("[[access]]\nusers = [{CLERK}]\n"));
+    let mut talk = User::new(CLERK, &[SHIFT]).greet(&daemon);
+    let welcome = talk.next();
+    let welcome = ServerFrame::decode(&welcome).unwrap();
+    assert!(matches!(welcome, ServerFrame::Welcome(_)), "{welcome:?}");
+    let questions = [
+        ClientFrame::Status,
+        ClientFrame::Models,
+        ClientFrame::Health,
+        ClientFrame::Service,
+        ClientFrame::Draft,
+    ];
+    for question in &questions {
+        talk.send(question);
+        let answer = talk.next();
+        let answer = ServerFrame::decode(&answer).unwrap();
+        assert!(!matches!(answer, ServerFrame::Error(_)), "{answer:?}");
+    }
+    daemon
+        .configure(&format!("[[access]]\nusers = [{CLERK}]\ndeny = true\n"))
+        .unwrap();
+    good(&andonctl(&daemon, &["reload"]));
+    for question in &questions {
+        talk.send(question);
+        let answer = talk.next();
+        let answer = ServerFrame::decode(&answer).unwrap();
+        let denied =
+            matches!(&answer, ServerFrame::Error(fault) if fault.code == ErrorCode::Denied);
+        assert!(denied, "{answer:?}");
+    }
+    // What it asked for before it may still end, and the connection is the same.
+    let id = RequestId::new("1").unwrap();
+    talk.send(&ClientFrame::Cancel(Cancel { id }));
+    let answer = talk.next();
+    let answer = ServerFrame::decode(&answer).unwrap();
+    assert!(matches!(answer, ServerFrame::Cancelled(_)), "{answer:?}");
 }
 
 #[test]

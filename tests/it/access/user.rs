@@ -111,37 +111,68 @@ impl User {
         self.http(daemon, "POST", "/v1/completions", &format!("\n\n{body}"))
     }
 
+    /// A connection to the compact socket that has said hello.
+    pub(super) fn greet(&self, daemon: &Daemon) -> Talk {
+        let (child, stdin, stdout) = self.connect(daemon, "wire.sock");
+        let mut talk = Talk {
+            child,
+            stdin,
+            stdout,
+        };
+        talk.send(&ClientFrame::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            software: "test",
+        }));
+        talk
+    }
+
     /// A short request over the compact socket.
     pub(super) fn ask(&self, daemon: &Daemon, change: impl FnOnce(&mut Ask<'_>)) -> Answer {
-        let (mut child, mut stdin, mut stdout) = self.connect(daemon, "wire.sock");
+        let mut talk = self.greet(daemon);
         let mut ask = Ask::new(RequestId::new("1").unwrap(), Input::Prompt("The belt"));
         ask.tokens_max = Some(2);
         change(&mut ask);
-        let hello = ClientFrame::Hello(Hello {
-            version: PROTOCOL_VERSION,
-            software: "test",
-        });
-        let mut bytes = Vec::new();
-        for frame in [hello, ClientFrame::Ask(ask)] {
-            let mut buffer = vec![0; 64 << 10];
-            bytes.extend_from_slice(frame.encode(&mut buffer).unwrap());
-        }
-        stdin.write_all(&bytes).unwrap();
-        let answer = loop {
-            let mut header = [0; HEADER_BYTES];
-            stdout.read_exact(&mut header).unwrap();
-            let bytes = usize::try_from(u32::from_le_bytes(header)).unwrap();
-            assert!(bytes <= SERVER_FRAME_BYTES_MAX);
-            let mut payload = vec![0; bytes];
-            stdout.read_exact(&mut payload).unwrap();
-            match ServerFrame::decode(&payload).unwrap() {
+        talk.send(&ClientFrame::Ask(ask));
+        loop {
+            match ServerFrame::decode(&talk.next()).unwrap() {
                 ServerFrame::Error(fault) => break Err((fault.code, fault.message.to_owned())),
                 ServerFrame::Done(_) => break Ok(()),
                 _ => {}
             }
-        };
-        child.kill().unwrap();
-        child.wait().unwrap();
-        answer
+        }
+    }
+}
+
+/// A connection of a user to the compact socket.
+pub(super) struct Talk {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+}
+
+impl Talk {
+    pub(super) fn send(&mut self, frame: &ClientFrame<'_>) {
+        let mut buffer = vec![0; 64 << 10];
+        let bytes = frame.encode(&mut buffer).unwrap();
+        self.stdin.write_all(bytes).unwrap();
+    }
+
+    /// The payload of the next frame.
+    pub(super) fn next(&mut self) -> Vec<u8> {
+        let mut header = [0; HEADER_BYTES];
+        self.stdout.read_exact(&mut header).unwrap();
+        let bytes = usize::try_from(u32::from_le_bytes(header)).unwrap();
+        assert!(bytes <= SERVER_FRAME_BYTES_MAX);
+        let mut payload = vec![0; bytes];
+        self.stdout.read_exact(&mut payload).unwrap();
+        payload
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }

@@ -250,6 +250,23 @@ impl Connection {
                 return false;
             }
         };
+        // Rules may have changed since the hello. Requests are looked at where they are handed over; whoever may ask nothing
+        // any more may still cancel, and finish what it was let begin.
+        let goes_on = matches!(
+            frame,
+            ClientFrame::Hello(_)
+                | ClientFrame::Ask(_)
+                | ClientFrame::Embed(_)
+                | ClientFrame::Cancel(_)
+                | ClientFrame::ModelData(_)
+        );
+        if self.welcomed
+            && !goes_on
+            && let Err(fault) = self.let_in().await
+        {
+            // The connection stays for the answers to what was granted before.
+            return self.outgoing.fault(id_of(&frame), &fault).await;
+        }
         match frame {
             ClientFrame::Hello(_) if self.welcomed => self.out_of_order("a second hello").await,
             ClientFrame::Hello(_) => {
@@ -423,6 +440,30 @@ impl Connection {
             model,
         ))
     }
+}
+
+/// The id that a frame's answer is to have.
+fn id_of(frame: &ClientFrame<'_>) -> Option<RequestId> {
+    let id = match frame {
+        ClientFrame::Ask(ask) => &ask.id,
+        ClientFrame::Embed(embed) => &embed.id,
+        ClientFrame::Cancel(cancel) => &cancel.id,
+        ClientFrame::AddModel(ask) => &ask.id,
+        ClientFrame::AddSigned(ask) => &ask.id,
+        ClientFrame::ModelData(data) => &data.id,
+        ClientFrame::ModelTask(task) => &task.id,
+        ClientFrame::CorpusTask(task) => &task.id,
+        ClientFrame::SpoolTask(task) => &task.id,
+        ClientFrame::PageTask(task) => &task.id,
+        ClientFrame::Reload(ask) => &ask.id,
+        ClientFrame::Hello(_)
+        | ClientFrame::Status
+        | ClientFrame::Models
+        | ClientFrame::Health
+        | ClientFrame::Service
+        | ClientFrame::Draft => return None,
+    };
+    Some(id.clone())
 }
 
 fn decode_code(error: &DecodeError) -> ErrorCode {
