@@ -1,14 +1,17 @@
 //! The configuration is read again while the daemon answers.
 
 use std::fs;
-use std::process::Output;
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use andon_tests::broker::{config, free_port};
 use andon_tests::daemon::Daemon;
-use nix::sys::signal::Signal;
+use andon_tests::programs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ctl::{andonctl, bad, good};
@@ -217,6 +220,29 @@ fn a_hangup_does_the_same_and_the_service_manager_hears_of_it() {
     };
     let once = ["RELOADING", "MONOTONIC_USEC", "READY"];
     assert_eq!(kinds, [&["READY"][..], &once, &once].concat());
+}
+
+#[test]
+fn a_hangup_before_anybody_watches_for_it_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("andond.toml");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let daemon = Command::new(programs::folder().unwrap().join("andond"))
+        .arg("--config")
+        .arg(&path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Opens when the daemon has come to where it reads it.
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let id = Pid::from_raw(daemon.id().try_into().unwrap());
+    kill(id, Signal::SIGHUP).unwrap();
+    file.write_all(b"[limits]\nno-such-key = 1\n").unwrap();
+    drop(file);
+    let output = daemon.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{} {said}", output.status);
+    assert!(said.contains("limits.no-such-key"), "{said}");
 }
 
 #[test]

@@ -35,6 +35,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // First of all: unwatched for, it would end the process, and the service manager would call that an orderly end. What reads
+    // the configuration again watches for it later.
+    if let Err(error) = andon_os::ignore_hangups() {
+        eprintln!("SIGHUP cannot be ignored: {error}");
+    }
     // Before anything else is opened, and before there is another thread.
     let passed = Passed::take();
     panics::end_the_process();
@@ -80,7 +85,7 @@ fn run(config: Config, path: &Path, passed: Result<Passed, SocketError>) -> Exit
     }
     // Before there is a second thread, which would not be confined.
     let confined = passed.map_err(Failure::from).and_then(|passed| {
-        let confined = confine::install(&config, path)
+        let confined = confine::install(&config, path, &passed)
             .map_err(|refusal| Failure::Operator(refusal.to_string()))?;
         Ok((passed, confined))
     });
