@@ -118,15 +118,15 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             "make one: `head -c 32 /dev/urandom > FILE`, readable to the daemon's user only",
         );
     }
-    secrets(config, problems);
-    small(config, problems);
-}
-
-/// The part of it that is about who asks and whom the daemon talks to: rules, tokens, passwords and certificates.
-pub fn secrets(config: &Config, problems: &mut Problems) {
     if let Err(found) = Rules::resolve(config) {
         problems.extend(found);
     }
+    link(config, problems);
+    small(config, problems);
+}
+
+/// The part of it that is about whom the daemon talks to: passwords and certificates.
+pub fn link(config: &Config, problems: &mut Problems) {
     if config.mqtt.enabled
         && let Err(error) = frontend::mqtt::check(&config.mqtt)
     {

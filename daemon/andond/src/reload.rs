@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 
 use crate::access::{Access, Rules};
 use crate::check;
-use crate::config::change::change;
+use crate::config::change::{Waiting, change};
 use crate::config::{Config, Current, Problems};
 use crate::confine::Confined;
 use crate::frontend::Context;
@@ -131,36 +131,47 @@ impl Reload {
         outcome
     }
 
+    /// Reads every file once, so that what holds is what was looked at.
     fn read(&self) -> Result<(Arc<Config>, Rules, Reloaded), Problems> {
         let (new, mut problems) = Config::read_unchecked(&self.path)?;
         check::small(&new, &mut problems);
+        let beyond = self.parts.confined.beyond(&new);
+        let waiting = Waiting::of(!beyond.token.is_empty(), !beyond.link.is_empty());
         // What the sandbox hides is not looked at before a restart.
-        if self.parts.confined.beyond(&new).is_empty() {
-            check::secrets(&new, &mut problems);
+        if !waiting.link {
+            check::link(&new, &mut problems);
         }
-        let new = problems.into_result(new)?;
-        let compare = |reachable| {
-            change(&self.parts.current.get(), &new, reachable).map_err(|error| {
-                let mut problems = Problems::default();
-                problems.add("", error, "start the daemon again");
-                problems
-            })
-        };
-        let mut changed = compare(true)?;
-        let beyond = self.parts.confined.beyond(&changed.config);
-        if !beyond.is_empty() {
+        let mut seen = new.clone();
+        if waiting.token {
+            seen.http.token_file = None;
+        }
+        let rules = Rules::resolve(&seen);
+        if let Err(found) = &rules {
+            problems.extend(found.clone());
+        }
+        problems.into_result(())?;
+        let rules = rules?;
+        if waiting.token || waiting.link {
             tracing::warn!(
-                places = beyond.join(", "),
+                places = [beyond.token, beyond.link].concat().join(", "),
                 "the daemon has given up what the new configuration names; it takes a restart"
             );
-            changed = compare(false)?;
         }
+        let keeps_token = waiting.token;
+        let changed = change(&self.parts.current.get(), &new, waiting).map_err(|error| {
+            let mut problems = Problems::default();
+            problems.add("", error, "start the daemon again");
+            problems
+        })?;
         let mut problems = Problems::default();
-        // A live key may not go with another whose new value needs a restart.
         changed.config.check(&mut problems);
-        check::secrets(&changed.config, &mut problems);
         let config = problems.into_result(Arc::new(changed.config))?;
-        let rules = Rules::resolve(&config)?;
+        let token = |config: &Config| (config.http.enabled, config.http.token_file.clone());
+        let rules = if keeps_token || token(&config) != token(&new) {
+            rules.with_token_of(&self.parts.access.rules())
+        } else {
+            rules
+        };
         let reloaded = Reloaded {
             live: changed.live,
             restart: changed.restart,

@@ -96,6 +96,11 @@ impl Passed {
         Ok(Passed(all.collect::<Result<_, _>>()?))
     }
 
+    /// Where they are.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(path, _)| path.as_path())
+    }
+
     /// A front end's socket: the one that was passed for its path, else one bound there as [`Socket::bind`] does.
     ///
     /// # Errors

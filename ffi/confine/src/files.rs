@@ -129,21 +129,26 @@ pub fn available() -> Result<(), Unavailable> {
     rules(true).map(drop)
 }
 
-/// Confines the calling thread, and what it starts, to `places`, and says by which version of Landlock: from 4 on ports are
-/// confined, from 5 on what devices are told, from 6 on signals and abstract sockets.
+/// Confines the calling thread, and what it starts, to `places`. Says by which version of Landlock: from 4 on ports are
+/// confined, from 5 on what devices are told, from 6 on signals and abstract sockets. Says what was granted, too: the places
+/// but for those that are not there or may not be looked at.
 ///
 /// # Errors
 /// The kernel cannot do it, or a path cannot be looked at for another reason than that it is not there or not allowed; nothing
 /// is confined then.
-pub fn restrict(places: &Places) -> Result<u8, Unavailable> {
+pub fn restrict(places: &Places) -> Result<(u8, Places), Unavailable> {
     let mut rules = rules(places.abstract_sockets)?;
-    for (paths, access) in [
-        (&places.read, reading()),
-        (&places.keep, keeping()),
-        (&places.sockets, binding()),
+    let mut granted = places.clone();
+    for (paths, granted, access) in [
+        (&places.read, &mut granted.read, reading()),
+        (&places.keep, &mut granted.keep, keeping()),
+        (&places.sockets, &mut granted.sockets, binding()),
     ] {
         for path in paths {
-            let Some(fd) = open(path)? else { continue };
+            let Some(fd) = open(path)? else {
+                granted.remove(path);
+                continue;
+            };
             // Of a file only what a file can have may be granted.
             let access = if path.is_dir() {
                 access
@@ -168,7 +173,8 @@ pub fn restrict(places: &Places) -> Result<u8, Unavailable> {
     let status = rules.restrict_self().map_err(|error| cannot(&error))?;
     match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => {
-            Ok(u8::try_from(effective_abi as i32).unwrap_or(u8::MAX))
+            let version = u8::try_from(effective_abi as i32).unwrap_or(u8::MAX);
+            Ok((version, granted))
         }
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => {
             Err(Unavailable("Landlock: it went away".to_owned()))
@@ -209,7 +215,7 @@ mod tests {
     /// In a thread of its own, which alone is confined.
     fn confined<T: Send>(places: &Places, f: impl FnOnce(u8) -> T + Send) -> T {
         std::thread::scope(|scope| {
-            let inside = scope.spawn(|| f(restrict(places).expect("a kernel with Landlock")));
+            let inside = scope.spawn(|| f(restrict(places).expect("a kernel with Landlock").0));
             inside.join().expect("no panic")
         })
     }
@@ -259,6 +265,26 @@ mod tests {
         });
         // The thread alone is confined.
         fs::read(at("other/a")).expect("it may be read");
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_granted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (there, absent) = (folder.path().to_owned(), folder.path().join("absent"));
+        let places = Places {
+            read: set(&[there.clone(), absent.clone(), "/no/such/folder".into()]),
+            keep: set(std::slice::from_ref(&absent)),
+            sockets: set(&[absent]),
+            ..Places::default()
+        };
+        let granted = std::thread::scope(|scope| {
+            let inside = scope.spawn(|| restrict(&places).expect("a kernel with Landlock").1);
+            inside.join().expect("no panic")
+        });
+        assert_eq!(granted.read, set(&[there]));
+        assert!(granted.keep.is_empty() && granted.sockets.is_empty());
+        // What appears within a folder that was there can be reached.
+        assert_eq!(places.beyond(&granted).len(), 3);
     }
 
     #[test]

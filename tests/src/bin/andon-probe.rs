@@ -16,6 +16,7 @@ use std::process::{Command, ExitCode, Stdio};
 use andon_confine::attempts::{ATTEMPTS, map_as_code};
 use andond::config::Config;
 use andond::confine::{self, Layer};
+use andond::socket::Passed;
 use clap::Parser;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
@@ -229,7 +230,8 @@ fn attempt(arguments: &Arguments, index: usize) -> u8 {
         let confined = Config::read(path)
             .map_err(|problems| problems.to_string())
             .and_then(|config| {
-                confine::install(&config, path).map_err(|refusal| refusal.to_string())
+                confine::install(&config, path, &Passed::default())
+                    .map_err(|refusal| refusal.to_string())
             });
         match confined {
             Ok(confined) => {

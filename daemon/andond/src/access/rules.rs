@@ -84,6 +84,13 @@ impl Rules {
         })
     }
 
+    /// These, with the token of others.
+    #[must_use]
+    pub fn with_token_of(self, others: &Rules) -> Rules {
+        let token = others.token.clone();
+        Rules { token, ..self }
+    }
+
     /// What the first rule says that fits the caller; `None` if that is nothing.
     pub(super) fn rights(&self, caller: &Caller) -> Option<Arc<Rights>> {
         match &self.rules {

@@ -1,14 +1,15 @@
 //! What becomes of each key when the file is read again: whether its new value holds at once or from the next start on.
 //!
 //! Invariant: every key of every section is in the table, so that whoever adds one has to decide (a test asks), and a key whose
-//! change needs a restart keeps the value that the daemon runs with until there is one.
+//! change needs a restart keeps the value that the daemon runs with until there is one, with those that say one thing together
+//! with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize as _;
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, Problems};
 
 /// When the new value of a key holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,7 +253,7 @@ pub fn effect(section: &str, key: &str) -> Option<Effect> {
 /// What differs between the configuration in force and another.
 #[derive(Debug)]
 pub struct Change {
-    /// The one in force with the values of the other whose keys are live. Not checked.
+    /// The one in force with the values of the other whose keys are live. In order if both are.
     pub config: Config,
     /// The keys, as `section.key`, `task.name` or `access`, whose new values are in it.
     pub live: Vec<String>,
@@ -260,41 +261,129 @@ pub struct Change {
     pub restart: Vec<String>,
 }
 
-/// The live keys that name places, which a sandbox may not let the daemon reach.
-const PLACES: [(&str, &str); 8] = [
+/// A key of a section.
+type Key = (&'static str, &'static str);
+
+/// What a caller by the loopback listener has to show, and whether there is one.
+const TOKEN: &[Key] = &[
+    ("http", "enabled"),
+    ("http", "listen"),
     ("http", "token-file"),
+];
+
+/// To whom the link to the broker is made, and as whom. To another broker it may not come with the login, the certificate, the
+/// session or the topics that were meant for the former.
+const LINK: &[Key] = &[
+    ("gateway", "name"),
+    ("mqtt", "enabled"),
+    ("mqtt", "client-id"),
+    ("mqtt", "base"),
+    ("mqtt", "fleet-group"),
     ("mqtt", "host"),
     ("mqtt", "port"),
+    ("mqtt", "protocol"),
     ("mqtt", "tls"),
+    ("mqtt", "username"),
     ("mqtt", "password-file"),
     ("mqtt", "ca-file"),
     ("mqtt", "certificate-file"),
     ("mqtt", "key-file"),
 ];
 
+/// How many models are kept beside each other.
+const LOADED: &[Key] = &[("models", "preload"), ("models", "loaded-max")];
+
+/// Keys that say one thing together: where the new value of one has to wait for a restart, those of the others wait, too.
+const TOGETHER: &[&[Key]] = &[TOKEN, LINK, LOADED];
+
+/// What has to wait for a restart although its keys are live.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting {
+    /// The token of the loopback listener.
+    pub token: bool,
+    /// The link to the broker.
+    pub link: bool,
+    /// Whole sections.
+    sections: BTreeSet<String>,
+    everything: bool,
+}
+
+impl Waiting {
+    /// These.
+    #[must_use]
+    pub fn of(token: bool, link: bool) -> Waiting {
+        Waiting {
+            token,
+            link,
+            ..Waiting::default()
+        }
+    }
+
+    fn holds(&self, section: &str, key: &str) -> bool {
+        self.everything
+            || self.sections.contains(section)
+            || (self.token && TOKEN.contains(&(section, key)))
+            || (self.link && LINK.contains(&(section, key)))
+    }
+
+    /// Has the sections wait in which there is a problem, and everything where that is known already.
+    fn add(&mut self, problems: &Problems) {
+        let before = self.sections.len();
+        let names = problems.iter().filter_map(|problem| {
+            let name = problem.key.split(['.', '[']).next()?;
+            (!name.is_empty()).then(|| name.to_owned())
+        });
+        self.sections.extend(names);
+        self.everything = self.sections.len() == before;
+    }
+}
+
 /// Compares the configuration in force with another, key by key: it is values that count, not whether the file says what is the
-/// default. Without `reachable`, keys that name other places than before need a restart.
+/// default. What does not go with the values that stay, waits for a restart with them.
 ///
 /// # Errors
 /// What does not let itself be written as TOML: no configuration that was read from it.
-pub fn change(old: &Config, new: &Config, reachable: bool) -> Result<Change, String> {
+pub fn change(old: &Config, new: &Config, mut waiting: Waiting) -> Result<Change, String> {
+    loop {
+        let change = compare(old, new, &waiting)?;
+        let mut problems = Problems::default();
+        change.config.check(&mut problems);
+        if problems.is_empty() || waiting.everything {
+            return Ok(change);
+        }
+        waiting.add(&problems);
+    }
+}
+
+fn compare(old: &Config, new: &Config, waiting: &Waiting) -> Result<Change, String> {
     let table = |config| Table::try_from(config).map_err(|error| error.to_string());
     let (mut merged, new) = (table(old)?, table(new)?);
     let (before, after) = (flat(&merged), flat(&new));
-    let (mut live, mut restart) = (Vec::new(), Vec::new());
     let mut paths: Vec<&(String, String)> = before.keys().chain(after.keys()).collect();
     paths.sort();
     paths.dedup();
-    for path in paths {
-        let value = after.get(path);
-        if before.get(path) == value {
-            continue;
-        }
-        let (section, key) = path;
-        let stays = !reachable && PLACES.contains(&(section.as_str(), key.as_str()));
-        let is_whole = matches!(section.as_str(), "task" | "access");
+    paths.retain(|path| before.get(*path) != after.get(*path));
+    let waits_itself = |section: &str, key: &str| {
+        let is_whole = matches!(section, "task" | "access");
         let is_live = is_whole || effect(section, key) == Some(Effect::Live);
-        let is_live = is_live && !stays;
+        !is_live || waiting.holds(section, key)
+    };
+    let waits = |section: &str, key: &str| {
+        let of_others = TOGETHER
+            .iter()
+            .filter(|keys| keys.contains(&(section, key)));
+        let mut others = of_others.copied().flatten();
+        waits_itself(section, key)
+            || others.any(|&(section, key)| {
+                waits_itself(section, key)
+                    && (paths.iter())
+                        .any(|(of, changed)| (of.as_str(), changed.as_str()) == (section, key))
+            })
+    };
+    let (mut live, mut restart) = (Vec::new(), Vec::new());
+    for path in &paths {
+        let (section, key) = path;
+        let is_live = !waits(section, key);
         let changed = if is_live { &mut live } else { &mut restart };
         if key.is_empty() {
             changed.push(section.clone());
@@ -306,7 +395,7 @@ pub fn change(old: &Config, new: &Config, reachable: bool) -> Result<Change, Str
             _ if key.is_empty() => Some((&mut merged, section)),
             _ => None,
         };
-        match (of.filter(|_| is_live), value) {
+        match (of.filter(|_| is_live), after.get(*path)) {
             (Some((keys, key)), Some(value)) => drop(keys.insert(key.clone(), value.clone())),
             (Some((keys, key)), None) => drop(keys.remove(key)),
             (None, _) => {}
@@ -406,7 +495,7 @@ mod tests {
             "temperature = 0.7\n[engine]\nthreads = 2\nparallel-max = 8\n[log]\nlevel = \"debug\"\n\
              [mqtt]\nbase = \"plant/a\"\n[task.b]\ninstructions = \"B\"\n",
         );
-        let change = change(&old, &new, true).expect("TOML");
+        let change = change(&old, &new, Waiting::default()).expect("TOML");
         // What is said as it is by default is no change.
         assert_eq!(change.restart, ["engine.threads", "mqtt.base"]);
         assert_eq!(
@@ -433,12 +522,121 @@ mod tests {
     fn what_cannot_be_reached_needs_a_restart() {
         let old = parse("");
         let new = parse("[[access]]\nusers = [\"*\"]\n[mqtt]\nport = 1884\nkeep-alive-s = 60\n");
-        let change = change(&old, &new, false).expect("TOML");
+        let waiting = Waiting::of(false, true);
+        let change = change(&old, &new, waiting).expect("TOML");
         assert_eq!(change.restart, ["mqtt.port"]);
         assert_eq!(change.live, ["access", "mqtt.keep-alive-s"]);
         assert_eq!(change.config.access.len(), 1);
         let mqtt = change.config.mqtt;
         assert_eq!((mqtt.port, mqtt.keep_alive_s), (None, 60));
+    }
+
+    #[test]
+    fn the_link_is_made_as_one_configuration_says_and_as_the_other_does_not() {
+        let link = "[mqtt]\nenabled = true\n";
+        let moved =
+            "host = \"b\"\nprotocol = \"3.1.1\"\nusername = \"u\"\npassword-file = \"/p/b\"\n";
+        let old = parse(link);
+        let all = [
+            "mqtt.host",
+            "mqtt.password-file",
+            "mqtt.protocol",
+            "mqtt.username",
+        ];
+        let new = parse(&format!("{link}{moved}"));
+        let live = change(&old, &new, Waiting::default()).expect("TOML");
+        assert_eq!(live.live, all);
+        let waiting = Waiting::of(false, true);
+        let beyond = change(&old, &new, waiting).expect("TOML");
+        assert_eq!(beyond.restart, all);
+        assert!(beyond.live.is_empty());
+        for own in [
+            "[mqtt]\nenabled = true\nclient-id = \"c\"\n",
+            "[mqtt]\nenabled = true\nbase = \"c\"\n",
+            "[mqtt]\nenabled = true\nfleet-group = \"c\"\n",
+            "[gateway]\nname = \"c\"\n[mqtt]\nenabled = true\n",
+        ] {
+            let new = parse(&format!("{own}{moved}requests-max = 7\n"));
+            let change = change(&old, &new, Waiting::default()).expect("TOML");
+            assert_eq!(change.live, ["mqtt.requests-max"], "{own}");
+            assert_eq!(change.restart.len(), all.len() + 1, "{own}");
+            assert_eq!(
+                (
+                    change.config.mqtt.host.as_str(),
+                    change.config.mqtt.username
+                ),
+                ("localhost", None)
+            );
+        }
+    }
+
+    #[test]
+    fn what_goes_with_a_restart_waits_for_it_and_nothing_else_does() {
+        let rules = "[[access]]\nusers = [\"*\"]\ndeny = true\n";
+        let listen = "[http]\nlisten = \"127.0.0.1:1\"\ntoken-file = \"/t\"\n";
+        let two = "[models]\npreload = [\"a\", \"b\"]\nloaded-max = 3\n";
+        for (one, other, restart) in [
+            (listen, "", ["http.listen", "http.token-file"]),
+            (
+                two,
+                "[models]\nloaded-max = 1\n",
+                ["models.loaded-max", "models.preload"],
+            ),
+        ] {
+            for (old, new) in [(one, other), (other, one)] {
+                let new = parse(&format!("{new}{rules}"));
+                let change = change(&parse(old), &new, Waiting::default()).expect("TOML");
+                assert_eq!(
+                    (&change.restart[..], &change.live[..]),
+                    (&restart.map(str::to_owned)[..], &["access".to_owned()][..])
+                );
+                let mut problems = Problems::default();
+                change.config.check(&mut problems);
+                assert!(problems.is_empty(), "{problems}");
+            }
+        }
+        // Alone, each of the live ones holds at once.
+        let token = listen.replace("/t", "/u");
+        let change = |old: &str, new: &str| {
+            let change = change(&parse(old), &parse(new), Waiting::default()).expect("TOML");
+            (change.live, change.restart)
+        };
+        assert_eq!(
+            change(listen, &token),
+            (vec!["http.token-file".to_owned()], vec![])
+        );
+    }
+
+    #[test]
+    fn a_section_waits_whose_new_values_do_not_go_with_those_that_stay() {
+        let mut old = parse("");
+        // As no table says: a value that stays and goes with no other of its section.
+        old.http.listen = Some(([127, 0, 0, 1], 1).into());
+        old.http.token_file = None;
+        let new = parse(
+            "[http]\nlisten = \"127.0.0.1:1\"\ntoken-file = \"/t\"\nconnections-max = 7\n[limits]\ntokens-max = 9\n",
+        );
+        let mut waiting = Waiting::of(true, false);
+        let mut problems = Problems::default();
+        problems.add("http.listen", "", "");
+        problems.add("access[1].users", "", "");
+        waiting.add(&problems);
+        assert!(waiting.holds("access", "") && waiting.holds("http", "connections-max"));
+        assert!(!waiting.everything && !waiting.holds("limits", "tokens-max"));
+        waiting.add(&problems);
+        assert!(waiting.holds("limits", "tokens-max"));
+        // It comes to an end where nothing helps.
+        let waiting = Waiting::of(true, false);
+        let change = change(&old, &new, waiting).expect("TOML");
+        assert!(change.live.is_empty());
+        assert_eq!(
+            change.restart,
+            [
+                "http.connections-max",
+                "http.token-file",
+                "limits.tokens-max"
+            ]
+        );
     }
 
     #[test]
@@ -453,12 +651,12 @@ mod tests {
         // These examples go with the others only as the file's comments say.
         let text = text.replace("tls = false", "tls = true");
         let full = Config::parse(&text).expect("every example at once");
-        let same = change(&full, &full, true).expect("TOML");
+        let same = change(&full, &full, Waiting::default()).expect("TOML");
         assert_eq!((same.live.len(), same.restart.len()), (0, 0));
         assert_eq!(format!("{:?}", same.config), format!("{full:?}"));
         let bare = parse("");
-        let all = change(&bare, &full, true).expect("TOML");
-        let back = change(&all.config, &bare, true).expect("TOML");
+        let all = change(&bare, &full, Waiting::default()).expect("TOML");
+        let back = change(&all.config, &bare, Waiting::default()).expect("TOML");
         assert_eq!(all.live, back.live);
         assert_eq!(format!("{:?}", back.config), format!("{bare:?}"));
     }

@@ -12,13 +12,14 @@ use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use andon_confine::files::Places;
 use andon_confine::{Unavailable, calls, files, names};
 
 use crate::config::Config;
 use crate::config::sandbox::Demand;
+use crate::socket::Passed;
 
 /// How far one of the two is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,19 +47,30 @@ pub struct Confined {
     pub landlock: Layer,
     /// Calls of the system.
     pub seccomp: Layer,
-    file: PathBuf,
-    places: Places,
+    /// What Landlock granted: what was not there then cannot be reached.
+    granted: Places,
+}
+
+/// What a configuration needs for its live keys that was given up: paths and ports, in words. With any of them it takes a new
+/// start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beyond {
+    /// For the token of the loopback listener.
+    pub token: Vec<String>,
+    /// For the link to the broker.
+    pub link: Vec<String>,
 }
 
 impl Confined {
-    /// What another configuration of the same file needs that was given up: paths and ports, in words. With any of them it
-    /// takes a new start.
+    /// What another configuration needs that was given up.
     #[must_use]
-    pub fn beyond(&self, config: &Config) -> Vec<String> {
-        if self.landlock.is_on() {
-            places::of(config, &self.file).beyond(&self.places)
-        } else {
-            Vec::new()
+    pub fn beyond(&self, config: &Config) -> Beyond {
+        if !self.landlock.is_on() {
+            return Beyond::default();
+        }
+        Beyond {
+            token: places::token(config).beyond(&self.granted),
+            link: places::link(config).beyond(&self.granted),
         }
     }
 }
@@ -93,25 +105,33 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Gives up what `config`, read from `file`, does not need. Folders of the daemon's own that are not there yet are made: only
+/// Gives up what `config`, read from `file`, does not need where these sockets were passed. Folders of the daemon's own that are not there yet are made: only
 /// what is there can be granted.
 ///
 /// # Errors
 /// [`Refusal`]; the process is to end then.
-pub fn install(config: &Config, file: &Path) -> Result<Confined, Refusal> {
+pub fn install(config: &Config, file: &Path, passed: &Passed) -> Result<Confined, Refusal> {
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads > 1 {
         return Err(Refusal::Threads(threads));
     }
-    let mut places = Places::default();
+    let mut granted = Places::default();
     let landlock = layer("sandbox.landlock", config.sandbox.landlock, || {
         for folder in places::kept(config) {
             if let Err(error) = make(folder) {
                 tracing::warn!(%error, folder = %folder.display(), "cannot make a folder");
             }
         }
-        places = places::of(config, file);
-        files::restrict(&places)
+        let places = places::of(config, file, &passed.paths().collect::<Vec<_>>());
+        for folder in places.sockets.iter().filter(|path| places::is_shared(path)) {
+            tracing::warn!(
+                folder = %folder.display(),
+                "others keep their files where a socket is to be made, and the daemon can remove them; give it a folder of its own"
+            );
+        }
+        let (version, kept) = files::restrict(&places)?;
+        granted = kept;
+        Ok(version)
     })?;
     // Last: it takes away what the other is made with.
     let seccomp = layer("sandbox.seccomp", config.sandbox.seccomp, || {
@@ -121,8 +141,7 @@ pub fn install(config: &Config, file: &Path) -> Result<Confined, Refusal> {
     Ok(Confined {
         landlock,
         seccomp,
-        file: file.to_owned(),
-        places,
+        granted,
     })
 }
 
@@ -160,5 +179,48 @@ fn make(folder: &Path) -> io::Result<()> {
     match folder.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beyond_is_looked_for_by_what_needs_it() {
+        let read = |text: &str| {
+            Config::parse(&format!("[model]\npath = \"/m.gguf\"\n{text}")).expect("in order")
+        };
+        let link = |more: &str| {
+            format!("[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nusername = \"u\"\n{more}")
+        };
+        let token =
+            |path: &str| format!("[http]\nlisten = \"127.0.0.1:1\"\ntoken-file = {path:?}\n");
+        let start = read(&(link("password-file = \"/p/link/a\"\n") + &token("/p/token/a")));
+        let confined = |landlock| Confined {
+            landlock,
+            seccomp: Layer::Off,
+            granted: places::of(&start, Path::new("/p/etc/c"), &[]),
+        };
+        let on = confined(Layer::On(6));
+        assert_eq!(on.beyond(&start), Beyond::default());
+        let other = read(&(link("password-file = \"/p/link/b\"\n") + &token("/q/token/b")));
+        let beyond = on.beyond(&other);
+        assert!(
+            beyond.link.is_empty() && !beyond.token.is_empty(),
+            "{beyond:?}"
+        );
+        let other = read(&(link("port = 1884\n") + &token("/p/token/b")));
+        let beyond = on.beyond(&other);
+        assert_eq!(
+            (&beyond.link[..], beyond.token.len()),
+            (&["port 1884".to_owned()][..], 0)
+        );
+        assert_eq!(confined(Layer::Off).beyond(&other), Beyond::default());
+        // What only a restart reads is not looked at.
+        let text = link("")
+            + &token("/p/token/a")
+            + "[spool]\nkey-file = \"/q/k\"\n[models]\ndir = \"/q/m\"\n";
+        assert_eq!(on.beyond(&read(&text)), Beyond::default());
     }
 }

@@ -56,23 +56,13 @@ pub fn kept(config: &Config) -> impl Iterator<Item = &Path> {
         .map(PathBuf::as_path)
 }
 
-/// What `config`, read from `file`, needs.
+/// What `config`, read from `file`, needs where the sockets with the paths `passed` are listened on already.
 #[must_use]
-pub fn of(config: &Config, file: &Path) -> Places {
+pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
     let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
     read.insert(config.hardware.sys_dir.clone());
     read.insert(config.hardware.proc_dir.clone());
-    // Where it is a link into what the network's manager makes, which may come later than the daemon.
-    if let Ok(target) = Path::new("/etc/resolv.conf").read_link() {
-        let target = Path::new("/etc").join(target);
-        read.extend(
-            target
-                .ancestors()
-                .skip(1)
-                .find(|path| path.is_dir())
-                .map(Path::to_owned),
-        );
-    }
+    name_servers(Path::new("/etc/resolv.conf"), &mut read);
     read.extend(env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
     // Of the program itself backtraces are made.
     read.extend(env::current_exe().ok());
@@ -81,19 +71,10 @@ pub fn of(config: &Config, file: &Path) -> Places {
         Some(TemplateChoice::File(path)) => Some(path),
         _ => None,
     };
-    let token = Some(&config.http).filter(|http| http.enabled);
-    let token = token.and_then(|http| http.token_file.clone());
-    let mqtt = Some(&config.mqtt).filter(|mqtt| mqtt.enabled);
-    let of_mqtt = mqtt.into_iter().flat_map(|mqtt| {
-        [
-            &mqtt.password_file,
-            &mqtt.ca_file,
-            &mqtt.certificate_file,
-            &mqtt.key_file,
-        ]
-    });
-    let named = of_mqtt
-        .chain([&config.spool.key_file, &token, &template])
+    let (of_token, of_link) = (token(config), link(config));
+    read.extend(of_token.read.into_iter().chain(of_link.read));
+    let named = [&config.spool.key_file, &template]
+        .into_iter()
         .flatten()
         .map(PathBuf::as_path)
         .chain([file]);
@@ -107,34 +88,85 @@ pub fn of(config: &Config, file: &Path) -> Places {
         weights(path, &mut read);
     }
 
-    let mut sockets = BTreeSet::new();
     let mut listen = BTreeSet::new();
     if config.http.enabled {
-        sockets.extend(config.http.socket.parent().map(Path::to_owned));
         listen.extend(config.http.listen.map(|address| address.port()));
     }
-    if config.wire.enabled {
-        sockets.extend(config.wire.socket.parent().map(Path::to_owned));
-    }
-
     listen.extend(config.metrics.listen.map(|address| address.port()));
-
-    let mut connect = BTreeSet::new();
-    if let Some(mqtt) = mqtt {
-        connect.insert(mqtt.port());
-        if mqtt.host.parse::<IpAddr>().is_err() {
-            connect.insert(PORT_DNS);
-        }
-    }
+    let sockets = sockets(config).filter(|socket| !passed.contains(socket));
     Places {
         read,
         keep: kept(config).map(Path::to_owned).collect(),
-        sockets,
+        sockets: sockets
+            .filter_map(|socket| socket.parent().map(Path::to_owned))
+            .collect(),
         listen,
-        connect,
+        connect: of_link.connect,
         // The service manager of a container may be told so.
         abstract_sockets: env::var_os("NOTIFY_SOCKET")
             .is_some_and(|path| path.as_encoded_bytes().starts_with(b"@")),
+    }
+}
+
+/// What the token of the loopback listener needs.
+#[must_use]
+pub fn token(config: &Config) -> Places {
+    let mut places = Places::default();
+    if config.http.enabled
+        && let Some(path) = &config.http.token_file
+    {
+        replaceable(path, &mut places.read);
+    }
+    places
+}
+
+/// What the link to the broker needs.
+#[must_use]
+pub fn link(config: &Config) -> Places {
+    let (mqtt, mut places) = (&config.mqtt, Places::default());
+    if !mqtt.enabled {
+        return places;
+    }
+    let files = [
+        &mqtt.password_file,
+        &mqtt.ca_file,
+        &mqtt.certificate_file,
+        &mqtt.key_file,
+    ];
+    for path in files.into_iter().flatten() {
+        replaceable(path, &mut places.read);
+    }
+    places.connect.insert(mqtt.port());
+    if mqtt.host.parse::<IpAddr>().is_err() {
+        places.connect.insert(PORT_DNS);
+    }
+    places
+}
+
+/// The paths of the Unix sockets.
+fn sockets(config: &Config) -> impl Iterator<Item = &Path> {
+    let http = config.http.enabled.then_some(&config.http.socket);
+    let wire = config.wire.enabled.then_some(&config.wire.socket);
+    http.into_iter().chain(wire).map(PathBuf::as_path)
+}
+
+/// Grants the file with the name servers and its folder where `path` is a link into what the network's manager makes. That may
+/// come later than the daemon, and its folder with it: then the nearest folder that is there, unless it is one of everybody.
+fn name_servers(path: &Path, read: &mut BTreeSet<PathBuf>) {
+    let (Ok(target), Some(beside)) = (path.read_link(), path.parent()) else {
+        return;
+    };
+    let target = beside.join(target);
+    let mut folders = target.ancestors().skip(1).zip(0..);
+    // Without the ".." that such links are made with.
+    let there = folders.find_map(|(folder, up)| Some((folder.canonicalize().ok()?, up)));
+    let Some((folder, up)) = there else { return };
+    if let (0, Some(name)) = (up, target.file_name()) {
+        read.insert(folder.join(name));
+    }
+    // `/run/NetworkManager` is the manager's own.
+    if !is_shared(&folder) || (up == 0 && folder.components().count() > 2) {
+        read.insert(folder);
     }
 }
 
@@ -165,7 +197,7 @@ fn replaceable(path: &Path, read: &mut BTreeSet<PathBuf>) {
 
 /// Whether a folder is one of those that programs and users share: the root, what is in it, and what is in those of it where
 /// each entry is somebody else's.
-fn is_shared(folder: &Path) -> bool {
+pub(super) fn is_shared(folder: &Path) -> bool {
     let mut names = folder.components().filter_map(|component| match component {
         Component::Normal(name) => name.to_str(),
         _ => None,
@@ -265,7 +297,7 @@ mod tests {
                 ""
             };
             let text = format!("{bare}[{section}]\n{name}{key} = {quoted}\n{with}\n");
-            let places = all_of(&of(&read(&text), Path::new("/p/config/andond.toml")));
+            let places = all_of(&of(&read(&text), Path::new("/p/config/andond.toml"), &[]));
             let expected = match key {
                 "host" => PORT_DNS.to_string(),
                 "port" | "listen" => value.rsplit(':').next().unwrap_or(value).to_owned(),
@@ -354,6 +386,54 @@ mod tests {
     }
 
     #[test]
+    fn name_servers_that_are_not_there_yet_open_no_folder_of_everybody() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = folder.path().canonicalize().expect("it is there");
+        std::fs::create_dir(own.join("manager")).expect("made");
+        let granted = |target: &Path| {
+            let link = own.join("resolv.conf");
+            drop(std::fs::remove_file(&link));
+            std::os::unix::fs::symlink(target, &link).expect("a link");
+            let mut read = BTreeSet::new();
+            name_servers(&link, &mut read);
+            read
+        };
+        let up = "../".repeat(own.components().count());
+        for target in [
+            "/no-such-manager/resolv.conf",
+            "/run/no-such-manager/resolv.conf",
+            "/resolv.conf",
+            &format!("{up}run/no-such-manager/resolv.conf"),
+        ] {
+            let read = granted(Path::new(target));
+            assert!(
+                !read.iter().any(|path| is_shared(path) && path.is_dir()),
+                "{read:?}"
+            );
+        }
+        let set = |paths: &[&str]| paths.iter().map(|path| own.join(path)).collect();
+        let there: BTreeSet<PathBuf> = set(&["manager", "manager/resolv.conf"]);
+        assert_eq!(granted(Path::new("manager/resolv.conf")), there);
+        let later: BTreeSet<PathBuf> = set(&["manager"]);
+        assert_eq!(granted(Path::new("manager/later/resolv.conf")), later);
+    }
+
+    #[test]
+    fn sockets_that_were_passed_open_no_folder() {
+        let config = read(
+            "[model]\nname = \"m\"\n[http]\nsocket = \"/p/http/s\"\n[wire]\nsocket = \"/p/wire/s\"\n",
+        );
+        let sockets = |passed: &[&Path]| of(&config, Path::new("/c"), passed).sockets;
+        let (http, wire) = (Path::new("/p/http/s"), Path::new("/p/wire/s"));
+        assert_eq!(
+            sockets(&[]),
+            ["/p/http", "/p/wire"].map(PathBuf::from).into()
+        );
+        assert_eq!(sockets(&[http]), [PathBuf::from("/p/wire")].into());
+        assert!(sockets(&[wire, http]).is_empty());
+    }
+
+    #[test]
     fn every_part_of_a_split_model_is_granted() {
         let mut read = BTreeSet::new();
         weights(Path::new("/mnt/stick/m-00002-of-00003.gguf"), &mut read);
@@ -367,7 +447,7 @@ mod tests {
         let quiet = "[model]\nname = \"m\"\n[spool]\ndurable = \"off\"\ndir = \"/p/spool\"\n[http]\nenabled = false\n\
             listen = \"127.0.0.1:4001\"\ntoken-file = \"/p/token/t\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n\
             [audit]\ndir = \"/p/audit\"\n";
-        let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"));
+        let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"), &[]);
         assert!(places.sockets.is_empty() && places.listen.is_empty() && places.connect.is_empty());
         assert!(!all_of(&places).iter().any(|place| place.starts_with("/p/")));
     }
