@@ -131,7 +131,7 @@ fn a_daemon_that_waits_stops_when_it_is_told() {
 
 #[test]
 fn a_bundle_brings_its_template_and_tasks() {
-    let daemon = Daemon::builder()
+    let mut daemon = Daemon::builder()
         .kept("helper")
         .config(
             "[models]\nbundle-tasks = true\nprobation-s = 0\n\
@@ -206,6 +206,19 @@ fn a_bundle_brings_its_template_and_tasks() {
     assert_eq!(names(&daemon), ["helper"]);
     good(&andonctl(&daemon, &["model", "verify", "helper"]));
     assert_eq!(staged(&daemon), 0);
+
+    // What was altered is used where signatures are only wished for, and the entry says which model's it is.
+    let template = daemon.folder().join("models/helper/chat_template.jinja");
+    fs::remove_file(&template).unwrap();
+    fs::write(&template, "{{ messages[0].content }}").unwrap();
+    daemon.kill().unwrap();
+    daemon.relaunch(&[]).unwrap();
+    daemon.wait_ready().unwrap();
+    let log = daemon.log();
+    let said = log
+        .lines()
+        .find(|line| line.contains("is not what the manifest says, and is used"));
+    assert!(said.is_some_and(|line| line.contains("helper")), "{log}");
 }
 
 #[test]

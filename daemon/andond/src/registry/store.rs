@@ -214,7 +214,9 @@ pub(super) fn text_of(
         if policy == SignaturePolicy::Require {
             return Err(RegistryError::Rejected(why));
         }
-        crate::event!(SignatureBad, "{why}, and is used");
+        // The folder of a model that is kept has its name.
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        crate::event!(SignatureBad, name = &*name, "{why}, and is used");
     }
     Ok(text)
 }
