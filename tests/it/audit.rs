@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use andon_tests::broker::Broker;
 use andon_tests::daemon::Daemon;
 use andon_tests::mount::Mount;
+use andon_tests::tiny_model::TinyModel;
 use andond::audit::Mac;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::ctl::{andonctl, good};
 use crate::metrics::sum;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,6 +56,11 @@ fn ask(daemon: &Daemon, body: &Value) -> Value {
     let reply = daemon.http().post("/v1/completions", body).unwrap();
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json().unwrap()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -130,9 +137,12 @@ fn every_answer_is_recorded_without_its_text() {
         assert!(first[field].is_u64(), "{field} of {first}");
     }
     assert!(["stop", "length"].contains(&first["outcome"].as_str().unwrap()));
-    let digest = Sha256::digest(shape.to_string().as_bytes());
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(all[1]["schema_sha256"], digest);
+    assert_eq!(
+        all[1]["schema_sha256"],
+        sha256(shape.to_string().as_bytes())
+    );
+    // A model that is served by its path has no digests.
+    assert!(first.get("weights_sha256").is_none());
     for (field, value) in [
         ("task", json!("explain")),
         ("client", json!("plc1")),
@@ -189,6 +199,29 @@ fn every_answer_is_recorded_without_its_text() {
     ask(&daemon, &json!({ "prompt": "y", "max_tokens": 1 }));
     assert_eq!(records(&dir, 4).len(), 4);
     assert!((sum(&daemon, "andon_audit_records_total", "") - 1.0).abs() < 0.5);
+}
+
+#[test]
+fn a_record_names_the_weights_of_a_model_that_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("audit");
+    let daemon = Daemon::builder()
+        .kept("helper")
+        .config(&config(&dir, ""))
+        .start()
+        .unwrap();
+    let weights = TinyModel::default().bytes();
+    fs::write(daemon.folder().join("helper.gguf"), &weights).unwrap();
+    good(&andonctl(&daemon, &["model", "add", "helper.gguf"]));
+    let start = Instant::now();
+    while daemon.http().get("/readyz").unwrap().status != 200 {
+        assert!(start.elapsed() < TIMEOUT, "it is never served");
+        thread::sleep(Duration::from_millis(20));
+    }
+    ask(&daemon, &json!({ "prompt": "x", "max_tokens": 1 }));
+    let all = records(&dir, 1);
+    assert_eq!(all[0]["model"], "helper");
+    assert_eq!(all[0]["weights_sha256"], json!([sha256(&weights)]));
 }
 
 #[test]

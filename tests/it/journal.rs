@@ -8,6 +8,8 @@ use andond::telemetry::Event;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
+use crate::ctl::{andonctl, good};
+
 fn catalog() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../systemd/andon.catalog")
 }
@@ -84,6 +86,22 @@ fn the_journal_has_the_fields_of_a_request_and_explains_events() {
         let value = answered[field].as_str().unwrap_or_default();
         assert!(value.parse::<u64>().is_ok(), "{field} of {answered}");
     }
+
+    let input = json!({ "code": secret }).to_string();
+    let asks = [
+        "ask",
+        "--task",
+        "explain",
+        "--input",
+        &input,
+        "--tokens-max",
+        "3",
+    ];
+    good(&andonctl(&daemon, &asks));
+    let of_task = journald.entries(&["TASK=explain"], 1);
+    assert_eq!(of_task[0]["MESSAGE"], "answered");
+    assert_eq!(of_task[0]["ORIGIN"], "wire");
+    assert!(answered.get("TASK").is_none(), "{answered}");
 
     let reply = daemon
         .http()
