@@ -1,7 +1,7 @@
 //! The manual pages of programs that describe themselves: one page a program, made of what clap writes for each command.
 //!
 //! Invariant: a page in `systemd/man` is, byte for byte, what its program says of itself; [`check`] holds them against
-//! each other, and [`write`] makes them anew.
+//! each other, and [`write()`] makes them anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
