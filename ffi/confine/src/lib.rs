@@ -23,3 +23,17 @@ impl std::fmt::Display for Unavailable {
 }
 
 impl std::error::Error for Unavailable {}
+
+/// Sees that this is the only thread, since others would not be bound. An emulator brings some of its own.
+///
+/// # Errors
+/// There are several.
+pub fn alone() -> Result<(), Unavailable> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads > 1 {
+        return Err(Unavailable(format!(
+            "there are {threads} threads, of which it would bind one"
+        )));
+    }
+    Ok(())
+}

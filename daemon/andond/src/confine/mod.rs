@@ -4,12 +4,13 @@
 //! The unit takes much of this from it before it starts; here it goes without what only the configuration tells, and it does so
 //! wherever it is started. Which places a configuration needs is in [`places`], how they are enforced in `andon-confine`.
 //!
-//! Invariant: this happens while there is one thread. Threads that were there before would not be confined.
+//! Invariant: this happens while there is one thread. Threads that were there before would not be confined, so where there are
+//! some, nothing counts as given up.
 
 pub mod places;
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -75,31 +76,22 @@ impl Confined {
     }
 }
 
-/// Why the daemon does not start.
+/// Why the daemon does not start: the configuration requires what the system cannot do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// What the configuration requires the system cannot do.
-    Required {
-        /// The key that does so.
-        key: &'static str,
-        /// What the system says.
-        why: Unavailable,
-    },
-    /// There are threads already, which would not be confined.
-    Threads(usize),
+pub struct Refusal {
+    /// The key that requires it.
+    pub key: &'static str,
+    /// What the system says.
+    pub why: Unavailable,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Required { key, why } => write!(
-                f,
-                "{key}: {why}; set it to \"best-effort\" to start without"
-            ),
-            Refusal::Threads(count) => {
-                write!(f, "there are {count} threads before the sandbox")
-            }
-        }
+        let Refusal { key, why } = self;
+        write!(
+            f,
+            "{key}: {why}; set it to \"best-effort\" to start without"
+        )
     }
 }
 
@@ -111,12 +103,9 @@ impl std::error::Error for Refusal {}
 /// # Errors
 /// [`Refusal`]; the process is to end then.
 pub fn install(config: &Config, file: &Path, passed: &Passed) -> Result<Confined, Refusal> {
-    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads > 1 {
-        return Err(Refusal::Threads(threads));
-    }
     let mut granted = Places::default();
     let landlock = layer("sandbox.landlock", config.sandbox.landlock, || {
+        andon_confine::alone()?;
         for folder in places::kept(config) {
             if let Err(error) = make(folder) {
                 tracing::warn!(%error, folder = %folder.display(), "cannot make a folder");
@@ -135,6 +124,7 @@ pub fn install(config: &Config, file: &Path, passed: &Passed) -> Result<Confined
     })?;
     // Last: it takes away what the other is made with.
     let seccomp = layer("sandbox.seccomp", config.sandbox.seccomp, || {
+        andon_confine::alone()?;
         names::load();
         calls::restrict().map(|()| 1)
     })?;
@@ -159,7 +149,7 @@ fn layer(
             tracing::info!(key, level, "this part of the sandbox is in force");
             Ok(Layer::On(level))
         }
-        Err(why) if demand == Demand::Require => Err(Refusal::Required { key, why }),
+        Err(why) if demand == Demand::Require => Err(Refusal { key, why }),
         Err(why) => {
             crate::event!(SandboxDegraded, key, %why, "this part of the sandbox is missing");
             Ok(Layer::Missing(why.to_string()))
