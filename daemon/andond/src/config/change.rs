@@ -641,13 +641,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_on_the_way_through_toml() {
-        let text: String = SHIPPED
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(code) if !code.starts_with(' ') && !code.is_empty() => format!("{code}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
+        let text = crate::config::tests::shown();
         // These examples go with the others only as the file's comments say.
         let text = text.replace("tls = false", "tls = true");
         let full = Config::parse(&text).expect("every example at once");

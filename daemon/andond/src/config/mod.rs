@@ -28,7 +28,7 @@ pub mod speculation;
 pub mod spool;
 pub mod task;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod wire;
 
 use std::collections::BTreeMap;

@@ -214,16 +214,21 @@ fn prompts_are_not_kept_in_the_clear_beside_encrypted_ones_unless_somebody_says_
     assert!(!keeps("[engine]\nprefix-cache = false\n"));
 }
 
-/// With every example uncommented the file is still in order but for what needs another key first.
-#[test]
-fn the_shipped_file_shows_every_key_and_no_other() {
-    let text: String = SHIPPED
+/// The annotated configuration with every example in force.
+pub(crate) fn shown() -> String {
+    SHIPPED
         .lines()
         .map(|line| match line.strip_prefix('#') {
             Some(code) if !code.starts_with(' ') && !code.is_empty() => format!("{code}\n"),
             _ => format!("{line}\n"),
         })
-        .collect();
+        .collect()
+}
+
+/// With every example uncommented the file is still in order but for what needs another key first.
+#[test]
+fn the_shipped_file_shows_every_key_and_no_other() {
+    let text = shown();
     let problems: Vec<String> = Config::parse(&text).map_or_else(
         |problems| problems.iter().map(|problem| problem.key.clone()).collect(),
         |_| Vec::new(),

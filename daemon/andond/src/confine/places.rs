@@ -214,9 +214,6 @@ pub(super) fn is_shared(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// The annotated default, as it is installed.
-    const SHIPPED: &str = include_str!("../../../../systemd/andond.toml");
-
     /// Every key that names a place, with a value of it and what has to be on besides.
     const KEYS: &[(&str, &str, &str, &str)] = &[
         ("model", "path", "/p/model/m.gguf", ""),
@@ -321,13 +318,7 @@ mod tests {
 
     #[test]
     fn no_key_that_names_a_place_is_forgotten() {
-        let text: String = SHIPPED
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(code) if !code.starts_with(' ') && !code.is_empty() => format!("{code}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
+        let text = crate::config::tests::shown();
         let shown: toml::Table = text.parse().expect("TOML");
         let is_place = |key: &str, value: &str| {
             value.starts_with('/')
