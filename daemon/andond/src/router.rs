@@ -1,0 +1,5 @@
+//! Where a request is answered: here, or by an upstream server.
+//!
+//! Invariant: nothing of a request leaves the gateway without a [`egress::Permit`].
+
+pub mod egress;
