@@ -16,6 +16,7 @@ pub mod memory;
 pub mod queue;
 pub mod rate;
 pub mod residency;
+pub mod route;
 pub mod scheduler;
 pub mod speed;
 pub mod stuck;
