@@ -219,9 +219,10 @@ pub(crate) fn stats(done: &Done) -> String {
         line += &format!("; waited {:.0} ms", timings.queue_us as f64 / 1e3);
     }
     line + &format!(
-        "; {}, {}, {}]",
+        "; {}, {}{}, {}]",
         done.model,
         done.origin.as_str(),
+        if done.origin.is_late() { " (late)" } else { "" },
         done.finish.as_str()
     )
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use andon_engine::grammar::Constraint;
+use andon_policy::route::{Policy, Route};
 use andon_wire::limits;
 
 use crate::access::Rights;
@@ -116,6 +117,28 @@ pub enum Egress {
     Local,
     /// May be answered upstream.
     Any,
+}
+
+/// What a worker's answer to a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    /// It is the answer.
+    #[default]
+    Answer,
+    /// It is the answer, in place of one from upstream. That there is such a request was told before.
+    Fallback,
+    /// It may be set aside for another's; what becomes of it is told elsewhere.
+    Draft,
+}
+
+impl Part {
+    /// Where an answer of this part was made.
+    pub fn route(self) -> Route {
+        match self {
+            Part::Answer | Part::Draft => Route::Local,
+            Part::Fallback => Route::LocalFallback,
+        }
+    }
 }
 
 /// One message of a conversation.
@@ -337,6 +360,12 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// How far it may travel; `None` is the task's, else local.
     pub egress: Option<Egress>,
+    /// Who is to answer; `None` is as its task, its caller's rule or the daemon says.
+    pub policy: Option<Policy>,
+    /// Whether it may wait until upstream can be had; `None` is as its task says, else not.
+    pub waits: Option<bool>,
+    /// What the worker's answer is for.
+    pub part: Part,
     /// Which attempt at an answer it is, from 1: more than that where it was kept and begun before.
     pub attempt: u16,
     /// Whether the client wants chunks. The worker sends them either way; front ends may gather.
@@ -375,6 +404,9 @@ impl Request {
             priority: None,
             deadline: None,
             egress: None,
+            policy: None,
+            waits: None,
+            part: Part::Answer,
             attempt: 1,
             stream: false,
             rights: Arc::default(),

@@ -10,6 +10,7 @@ mod limit;
 pub mod metrics;
 mod models;
 mod plain;
+mod router;
 mod sandbox;
 mod spool;
 

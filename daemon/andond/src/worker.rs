@@ -72,8 +72,8 @@ pub use draft::{DraftFacts, DraftUse};
 pub use text::{apply_template, detokenize, tokenize};
 
 pub use job::{
-    Chunk, Done, Finish, JobEvent, JobStream, Timings, TokenLogprob, TopLogprob, UNREAD_BYTES_MAX,
-    UNREAD_CHUNKS_MAX, Usage, Vectors,
+    Chunk, Done, Feed, Finish, JobEvent, JobStream, Timings, TokenLogprob, TopLogprob,
+    UNREAD_BYTES_MAX, UNREAD_CHUNKS_MAX, Usage, Vectors,
 };
 
 /// Places beside `[engine] parallel-max` that only alarms may take, so that one starts at once.
@@ -411,11 +411,11 @@ impl WorkerHandle {
     /// a deadline passed) arrives as [`JobEvent::Failed`].
     pub fn submit(&self, request: Request) -> Result<JobStream, Fault> {
         let telemetry = &self.shared.telemetry;
-        telemetry.request(request.origin);
         let asked = Asked::of(&request);
+        asked.comes(telemetry);
         match self.shared.admit(Arc::new(request), None) {
             Ok(mailbox) => {
-                telemetry.accepted();
+                asked.taken(telemetry);
                 Ok(JobStream::new(mailbox))
             }
             Err(fault) => {

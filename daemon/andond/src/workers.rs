@@ -460,10 +460,9 @@ impl Workers {
     /// or cannot be loaded now.
     pub fn submit(&self, mut request: Request, caller: &Caller) -> Result<JobStream, Fault> {
         let inner = &self.inner;
-        let origin = request.origin;
         let asked = Asked::of(&request);
         let refused = |fault: &Fault| {
-            inner.telemetry.request(origin);
+            asked.comes(&inner.telemetry);
             asked.refused(&inner.telemetry, fault);
         };
         if let Some(fault) = inner.audit.refuses() {
@@ -477,9 +476,9 @@ impl Workers {
         let mut state = inner.state();
         if inner.comes_soon(&state, &request) {
             let parked = inner.park(&state, request);
-            inner.telemetry.request(origin);
+            asked.comes(&inner.telemetry);
             match &parked {
-                Ok(_) => inner.telemetry.accepted(),
+                Ok(_) => asked.taken(&inner.telemetry),
                 Err(fault) => asked.refused(&inner.telemetry, fault),
             }
             return parked;

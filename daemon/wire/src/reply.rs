@@ -80,17 +80,36 @@ pub enum Origin {
     Cloud,
     /// On the gateway, because upstream did not answer.
     LocalFallback,
+    /// Upstream, after the request waited for that to be there.
+    CloudLate,
+    /// On the gateway, after the request waited for upstream in vain.
+    LocalFallbackLate,
 }
 
 impl Origin {
-    /// The word for this origin in JSON.
+    /// Every origin.
+    pub const ALL: [Self; 5] = [
+        Self::Local,
+        Self::Cloud,
+        Self::LocalFallback,
+        Self::CloudLate,
+        Self::LocalFallbackLate,
+    ];
+
+    /// The word for this origin in JSON; [`Origin::is_late`] is said beside it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
-            Self::Cloud => "cloud",
-            Self::LocalFallback => "local-fallback",
+            Self::Cloud | Self::CloudLate => "cloud",
+            Self::LocalFallback | Self::LocalFallbackLate => "local-fallback",
         }
+    }
+
+    /// Whether the request waited for upstream to be there.
+    #[must_use]
+    pub const fn is_late(self) -> bool {
+        matches!(self, Self::CloudLate | Self::LocalFallbackLate)
     }
 }
 

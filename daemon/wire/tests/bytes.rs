@@ -812,10 +812,7 @@ fn numbers_of_variants() {
         [Finish::Stop, Finish::Length, Finish::Cancelled].map(number),
         [0, 1, 2]
     );
-    assert_eq!(
-        [Origin::Local, Origin::Cloud, Origin::LocalFallback].map(number),
-        [0, 1, 2]
-    );
+    assert_eq!(Origin::ALL.map(number), [0, 1, 2, 3, 4]);
     assert_eq!(
         [
             Readiness::Starting,

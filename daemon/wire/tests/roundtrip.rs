@@ -90,7 +90,7 @@ prop_compose! {
         model in model(),
         (attempt, chunks) in any::<(u16, u32)>(),
         finish in select(vec![Finish::Stop, Finish::Length, Finish::Cancelled]),
-        origin in select(vec![Origin::Local, Origin::Cloud, Origin::LocalFallback]),
+        origin in select(Origin::ALL.to_vec()),
         (prompt_tokens, cached_tokens, completion_tokens) in any::<(u32, u32, u32)>(),
         (queue_us, prefill_us, decode_us, first_token_us) in any::<(u64, u64, u64, u64)>(),
     ) -> Done {

@@ -279,6 +279,7 @@ pub struct Telemetry {
     guesses: Guesses,
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
+    pub(super) routing: super::router::Figures,
     pub(super) audit: AuditMetrics,
     pub(super) config: ConfigMetrics,
     pub(super) models: ModelMetrics,
@@ -431,6 +432,7 @@ impl Telemetry {
             machine: Machine::default(),
             guesses: Guesses::default(),
             constraints: Constraints::default(),
+            routing: super::router::Figures::default(),
             spool: SpoolMetrics::default(),
             audit: AuditMetrics::default(),
             config: ConfigMetrics::default(),
@@ -444,6 +446,7 @@ impl Telemetry {
         telemetry.machine.register(registry);
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
+        telemetry.routing.register(registry);
         telemetry.spool.register(registry);
         telemetry.audit.register(registry);
         telemetry.config.register(registry);
@@ -597,6 +600,12 @@ impl Telemetry {
             Finish::Cancelled => &self.totals.cancelled,
         };
         total.fetch_add(1, Ordering::Relaxed);
+        self.routed(done.route);
+        self.computed(done);
+    }
+
+    /// Counts what was computed here for an answer, or for one that may be set aside.
+    pub fn computed(&self, done: &Done) {
         self.completion_tokens
             .inc_by(done.usage.completion_tokens as u64);
         #[expect(

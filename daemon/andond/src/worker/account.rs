@@ -8,6 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use andon_policy::route::Route;
 use andon_wire::manifest;
 use sha2::{Digest as _, Sha256};
 use tracing::info;
@@ -20,17 +21,17 @@ use super::run::microseconds;
 use crate::audit::{Audit, Digest, Mac, Record, Sampler};
 use crate::event;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{EmbeddingInput, Input, Origin, Priority, Request};
+use crate::request::{EmbeddingInput, Input, Origin, Part, Priority, Request};
 use crate::telemetry::Telemetry;
 
 /// Most bytes of a prompt, and of an answer, that are logged.
 pub const TEXT_BYTES_MAX: usize = 16 * 1024;
 
+/// How the record says that an answer was made which may be set aside for another's.
+const DRAFT: &str = "draft";
+
 /// Most files of a model whose digests are recorded each for itself: a record has a bound.
 const WEIGHTS_MAX: usize = 8;
-
-/// Where requests are answered.
-const ROUTE: &str = "local";
 
 /// Who asks, and for what.
 #[derive(Debug, Clone)]
@@ -42,6 +43,7 @@ pub(crate) struct Asked {
     priority: Option<Priority>,
     attempt: u16,
     choices: u32,
+    part: Part,
 }
 
 impl Asked {
@@ -57,6 +59,7 @@ impl Asked {
             priority: request.priority,
             attempt: request.attempt,
             choices: request.choices,
+            part: request.part,
         }
     }
 
@@ -67,8 +70,25 @@ impl Asked {
         uid.parse().ok()
     }
 
+    /// Counts a request that comes, unless it is a part of one that came before.
+    pub(crate) fn comes(&self, telemetry: &Telemetry) {
+        if self.part == Part::Answer {
+            telemetry.request(self.origin);
+        }
+    }
+
+    /// Counts one that is taken in, unless that was done before.
+    pub(crate) fn taken(&self, telemetry: &Telemetry) {
+        if self.part == Part::Answer {
+            telemetry.accepted();
+        }
+    }
+
     /// Counts a request that is not taken. Over MQTT it is kept, and the front end says what becomes of it.
     pub(crate) fn refused(&self, telemetry: &Telemetry, fault: &Fault) {
+        if self.part != Part::Answer {
+            return;
+        }
         telemetry.refused(self.origin, fault.code);
         if self.origin == Origin::Mqtt {
             return;
@@ -148,6 +168,16 @@ impl Account {
         }
     }
 
+    /// Where its answer is made.
+    pub(super) fn route(&self) -> Route {
+        self.asked.part.route()
+    }
+
+    /// Whether it may be set aside for another.
+    pub(super) fn is_draft(&self) -> bool {
+        self.asked.part == Part::Draft
+    }
+
     fn notes(&self) -> MutexGuard<'_, Notes> {
         // Every critical section leaves the notes whole.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -163,7 +193,7 @@ impl Account {
             origin = asked.origin.name(),
             task = asked.task,
             model = self.model,
-            route = ROUTE,
+            route = self.route().as_str(),
             request_priority = asked.priority.map(Priority::name),
             prompt_tokens,
             "accepted"
@@ -229,6 +259,18 @@ impl Account {
         event: &JobEvent,
     ) {
         match event {
+            // Whoever asked for it tells how the request ends.
+            JobEvent::Done(done) if self.is_draft() => {
+                self.record(audit, weights_sha256, DRAFT, Some(done));
+            }
+            JobEvent::Failed(fault) if self.is_draft() => {
+                tracing::debug!(
+                    request_id = self.asked.id,
+                    client = self.asked.client,
+                    fault = fault.code.name(),
+                    "a draft was not made"
+                );
+            }
             JobEvent::Done(done) => {
                 telemetry.outcome(self.asked.origin, done.finish.name());
                 self.answered(done);
@@ -242,6 +284,7 @@ impl Account {
             JobEvent::Accepted { .. }
             | JobEvent::Started
             | JobEvent::Chunk(_)
+            | JobEvent::Restarted
             | JobEvent::ChoiceDone { .. }
             | JobEvent::Vectors(_) => {}
         }
@@ -265,7 +308,7 @@ impl Account {
             attempt: asked.attempt,
             model: &self.model,
             weights_sha256,
-            route: ROUTE,
+            route: self.route().as_str(),
             seed: notes.drawn.map(|drawn| drawn.seed),
             sampler: notes.drawn.map(|drawn| drawn.sampler),
             tokens_max: notes.drawn.and_then(|drawn| drawn.tokens_max),
@@ -295,7 +338,7 @@ impl Account {
             origin = asked.origin.name(),
             task = asked.task,
             model = self.model,
-            route = ROUTE,
+            route = self.route().as_str(),
             request_priority = asked.priority.map(Priority::name),
             finish = done.finish.name(),
             prompt_tokens = usage.prompt_tokens,
@@ -323,7 +366,7 @@ impl Account {
                     origin = asked.origin.name(),
                     task = asked.task,
                     model = self.model,
-                    route = ROUTE,
+                    route = self.route().as_str(),
                     request_priority = asked.priority.map(Priority::name),
                     fault = fault.code.name(),
                     why = fault.message,

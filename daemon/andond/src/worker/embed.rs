@@ -172,19 +172,17 @@ fn finish(shared: &Shared, running: Running, dimensions: usize) {
         .started
         .saturating_duration_since(running.job.submitted);
     let prefill_us = microseconds(running.busy);
-    let done = Done {
-        finish: Finish::Stop,
-        usage: Usage {
-            prompt_tokens: running.request.tokens(),
-            ..Usage::default()
-        },
-        timings: Timings {
-            queue_us: microseconds(waited),
-            prefill_us,
-            decode_us: 0,
-            first_token_us: microseconds(running.job.submitted.elapsed()),
-        },
+    let usage = Usage {
+        prompt_tokens: running.request.tokens(),
+        ..Usage::default()
     };
+    let timings = Timings {
+        queue_us: microseconds(waited),
+        prefill_us,
+        decode_us: 0,
+        first_token_us: microseconds(running.job.submitted.elapsed()),
+    };
+    let done = Done::new(Finish::Stop, usage, timings);
     shared.telemetry.answered(&done);
     running.job.mailbox.post(JobEvent::Vectors(Vectors {
         dimensions: running.request.dimensions.unwrap_or(dimensions),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use andon_engine::calls::CallFormat;
+use andon_policy::route::Route;
 use tokio::sync::Notify;
 
 use super::Shared;
@@ -114,7 +115,7 @@ pub struct Vectors {
 }
 
 /// An answer's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
     /// Why it ended.
     pub finish: Finish,
@@ -122,10 +123,41 @@ pub struct Done {
     pub usage: Usage,
     /// Time spent.
     pub timings: Timings,
+    /// Where it was made.
+    pub route: Route,
+    /// Whether it waited for upstream to be there.
+    pub late: bool,
+    /// The model that made it, as its upstream calls it; `None` if it was made here.
+    pub model: Option<Arc<str>>,
+}
+
+impl Done {
+    /// The end of an answer that was made here.
+    pub const fn new(finish: Finish, usage: Usage, timings: Timings) -> Done {
+        Done {
+            finish,
+            usage,
+            timings,
+            route: Route::Local,
+            late: false,
+            model: None,
+        }
+    }
+
+    /// Where the answer was made, as the compact protocol has it.
+    pub fn origin(&self) -> andon_wire::Origin {
+        match (self.route, self.late) {
+            (Route::Local, _) => andon_wire::Origin::Local,
+            (Route::Cloud, false) => andon_wire::Origin::Cloud,
+            (Route::Cloud, true) => andon_wire::Origin::CloudLate,
+            (Route::LocalFallback, false) => andon_wire::Origin::LocalFallback,
+            (Route::LocalFallback, true) => andon_wire::Origin::LocalFallbackLate,
+        }
+    }
 }
 
 /// What becomes of a job, in this order: `Accepted`, `Started`, any number of `Chunk`s (and `ChoiceDone`s, if it has
-/// several answers), then exactly one of `Done` and `Failed`. `Failed` may come at any point.
+/// several answers; and `Restarted`s), then exactly one of `Done` and `Failed`. `Failed` may come at any point.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
     /// Valid, rendered and in the queue.
@@ -139,6 +171,9 @@ pub enum JobEvent {
     Started,
     /// A piece of the answer.
     Chunk(Chunk),
+    /// The pieces so far are void, and the answer begins again: who made them cannot go on. It does not happen to an answer that is
+    /// streamed over HTTP, where nothing could say so.
+    Restarted,
     /// One of several answers is complete; with one answer only `Done` says so.
     ChoiceDone {
         /// Which, from 0.
@@ -181,6 +216,8 @@ pub(super) struct Mailbox {
     arrived: Notify,
     reader_gone: AtomicBool,
     cancelled: AtomicBool,
+    /// Tells whoever writes that it should look whether the job is wanted.
+    unwanted: Notify,
     /// Who is to look when the reader goes.
     worker: Mutex<Weak<Shared>>,
 }
@@ -284,6 +321,7 @@ impl Mailbox {
     /// Asks for the job to be ended.
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+        self.unwanted.notify_one();
     }
 
     fn take(&self) -> Option<JobEvent> {
@@ -367,12 +405,66 @@ impl JobStream {
     }
 }
 
+/// What is written for a [`JobStream`] by somebody who is no worker. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Feed {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Feed {
+    /// A place to write to.
+    pub fn new() -> Feed {
+        Feed::default()
+    }
+
+    /// What is read of it; to be asked for once.
+    pub fn stream(&self) -> JobStream {
+        JobStream::new(Arc::clone(&self.mailbox))
+    }
+
+    /// Puts an event other than a chunk. Nothing is taken after a terminal one.
+    pub fn post(&self, event: JobEvent) {
+        self.mailbox.post(event);
+    }
+
+    /// Puts a piece of the answer.
+    ///
+    /// # Errors
+    /// [`FaultCode::SlowReader`] if the reader has left too much unread; nothing was put.
+    pub fn post_chunk(
+        &self,
+        choice: u32,
+        text: &str,
+        logprobs: Vec<TokenLogprob>,
+    ) -> Result<(), Fault> {
+        self.mailbox.post_chunk(choice, text, logprobs)
+    }
+
+    /// Asks for the job to be ended.
+    pub fn cancel(&self) {
+        self.mailbox.cancel();
+    }
+
+    /// Whether the job should be ended: the client said so, or nobody reads.
+    pub fn is_unwanted(&self) -> bool {
+        self.mailbox.cancelled()
+    }
+
+    /// Waits until that is so; for one task at a time. Cancel safe.
+    pub async fn unwanted(&self) {
+        while !self.is_unwanted() {
+            self.mailbox.unwanted.notified().await;
+        }
+    }
+}
+
 impl Drop for JobStream {
     fn drop(&mut self) {
         if self.ended {
             return;
         }
         self.mailbox.reader_gone.store(true, Ordering::Relaxed);
+        self.mailbox.unwanted.notify_one();
         let worker = self.mailbox.worker.lock();
         let worker = worker.unwrap_or_else(PoisonError::into_inner).upgrade();
         if let Some(worker) = worker {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::calls::{Part, Reading, gather};
 use super::error::ApiError;
 use super::json_response;
-use super::shape::{Answer, Shape};
+use super::shape::{Answer, ROUTE_HEADER, Shape};
 use crate::fault::{Fault, FaultCode};
 use crate::worker::{Done, Finish, JobEvent, JobStream, TokenLogprob};
 
@@ -102,27 +102,27 @@ impl Jobs {
     /// Notes the end of a job. Says what all took, if it was the last.
     fn done(&mut self, done: &Done) -> Option<Done> {
         self.open = self.open.saturating_sub(1);
-        let spent = match self.spent {
-            None => *done,
-            Some(before) => together(&before, done),
+        let spent = match self.spent.take() {
+            None => done.clone(),
+            Some(before) => together(before, done),
         };
         self.spent = Some(spent);
-        (self.open == 0).then_some(spent)
+        self.spent.clone().filter(|_| self.open == 0)
     }
 }
 
 /// What two jobs took: tokens add up, and of times the longer is what the client waits for.
-fn together(a: &Done, b: &Done) -> Done {
-    let mut sum = *a;
+fn together(a: Done, b: &Done) -> Done {
+    let mut sum = a;
     sum.usage.prompt_tokens += b.usage.prompt_tokens;
     sum.usage.cached_tokens += b.usage.cached_tokens;
     sum.usage.completion_tokens += b.usage.completion_tokens;
     sum.usage.guessed_tokens += b.usage.guessed_tokens;
     sum.usage.accepted_tokens += b.usage.accepted_tokens;
-    sum.timings.queue_us = a.timings.queue_us.max(b.timings.queue_us);
-    sum.timings.prefill_us = a.timings.prefill_us.max(b.timings.prefill_us);
-    sum.timings.decode_us = a.timings.decode_us.max(b.timings.decode_us);
-    sum.timings.first_token_us = a.timings.first_token_us.min(b.timings.first_token_us);
+    sum.timings.queue_us = sum.timings.queue_us.max(b.timings.queue_us);
+    sum.timings.prefill_us = sum.timings.prefill_us.max(b.timings.prefill_us);
+    sum.timings.decode_us = sum.timings.decode_us.max(b.timings.decode_us);
+    sum.timings.first_token_us = sum.timings.first_token_us.min(b.timings.first_token_us);
     sum
 }
 
@@ -155,6 +155,16 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
             }
             // No request for embeddings is answered here.
             JobEvent::Started | JobEvent::Vectors(_) => {}
+            JobEvent::Restarted => {
+                let (first, count) = (jobs.index(job, 0), jobs.choices);
+                for answer in answers.iter_mut().skip(first).take(count) {
+                    *answer = Answer::default();
+                }
+                let fresh = jobs.readings(shape.id()).into_iter().skip(first);
+                for (reading, fresh) in readings.iter_mut().skip(first).take(count).zip(fresh) {
+                    *reading = fresh;
+                }
+            }
             JobEvent::Chunk(chunk) => {
                 let index = jobs.index(job, chunk.choice);
                 if let Some((answer, reading)) = answers.get_mut(index).zip(readings.get_mut(index))
@@ -185,13 +195,23 @@ pub(super) async fn whole(mut jobs: Jobs, mut shape: Shape) -> Result<Response<B
                             answer.text.insert_str(0, echo);
                         }
                     }
-                    return Ok(json_response(&shape.whole(&answers, &spent)));
+                    return Ok(with_route(
+                        json_response(&shape.whole(&answers, &spent)),
+                        &spent,
+                    ));
                 }
             }
             JobEvent::Failed(fault) => return Err(fault.into()),
         }
     }
     Err(broken_off().into())
+}
+
+/// A reply that says in its head where the answer was made.
+pub(super) fn with_route(mut response: Response<Body>, done: &Done) -> Response<Body> {
+    let route = HeaderValue::from_static(done.route.as_str());
+    response.headers_mut().insert(ROUTE_HEADER, route);
+    response
 }
 
 /// Waits until the engine begins, then streams. What fails before that still gets a status of its own.
@@ -269,6 +289,11 @@ impl Frames {
             let (job, event) = self.jobs.next().await?;
             match event {
                 JobEvent::Accepted { .. } | JobEvent::Started | JobEvent::Vectors(_) => {}
+                JobEvent::Restarted => {
+                    self.over = true;
+                    self.ending.set(Err(FaultCode::Internal));
+                    return Some(frame(&ApiError::from(broken_off()).body()));
+                }
                 JobEvent::Chunk(chunk) => {
                     let index = self.jobs.index(job, chunk.choice);
                     self.take(index, &chunk.text, &chunk.logprobs);

@@ -253,14 +253,12 @@ mod tests {
             dimensions: 2,
             values: vec![1.0, -0.5, 0.0, 2.0],
         };
-        let done = crate::worker::Done {
-            finish: crate::worker::Finish::Stop,
-            usage: crate::worker::Usage {
-                prompt_tokens: 5,
-                ..Default::default()
-            },
-            timings: crate::worker::Timings::default(),
+        let usage = crate::worker::Usage {
+            prompt_tokens: 5,
+            ..Default::default()
         };
+        let finish = crate::worker::Finish::Stop;
+        let done = Done::new(finish, usage, crate::worker::Timings::default());
         for (encoding, first, second) in [
             (Encoding::Float, json!([1.0, -0.5]), json!([0.0, 2.0])),
             (

@@ -18,7 +18,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parse::{common, refuse_unsupported};
 use super::serve::Client;
-use super::shape::timings;
+use super::shape::{timings, whence};
 use super::{HttpRequest, Service, json_response};
 use crate::request::{GAP_FILES_MAX, Gap, Input, Origin, Request};
 use crate::worker::{Done, JobEvent, JobStream};
@@ -151,6 +151,7 @@ async fn whole(mut job: JobStream, model: &str) -> Result<Response<Body>, ApiErr
             | JobEvent::Started
             | JobEvent::ChoiceDone { .. }
             | JobEvent::Vectors(_) => {}
+            JobEvent::Restarted => text.clear(),
             JobEvent::Chunk(chunk) => text.push_str(&chunk.text),
             JobEvent::Done(done) => return Ok(json_response(&last(&text, model, &done))),
             JobEvent::Failed(fault) => return Err(fault.into()),
@@ -180,6 +181,7 @@ async fn streamed(mut job: JobStream, model: String) -> Result<Response<Body>, A
                     json!({"index": 0, "content": chunk.text, "stop": false})
                 }
                 JobEvent::Done(done) => last("", &model, &done),
+                JobEvent::Restarted => ApiError::from(broken_off()).body(),
                 // The status is sent long since; clients look for an error object in the stream.
                 JobEvent::Failed(fault) => ApiError::from(fault).body(),
             };
@@ -210,6 +212,7 @@ fn last(text: &str, model: &str, done: &Done) -> Value {
         "tokens_predicted": usage.completion_tokens,
         "truncated": false,
         "timings": timings,
+        "andon": whence(done),
     })
 }
 

@@ -93,11 +93,12 @@ impl Shape {
             "id": self.frame.id,
             "object": object,
             "created": self.frame.created_s,
-            "model": self.frame.model,
+            "model": done.model.as_deref().unwrap_or(&self.frame.model),
             "system_fingerprint": self.frame.fingerprint,
             "choices": choices,
             "usage": usage(done),
             "timings": timings(done),
+            "andon": whence(done),
         })
     }
 
@@ -169,6 +170,7 @@ impl Shape {
         let mut chunk = self.chunk_object(&json!([choice]));
         if let (Value::Object(chunk), Some(done)) = (&mut chunk, done) {
             chunk.insert("timings".to_owned(), timings(done));
+            chunk.insert("andon".to_owned(), whence(done));
         }
         chunk
     }
@@ -307,6 +309,22 @@ fn usage(done: &Done) -> Value {
     })
 }
 
+/// An extension: where the answer was made, whether it waited for upstream to be there, and by which model if not by the
+/// served one.
+pub(super) fn whence(done: &Done) -> Value {
+    let mut whence = json!({"route": done.route.as_str()});
+    if done.late {
+        whence["late"] = true.into();
+    }
+    if let Some(model) = &done.model {
+        whence["model"] = (**model).into();
+    }
+    whence
+}
+
+/// The header of a reply that says where its answer was made.
+pub(super) const ROUTE_HEADER: &str = "andon-route";
+
 /// An extension: where the time went.
 pub(super) fn timings(done: &Done) -> Value {
     let timings = &done.timings;
@@ -351,22 +369,20 @@ mod tests {
     use crate::worker::{Finish, Timings, TopLogprob, Usage};
 
     fn done() -> Done {
-        Done {
-            finish: Finish::Stop,
-            usage: Usage {
-                prompt_tokens: 10,
-                cached_tokens: 4,
-                completion_tokens: 5,
-                guessed_tokens: 3,
-                accepted_tokens: 2,
-            },
-            timings: Timings {
-                queue_us: 100,
-                prefill_us: 2000,
-                decode_us: 8000,
-                first_token_us: 2100,
-            },
-        }
+        let usage = Usage {
+            prompt_tokens: 10,
+            cached_tokens: 4,
+            completion_tokens: 5,
+            guessed_tokens: 3,
+            accepted_tokens: 2,
+        };
+        let timings = Timings {
+            queue_us: 100,
+            prefill_us: 2000,
+            decode_us: 8000,
+            first_token_us: 2100,
+        };
+        Done::new(Finish::Stop, usage, timings)
     }
 
     fn shape(endpoint: Endpoint) -> Shape {

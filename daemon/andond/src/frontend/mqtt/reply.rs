@@ -78,7 +78,7 @@ pub(super) struct Answer<'a> {
     /// The text.
     pub(super) text: &'a str,
     /// The end of the job.
-    pub(super) done: Done,
+    pub(super) done: &'a Done,
     /// The model that answered.
     pub(super) model: &'a str,
     /// Which attempt this is, from 1.
@@ -153,7 +153,17 @@ impl ReplyTo {
                 Some(answer.chunks_sent),
             )],
             Format::Text => {
-                vec![self.message(answer.text.to_owned(), "answer", Some(answer.chunks_sent))]
+                let text = answer.text.to_owned();
+                let mut message = self.message(text, "answer", Some(answer.chunks_sent));
+                let mut say = |key: &str, value: &str| {
+                    let user = &mut message.properties.user;
+                    user.push((key.to_owned(), value.to_owned()));
+                };
+                say("origin", answer.done.route.as_str());
+                if answer.done.late {
+                    say("late", "true");
+                }
+                vec![message]
             }
             Format::Postcard => {
                 // Without chunks before it, the text comes now; the frame that ends an answer has none.
@@ -262,6 +272,9 @@ impl ReplyTo {
             finish,
             usage,
             timings,
+            route,
+            late,
+            ..
         } = answer.done;
         let mut value = json!({
             "type": "answer",
@@ -271,7 +284,7 @@ impl ReplyTo {
             "answer": answer.text,
             "finish": finish.name(),
             "model": answer.model,
-            "origin": "local",
+            "origin": route.as_str(),
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "cached_tokens": usage.cached_tokens,
@@ -289,6 +302,9 @@ impl ReplyTo {
         if let Some(task) = &self.task {
             value["task"] = task.as_str().into();
         }
+        if *late {
+            value["late"] = true.into();
+        }
         value
     }
 
@@ -297,6 +313,7 @@ impl ReplyTo {
             finish,
             usage,
             timings,
+            ..
         } = answer.done;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         // A model's name that does not fit is cut rather than the answer lost.
@@ -307,7 +324,7 @@ impl ReplyTo {
             id: self.id.clone(),
             attempt: answer.attempt,
             chunks,
-            finish: match finish {
+            finish: match *finish {
                 Finish::Stop => andon_wire::Finish::Stop,
                 Finish::Length => andon_wire::Finish::Length,
                 Finish::Cancelled => andon_wire::Finish::Cancelled,
@@ -324,7 +341,7 @@ impl ReplyTo {
                 decode_us: timings.decode_us,
                 first_token_us: timings.first_token_us,
             },
-            origin: andon_wire::Origin::Local,
+            origin: answer.done.origin(),
         })
     }
 
@@ -451,20 +468,27 @@ mod tests {
         }
     }
 
+    static DONE: Done = Done::new(
+        Finish::Stop,
+        Usage {
+            prompt_tokens: 3,
+            cached_tokens: 1,
+            completion_tokens: 2,
+            guessed_tokens: 1,
+            accepted_tokens: 1,
+        },
+        Timings {
+            queue_us: 0,
+            prefill_us: 0,
+            decode_us: 0,
+            first_token_us: 0,
+        },
+    );
+
     fn answer(text: &str) -> Answer<'_> {
         Answer {
             text,
-            done: Done {
-                finish: Finish::Stop,
-                usage: Usage {
-                    prompt_tokens: 3,
-                    cached_tokens: 1,
-                    completion_tokens: 2,
-                    guessed_tokens: 1,
-                    accepted_tokens: 1,
-                },
-                timings: Timings::default(),
-            },
+            done: &DONE,
             model: "tiny",
             attempt: 1,
             chunks_sent: 0,

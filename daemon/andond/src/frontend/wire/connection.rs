@@ -395,6 +395,7 @@ impl Connection {
                     context: self.context.clone(),
                     stream,
                     model,
+                    attempt: 1,
                     sent: 0,
                 };
                 self.asks.spawn(answer.run(job));
@@ -485,7 +486,9 @@ struct Answer {
     stream: bool,
     /// The name of the model that was asked.
     model: String,
-    /// Chunks sent.
+    /// Which attempt at the answer this is, from 1.
+    attempt: u16,
+    /// Chunks of it sent.
     sent: u32,
 }
 
@@ -497,6 +500,13 @@ impl Answer {
                 JobEvent::Accepted { .. } => self.accepted().await,
                 // Requests that come this way have one answer.
                 JobEvent::Started | JobEvent::ChoiceDone { .. } => true,
+                JobEvent::Restarted => {
+                    gathered.clear();
+                    if self.sent > 0 {
+                        (self.sent, self.attempt) = (0, self.attempt.saturating_add(1));
+                    }
+                    true
+                }
                 JobEvent::Vectors(vectors) => self.vector(&vectors.values).await,
                 JobEvent::Chunk(chunk) if self.stream => self.text(&chunk.text).await,
                 JobEvent::Chunk(chunk) => {
@@ -505,9 +515,11 @@ impl Answer {
                 }
                 JobEvent::Done(done) => {
                     self.text(&gathered).await;
-                    match ModelName::new(&self.model) {
+                    let name = done.model.as_deref().unwrap_or(&self.model);
+                    match ModelName::new(shorten(name, ModelName::BYTES_MAX)) {
                         Ok(model) => {
-                            let done = convert::done(self.id.clone(), model, self.sent, &done);
+                            let mut done = convert::done(self.id.clone(), model, self.sent, &done);
+                            done.attempt = self.attempt;
                             self.outgoing.send(&ServerFrame::Done(done)).await
                         }
                         // The configuration's check lets no such name through.
@@ -566,7 +578,7 @@ impl Answer {
             let piece = shorten(text, CHUNK_TEXT_BYTES_MAX);
             let chunk = Chunk {
                 id: self.id.clone(),
-                attempt: 1,
+                attempt: self.attempt,
                 sequence: self.sent,
                 text: piece,
             };

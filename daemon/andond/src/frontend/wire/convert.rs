@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use andon_wire::{
     Ask, AskError, Done as WireDone, DraftStatus, Embed, ErrorCode, Finish as WireFinish,
-    Input as WireInput, ModelEntry, ModelName, ModelStatus, MqttStatus, Origin as WireOrigin,
-    QueueStatus, Readiness, RequestId, SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus,
-    Status as WireStatus,
+    Input as WireInput, ModelEntry, ModelName, ModelStatus, MqttStatus, QueueStatus, Readiness,
+    RequestId, SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus, Status as WireStatus,
 };
 
 use crate::confine::Layer;
@@ -143,7 +142,7 @@ pub(super) fn done(id: RequestId, model: ModelName, chunks: u32, done: &Done) ->
             decode_us: done.timings.decode_us,
             first_token_us: done.timings.first_token_us,
         },
-        origin: WireOrigin::Local,
+        origin: done.origin(),
     }
 }
 

@@ -127,9 +127,8 @@ fn conclude(shared: &Shared, mut running: Running) {
         running.fault.get_or_insert_with(late);
     }
     let done = |finish| Done {
-        finish,
-        usage: running.usage,
-        timings: running.timings,
+        route: running.job.account.route(),
+        ..Done::new(finish, running.usage, running.timings)
     };
     let finish = running.choices.first().and_then(|&(_, finish)| finish);
     let event = match (running.fault, finish) {
@@ -143,7 +142,11 @@ fn conclude(shared: &Shared, mut running: Running) {
         (None, Some(Finish::Cancelled) | None) => JobEvent::Failed(cancelled()),
     };
     if let JobEvent::Done(done) = &event {
-        shared.telemetry.answered(done);
+        if running.job.account.is_draft() {
+            shared.telemetry.computed(done);
+        } else {
+            shared.telemetry.answered(done);
+        }
         if let Some(task) = &running.task {
             shared.telemetry.answered_task(task, &done.usage);
         }

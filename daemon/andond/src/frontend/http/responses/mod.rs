@@ -21,6 +21,7 @@ use serde_json::json;
 
 use self::parse::Asked;
 use self::shape::{Answer, Reply, Stage};
+use super::answer::with_route;
 use super::calls::{Reading, gather};
 use super::durable::Source;
 use super::error::ApiError;
@@ -132,13 +133,19 @@ async fn whole(
     keep: Option<Keep>,
 ) -> Result<Response<Body>, ApiError> {
     let mut answer = Answer::default();
+    let mut format = None;
     let mut reading = Reading::new(None, &reply.id, 0);
     while let Some(event) = job.next().await {
         match event {
             JobEvent::Accepted { calls, .. } => {
                 reading = Reading::new(calls.as_ref(), &reply.id, 0);
+                format = calls;
             }
             JobEvent::Started | JobEvent::ChoiceDone { .. } | JobEvent::Vectors(_) => {}
+            JobEvent::Restarted => {
+                answer = Answer::default();
+                reading = Reading::new(format.as_ref(), &reply.id, 0);
+            }
             JobEvent::Chunk(chunk) => {
                 gather(
                     reading.push(&chunk.text),
@@ -150,7 +157,7 @@ async fn whole(
                 gather(reading.finish(), &mut answer.text, &mut answer.calls);
                 let (answer, done) = (&answer, &done);
                 let object = reply.object(Stage::Over { answer, done }).to_string();
-                let response = json_text(object.clone());
+                let response = with_route(json_text(object.clone()), done);
                 if let Some(keep) = keep {
                     keep.keep(service, &reply.id, object, answer);
                 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::calls::Call;
-use super::super::shape::timings;
+use super::super::shape::{timings, whence};
 use crate::fault::Fault;
 use crate::request::Message;
 use crate::worker::{Done, Finish};
@@ -155,6 +155,10 @@ impl Reply {
             object.extend(self.said.clone());
             if let Stage::Over { done, .. } = stage {
                 object.insert("timings".to_owned(), timings(done));
+                object.insert("andon".to_owned(), whence(done));
+                if let Some(model) = &done.model {
+                    object.insert("model".to_owned(), (**model).into());
+                }
             }
         }
         object

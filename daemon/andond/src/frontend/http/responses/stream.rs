@@ -139,6 +139,7 @@ impl Events {
                     let parts = self.reading.push(&chunk.text);
                     self.take(parts);
                 }
+                JobEvent::Restarted => self.fail(&broken_off()),
                 JobEvent::Done(done) => self.end(&done),
                 JobEvent::Failed(fault) => self.fail(&fault),
             }

@@ -154,6 +154,18 @@ impl Desk {
             // Requests that come this way have one answer, and it is a text.
             JobEvent::Accepted { .. } | JobEvent::ChoiceDone { .. } | JobEvent::Vectors(_) => {}
             JobEvent::Started => self.spool.running(job.number),
+            JobEvent::Restarted => {
+                job.text.clear();
+                if job.chunks_sent == 0 {
+                    return;
+                }
+                job.held.clear();
+                (job.chunks_sent, job.chunk_lost) = (0, false);
+                // Kept, too, so that what comes of another attempt after the next start replaces this one.
+                self.spool.anew(job.number);
+                self.spool.running(job.number);
+                job.reply.attempt = job.reply.attempt.saturating_add(1);
+            }
             JobEvent::Chunk(chunk) => {
                 job.text.push_str(&chunk.text);
                 if !job.reply.stream || chunk.text.is_empty() {
@@ -169,7 +181,7 @@ impl Desk {
                     }
                 }
             }
-            JobEvent::Done(done) => self.done(key, done, now),
+            JobEvent::Done(done) => self.done(key, &done, now),
             JobEvent::Failed(Fault {
                 code: code @ (FaultCode::Unavailable | FaultCode::ModelUnavailable),
                 message,
@@ -231,7 +243,7 @@ impl Desk {
         std::mem::take(&mut self.has_left)
     }
 
-    fn done(&mut self, key: &Key, done: Done, now: Instant) {
+    fn done(&mut self, key: &Key, done: &Done, now: Instant) {
         let Some(job) = self.jobs.get_mut(key) else {
             return;
         };
@@ -241,7 +253,9 @@ impl Desk {
         let answer = Answer {
             text: &job.text,
             done,
-            model: job.model.as_deref().unwrap_or(&self.model),
+            model: (done.model.as_deref())
+                .or(job.model.as_deref())
+                .unwrap_or(&self.model),
             attempt: job.reply.attempt.saturating_add(u16::from(again)),
             chunks_sent: if again { 0 } else { job.chunks_sent },
         };

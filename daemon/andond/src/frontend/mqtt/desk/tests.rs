@@ -105,11 +105,8 @@ fn accept(bench: &mut Bench, verdict: Verdict) -> Key {
 }
 
 fn done() -> JobEvent {
-    JobEvent::Done(Done {
-        finish: Finish::Stop,
-        usage: Usage::default(),
-        timings: Timings::default(),
-    })
+    let (usage, timings) = (Usage::default(), Timings::default());
+    JobEvent::Done(Done::new(Finish::Stop, usage, timings))
 }
 
 fn chunk(text: &str) -> JobEvent {
