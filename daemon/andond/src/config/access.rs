@@ -2,6 +2,7 @@
 //!
 //! What a rule says is looked at here; whom its names stand for is found out when the rules are made ([`crate::access`]).
 
+use andon_policy::route::Policy;
 use andon_wire::limits::NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,8 @@ pub struct AccessConfig {
     pub tasks: Option<Vec<String>>,
     /// How far their requests may travel at most; unset, as far as requests and tasks say.
     pub egress: Option<Egress>,
+    /// Who answers what they ask, unless the request or its task says so; unset, as `[router]` says.
+    pub policy: Option<Policy>,
 }
 
 impl AccessConfig {
@@ -101,7 +104,8 @@ impl AccessConfig {
             || self.tokens_per_minute.is_some()
             || self.models.is_some()
             || self.tasks.is_some()
-            || self.egress.is_some();
+            || self.egress.is_some()
+            || self.policy.is_some();
         problems.require(
             !(self.deny && grants),
             &key("deny"),

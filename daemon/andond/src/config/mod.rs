@@ -23,6 +23,7 @@ pub mod models;
 pub mod mqtt;
 mod problem;
 mod read;
+pub mod router;
 pub mod sandbox;
 pub mod speculation;
 pub mod spool;
@@ -75,6 +76,8 @@ pub struct Config {
     pub mqtt: mqtt::MqttConfig,
     /// `[task.<name>]`
     pub task: BTreeMap<String, task::TaskConfig>,
+    /// `[router]`
+    pub router: router::RouterConfig,
     /// `[metrics]`
     pub metrics: metrics::MetricsConfig,
     /// `[limits]`
@@ -187,6 +190,7 @@ impl Config {
         for (name, task) in &self.task {
             task.check(name, problems);
         }
+        self.router.check(problems);
         self.metrics.check(problems);
         self.limits.check(problems);
         self.memory.check(problems);

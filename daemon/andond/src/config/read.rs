@@ -88,6 +88,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "http" => config.http = reader.section(&name, table),
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
+            "router" => config.router = reader.section(&name, table),
             "metrics" => config.metrics = reader.section(&name, table),
             "limits" => config.limits = reader.section(&name, table),
             "memory" => config.memory = reader.section(&name, table),
@@ -111,7 +112,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 19] = [
+const SECTIONS: [&str; 20] = [
     "gateway",
     "model",
     "models",
@@ -125,6 +126,7 @@ const SECTIONS: [&str; 19] = [
     "wire",
     "mqtt",
     "task",
+    "router",
     "metrics",
     "limits",
     "memory",
@@ -277,7 +279,7 @@ fn distance(a: &str, b: &str) -> usize {
 pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECTIONS.len()] {
     use super::{
         access, audit, cache, engine, gateway, hardware, http, limits, log, memory, metrics, model,
-        models, mqtt, sandbox, speculation, spool, task, wire,
+        models, mqtt, router, sandbox, speculation, spool, task, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -296,6 +298,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECT
         ("wire", known_keys::<wire::WireConfig>()),
         ("mqtt", known_keys::<mqtt::MqttConfig>()),
         ("task", known_keys::<task::TaskConfig>()),
+        ("router", known_keys::<router::RouterConfig>()),
         ("metrics", known_keys::<metrics::MetricsConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
         ("memory", known_keys::<memory::MemoryConfig>()),

@@ -1,6 +1,7 @@
 //! `[task.<name>]`: a question asked so often that only its fields are sent.
 
 use andon_engine::grammar::{Constraint, parse_json};
+use andon_policy::route::Policy;
 use serde::{Deserialize, Serialize};
 
 use super::Problems;
@@ -29,6 +30,10 @@ pub struct TaskConfig {
     pub deadline_ms: Option<u64>,
     /// How far a request may travel, unless it says so itself.
     pub egress: Option<Egress>,
+    /// Who answers, unless the request says so itself; unset, as the caller's rule or `[router]` says.
+    pub policy: Option<Policy>,
+    /// Whether a request may wait until upstream can be had, unless it says so itself; unset, as `[router]` says.
+    pub wait: Option<bool>,
     /// Most tokens of the answer, unless the request says fewer or more.
     pub tokens_max: Option<usize>,
     /// Sampling temperature, unless the request says another; 0 is greedy.
@@ -47,6 +52,8 @@ impl Default for TaskConfig {
             priority: None,
             deadline_ms: None,
             egress: None,
+            policy: None,
+            wait: None,
             tokens_max: None,
             temperature: None,
             input_bytes_max: 16 * 1024,

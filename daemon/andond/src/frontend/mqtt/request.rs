@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use andon_engine::grammar::{Constraint, Unique, parse_json};
+use andon_policy::route::Policy;
 use andon_wire::limits::{DEADLINE_MS_MAX, MODEL_NAME_BYTES_MAX};
 use andon_wire::topic::{self, Topics};
 use andon_wire::{ClientFrame, ClientName, RequestId, TaskName};
@@ -314,6 +315,8 @@ struct JsonRequest {
     priority: Option<Priority>,
     deadline_ms: Option<u32>,
     egress: Option<Egress>,
+    policy: Option<Policy>,
+    wait: Option<bool>,
     stream: Option<bool>,
 }
 
@@ -328,6 +331,8 @@ struct Said {
     priority: Option<Priority>,
     deadline_ms: Option<u64>,
     egress: Option<Egress>,
+    policy: Option<Policy>,
+    waits: Option<bool>,
     stream: Option<bool>,
 }
 
@@ -343,6 +348,8 @@ impl Said {
             priority: None,
             deadline_ms: None,
             egress: None,
+            policy: None,
+            waits: None,
             stream: None,
         }
     }
@@ -371,14 +378,19 @@ impl Said {
                         .ok_or_else(|| Refusal::new("egress", "egress is neither local nor any"))?;
                     self.egress = self.egress.or(Some(said));
                 }
+                "policy" => {
+                    let said = word(value).ok_or_else(|| {
+                        let message = "the policy is none of local, auto and cloud";
+                        Refusal::new("policy", message)
+                    })?;
+                    self.policy = self.policy.or(Some(said));
+                }
+                "wait" => {
+                    let said = truth("wait", value)?;
+                    self.waits = self.waits.or(Some(said));
+                }
                 "stream" => {
-                    let said = match value.as_str() {
-                        "true" | "1" => true,
-                        "false" | "0" => false,
-                        _ => {
-                            return Err(Refusal::new("stream", "stream is neither true nor false"));
-                        }
-                    };
+                    let said = truth("stream", value)?;
                     self.stream = self.stream.or(Some(said));
                 }
                 "model" => self.model = self.model.or_else(|| Some(value.clone())),
@@ -421,9 +433,23 @@ impl Said {
         request.priority = self.priority;
         request.deadline = deadline;
         request.egress = self.egress;
+        request.policy = self.policy;
+        request.waits = self.waits;
         request.stream = self.stream.unwrap_or(false);
         request.check(place.limits)?;
         Ok(request)
+    }
+}
+
+/// A property that is true or false.
+fn truth(field: &'static str, value: &str) -> Result<bool, Refusal> {
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Refusal::new(
+            field,
+            format!("{field} is neither true nor false"),
+        )),
     }
 }
 
@@ -563,6 +589,8 @@ fn json(payload: &Bytes, place: &Place<'_>, id: &mut Option<RequestId>) -> Resul
         priority: parsed.priority,
         deadline_ms: parsed.deadline_ms.map(u64::from),
         egress: parsed.egress,
+        policy: parsed.policy,
+        waits: parsed.wait,
         stream: parsed.stream,
         ..Said::only(input)
     })

@@ -14,11 +14,14 @@ pub(super) use format::format;
 
 use std::time::{Duration, Instant};
 
+use andon_policy::route::Policy;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::request::{LOGIT_BIAS_COUNT_MAX, Priority, Request, Sampling, TEMPLATE_VARIABLES_MAX};
+use crate::request::{
+    Egress, LOGIT_BIAS_COUNT_MAX, Priority, Request, Sampling, TEMPLATE_VARIABLES_MAX,
+};
 
 /// Longest deadline that can be asked for: a day.
 const DEADLINE_MS_MAX: u32 = 86_400_000;
@@ -157,6 +160,28 @@ pub(super) fn urgency(fields: &mut Fields, request: &mut Request) -> Result<(), 
     Ok(())
 }
 
+/// How far a request may travel, who is to answer, and whether it may wait for that.
+pub(super) fn travel(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {
+    request.egress = match fields.string("egress")?.as_deref() {
+        None => None,
+        Some("local") => Some(Egress::Local),
+        Some("any") => Some(Egress::Any),
+        Some(_) => return Err(ApiError::invalid("egress", "egress must be local or any")),
+    };
+    request.policy = match fields.string("policy")?.as_deref() {
+        None => None,
+        Some(word) => {
+            let known = Policy::ALL
+                .into_iter()
+                .find(|policy| policy.as_str() == word);
+            let wrong = || ApiError::invalid("policy", "policy must be local, auto or cloud");
+            Some(known.ok_or_else(wrong)?)
+        }
+    };
+    request.waits = fields.bool("wait")?;
+    Ok(())
+}
+
 /// The fields that mean the same in every endpoint; answers `include_usage`.
 pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool, ApiError> {
     request.model = fields.string("model")?;
@@ -178,6 +203,7 @@ pub(super) fn common(fields: &mut Fields, request: &mut Request) -> Result<bool,
     request.stop = fields.strings("stop")?;
     request.stream = fields.bool("stream")?.unwrap_or(false);
     urgency(fields, request)?;
+    travel(fields, request)?;
     let options = match fields.take("stream_options") {
         None => return Ok(false),
         Some(_) if !request.stream => {

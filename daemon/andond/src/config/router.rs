@@ -1,0 +1,106 @@
+//! `[router]`: which requests go upstream, and what becomes of them when nobody is there.
+
+use andon_policy::route::Policy;
+use serde::{Deserialize, Serialize};
+
+use super::Problems;
+
+/// `[router]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RouterConfig {
+    /// Who answers, unless the request, its task or its caller's rule says so.
+    pub policy: Policy,
+    /// Only notes what would be sent up, and sends nothing.
+    pub shadow: bool,
+    /// Below this probability that the local answer will do, a request goes up.
+    pub threshold: f64,
+    /// Share of the requests which may go up that shall; unset, `threshold` stays as it is.
+    pub target_share: Option<f64>,
+    /// Whether local answers that are not sure of themselves go up, too.
+    pub cascade: bool,
+    /// Below this confidence they do.
+    pub cascade_threshold: f64,
+    /// Whether requests may wait until upstream can be had, unless they or their tasks say so.
+    pub wait: bool,
+    /// Most requests that wait.
+    pub waiting_max: usize,
+    /// Most bytes of them.
+    pub waiting_bytes_max: usize,
+    /// After so long without a first token from upstream, an answer is begun here beside it; unset, never.
+    pub hedge_ms: Option<u64>,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        RouterConfig {
+            policy: Policy::Auto,
+            shadow: false,
+            threshold: 0.5,
+            target_share: None,
+            cascade: false,
+            cascade_threshold: 0.5,
+            wait: false,
+            waiting_max: 256,
+            waiting_bytes_max: 8 * 1024 * 1024,
+            hedge_ms: None,
+        }
+    }
+}
+
+impl RouterConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        problems.within("router.threshold", self.threshold, 0.0..=1.0);
+        if let Some(share) = self.target_share {
+            problems.within("router.target-share", share, 0.0..=1.0);
+        }
+        problems.within(
+            "router.cascade-threshold",
+            self.cascade_threshold,
+            0.0..=1.0,
+        );
+        problems.within("router.waiting-max", self.waiting_max, 0..=100_000);
+        problems.within(
+            "router.waiting-bytes-max",
+            self.waiting_bytes_max,
+            0..=1024 * 1024 * 1024,
+        );
+        if let Some(hedge_ms) = self.hedge_ms {
+            problems.within("router.hedge-ms", hedge_ms, 1..=600_000);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_thresholds_are_between_nothing_and_all() {
+        let config = RouterConfig {
+            threshold: 1.5,
+            target_share: Some(f64::NAN),
+            cascade_threshold: -0.1,
+            hedge_ms: Some(0),
+            ..RouterConfig::default()
+        };
+        let mut problems = Problems::default();
+        config.check(&mut problems);
+        let keys: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "router.threshold",
+                "router.target-share",
+                "router.cascade-threshold",
+                "router.hedge-ms"
+            ]
+        );
+        let mut problems = Problems::default();
+        RouterConfig::default().check(&mut problems);
+        assert_eq!(problems.iter().count(), 0);
+    }
+}
