@@ -11,6 +11,7 @@
 extern crate alloc;
 
 pub mod admission;
+pub mod budget;
 pub mod client;
 pub mod memory;
 pub mod queue;
