@@ -2,4 +2,6 @@
 //!
 //! Invariant: nothing of a request leaves the gateway without a [`egress::Permit`].
 
+pub mod cache;
 pub mod egress;
+pub mod redact;

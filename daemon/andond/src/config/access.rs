@@ -153,7 +153,7 @@ fn is_text(name: &str, bytes_max: usize) -> bool {
 }
 
 /// Whether a pattern fits some client: a level of a topic, with a `*` at its end or without.
-fn is_client(pattern: &str) -> bool {
+pub(super) fn is_client(pattern: &str) -> bool {
     is_text(pattern, NAME_BYTES_MAX)
         && !pattern
             .strip_suffix('*')

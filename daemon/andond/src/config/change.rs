@@ -215,6 +215,43 @@ const SECTIONS: &[Section] = &[
         restart: &["waiting-max", "waiting-bytes-max"],
     },
     Section {
+        name: "redact",
+        live: &["name", "pattern", "fields"],
+        restart: &[],
+    },
+    Section {
+        name: "budget",
+        live: &[
+            "name",
+            "clients",
+            "tasks",
+            "each-client",
+            "tokens-per-day",
+            "tokens-per-month",
+            "money-per-day",
+            "money-per-month",
+            "slope-percent",
+            "slope-raise",
+        ],
+        restart: &[],
+    },
+    Section {
+        name: "ledger",
+        live: &[],
+        restart: &["dir"],
+    },
+    Section {
+        name: "upstream-cache",
+        live: &[],
+        restart: &[
+            "enabled",
+            "entries-max",
+            "bytes-max",
+            "expire-s",
+            "per-client",
+        ],
+    },
+    Section {
         name: "metrics",
         live: &["connections-max", "timeout-ms"],
         restart: &["listen"],
@@ -272,7 +309,7 @@ pub fn effect(section: &str, key: &str) -> Option<Effect> {
 pub struct Change {
     /// The one in force with the values of the other whose keys are live. In order if both are.
     pub config: Config,
-    /// The keys, as `section.key`, `task.name` or `access`, whose new values are in it.
+    /// The keys, as `section.key`, `task.name`, or the name of a list as `access`, whose new values are in it.
     pub live: Vec<String>,
     /// Those whose new values need a restart.
     pub restart: Vec<String>,
@@ -381,7 +418,7 @@ fn compare(old: &Config, new: &Config, waiting: &Waiting) -> Result<Change, Stri
     paths.dedup();
     paths.retain(|path| before.get(*path) != after.get(*path));
     let waits_itself = |section: &str, key: &str| {
-        let is_whole = matches!(section, "task" | "access");
+        let is_whole = matches!(section, "task" | "access" | "redact" | "budget");
         let is_live = is_whole || effect(section, key) == Some(Effect::Live);
         !is_live || waiting.holds(section, key)
     };

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod audit;
+pub mod budget;
 pub mod cache;
 pub mod change;
 mod current;
@@ -23,6 +24,7 @@ pub mod models;
 pub mod mqtt;
 mod problem;
 mod read;
+pub mod redact;
 pub mod router;
 pub mod sandbox;
 pub mod speculation;
@@ -30,6 +32,7 @@ pub mod spool;
 pub mod task;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod upstream_cache;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -78,6 +81,15 @@ pub struct Config {
     pub task: BTreeMap<String, task::TaskConfig>,
     /// `[router]`
     pub router: router::RouterConfig,
+    /// `[[redact]]`
+    pub redact: Vec<redact::RedactConfig>,
+    /// `[[budget]]`
+    pub budget: Vec<budget::BudgetConfig>,
+    /// `[ledger]`
+    pub ledger: budget::LedgerConfig,
+    /// `[upstream-cache]`
+    #[serde(rename = "upstream-cache")]
+    pub upstream_cache: upstream_cache::UpstreamCacheConfig,
     /// `[metrics]`
     pub metrics: metrics::MetricsConfig,
     /// `[limits]`
@@ -191,6 +203,10 @@ impl Config {
             task.check(name, problems);
         }
         self.router.check(problems);
+        redact::RedactConfig::check_all(&self.redact, problems);
+        budget::BudgetConfig::check_all(&self.budget, problems);
+        self.ledger.check(problems);
+        self.upstream_cache.check(problems);
         self.metrics.check(problems);
         self.limits.check(problems);
         self.memory.check(problems);

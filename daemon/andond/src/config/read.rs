@@ -69,9 +69,20 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     for (key, value) in document.into_inner() {
         let line = line_of(text, key.span().start);
         let name = key.get_ref().to_string();
-        if name == "access" {
-            config.access = reader.list(&name, line, value);
-            continue;
+        match name.as_str() {
+            "access" => {
+                config.access = reader.list(&name, line, value);
+                continue;
+            }
+            "redact" => {
+                config.redact = reader.list(&name, line, value);
+                continue;
+            }
+            "budget" => {
+                config.budget = reader.list(&name, line, value);
+                continue;
+            }
+            _ => {}
         }
         let Some(table) = reader.table(&name, line, value) else {
             continue;
@@ -89,6 +100,8 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
             "wire" => config.wire = reader.section(&name, table),
             "mqtt" => config.mqtt = reader.section(&name, table),
             "router" => config.router = reader.section(&name, table),
+            "ledger" => config.ledger = reader.section(&name, table),
+            "upstream-cache" => config.upstream_cache = reader.section(&name, table),
             "metrics" => config.metrics = reader.section(&name, table),
             "limits" => config.limits = reader.section(&name, table),
             "memory" => config.memory = reader.section(&name, table),
@@ -112,7 +125,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 20] = [
+const SECTIONS: [&str; 24] = [
     "gateway",
     "model",
     "models",
@@ -127,6 +140,10 @@ const SECTIONS: [&str; 20] = [
     "mqtt",
     "task",
     "router",
+    "redact",
+    "budget",
+    "ledger",
+    "upstream-cache",
     "metrics",
     "limits",
     "memory",
@@ -278,8 +295,9 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECTIONS.len()] {
     use super::{
-        access, audit, cache, engine, gateway, hardware, http, limits, log, memory, metrics, model,
-        models, mqtt, router, sandbox, speculation, spool, task, wire,
+        access, audit, budget, cache, engine, gateway, hardware, http, limits, log, memory,
+        metrics, model, models, mqtt, redact, router, sandbox, speculation, spool, task,
+        upstream_cache, wire,
     };
     [
         ("gateway", known_keys::<gateway::GatewayConfig>()),
@@ -299,6 +317,13 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECT
         ("mqtt", known_keys::<mqtt::MqttConfig>()),
         ("task", known_keys::<task::TaskConfig>()),
         ("router", known_keys::<router::RouterConfig>()),
+        ("redact", known_keys::<redact::RedactConfig>()),
+        ("budget", known_keys::<budget::BudgetConfig>()),
+        ("ledger", known_keys::<budget::LedgerConfig>()),
+        (
+            "upstream-cache",
+            known_keys::<upstream_cache::UpstreamCacheConfig>(),
+        ),
         ("metrics", known_keys::<metrics::MetricsConfig>()),
         ("limits", known_keys::<limits::LimitsConfig>()),
         ("memory", known_keys::<memory::MemoryConfig>()),
