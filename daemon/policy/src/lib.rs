@@ -13,6 +13,7 @@ extern crate alloc;
 pub mod admission;
 pub mod budget;
 pub mod client;
+pub mod confidence;
 pub mod memory;
 pub mod queue;
 pub mod rate;
