@@ -64,7 +64,8 @@ impl Book {
     /// The book of what is on the disk. Of two records of one name, which no spool takes, the later counts.
     pub fn new(bounds: Bounds, records: BTreeMap<u64, Header>) -> Book {
         let next = records.keys().next_back().map_or(1, |last| last + 1);
-        let bytes = records.values().map(Header::bytes).sum();
+        let bytes = records.values().map(Header::bytes);
+        let bytes = bytes.fold(0, u64::saturating_add);
         let numbers = records
             .iter()
             .map(|(number, header)| (header.key.clone(), *number))

@@ -24,6 +24,9 @@ const COPIED_BYTES: u64 = 1 << 20;
 /// Pages that redb may keep in memory.
 pub(super) const CACHE_BYTES: usize = 1 << 20;
 
+/// Largest number of a record: no spool gets there, and there are others after it.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const HEADERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("headers");
 const REQUESTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("requests");
@@ -282,6 +285,9 @@ impl Store {
         for entry in table.iter().map_err(storage)? {
             let (number, value) = entry.map_err(storage)?;
             let number = number.value();
+            if number > NUMBER_MAX {
+                return Err(SpoolError::Damaged(format!("no record is number {number}")));
+            }
             let value = self.unseal(OF_HEADERS, number, value.value())?;
             headers.insert(number, decode(&value)?);
         }

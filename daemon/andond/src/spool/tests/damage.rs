@@ -111,3 +111,24 @@ fn a_file_that_was_changed_after_it_was_closed_is_refused_or_whole() {
     assert!(refused > cases / 8, "{refused} of {cases}");
     assert!(refused < cases, "{refused} of {cases}");
 }
+
+#[test]
+fn a_number_that_no_spool_gets_to_is_damage() {
+    let disk = Disk::of(image(1));
+    let mut store = Store::open(disk.clone(), None).expect("sound");
+    let header = store
+        .headers()
+        .expect("sound")
+        .remove(&0)
+        .expect("a record");
+    let put = Change::Put {
+        number: u64::MAX,
+        header: Box::new(header),
+        request: None,
+        answer: None,
+    };
+    store.apply(&[put], &Seen::default()).expect("room");
+    drop(store);
+    let error = contents(disk.now()).expect_err("nothing comes after it");
+    assert!(matches!(error, SpoolError::Damaged(_)), "{error}");
+}
