@@ -21,6 +21,9 @@ use crate::config::audit::AuditConfig;
 /// Most days between two files, or the last and today, that are believed to have passed.
 const STEP_DAYS_MAX: u64 = 7;
 
+/// Largest number of a file: no stream gets there.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 /// A folder of records, taken for this process.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -62,7 +65,9 @@ fn parse(name: &str) -> Option<(u64, Day)> {
         .strip_prefix("audit-")?
         .strip_suffix(".jsonl")?
         .split_once('-')?;
-    Some((number.parse().ok()?, Day::parse(day)?))
+    let (number, day) = (number.parse().ok()?, Day::parse(day)?);
+    // There is one way to write it, and there are numbers after it.
+    (number <= NUMBER_MAX && name_of(number, day) == name).then_some((number, day))
 }
 
 /// The files of a folder, the oldest first.

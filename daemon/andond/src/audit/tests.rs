@@ -140,6 +140,34 @@ fn a_torn_last_line_goes_and_the_rest_stays() {
 }
 
 #[test]
+fn what_is_not_called_as_files_are_is_none_and_stays() {
+    let folder = TempDir::new().expect("a folder");
+    let config = whole(config(&folder));
+    let dir = &config.audit.dir;
+    fs::create_dir_all(dir).expect("a folder");
+    let others = [
+        "audit-7-20261101.jsonl",
+        "audit-+0000007-20261101.jsonl",
+        "audit-00000007-20260231.jsonl",
+        "audit-18446744073709551615-20261101.jsonl",
+    ];
+    for name in others {
+        fs::write(dir.join(name), "no whole line").expect("written");
+    }
+    let audit = Audit::open(&config, Arc::new(Telemetry::new())).expect("it opens");
+    audit.put(&record("1"));
+    audit.close();
+    for name in others {
+        let text = fs::read_to_string(dir.join(name)).expect("it is there");
+        assert_eq!(text, "no whole line", "{name}");
+    }
+    let first = names(dir)
+        .into_iter()
+        .find(|name| name.starts_with("audit-00000001-"));
+    assert!(first.is_some(), "{:?}", names(dir));
+}
+
+#[test]
 fn files_are_of_one_day_and_bounded_and_the_oldest_go() {
     let folder = TempDir::new().expect("a folder");
     let line = format!("{}\n", "x".repeat(999));
