@@ -19,7 +19,8 @@ use crate::health;
 use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::reload::Reload;
-use crate::spool::Spool;
+use crate::spool::record::Door;
+use crate::spool::{Kept, Spool};
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerState;
 use crate::workers::Workers;
@@ -49,6 +50,15 @@ pub struct Context {
     /// requests in flight have ended (the worker ends each of them with a terminal event, within
     /// `[gateway] shutdown-grace-ms`), says goodbye and returns.
     pub stopping: CancellationToken,
+}
+
+/// What a record of the spool says, for an operator: the front end that took the request knows how to read it.
+#[must_use]
+pub fn described(kept: &Kept) -> serde_json::Value {
+    match kept.header.key.door {
+        Door::Mqtt => mqtt::describe(kept),
+        Door::Http => http::describe(kept),
+    }
 }
 
 impl Context {

@@ -42,7 +42,7 @@ pub use admin::may_change;
 pub use known::Known;
 pub use packs::{Packed, Packs};
 pub use proof::{Proof, Proven};
-pub use serve::{Served, served, served_draft};
+pub use serve::{Served, served, served_draft, task_of};
 pub use store::Stored;
 pub use trust::{Judgement, Trust};
 

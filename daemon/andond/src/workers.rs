@@ -27,6 +27,7 @@ use andon_policy::residency::Heat;
 use andon_policy::throttle::{Cause, Throttle};
 use tokio::sync::{broadcast, watch};
 
+pub use self::names::rewritten;
 use self::names::{Names, Target};
 use crate::access::{Access, Caller, Denied, Rights};
 use crate::audit::Audit;

@@ -40,6 +40,7 @@ use tokio::time::Instant;
 use self::answer::Jobs;
 pub(crate) use self::durable::describe;
 use self::durable::{Place, Source};
+pub use self::durable::{Wish, request_path, wish_of};
 use self::error::ApiError;
 use self::parse::Parsed;
 use self::serve::Client;
@@ -497,6 +498,8 @@ pub fn requests_of(path: &str, body: &[u8]) -> Result<Vec<Request>, (u16, serde_
         "/v1/chat/completions" => parse::chat(body, "id", "client").map(|parsed| parsed.requests),
         "/v1/completions" => parse::completion(body, "id", "client").map(|parsed| parsed.requests),
         "/v1/responses" => responses::request_of(body).map(|request| vec![request]),
+        "/v1/embeddings" => embeddings::request_of(body).map(|request| vec![request]),
+        "/infill" => infill::request_of(body).map(|request| vec![request]),
         other => Err(ApiError::unknown_path(other)),
     };
     parsed.map_err(|error| (error.status().as_u16(), error.body()))

@@ -58,7 +58,10 @@ impl Known {
     }
 
     /// Keeps it in a model's folder.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), RegistryError> {
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), RegistryError> {
         let path = folder.join(FILE);
         let text = serde_json::to_string(self)
             .map_err(|error| RegistryError::Io(path.clone(), "write", error.into()))?;
@@ -71,7 +74,7 @@ impl Known {
     }
 
     /// What is kept in a model's folder, if it is of use.
-    pub(super) fn read(folder: &Path) -> Option<Known> {
+    pub fn read(folder: &Path) -> Option<Known> {
         let path = folder.join(FILE);
         if !path.exists() {
             return None;

@@ -158,19 +158,25 @@ pub(super) fn tasks_in(
     for member in manifest.of(Role::Task) {
         let text = store::text_of(folder, member, policy)?;
         let name = member.task_name().unwrap_or_default();
-        let rejected = |why: &dyn std::fmt::Display| {
-            RegistryError::Rejected(format!("{}: {why}", member.path))
-        };
-        let task: TaskConfig = toml::from_str(&text).map_err(|error| rejected(&error.message()))?;
-        if task.model.is_some() {
-            return Err(rejected(&"a task that comes with a model names none"));
-        }
-        let mut problems = Problems::default();
-        task.check(name, &mut problems);
-        problems
-            .into_result(())
-            .map_err(|problems| rejected(&problems))?;
+        let task = task_of(name, &text)
+            .map_err(|why| RegistryError::Rejected(format!("{}: {why}", member.path)))?;
         tasks.insert(name.to_owned(), task);
     }
     Ok(tasks)
+}
+
+/// The task in the text of a member of this name.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn task_of(name: &str, text: &str) -> Result<TaskConfig, String> {
+    let task: TaskConfig = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    if task.model.is_some() {
+        return Err("a task that comes with a model names none".to_owned());
+    }
+    let mut problems = Problems::default();
+    task.check(name, &mut problems);
+    problems
+        .into_result(task)
+        .map_err(|problems| problems.to_string())
 }

@@ -14,6 +14,7 @@ pub mod clock;
 mod error;
 mod file;
 mod handle;
+pub mod image;
 mod queue;
 pub mod record;
 mod schema;

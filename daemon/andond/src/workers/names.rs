@@ -206,6 +206,14 @@ impl Names {
     }
 }
 
+/// What a file of names says, written again: for tests that send anything.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn rewritten(text: &str) -> Result<String, String> {
+    Names::parse(text).map(|names| names.text())
+}
+
 impl Entry {
     /// A model that takes the place of `former`.
     pub(super) fn taking(target: Target, former: Option<Target>, probation: bool) -> Entry {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderName, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -22,6 +22,7 @@ use self::live::Hearer;
 use self::make::compute;
 pub(super) use self::make::look_after;
 pub(crate) use self::read::describe;
+pub use self::read::request_path;
 use self::read::{accepted, read};
 pub(super) use self::read::{delete, retrieve};
 use super::error::ApiError;
@@ -192,9 +193,11 @@ struct KeptReply {
 
 /// What a client wants beside an answer.
 #[derive(Debug, PartialEq, Eq)]
-struct Wish {
-    key: Option<String>,
-    later: bool,
+pub struct Wish {
+    /// What the request is known by.
+    pub key: Option<String>,
+    /// Whether the answer may be fetched later.
+    pub later: bool,
 }
 
 impl Wish {
@@ -221,6 +224,22 @@ impl Wish {
         });
         Ok(Wish { key, later })
     }
+}
+
+/// What the lines of a head, each a name and a value, ask for beside an answer. Without a connection, for tests that send
+/// anything: lines that are none are left out here, and refused by hyper there.
+///
+/// # Errors
+/// The reply's status and body.
+pub fn wish_of(lines: &[(&[u8], &[u8])]) -> Result<Wish, (u16, serde_json::Value)> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines {
+        let name = HeaderName::from_bytes(name).ok();
+        if let Some((name, value)) = name.zip(HeaderValue::from_bytes(value).ok()) {
+            headers.append(name, value);
+        }
+    }
+    Wish::read(&headers).map_err(|error| (error.status().as_u16(), error.body()))
 }
 
 /// Answers a request, durably if it says so.
@@ -364,8 +383,6 @@ async fn fetch(service: &Service, number: u64) -> Result<Option<Kept>, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
 
     #[test]

@@ -65,6 +65,11 @@ async fn wait(mut job: JobStream) -> Result<(Vectors, Done), ApiError> {
     Err(broken_off().into())
 }
 
+/// What a body asks for.
+pub(super) fn request_of(body: &[u8]) -> Result<Request, ApiError> {
+    parse_body(body, "id", "client").map(|(request, _)| request)
+}
+
 fn parse_body(body: &[u8], id: &str, client: &str) -> Result<(Request, Encoding), ApiError> {
     let mut fields = Fields::parse(body)?;
     let inputs = match fields.take("input") {

@@ -50,6 +50,11 @@ pub(super) async fn infill(
     }
 }
 
+/// What a body asks for.
+pub(super) fn request_of(body: &[u8]) -> Result<Request, ApiError> {
+    parse(body, "id", "client")
+}
+
 fn parse(body: &[u8], id: &str, client: &str) -> Result<Request, ApiError> {
     let mut fields = Fields::parse(body)?;
     refuse_unsupported(&mut fields)?;

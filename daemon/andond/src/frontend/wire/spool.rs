@@ -8,10 +8,10 @@ use andon_wire::{KeptRequest, RequestId, SpoolAction, shorten};
 
 use super::models::{Event, Events, send};
 use crate::fault::Fault;
-use crate::frontend::{http, mqtt};
+use crate::frontend;
 use crate::registry::RegistryError;
 use crate::spool::book::Filter;
-use crate::spool::record::{Door, Header};
+use crate::spool::record::Header;
 use crate::spool::{Kept, Spool, Then};
 
 /// Bytes of a text in a list, of which a client may choose many.
@@ -148,11 +148,7 @@ fn show(spool: &Spool, number: u64, events: &Events) -> Result<usize, RegistryEr
     let kept = kept.ok_or_else(|| unknown(number))?;
     let facts = Facts::new(spool, number, kept.header.clone());
     send(events, Event::Kept(Box::new(facts)));
-    let described = match kept.header.key.door {
-        Door::Mqtt => mqtt::describe(&kept),
-        Door::Http => http::describe(&kept),
-    };
-    let mut text = described.to_string();
+    let mut text = frontend::described(&kept).to_string();
     while !text.is_empty() {
         let rest = text.split_off(shorten(&text, CHUNK_TEXT_BYTES_MAX).len());
         send(events, Event::Text(text));

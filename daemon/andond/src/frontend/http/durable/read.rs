@@ -42,11 +42,16 @@ pub(super) fn accepted(
     }));
     *response.status_mut() = StatusCode::ACCEPTED;
     let headers = response.headers_mut();
-    if let Ok(location) = HeaderValue::from_str(&format!("/v1/requests/{}", escaped(&key.id))) {
+    if let Ok(location) = HeaderValue::from_str(&request_path(&key.id)) {
         headers.insert(LOCATION, location);
     }
     headers.insert(APPLIED, HeaderValue::from_static("respond-async"));
     Ok(response)
+}
+
+/// Where the request of this key is.
+pub fn request_path(id: &str) -> String {
+    format!("/v1/requests/{}", escaped(id))
 }
 
 /// A part of a path.
