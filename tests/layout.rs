@@ -40,7 +40,7 @@ const DRAWING: &[(&str, &[&str])] = &[
 
 /// Sockets and an async runtime belong to the daemon alone; the tests stand in for its clients.
 const ASYNC_CRATES: &[&str] = &["tokio", "axum", "hyper", "rumqttc", "async-std", "smol"];
-const ASYNC_FOLDERS: &[&str] = &["daemon/andond", "tests", "tests/xtask"];
+const ASYNC_FOLDERS: &[&str] = &["daemon/andond", "tests", "tests/fuzz", "tests/xtask"];
 
 /// The crates that a client without an operating system builds.
 const NO_STD_FOLDERS: &[&str] = &["daemon/policy", "daemon/wire", "kernels"];

@@ -3,10 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "targets/audit.rs"]
+mod audit;
 #[path = "targets/calls.rs"]
 mod calls;
 #[path = "targets/config.rs"]
 mod config;
+#[path = "targets/corpus.rs"]
+mod corpus;
 #[path = "targets/draft.rs"]
 mod draft;
 #[path = "targets/gguf.rs"]
@@ -21,6 +25,18 @@ mod manifest;
 mod mqtt;
 #[path = "targets/pack.rs"]
 mod pack;
+#[path = "targets/packet.rs"]
+mod packet;
+#[path = "targets/page.rs"]
+mod page;
+#[path = "targets/record.rs"]
+mod record;
+#[path = "targets/small.rs"]
+mod small;
+#[path = "targets/spool.rs"]
+mod spool;
+#[path = "targets/state.rs"]
+mod state;
 #[path = "targets/template.rs"]
 mod template;
 #[path = "targets/tokenizer.rs"]
@@ -38,6 +54,7 @@ use andon_tests::source::repository_root;
 use andon_tests::tiny_encoder::{Family, TinyEncoder};
 use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
 use andon_wire::{Ask, ClientFrame, Input, RequestId};
+use andond::spool::image;
 use serde_json::json;
 
 #[global_allocator]
@@ -48,7 +65,7 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 18] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
@@ -59,7 +76,14 @@ const TARGETS: [Target; 11] = [
     ("manifest", manifest::run, manifest_seeds),
     ("http", http::run, http_seeds),
     ("mqtt", mqtt::run, mqtt_seeds),
+    ("packet", packet::run, packet_seeds),
     ("config", config::run, config_seeds),
+    ("spool", spool::run, spool_seeds),
+    ("record", record::run, record_seeds),
+    ("page", page::run, page_seeds),
+    ("corpus", corpus::run, corpus_seeds),
+    ("state", state::run, state_seeds),
+    ("audit", audit::run, audit_seeds),
 ];
 
 fn gguf_seeds() -> Seeds {
@@ -375,11 +399,31 @@ fn http_seeds() -> Seeds {
             2,
             json!({ "input": parts, "previous_response_id": "resp_1", "metadata": { "a": "b" } }),
         ),
+        (
+            3,
+            json!({ "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8 }),
+        ),
+        (
+            3,
+            json!({ "input": [[1, 2], [3]], "model": "e", "user": "x" }),
+        ),
+        (
+            4,
+            json!({ "input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": -1,
+            "input_extra": [{ "filename": "f", "text": "t" }] }),
+        ),
     ];
-    bodies
+    let bodies = bodies
         .iter()
-        .map(|(endpoint, body)| [&[*endpoint], body.to_string().as_bytes()].concat())
-        .collect()
+        .map(|(endpoint, body)| [&[*endpoint], body.to_string().as_bytes()].concat());
+    let heads = [
+        "Idempotency-Key: shift-17_a.b~c\nPrefer: respond-async, wait=5",
+        "idempotency-key: a?b#c%d e\nAuthorization: Bearer x\nprefer:Respond-Async",
+        "Idempotency-Key: a/b\nHost: andon",
+        "prefer: wait\nprefer: respond-async\nidempotency-key:",
+    ];
+    let heads = heads.map(|head| [&[http::HEAD], head.as_bytes()].concat());
+    bodies.chain(heads).collect()
 }
 
 fn mqtt_seeds() -> Seeds {
@@ -403,6 +447,52 @@ fn mqtt_seeds() -> Seeds {
     seeds
 }
 
+/// What a broker answers to a client, and what it passes on, in both versions.
+fn packet_seeds() -> Seeds {
+    let packet = |kind: u8, rest: &[u8]| [&[kind, rest.len() as u8], rest].concat();
+    let published = |properties: &[u8]| {
+        let rest = [&[0, 3][..], b"a/b", &[0, 7], properties, b"Hi"].concat();
+        [0x30, 0x32, 0x3d].map(|kind| packet(kind, &rest)).concat()
+    };
+    let acknowledged = [0x40, 0x50, 0x62, 0x70]
+        .map(|kind| packet(kind, &[0, 1]))
+        .concat();
+    let v311 = [
+        packet(0x20, &[1, 0]),
+        packet(0x90, &[0, 1, 0, 0x80]),
+        published(&[]),
+        packet(0x62, &[0, 7]),
+        packet(0xd0, &[]),
+        packet(0xb0, &[0, 1]),
+        acknowledged,
+    ];
+    // Assigned identifier, receive maximum, greatest quality, server keep-alive, text, a user's.
+    let granted = b"\x12\0\x01x\x21\0\x05\x24\x01\x13\0\x3c\x1f\0\x02ok\x26\0\x01a\0\x01b";
+    let granted = [&[0, 0, granted.len() as u8], &granted[..]].concat();
+    // Format, expiry, alias, response topic, correlation, content type, subscription.
+    let marked =
+        b"\x01\x01\x02\0\0\0\x3c\x23\0\x01\x08\0\x01r\x09\0\x02\x01\x02\x03\0\x01t\x0b\x81\x01";
+    let marked = [&[marked.len() as u8], &marked[..]].concat();
+    let v5 = [
+        packet(0x20, &granted),
+        packet(0x90, &[0, 1, 0, 0, 0x87]),
+        published(&[0]),
+        published(&marked),
+        packet(0x30, &[0, 0, 3, 0x23, 0, 1]),
+        packet(0x62, &[0, 7, 0x92, 0]),
+        packet(0x40, &[0, 1, 0x10, 5, 0x1f, 0, 2, b'n', b'o']),
+        packet(0xb0, &[0, 1, 0, 0]),
+        packet(0xe0, &[0x8b, 0]),
+        packet(0xe0, &[]),
+        packet(0xf0, &[0x18, 0]),
+    ];
+    let seed = |version: u8, packets: &[u8]| [&[version], packets].concat();
+    let each311 = v311.iter().map(|packet| seed(packet::V311, packet));
+    let each5 = v5.iter().map(|packet| seed(0, packet));
+    let whole = [seed(packet::V311, &v311.concat()), seed(0, &v5.concat())];
+    each311.chain(each5).chain(whole).collect()
+}
+
 fn config_seeds() -> Seeds {
     let path = repository_root().join("systemd/andond.toml");
     let whole = std::fs::read_to_string(path).expect("the annotated configuration");
@@ -418,6 +508,238 @@ fn config_seeds() -> Seeds {
     let mut seeds = vec![whole.into_bytes(), bare.clone().into_bytes()];
     let sections = bare.split("\n[").skip(1);
     seeds.extend(sections.map(|section| format!("[{section}").into_bytes()));
+    seeds
+}
+
+/// The file as it is, one byte of it changed in each way and in many places, and cut.
+fn spool_seeds() -> Seeds {
+    let mut seeds = Vec::new();
+    for flags in [0, spool::SEALED] {
+        seeds.push(vec![flags]);
+        let blocks = spool::blocks(flags);
+        for (seed, place) in (0..16).map(|seed| (seed, seed * blocks / 16)) {
+            let place = u16::try_from(place).expect("a small file").to_le_bytes();
+            let (at, how) = ((seed * 37 % 64) as u8, (seed % 4) as u8);
+            seeds.push(vec![flags, place[0], place[1], at | how << 6, 0x80]);
+        }
+        // The first block says how the file was left, and which commit counts.
+        for at in [0, 9, 12, 16, 63] {
+            seeds.push(vec![flags, 0, 0, at, 1, 1, 0, at, 0xff]);
+        }
+        for length in [0_u16, 1, 64, 1000] {
+            seeds.push([&[flags | spool::CUT], &length.to_le_bytes()[..]].concat());
+        }
+    }
+    seeds
+}
+
+/// Headers of each schema, and what front ends keep of requests and answers.
+fn record_seeds() -> Seeds {
+    let fingerprint = [7; 16];
+    // Door, client, id, task; since 3 how urgent it is.
+    let name = [&[1, 3][..], b"plc", &[1, b'1', 1, 2], b"ex"].concat();
+    // State, attempt, seed, then moments: arrived, due, answered, for 3 delivered; fault, sizes, crashes.
+    let until = |crashes: &[u8]| {
+        let moments = [
+            3, 2, 9, 6, 0xa0, 0x1f, 5, 1, 70, 7, 0xe8, 7, 5, 1, 7, 0xd0, 0x0f, 5,
+        ];
+        [&name[..], &fingerprint, &moments, &[0, 9, 3], crashes].concat()
+    };
+    let seen = [4, 7, 0xa8, 0x46, 5];
+    let moments = [
+        3, 2, 9, 6, 0xa0, 0x1f, 1, 5, 1, 70, 6, 5, 0, 1, 7, 9, 0, 1, 7, 9, 1, 5,
+    ];
+    let fault = [1, 3, b'b', b'a', b'd'];
+    let today =
+        |sizes: &[u8]| [&name[..], &[2], &fingerprint, &moments, &fault, sizes, &[2]].concat();
+    // The largest number there is, as it is written.
+    let most = [&[0xff; 9][..], &[1]].concat();
+    let headers = [
+        (1, &seen[..], until(&[])),
+        (2, &seen, until(&[2])),
+        (3, &[0], today(&[9, 3])),
+        (3, &[0], today(&[&most[..], &most].concat())),
+    ];
+    let mut seeds = Seeds::new();
+    for (schema, seen, header) in headers {
+        image::header(schema.into(), &header, &seen[1..]).expect("a sound header");
+        seeds.push([&[schema - 1], seen, &header].concat());
+    }
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    // Topic, payload, properties (response topic, correlation, content type, expiry, user), where the answer goes.
+    let asked = |payload: &str| {
+        let properties = [
+            &[1][..],
+            &text("r"),
+            &[1, 2, 8, 9, 1],
+            &text("text/plain"),
+            &[1, 60, 1],
+            &text("a"),
+            &text("b"),
+        ];
+        [
+            text("andon/x/request/plc"),
+            text(payload),
+            properties.concat(),
+            text("r/1"),
+        ]
+        .concat()
+    };
+    let answered = [
+        &[1][..],
+        &text("{\"text\":\"Hi\"}"),
+        &[1],
+        &text("type"),
+        &text("answer"),
+    ]
+    .concat();
+    for payload in ["Hi", "{\"prompt\": [1, {\"a\": null}]}"] {
+        let seed = [
+            &[record::MQTT],
+            &asked(payload)[..],
+            &[record::BREAK],
+            &answered,
+        ];
+        seeds.push(seed.concat());
+    }
+    // Place, id, body, groups; status, type, body.
+    let asked = [
+        &[0][..],
+        &text("chatcmpl-1"),
+        &text("{\"messages\":[]}"),
+        &[2, 4, 27],
+    ]
+    .concat();
+    let answered = [
+        &[0xc8, 1][..],
+        &text("application/json"),
+        &text("{\"id\":1}"),
+    ]
+    .concat();
+    let seed = [&[record::HTTP], &asked[..], &[record::BREAK], &answered];
+    seeds.push(seed.concat());
+    seeds
+}
+
+/// The sound headers, with lies in each number and in some tokens, and damaged content.
+fn page_seeds() -> Seeds {
+    let mut seeds = Seeds::new();
+    for which in [0, page::SECOND] {
+        let header = page::header(which);
+        seeds.extend((0..4).map(|flags| [&[which | flags], &*header, &[0, 16]].concat()));
+        for at in (0..80)
+            .chain(page::HEADER_BYTES - 16..page::HEADER_BYTES)
+            .step_by(4)
+        {
+            for value in [0, 1, u32::MAX] {
+                let mut header = header.clone();
+                header[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+                seeds.push([&[which | page::SIGN], &*header].concat());
+            }
+        }
+        for change in [[0, 0, 1], [255, 31, 128], [0, 15, 255]] {
+            for flags in [0, page::SIGN, page::CUT] {
+                seeds.push([&[which | flags], &*header, &change, &[255, 255]].concat());
+            }
+        }
+    }
+    seeds
+}
+
+fn corpus_seeds() -> Seeds {
+    // Of the vocabulary, of tokens, and of the label.
+    let numbers = |tokens: u32, label: u32| [50, tokens, label].map(u32::to_le_bytes).concat();
+    let label = [&[0, 7, 0], &b"explainplc1"[..]].concat();
+    let texts = |texts: &[u32]| texts.iter().flat_map(|token| token.to_le_bytes()).collect();
+    let several: Vec<u8> = texts(&[1, 2, 3, 10, 11, 12, u32::MAX, 1, 2, 3, 20, 49, u32::MAX]);
+    let beyond: Vec<u8> = texts(&[1, 50, u32::MAX]);
+    let long: Vec<u8> = (0..5000_u32)
+        .flat_map(|at| (at % 50).to_le_bytes())
+        .collect();
+    let empty = Vec::new();
+    [
+        (13, &label, &several),
+        (3, &label, &beyond),
+        (5000, &label, &long),
+        (0, &empty, &empty),
+        (12, &label, &several),
+    ]
+    .iter()
+    .flat_map(|(tokens, label, texts)| {
+        let body = [&numbers(*tokens, label.len() as u32), *label, *texts];
+        let body = body.map(Vec::as_slice).concat();
+        [corpus::SIGN, 0].map(|flags| [&[flags], &*body].concat())
+    })
+    .collect()
+}
+
+fn state_seeds() -> Seeds {
+    let names = json!({ "format": 1, "names": {
+        "ours": { "target": { "kept": "new" }, "former": "configured", "probation": 1 },
+        "spare": { "target": "configured", "former": null, "probation": null } } });
+    let known = json!({ "numerics": 1, "prompt": [1, 2, 3], "f16": [4, 5], "q8": [4, 6] });
+    let task = "instructions = \"Say what {{ code }} means.\"\nsystem = \"You help.\"\ntokens-max = 40\n\
+        priority = \"alarm\"\nschema = '{\"type\": \"object\"}'\n";
+    let texts = [
+        (state::NAMES, names.to_string()),
+        (state::KNOWN, known.to_string()),
+        (state::CALIBRATION, state::calibration()),
+        (
+            state::CALIBRATION,
+            state::calibration().replace("1.01", "1e9"),
+        ),
+        (state::TASK, task.to_owned()),
+        (state::TASK, format!("{task}model = \"other\"\n")),
+        (state::TOKEN, "a-b.c_d~e+f/g=h0".to_owned()),
+        (state::TOKEN, "a-b.c_d~e+f/g=h0\r\n".to_owned()),
+        (state::TOKEN, "too short".to_owned()),
+    ];
+    texts
+        .iter()
+        .map(|(kind, text)| [&[*kind], text.as_bytes()].concat())
+        .collect()
+}
+
+fn audit_seeds() -> Seeds {
+    let line = "{\"v\":1,\"time\":\"2026-11-26T00:00:00Z\",\"request_id\":\"1\"}\n";
+    let (whole, torn) = (line.repeat(3), line.repeat(2) + &line[..20]);
+    let (long, key) = ("x".repeat(9000), "k".repeat(32));
+    let torn_long = format!("{line}{long}");
+    let folders: [&[(&str, &str)]; 7] = [
+        &[],
+        &[("audit-00000001-@.jsonl", &torn), ("key", &key)],
+        &[
+            ("audit-00000007-20240229.jsonl", &whole),
+            ("audit-00000008-@.jsonl", &torn_long),
+        ],
+        &[
+            ("audit-00000001-20261101.jsonl", &whole),
+            ("audit-00000002-20261102.jsonl", &whole),
+            ("audit-00000003-20261103.jsonl", ""),
+            ("audit-00000004-@.jsonl", &long),
+        ],
+        &[
+            ("audit-1-20261101.jsonl", &whole),
+            ("audit-00000001-20260231.jsonl", "a"),
+        ],
+        &[
+            ("audit-18446744073709551615-@.jsonl", &whole),
+            ("notes", "b"),
+        ],
+        &[("key", "short")],
+    ];
+    let texts = [["17", "plc", "explain"], ["a\nb\"}\n", "é\u{2028}\0", ""]];
+    let mut seeds = Vec::new();
+    for (index, files) in folders.iter().enumerate() {
+        let mut parts: Vec<&str> = files
+            .iter()
+            .flat_map(|(name, text)| [*name, text])
+            .collect();
+        parts.resize(2 * audit::FILES, "");
+        parts.extend(texts[index % 2]);
+        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        seeds.push([&[index as u8], &*parts.join(&audit::BREAK)].concat());
+    }
     seeds
 }
 

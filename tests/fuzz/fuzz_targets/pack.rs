@@ -2,6 +2,8 @@
 
 #[path = "../targets/draft.rs"]
 mod draft;
+#[path = "../targets/small.rs"]
+mod small;
 #[path = "../targets/pack.rs"]
 mod target;
 

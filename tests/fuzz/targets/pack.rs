@@ -4,7 +4,7 @@
 //! Its header is refused by name, or it is that of the model; what was computed with it is the same bytes as without,
 //! whatever is in its data, unless somebody went to the trouble of giving that its checksums.
 
-use crate::draft::Draft;
+use crate::small::model;
 use andon_engine::pack::{Cache, CacheOptions, Key, Pack};
 use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model};
 use andon_os::heap;
@@ -24,9 +24,6 @@ const HEAD_BYTES: usize = 128;
 const CHECKSUM_AT: usize = HEAD_BYTES - 8;
 /// Where the fixed part says how long the whole header is.
 const LENGTH_AT: usize = 72;
-
-/// Elements of a row of every matrix.
-const WIDTH: usize = 32;
 
 static SUBJECT: LazyLock<Mutex<Subject>> = LazyLock::new(|| Mutex::new(Subject::new()));
 
@@ -59,7 +56,7 @@ impl Subject {
     fn new() -> Subject {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
-        fs::write(&path, model()).expect("written");
+        fs::write(&path, model(32)).expect("written");
         let model = Arc::new(Model::load(&path).expect("a sound model"));
         let key = model.pack_key().expect("a key");
         let cache = Cache::new(CacheOptions {
@@ -167,75 +164,4 @@ fn logits(executor: &mut Executor) -> Vec<u32> {
     };
     let logits = executor.forward(&mut [chunk]).expect("logits");
     logits.row(0).iter().map(|value| value.to_bits()).collect()
-}
-
-/// A model file with one layer and two tokens.
-fn model() -> Vec<u8> {
-    let mut draft = Draft::default();
-    draft.bytes("general.architecture", b"llama");
-    for (key, value) in [
-        ("llama.block_count", 1),
-        ("llama.context_length", 32),
-        ("llama.embedding_length", WIDTH as u32),
-        ("llama.feed_forward_length", WIDTH as u32),
-        ("llama.attention.head_count", 1),
-    ] {
-        draft.put(key, 4, &value.to_le_bytes());
-    }
-    let epsilon = 1e-5_f32.to_le_bytes();
-    draft.put("llama.attention.layer_norm_rms_epsilon", 6, &epsilon);
-    draft.bytes("tokenizer.ggml.model", b"gpt2");
-    draft.bytes("tokenizer.ggml.pre", b"gpt-2");
-    draft.texts("tokenizer.ggml.tokens", &["a", "b"]);
-    draft.texts::<&str>("tokenizer.ggml.merges", &[]);
-    draft.put("tokenizer.ggml.bos_token_id", 4, &0_u32.to_le_bytes());
-    let mut file = draft.finish();
-
-    let mut data = Vec::new();
-    let mut tensors = 0_u64;
-    let mut tensor = |name: &str, rows: Option<usize>| {
-        let dims: &[usize] = match &rows {
-            Some(rows) => &[WIDTH, *rows],
-            None => &[WIDTH],
-        };
-        tensors += 1;
-        file.extend((name.len() as u64).to_le_bytes());
-        file.extend(name.as_bytes());
-        file.extend((dims.len() as u32).to_le_bytes());
-        for &dim in dims {
-            file.extend((dim as u64).to_le_bytes());
-        }
-        // Q8_0 or F32.
-        file.extend(if rows.is_some() { 8_u32 } else { 0 }.to_le_bytes());
-        file.extend((data.len() as u64).to_le_bytes());
-        match rows {
-            // An f16 scale of about a hundredth, then levels.
-            Some(rows) => data.extend((0..rows).flat_map(|row| {
-                let levels = (0..WIDTH).map(move |at| (row * 89 + at * 57 + at * at * row) as u8);
-                [0x1f, 0x21].into_iter().chain(levels)
-            })),
-            None => data.extend((0..WIDTH).flat_map(|_| 1_f32.to_le_bytes())),
-        }
-        data.resize(data.len().next_multiple_of(32), 0);
-    };
-    tensor("token_embd.weight", Some(2));
-    tensor("output_norm.weight", None);
-    for norm in ["attn_norm", "ffn_norm"] {
-        tensor(&format!("blk.0.{norm}.weight"), None);
-    }
-    for matrix in [
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_output",
-        "ffn_gate",
-        "ffn_up",
-        "ffn_down",
-    ] {
-        tensor(&format!("blk.0.{matrix}.weight"), Some(WIDTH));
-    }
-    file[8..16].copy_from_slice(&tensors.to_le_bytes());
-    file.resize(file.len().next_multiple_of(32), 0);
-    file.extend(data);
-    file
 }

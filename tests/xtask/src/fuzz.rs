@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{campaign, shell};
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 18] = [
     "gguf",
     "pack",
     "tokenizer",
@@ -26,7 +26,14 @@ const TARGETS: [&str; 11] = [
     "manifest",
     "http",
     "mqtt",
+    "packet",
     "config",
+    "spool",
+    "record",
+    "page",
+    "corpus",
+    "state",
+    "audit",
 ];
 
 /// What `cargo fuzz` gives the compiler, without the sanitizer.

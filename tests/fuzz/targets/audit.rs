@@ -1,0 +1,208 @@
+//! The folder of the audit stream as a start of the daemon finds it, and what is recorded then. A byte of settings, then pairs
+//! of a name and the contents of a file of that name, then the texts of a record, each ended by a byte that no text has. `@` in
+//! a name stands for today.
+//!
+//! What is recorded is there, each a line of its own whatever its texts are; of what was there, only a torn last line goes, and
+//! whole files where they are too many, and nothing that is no file of the stream.
+
+use andon_os::heap;
+use andond::audit::{Audit, AuditError, Record};
+use andond::config::Config;
+use andond::telemetry::Telemetry;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+/// Ends every part.
+pub(crate) const BREAK: u8 = 0xff;
+/// Files that are there, at most.
+pub(crate) const FILES: usize = 4;
+/// Most bytes of a text; every front end has such bounds.
+const TEXT_BYTES_MAX: usize = 256;
+/// Most bytes of a file of the stream.
+const FILE_BYTES_MAX: u64 = 2000;
+/// Records that are written.
+const RECORDS: usize = 3;
+const KEY: &str = "key";
+const KEY_BYTES: usize = 32;
+
+/// Today, as it stands in names: what the stream calls its first file.
+static TODAY: LazyLock<String> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a folder");
+    let audit = open(folder.path(), 9).expect("an empty folder");
+    audit.put(&Record::default());
+    audit.close();
+    let files = files(folder.path());
+    let mut names = files.keys().filter(|name| *name != KEY);
+    let name = names.next().expect("a file");
+    let day = name.split(['-', '.']).nth(2).expect("a day");
+    day.to_owned()
+});
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+pub(crate) fn run(data: &[u8]) {
+    let [settings, data @ ..] = data else {
+        return;
+    };
+    let mut parts = data.split(|&byte| byte == BREAK);
+    let mut pairs = Vec::new();
+    for _ in 0..FILES {
+        let (Some(name), Some(contents)) = (parts.next(), parts.next()) else {
+            break;
+        };
+        pairs.push((name, contents));
+    }
+    let mut texts = parts.filter_map(|text| std::str::from_utf8(text).ok());
+    let mut text = || {
+        let text = texts.next().unwrap_or_default();
+        &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+    };
+    let (request_id, client, task) = (text(), text(), text());
+    let record = Record {
+        request_id,
+        client,
+        task: (!task.is_empty()).then_some(task),
+        origin: "mqtt",
+        outcome: "stop",
+        ..Record::default()
+    };
+
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, contents) in pairs {
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        let name = name.replace('@', &TODAY);
+        if is_name(&name) {
+            fs::write(folder.path().join(name), contents).expect("written");
+        }
+    }
+    let before = files(folder.path());
+    let files_max = 2 + usize::from(settings % 4);
+    let limit = (2 << 20) + 8 * data.len();
+    heap::measure(limit, data.len() as u64, || {
+        match open(folder.path(), files_max) {
+            Ok(audit) => {
+                (0..RECORDS).for_each(|_| audit.put(&record));
+                audit.close();
+                let after = files(folder.path());
+                check(&before, &after, &record, files_max);
+            }
+            Err(error) => {
+                let key = before.get(KEY).map_or(0, Vec::len);
+                assert!(
+                    matches!(error, AuditError::Key(_)) && ![0, KEY_BYTES].contains(&key),
+                    "{error}"
+                );
+                assert!(
+                    files(folder.path()) == before,
+                    "a refused folder is as it was"
+                );
+            }
+        }
+    });
+}
+
+/// Whether a file may be called so.
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() < 100
+        && !name.contains(['/', '\0'])
+        && ![".", ".."].contains(&name)
+}
+
+fn open(folder: &Path, files_max: usize) -> Result<Audit, AuditError> {
+    let mut config = Config::default();
+    config.audit.enabled = true;
+    config.audit.required = true;
+    config.audit.dir = folder.to_owned();
+    config.audit.file_bytes_max = FILE_BYTES_MAX;
+    config.audit.files_max = files_max;
+    Audit::open(&config, Arc::new(Telemetry::new()))
+}
+
+fn files(folder: &Path) -> Files {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let file = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().expect("a text");
+        let contents = fs::read(entry.path()).expect("a file");
+        (name, contents)
+    };
+    entries.map(|entry| file(entry.expect("a file"))).collect()
+}
+
+/// Whether it is the name of a file of the stream, and its number.
+fn number(name: &str) -> Option<u64> {
+    let middle = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
+    let (number, day) = middle.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number =
+        digits(number) && (number.len() == 8 || number.len() > 8 && !number.starts_with('0'));
+    let is_day = digits(day) && day.len() == 8 && is_day(day);
+    let number = number.parse().ok().filter(|&number| number <= u64::MAX / 2);
+    number.filter(|_| is_number && is_day)
+}
+
+fn is_day(digits: &str) -> bool {
+    let number = |range| {
+        digits
+            .get(range)
+            .and_then(|part: &str| part.parse::<u32>().ok())
+    };
+    let (Some(year), Some(month), Some(day)) = (number(0..4), number(4..6), number(6..8)) else {
+        return false;
+    };
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u32::from(is_leap),
+        _ => 0,
+    };
+    year >= 1970 && (1..=days).contains(&day)
+}
+
+fn check(before: &Files, after: &Files, record: &Record<'_>, files_max: usize) {
+    let last = before.keys().filter_map(|name| number(name)).max();
+    let mut written = Vec::new();
+    for (name, contents) in after {
+        let Some(number) = number(name) else {
+            // A key was made if there was none.
+            let was = before.get(name);
+            assert!(was == Some(contents) || name == KEY, "{name} was touched");
+            continue;
+        };
+        match before.get(name) {
+            Some(was) if Some(number) == last => {
+                let whole = was.iter().rposition(|&byte| byte == b'\n');
+                let whole = whole.map_or(0, |at| at + 1);
+                let (kept, new) = contents.split_at(whole.min(contents.len()));
+                assert!(kept == &was[..whole], "{name} lost a whole line");
+                written.extend_from_slice(new);
+            }
+            Some(was) => assert!(contents == was, "{name} was touched"),
+            None => {
+                assert!(
+                    last.is_none_or(|last| number > last),
+                    "{name} is out of order"
+                );
+                written.extend_from_slice(contents);
+            }
+        }
+    }
+    let kept = after.keys().filter(|name| number(name).is_some());
+    assert!(kept.count() <= files_max, "too many files");
+    for name in before.keys().filter(|name| number(name).is_none()) {
+        assert!(after.contains_key(name), "{name} is gone");
+    }
+    assert_eq!(written.last(), Some(&b'\n'));
+    let lines: Vec<&[u8]> = written.split_inclusive(|&byte| byte == b'\n').collect();
+    assert_eq!(lines.len(), RECORDS, "a record is a line");
+    for line in lines {
+        let line: Value = serde_json::from_slice(line).expect("JSON");
+        assert_eq!(line["request_id"], record.request_id);
+        assert_eq!(line["client"], record.client);
+        assert_eq!(line.get("task").and_then(Value::as_str), record.task);
+    }
+}
