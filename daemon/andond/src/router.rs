@@ -4,4 +4,5 @@
 
 pub mod cache;
 pub mod egress;
+pub mod ledger;
 pub mod redact;

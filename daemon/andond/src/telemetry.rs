@@ -6,6 +6,7 @@ pub mod connections;
 pub mod event;
 mod hardware;
 pub mod journal;
+mod ledger;
 mod limit;
 pub mod metrics;
 mod models;

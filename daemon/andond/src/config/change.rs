@@ -419,7 +419,9 @@ fn compare(old: &Config, new: &Config, waiting: &Waiting) -> Result<Change, Stri
     paths.retain(|path| before.get(*path) != after.get(*path));
     let waits_itself = |section: &str, key: &str| {
         let is_whole = matches!(section, "task" | "access" | "redact" | "budget");
-        let is_live = is_whole || effect(section, key) == Some(Effect::Live);
+        // The first budget wants the ledger, whose folder is granted at the start only.
+        let is_first = section == "budget" && old.budget.is_empty();
+        let is_live = !is_first && (is_whole || effect(section, key) == Some(Effect::Live));
         !is_live || waiting.holds(section, key)
     };
     let waits = |section: &str, key: &str| {

@@ -49,10 +49,12 @@ const SYSTEM: &[&str] = &[
 pub fn kept(config: &Config) -> impl Iterator<Item = &Path> {
     let spool = (config.spool.durable == Durable::On).then_some(&config.spool.dir);
     let audit = config.audit.enabled.then_some(&config.audit.dir);
+    let ledger = (!config.budget.is_empty()).then_some(&config.ledger.dir);
     [&config.models.dir, &config.cache.dir]
         .into_iter()
         .chain(spool)
         .chain(audit)
+        .chain(ledger)
         .map(PathBuf::as_path)
 }
 
@@ -255,6 +257,12 @@ mod tests {
             "enabled = true\ntls = true\nca-file = \"/c\"\ncertificate-file = \"/k\"",
         ),
         ("audit", "dir", "/p/audit", "enabled = true"),
+        (
+            "ledger",
+            "dir",
+            "/p/ledger",
+            "[[budget]]\nname = \"b\"\ntokens-per-day = 1",
+        ),
         ("hardware", "sys-dir", "/p/sys", ""),
         ("hardware", "proc-dir", "/p/proc", ""),
     ];
@@ -437,7 +445,7 @@ mod tests {
     fn what_is_off_opens_nothing() {
         let quiet = "[model]\nname = \"m\"\n[spool]\ndurable = \"off\"\ndir = \"/p/spool\"\n[http]\nenabled = false\n\
             listen = \"127.0.0.1:4001\"\ntoken-file = \"/p/token/t\"\n[wire]\nenabled = false\n[mqtt]\nport = 4002\nca-file = \"/p/ca/c\"\ntls = true\n\
-            [audit]\ndir = \"/p/audit\"\n";
+            [audit]\ndir = \"/p/audit\"\n[ledger]\ndir = \"/p/ledger\"\n";
         let places = of(&read(quiet), Path::new("/etc/andon/andond.toml"), &[]);
         assert!(places.sockets.is_empty() && places.listen.is_empty() && places.connect.is_empty());
         assert!(!all_of(&places).iter().any(|place| place.starts_with("/p/")));

@@ -145,6 +145,13 @@ table! {
     /// They are written again.
     AuditRecovered = "ef081f08401b4e419d632fdd38b5f43c", WARN;
 
+    /// It is not known what was spent upstream.
+    LedgerUnusable = "f8520c5c30554e63803984348c0a0a80", ERROR;
+    /// What is spent upstream cannot be written down.
+    LedgerFailing = "41ce20711911432090593adfcba0d841", ERROR;
+    /// It is written down again.
+    LedgerRecovered = "1b05c09cde7f41a0b991de82ada49f5f", WARN;
+
     /// The broker is connected.
     BrokerConnected = "8af850be589841ed8a1a97a4cc19c350", INFO;
     /// The connection to the broker ended, or could not be made.

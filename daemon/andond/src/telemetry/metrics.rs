@@ -24,6 +24,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::audit::AuditMetrics;
 use super::config::ConfigMetrics;
 use super::hardware::Hardware;
+use super::ledger::LedgerMetrics;
 use super::models::ModelMetrics;
 use super::sandbox::SandboxMetrics;
 use super::spool::SpoolMetrics;
@@ -281,6 +282,7 @@ pub struct Telemetry {
     pub(super) spool: SpoolMetrics,
     pub(super) routing: super::router::Figures,
     pub(super) audit: AuditMetrics,
+    pub(super) ledger: LedgerMetrics,
     pub(super) config: ConfigMetrics,
     pub(super) models: ModelMetrics,
     kept: Kept,
@@ -435,6 +437,7 @@ impl Telemetry {
             routing: super::router::Figures::default(),
             spool: SpoolMetrics::default(),
             audit: AuditMetrics::default(),
+            ledger: LedgerMetrics::default(),
             config: ConfigMetrics::default(),
             models: ModelMetrics::default(),
             kept: Kept::default(),
@@ -449,6 +452,7 @@ impl Telemetry {
         telemetry.routing.register(registry);
         telemetry.spool.register(registry);
         telemetry.audit.register(registry);
+        telemetry.ledger.register(registry);
         telemetry.config.register(registry);
         telemetry.models.register(registry);
         telemetry.kept.register(registry);
