@@ -25,7 +25,10 @@ const DRAWING: &[(&str, &[&str])] = &[
             "ffi/os",
         ],
     ),
-    ("daemon/lab", &["daemon/engine", "kernels", "ffi/os"]),
+    (
+        "daemon/lab",
+        &["daemon/engine", "daemon/policy", "kernels", "ffi/os"],
+    ),
     ("daemon/engine", &["kernels", "ffi/"]),
     ("daemon/policy", &["daemon/wire"]),
     ("daemon/wire", &[]),

@@ -19,6 +19,7 @@ pub mod queue;
 pub mod rate;
 pub mod residency;
 pub mod route;
+pub mod router;
 pub mod scheduler;
 pub mod speed;
 pub mod stuck;
