@@ -14,6 +14,7 @@ pub mod admission;
 pub mod budget;
 pub mod client;
 pub mod confidence;
+pub mod line;
 pub mod memory;
 pub mod queue;
 pub mod rate;
