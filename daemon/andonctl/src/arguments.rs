@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Prints each key that differs from what the daemon goes by, and whether its new value holds now or needs a
     /// restart. With any problem nothing changes; the problems are printed and the exit status is not 0.
     Reload(ReloadOptions),
+    /// Look at where requests are answered: here or upstream.
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Cancel one of your own requests.
     Cancel(CancelOptions),
     /// Print a completion script for a shell.
@@ -92,6 +95,37 @@ pub(crate) enum Command {
         #[arg(value_name = "DIRECTORY")]
         directory: Option<PathBuf>,
     },
+}
+
+/// The commands of `route`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Show where a text would be answered now, and why; nothing is computed for it and nothing leaves.
+    Explain(ExplainOptions),
+}
+
+/// The options of `route explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainOptions {
+    /// The text, or the JSON of a task's input.
+    #[arg(value_name = "TEXT")]
+    pub(crate) text: String,
+
+    /// The task that it is for.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<TaskName>,
+
+    /// Where the text may go; without it, as the task says, and without a task anywhere.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) egress: Option<EgressWord>,
+
+    /// Time until the answer would be worthless, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub(crate) deadline_ms: Option<u32>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What `ask` and `chat` have in common.

@@ -29,6 +29,7 @@ mod progress;
 mod pull;
 mod reload;
 mod report;
+mod route;
 mod spool;
 
 use std::io::Write as _;
@@ -65,6 +66,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Spool(command) => spool::run(socket, &command, output),
         Command::Kv(command) => kv::run(socket, &command, output),
         Command::Reload(options) => reload::run(socket, &options, output),
+        Command::Route(command) => route::run(socket, &command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -26,6 +26,7 @@ use crate::name::RequestId;
 use crate::page::{PageTask, StoredPages};
 use crate::reload::{Reload, Reloaded};
 use crate::reply::{Accepted, Cancelled, Chunk, Done, Fault, Models, Welcome};
+use crate::route::RouteExplained;
 use crate::service::ServiceStatus;
 use crate::status::Status;
 
@@ -98,6 +99,8 @@ pub enum ClientFrame<'a> {
     Service,
     /// Has the configuration read again; [`Reload`] says how that is answered.
     Reload(Reload),
+    /// Asks where this would be answered, without an answer to it; answered by [`ServerFrame::RouteExplained`] or a fault.
+    ExplainRoute(Ask<'a>),
 }
 
 /// What a server sends.
@@ -158,6 +161,8 @@ pub enum ServerFrame<'a> {
     Service(ServiceStatus<'a>),
     /// What became of a key when the configuration was read again.
     Reloaded(Reloaded<'a>),
+    /// Where a request would be answered.
+    RouteExplained(RouteExplained<'a>),
 }
 
 /// Why a frame could not be encoded.

@@ -30,6 +30,7 @@ mod page;
 mod reader;
 mod reload;
 mod reply;
+mod route;
 mod service;
 mod status;
 
@@ -58,6 +59,7 @@ pub use reply::{
     Accepted, Cancelled, Chunk, Done, ErrorCode, Fault, Finish, ModelEntry, Models, Origin,
     Timings, Usage, Welcome, shorten,
 };
+pub use route::{RouteExplained, RoutePart};
 pub use service::{SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus};
 pub use status::{
     ModelStatus, MqttLink, MqttStatus, QueueStatus, Readiness, RequestCounters, Speed, Status,

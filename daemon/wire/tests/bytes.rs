@@ -14,11 +14,11 @@ use andon_wire::{
     ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
     ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
     Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness, Reload,
-    ReloadOutcome, Reloaded, RequestCounters, RequestId, Role, Sampling, SandboxLayer,
-    SandboxStatus, ServedModel, ServerFrame, ServiceStatus, SignatureState, Speed, SpoolAction,
-    SpoolStatus, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack, StoredPages,
-    StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece, Welcome,
-    checksum,
+    ReloadOutcome, Reloaded, RequestCounters, RequestId, Role, RouteExplained, RoutePart, Sampling,
+    SandboxLayer, SandboxStatus, ServedModel, ServerFrame, ServiceStatus, SignatureState, Speed,
+    SpoolAction, SpoolStatus, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack,
+    StoredPages, StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece,
+    Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -231,6 +231,51 @@ fn reloads() {
             &[b"\x19", b"\x011", byte, b"\x03a.b"],
         );
     }
+}
+
+#[test]
+fn routes_are_explained() {
+    let ask = Ask::new(id("1"), Input::Prompt("x"));
+    let mut frames = [[0; 128]; 2];
+    let [plain, explain] = &mut frames;
+    let plain = ClientFrame::Ask(ask.clone()).encode(plain).unwrap();
+    let explained = ClientFrame::ExplainRoute(ask);
+    let explain = explained.encode(explain).unwrap();
+    let (plain, explain) = (value(plain), value(explain));
+    assert_eq!((plain[0], explain[0]), (1, 17));
+    assert_eq!(plain[1..], explain[1..]);
+    let mut parts = heapless::Vec::new();
+    parts
+        .push(RoutePart {
+            what: "why",
+            moved: -1.0,
+        })
+        .expect("there is room");
+    server(
+        &ServerFrame::RouteExplained(RouteExplained {
+            id: id("1"),
+            decision: "cloud",
+            reason: "hard",
+            policy: "auto",
+            up: true,
+            shadow: false,
+            will_do: Some(0.5),
+            threshold: 1.0,
+            parts,
+        }),
+        &[
+            b"\x1a",
+            b"\x011",
+            b"\x05cloud",
+            b"\x04hard",
+            b"\x04auto",
+            b"\x01\x00",
+            b"\x01\x00\x00\x00\x3f",
+            b"\x00\x00\x80\x3f",
+            b"\x01",
+            b"\x03why\x00\x00\x80\xbf",
+        ],
+    );
 }
 
 #[test]
