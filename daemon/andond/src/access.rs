@@ -16,6 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use andon_os::Peer;
 use andon_policy::client::Rates;
+use andon_policy::route::Policy;
 
 pub use self::denied::Denied;
 pub use self::rules::Rules;
@@ -89,6 +90,8 @@ pub struct Rights {
     pub rates: Rates,
     /// How far requests may travel at most. Whatever sends bytes off the gateway asks [`Request::travels`].
     pub egress: Egress,
+    /// Who answers where neither request nor task says.
+    pub policy: Option<Policy>,
     /// The models; `None` is all.
     pub(self) models: Option<Vec<String>>,
     /// The tasks, and nothing else; `None` is anything.
@@ -102,6 +105,7 @@ impl Default for Rights {
             priority_max: Priority::Alarm,
             rates: Rates::default(),
             egress: Egress::Any,
+            policy: None,
             models: None,
             tasks: None,
         }

@@ -38,13 +38,15 @@ pub enum FaultCode {
     /// The model is not there now: it is loaded, unloaded or broken, or there is no room for it. The daemon goes on, and the
     /// same request may be answered later.
     ModelUnavailable,
+    /// Who was to answer upstream cannot be had, or has failed, and nobody here may answer in its place.
+    UpstreamUnavailable,
     /// A fault of the daemon or of the model file.
     Internal,
 }
 
 impl FaultCode {
     /// Every code, in the order of declaration.
-    pub const ALL: [FaultCode; 15] = [
+    pub const ALL: [FaultCode; 16] = [
         FaultCode::InvalidRequest,
         FaultCode::TooLarge,
         FaultCode::UnknownModel,
@@ -59,6 +61,7 @@ impl FaultCode {
         FaultCode::SlowReader,
         FaultCode::Unavailable,
         FaultCode::ModelUnavailable,
+        FaultCode::UpstreamUnavailable,
         FaultCode::Internal,
     ];
 
@@ -79,6 +82,7 @@ impl FaultCode {
             FaultCode::SlowReader => "slow_reader",
             FaultCode::Unavailable => "unavailable",
             FaultCode::ModelUnavailable => "model_unavailable",
+            FaultCode::UpstreamUnavailable => "upstream_unavailable",
             FaultCode::Internal => "internal",
         }
     }

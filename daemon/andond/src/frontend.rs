@@ -19,6 +19,7 @@ use crate::health;
 use crate::memory::Budget;
 use crate::registry::Registry;
 use crate::reload::Reload;
+use crate::router::Router;
 use crate::spool::record::Door;
 use crate::spool::{Kept, Spool};
 use crate::telemetry::Telemetry;
@@ -37,6 +38,8 @@ pub struct Context {
     /// The models that are kept.
     pub registry: Arc<Registry>,
     /// Where requests go.
+    pub router: Router,
+    /// Who answers them here.
     pub workers: Workers,
     /// What memory is promised.
     pub budget: Arc<Budget>,

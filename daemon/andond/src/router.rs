@@ -1,8 +1,471 @@
 //! Where a request is answered: here, or by an upstream server.
 //!
-//! Invariant: nothing of a request leaves the gateway without a [`egress::Permit`].
+//! Front ends hand requests to the [`Router`]. It hands on to the workers what is to be answered here, at no further cost; what
+//! may leave and is to be answered upstream, or might be, has a task of its own ([`drive`]) that writes to the stream which the
+//! front end reads. What is decided of a request is [`andon_policy::route`]'s affair, and what is known of it is gathered in
+//! [`judge`].
+//!
+//! Invariants: nothing of a request leaves the gateway without a [`egress::Permit`]; a request that is taken ends with exactly one
+//! of `Done` and `Failed`, and its answer is by one of those who could give one: what another had said of it before is taken back
+//! where the client can be told, and is a failure where not.
 
 pub mod cache;
+mod calls;
+mod drive;
 pub mod egress;
+mod judge;
 pub mod ledger;
+mod line;
 pub mod redact;
+mod sent;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use andon_policy::route::{Decision, Policy, Reason};
+use tokio::sync::{Semaphore, broadcast, watch};
+
+use self::cache::AnswerCache;
+use self::drive::{Driven, Plan};
+use self::judge::{Judge, Known};
+use self::line::Line;
+use crate::access::{Access, Caller};
+use crate::audit::Audit;
+use crate::config::{Config, Current};
+use crate::fault::{Fault, FaultCode};
+use crate::request::{Egress, Input, Origin, Part, Request};
+use crate::telemetry::Telemetry;
+use crate::upstream::Upstreams;
+use crate::worker::{Account, Asked, Feed, JobStream};
+use crate::workers::Workers;
+
+/// Words about requests that went upstream which wait for whoever listens.
+const ESCALATIONS_WAITING_MAX: usize = 64;
+
+/// The way to whoever answers; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Router {
+    inner: Arc<Inner>,
+}
+
+/// A request was passed upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Escalated {
+    /// Who asked.
+    pub client: String,
+    /// The client's name for it.
+    pub id: String,
+    /// Its task, if it names one.
+    pub task: Option<String>,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// What there is of a routing decision, for whoever asks why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explained {
+    /// What would be done.
+    pub decision: Decision,
+    /// Who is to answer.
+    pub policy: Policy,
+    /// Whether upstream can be had.
+    pub up: bool,
+    /// Whether decisions are only noted.
+    pub shadow: bool,
+    /// Probability that the local answer will do; `None` if it was not estimated.
+    pub will_do: Option<f32>,
+    /// Below which it would go up.
+    pub threshold: f32,
+    /// What moved the estimate most, and by how much.
+    pub parts: Vec<(String, f32)>,
+}
+
+/// Whose a request is and its name: clients of the broker are others than those of this machine.
+type Key = (bool, String, String);
+
+fn key(origin: Origin, client: &str, id: &str) -> Key {
+    (origin == Origin::Mqtt, client.to_owned(), id.to_owned())
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Current,
+    access: Arc<Access>,
+    workers: Workers,
+    upstreams: Upstreams,
+    telemetry: Arc<Telemetry>,
+    audit: Audit,
+    judge: Judge,
+    line: Arc<Line>,
+    redactors: sent::Redactors,
+    cache: AnswerCache<sent::Kept>,
+    /// What has a task of its own.
+    open: Mutex<HashMap<Key, Feed>>,
+    /// Places for questions that are with upstreams.
+    places: Semaphore,
+    escalations: broadcast::Sender<Escalated>,
+    /// When what is under way has to be over, once the daemon stops.
+    stopping: watch::Sender<Option<Instant>>,
+}
+
+/// What a router is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The way to the configuration in force.
+    pub current: Current,
+    /// Who may ask for what.
+    pub access: Arc<Access>,
+    /// Who answers here.
+    pub workers: Workers,
+    /// Who answers elsewhere.
+    pub upstreams: Upstreams,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+    /// Where answers are recorded.
+    pub audit: Audit,
+}
+
+impl Router {
+    /// One for these.
+    pub fn new(parts: Parts) -> Router {
+        let config = parts.current.get();
+        let (escalations, _) = broadcast::channel(ESCALATIONS_WAITING_MAX);
+        let (stopping, _) = watch::channel(None);
+        let limits = &config.router;
+        Router {
+            inner: Arc::new(Inner {
+                judge: Judge::new(&config),
+                line: Arc::new(Line::new(limits.waiting_max, limits.waiting_bytes_max)),
+                redactors: sent::Redactors::default(),
+                cache: AnswerCache::new(&config.upstream_cache),
+                open: Mutex::default(),
+                places: Semaphore::new(limits.requests_max),
+                escalations,
+                stopping,
+                config: parts.current,
+                access: parts.access,
+                workers: parts.workers,
+                upstreams: parts.upstreams,
+                telemetry: parts.telemetry,
+                audit: parts.audit,
+            }),
+        }
+    }
+
+    /// Hands a request over, if its caller may ask it. Never blocks. Has to be called where tokio runs.
+    ///
+    /// # Errors
+    /// As [`Workers::submit`]; and what insists on an upstream is refused where that cannot be had and it may not wait.
+    pub fn submit(&self, request: Request, caller: &Caller) -> Result<JobStream, Fault> {
+        let inner = &self.inner;
+        if inner.is_open(&request) {
+            let asked = Asked::of(&request);
+            return Err(inner.refused(&asked, duplicate()));
+        }
+        let config = inner.config.get();
+        if inner.upstreams.is_empty() && !config.router.shadow && !inner.insists(&request, &config)
+        {
+            return inner.workers.submit(request, caller);
+        }
+        let mut request = request;
+        let Some(known) = inner.consider(&mut request, caller, &config) else {
+            return inner.workers.submit(request, caller);
+        };
+        let decision = inner.judge.decide(&known.facts, &config);
+        inner.told(&request, &known, decision, config.router.shadow);
+        if config.router.shadow {
+            return inner.workers.submit(request, caller);
+        }
+        let plan = match decision {
+            Decision::Local(_) => return inner.workers.submit(request, caller),
+            Decision::Fallback(_) => return inner.fall_back(request, caller),
+            Decision::Refuse(reason) => {
+                let asked = Asked::of(&request);
+                return Err(inner.refused(&asked, refusal(reason)));
+            }
+            Decision::Cloud(_) => Plan::Cloud,
+            Decision::Cascade => Plan::Cascade,
+            Decision::Wait(_) => Plan::Wait,
+        };
+        inner.drive(request, caller, known, plan, &config)
+    }
+
+    /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
+    pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
+        let feed = self.inner.open().get(&key(origin, client, id)).cloned();
+        match feed {
+            Some(feed) => {
+                feed.cancel();
+                true
+            }
+            None => self.inner.workers.cancel(origin, client, id),
+        }
+    }
+
+    /// Takes nothing new, leaves what waits to the next start, and gives what is under way this long to finish.
+    pub fn stop(&self, grace: Duration) {
+        let until = Instant::now().checked_add(grace);
+        self.inner
+            .stopping
+            .send_replace(Some(until.unwrap_or_else(Instant::now)));
+    }
+
+    /// Requests that go upstream from now on.
+    pub fn escalations(&self) -> broadcast::Receiver<Escalated> {
+        self.inner.escalations.subscribe()
+    }
+
+    /// Those who answer elsewhere.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.inner.upstreams
+    }
+
+    /// How many requests wait until upstream can be had.
+    pub fn waiting(&self) -> usize {
+        self.inner.line.len()
+    }
+
+    /// What would be done with a request of this caller, and why. Nothing is done.
+    ///
+    /// # Errors
+    /// If the caller may not ask it, or its task does not take it.
+    pub fn explain(&self, mut request: Request, caller: &Caller) -> Result<Explained, Fault> {
+        let inner = &self.inner;
+        let config = inner.config.get();
+        request.check(&config.limits)?;
+        request.rights = inner.workers.permit(&request, caller)?;
+        let known = inner.known(&request, &config)?;
+        Ok(Explained {
+            decision: inner.judge.decide(&known.facts, &config),
+            policy: known.facts.policy,
+            up: inner.upstreams.link().borrow().up,
+            shadow: config.router.shadow,
+            parts: Vec::new(),
+            will_do: known.will_do(),
+            threshold: inner.judge.threshold(),
+        })
+    }
+}
+
+impl Inner {
+    fn open(&self) -> MutexGuard<'_, HashMap<Key, Feed>> {
+        // Every critical section leaves it whole.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_open(&self, request: &Request) -> bool {
+        let open = self.open();
+        !open.is_empty() && open.contains_key(&key(request.origin, &request.client, &request.id))
+    }
+
+    /// Whether a request, or its task, says that nobody here is to answer it.
+    fn insists(&self, request: &Request, config: &Config) -> bool {
+        let by_task = || match &request.input {
+            Input::Task { name, .. } => config.task.get(name)?.policy,
+            _ => None,
+        };
+        request.policy.or_else(by_task) == Some(Policy::Cloud)
+    }
+
+    /// How far requests of a task may travel, unless they say less.
+    fn egress_by_task(&self, request: &Request) -> Option<Egress> {
+        match &request.input {
+            Input::Task { name, .. } => self.workers.egress_of(name),
+            _ => None,
+        }
+    }
+
+    /// What is known of a request that might leave, with the rights of its caller in it. `None` of all others: they are the
+    /// workers' affair, and so are those with which something is wrong, who say what.
+    fn consider(&self, request: &mut Request, caller: &Caller, config: &Config) -> Option<Known> {
+        let by_task = self.egress_by_task(request);
+        if request.egress.or(by_task) != Some(Egress::Any) || self.audit.refuses().is_some() {
+            return None;
+        }
+        request.check(&config.limits).ok()?;
+        let rights = self.access.rights(caller).ok()?;
+        let model = request.model_by(config);
+        rights
+            .check(request, &model, request.class_by_task(config))
+            .ok()?;
+        request.rights = rights;
+        self.known(request, config).ok()
+    }
+
+    fn known(&self, request: &Request, config: &Config) -> Result<Known, Fault> {
+        let task = self.workers.resolve(request).transpose()?;
+        let mut known = self.judge.known(request, task.as_ref(), config);
+        self.at_this_moment(&mut known, request, config);
+        Ok(known)
+    }
+
+    /// Counts and logs what was decided of a request.
+    fn told(&self, request: &Request, known: &Known, decision: Decision, shadow: bool) {
+        self.telemetry.decided(decision, shadow);
+        self.judge.note(&known.facts);
+        let (decision, reason) = (decision.as_str(), decision.reason().as_str());
+        let (request_id, client) = (request.id.as_str(), request.client.as_str());
+        let will_do = known.will_do();
+        if shadow {
+            tracing::info!(
+                request_id,
+                client,
+                decision,
+                reason,
+                will_do,
+                "would be routed"
+            );
+        } else {
+            tracing::debug!(request_id, client, decision, reason, will_do, "routed");
+        }
+    }
+
+    /// Counts a request that is not taken.
+    fn refused(&self, asked: &Asked, fault: Fault) -> Fault {
+        asked.comes(&self.telemetry);
+        asked.refused(&self.telemetry, &fault);
+        fault
+    }
+
+    /// Has a request answered here in place of upstream.
+    fn fall_back(&self, request: Request, caller: &Caller) -> Result<JobStream, Fault> {
+        let asked = Asked::of(&request);
+        let fallback = Request {
+            part: Part::Fallback,
+            ..request
+        };
+        let stream = self.workers.submit(fallback, caller);
+        let stream = stream.map_err(|fault| self.refused(&asked, fault))?;
+        asked.comes(&self.telemetry);
+        asked.taken(&self.telemetry);
+        Ok(stream)
+    }
+
+    /// Gives a request a task of its own.
+    fn drive(
+        self: &Arc<Inner>,
+        request: Request,
+        caller: &Caller,
+        known: Known,
+        plan: Plan,
+        config: &Arc<Config>,
+    ) -> Result<JobStream, Fault> {
+        let asked = Asked::of(&request);
+        let key = key(request.origin, &request.client, &request.id);
+        let by_task = self.egress_by_task(&request);
+        let refused = |fault| self.refused(&asked, fault);
+        if self.stopping.borrow().is_some() {
+            return Err(refused(stopping()));
+        }
+        if self
+            .workers
+            .has(request.origin, &request.client, &request.id)
+        {
+            return Err(refused(duplicate()));
+        }
+        let question = known.question;
+        let Some((question, secrets)) =
+            question.and_then(|question| self.sent(&request, question, config))
+        else {
+            // Its secrets stay, and it with them.
+            if known.facts.policy == Policy::Cloud {
+                return Err(refused(refusal(Reason::Kind)));
+            }
+            return self.fall_back(request, caller);
+        };
+        let place = match plan {
+            Plan::Wait => {
+                let whose = (key.0, key.1.clone());
+                let place = self.line.enter(whose, question_bytes(&question));
+                Some(place.ok_or_else(|| refused(no_place()))?)
+            }
+            Plan::Cloud | Plan::Cascade => None,
+        };
+        let feed = Feed::new();
+        let stream = feed.stream();
+        self.open().insert(key.clone(), feed.clone());
+        asked.comes(&self.telemetry);
+        asked.taken(&self.telemetry);
+        let account = Account::upstream(&request, config.log.text, self.audit.mac());
+        let driven = Driven {
+            router: Arc::clone(self),
+            key,
+            by_task,
+            caller: caller.clone(),
+            question,
+            secrets,
+            facts: known.facts,
+            deadline: known.deadline,
+            can_restart: !(request.stream && request.origin == Origin::Http),
+            account,
+            feed,
+            request,
+            begun: false,
+            said: false,
+            late: false,
+        };
+        tokio::spawn(driven.run(plan, place));
+        Ok(stream)
+    }
+}
+
+/// Bytes that a question keeps while it waits, as far as they can be many.
+fn question_bytes(question: &crate::upstream::Question) -> usize {
+    let messages = question.messages.iter().map(crate::request::Message::bytes);
+    let tools = question.tools.iter().map(|tool| tool.to_string().len());
+    messages.chain(tools).fold(0, usize::saturating_add)
+}
+
+fn duplicate() -> Fault {
+    Fault {
+        param: Some("id"),
+        ..Fault::new(
+            FaultCode::DuplicateId,
+            "a request of this client and id is in flight",
+        )
+    }
+}
+
+fn stopping() -> Fault {
+    Fault::new(FaultCode::Unavailable, "the daemon is stopping")
+}
+
+fn no_place() -> Fault {
+    let message = "as many requests wait for upstream as may";
+    Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(10))
+}
+
+/// What a client is told whose request has no answer for this reason.
+fn refusal(reason: Reason) -> Fault {
+    let what = match reason {
+        Reason::NoUpstream => "no upstream is configured, and the policy of this request is cloud",
+        Reason::Budget => {
+            "what may be spent upstream is spent, and the policy of this request is cloud"
+        }
+        Reason::Busy => {
+            "upstream has as many questions as it may, and the policy of this request is cloud"
+        }
+        Reason::Link => "upstream cannot be had now, and the policy of this request is cloud",
+        Reason::Policy
+        | Reason::Egress
+        | Reason::Kind
+        | Reason::Easy
+        | Reason::Hard
+        | Reason::Deadline => {
+            "upstream cannot answer this, and the policy of this request is cloud"
+        }
+    };
+    let fault = Fault::new(FaultCode::UpstreamUnavailable, what);
+    match reason {
+        Reason::Link | Reason::Busy => fault.retry_after(Duration::from_secs(10)),
+        _ => fault,
+    }
+}
+
+impl fmt::Display for Escalated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}: {}", self.client, self.id, self.why)
+    }
+}

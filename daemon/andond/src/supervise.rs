@@ -27,10 +27,12 @@ use crate::hardware;
 use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Registry};
 use crate::reload::{self, Parts, Reload};
+use crate::router::{self, Router};
 use crate::socket::{Passed, Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
 use crate::task::Tasks;
 use crate::telemetry::{self, Telemetry};
+use crate::upstream::Upstreams;
 use crate::worker::{TEXT_BYTES_MAX, UNREAD_BYTES_MAX, WorkerState};
 use crate::workers::Workers;
 
@@ -204,6 +206,14 @@ fn serve_all(
         Arc::clone(&budget),
     )
     .map_err(runtime("cannot start a worker"))?;
+    let router = Router::new(router::Parts {
+        current: current.clone(),
+        access: Arc::clone(&access),
+        workers: workers.clone(),
+        upstreams: Upstreams::new(),
+        telemetry: Arc::clone(&telemetry),
+        audit: audit.clone(),
+    });
     let confined = Arc::new(confined);
     let parts = Parts {
         current: current.clone(),
@@ -220,6 +230,7 @@ fn serve_all(
         reload: Arc::new(reload),
         access,
         registry,
+        router,
         workers,
         budget,
         spool: spool.clone(),
@@ -425,6 +436,7 @@ async fn stop(context: &Context, signals: &mut Signals, frontends: &mut JoinSet<
         NotifyState::Status("finishing what is open"),
     ]);
     let grace = context.config().gateway.shutdown_grace();
+    context.router.stop(grace);
     context.workers.stop(grace);
     context.stopping.cancel();
     let orderly = async {

@@ -13,6 +13,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use andon_policy::route::Policy;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
@@ -64,6 +65,8 @@ pub struct Task {
     priority: Option<Priority>,
     deadline: Option<Duration>,
     egress: Option<Egress>,
+    policy: Option<Policy>,
+    waits: Option<bool>,
     tokens_max: Option<usize>,
     format: Option<AnswerFormat>,
     temperature: Option<f32>,
@@ -89,6 +92,8 @@ impl Task {
             priority: config.priority,
             deadline: config.deadline_ms.map(Duration::from_millis),
             egress: config.egress,
+            policy: config.policy,
+            waits: config.wait,
             tokens_max: config.tokens_max,
             // What does not parse is a problem of the configuration, and was reported as one.
             format: config.format().ok().flatten(),
@@ -238,6 +243,10 @@ pub struct Resolved {
     pub deadline: Option<Duration>,
     /// The task's egress; the narrower of it and the request's holds.
     pub egress: Option<Egress>,
+    /// Who answers, overridden by the request's.
+    pub policy: Option<Policy>,
+    /// Whether it may wait for upstream, overridden by the request's.
+    pub waits: Option<bool>,
 }
 
 /// All configured tasks, their templates checked.
@@ -286,6 +295,12 @@ impl Tasks {
             .map(|task| (task.priority, task.deadline))
     }
 
+    /// How far requests of a task may travel, unless they say less.
+    #[must_use]
+    pub fn egress(&self, name: &str) -> Option<Egress> {
+        self.tasks.get(name)?.egress
+    }
+
     /// Whether answers to some task have a shape.
     #[must_use]
     pub fn have_formats(&self) -> bool {
@@ -326,6 +341,8 @@ impl Tasks {
             priority: task.priority,
             deadline: task.deadline,
             egress: task.egress,
+            policy: task.policy,
+            waits: task.waits,
         })
     }
 }

@@ -57,7 +57,8 @@ use crate::config::models::SignaturePolicy;
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
 use crate::registry::{self, Packs, Proof, Proven, Registry, RegistryError, Served};
-use crate::request::{Input, Origin, Request};
+use crate::request::{Egress, Input, Origin, Request};
+use crate::task::Resolved;
 use crate::telemetry::Telemetry;
 
 pub(crate) use account::Asked;
@@ -66,6 +67,7 @@ pub(crate) use load::AtFault;
 pub(crate) use machine::Machine;
 pub(crate) use trying::Proved;
 
+pub(crate) use account::Account;
 pub use account::TEXT_BYTES_MAX;
 pub use corpora::{CorpusFacts, Erased};
 pub use draft::{DraftFacts, DraftUse};
@@ -534,6 +536,19 @@ impl WorkerHandle {
             since.checked_add(deadline?)
         };
         request.deadline.or_else(by_task)
+    }
+
+    /// What a request's task makes of it; `None` if it names none.
+    pub(crate) fn resolve(&self, request: &Request) -> Option<Result<Resolved, Fault>> {
+        let Input::Task { name, input } = &request.input else {
+            return None;
+        };
+        Some(self.shared.in_force.get().tasks().resolve(name, input))
+    }
+
+    /// How far requests of a task may travel, unless they say less.
+    pub(crate) fn egress_of(&self, task: &str) -> Option<Egress> {
+        self.shared.in_force.get().tasks().egress(task)
     }
 
     /// How many pages of keys and values are kept on the disk, and their bytes; `None` until the model is loaded.

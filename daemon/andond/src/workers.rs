@@ -35,7 +35,8 @@ use crate::config::{Config, Current};
 use crate::fault::{Fault, FaultCode};
 use crate::memory::Budget;
 use crate::registry::{Registry, Use};
-use crate::request::{Input, Origin, Request};
+use crate::request::{Egress, Input, Origin, Request};
+use crate::task::Resolved;
 use crate::telemetry::Telemetry;
 use crate::worker::{
     Asked, AtFault, CorpusFacts, Erased, Handed, JobStream, Machine, ModelFacts, Status,
@@ -794,6 +795,28 @@ impl Workers {
             },
             _ => None,
         }
+    }
+
+    /// What a request's task makes of it; `None` if it names none.
+    pub(crate) fn resolve(&self, request: &Request) -> Option<Result<Resolved, Fault>> {
+        self.default_worker()?.resolve(request)
+    }
+
+    /// How far requests of a task may travel, unless they say less.
+    pub(crate) fn egress_of(&self, task: &str) -> Option<Egress> {
+        self.default_worker()?.egress_of(task)
+    }
+
+    /// Whether a client has a request of this id open.
+    pub(crate) fn has(&self, origin: Origin, client: &str, id: &str) -> bool {
+        let state = self.inner.state();
+        state
+            .all()
+            .any(|member| member.worker.has(origin, client, id))
+            || {
+                let handed = self.inner.handed();
+                handed.iter().any(|handed| handed.is(origin, client, id))
+            }
     }
 
     /// How many pages of keys and values are kept on the disk, and their bytes; `None` until the model is loaded.

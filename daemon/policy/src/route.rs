@@ -70,6 +70,8 @@ pub enum Upstream {
     Absent,
     /// There is no link, or all of them fail.
     Down,
+    /// It has as many questions as it may.
+    Busy,
     /// One can be asked.
     Up,
 }
@@ -191,6 +193,8 @@ pub enum Reason {
     Hard,
     /// Upstream cannot be had.
     Link,
+    /// Upstream has as many questions as it may.
+    Busy,
     /// The budget is spent.
     Budget,
     /// Upstream would be too late.
@@ -209,6 +213,7 @@ impl Reason {
             Self::Easy => "easy",
             Self::Hard => "hard",
             Self::Link => "link",
+            Self::Busy => "busy",
             Self::Budget => "budget",
             Self::Deadline => "deadline",
         }
@@ -250,6 +255,8 @@ pub fn decide(facts: &Facts, rules: &Rules) -> Decision {
         Some(Reason::Budget)
     } else if facts.upstream == Upstream::Down {
         Some(Reason::Link)
+    } else if facts.upstream == Upstream::Busy {
+        Some(Reason::Busy)
     } else {
         None
     };

@@ -22,7 +22,7 @@ prop_compose! {
         policy in prop::sample::select(Policy::ALL.to_vec()),
         may_leave in any::<bool>(),
         can_leave in any::<bool>(),
-        upstream in prop::sample::select(vec![Upstream::Absent, Upstream::Down, Upstream::Up]),
+        upstream in prop::sample::select(vec![Upstream::Absent, Upstream::Down, Upstream::Busy, Upstream::Up]),
         will_do in score(),
         purse in purse(),
         waits in any::<bool>(),

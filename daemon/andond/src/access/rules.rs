@@ -193,6 +193,7 @@ fn rights(config: &AccessConfig) -> Rights {
             tokens: rate(config.tokens_per_minute),
         },
         egress: config.egress.unwrap_or(Egress::Any),
+        policy: config.policy,
         models: config.models.clone(),
         tasks: config.tasks.clone(),
     }

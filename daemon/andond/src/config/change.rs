@@ -212,7 +212,7 @@ const SECTIONS: &[Section] = &[
             "wait",
             "hedge-ms",
         ],
-        restart: &["waiting-max", "waiting-bytes-max"],
+        restart: &["requests-max", "waiting-max", "waiting-bytes-max"],
     },
     Section {
         name: "redact",

@@ -23,6 +23,8 @@ pub struct RouterConfig {
     pub cascade_threshold: f64,
     /// Whether requests may wait until upstream can be had, unless they or their tasks say so.
     pub wait: bool,
+    /// Most questions that are with upstreams at once.
+    pub requests_max: usize,
     /// Most requests that wait.
     pub waiting_max: usize,
     /// Most bytes of them.
@@ -41,6 +43,7 @@ impl Default for RouterConfig {
             cascade: false,
             cascade_threshold: 0.5,
             wait: false,
+            requests_max: 16,
             waiting_max: 256,
             waiting_bytes_max: 8 * 1024 * 1024,
             hedge_ms: None,
@@ -59,6 +62,7 @@ impl RouterConfig {
             self.cascade_threshold,
             0.0..=1.0,
         );
+        problems.within("router.requests-max", self.requests_max, 1..=1024);
         problems.within("router.waiting-max", self.waiting_max, 0..=100_000);
         problems.within(
             "router.waiting-bytes-max",

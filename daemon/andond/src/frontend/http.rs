@@ -275,7 +275,7 @@ impl Service {
         let jobs = requests
             .into_iter()
             .map(|request| {
-                let job = self.context.workers.submit(request, &client.caller)?;
+                let job = self.context.router.submit(request, &client.caller)?;
                 Ok(settled.watch(job))
             })
             .collect::<Result<Vec<_>, Fault>>()?;

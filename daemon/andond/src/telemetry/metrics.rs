@@ -597,15 +597,20 @@ impl Telemetry {
         self.outcome(origin, code.name());
     }
 
-    /// Counts what an answer took.
+    /// Counts an answer, and what it took.
     pub fn answered(&self, done: &Done) {
+        self.told(done);
+        self.computed(done);
+    }
+
+    /// Counts an answer, whoever made it.
+    pub fn told(&self, done: &Done) {
         let total = match done.finish {
             Finish::Stop | Finish::Length => &self.totals.answered,
             Finish::Cancelled => &self.totals.cancelled,
         };
         total.fetch_add(1, Ordering::Relaxed);
         self.routed(done.route);
-        self.computed(done);
     }
 
     /// Counts what was computed here for an answer, or for one that may be set aside.

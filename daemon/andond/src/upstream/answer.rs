@@ -156,7 +156,7 @@ impl UpstreamFault {
             FaultKind::Busy => FaultCode::Busy,
             FaultKind::Deadline => FaultCode::DeadlineExceeded,
             FaultKind::Rejected | FaultKind::Withheld => FaultCode::Unsupported,
-            _ => FaultCode::Unavailable,
+            _ => FaultCode::UpstreamUnavailable,
         };
         Fault {
             retry_after: self.retry_after,

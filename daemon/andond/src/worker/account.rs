@@ -108,10 +108,11 @@ impl Asked {
 
 /// What is known of a request that was taken.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(crate) struct Account {
     asked: Asked,
     model: String,
     submitted: Instant,
+    route: Route,
     notes: Mutex<Notes>,
 }
 
@@ -144,7 +145,7 @@ struct Text {
 
 impl Account {
     /// Of a request for a model, with what it asks if that is to be logged.
-    pub(super) fn new(
+    pub(crate) fn new(
         request: &Request,
         priority: Option<Priority>,
         model: String,
@@ -158,6 +159,7 @@ impl Account {
             answer: String::new(),
         });
         Account {
+            route: request.part.route(),
             asked,
             model,
             submitted,
@@ -168,9 +170,35 @@ impl Account {
         }
     }
 
+    /// Of a request that is to be answered upstream; how its answer is drawn is not known here.
+    pub(crate) fn upstream(request: &Request, with_text: bool, mac: Option<&Mac>) -> Account {
+        let submitted = Instant::now();
+        let model = request.model.clone().unwrap_or_default();
+        let account = Account::new(request, None, model, submitted, with_text);
+        account.notes().answers = mac.map(Mac::begin).into_iter().collect();
+        Account {
+            route: Route::Cloud,
+            ..account
+        }
+    }
+
+    /// When it was asked.
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
+    /// What was said of its answer is void, and it begins again.
+    pub(crate) fn restarted(&self, mac: Option<&Mac>) {
+        let mut notes = self.notes();
+        notes.answers = mac.map(Mac::begin).into_iter().collect();
+        if let Some(text) = &mut notes.text {
+            text.answer.clear();
+        }
+    }
+
     /// Where its answer is made.
-    pub(super) fn route(&self) -> Route {
-        self.asked.part.route()
+    pub(crate) fn route(&self) -> Route {
+        self.route
     }
 
     /// Whether it may be set aside for another.
@@ -237,7 +265,7 @@ impl Account {
     }
 
     /// A piece of one of its answers.
-    pub(super) fn said(&self, choice: u32, piece: &str) {
+    pub(crate) fn said(&self, choice: u32, piece: &str) {
         let mut notes = self.notes();
         let answer = usize::try_from(choice).ok();
         if let Some(digest) = answer.and_then(|answer| notes.answers.get_mut(answer)) {
@@ -251,7 +279,7 @@ impl Account {
     }
 
     /// It is over: counts that, logs and records it. The digests are those of the model's files of weights.
-    pub(super) fn ended(
+    pub(crate) fn ended(
         &self,
         telemetry: &Telemetry,
         audit: &Audit,
@@ -306,9 +334,9 @@ impl Account {
             task: asked.task.as_deref(),
             priority: asked.priority.map(Priority::name),
             attempt: asked.attempt,
-            model: &self.model,
+            model: (done.and_then(|done| done.model.as_deref())).unwrap_or(&self.model),
             weights_sha256,
-            route: self.route().as_str(),
+            route: done.map_or(self.route, |done| done.route).as_str(),
             seed: notes.drawn.map(|drawn| drawn.seed),
             sampler: notes.drawn.map(|drawn| drawn.sampler),
             tokens_max: notes.drawn.and_then(|drawn| drawn.tokens_max),
@@ -337,8 +365,9 @@ impl Account {
             client = asked.client,
             origin = asked.origin.name(),
             task = asked.task,
-            model = self.model,
-            route = self.route().as_str(),
+            model = done.model.as_deref().unwrap_or(&self.model),
+            route = done.route.as_str(),
+            late = done.late.then_some(true),
             request_priority = asked.priority.map(Priority::name),
             finish = done.finish.name(),
             prompt_tokens = usage.prompt_tokens,

@@ -257,6 +257,11 @@ impl From<Fault> for ApiError {
                 "server_error",
                 MODEL_UNAVAILABLE,
             ),
+            FaultCode::UpstreamUnavailable => (
+                StatusCode::BAD_GATEWAY,
+                "server_error",
+                "upstream_unavailable",
+            ),
             FaultCode::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "server_error",

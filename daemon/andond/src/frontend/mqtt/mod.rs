@@ -181,6 +181,7 @@ impl Frontend {
     async fn run(&mut self) {
         let mut states = self.context.workers.states();
         let mut swaps = self.context.workers.swaps();
+        let mut escalations = self.context.router.escalations();
         self.desk.set_model(&self.config.model.name());
         let stopping = self.context.stopping.clone();
         let mut worker_lives = true;
@@ -205,6 +206,7 @@ impl Frontend {
                 Some(order) = self.orders.recv() => self.order(order),
                 // What was missed is in the status all the same.
                 Ok(swapped) = swaps.recv() => self.desk.swapped(&swapped),
+                Ok(escalated) = escalations.recv() => self.desk.escalated(&escalated),
                 () = at(backlog_at) => {}
                 changed = states.changed(), if worker_lives => {
                     worker_lives = changed.is_ok();
@@ -267,7 +269,7 @@ impl Frontend {
             && connection.subscribed
             && self.board.is_due(Instant::now())
         {
-            let value = status::online(
+            let mut value = status::online(
                 &status,
                 &self.context.workers.list(),
                 &self.context.workers.tasks(),
@@ -275,6 +277,7 @@ impl Frontend {
                 self.desk.unanswered(),
                 &health::degraded(&self.context, &status),
             );
+            status::upstream(&mut value, &self.context.router);
             if self.board.show(&value, Instant::now()) {
                 self.desk
                     .outbox
@@ -504,7 +507,11 @@ impl Frontend {
         prepared.request.deadline = workers.deadline(&prepared.request, since);
         prepared.request.attempt = self.desk.attempt(&prepared);
         let caller = Caller::Client(prepared.request.client.as_str().into());
-        match workers.submit(prepared.request.clone(), &caller) {
+        match self
+            .context
+            .router
+            .submit(prepared.request.clone(), &caller)
+        {
             Ok(stream) => {
                 let key = prepared.key.clone();
                 if self.desk.accept(prepared) {
@@ -526,8 +533,8 @@ impl Frontend {
     }
 
     fn cancel(&self, key: &Key) {
-        let workers = &self.context.workers;
-        workers.cancel(Origin::Mqtt, &key.client, &key.id);
+        let router = &self.context.router;
+        router.cancel(Origin::Mqtt, &key.client, &key.id);
     }
 
     fn note(&mut self, note: Note) {

@@ -422,7 +422,9 @@ fn wire_code(code: FaultCode) -> andon_wire::ErrorCode {
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,
         FaultCode::Cancelled => ErrorCode::Cancelled,
-        FaultCode::Unavailable | FaultCode::ModelUnavailable => ErrorCode::Unavailable,
+        FaultCode::Unavailable | FaultCode::ModelUnavailable | FaultCode::UpstreamUnavailable => {
+            ErrorCode::Unavailable
+        }
         FaultCode::Internal => ErrorCode::Internal,
     }
 }

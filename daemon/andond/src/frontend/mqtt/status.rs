@@ -9,6 +9,7 @@ use andon_wire::topic::Topics;
 use serde_json::{Value, json};
 
 use super::message::{Outgoing, Properties, Version};
+use crate::router::Router;
 use crate::worker::{Status, WorkerState};
 use crate::workers::{Named, Residence};
 
@@ -88,6 +89,23 @@ pub(super) fn online(
         };
     }
     value
+}
+
+/// Adds what is known of those who answer elsewhere, if there are any.
+pub(super) fn upstream(value: &mut Value, router: &Router) {
+    if router.upstreams().is_empty() {
+        return;
+    }
+    let link = router.upstreams().link().borrow().clone();
+    let upstreams = link.upstreams.iter();
+    let upstreams: Value = upstreams
+        .map(|one| json!({ "name": &*one.name, "state": one.state.name() }))
+        .collect();
+    value["upstream"] = json!({
+        "up": link.up,
+        "waiting": router.waiting(),
+        "servers": upstreams,
+    });
 }
 
 /// A model that is loaded beside the configured one, or answers in its place.

@@ -296,10 +296,14 @@ impl Connection {
                 let request = convert::embed(&embed, &self.client);
                 self.ask(embed.id, request).await
             }
+            ClientFrame::ExplainRoute(ask) => {
+                let request = convert::request(&ask, &self.client);
+                self.explain(ask.id, request).await
+            }
             ClientFrame::Cancel(cancel) => {
                 let found =
                     self.context
-                        .workers
+                        .router
                         .cancel(Origin::Wire, &self.client, cancel.id.as_str());
                 self.outgoing
                     .send(&ServerFrame::Cancelled(Cancelled {
@@ -405,6 +409,21 @@ impl Connection {
         }
     }
 
+    /// Says where a request would be answered.
+    async fn explain(&self, id: RequestId, request: Result<Request, Fault>) -> bool {
+        let router = &self.context.router;
+        let explained = request.and_then(|request| router.explain(request, &self.caller));
+        match explained {
+            Ok(explained) => {
+                let frame = convert::explained(id, &explained);
+                self.outgoing
+                    .send(&ServerFrame::RouteExplained(frame))
+                    .await
+            }
+            Err(fault) => self.outgoing.fault(Some(id), &fault).await,
+        }
+    }
+
     /// Counts and logs what no request can be made of.
     fn malformed(&self, fault: &'static str) {
         self.context.telemetry.malformed(Origin::Wire);
@@ -436,7 +455,7 @@ impl Connection {
         let stream = request.stream;
         let model = self.context.workers.name_of(&request);
         Ok((
-            self.context.workers.submit(request, &self.caller)?,
+            self.context.router.submit(request, &self.caller)?,
             stream,
             model,
         ))
@@ -446,7 +465,7 @@ impl Connection {
 /// The id that a frame's answer is to have.
 fn id_of(frame: &ClientFrame<'_>) -> Option<RequestId> {
     let id = match frame {
-        ClientFrame::Ask(ask) => &ask.id,
+        ClientFrame::Ask(ask) | ClientFrame::ExplainRoute(ask) => &ask.id,
         ClientFrame::Embed(embed) => &embed.id,
         ClientFrame::Cancel(cancel) => &cancel.id,
         ClientFrame::AddModel(ask) => &ask.id,

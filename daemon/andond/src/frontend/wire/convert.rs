@@ -2,21 +2,27 @@
 
 use std::time::{Duration, Instant};
 
+use andon_wire::limits::ROUTE_PARTS_MAX;
 use andon_wire::{
     Ask, AskError, Done as WireDone, DraftStatus, Embed, ErrorCode, Finish as WireFinish,
     Input as WireInput, ModelEntry, ModelName, ModelStatus, MqttStatus, QueueStatus, Readiness,
-    RequestId, SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus, Status as WireStatus,
+    RequestId, RouteExplained, RoutePart, SandboxLayer, SandboxStatus, ServiceStatus, SpoolStatus,
+    Status as WireStatus, shorten,
 };
 
 use crate::confine::Layer;
 use crate::fault::{Fault, FaultCode};
 use crate::frontend::Context;
 use crate::request::{Egress, EmbeddingInput, Input, Message, Origin, Priority, Request, Sampling};
+use crate::router::Explained;
 use crate::worker::{Done, DraftFacts, Finish, ModelFacts, WorkerState};
 use crate::workers::{Named, Residence};
 
 /// Name and version as the protocol shows them.
 pub(super) const SOFTWARE: &str = concat!("andond ", env!("CARGO_PKG_VERSION"));
+
+/// Most bytes of a part of a question that moved an estimate.
+const PART_BYTES_MAX: usize = 64;
 
 /// A request in owned form.
 pub(super) fn request(ask: &Ask<'_>, client: &str) -> Result<Request, Fault> {
@@ -114,7 +120,9 @@ pub(super) fn code(code: FaultCode) -> ErrorCode {
         FaultCode::DuplicateId => ErrorCode::DuplicateId,
         FaultCode::DeadlineExceeded => ErrorCode::DeadlineExceeded,
         FaultCode::Cancelled => ErrorCode::Cancelled,
-        FaultCode::Unavailable | FaultCode::ModelUnavailable => ErrorCode::Unavailable,
+        FaultCode::Unavailable | FaultCode::ModelUnavailable | FaultCode::UpstreamUnavailable => {
+            ErrorCode::Unavailable
+        }
         FaultCode::Internal => ErrorCode::Internal,
     }
 }
@@ -143,6 +151,25 @@ pub(super) fn done(id: RequestId, model: ModelName, chunks: u32, done: &Done) ->
             first_token_us: done.timings.first_token_us,
         },
         origin: done.origin(),
+    }
+}
+
+/// Where a request would be answered.
+pub(super) fn explained(id: RequestId, explained: &Explained) -> RouteExplained<'_> {
+    let parts = explained.parts.iter().map(|(what, moved)| RoutePart {
+        what: shorten(what, PART_BYTES_MAX),
+        moved: *moved,
+    });
+    RouteExplained {
+        id,
+        decision: explained.decision.as_str(),
+        reason: explained.decision.reason().as_str(),
+        policy: explained.policy.as_str(),
+        up: explained.up,
+        shadow: explained.shadow,
+        will_do: explained.will_do,
+        threshold: explained.threshold,
+        parts: parts.take(ROUTE_PARTS_MAX).collect(),
     }
 }
 

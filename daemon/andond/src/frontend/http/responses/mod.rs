@@ -115,7 +115,7 @@ pub(super) async fn answer(
     let streams = request.stream;
     let job = service
         .context
-        .workers
+        .router
         .submit(request, &client.caller)
         .map_err(named)?;
     let job = settled.watch(job);

@@ -14,6 +14,7 @@ use crate::frontend::mqtt::message::{AckToken, Outgoing, Properties};
 use crate::frontend::mqtt::outbox::{Late, Letter};
 use crate::frontend::mqtt::reply::{self, Format, ReplyTo};
 use crate::frontend::mqtt::request::Refusal;
+use crate::router::Escalated;
 use crate::spool::record::{Header, State};
 use crate::workers::Swapped;
 
@@ -203,6 +204,17 @@ impl Desk {
             "reason": swapped.why,
         });
         self.tell(Event::ModelSwapped, value.to_string().into());
+    }
+
+    /// Tells the event topic that a request went upstream.
+    pub(in crate::frontend::mqtt) fn escalated(&mut self, escalated: &Escalated) {
+        let value = json!({
+            "client": escalated.client,
+            "id": escalated.id,
+            "task": escalated.task,
+            "reason": escalated.why,
+        });
+        self.tell(Event::Escalated, value.to_string().into());
     }
 
     pub(super) fn announce(&mut self, event: Event, reply: &ReplyTo, refusal: &Refusal) {

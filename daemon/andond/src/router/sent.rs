@@ -1,0 +1,153 @@
+//! A request as it is sent: without the secrets that the configuration has taken out, and as a key for answers that are kept.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::Inner;
+use super::redact::{Form, Redactor, Restorer, Secrets, TooMany};
+use crate::config::Config;
+use crate::request::{Input, Request};
+use crate::upstream::{Answered, Question, Shape, ToolCall};
+
+/// What takes secrets out by the configuration in force.
+#[derive(Debug, Default)]
+pub(super) struct Redactors {
+    made: Mutex<Option<Made>>,
+}
+
+/// Of a configuration; `None` if it cannot be made.
+type Made = (Arc<Config>, Option<Arc<Redactor>>);
+
+impl Redactors {
+    /// The one of a configuration; `None` if there can be none, and then nothing may leave.
+    fn of(&self, config: &Arc<Config>) -> Option<Arc<Redactor>> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some((of, redactor)) if Arc::ptr_eq(of, config) => redactor.clone(),
+            _ => {
+                let redactor = Redactor::new(&config.redact).map(Arc::new);
+                let redactor = redactor
+                    .inspect_err(|(rule, why)| tracing::warn!(rule, why, "nothing leaves"))
+                    .ok();
+                *made = Some((Arc::clone(config), redactor.clone()));
+                redactor
+            }
+        }
+    }
+}
+
+/// A whole answer of an upstream, as it came.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) text: String,
+    pub(super) tools: Vec<ToolCall>,
+    pub(super) answered: Answered,
+}
+
+impl Kept {
+    /// Bytes of it.
+    pub(super) fn bytes(&self) -> usize {
+        let tools = self.tools.iter();
+        let tools = tools.map(|call| call.id.len() + call.name.len() + call.arguments.len());
+        tools.fold(self.text.len(), usize::saturating_add)
+    }
+}
+
+impl Inner {
+    /// A question without secrets, and these; `None` if they cannot be taken out.
+    pub(super) fn sent(
+        &self,
+        request: &Request,
+        question: Question,
+        config: &Arc<Config>,
+    ) -> Option<(Question, Secrets)> {
+        let redactor = self.redactors.of(config)?;
+        if redactor.is_empty() {
+            return Some((question, Secrets::default()));
+        }
+        let taken = self.taken_out(&redactor, request, question, config);
+        taken
+            .inspect_err(|TooMany| {
+                tracing::info!(request_id = request.id, "too many secrets to send");
+            })
+            .ok()
+    }
+
+    fn taken_out(
+        &self,
+        redactor: &Redactor,
+        request: &Request,
+        question: Question,
+        config: &Config,
+    ) -> Result<(Question, Secrets), TooMany> {
+        let mut redaction = redactor.begin();
+        let mut question = question;
+        if let Input::Task { name, input } = &request.input {
+            // Fields have names only before the template is rendered with them.
+            let without = Request {
+                input: Input::Task {
+                    name: name.clone(),
+                    input: redaction.input(input)?,
+                },
+                ..request.clone()
+            };
+            let task = self.workers.resolve(&without).and_then(Result::ok);
+            let tokens_max = config.limits.tokens_max_default;
+            // It was taken with secrets in it, and is not known without: then it is as good as none that may leave.
+            question = Question::of(&without, task.as_ref(), tokens_max).map_err(|_| TooMany)?;
+        }
+        redaction.messages(&mut question.messages)?;
+        question
+            .tools
+            .iter_mut()
+            .try_for_each(|tool| redaction.schema(tool))?;
+        if let Some(Shape::Schema(schema)) = &mut question.shape {
+            redaction.schema(schema)?;
+        }
+        for stop in &mut question.stop {
+            redaction.text(stop)?;
+        }
+        Ok((question, redaction.done()))
+    }
+}
+
+/// What puts secrets back into the text of an answer to this question.
+pub(super) fn restorer(question: &Question, secrets: &Secrets) -> Restorer {
+    secrets.restorer(if question.shape.is_some() {
+        Form::Json
+    } else {
+        Form::Text
+    })
+}
+
+/// Puts secrets back into calls.
+pub(super) fn restored(calls: Vec<ToolCall>, secrets: &Secrets) -> Vec<ToolCall> {
+    let restored = calls.into_iter().map(|call| ToolCall {
+        arguments: secrets.restore(&call.arguments, Form::Json),
+        ..call
+    });
+    restored.collect()
+}
+
+/// Everything of a question that determines its answer.
+pub(super) fn determining(question: &Question) -> Value {
+    let messages = question.messages.iter().map(
+        |message| json!({"role": message.role, "content": message.content, "extra": message.extra}),
+    );
+    let choice = &question.tool_choice;
+    let sampling = &question.sampling;
+    json!({
+        "messages": messages.collect::<Value>(),
+        "tools": question.tools,
+        "tool_choice": [format!("{:?}", choice.calling), choice.only, choice.single],
+        "shape": match &question.shape {
+            None => Value::Null,
+            Some(Shape::Object) => json!("object"),
+            Some(Shape::Schema(schema)) => json!({ "schema": schema }),
+        },
+        "sampling": format!("{sampling:?}"),
+        "tokens_max": question.tokens_max,
+        "stop": question.stop,
+    })
+}
