@@ -10,6 +10,7 @@ use crate::config::sandbox::Demand;
 use crate::config::{Config, Problems};
 use crate::frontend;
 use crate::registry::{self, Registry};
+use crate::router;
 use crate::spool::cipher::Secret;
 use crate::task::Tasks;
 
@@ -108,6 +109,13 @@ pub fn environment(config: &Config, problems: &mut Problems) {
         {
             problems.add(key, why.to_string(), "set it to \"best-effort\"");
         }
+    }
+    if let Err(error) = router::check(config) {
+        problems.add(
+            "router.weights",
+            error,
+            "name a file that andon-lab router train wrote",
+        );
     }
     if let Some(path) = &config.spool.key_file
         && let Err(error) = Secret::read(path)

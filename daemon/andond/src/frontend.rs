@@ -86,6 +86,7 @@ impl Context {
     /// Everything that is counted, as Prometheus reads it.
     pub fn metrics(&self) -> String {
         self.telemetry.budget(&self.budget.facts());
+        self.router.report();
         let degraded = health::degraded(self, &self.workers.status());
         self.telemetry.degraded(&degraded);
         self.telemetry.encode()

@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use self::cache::AnswerCache;
 use self::drive::{Driven, Plan};
 use self::judge::{Judge, Known};
+use self::ledger::Ledger;
 use self::line::Line;
 use crate::access::{Access, Caller};
 use crate::audit::Audit;
@@ -38,7 +39,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::request::{Egress, Input, Origin, Part, Request};
 use crate::telemetry::Telemetry;
 use crate::upstream::Upstreams;
-use crate::worker::{Account, Asked, Feed, JobStream};
+use crate::worker::{Account, Asked, Feed, JobStream, UNREAD_BYTES_MAX};
 use crate::workers::Workers;
 
 /// Words about requests that went upstream which wait for whoever listens.
@@ -97,6 +98,7 @@ struct Inner {
     upstreams: Upstreams,
     telemetry: Arc<Telemetry>,
     audit: Audit,
+    ledger: Ledger,
     judge: Judge,
     line: Arc<Line>,
     redactors: sent::Redactors,
@@ -108,6 +110,14 @@ struct Inner {
     escalations: broadcast::Sender<Escalated>,
     /// When what is under way has to be over, once the daemon stops.
     stopping: watch::Sender<Option<Instant>>,
+}
+
+/// Whether the weights that a configuration names are of use.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn check(config: &Config) -> Result<(), String> {
+    judge::estimator(config).map(drop)
 }
 
 /// What a router is made of.
@@ -125,18 +135,23 @@ pub struct Parts {
     pub telemetry: Arc<Telemetry>,
     /// Where answers are recorded.
     pub audit: Audit,
+    /// Where it is written what they cost.
+    pub ledger: Ledger,
 }
 
 impl Router {
     /// One for these.
-    pub fn new(parts: Parts) -> Router {
+    ///
+    /// # Errors
+    /// What is wrong with the weights that the configuration names.
+    pub fn new(parts: Parts) -> Result<Router, String> {
         let config = parts.current.get();
         let (escalations, _) = broadcast::channel(ESCALATIONS_WAITING_MAX);
         let (stopping, _) = watch::channel(None);
         let limits = &config.router;
-        Router {
+        Ok(Router {
             inner: Arc::new(Inner {
-                judge: Judge::new(&config),
+                judge: Judge::new(&config)?,
                 line: Arc::new(Line::new(limits.waiting_max, limits.waiting_bytes_max)),
                 redactors: sent::Redactors::default(),
                 cache: AnswerCache::new(&config.upstream_cache),
@@ -150,8 +165,9 @@ impl Router {
                 upstreams: parts.upstreams,
                 telemetry: parts.telemetry,
                 audit: parts.audit,
+                ledger: parts.ledger,
             }),
-        }
+        })
     }
 
     /// Hands a request over, if its caller may ask it. Never blocks. Has to be called where tokio runs.
@@ -204,6 +220,21 @@ impl Router {
         }
     }
 
+    /// Most bytes of what is asked and answered upstream, of what waits for that, and of answers that are kept.
+    #[must_use]
+    pub fn memory_bytes_max(config: &Config) -> u64 {
+        let each = config.limits.body_bytes_max + UNREAD_BYTES_MAX + drive::HOLD_BYTES_MAX;
+        let open = config.router.requests_max.saturating_mul(each);
+        let waiting = config.router.waiting_bytes_max;
+        let cache = AnswerCache::<sent::Kept>::memory_bytes_max(&config.upstream_cache);
+        (open.saturating_add(waiting) as u64).saturating_add(cache)
+    }
+
+    /// Tells the metrics what was spent.
+    pub fn report(&self) {
+        self.inner.ledger.report();
+    }
+
     /// Takes nothing new, leaves what waits to the next start, and gives what is under way this long to finish.
     pub fn stop(&self, grace: Duration) {
         let until = Instant::now().checked_add(grace);
@@ -242,7 +273,9 @@ impl Router {
             policy: known.facts.policy,
             up: inner.upstreams.link().borrow().up,
             shadow: config.router.shadow,
-            parts: Vec::new(),
+            parts: (known.question.as_ref())
+                .map(|question| inner.judge.parts(&request, question, &config))
+                .unwrap_or_default(),
             will_do: known.will_do(),
             threshold: inner.judge.threshold(),
         })
@@ -279,7 +312,12 @@ impl Inner {
 
     /// What is known of a request that might leave, with the rights of its caller in it. `None` of all others: they are the
     /// workers' affair, and so are those with which something is wrong, who say what.
-    fn consider(&self, request: &mut Request, caller: &Caller, config: &Config) -> Option<Known> {
+    fn consider(
+        &self,
+        request: &mut Request,
+        caller: &Caller,
+        config: &Arc<Config>,
+    ) -> Option<Known> {
         let by_task = self.egress_by_task(request);
         if request.egress.or(by_task) != Some(Egress::Any) || self.audit.refuses().is_some() {
             return None;
@@ -294,7 +332,7 @@ impl Inner {
         self.known(request, config).ok()
     }
 
-    fn known(&self, request: &Request, config: &Config) -> Result<Known, Fault> {
+    fn known(&self, request: &Request, config: &Arc<Config>) -> Result<Known, Fault> {
         let task = self.workers.resolve(request).transpose()?;
         let mut known = self.judge.known(request, task.as_ref(), config);
         self.at_this_moment(&mut known, request, config);
@@ -375,10 +413,12 @@ impl Inner {
             }
             return self.fall_back(request, caller);
         };
+        let number = self.line.number();
         let place = match plan {
             Plan::Wait => {
                 let whose = (key.0, key.1.clone());
-                let place = self.line.enter(whose, question_bytes(&question));
+                let bytes = question_bytes(&question);
+                let place = self.line.enter(whose, number, bytes);
                 Some(place.ok_or_else(|| refused(no_place()))?)
             }
             Plan::Cloud | Plan::Cascade => None,
@@ -392,6 +432,7 @@ impl Inner {
         let driven = Driven {
             router: Arc::clone(self),
             key,
+            number,
             by_task,
             caller: caller.clone(),
             question,
@@ -405,6 +446,7 @@ impl Inner {
             begun: false,
             said: false,
             late: false,
+            answered_by: None,
         };
         tokio::spawn(driven.run(plan, place));
         Ok(stream)

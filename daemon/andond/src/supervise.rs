@@ -27,6 +27,7 @@ use crate::hardware;
 use crate::memory::{Budget, Held, Part, Reservation};
 use crate::registry::{Packs, Registry};
 use crate::reload::{self, Parts, Reload};
+use crate::router::ledger::Ledger;
 use crate::router::{self, Router};
 use crate::socket::{Passed, Socket, SocketError};
 use crate::spool::{Spool, SpoolError};
@@ -206,6 +207,7 @@ fn serve_all(
         Arc::clone(&budget),
     )
     .map_err(runtime("cannot start a worker"))?;
+    let ledger = Ledger::open(current.clone(), Arc::clone(&telemetry));
     let router = Router::new(router::Parts {
         current: current.clone(),
         access: Arc::clone(&access),
@@ -213,7 +215,9 @@ fn serve_all(
         upstreams: Upstreams::new(),
         telemetry: Arc::clone(&telemetry),
         audit: audit.clone(),
-    });
+        ledger: ledger.clone(),
+    })
+    .map_err(Failure::Operator)?;
     let confined = Arc::new(confined);
     let parts = Parts {
         current: current.clone(),
@@ -246,6 +250,7 @@ fn serve_all(
     let outcome = tokio.block_on(serve(context, bound));
     // The last words of the front ends are in it by now.
     spool.close();
+    ledger.close();
     audit.close();
     // A sensor that hangs is not waited for.
     tokio.shutdown_timeout(RUNTIME_ENDS);

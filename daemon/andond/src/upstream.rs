@@ -12,6 +12,7 @@ mod question;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use andon_policy::budget::Price;
 use tokio::sync::{mpsc, watch};
 
 pub use crate::router::egress::Permit;
@@ -115,6 +116,18 @@ impl Upstreams {
     #[must_use]
     pub fn expected(&self, _tokens: u32) -> Option<Expected> {
         None
+    }
+
+    /// What tokens cost with the upstream of this name, if there is one.
+    #[must_use]
+    pub fn price(&self, _name: &str) -> Option<Price> {
+        None
+    }
+
+    /// What tokens cost where they cost most.
+    #[must_use]
+    pub fn dearest(&self) -> Price {
+        Price::default()
     }
 
     /// Asks one of the upstreams, and others where it fails before it has said anything. Has to be called where tokio runs.

@@ -212,7 +212,12 @@ const SECTIONS: &[Section] = &[
             "wait",
             "hedge-ms",
         ],
-        restart: &["requests-max", "waiting-max", "waiting-bytes-max"],
+        restart: &[
+            "requests-max",
+            "waiting-max",
+            "waiting-bytes-max",
+            "weights",
+        ],
     },
     Section {
         name: "redact",

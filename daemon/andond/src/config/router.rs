@@ -1,5 +1,7 @@
 //! `[router]`: which requests go upstream, and what becomes of them when nobody is there.
 
+use std::path::PathBuf;
+
 use andon_policy::route::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,8 @@ pub struct RouterConfig {
     pub waiting_bytes_max: usize,
     /// After so long without a first token from upstream, an answer is begun here beside it; unset, never.
     pub hedge_ms: Option<u64>,
+    /// Weights of the estimator, in place of those that are built in.
+    pub weights: Option<PathBuf>,
 }
 
 impl Default for RouterConfig {
@@ -47,6 +51,7 @@ impl Default for RouterConfig {
             waiting_max: 256,
             waiting_bytes_max: 8 * 1024 * 1024,
             hedge_ms: None,
+            weights: None,
         }
     }
 }
@@ -72,6 +77,14 @@ impl RouterConfig {
         if let Some(hedge_ms) = self.hedge_ms {
             problems.within("router.hedge-ms", hedge_ms, 1..=600_000);
         }
+        if let Some(weights) = &self.weights {
+            problems.require(
+                weights.is_absolute(),
+                "router.weights",
+                "is not an absolute path",
+                "write the whole path of the file",
+            );
+        }
     }
 }
 
@@ -86,6 +99,7 @@ mod tests {
             target_share: Some(f64::NAN),
             cascade_threshold: -0.1,
             hedge_ms: Some(0),
+            weights: Some("router.weights".into()),
             ..RouterConfig::default()
         };
         let mut problems = Problems::default();
@@ -100,7 +114,8 @@ mod tests {
                 "router.threshold",
                 "router.target-share",
                 "router.cascade-threshold",
-                "router.hedge-ms"
+                "router.hedge-ms",
+                "router.weights"
             ]
         );
         let mut problems = Problems::default();

@@ -75,7 +75,7 @@ pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
     };
     let (of_token, of_link) = (token(config), link(config));
     read.extend(of_token.read.into_iter().chain(of_link.read));
-    let named = [&config.spool.key_file, &template]
+    let named = [&config.spool.key_file, &config.router.weights, &template]
         .into_iter()
         .flatten()
         .map(PathBuf::as_path)

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_engine::calls::CallFormat;
+use andon_policy::budget::Spend;
 use andon_policy::route::{Decision, Facts, Policy, Reason, Route};
 use tokio::time::{sleep, sleep_until};
 
 use self::draft::{Draft, Drafting};
-use super::judge::milliseconds;
+use super::judge::{milliseconds, who};
 use super::line::Place;
 use super::redact::{Restorer, Secrets};
 use super::sent::{self, Kept};
-use super::{Escalated, Inner, Key, cache, calls, refusal, stopping};
+use super::{Escalated, Inner, Key, cache, calls, question_bytes, refusal, stopping};
 use crate::access::Caller;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Calling, Egress, Input, Part, Request};
@@ -25,7 +26,7 @@ use crate::upstream::{Answered, Answering, Permit, Piece, Question, ToolCall, Up
 use crate::worker::{Account, Done, Feed, Finish, JobEvent, JobStream, Timings, Usage};
 
 /// Most bytes of an answer that are held back.
-const HOLD_BYTES_MAX: usize = 128 * 1024;
+pub(super) const HOLD_BYTES_MAX: usize = 128 * 1024;
 /// The first pause after upstream failed with what waits for it, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often it is looked whether what waits may go, if nothing is heard: budgets begin anew by the clock.
@@ -47,6 +48,8 @@ pub(super) enum Plan {
 pub(super) struct Driven {
     pub(super) router: Arc<Inner>,
     pub(super) key: Key,
+    /// Among all requests, by when they came.
+    pub(super) number: u64,
     pub(super) request: Request,
     pub(super) caller: Caller,
     /// How far its task may travel.
@@ -66,6 +69,8 @@ pub(super) struct Driven {
     pub(super) said: bool,
     /// Whether it waited.
     pub(super) late: bool,
+    /// The upstream that answered.
+    pub(super) answered_by: Option<Arc<str>>,
 }
 
 /// How it ends.
@@ -90,13 +95,14 @@ enum Asked {
     End(End),
     /// No answer, and perhaps a local one that was made meanwhile.
     Fault(UpstreamFault, Option<Drafting>),
+    /// Nothing was sent, since nothing may be spent now.
+    Unpaid,
 }
 
 impl Driven {
     /// Sees the request to its end.
     pub(super) async fn run(mut self, plan: Plan, place: Option<Place>) {
         let (feed, router) = (self.feed.clone(), Arc::clone(&self.router));
-        let waits = place.is_some();
         if !self.may_call() {
             // Of others it is not known yet how calls will be written.
             feed.post(JobEvent::Accepted {
@@ -108,7 +114,7 @@ impl Driven {
             biased;
             () = feed.unwanted() => None,
             end = self.drive(plan, place) => Some(end),
-            () = router.must_stop(waits) => Some(End::failed(stopping())),
+            () = router.must_stop() => Some(End::failed(stopping())),
         };
         let end = end.unwrap_or_else(|| self.unwanted());
         let event = match end {
@@ -144,11 +150,38 @@ impl Driven {
         match (plan, place) {
             (Plan::Wait, Some(place)) => self.wait(place).await,
             (Plan::Cascade, _) => self.cascade().await,
-            (Plan::Cloud | Plan::Wait, _) => match self.ask(self.why(), None).await {
+            (Plan::Cloud | Plan::Wait, _) => match self.ask(self.why()).await {
                 Asked::End(end) => end,
-                Asked::Fault(fault, draft) => self.without_upstream(fault, draft).await,
+                Asked::Fault(fault, draft) if self.said || draft.is_some() || !may_pass(&fault) => {
+                    self.without_upstream(fault, draft).await
+                }
+                Asked::Fault(fault, draft) => match self.place() {
+                    Some(place) => {
+                        self.note_failed(&fault);
+                        self.wait(place).await
+                    }
+                    None => self.without_upstream(fault, draft).await,
+                },
+                Asked::Unpaid => match self.place() {
+                    Some(place) => self.wait(place).await,
+                    None if self.facts.policy == Policy::Cloud => {
+                        End::failed(refusal(Reason::Budget))
+                    }
+                    None => self.local().await,
+                },
             },
         }
+    }
+
+    /// A place in line, for one that may wait.
+    fn place(&self) -> Option<Place> {
+        let whose = (self.key.0, self.key.1.clone());
+        let bytes = question_bytes(&self.question);
+        let line = &self.router.line;
+        self.facts
+            .waits
+            .then(|| line.enter(whose, self.number, bytes))
+            .flatten()
     }
 
     fn why(&self) -> Reason {
@@ -171,7 +204,13 @@ impl Driven {
             moved.mark_unchanged();
             let config = self.router.config.get();
             let router = Arc::clone(&self.router);
-            router.look(&mut self.facts, &self.question, self.deadline, &config);
+            router.look(
+                &mut self.facts,
+                who(&self.request),
+                &self.question,
+                self.deadline,
+                &config,
+            );
             // What is to be answered here in the end needs the time for that.
             self.facts.upstream_ms = self.facts.upstream_ms.max(self.facts.local_ms);
             let go = match self.router.judge.decide(&self.facts, &config) {
@@ -183,24 +222,30 @@ impl Driven {
                 }
             };
             if go {
-                match self.ask(self.why(), None).await {
+                match self.ask(self.why()).await {
                     Asked::End(end) => break end,
                     Asked::Fault(fault, draft)
                         if self.said || draft.is_some() || !may_pass(&fault) =>
                     {
                         break self.without_upstream(fault, draft).await;
                     }
+                    // Somebody else has spent it meanwhile; that is looked at again.
+                    Asked::Unpaid => {}
                     Asked::Fault(fault, _) => {
                         tracing::debug!(%fault, request_id = self.request.id, "it waits on");
                         let after = fault.retry_after.map_or(pause, |after| after.max(pause));
                         pause = (pause * 2).min(PAUSE.1);
-                        sleep(self.at_most(after.min(PAUSE.1))).await;
-                        continue;
+                        let pause = sleep(self.at_most(after.min(PAUSE.1)));
+                        tokio::select! {
+                            () = router.stops() => break End::failed(stopping()),
+                            () = pause => continue,
+                        }
                     }
                 }
             }
             let look = sleep(self.at_most(LOOK));
             tokio::select! {
+                () = router.stops() => break End::failed(stopping()),
                 // Neither sender goes before the router does.
                 _ = link.changed() => {}
                 _ = moved.changed() => {}
@@ -237,11 +282,11 @@ impl Driven {
             made => made,
         };
         self.router.telemetry.doubted();
-        let fault = match self.ask(Reason::Hard, None).await {
+        match self.ask(Reason::Hard).await {
             Asked::End(end) => return end,
-            Asked::Fault(fault, _) => fault,
-        };
-        self.note_failed(&fault);
+            Asked::Fault(fault, _) => self.note_failed(&fault),
+            Asked::Unpaid => {}
+        }
         if self.said
             && let Err(end) = self.begin_again()
         {
@@ -305,7 +350,7 @@ impl Driven {
     }
 
     /// Asks upstream, and passes its answer on as it comes.
-    async fn ask(&mut self, why: Reason, draft: Option<Drafting>) -> Asked {
+    async fn ask(&mut self, why: Reason) -> Asked {
         let router = Arc::clone(&self.router);
         let cached = self.cache_key();
         if let Some(kept) = cached.and_then(|key| router.cache.get(&key, Instant::now())) {
@@ -317,6 +362,14 @@ impl Driven {
         };
         let Ok(_place) = router.places.acquire().await else {
             return Asked::End(End::failed(stopping()));
+        };
+        let most = router.most(&self.question);
+        let held = match router.ledger.reserve(who(&self.request), most).await {
+            Ok(held) => held,
+            Err(why) => {
+                tracing::info!(%why, request_id = self.request.id, "nothing is spent on it");
+                return Asked::Unpaid;
+            }
         };
         // A word for who listens; nobody may.
         let _ = router.escalations.send(Escalated {
@@ -331,7 +384,30 @@ impl Driven {
         let began = Instant::now();
         let until = self.upstream_until();
         let answering = (router.upstreams).ask(permit, self.question.clone(), until);
-        self.pass_on(answering, began, cached, draft).await
+        let asked = self.pass_on(answering, began, cached).await;
+        match &asked {
+            Asked::End(End::With(JobEvent::Done(Done {
+                route: Route::Cloud,
+                usage,
+                ..
+            }))) => {
+                held.settle(self.spent(usage.prompt_tokens, usage.completion_tokens));
+            }
+            Asked::Fault(fault, _) if is_free(fault) => held.settle(Spend::default()),
+            // What is not known may be all of it.
+            Asked::End(_) | Asked::Fault(..) | Asked::Unpaid => drop(held),
+        }
+        asked
+    }
+
+    /// What so many tokens came to at whoever answered.
+    fn spent(&self, prompt: usize, answer: usize) -> Spend {
+        let upstreams = &self.router.upstreams;
+        let named = self.answered_by.as_deref();
+        let price = named.and_then(|name| upstreams.price(name));
+        let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
+        let price = price.unwrap_or_else(|| upstreams.dearest());
+        price.spend(count(prompt), count(answer))
     }
 
     /// The key of the question among the answers that are kept.
@@ -392,10 +468,10 @@ impl Driven {
         mut answering: Answering,
         began: Instant,
         cached: Option<cache::Key>,
-        mut draft: Option<Drafting>,
     ) -> Asked {
+        let mut draft = None;
         let hedge_ms = self.router.config.get().router.hedge_ms;
-        let may_hedge = self.facts.policy != Policy::Cloud && draft.is_none() && !self.begun;
+        let may_hedge = self.facts.policy != Policy::Cloud && !self.begun;
         let mut hedge = hedge_ms
             .filter(|_| may_hedge)
             .and_then(|hedge_ms| began.checked_add(Duration::from_millis(hedge_ms)));
@@ -464,6 +540,7 @@ impl Driven {
                         return Asked::End(End::failed(fault));
                     }
                     let done = self.answered(&answered, began, first);
+                    self.answered_by = Some(Arc::clone(&answered.upstream));
                     if let Some(key) = cached
                         && text.len() < HOLD_BYTES_MAX
                     {
@@ -631,15 +708,21 @@ impl Driven {
 }
 
 impl Inner {
-    /// Waits until a request has to end since the daemon does; one that waits for upstream at once.
-    async fn must_stop(&self, waits: bool) {
+    /// Waits until the daemon stops.
+    async fn stops(&self) {
         let mut stopping = self.stopping.subscribe();
-        let until = stopping.wait_for(Option::is_some).await.map(|until| *until);
-        // The sender lives as long as this.
-        match until {
-            Ok(Some(until)) if !waits => sleep_until(until.into()).await,
-            Ok(_) => {}
-            Err(_) => std::future::pending().await,
+        if stopping.wait_for(Option::is_some).await.is_err() {
+            // The sender lives as long as this.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until what is under way has to end since the daemon does.
+    async fn must_stop(&self) {
+        self.stops().await;
+        let until = *self.stopping.borrow();
+        if let Some(until) = until {
+            sleep_until(until.into()).await;
         }
     }
 }
@@ -671,6 +754,23 @@ fn may_pass(fault: &UpstreamFault) -> bool {
         | FaultKind::Misshapen
         | FaultKind::Withheld => false,
     }
+}
+
+/// Whether a question that failed so cost nothing: nobody took it.
+fn is_free(fault: &UpstreamFault) -> bool {
+    use crate::upstream::FaultKind;
+    !fault.sent_text
+        && matches!(
+            fault.kind,
+            FaultKind::Unavailable
+                | FaultKind::Busy
+                | FaultKind::Unreachable
+                | FaultKind::Untrusted
+                | FaultKind::Redirected
+                | FaultKind::Denied
+                | FaultKind::Rejected
+                | FaultKind::Failed
+        )
 }
 
 /// What the client is told of a refusal here: it was taken before, so that whoever keeps it tries again.

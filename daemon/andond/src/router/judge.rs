@@ -1,21 +1,29 @@
 //! What is known of a request when it is decided who answers it, and the bar for going up.
 
-use std::sync::{Mutex, PoisonError};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use andon_policy::budget::{Spend, Who};
 use andon_policy::route::{
     Decision, Facts, Policy, Purse, Rules, Share, Upstream, decide, is_hard,
 };
+use andon_policy::router::weights::FILE_BYTES_MAX;
+use andon_policy::router::{self, Estimator, Vocabulary};
 
 use super::Inner;
 use crate::config::Config;
 use crate::config::router::RouterConfig;
-use crate::request::{Egress, Origin, Request};
+use crate::request::{Egress, Input, Origin, Request};
 use crate::task::Resolved;
 use crate::upstream::Question;
 
 /// Bytes of text that make a token, as a guess for what was not tokenized yet.
 const BYTES_PER_TOKEN: usize = 4;
+/// Most parts of a question that are told of.
+const PARTS_MAX: usize = andon_wire::limits::ROUTE_PARTS_MAX;
 /// Tokens of an answer, as a guess for one whose limit is higher.
 const ANSWER_TOKENS: usize = 256;
 
@@ -40,8 +48,16 @@ impl Known {
 /// Judges requests.
 #[derive(Debug)]
 pub(super) struct Judge {
+    estimator: Estimator<'static>,
     bar: Mutex<Bar>,
+    site: Mutex<Option<Site>>,
 }
+
+/// What a configuration says of what the site talks about; `None` if it has no tasks.
+type Site = (Arc<Config>, Option<Arc<Vocabulary>>);
+
+/// Tokens that stand around a message at most.
+const MESSAGE_TOKENS_MAX: usize = 16;
 
 /// The threshold, and what it was made of.
 #[derive(Debug)]
@@ -69,11 +85,96 @@ impl Bar {
     }
 }
 
-impl Judge {
-    pub(super) fn new(config: &Config) -> Judge {
-        Judge {
-            bar: Mutex::new(Bar::of(&config.router)),
+/// The weights of the configuration, else those that are built in.
+pub(super) fn estimator(config: &Config) -> Result<Estimator<'static>, String> {
+    let estimator = match &config.router.weights {
+        None => Estimator::shipped(),
+        Some(path) => {
+            let wrong = |error: &dyn std::fmt::Display| {
+                format!("[router] weights {}: {error}", path.display())
+            };
+            let bytes = read(path).map_err(|error| wrong(&error))?;
+            Estimator::from_vec(bytes).map_err(|error| wrong(&error))?
         }
+    };
+    // Of a model that the weights do not know they say what holds for any.
+    let of_model = estimator.clone().for_model(&config.model.name());
+    Ok(of_model.unwrap_or(estimator))
+}
+
+/// A file of weights, of which no more is read than one may have.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let most = FILE_BYTES_MAX as u64 + 1;
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Judge {
+    /// One by this configuration.
+    ///
+    /// # Errors
+    /// What is wrong with the file of weights that it names.
+    pub(super) fn new(config: &Config) -> Result<Judge, String> {
+        Ok(Judge {
+            estimator: estimator(config)?,
+            bar: Mutex::new(Bar::of(&config.router)),
+            site: Mutex::default(),
+        })
+    }
+
+    /// The words of the site's tasks.
+    fn vocabulary(&self, config: &Arc<Config>) -> Option<Arc<Vocabulary>> {
+        let mut site = self.site.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*site {
+            Some((of, vocabulary)) if Arc::ptr_eq(of, config) => vocabulary.clone(),
+            _ => {
+                let tasks = config.task.values();
+                let texts = tasks
+                    .flat_map(|task| [Some(task.instructions.as_str()), task.system.as_deref()]);
+                let vocabulary = Vocabulary::of(texts.flatten());
+                let vocabulary = (!vocabulary.is_empty()).then(|| Arc::new(vocabulary));
+                *site = Some((Arc::clone(config), vocabulary.clone()));
+                vocabulary
+            }
+        }
+    }
+
+    /// Has a question judged that is asked for a task, or for none.
+    fn estimated<T>(
+        &self,
+        question: &Question,
+        task: Option<&str>,
+        config: &Arc<Config>,
+        judge: impl FnOnce(&Estimator<'static>, &router::Question<'_>) -> T,
+    ) -> Option<T> {
+        let messages = &question.messages;
+        // What is asked is said last; what came before was answered before.
+        let asked = messages.iter().rfind(|message| message.role == "user");
+        let vocabulary = self.vocabulary(config);
+        let asked = router::Question {
+            text: &asked.or(messages.last())?.content,
+            task,
+            vocabulary: vocabulary.as_deref(),
+        };
+        Some(judge(&self.estimator, &asked))
+    }
+
+    /// What moves the estimate of a question, the most first.
+    pub(super) fn parts(
+        &self,
+        request: &Request,
+        question: &Question,
+        config: &Arc<Config>,
+    ) -> Vec<(String, f32)> {
+        let parts = self.estimated(question, task_name(request), config, |estimator, asked| {
+            let explained = estimator.explain(asked);
+            let parts = explained.parts.iter().take(PARTS_MAX);
+            parts
+                .map(|part| (part.what.to_owned(), part.moved))
+                .collect()
+        });
+        parts.unwrap_or_default()
     }
 
     /// Below which probability a request goes up now.
@@ -117,7 +218,7 @@ impl Judge {
         &self,
         request: &Request,
         task: Option<&Resolved>,
-        config: &Config,
+        config: &Arc<Config>,
     ) -> Known {
         let question = Question::of(request, task, config.limits.tokens_max_default);
         let question = question
@@ -129,13 +230,20 @@ impl Judge {
         let since = Instant::now();
         let by_task = task.and_then(|task| since.checked_add(task.deadline?));
         let may_leave = request.travels(task.and_then(|task| task.egress)) == Egress::Any;
+        let policy = policy.unwrap_or(config.router.policy);
+        let counts = may_leave && policy == Policy::Auto;
+        let estimate = question.as_ref().filter(|_| counts).and_then(|question| {
+            self.estimated(question, task_name(request), config, |estimator, asked| {
+                estimator.estimate(asked).will_do
+            })
+        });
         Known {
             facts: Facts {
-                policy: policy.unwrap_or(config.router.policy),
+                policy,
                 may_leave,
                 can_leave: question.is_some(),
                 upstream: Upstream::Absent,
-                will_do: f32::NAN,
+                will_do: estimate.unwrap_or(f32::NAN),
                 purse: Purse::Open,
                 waits: waits.unwrap_or(config.router.wait),
                 left_ms: None,
@@ -157,7 +265,8 @@ impl Inner {
         let whose = (request.origin == Origin::Mqtt, request.client.clone());
         // What may wait does not go before what waits.
         let behind = known.facts.waits && self.line.has(&whose);
-        self.look(&mut known.facts, question, known.deadline, config);
+        let who = who(request);
+        self.look(&mut known.facts, who, question, known.deadline, config);
         if behind && known.facts.upstream == Upstream::Up {
             known.facts.upstream = Upstream::Busy;
         }
@@ -167,6 +276,7 @@ impl Inner {
     pub(super) fn look(
         &self,
         facts: &mut Facts,
+        who: Who<'_>,
         question: &Question,
         deadline: Option<Instant>,
         config: &Config,
@@ -193,6 +303,25 @@ impl Inner {
             .expected(u32::try_from(tokens).unwrap_or(u32::MAX));
         facts.upstream_ms = expected.map_or(0, |expected| milliseconds(expected.whole));
         facts.local_ms = self.local_ms(question, tokens);
+        facts.purse = match self.ledger.purse(who, self.most(question)) {
+            Ok(purse) => purse,
+            Err(why) => {
+                tracing::debug!(%why, client = who.client, "nothing may be spent");
+                Purse::Shut
+            }
+        };
+    }
+
+    /// What a question comes to at most, whoever answers it.
+    pub(super) fn most(&self, question: &Question) -> Spend {
+        let messages = question.messages.iter();
+        let messages = messages.map(|message| message.bytes().saturating_add(MESSAGE_TOKENS_MAX));
+        let tools = question.tools.iter().map(|tool| tool.to_string().len());
+        // No token is less than a byte.
+        let prompt = messages.chain(tools).fold(0, usize::saturating_add);
+        let answer = question.tokens_max.unwrap_or(ANSWER_TOKENS);
+        let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
+        (self.upstreams.dearest()).spend(count(prompt), count(answer))
     }
 
     /// What a local answer takes, by what others took of late; 0 before there were any.
@@ -214,6 +343,22 @@ impl Inner {
         };
         let prompt = takes(bytes / BYTES_PER_TOKEN, speed.prefill_tokens_per_s);
         milliseconds(prompt + takes(tokens, speed.decode_tokens_per_s))
+    }
+}
+
+/// The task that a request names.
+fn task_name(request: &Request) -> Option<&str> {
+    match &request.input {
+        Input::Task { name, .. } => Some(name),
+        _ => None,
+    }
+}
+
+/// Who spends what a request costs.
+pub(super) fn who(request: &Request) -> Who<'_> {
+    Who {
+        client: &request.client,
+        task: task_name(request),
     }
 }
 
