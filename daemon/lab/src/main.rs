@@ -17,6 +17,7 @@ mod limits;
 mod packed;
 mod ppl;
 mod random;
+mod router;
 mod speculate;
 mod synth;
 mod tokenize;
@@ -64,6 +65,8 @@ enum Command {
     Embed(embed::Arguments),
     /// Continue a text.
     Generate(generate::Arguments),
+    /// Make and measure what routing learns from.
+    Router(router::Arguments),
     /// Measure what guessing tokens ahead gains, with the answers compared.
     Speculate(speculate::Arguments),
     /// Look at every weight for scales and values that are infinite or not a number.
@@ -185,6 +188,7 @@ fn main() -> ExitCode {
         Command::Draft(arguments) => draft::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Router(arguments) => router::run(&arguments),
         Command::Speculate(arguments) => speculate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Completions { shell } => completions(shell),

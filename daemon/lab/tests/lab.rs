@@ -478,3 +478,69 @@ mod draft {
         assert!(tried(good, &[]).contains("target.gguf"));
     }
 }
+
+#[test]
+fn labels_are_measured_once_and_say_how_sure_the_answer_was() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (questions, labels) = (path("cities.jsonl"), path("labels.jsonl"));
+    let lines = [
+        r#"{"id": "a", "question": "The capital of France is", "choices": ["Paris", "a kind of cheese"], "answer": 0}"#,
+        r#"{"id": "b", "question": "What is 2 + 2?", "answer": "4"}"#,
+        r#"{"id": "c", "context": "One, two, three, four,", "continuation": "five"}"#,
+        r#"{"id": "d", "prompt": "Write a poem."}"#,
+    ];
+    std::fs::write(&questions, lines.join("\n")).expect("written");
+    let label = |output: &str, scoring: &str| {
+        stdout(&[
+            "router",
+            "label",
+            &model,
+            "--questions",
+            &questions,
+            "--output",
+            output,
+            "--scoring",
+            scoring,
+            "--gen",
+            "24",
+        ]);
+        std::fs::read_to_string(output).expect("written")
+    };
+    let read = |text: &str| -> Vec<Value> {
+        let lines = text.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().expect("JSON lines")
+    };
+    let text = label(&labels, "likelihood");
+    let measured = read(&text);
+    assert_eq!(measured.len(), 2, "{text}");
+    // The likelier choice is Paris, and five comes after four.
+    for (line, id) in measured.iter().zip(["a", "c"]) {
+        assert_eq!((&line["id"], &line["label"]), (&id.into(), &1.into()));
+        assert_eq!(line["set"], "cities");
+        let signal = |name: &str| line["signals"][name].as_f64().expect("a number");
+        assert!(signal("logprob_min") <= signal("logprob_mean"), "{line}");
+        assert!(signal("logprob_mean") < 0.0 && signal("entropy_mean") > 0.0);
+    }
+    // The last line was cut off in the middle: it is measured again, the same, and nothing else is.
+    let cut = &text[..text.len() - 20];
+    std::fs::write(&labels, cut).expect("written");
+    assert_eq!(label(&labels, "likelihood"), text);
+    // Another scoring has a file of its own.
+    let refused = lab(&[
+        "router",
+        "label",
+        &model,
+        "--questions",
+        &questions,
+        "--output",
+        &labels,
+    ]);
+    assert!(!refused.status.success());
+    let answers = path("answers.jsonl");
+    let answered = read(&label(&answers, "answer"));
+    let ids: Vec<_> = answered.iter().map(|line| &line["id"]).collect();
+    assert_eq!(ids.len(), 2, "{answered:?}");
+    assert!(ids.contains(&&"a".into()) && ids.contains(&&"b".into()));
+}

@@ -1,0 +1,24 @@
+//! What routing learns from: measured labels.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+mod label;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a model over questions with known answers, and write which it gets right and how sure it was.
+    Label(label::Arguments),
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Command::Label(arguments) => label::run(arguments),
+    }
+}
