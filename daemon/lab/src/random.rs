@@ -24,11 +24,15 @@ impl Random {
     }
 
     /// Puts `items` into an order that is as likely as any other.
-    #[cfg(feature = "draft")]
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            items.swap(last, (self.next() % (last as u64 + 1)) as usize);
+            items.swap(last, self.below(last + 1));
         }
+    }
+
+    /// One of the numbers below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
     }
 
     fn fill(&mut self, bytes: &mut [u8]) {

@@ -200,6 +200,12 @@ impl Confidence {
             .then_some(Confidence { bias, weights })
     }
 
+    /// Its bias and weights.
+    #[must_use]
+    pub fn weights(&self) -> (f32, [f32; FEATURES]) {
+        (self.bias, self.weights)
+    }
+
     /// The probability that the answer is right, 0 to 1.
     #[must_use]
     pub fn of(&self, signals: &Signals) -> f32 {
