@@ -544,3 +544,81 @@ fn labels_are_measured_once_and_say_how_sure_the_answer_was() {
     assert_eq!(ids.len(), 2, "{answered:?}");
     assert!(ids.contains(&&"a".into()) && ids.contains(&&"b".into()));
 }
+
+/// A label as `router label` writes it, of an answer with this mean log-probability.
+fn label(index: usize, right: bool, logprob: f64) -> Value {
+    serde_json::json!({
+        "set": "made", "id": index.to_string(), "task": "sums", "prompt": format!("{index} + 1?"),
+        "question": format!("{index} + 1?"), "label": u8::from(right), "weight": 1.0, "model": "none",
+        "scoring": "answer", "answer": "?", "expected": "!",
+        "signals": {
+            "tokens": 10, "logprob_mean": logprob, "logprob_min": 3.0 * logprob, "entropy_mean": -logprob,
+            "entropy_max": -2.0 * logprob, "repetition": 0.0, "retries": 0, "ended": true,
+        },
+    })
+}
+
+#[test]
+fn a_threshold_sends_up_the_answers_that_are_least_sure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (labels, strong) = (path("labels.jsonl"), path("strong.jsonl"));
+    // Half are right, and nine of ten of these are surer than all that are wrong.
+    let lines: Vec<String> = (0..400)
+        .map(|index| {
+            let right = index % 2 == 0;
+            let sure = right && index % 20 != 0;
+            let spread = (index % 37) as f64 / 100.0;
+            label(
+                index,
+                right,
+                if sure { -0.1 - spread } else { -1.5 - spread },
+            )
+            .to_string()
+        })
+        .collect();
+    std::fs::write(&labels, lines.join("\n")).expect("written");
+    // Upstream is right of all sums but one in ten.
+    let lines: Vec<String> = (1000..1010)
+        .map(|index| {
+            serde_json::json!({"prompt": format!("{index}?"), "subject": "sums", "strong_correct": index != 1000})
+                .to_string()
+        })
+        .collect();
+    std::fs::write(&strong, lines.join("\n")).expect("written");
+    let calibrate = |more: &[&str]| {
+        let arguments = ["router", "calibrate", "--labels", &labels, "--json"];
+        json(&[&arguments[..], &["--strong", &strong], more].concat())
+    };
+    let report = calibrate(&["--share", "0.25"]);
+    assert_eq!(
+        (&report["answers"], &report["right"]),
+        (&400.into(), &0.5.into())
+    );
+    assert_eq!(
+        (&report["strong"], &report["strong_by_subject"]),
+        (&0.9.into(), &400.into())
+    );
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let fitted = &report["confidence"];
+    assert!(number(&fitted["auc"]) > 0.9, "{report}");
+    assert!(number(&fitted["calibration_error"]) < 0.05, "{report}");
+    // A quarter goes up, nearly all of it wrong: by 0.9 of a quarter less its few right ones, of a distance of 0.4.
+    let recovered = number(&fitted["recovered"]);
+    assert!((0.45..0.57).contains(&recovered), "{report}");
+    let interval = &fitted["recovered_95"];
+    assert!(number(&interval[0]) <= recovered && recovered <= number(&interval[1]));
+    let threshold = number(&report["fitted"]["cascade-threshold"]);
+    assert!((0.0..0.5).contains(&threshold), "{report}");
+    // The same command says the same, and a quality is a share.
+    assert_eq!(calibrate(&["--share", "0.25"]), report);
+    let share = number(&calibrate(&["--quality", "0.7"])["fitted"]["share"]);
+    assert!((0.2..0.32).contains(&share), "{share}");
+    // Figures of a handful of answers would say nothing.
+    std::fs::write(&labels, label(1, true, -1.0).to_string()).expect("written");
+    assert!(
+        !lab(&["router", "calibrate", "--labels", &labels])
+            .status
+            .success()
+    );
+}
