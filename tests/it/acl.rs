@@ -60,9 +60,13 @@ impl Plant {
             for line in shipped.lines() {
                 let words = match line.split_once(' ') {
                     Some(("listener", "8883")) => format!("listener {port} 127.0.0.1"),
-                    Some((key @ ("cafile" | "certfile" | "keyfile" | "acl_file"), path)) => {
+                    Some((
+                        key @ ("cafile" | "certfile" | "keyfile" | "crlfile" | "acl_file"),
+                        path,
+                    )) => {
                         let file = match path.rsplit('/').next().unwrap_or_default() {
                             "plant-ca.pem" => "ca.pem",
+                            "plant.crl" => "ca.crl",
                             name => name,
                         };
                         format!("{key} {}", authority.path(file).display())
@@ -77,7 +81,7 @@ impl Plant {
                 text.push_str(&words);
                 text.push('\n');
             }
-            assert_eq!(replaced, 5, "{shipped}");
+            assert_eq!(replaced, 6, "{shipped}");
             text
         };
         let broker = Broker::start_from(&made).unwrap();

@@ -12,6 +12,10 @@ use crate::broker::succeed;
 /// A new key on the curve that every TLS library takes.
 const NEW: &str = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 
+/// What `openssl ca` goes by when it revokes.
+const REVOKE: &str = "[ca]\ndefault_ca = plant\n[plant]\ndatabase = revoked.txt\ndefault_md = sha256\n\
+    default_crl_days = 2\n";
+
 /// An authority, with a folder for what it signs.
 #[derive(Debug)]
 pub struct Authority {
@@ -67,7 +71,10 @@ impl Authority {
         fs::write(self.path("of-host"), host)?;
         self.openssl(&format!(
             "{NEW} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
-        ))
+        ))?;
+        fs::write(self.path("revoke.cnf"), REVOKE)?;
+        fs::write(self.path("revoked.txt"), "")?;
+        self.list_revoked()
     }
 
     /// Signs a certificate of a client with this common name, which passes for no host's: `NAME.pem`, with its key `NAME.key`.
@@ -86,6 +93,25 @@ impl Authority {
         self.sign_as("of-host", name)
     }
 
+    /// Revokes the certificate `NAME.pem`: from now on `ca.crl` has it.
+    ///
+    /// # Errors
+    /// When openssl fails.
+    pub fn revoke(&self, name: &str) -> io::Result<()> {
+        self.revoking(&format!("-revoke {name}.pem"))?;
+        self.list_revoked()
+    }
+
+    fn list_revoked(&self) -> io::Result<()> {
+        self.revoking("-gencrl -out ca.crl")
+    }
+
+    fn revoking(&self, what: &str) -> io::Result<()> {
+        self.openssl(&format!(
+            "ca -config revoke.cnf -cert ca.pem -keyfile ca.key {what}"
+        ))
+    }
+
     fn sign_as(&self, extensions: &str, name: &str) -> io::Result<()> {
         self.openssl(&format!(
             "{NEW} -subj /CN={name} -keyout {name}.key -out {name}.csr"
@@ -95,7 +121,7 @@ impl Authority {
         ))
     }
 
-    /// The path of a file: `ca.pem`, or of what was signed.
+    /// The path of a file: `ca.pem`, `ca.crl`, or of what was signed.
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {
         self.path.join(file)
