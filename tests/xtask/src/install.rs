@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Builds the programs of the packages as they are shipped; returns where they are.
-fn build(packages: &[&Package]) -> Result<PathBuf> {
+pub(crate) fn build(packages: &[&Package]) -> Result<PathBuf> {
     let mut cargo = shell::cargo(&["build", "--release", "--locked"]);
     for program in packages.iter().flat_map(|package| package.programs()) {
         cargo.args(["--package", program]);

@@ -63,6 +63,9 @@ enum Command {
         /// With --system: boot by user-mode Linux instead, and look at memory and at what a power cut leaves on the disk.
         #[arg(long, requires = "system")]
         uml: bool,
+        /// With --system: optimized programs and SmolLM2 instead, and look at how fast a start by a socket is, or with --uml at memory.
+        #[arg(long, requires = "system")]
+        release: bool,
         /// Run this stage alone; may be given several times.
         #[arg(long, value_name = "STAGE", value_enum)]
         only: Vec<stages::Stage>,
@@ -145,7 +148,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { keep, model } => demo::run(keep, model),
-        Command::Test { uml: true, .. } => system::check_memory(),
+        Command::Test { uml, release, .. } if uml || release => {
+            system::run(system::Options { uml, release })
+        }
         Command::Test { system: true, .. } => stages::run(false, &[stages::Stage::System]),
         Command::Test { fast, only, .. } => stages::run(fast, &only),
         Command::Fuzz {

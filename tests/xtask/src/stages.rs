@@ -185,13 +185,18 @@ pub(crate) fn run(fast: bool, only: &[Stage]) -> Result<ExitCode> {
         .contains(&Stage::Aarch64)
         .then(emulate::Building::start);
     let mut making = stages.contains(&Stage::System).then(system::Making::start);
+    let packed = [Stage::Package, Stage::System];
+    let mut tool = packed
+        .iter()
+        .any(|stage| stages.contains(stage))
+        .then(deb::Tool::start);
 
     let mut lines = Vec::new();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for stage in stages {
         println!("== {}", stage.name());
         let began = Instant::now();
-        let (mark, note) = match run_stage(stage, &setup, &mut building, &mut making) {
+        let (mark, note) = match run_stage(stage, &setup, &mut building, &mut making, &mut tool) {
             Ok(Outcome::Passed(note)) => {
                 passed += 1;
                 ("passed", note)
@@ -235,8 +240,10 @@ fn run_stage(
     setup: &Setup,
     building: &mut Option<emulate::Building>,
     making: &mut Option<system::Making>,
+    tool: &mut Option<deb::Tool>,
 ) -> Result<Outcome> {
     let done = |()| Outcome::Passed(String::new());
+    let mut packer = || tool.get_or_insert_with(deb::Tool::start).packer();
     match stage {
         Stage::Format => shell::run(&mut shell::cargo(&["fmt", "--all", "--check"])).map(done),
         Stage::Clippy => {
@@ -266,9 +273,12 @@ fn run_stage(
         Stage::NoStd => no_std::check().map(done),
         Stage::Units => units::check(),
         Stage::Manual => manual::check(),
-        Stage::Package => deb::check(),
+        Stage::Package => deb::check(packer()),
         Stage::Deny => deny(),
-        Stage::System => system::check(making.take().unwrap_or_else(system::Making::start)),
+        Stage::System => {
+            let making = making.take().unwrap_or_else(system::Making::start);
+            system::check(making, packer())
+        }
         Stage::Aarch64 => {
             emulate::aarch64(building.take().unwrap_or_else(emulate::Building::start))
         }

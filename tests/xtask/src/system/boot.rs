@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::Programs;
 use super::root::Base;
 use crate::{assets, install, shell};
 
@@ -84,14 +85,14 @@ pub(crate) fn can_run(base: &Base) -> Result<()> {
     shell::output(command.args(["--read-only", "--pipe", "--", "/bin/true"])).map(drop)
 }
 
-/// A root with andon in it.
+/// A root with the checks in it.
 pub(crate) struct Machine {
     folder: PathBuf,
 }
 
 impl Machine {
-    /// Copies the base and installs andon and the checks.
-    pub(crate) fn new(base: &Base, folder: &Path, programs: &Path) -> Result<Machine> {
+    /// Copies the base and installs the checks.
+    pub(crate) fn new(base: &Base, folder: &Path, programs: &Programs) -> Result<Machine> {
         super::remove(folder)?;
         fs::create_dir_all(folder)?;
         let machine = Machine {
@@ -99,7 +100,7 @@ impl Machine {
         };
         fs::create_dir_all(machine.results())?;
         base.copy(&machine.root())?;
-        machine.install(programs)?;
+        machine.prepare(&programs.checks)?;
         Ok(machine)
     }
 
@@ -113,22 +114,12 @@ impl Machine {
         self.folder.join("root")
     }
 
-    fn install(&self, programs: &Path) -> Result<()> {
+    fn prepare(&self, checks: &Path) -> Result<()> {
         let root = self.root();
-        for package in assets::packages()? {
-            if package.name == "andon" {
-                install::install(&package, &root, programs)?;
-            }
-        }
         for name in ["andon-booted", "andon-probe"] {
             let mut place = Command::new("install");
-            place.args(["-D", "-m", "755"]).arg(programs.join(name));
+            place.args(["-D", "-m", "755"]).arg(checks.join(name));
             shell::run(place.arg(root.join("usr/libexec").join(name)))?;
-        }
-        // What is shipped for an operator to copy.
-        for name in ["mosquitto.conf", "mosquitto.acl"] {
-            let example = shell::root().join("systemd/examples").join(name);
-            fs::copy(example, self.results().join(name))?;
         }
         fs::write(root.join("etc/machine-id"), MACHINE_ID)?;
         fs::write(root.join("etc/hosts"), HOSTS)?;
@@ -141,10 +132,28 @@ impl Machine {
             "../andon-booted.service",
             wanted.join("andon-booted.service"),
         )?;
-        // What `cargo xtask install` says is left to do; users and folders are made by the boot.
+        Ok(())
+    }
+
+    /// Installs andon as `cargo xtask install` does.
+    pub(crate) fn install(&self, programs: &Programs) -> Result<()> {
+        let root = self.root();
+        for package in assets::packages()? {
+            if package.name == "andon" {
+                install::install(&package, &root, &programs.shipped)?;
+            }
+        }
+        // What it says is left to do; users and folders are made by the boot.
         let mut preset = Command::new("systemctl");
         preset.arg(format!("--root={}", root.display()));
         shell::run(preset.args(["preset", "andond.socket", "andond.service"]))
+    }
+
+    /// Leaves a model for the checks.
+    pub(crate) fn bring(&self, model: &Path) -> Result<()> {
+        let to = self.root().join("usr/libexec/andon-booted.gguf");
+        fs::copy(model, &to).with_context(|| format!("cannot copy {}", model.display()))?;
+        Ok(())
     }
 
     /// Boots it by nspawn, and does what [`Machine::watch`] says.

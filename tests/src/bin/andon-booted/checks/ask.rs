@@ -10,11 +10,17 @@ use andon_tests::broker::succeed;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::gateway::{CLIENT, Gateway, HTTP_PORT, PATIENCE, PROMPT, TOKEN, WIRE_SOCKET, request};
-use crate::units::{DAEMON, property, until_journal};
+use crate::gateway::{
+    CLIENT, Gateway, HTTP_PORT, OTHER, PATIENCE, PROMPT, TOKEN, WIRE_SOCKET, request, request_topic,
+};
+use crate::units::{DAEMON, property, systemctl, until, until_journal};
 
-/// What a start by a socket may take at most in a debug build on a busy machine. The bar for a release build is 500 ms.
+/// What a start by a socket may take at most in a debug build on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(5);
+/// What it may take at most in a build as it is shipped, with the model that tests know.
+const START_PROMISED: Duration = Duration::from_millis(500);
+/// How often such a start is measured: less often than makes the socket unit give up (`TriggerLimitBurst=`).
+const STARTS: usize = 10;
 /// Tokens of a short answer.
 const TOKENS: u32 = 12;
 
@@ -29,6 +35,20 @@ pub(crate) fn the_first_client_starts_the_daemon_slowly(gateway: &mut Gateway) -
 }
 
 fn started_by_socket(gateway: &Gateway, limit: Duration) -> Result<String> {
+    let took = start_by_socket(gateway)?;
+    ensure!(
+        took < limit,
+        "{} ms from the connection to the first byte of the answer",
+        took.as_millis()
+    );
+    Ok(format!(
+        "{} ms from the connection to the first byte of the answer",
+        took.as_millis()
+    ))
+}
+
+/// Time from the connection of a first client to the first byte of the answer, which is the first token.
+fn start_by_socket(gateway: &Gateway) -> Result<Duration> {
     let before = property(DAEMON, "ActiveState")?;
     ensure!(
         before == "inactive",
@@ -41,15 +61,34 @@ fn started_by_socket(gateway: &Gateway, limit: Duration) -> Result<String> {
     let took = events.next().context("no event")??.after;
     let after = property(DAEMON, "ActiveState")?;
     ensure!(after == "active", "{DAEMON} is {after} and answers");
-    ensure!(
-        took < limit,
-        "{} ms from the connection to the first byte of the answer",
-        took.as_millis()
+    events.rest()?;
+    Ok(took)
+}
+
+/// As shipped and with a real model, every start by a socket keeps what is promised, but for the first of a new model, which
+/// has its weights packed.
+pub(crate) fn every_start_is_as_fast_as_promised(gateway: &mut Gateway) -> Result<String> {
+    let stop = || systemctl(&["stop", DAEMON]);
+    stop()?;
+    let packing = start_by_socket(gateway)?;
+    let mut took = Vec::new();
+    for _ in 0..STARTS {
+        stop()?;
+        took.push(start_by_socket(gateway)?);
+    }
+    took.sort();
+    let (least, middle) = (took[0], took[STARTS / 2]);
+    let most = took[STARTS - 1];
+    let figures = format!(
+        "{STARTS} starts: {} to {} ms from the connection to the first byte of the answer, half of them within {} ms; the first \
+         of the model {} ms",
+        least.as_millis(),
+        most.as_millis(),
+        middle.as_millis(),
+        packing.as_millis()
     );
-    Ok(format!(
-        "{} ms from the connection to the first byte of the answer",
-        took.as_millis()
-    ))
+    ensure!(most < START_PROMISED, "{figures}");
+    Ok(figures)
 }
 
 /// The same question has the same answer, over HTTP.
@@ -104,7 +143,7 @@ pub(crate) fn over_mqtt(gateway: &mut Gateway) -> Result<String> {
 /// Without a certificate nobody gets in, and one client's certificate does not ask in another's name.
 pub(crate) fn the_broker_turns_strangers_away(gateway: &mut Gateway) -> Result<String> {
     let mut stranger = Command::new("mosquitto_pub");
-    let arguments = gateway.floor_arguments();
+    let arguments = gateway.floor_arguments(CLIENT);
     // All but the certificate and its key.
     let certificate = arguments
         .iter()
@@ -124,15 +163,29 @@ pub(crate) fn the_broker_turns_strangers_away(gateway: &mut Gateway) -> Result<S
     if succeed(&mut stranger).is_ok() {
         bail!("the broker takes messages from clients without a certificate");
     }
-    if let Some(answer) = gateway.ask_over_mqtt("press5", &asked("stolen"), 1)? {
-        bail!("an answer to what {CLIENT} asked as press5: {answer}");
+    // The daemon takes what it is asked in the other's name; the broker is what keeps it from whoever else says it.
+    let theirs = request_topic(OTHER);
+    let denied = gateway.denied(CLIENT, &theirs)?;
+    if let Some(answer) = gateway.ask_in_the_name(OTHER, CLIENT, &asked("stolen"), 1)? {
+        bail!("an answer to what {CLIENT} asked as {OTHER}: {answer}");
     }
-    let own = gateway.ask_over_mqtt(CLIENT, &asked("own"), 20)?;
+    until(
+        "the broker says that it denied a request in another's name",
+        PATIENCE,
+        || Ok(gateway.denied(CLIENT, &theirs)? == denied + 1),
+    )?;
+    for client in [OTHER, CLIENT] {
+        let own = gateway.ask_over_mqtt(client, &asked("own"), 20)?;
+        ensure!(
+            own.is_some_and(|answer| answer["id"] == "own"),
+            "no answer to {client}, who asks in its own name"
+        );
+    }
     ensure!(
-        own.is_some_and(|answer| answer["id"] == "own"),
-        "no answer to who asks in its own name"
+        gateway.denied(OTHER, &theirs)? == 0,
+        "the broker denies {OTHER} its own name"
     );
-    Ok(String::new())
+    Ok(format!("denied to {CLIENT}, answered to {OTHER}: {theirs}"))
 }
 
 fn asked(id: &str) -> Value {

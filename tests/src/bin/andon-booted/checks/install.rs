@@ -85,3 +85,11 @@ pub(crate) fn set_up(gateway: &mut Gateway) -> Result<String> {
     gateway.configure("")?;
     Ok(String::new())
 }
+
+/// The operator adds a real model, which is served from then on.
+pub(crate) fn serve_a_real_model(gateway: &mut Gateway) -> Result<String> {
+    let model = gateway.install_real_model()?;
+    gateway.configure_model(&model, "real")?;
+    gateway.restart()?;
+    gateway.ask(8)
+}

@@ -56,8 +56,8 @@ pub(crate) fn stays_within_its_budget(gateway: &mut Gateway) -> Result<String> {
     };
     let (budget, promised) = (stated("budget_bytes")?, stated("promised_bytes")?);
     ensure!(
-        budget < LIMIT,
-        "a budget of {budget} bytes for a unit that may have {LIMIT}"
+        promised <= budget && budget < LIMIT,
+        "{promised} bytes promised of a budget of {budget}, for a unit that may have {LIMIT}"
     );
     ensure!(
         peak <= promised,

@@ -7,6 +7,7 @@ mod identity;
 mod install;
 mod journal;
 mod memory;
+mod package;
 mod power;
 mod reload;
 mod sandbox;
@@ -69,8 +70,20 @@ const FIRST: &[Check] = &[
         run: reload::by_the_service_manager,
     },
     Check {
-        name: "rotation",
-        run: reload::certificates_are_renewed,
+        name: "rotation-restart",
+        run: reload::credentials_are_renewed_by_a_restart,
+    },
+    Check {
+        name: "rotation-reload",
+        run: reload::own_files_are_renewed_by_a_reload,
+    },
+    Check {
+        name: "revocation",
+        run: reload::the_former_certificate_is_refused,
+    },
+    Check {
+        name: "mqtt-password",
+        run: reload::a_password_is_handed_over,
     },
     Check {
         name: "sandbox-status",
@@ -122,6 +135,70 @@ const MEMORY: &[Check] = &[
     },
 ];
 
+/// Programs as they are shipped, with a real model.
+const RELEASE: &[Check] = &[
+    Check {
+        name: "installed",
+        run: install::is_complete,
+    },
+    Check {
+        name: "set-up",
+        run: install::set_up,
+    },
+    Check {
+        name: "real-model",
+        run: install::serve_a_real_model,
+    },
+    Check {
+        name: "first-byte",
+        run: ask::every_start_is_as_fast_as_promised,
+    },
+];
+
+/// The same with limits of memory that the kernel keeps.
+const RELEASE_MEMORY: &[Check] = &[
+    Check {
+        name: "installed",
+        run: install::is_complete,
+    },
+    Check {
+        name: "set-up",
+        run: install::set_up,
+    },
+    Check {
+        name: "real-model",
+        run: install::serve_a_real_model,
+    },
+    Check {
+        name: "memory-budget",
+        run: memory::stays_within_its_budget,
+    },
+];
+
+/// The Debian package on a system that has nothing of andon.
+const PACKAGE: &[Check] = &[
+    Check {
+        name: "package-installed",
+        run: package::is_installed,
+    },
+    Check {
+        name: "package-upgraded",
+        run: package::is_upgraded,
+    },
+    Check {
+        name: "package-removed",
+        run: package::is_removed,
+    },
+    Check {
+        name: "package-again",
+        run: package::is_installed_again,
+    },
+    Check {
+        name: "package-purged",
+        run: package::is_purged,
+    },
+];
+
 /// After the power came back.
 const AFTER: &[Check] = &[
     Check {
@@ -140,6 +217,9 @@ pub(crate) fn of(phase: &str) -> Option<&'static [Check]> {
         "first" => Some(FIRST),
         "memory" => Some(MEMORY),
         "after" => Some(AFTER),
+        "release" => Some(RELEASE),
+        "release-memory" => Some(RELEASE_MEMORY),
+        "package" => Some(PACKAGE),
         _ => None,
     }
 }
