@@ -11,9 +11,12 @@
 extern crate alloc;
 
 pub mod admission;
+pub mod balance;
+pub mod breaker;
 pub mod budget;
 pub mod client;
 pub mod confidence;
+pub mod latency;
 pub mod line;
 pub mod memory;
 pub mod queue;
