@@ -1,6 +1,6 @@
-//! The scheduler in a world made of numbers.
+//! What policy decides, in worlds made of numbers.
 //!
-//! A [`World`] has its own clock, a model of the engine, clients that ask in bursts, give up and
+//! [`link`] has days of a gateway whose link to upstream servers flaps; all else here is about the scheduler. A [`World`] has its own clock, a model of the engine, clients that ask in bursts, give up and
 //! vanish, a broker that delivers twice, and a daemon that dies and goes on with what its spool has. Everything in it follows from a seed. What must hold is
 //! looked at after every event, and what does not hold is an error that says after how many events.
 
@@ -8,6 +8,7 @@
 
 pub mod engine;
 pub mod ledger;
+pub mod link;
 pub mod random;
 pub mod report;
 pub mod world;

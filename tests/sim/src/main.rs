@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Parser;
 
-/// The scheduler in worlds made of numbers.
+/// The scheduler in worlds made of numbers, and routing on days of a flapping link.
 #[derive(Parser)]
 #[command(name = "cargo xtask sim", bin_name = "cargo xtask sim")]
 struct Arguments {
@@ -17,14 +17,20 @@ struct Arguments {
     /// How many events in all.
     #[arg(long, default_value_t = 10_000_000)]
     events: u64,
+    /// How many days of a flapping link.
+    #[arg(long, default_value_t = 500)]
+    days: u64,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let began = Instant::now();
-    match andon_sim::campaign(arguments.seed, arguments.events) {
-        Ok(report) => {
-            println!("{report}");
+    let worlds = andon_sim::campaign(arguments.seed, arguments.events);
+    let days = andon_sim::link::campaign(arguments.seed, arguments.days);
+    let reports = worlds.and_then(|worlds| Ok(format!("{worlds}\n{}", days?)));
+    match reports {
+        Ok(reports) => {
+            println!("{reports}");
             println!("{:.1} s", began.elapsed().as_secs_f64());
             ExitCode::SUCCESS
         }

@@ -94,14 +94,18 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         jobs: usize,
     },
-    /// Run the scheduler in worlds made of numbers, with their own clock, engine, clients and broker.
+    /// Run the scheduler in worlds made of numbers, with their own clock, engine, clients and broker, and routing on days of a
+    /// link that flaps.
     Sim {
         /// Seed of the first world.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// How many events in all.
+        /// How many events in all around the scheduler.
         #[arg(long, default_value_t = 10_000_000)]
         events: u64,
+        /// How many days of a flapping link.
+        #[arg(long, default_value_t = 500)]
+        days: u64,
     },
     /// Kill the daemon under load wherever a request changes its state, and its network, and hold a publisher's ledger against it.
     Crash {
@@ -159,7 +163,7 @@ fn main() -> ExitCode {
             jobs,
         } => fuzz::run(&target, seconds, jobs),
         Command::Mutate { from, cases, jobs } => fuzz::mutate(from, cases, jobs),
-        Command::Sim { seed, events } => sim::run(seed, events),
+        Command::Sim { seed, events, days } => sim::run(seed, events, days),
         Command::Crash { rounds, seed } => fuzz::crash(rounds, seed),
         Command::Hostile { count, seed, only } => campaign::hostile(count, seed, only.as_deref()),
         Command::Soak { hours, state } => campaign::soak(hours, state),
