@@ -7,6 +7,10 @@
 
 use alloc::vec::Vec;
 
+/// Likeliest tokens of each choice that [`entropy`] is to be told: with fewer or more of them it is another number than
+/// those that confidence was fitted to.
+pub const ALTERNATIVES: u8 = 20;
+
 /// Tokens of a run whose coming back counts as repetition.
 const RUN: usize = 4;
 
@@ -112,7 +116,7 @@ fn repetition(ids: &[u32]) -> f32 {
     (all - runs.len()) as f32 / all as f32
 }
 
-/// Entropy of a choice in nats, of the log-probabilities of its likeliest tokens; the others count as one, so that it is
+/// Entropy of a choice in nats, of the log-probabilities of its [`ALTERNATIVES`] likeliest tokens; the others count as one, so that it is
 /// never above the true one.
 #[must_use]
 pub fn entropy(top: impl IntoIterator<Item = f32>) -> f32 {

@@ -209,6 +209,7 @@ const SECTIONS: &[Section] = &[
             "target-share",
             "cascade",
             "cascade-threshold",
+            "cascade-weights",
             "wait",
             "hedge-ms",
         ],

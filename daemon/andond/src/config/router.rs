@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use andon_policy::confidence::{Confidence, FEATURES};
 use andon_policy::route::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub struct RouterConfig {
     pub cascade: bool,
     /// Below this confidence they do.
     pub cascade_threshold: f64,
+    /// What confidence weighs: its bias, then a weight for each of its features; unset, those that are built in.
+    pub cascade_weights: Option<[f64; FEATURES + 1]>,
     /// Whether requests may wait until upstream can be had, unless they or their tasks say so.
     pub wait: bool,
     /// Most questions that are with upstreams at once.
@@ -46,6 +49,7 @@ impl Default for RouterConfig {
             target_share: None,
             cascade: false,
             cascade_threshold: 0.5,
+            cascade_weights: None,
             wait: false,
             requests_max: 16,
             waiting_max: 256,
@@ -57,6 +61,14 @@ impl Default for RouterConfig {
 }
 
 impl RouterConfig {
+    /// How sure a local answer is of itself.
+    #[must_use]
+    pub fn confidence(&self) -> Confidence {
+        // What is refused is refused when it is read.
+        let given = self.cascade_weights.as_ref().and_then(weighing);
+        given.unwrap_or_default()
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         problems.within("router.threshold", self.threshold, 0.0..=1.0);
         if let Some(share) = self.target_share {
@@ -66,6 +78,14 @@ impl RouterConfig {
             "router.cascade-threshold",
             self.cascade_threshold,
             0.0..=1.0,
+        );
+        problems.require(
+            self.cascade_weights
+                .as_ref()
+                .is_none_or(|weights| weighing(weights).is_some()),
+            "router.cascade-weights",
+            "has a number that is beyond ±100",
+            "copy what andon-lab router calibrate prints",
         );
         problems.within("router.requests-max", self.requests_max, 1..=1024);
         problems.within("router.waiting-max", self.waiting_max, 0..=100_000);
@@ -88,9 +108,28 @@ impl RouterConfig {
     }
 }
 
+/// The confidence of a bias and weights, if they are within bounds.
+fn weighing(weights: &[f64; FEATURES + 1]) -> Option<Confidence> {
+    let [bias, weights @ ..] = weights.map(|weight| weight as f32);
+    Confidence::new(bias, weights)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_of_confidence_are_those_that_are_given() {
+        let mut weights = [0.0; FEATURES + 1];
+        weights[0] = -2.0;
+        let given = RouterConfig {
+            cascade_weights: Some(weights),
+            ..RouterConfig::default()
+        };
+        assert_eq!(given.confidence().weights(), (-2.0, [0.0; FEATURES]));
+        let unset = RouterConfig::default().confidence();
+        assert_eq!(unset, Confidence::default());
+    }
 
     #[test]
     fn shares_and_thresholds_are_between_nothing_and_all() {
@@ -98,6 +137,7 @@ mod tests {
             threshold: 1.5,
             target_share: Some(f64::NAN),
             cascade_threshold: -0.1,
+            cascade_weights: Some([101.0; FEATURES + 1]),
             hedge_ms: Some(0),
             weights: Some("router.weights".into()),
             ..RouterConfig::default()
@@ -114,6 +154,7 @@ mod tests {
                 "router.threshold",
                 "router.target-share",
                 "router.cascade-threshold",
+                "router.cascade-weights",
                 "router.hedge-ms",
                 "router.weights"
             ]

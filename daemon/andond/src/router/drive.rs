@@ -274,9 +274,11 @@ impl Driven {
             Ok(mut drafting) => drafting.made().await,
             Err(fault) => Err(fault),
         };
-        let threshold = self.router.config.get().router.cascade_threshold;
+        let config = self.router.config.get();
+        let (threshold, confidence) = (config.router.cascade_threshold, config.router.confidence());
+        let sure = |draft: &Draft| f64::from(draft.confidence(&confidence, self.prior()));
         let made = match made {
-            Ok(draft) if f64::from(draft.confidence(self.prior())) >= threshold => {
+            Ok(draft) if sure(&draft) >= threshold => {
                 return self.keep(draft, Route::Local);
             }
             made => made,
@@ -641,7 +643,7 @@ impl Driven {
     fn draft(&self, is_judged: bool) -> Result<Drafting, Fault> {
         let mut request = self.part(Part::Draft);
         if is_judged {
-            request.logprobs = Some(draft::ALTERNATIVES);
+            request.logprobs = Some(andon_policy::confidence::ALTERNATIVES);
         }
         let stream = self.router.workers.submit(request, &self.caller)?;
         Ok(Drafting::new(stream, HOLD_BYTES_MAX))

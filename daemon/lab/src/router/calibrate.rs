@@ -8,9 +8,10 @@ mod curve;
 mod fit;
 mod strong;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use andon_policy::confidence::{Confidence, FEATURE_NAMES, FEATURES, Signals};
+use andon_policy::router::{Estimator, Question};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use curve::{Curve, Interval, Point};
@@ -30,6 +31,10 @@ pub(crate) struct Arguments {
     /// Only questions of this set. May be given several times.
     #[arg(long, value_name = "NAME")]
     set: Vec<String>,
+    /// Weights of the estimator, as `router train` writes them, or `shipped` for those that are built in: what it thinks
+    /// of each question counts, too, unless the label says what was thought of it.
+    #[arg(long, value_name = "FILE|shipped")]
+    weights: Option<PathBuf>,
     /// Share of the answers that shall go up.
     #[arg(long, default_value_t = 0.25, value_parser = share, conflicts_with = "quality")]
     share: f64,
@@ -107,6 +112,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "strong_by_subject": matched.by_subject,
         "strong_by_mean": matched.by_mean,
     });
+    // Whoever knows which answers are wrong.
+    let known: Vec<f64> = rows
+        .iter()
+        .map(|row| f64::from(u8::from(row.right)) - row.strong)
+        .collect();
+    let best = Curve::new(&known, &outcomes());
     let mut target = arguments.share;
     for (name, scores) in &measures {
         let curve = Curve::new(scores, &outcomes());
@@ -119,6 +130,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         let interval = curve.interval(at, DRAWS, arguments.seed);
         report[*name] = told(&curve, at, interval);
+        report["recovered_at_best"] = json!(round(best.at(at).recovered));
     }
     let of_all: Vec<f64> = rows
         .iter()
@@ -128,8 +140,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let threshold = curve.at(target).threshold;
     let (bias, weights) = fitted.weights();
     let named = FEATURE_NAMES.iter().zip(weights);
+    let cascade: Vec<f64> = [bias]
+        .iter()
+        .chain(&weights)
+        .map(|&w| round(f64::from(w)))
+        .collect();
     report["fitted"] = json!({
         "bias": round(f64::from(bias)),
+        "cascade-weights": cascade,
         "weights": named.map(|(name, weight)| ((*name).to_owned(), json!(round(f64::from(weight))))).collect::<serde_json::Map<_, _>>(),
         "share": round(target),
         "cascade-threshold": round(threshold),
@@ -142,10 +160,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Who is asked for estimates.
+fn estimator(weights: &Path) -> Result<Estimator<'static>> {
+    if weights == Path::new("shipped") {
+        return Ok(Estimator::shipped());
+    }
+    let context = || format!("`{}` cannot be read", weights.display());
+    let bytes = std::fs::read(weights).with_context(context)?;
+    Estimator::from_vec(bytes).with_context(|| format!("`{}`", weights.display()))
+}
+
 /// The answers of all files.
 fn rows(arguments: &Arguments, strong: &Strong) -> Result<(Vec<Row>, strong::Matched)> {
     let mut rows = Vec::new();
     let mut matched = strong::Matched::default();
+    let estimator = arguments.weights.as_deref().map(estimator).transpose()?;
     for path in &arguments.labels {
         for (number, line) in (1..).zip(crate::read_text(path)?.lines()) {
             if line.trim().is_empty() {
@@ -163,8 +192,12 @@ fn rows(arguments: &Arguments, strong: &Strong) -> Result<(Vec<Row>, strong::Mat
             if !arguments.set.is_empty() && !arguments.set.contains(&label.set) {
                 continue;
             }
+            let estimate = label.estimate.or_else(|| {
+                let estimate = estimator.as_ref()?.estimate(&Question::of(&label.prompt));
+                Some(estimate.will_do)
+            });
             rows.push(Row {
-                signals: of(&label.signals, label.estimate),
+                signals: of(&label.signals, estimate),
                 right: label.label == 1,
                 weight: f64::from(label.weight),
                 strong: strong.of(&label.prompt, &label.task, &mut matched),
@@ -300,6 +333,10 @@ fn print(report: &Value) {
         report["answers"], report["right"], report["strong"]
     );
     println!(
+        "at best {} of the distance is recovered at the share asked for",
+        report["recovered_at_best"]
+    );
+    println!(
         "{:<12}{:>8}{:>8}{:>8}{:>11}{:>10}{:>10}",
         "", "AUC", "error", "share", "threshold", "quality", "recovered"
     );
@@ -334,7 +371,7 @@ fn print(report: &Value) {
         fitted["bias"], fitted["weights"]
     );
     println!(
-        "\n# {} of such answers go up\n[router]\ncascade = true\ncascade-threshold = {}",
-        fitted["share"], fitted["cascade-threshold"]
+        "\n# {} of such answers go up\n[router]\ncascade = true\ncascade-threshold = {}\ncascade-weights = {}",
+        fitted["share"], fitted["cascade-threshold"], fitted["cascade-weights"]
     );
 }

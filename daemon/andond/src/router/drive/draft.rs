@@ -6,9 +6,6 @@ use andon_policy::confidence::{Confidence, Gauge, Signals, entropy};
 use crate::fault::{Fault, FaultCode};
 use crate::worker::{Done, Finish, JobEvent, JobStream, TokenLogprob};
 
-/// How many alternatives to each token are looked at to judge how sure the model was.
-pub(super) const ALTERNATIVES: u8 = 5;
-
 /// A local answer, complete.
 #[derive(Debug)]
 pub(super) struct Draft {
@@ -20,9 +17,9 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// The probability that it is right, of which this was thought before it was made.
-    pub(super) fn confidence(&self, prior: f32) -> f32 {
-        Confidence::default().of(&Signals {
+    /// The probability that it is right by `confidence`, of which this was thought before it was made.
+    pub(super) fn confidence(&self, confidence: &Confidence, prior: f32) -> f32 {
+        confidence.of(&Signals {
             prior,
             ..self.signals
         })

@@ -8,11 +8,11 @@ use andon_engine::generate::{
     Event, FinishReason, GenerationId, GenerationRequest, Generator, GeneratorOptions, StartError,
 };
 use andon_engine::grammar::{Constraint, Grammar};
-use andon_policy::confidence::{Gauge, entropy};
+use andon_policy::confidence::{ALTERNATIVES, Gauge, entropy};
 use anyhow::{Context as _, Result, bail};
 
 use super::question::{Question, Truth};
-use super::{Arguments, Outcome, Output, asked, judge, likelihood};
+use super::{Arguments, Outcome, Output, asked, judge};
 
 /// Tokens in which a choice is named, if it is at all.
 const LETTER_TOKENS: usize = 24;
@@ -147,7 +147,7 @@ fn request(
     Ok(Some(GenerationRequest {
         prompt,
         tokens_max: Some(tokens_max),
-        logprobs: Some(likelihood::RANKED),
+        logprobs: Some(ALTERNATIVES),
         constraint,
         stop,
         ..GenerationRequest::default()

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use andon_engine::sample::Sampler;
 use andon_engine::tokenizer::Special;
 use andon_engine::{Chunk, Executor, LogitsFor, Model, Sequence};
-use andon_policy::confidence::{Gauge, entropy};
+use andon_policy::confidence::{ALTERNATIVES, Gauge, entropy};
 use anyhow::{Context as _, Result};
 
 use super::question::{Question, Truth};
 use super::{Arguments, Outcome, Output};
-
-/// Tokens that the entropy is reckoned of.
-pub(super) const RANKED: u8 = 20;
 
 /// Room for the texts of all choices of a question.
 const CHOICES_TOKENS: usize = 8192;
@@ -204,7 +201,7 @@ impl Scorer {
                 greedy: true,
             };
             for &id in &whole[*before..] {
-                let known = self.sampler.logprobs(logits.row(row), id, RANKED)?;
+                let known = self.sampler.logprobs(logits.row(row), id, ALTERNATIVES)?;
                 one.sum += f64::from(known.logprob);
                 one.greedy &= known.top.first().is_some_and(|best| best.id == id);
                 let choice = entropy(known.top.iter().map(|ranked| ranked.logprob));
