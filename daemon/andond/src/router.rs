@@ -419,6 +419,9 @@ impl Inner {
                 let whose = (key.0, key.1.clone());
                 let bytes = question_bytes(&question);
                 let place = self.line.enter(whose, number, bytes);
+                if place.is_none() && known.facts.policy != Policy::Cloud {
+                    return self.fall_back(request, caller);
+                }
                 Some(place.ok_or_else(|| refused(no_place()))?)
             }
             Plan::Cloud | Plan::Cascade => None,

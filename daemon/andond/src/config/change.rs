@@ -211,6 +211,7 @@ const SECTIONS: &[Section] = &[
             "cascade-threshold",
             "cascade-weights",
             "wait",
+            "wait-max-s",
             "hedge-ms",
         ],
         restart: &[

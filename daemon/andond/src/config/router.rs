@@ -1,6 +1,7 @@
 //! `[router]`: which requests go upstream, and what becomes of them when nobody is there.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use andon_policy::confidence::{Confidence, FEATURES};
 use andon_policy::route::Policy;
@@ -28,6 +29,8 @@ pub struct RouterConfig {
     pub cascade_weights: Option<[f64; FEATURES + 1]>,
     /// Whether requests may wait until upstream can be had, unless they or their tasks say so.
     pub wait: bool,
+    /// Longest that one waits.
+    pub wait_max_s: u64,
     /// Most questions that are with upstreams at once.
     pub requests_max: usize,
     /// Most requests that wait.
@@ -51,6 +54,7 @@ impl Default for RouterConfig {
             cascade_threshold: 0.5,
             cascade_weights: None,
             wait: false,
+            wait_max_s: 86_400,
             requests_max: 16,
             waiting_max: 256,
             waiting_bytes_max: 8 * 1024 * 1024,
@@ -67,6 +71,12 @@ impl RouterConfig {
         // What is refused is refused when it is read.
         let given = self.cascade_weights.as_ref().and_then(weighing);
         given.unwrap_or_default()
+    }
+
+    /// Longest that a request waits.
+    #[must_use]
+    pub fn wait_max(&self) -> Duration {
+        Duration::from_secs(self.wait_max_s)
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
@@ -88,6 +98,7 @@ impl RouterConfig {
             "copy what andon-lab router calibrate prints",
         );
         problems.within("router.requests-max", self.requests_max, 1..=1024);
+        problems.within("router.wait-max-s", self.wait_max_s, 1..=30 * 86_400);
         problems.within("router.waiting-max", self.waiting_max, 0..=100_000);
         problems.within(
             "router.waiting-bytes-max",

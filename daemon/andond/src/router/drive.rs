@@ -199,10 +199,13 @@ impl Driven {
         self.router.telemetry.route_waiting(self.router.line.len());
         self.late = true;
         let mut pause = PAUSE.0;
+        let mut place = Some(place);
         let end = loop {
             link.mark_unchanged();
             moved.mark_unchanged();
             let config = self.router.config.get();
+            // It has waited long enough: it is answered here, or told that it has no answer.
+            self.facts.waits &= self.account.submitted().elapsed() < config.router.wait_max();
             let router = Arc::clone(&self.router);
             router.look(
                 &mut self.facts,
@@ -214,10 +217,12 @@ impl Driven {
             // What is to be answered here in the end needs the time for that.
             self.facts.upstream_ms = self.facts.upstream_ms.max(self.facts.local_ms);
             let go = match self.router.judge.decide(&self.facts, &config) {
-                Decision::Cloud(_) => place.is_first(),
+                Decision::Cloud(_) => place.as_ref().is_some_and(Place::is_first),
                 Decision::Wait(_) => false,
                 Decision::Refuse(reason) => break End::failed(refusal(reason)),
                 Decision::Local(_) | Decision::Cascade | Decision::Fallback(_) => {
+                    // Those behind it need not wait for this.
+                    drop(place.take());
                     break self.local().await;
                 }
             };
