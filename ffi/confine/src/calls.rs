@@ -5,7 +5,7 @@
 //! the rest, what the daemon uses is allowed ([`ALLOWED`], [`conditional`]) and everything else is refused with `EPERM`.
 //!
 //! Invariant: no process is made and no program run; no memory becomes executable, be it a file's; sockets are Unix, TCP and
-//! UDP.
+//! UDP, and that by which the kernel tells of routes.
 
 use std::collections::BTreeMap;
 
@@ -363,6 +363,12 @@ fn conditional(process: libc::pid_t) -> Result<Rules, BackendError> {
             sockets.push(rule(conditions)?);
         }
     }
+    // What tells that routes have changed.
+    sockets.push(rule(vec![
+        bits(1, 0xf, libc::SOCK_DGRAM)?,
+        is(0, libc::AF_NETLINK)?,
+        is(2, libc::NETLINK_ROUTE)?,
+    ])?);
     rules.insert(libc::SYS_socket, sockets);
     // What signals wake the runtime with.
     rules.insert(
