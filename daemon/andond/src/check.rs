@@ -130,6 +130,7 @@ pub fn environment(config: &Config, problems: &mut Problems) {
         problems.extend(found);
     }
     link(config, problems);
+    upstream(config, problems);
     small(config, problems);
 }
 
@@ -144,6 +145,11 @@ pub fn link(config: &Config, problems: &mut Problems) {
             "give a file that the daemon's user can read and that holds what it should",
         );
     }
+}
+
+/// The part of it that is about upstreams: keys and authorities.
+pub fn upstream(config: &Config, problems: &mut Problems) {
+    crate::upstream::check_files(config, problems);
 }
 
 /// The part of it that is about tasks, the processor and groups.

@@ -18,11 +18,12 @@ use crate::access::{Access, Rules};
 use crate::check;
 use crate::config::change::{Waiting, change};
 use crate::config::{Config, Current, Problems};
-use crate::confine::Confined;
+use crate::confine::{Beyond, Confined};
 use crate::frontend::Context;
 use crate::registry::Registry;
 use crate::spool::Spool;
 use crate::telemetry::{Telemetry, journal};
+use crate::upstream::Upstreams;
 use crate::workers::Workers;
 
 /// What became of the keys that differ from what the daemon goes by.
@@ -45,6 +46,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// Who keeps requests by it.
     pub spool: Spool,
+    /// Who is asked elsewhere by it.
+    pub upstreams: Upstreams,
     /// What is counted.
     pub telemetry: Arc<Telemetry>,
     /// Who may ask for what.
@@ -136,10 +139,14 @@ impl Reload {
         let (new, mut problems) = Config::read_unchecked(&self.path)?;
         check::small(&new, &mut problems);
         let beyond = self.parts.confined.beyond(&new);
-        let waiting = Waiting::of(!beyond.token.is_empty(), !beyond.link.is_empty());
+        let waiting = Waiting::of(!beyond.token.is_empty(), !beyond.link.is_empty())
+            .and_section("upstream", !beyond.upstream.is_empty());
         // What the sandbox hides is not looked at before a restart.
         if !waiting.link {
             check::link(&new, &mut problems);
+        }
+        if beyond.upstream.is_empty() {
+            check::upstream(&new, &mut problems);
         }
         let mut seen = new.clone();
         if waiting.token {
@@ -151,9 +158,11 @@ impl Reload {
         }
         problems.into_result(())?;
         let rules = rules?;
-        if waiting.token || waiting.link {
+        if beyond != Beyond::default() {
             tracing::warn!(
-                places = [beyond.token, beyond.link].concat().join(", "),
+                places = [beyond.token, beyond.link, beyond.upstream]
+                    .concat()
+                    .join(", "),
                 "the daemon has given up what the new configuration names; it takes a restart"
             );
         }
@@ -185,6 +194,7 @@ impl Reload {
         journal::set_level(&config.log);
         parts.registry.set_room(&config.models);
         parts.spool.set_times(&config.spool);
+        parts.upstreams.reloaded(config);
         parts.current.replace(Arc::clone(config));
         // After the rest: a worker that is started meanwhile goes by the new one, and hears of it again.
         parts.workers.reloaded(config);

@@ -208,11 +208,12 @@ fn serve_all(
     )
     .map_err(runtime("cannot start a worker"))?;
     let ledger = Ledger::open(current.clone(), Arc::clone(&telemetry));
+    let upstreams = Upstreams::new(&current.get(), Arc::clone(&telemetry));
     let router = Router::new(router::Parts {
         current: current.clone(),
         access: Arc::clone(&access),
         workers: workers.clone(),
-        upstreams: Upstreams::new(),
+        upstreams: upstreams.clone(),
         telemetry: Arc::clone(&telemetry),
         audit: audit.clone(),
         ledger: ledger.clone(),
@@ -224,6 +225,7 @@ fn serve_all(
         workers: workers.clone(),
         registry: Arc::clone(&registry),
         spool: spool.clone(),
+        upstreams,
         telemetry: Arc::clone(&telemetry),
         access: Arc::clone(&access),
         confined: Arc::clone(&confined),
@@ -338,6 +340,10 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));
     frontends.spawn(reload::on_hangups(context.clone()));
+    let proc = context.config().hardware.proc_dir.clone();
+    let upstreams = context.router.upstreams().clone();
+    let watching = upstreams.watch(proc, context.stopping.clone());
+    frontends.spawn(watching);
     frontends.spawn(feed(context.clone()));
     frontends.spawn(starting::extend(context.clone()));
     frontends.spawn(telemetry::journal::report(context.stopping.clone()));

@@ -14,6 +14,7 @@ mod plain;
 mod router;
 mod sandbox;
 mod spool;
+mod upstream;
 
 pub use event::Event;
 pub use metrics::{Telemetry, Told};

@@ -129,6 +129,32 @@ const SECTIONS: &[Section] = &[
         restart: &[],
     },
     Section {
+        name: "upstream",
+        live: &[
+            "name",
+            "url",
+            "model",
+            "api-key-file",
+            "ca-file",
+            "proxy",
+            "prompt-price",
+            "answer-price",
+            "priority",
+            "weight",
+            "requests-max",
+            "tokens-field",
+            "connect-timeout-ms",
+            "first-token-timeout-ms",
+            "token-timeout-ms",
+            "total-timeout-ms",
+            "retries-max",
+            "failures-max",
+            "open-ms",
+            "open-max-ms",
+        ],
+        restart: &[],
+    },
+    Section {
         name: "audit",
         live: &[],
         restart: &[
@@ -380,6 +406,15 @@ impl Waiting {
         }
     }
 
+    /// These, and a whole section if `is_so`.
+    #[must_use]
+    pub fn and_section(mut self, section: &str, is_so: bool) -> Waiting {
+        if is_so {
+            self.sections.insert(section.to_owned());
+        }
+        self
+    }
+
     fn holds(&self, section: &str, key: &str) -> bool {
         self.everything
             || self.sections.contains(section)
@@ -425,7 +460,10 @@ fn compare(old: &Config, new: &Config, waiting: &Waiting) -> Result<Change, Stri
     paths.dedup();
     paths.retain(|path| before.get(*path) != after.get(*path));
     let waits_itself = |section: &str, key: &str| {
-        let is_whole = matches!(section, "task" | "access" | "redact" | "budget");
+        let is_whole = matches!(
+            section,
+            "task" | "access" | "upstream" | "redact" | "budget"
+        );
         // The first budget wants the ledger, whose folder is granted at the start only.
         let is_first = section == "budget" && old.budget.is_empty();
         let is_live = !is_first && (is_whole || effect(section, key) == Some(Effect::Live));

@@ -32,6 +32,7 @@ pub mod spool;
 pub mod task;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod upstream;
 pub mod upstream_cache;
 pub mod wire;
 
@@ -69,6 +70,8 @@ pub struct Config {
     pub spool: spool::SpoolConfig,
     /// `[[access]]`
     pub access: Vec<access::AccessConfig>,
+    /// `[[upstream]]`
+    pub upstream: Vec<upstream::UpstreamConfig>,
     /// `[audit]`
     pub audit: audit::AuditConfig,
     /// `[http]`
@@ -188,6 +191,7 @@ impl Config {
         for (number, rule) in (1..).zip(&self.access) {
             rule.check(number, problems);
         }
+        upstream::check(&self.upstream, problems);
         self.audit.check(problems);
         self.http.check(problems);
         self.wire.check(problems);

@@ -74,6 +74,10 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
                 config.access = reader.list(&name, line, value);
                 continue;
             }
+            "upstream" => {
+                config.upstream = reader.list(&name, line, value);
+                continue;
+            }
             "redact" => {
                 config.redact = reader.list(&name, line, value);
                 continue;
@@ -125,7 +129,7 @@ pub(super) fn document(text: &str) -> (Config, Problems) {
     (config, problems)
 }
 
-const SECTIONS: [&str; 24] = [
+const SECTIONS: [&str; 25] = [
     "gateway",
     "model",
     "models",
@@ -134,6 +138,7 @@ const SECTIONS: [&str; 24] = [
     "speculation",
     "spool",
     "access",
+    "upstream",
     "audit",
     "http",
     "wire",
@@ -296,7 +301,7 @@ fn distance(a: &str, b: &str) -> usize {
 pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECTIONS.len()] {
     use super::{
         access, audit, budget, cache, engine, gateway, hardware, http, limits, log, memory,
-        metrics, model, models, mqtt, redact, router, sandbox, speculation, spool, task,
+        metrics, model, models, mqtt, redact, router, sandbox, speculation, spool, task, upstream,
         upstream_cache, wire,
     };
     [
@@ -311,6 +316,7 @@ pub(super) fn all_known_keys() -> [(&'static str, &'static [&'static str]); SECT
         ),
         ("spool", known_keys::<spool::SpoolConfig>()),
         ("access", known_keys::<access::AccessConfig>()),
+        ("upstream", known_keys::<upstream::UpstreamConfig>()),
         ("audit", known_keys::<audit::AuditConfig>()),
         ("http", known_keys::<http::HttpConfig>()),
         ("wire", known_keys::<wire::WireConfig>()),

@@ -60,6 +60,8 @@ pub struct Beyond {
     pub token: Vec<String>,
     /// For the link to the broker.
     pub link: Vec<String>,
+    /// For the upstreams.
+    pub upstream: Vec<String>,
 }
 
 impl Confined {
@@ -72,6 +74,7 @@ impl Confined {
         Beyond {
             token: places::token(config).beyond(&self.granted),
             link: places::link(config).beyond(&self.granted),
+            upstream: places::upstream(config).beyond(&self.granted),
         }
     }
 }
@@ -207,6 +210,14 @@ mod tests {
             (&["port 1884".to_owned()][..], 0)
         );
         assert_eq!(confined(Layer::Off).beyond(&other), Beyond::default());
+        let other = read(&format!(
+            "{}{}[[upstream]]\nname = \"u\"\nmodel = \"m\"\nurl = \"http://10.0.0.1:99/v1\"\n",
+            link("password-file = \"/p/link/a\"\n"),
+            token("/p/token/a")
+        ));
+        let beyond = on.beyond(&other);
+        assert_eq!(beyond.upstream, ["port 99"]);
+        assert!(beyond.link.is_empty() && beyond.token.is_empty());
         // What only a restart reads is not looked at.
         let text = link("")
             + &token("/p/token/a")

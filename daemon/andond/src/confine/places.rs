@@ -15,9 +15,9 @@ use andon_confine::files::Places;
 use andon_engine::gguf::PartName;
 use andon_engine::tokenizer::TemplateChoice;
 
-use crate::config::Config;
 use crate::config::speculation::DraftPlace;
 use crate::config::spool::Durable;
+use crate::config::{self, Config};
 
 /// The port of the domain name system, where answers do not fit a datagram.
 const PORT_DNS: u16 = 53;
@@ -73,8 +73,9 @@ pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
         Some(TemplateChoice::File(path)) => Some(path),
         _ => None,
     };
-    let (of_token, of_link) = (token(config), link(config));
+    let (of_token, of_link, of_upstream) = (token(config), link(config), upstream(config));
     read.extend(of_token.read.into_iter().chain(of_link.read));
+    read.extend(of_upstream.read);
     let named = [&config.spool.key_file, &config.router.weights, &template]
         .into_iter()
         .flatten()
@@ -103,7 +104,7 @@ pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
             .filter_map(|socket| socket.parent().map(Path::to_owned))
             .collect(),
         listen,
-        connect: of_link.connect,
+        connect: &of_link.connect | &of_upstream.connect,
         // The service manager of a container may be told so.
         abstract_sockets: env::var_os("NOTIFY_SOCKET")
             .is_some_and(|path| path.as_encoded_bytes().starts_with(b"@")),
@@ -141,6 +142,25 @@ pub fn link(config: &Config) -> Places {
     places.connect.insert(mqtt.port());
     if mqtt.host.parse::<IpAddr>().is_err() {
         places.connect.insert(PORT_DNS);
+    }
+    places
+}
+
+/// What the upstreams need.
+#[must_use]
+pub fn upstream(config: &Config) -> Places {
+    let mut places = Places::default();
+    for upstream in &config.upstream {
+        let files = [upstream.key_path(), upstream.ca_file.clone()];
+        for path in files.into_iter().flatten() {
+            replaceable(&path, &mut places.read);
+        }
+        if let Some(peer) = upstream.peer() {
+            places.connect.insert(config::upstream::port(&peer));
+            if config::upstream::ip(&peer).is_none() {
+                places.connect.insert(PORT_DNS);
+            }
+        }
     }
     places
 }
@@ -263,6 +283,31 @@ mod tests {
             "/p/ledger",
             "[[budget]]\nname = \"b\"\ntokens-per-day = 1",
         ),
+        (
+            "upstream",
+            "url",
+            "https://10.0.0.1:4004/v1",
+            "name = \"u\"\nmodel = \"m\"",
+        ),
+        (
+            "upstream",
+            "proxy",
+            "http://10.0.0.1:4005",
+            "name = \"u\"\nmodel = \"m\"\nurl = \"https://llm.plant/v1\"",
+        ),
+        (
+            "upstream",
+            "api-key-file",
+            "/p/api/k",
+            "name = \"u\"\nmodel = \"m\"\nurl = \"https://llm.plant/v1\"",
+        ),
+        (
+            "upstream",
+            "ca-file",
+            "/p/authority/c",
+            "name = \"u\"\nmodel = \"m\"\nurl = \"https://llm.plant/v1\"",
+        ),
+        ("router", "weights", "/p/router/w.bin", ""),
         ("hardware", "sys-dir", "/p/sys", ""),
         ("hardware", "proc-dir", "/p/proc", ""),
     ];
@@ -301,11 +346,19 @@ mod tests {
             } else {
                 ""
             };
-            let text = format!("{bare}[{section}]\n{name}{key} = {quoted}\n{with}\n");
+            let head = if section == "upstream" {
+                "[[upstream]]"
+            } else {
+                &format!("[{section}]")
+            };
+            let text = format!("{bare}{head}\n{name}{key} = {quoted}\n{with}\n");
             let places = all_of(&of(&read(&text), Path::new("/p/config/andond.toml"), &[]));
             let expected = match key {
                 "host" => PORT_DNS.to_string(),
-                "port" | "listen" => value.rsplit(':').next().unwrap_or(value).to_owned(),
+                "port" | "listen" | "url" | "proxy" => {
+                    let port = value.rsplit(':').next().unwrap_or(value);
+                    port.trim_end_matches("/v1").to_owned()
+                }
                 "dir" | "sys-dir" | "proc-dir" => value.to_owned(),
                 _ => Path::new(value)
                     .parent()

@@ -165,6 +165,13 @@ table! {
     /// MQTT is not served, though it is configured.
     MqttNotServed = "b446afb2a29e43dfb61772a956f4a907", ERROR;
 
+    /// An upstream failed too often and is left alone for a while.
+    UpstreamLost = "92f81fa84c3f40d18cd9e2c1db97d5d4", WARN;
+    /// It answers again.
+    UpstreamBack = "88d90dffbd304d209bfd73a14b962089", INFO;
+    /// It cannot be asked until a person has seen to it: its key, its certificate or its address.
+    UpstreamRefused = "a766e01fe63b4d87b3a532e3bfbe2e2c", ERROR;
+
     /// Somebody erased what was kept of requests.
     DataErased = "22e17cef468d4831bf4f881ae4c28367", INFO;
 }

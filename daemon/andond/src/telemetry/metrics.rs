@@ -281,6 +281,7 @@ pub struct Telemetry {
     constraints: Constraints,
     pub(super) spool: SpoolMetrics,
     pub(super) routing: super::router::Figures,
+    pub(super) upstream: super::upstream::UpstreamMetrics,
     pub(super) audit: AuditMetrics,
     pub(super) ledger: LedgerMetrics,
     pub(super) config: ConfigMetrics,
@@ -435,6 +436,7 @@ impl Telemetry {
             guesses: Guesses::default(),
             constraints: Constraints::default(),
             routing: super::router::Figures::default(),
+            upstream: super::upstream::UpstreamMetrics::default(),
             spool: SpoolMetrics::default(),
             audit: AuditMetrics::default(),
             ledger: LedgerMetrics::default(),
@@ -450,6 +452,7 @@ impl Telemetry {
         telemetry.guesses.register(registry);
         telemetry.constraints.register(registry);
         telemetry.routing.register(registry);
+        telemetry.upstream.register(registry);
         telemetry.spool.register(registry);
         telemetry.audit.register(registry);
         telemetry.ledger.register(registry);

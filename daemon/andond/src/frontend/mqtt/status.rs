@@ -99,7 +99,7 @@ pub(super) fn upstream(value: &mut Value, router: &Router) {
     let link = router.upstreams().link().borrow().clone();
     let upstreams = link.upstreams.iter();
     let upstreams: Value = upstreams
-        .map(|one| json!({ "name": &*one.name, "state": one.state.name() }))
+        .map(|one| json!({ "name": &*one.name, "state": one.state.as_str() }))
         .collect();
     value["upstream"] = json!({
         "up": link.up,
