@@ -20,4 +20,5 @@ pub mod programs;
 pub mod source;
 pub mod tiny_encoder;
 pub mod tiny_model;
+pub mod upstream;
 pub mod vitals;
