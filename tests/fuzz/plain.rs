@@ -31,6 +31,8 @@ mod packet;
 mod page;
 #[path = "targets/record.rs"]
 mod record;
+#[path = "targets/redact.rs"]
+mod redact;
 #[path = "targets/small.rs"]
 mod small;
 #[path = "targets/spool.rs"]
@@ -65,7 +67,7 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 18] = [
+const TARGETS: [Target; 19] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
@@ -84,6 +86,7 @@ const TARGETS: [Target; 18] = [
     ("corpus", corpus::run, corpus_seeds),
     ("state", state::run, state_seeds),
     ("audit", audit::run, audit_seeds),
+    ("redact", redact::run, redact_seeds),
 ];
 
 fn gguf_seeds() -> Seeds {
@@ -680,6 +683,7 @@ fn state_seeds() -> Seeds {
     let known = json!({ "numerics": 1, "prompt": [1, 2, 3], "f16": [4, 5], "q8": [4, 6] });
     let task = "instructions = \"Say what {{ code }} means.\"\nsystem = \"You help.\"\ntokens-max = 40\n\
         priority = \"alarm\"\nschema = '{\"type\": \"object\"}'\n";
+    let ledger = r#"{"format":1,"seen":{"boot":7,"up_ms":9,"starts":2,"ran_ms":77},"kept":{"calendar":{"at_ms":1782020620,"ran_ms":77,"starts":2,"day":{"ahead_ms":0,"passed_at_ms":5,"was_put":false},"month":{"ahead_ms":0,"passed_at_ms":null,"was_put":true},"behind_since_ms":null},"accounts":[{"budget":"plant","client":"plc-7","day":{"spent":{"tokens":5,"micros":0},"since":{"tokens":5,"micros":0}},"month":{"spent":{"tokens":7,"micros":1},"since":{"tokens":5,"micros":0}}}]}}"#;
     let texts = [
         (state::NAMES, names.to_string()),
         (state::KNOWN, known.to_string()),
@@ -693,11 +697,24 @@ fn state_seeds() -> Seeds {
         (state::TOKEN, "a-b.c_d~e+f/g=h0".to_owned()),
         (state::TOKEN, "a-b.c_d~e+f/g=h0\r\n".to_owned()),
         (state::TOKEN, "too short".to_owned()),
+        (state::LEDGER, ledger.to_owned()),
+        (state::LEDGER, ledger.replace("20620", "99999999999")),
     ];
     texts
         .iter()
         .map(|(kind, text)| [&[*kind], text.as_bytes()].concat())
         .collect()
+}
+
+fn redact_seeds() -> Seeds {
+    let texts = [
+        "Operator: Ada says SN-1234 and SN-99999 fail; SN-1234 first. Ask ada@plant.example.",
+        "Part SERIAL_1 is not SN-1234, nor is [SERIAL_2] or SERIAL\\_1, S_1 or [[MAIL_10].",
+        r#"{"machine": {"serial": "press seven", "line": 7}, "name": ["Ada", 4711], "note": "press seven: SN-4444"}"#,
+        "é[SERIAL_1]の[S_",
+    ];
+    let seed = |(at, text): (usize, &&str)| [&[at as u8, 3 * at as u8], text.as_bytes()].concat();
+    texts.iter().enumerate().map(seed).collect()
 }
 
 fn audit_seeds() -> Seeds {

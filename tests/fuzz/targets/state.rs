@@ -25,7 +25,9 @@ pub(crate) const CALIBRATION: u8 = 2;
 pub(crate) const TASK: u8 = 3;
 /// The token of the loopback listener.
 pub(crate) const TOKEN: u8 = 4;
-const KINDS: u8 = 5;
+/// What was spent upstream.
+pub(crate) const LEDGER: u8 = 5;
+const KINDS: u8 = 6;
 
 static SUBJECT: LazyLock<Subject> = LazyLock::new(Subject::new);
 
@@ -53,6 +55,7 @@ pub(crate) fn run(data: &[u8]) {
             (CALIBRATION, Ok(text)) => subject.calibration(text),
             (TASK, Ok(text)) => task(text),
             (TOKEN, _) => subject.token(text),
+            (LEDGER, Ok(text)) => ledger(text),
             _ => {}
         }
     });
@@ -61,6 +64,15 @@ pub(crate) fn run(data: &[u8]) {
 fn names(text: &str) {
     match andond::workers::rewritten(text) {
         Ok(written) => assert_eq!(andond::workers::rewritten(&written), Ok(written)),
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
+fn ledger(text: &str) {
+    use andond::router::ledger::rewritten;
+    match rewritten(text) {
+        // Days may have passed once.
+        Ok(written) => assert!(rewritten(&written).is_ok()),
         Err(why) => assert!(!why.is_empty()),
     }
 }

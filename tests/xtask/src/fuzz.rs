@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{campaign, shell};
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 18] = [
+const TARGETS: [&str; 19] = [
     "gguf",
     "pack",
     "tokenizer",
@@ -34,6 +34,7 @@ const TARGETS: [&str; 18] = [
     "corpus",
     "state",
     "audit",
+    "redact",
 ];
 
 /// What `cargo fuzz` gives the compiler, without the sanitizer.

@@ -122,6 +122,37 @@ struct Inner {
     disk: Mutex<Disk>,
 }
 
+/// Reads a line of the file as if it had been written there, has something spent by it, and writes it again: what a fuzzer asks.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn rewritten(line: &str) -> Result<String, String> {
+    let mut written = file::parse(&file::sealed(line))?;
+    let mut budgets = Budgets::restored(Vec::new(), written.kept);
+    let now = moment(&Clock::after(&written.seen));
+    let rules = budgets
+        .spent(now)
+        .into_iter()
+        .map(|(name, client, ..)| Rule {
+            name,
+            each_client: client.is_some(),
+            ..Rule::default()
+        });
+    let rules = rules.collect();
+    budgets.set_rules(rules);
+    let who = Who {
+        client: "",
+        task: None,
+    };
+    if let Ok(held) = budgets.reserve(now, who, Spend::default()) {
+        budgets.settle(now, &held, Spend::default());
+    }
+    written.kept = budgets.kept();
+    let text = file::text(&written)?;
+    let line = text.lines().next();
+    Ok(line.unwrap_or_default().to_owned())
+}
+
 /// Knows what was spent. Cheap to clone. See the module.
 #[derive(Debug, Clone)]
 pub struct Ledger(Arc<Inner>);

@@ -178,11 +178,11 @@ impl Calendar {
     #[must_use]
     pub fn month_ends_in_ms(&self) -> u64 {
         let month = month_of(self.at_ms);
-        let mut day = u64::from(day_of(self.at_ms));
-        while month_of(day * MS_OF_A_DAY) == month {
-            day += 1;
-        }
-        day * MS_OF_A_DAY - self.at_ms
+        let day = u64::from(day_of(self.at_ms));
+        let begin_ms = |days: u64| (day + days) * MS_OF_A_DAY;
+        // None is longer.
+        let days = (1..31).find(|days| month_of(begin_ms(*days)) != month);
+        begin_ms(days.unwrap_or(31)).saturating_sub(self.at_ms)
     }
 }
 
@@ -282,6 +282,15 @@ mod tests {
         // From then on time passes.
         let reading = calendar.read(at(now + DAY, 2000 + DAY, 1));
         assert_eq!(reading.day, Turn::Passed);
+    }
+
+    #[test]
+    fn a_clock_at_the_end_of_time_stands() {
+        let mut calendar = Calendar::new(at(u64::MAX, u64::MAX, u32::MAX));
+        assert_eq!(calendar.month_ends_in_ms(), 0);
+        let reading = calendar.read(at(0, 0, 1));
+        assert_eq!(reading.at_ms, u64::MAX);
+        assert_eq!((reading.day, reading.month), (Turn::None, Turn::None));
     }
 
     #[test]

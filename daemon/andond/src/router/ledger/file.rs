@@ -19,6 +19,34 @@ const LOCK: &str = "lock";
 /// Largest file that is read: as many accounts as there can be, with long names.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
+/// A line as it stands in the file, with its digest.
+pub(super) fn sealed(line: &str) -> String {
+    format!("{line}\n{}\n", digest(line))
+}
+
+/// The file of what is to be written.
+pub(super) fn text(written: &Written) -> Result<String, String> {
+    let line = serde_json::to_string(written).map_err(|error| error.to_string())?;
+    Ok(sealed(&line))
+}
+
+/// What a file says; what is wrong with it is said as a text.
+pub(super) fn parse(text: &str) -> Result<Written, String> {
+    let (line, rest) = text.split_once('\n').unwrap_or((text, ""));
+    if rest.trim_end_matches('\n') != digest(line) {
+        return Err("does not hold what was written to it".to_owned());
+    }
+    let written: Written =
+        serde_json::from_str(line).map_err(|error| format!("is not understood: {error}"))?;
+    if written.format != FORMAT {
+        return Err(format!(
+            "its format is {}, this daemon reads {FORMAT}",
+            written.format
+        ));
+    }
+    Ok(written)
+}
+
 /// The ledger's folder, which is this daemon's while the value lives.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -75,29 +103,12 @@ impl Folder {
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(wrong(&"is too large to be a ledger"));
         }
-        let (line, rest) = text.split_once('\n').unwrap_or((&text, ""));
-        if rest.trim_end_matches('\n') != digest(line) {
-            return Err(wrong(&"does not hold what was written to it"));
-        }
-        let written: Written = serde_json::from_str(line)
-            .map_err(|error| wrong(&format_args!("is not understood: {error}")))?;
-        if written.format != FORMAT {
-            let why = format!(
-                "its format is {}, this daemon reads {FORMAT}",
-                written.format
-            );
-            return Err(wrong(&why));
-        }
-        Ok(Some(written))
+        parse(&text).map(Some).map_err(|why| wrong(&why))
     }
 
     /// Writes it, and has it on the disk.
     pub(super) fn write(&self, written: &Written) -> Result<(), String> {
-        let mut text = serde_json::to_string(written).map_err(|error| error.to_string())?;
-        let digest = digest(&text);
-        text.push('\n');
-        text.push_str(&digest);
-        text.push('\n');
+        let text = text(written)?;
         let new = self.path.join(NEW);
         let outcome = OpenOptions::new()
             .create(true)
