@@ -610,6 +610,15 @@ fn a_threshold_sends_up_the_answers_that_are_least_sure() {
     assert!(number(&interval[0]) <= recovered && recovered <= number(&interval[1]));
     let threshold = number(&report["fitted"]["cascade-threshold"]);
     assert!((0.0..0.5).contains(&threshold), "{report}");
+    // Whoever knows what is wrong sends up wrong answers only.
+    assert_eq!(report["recovered_at_best"], 0.5625);
+    // With an estimate of each question there is one more to weigh, and what it is worth alone.
+    let weighed = &report["fitted"]["cascade-weights"];
+    assert_eq!(weighed.as_array().map(Vec::len), Some(10), "{report}");
+    assert!(report["estimate"].is_null() && report["both"].is_null());
+    let with = calibrate(&["--weights", "shipped"]);
+    assert!(with["estimate"]["auc"].is_number(), "{with}");
+    assert!(number(&with["both"]["auc"]) > 0.9, "{with}");
     // The same command says the same, and a quality is a share.
     assert_eq!(calibrate(&["--share", "0.25"]), report);
     let share = number(&calibrate(&["--quality", "0.7"])["fitted"]["share"]);

@@ -221,10 +221,11 @@ impl Confidence {
 }
 
 impl Default for Confidence {
-    /// The one for any model: the surer the tokens, the better; and as good as the estimate was.
+    /// The one for any model. An answer that is as sure of itself as small models' answers mostly are leaves the estimate as it
+    /// was; surer tokens raise it, others lower it.
     fn default() -> Confidence {
         Confidence {
-            bias: 0.0,
+            bias: 0.8,
             weights: [0.5, 0.25, -0.25, -0.25, 0.0, -1.0, -0.5, -0.5, 1.0],
         }
     }
@@ -288,6 +289,23 @@ mod tests {
         assert!(at(|signals| signals.logprob_mean = -2.0) < whole);
         assert!(at(|signals| signals.prior = 0.1) < whole);
         assert!(at(|signals| signals.repetition = 0.9) < whole);
+    }
+
+    #[test]
+    fn an_ordinary_answer_leaves_the_estimate_as_it_was() {
+        for prior in [0.2, 0.5, 0.8] {
+            let ordinary = Signals {
+                tokens: 12,
+                logprob_mean: -0.45,
+                logprob_min: -1.7,
+                entropy_mean: 0.9,
+                entropy_max: 2.0,
+                prior,
+                ..Signals::default()
+            };
+            let got = Confidence::default().of(&ordinary);
+            assert!((got - prior).abs() < 0.05, "{got} for {prior}");
+        }
     }
 
     #[test]
