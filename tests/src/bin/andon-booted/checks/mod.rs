@@ -94,6 +94,10 @@ const FIRST: &[Check] = &[
         run: sandbox::denies,
     },
     Check {
+        name: "sandbox-lines",
+        run: sandbox::holds_by_its_lines,
+    },
+    Check {
         name: "watchdog",
         run: watchdog::a_hung_decode_is_ended,
     },
@@ -171,7 +175,7 @@ const RELEASE_MEMORY: &[Check] = &[
     },
     Check {
         name: "memory-budget",
-        run: memory::stays_within_its_budget,
+        run: memory::stays_within_its_budget_with_a_real_model,
     },
 ];
 

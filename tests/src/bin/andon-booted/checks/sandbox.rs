@@ -11,6 +11,20 @@ use crate::units::{DAEMON, journal, output, systemctl};
 
 /// The program that tries.
 const PROBE: &str = "/usr/libexec/andon-probe";
+/// What it is told of the daemon's folders.
+const OWN: &str = "--unit --own /var/lib/andon/spool --outside /run/systemd/journal";
+/// Lines of the unit, and an attempt that nothing else of the unit refuses.
+const HELD: [(&str, &str); 9] = [
+    ("ReadOnlyPaths", "write to /run"),
+    ("InaccessiblePaths", "write to /tmp"),
+    ("NoExecPaths", "map a file of its own as code"),
+    ("MemoryDenyWriteExecute", "make written memory executable"),
+    ("LockPersonality", "have readable memory be executable"),
+    ("RestrictNamespaces", "get users of its own"),
+    ("RestrictAddressFamilies", "open a netlink socket"),
+    ("SystemCallFilter", "trace another process"),
+    ("ProtectProc", "see other processes"),
+];
 /// Attempts that have to be let through without a sandbox; there are many more.
 const THROUGH_MIN: usize = 10;
 
@@ -33,15 +47,14 @@ pub(crate) fn is_in_force(_: &mut Gateway) -> Result<String> {
 /// Every attempt is refused under the daemon's unit and its own sandbox, and many are let through without.
 pub(crate) fn denies(_: &mut Gateway) -> Result<String> {
     let unit = fs::read_to_string(format!("/usr/lib/systemd/system/{DAEMON}"))?;
-    let own = "--unit --own /var/lib/andon/spool --outside /run/systemd/journal";
-    let start = format!("{PROBE} {own} --config /etc/andon/andond.toml");
+    let start = format!("{PROBE} {OWN} --config /etc/andon/andond.toml");
     let said = run("andon-probe.service", &copy(&unit, &start))?;
     let total = counted(&said)?;
     ensure!(
         total.0 > 0 && total.1 == 0 && total.2 == 0,
         "the probe got somewhere:\n{said}"
     );
-    let bare = format!("[Service]\nType=oneshot\nUser=andon\nExecStart=-{PROBE} {own}\n");
+    let bare = format!("[Service]\nType=oneshot\nUser=andon\nExecStart=-{PROBE} {OWN}\n");
     let said = run("andon-probe-bare.service", &bare)?;
     let without = counted(&said)?;
     ensure!(
@@ -52,6 +65,45 @@ pub(crate) fn denies(_: &mut Gateway) -> Result<String> {
         "{} attempts refused, without a sandbox {} let through",
         total.0, without.1
     ))
+}
+
+/// The unit holds by these lines: without any one of them, and without the daemon's own sandbox, the probe gets where it does
+/// not get with all of them.
+pub(crate) fn holds_by_its_lines(_: &mut Gateway) -> Result<String> {
+    let shipped = fs::read_to_string(format!("/usr/lib/systemd/system/{DAEMON}"))?;
+    let start = format!("{PROBE} {OWN}");
+    let whole = through(&run("andon-probe-unit.service", &copy(&shipped, &start))?)?;
+    for (key, attempt) in HELD {
+        ensure!(
+            !whole.iter().any(|found| found == attempt),
+            "the unit alone lets through: {attempt}"
+        );
+        let others = |line: &&str| line.split('=').next() != Some(key);
+        let weakened: Vec<&str> = shipped.lines().filter(others).collect();
+        ensure!(
+            weakened.len() < shipped.lines().count(),
+            "the unit has no {key}="
+        );
+        let name = format!("andon-probe-without-{key}.service");
+        let found = through(&run(&name, &copy(&weakened.join("\n"), &start))?)?;
+        ensure!(
+            found.iter().any(|found| found == attempt),
+            "without {key}= the probe does not get further, so it does not show what the line does: {found:?}"
+        );
+    }
+    Ok(format!(
+        "each of {} lets an attempt through where it is missing",
+        HELD.len()
+    ))
+}
+
+/// The attempts that were let through.
+fn through(said: &str) -> Result<Vec<String>> {
+    counted(said)?;
+    let lines = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("LET THROUGH "));
+    Ok(lines.map(str::to_owned).collect())
 }
 
 /// The unit with another program, which ends.
