@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Arguments {
     #[command(flatten)]
     run: crate::Run,
-    /// JSON lines, each with a question and its answer: `question` (or `prompt`) with `choices` and the index `answer`,
+    /// JSON lines, each with a question and its answer: `question` (or `prompt`) with `choices` and the `answer`,
     /// or with a text or number `answer`, or with a `json_schema` and a `reference` of the fields that must come; `context`
     /// and the `continuation` it must have. May be given several times; a file's name is that of its set.
     #[arg(long, value_name = "FILE", required = true)]

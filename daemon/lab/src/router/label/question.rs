@@ -101,6 +101,25 @@ enum Answer {
     Number(f64),
 }
 
+impl Answer {
+    /// Which of the choices it is: by index from 0, by the whole text, or by the letter.
+    fn among(&self, choices: &[String]) -> Option<usize> {
+        match self {
+            Answer::Index(index) => Some(*index),
+            Answer::Text(text) => {
+                let text = text.trim();
+                let whole = choices.iter().position(|choice| choice.trim() == text);
+                let lettered = || {
+                    let mut letters = 0..choices.len();
+                    letters.find(|&choice| text.chars().eq([letter(choice)]))
+                };
+                whole.or_else(lettered)
+            }
+            Answer::Number(_) => None,
+        }
+    }
+}
+
 /// The questions of a file that `scoring` can check, and how many lines have none.
 pub(super) fn read(path: &Path, scoring: Scoring) -> Result<(Vec<Question>, usize)> {
     let text = crate::read_text(path)?;
@@ -175,7 +194,9 @@ fn of(record: Record, set: &str, id: &str) -> Result<Option<Question>> {
         texts.iter().map(each).collect()
     };
     match (asked, record.answer) {
-        (Some(question), Some(Answer::Index(right))) if !record.choices.is_empty() => {
+        (Some(question), Some(answer)) if !record.choices.is_empty() => {
+            let right = answer.among(&record.choices);
+            let right = right.context("`answer` is none of the `choices`")?;
             let scored = after(&question, &record.choices);
             choice(question, record.choices, scored, right)
         }
@@ -305,10 +326,28 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_no_choice_is_refused() {
-        let line = r#"{"question": "?", "choices": ["a", "b"], "answer": 2}"#;
-        let record = serde_json::from_str(line).expect("a record");
-        assert!(of(record, "set", "7").is_err());
+    fn a_choice_is_named_by_index_text_or_letter() {
+        let right = |answer: &str| {
+            let line =
+                format!(r#"{{"question": "?", "choices": ["red", "B", "C"], "answer": {answer}}}"#);
+            let record = serde_json::from_str(&line).expect("a record");
+            match of(record, "set", "7") {
+                Ok(Some(Question {
+                    truth: Truth::Choice { right, .. },
+                    ..
+                })) => Some(right),
+                Ok(_) => panic!("a choice"),
+                Err(_) => None,
+            }
+        };
+        assert_eq!(right("1"), Some(1));
+        assert_eq!(right("\"red\""), Some(0));
+        assert_eq!(right("\"A\""), Some(0));
+        // The text comes before the letter.
+        assert_eq!(right("\"C\""), Some(2));
+        for wrong in ["3", "\"D\"", "\"blue\"", "0.5"] {
+            assert_eq!(right(wrong), None, "{wrong}");
+        }
     }
 
     #[test]
