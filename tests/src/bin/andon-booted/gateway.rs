@@ -36,6 +36,8 @@ pub(crate) const HTTP_PORT: u16 = 8311;
 pub(crate) const TOKEN: &str = "f3b1a6d27c9048e5b2d4f6a8c0e1537d9b";
 /// Exit status of mosquitto's clients when nothing came in time.
 const MOSQUITTO_TIMED_OUT: i32 = 27;
+/// Tokens that another model keeps at most, over all requests: enough for the longest check, on a machine with little memory.
+const KV_TOKENS_MAX: u32 = 4096;
 /// Where the broker listens for TLS.
 pub(crate) const TLS_PORT: u16 = 8883;
 /// Longest wait for the daemon to start or to end, in debug builds on busy machines.
@@ -85,7 +87,9 @@ impl Gateway {
 
     /// Keeps what the journal has, for whoever looks into a failure.
     pub(crate) fn keep_journal(&self, name: &str) -> Result<()> {
-        let said = journal(&["--output", "short-monotonic"])?;
+        let mut said = journal(&["--output", "short-monotonic"])?;
+        // What a failure was is in the fields.
+        said += &journal(&["--priority", "err", "--output", "verbose"])?;
         fs::write(self.result(&format!("journal-{name}.txt")), said)?;
         Ok(())
     }
@@ -146,7 +150,10 @@ impl Gateway {
 
     /// Serves another model, to whoever may use the sockets, and nothing else.
     pub(crate) fn configure_model(&self, path: &str, name: &str) -> Result<()> {
-        write_config(&format!("[model]\npath = \"{path}\"\nname = \"{name}\"\n").parse()?)
+        let lines = format!(
+            "[model]\npath = \"{path}\"\nname = \"{name}\"\nkv-tokens-max = {KV_TOKENS_MAX}\n"
+        );
+        write_config(&lines.parse()?)
     }
 
     /// Makes the keys of the plant, and gives the broker and the service manager theirs, as the shipped example has it.
