@@ -69,8 +69,8 @@ pub(super) struct Driven {
     pub(super) said: bool,
     /// Whether it waited.
     pub(super) late: bool,
-    /// The upstream that answered.
-    pub(super) answered_by: Option<Arc<str>>,
+    /// The upstream that answered, and how many were asked.
+    pub(super) answered_by: Option<(Arc<str>, u32)>,
 }
 
 /// How it ends.
@@ -410,11 +410,13 @@ impl Driven {
     /// What so many tokens came to at whoever answered.
     fn spent(&self, prompt: usize, answer: usize) -> Spend {
         let upstreams = &self.router.upstreams;
-        let named = self.answered_by.as_deref();
-        let price = named.and_then(|name| upstreams.price(name));
+        let answered_by = self.answered_by.as_ref();
+        let price = answered_by.and_then(|(name, _)| upstreams.price(name));
+        // Those that were asked before may have read the prompt, too.
+        let asked = answered_by.map_or(1, |(_, asked)| u64::from(*asked));
         let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
         let price = price.unwrap_or_else(|| upstreams.dearest());
-        price.spend(count(prompt), count(answer))
+        price.spend(count(prompt).saturating_mul(asked), count(answer))
     }
 
     /// The key of the question among the answers that are kept.
@@ -547,7 +549,7 @@ impl Driven {
                         return Asked::End(End::failed(fault));
                     }
                     let done = self.answered(&answered, began, first);
-                    self.answered_by = Some(Arc::clone(&answered.upstream));
+                    self.answered_by = Some((Arc::clone(&answered.upstream), answered.attempts));
                     if let Some(key) = cached
                         && text.len() < HOLD_BYTES_MAX
                     {

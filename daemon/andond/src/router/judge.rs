@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::config::router::RouterConfig;
 use crate::request::{Egress, Input, Origin, Request};
 use crate::task::Resolved;
-use crate::upstream::Question;
+use crate::upstream::{Question, Shape};
 
 /// Bytes of text that make a token, as a guess for what was not tokenized yet.
 const BYTES_PER_TOKEN: usize = 4;
@@ -317,8 +317,12 @@ impl Inner {
         let messages = question.messages.iter();
         let messages = messages.map(|message| message.bytes().saturating_add(MESSAGE_TOKENS_MAX));
         let tools = question.tools.iter().map(|tool| tool.to_string().len());
+        let shape = match &question.shape {
+            Some(Shape::Schema(schema)) => schema.to_string().len(),
+            Some(Shape::Object) | None => 0,
+        };
         // No token is less than a byte.
-        let prompt = messages.chain(tools).fold(0, usize::saturating_add);
+        let prompt = messages.chain(tools).fold(shape, usize::saturating_add);
         let answer = question.tokens_max.unwrap_or(ANSWER_TOKENS);
         let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
         (self.upstreams.dearest()).spend(count(prompt), count(answer))
