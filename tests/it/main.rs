@@ -20,6 +20,7 @@ mod mqtt;
 mod openai;
 mod pages;
 mod reload;
+mod router;
 mod sandbox;
 mod schedule;
 mod secrets;
