@@ -196,6 +196,14 @@ impl Router {
         }
         let plan = match decision {
             Decision::Local(_) => return inner.workers.submit(request, caller),
+            // What is kept costs nothing and takes no link.
+            Decision::Fallback(Reason::Link | Reason::Busy | Reason::Budget)
+            | Decision::Refuse(Reason::Link | Reason::Busy | Reason::Budget)
+            | Decision::Wait(_)
+                if inner.is_kept(&request, &known, &config) =>
+            {
+                Plan::Cloud
+            }
             Decision::Fallback(_) => return inner.fall_back(request, caller),
             Decision::Refuse(reason) => {
                 let asked = Asked::of(&request);
@@ -379,6 +387,35 @@ impl Inner {
         asked.comes(&self.telemetry);
         asked.taken(&self.telemetry);
         Ok(stream)
+    }
+
+    /// Whether there is an answer of upstream to a request that is kept.
+    fn is_kept(&self, request: &Request, known: &Known, config: &Arc<Config>) -> bool {
+        if !config.upstream_cache.enabled {
+            return false;
+        }
+        let question = known.question.clone();
+        let sent = question.and_then(|question| self.sent(request, question, config));
+        let by_task = self.egress_by_task(request);
+        let key = sent.and_then(|(question, _)| self.cache_key(request, by_task, &question));
+        key.is_some_and(|key| self.cache.get(&key, Instant::now()).is_some())
+    }
+
+    /// The key of a question among the answers that are kept.
+    fn cache_key(
+        &self,
+        request: &Request,
+        by_task: Option<Egress>,
+        question: &crate::upstream::Question,
+    ) -> Option<cache::Key> {
+        let link = self.upstreams.link().borrow().clone();
+        let names: Vec<&str> = link.upstreams.iter().map(|one| &*one.name).collect();
+        let scope = cache::Scope {
+            egress: request.travels(by_task),
+            client: &request.client,
+            upstream: &names.join(","),
+        };
+        self.cache.key(scope, &sent::determining(question))
     }
 
     /// Gives a request a task of its own.

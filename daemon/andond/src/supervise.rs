@@ -275,7 +275,12 @@ fn promise(config: &Config, budget: &Arc<Budget>) -> Result<[Reservation; 3], Fa
         } else {
             0
         });
-    let requests = open.saturating_mul(each) as u64;
+    let above = if config.upstream.is_empty() {
+        0
+    } else {
+        Router::memory_bytes_max(config)
+    };
+    let requests = (open.saturating_mul(each) as u64).saturating_add(above);
     let promised = |part, bytes| {
         let promised = budget.require(part, Held::Private, bytes);
         promised.map_err(|refusal| {

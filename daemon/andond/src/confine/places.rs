@@ -245,6 +245,7 @@ mod tests {
         ("speculation", "draft", "/p/draft/d.gguf", ""),
         ("spool", "dir", "/p/spool", ""),
         ("spool", "key-file", "/p/key/k", ""),
+        ("router", "weights", "/p/weights/w", ""),
         ("http", "socket", "/p/http/s", ""),
         ("http", "listen", "127.0.0.1:4001", "token-file = \"/t\""),
         (

@@ -29,6 +29,9 @@ use crate::worker::{Account, Done, Feed, Finish, JobEvent, JobStream, Timings, U
 pub(super) const HOLD_BYTES_MAX: usize = 128 * 1024;
 /// The first pause after upstream failed with what waits for it, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// What waits is answered here so many milliseconds before that has to be begun: answers are made safe and delivered, too, and
+/// others may be computing.
+const MARGIN_MS: u64 = 1_000;
 /// How often it is looked whether what waits may go, if nothing is heard: budgets begin anew by the clock.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -215,7 +218,7 @@ impl Driven {
                 &config,
             );
             // What is to be answered here in the end needs the time for that.
-            self.facts.upstream_ms = self.facts.upstream_ms.max(self.facts.local_ms);
+            self.facts.upstream_ms = self.facts.upstream_ms.max(self.facts.local_ms) + MARGIN_MS;
             let go = match self.router.judge.decide(&self.facts, &config) {
                 Decision::Cloud(_) => place.as_ref().is_some_and(Place::is_first),
                 Decision::Wait(_) => false,
@@ -267,7 +270,7 @@ impl Driven {
         let Some(deadline) = self.deadline else {
             return pause;
         };
-        let takes = Duration::from_millis(self.facts.upstream_ms.max(self.facts.local_ms));
+        let takes = Duration::from_millis(self.facts.upstream_ms);
         let left = deadline.saturating_duration_since(Instant::now());
         // A moment more, so that it is over then.
         pause.min(left.saturating_sub(takes) + Duration::from_millis(1))
@@ -359,7 +362,7 @@ impl Driven {
     /// Asks upstream, and passes its answer on as it comes.
     async fn ask(&mut self, why: Reason) -> Asked {
         let router = Arc::clone(&self.router);
-        let cached = self.cache_key();
+        let cached = router.cache_key(&self.request, self.by_task, &self.question);
         if let Some(kept) = cached.and_then(|key| router.cache.get(&key, Instant::now())) {
             return Asked::End(self.again(&kept));
         }
@@ -417,26 +420,6 @@ impl Driven {
         let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
         let price = price.unwrap_or_else(|| upstreams.dearest());
         price.spend(count(prompt).saturating_mul(asked), count(answer))
-    }
-
-    /// The key of the question among the answers that are kept.
-    fn cache_key(&self) -> Option<cache::Key> {
-        let link = self.router.upstreams.link();
-        let names: Vec<Arc<str>> = {
-            let link = link.borrow();
-            link.upstreams
-                .iter()
-                .map(|one| Arc::clone(&one.name))
-                .collect()
-        };
-        let scope = cache::Scope {
-            egress: self.request.travels(self.by_task),
-            client: &self.request.client,
-            upstream: &names.join(","),
-        };
-        self.router
-            .cache
-            .key(scope, &sent::determining(&self.question))
     }
 
     /// Gives an answer that was kept.
