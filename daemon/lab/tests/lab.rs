@@ -490,6 +490,7 @@ fn labels_are_measured_once_and_say_how_sure_the_answer_was() {
         r#"{"id": "b", "question": "What is 2 + 2?", "answer": "4"}"#,
         r#"{"id": "c", "context": "One, two, three, four,", "continuation": "five"}"#,
         r#"{"id": "d", "prompt": "Write a poem."}"#,
+        r#"{"id": "e", "context": "One, two, three, four,", "continuation": "elephants"}"#,
     ];
     std::fs::write(&questions, lines.join("\n")).expect("written");
     let label = |output: &str, scoring: &str| {
@@ -514,7 +515,7 @@ fn labels_are_measured_once_and_say_how_sure_the_answer_was() {
     };
     let text = label(&labels, "likelihood");
     let measured = read(&text);
-    assert_eq!(measured.len(), 2, "{text}");
+    assert_eq!(measured.len(), 3, "{text}");
     // The likelier choice is Paris, and five comes after four.
     for (line, id) in measured.iter().zip(["a", "c"]) {
         assert_eq!((&line["id"], &line["label"]), (&id.into(), &1.into()));
@@ -523,6 +524,11 @@ fn labels_are_measured_once_and_say_how_sure_the_answer_was() {
         assert!(signal("logprob_min") <= signal("logprob_mean"), "{line}");
         assert!(signal("logprob_mean") < 0.0 && signal("entropy_mean") > 0.0);
     }
+    // What was expected says nothing of how sure the model is of what it says.
+    let (right, wrong) = (&measured[1], &measured[2]);
+    assert_eq!((&wrong["id"], &wrong["label"]), (&"e".into(), &0.into()));
+    assert_eq!(wrong["answer"].as_str().map(str::trim), Some("five"));
+    assert_eq!(wrong["signals"], right["signals"]);
     // The last line was cut off in the middle: it is measured again, the same, and nothing else is.
     let cut = &text[..text.len() - 20];
     std::fs::write(&labels, cut).expect("written");

@@ -19,6 +19,9 @@ struct Scored {
     /// Sum of the log-probabilities of its tokens.
     sum: f64,
     gauge: Gauge,
+    /// The likeliest tokens, up to the first that is not the text's.
+    likeliest: Vec<u32>,
+    own: Gauge,
     /// Whether each token was the likeliest.
     greedy: bool,
 }
@@ -83,9 +86,10 @@ impl Scorer {
                 Ok(scored
                     .and_then(|scored| scored.into_iter().next())
                     .map(|scored| Outcome {
-                        answer: String::new(),
+                        answer: self.executor.model().tokenizer().decode(&scored.likeliest),
                         right: scored.greedy,
-                        signals: scored.gauge.signals(),
+                        // Of its own tokens: those of the expected word would give the label away.
+                        signals: scored.own.signals(),
                         scores: Vec::new(),
                     }))
             }
@@ -198,13 +202,19 @@ impl Scorer {
             let mut one = Scored {
                 sum: 0.0,
                 gauge: Gauge::new(),
+                likeliest: Vec::new(),
+                own: Gauge::new(),
                 greedy: true,
             };
             for &id in &whole[*before..] {
                 let known = self.sampler.logprobs(logits.row(row), id, ALTERNATIVES)?;
                 one.sum += f64::from(known.logprob);
-                one.greedy &= known.top.first().is_some_and(|best| best.id == id);
                 let choice = entropy(known.top.iter().map(|ranked| ranked.logprob));
+                if let Some(best) = known.top.first().filter(|_| one.greedy) {
+                    one.likeliest.push(best.id);
+                    one.own.token(best.id, best.logprob, choice);
+                    one.greedy = best.id == id;
+                }
                 one.gauge.token(id, known.logprob, choice);
                 row += 1;
             }
