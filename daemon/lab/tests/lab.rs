@@ -637,3 +637,126 @@ fn a_threshold_sends_up_the_answers_that_are_least_sure() {
             .success()
     );
 }
+
+/// Questions of two kinds in many words: easy ones ask to look something up, hard ones to think something out. Of each
+/// twentieth the label is wrong. A stronger model is right wherever there is an answer.
+fn routing_records() -> String {
+    const THINGS: [&str; 8] = [
+        "pump", "valve", "belt", "press", "oven", "mixer", "drill", "crane",
+    ];
+    const EASY: [&str; 3] = [
+        "List the alarms of the {} of line {}.",
+        "Give the temperature of the {} in hall {} in one word.",
+        "Extract the date from this note: {} {} greased.",
+    ];
+    const HARD: [&str; 3] = [
+        "Explain why the {} trips in cell {} and rank the root causes by evidence.",
+        "Design a plan to find out why the {} of line {} vibrates, and justify each step.",
+        "Compare what it costs to repair the {} or to replace it within {} months, and decide.",
+    ];
+    let mut lines = String::new();
+    for index in 0..240 {
+        let (hard, wording) = (index % 2 == 1, index / 2 % 3);
+        let form = if hard { HARD[wording] } else { EASY[wording] };
+        let text =
+            form.replacen("{}", THINGS[index % 8], 1)
+                .replacen("{}", &(index / 3).to_string(), 1);
+        let label = u8::from(hard == (index % 20 == 19));
+        lines += &format!(
+            "{{\"prompt\":\"{text}\",\"label\":{label},\"strong\":1,\"model\":\"m\",\"set\":\"s\",\"task\":\"{hard}-{wording}\"}}\n"
+        );
+    }
+    lines
+}
+
+#[test]
+fn a_router_learns_what_is_hard_and_says_why() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (records, weights, again) = (
+        path("records.jsonl"),
+        path("one.weights"),
+        path("two.weights"),
+    );
+    std::fs::write(&records, routing_records()).expect("written");
+    for output in [&weights, &again] {
+        stdout(&[
+            "router", "train", &records, "--output", output, "--passes", "5", "--seed", "3",
+        ]);
+    }
+    let bytes = |path: &str| std::fs::read(path).expect("written");
+    assert!(
+        bytes(&weights) == bytes(&again),
+        "the same seed gave other weights"
+    );
+    assert!(bytes(&weights).len() < 3_000_000);
+
+    // Of each kind one wording is left out, so that it takes more than knowing the wording.
+    let eval = [
+        "router",
+        "eval",
+        &records,
+        "--leave-out",
+        "task",
+        "--passes",
+        "5",
+        "--json",
+    ];
+    let plots = folder.path().to_str().expect("UTF-8");
+    let report = json(&[&eval[..], &["--plots", plots]].concat());
+    let group = &report["groups"][0];
+    let number = |name: &str| group[name].as_f64().expect("a number");
+    assert_eq!(report["records"], 240);
+    assert!(number("auc") > 0.85, "{report}");
+    assert!(
+        number("recovered_25") > 0.4 && number("least_above_random") >= 0.0,
+        "{report}"
+    );
+    assert!(
+        group["by_gain"]["recovered_25"].as_f64() > Some(0.4),
+        "{report}"
+    );
+    for chart in ["calibration.svg", "curve.svg"] {
+        let chart = std::fs::read_to_string(folder.path().join(chart)).expect("written");
+        assert!(
+            chart.starts_with("<svg") && chart.contains(">m</text>"),
+            "{chart}"
+        );
+    }
+
+    let explain = |text: &str| {
+        let more = ["--weights", &weights, "--model", "m", "--json"];
+        json(&[&["router", "explain", text][..], &more].concat())
+    };
+    let easy = explain("List the alarms of the saw.");
+    let hard = explain("Explain why the saw stops, rank the root causes and justify the plan.");
+    let will_do = |explained: &Value| explained["will_do"].as_f64().expect("a number");
+    assert!(
+        will_do(&easy) > 0.6 && will_do(&hard) < 0.4,
+        "{easy} {hard}"
+    );
+    let figures = hard["parts"].as_array().expect("reasons").iter();
+    assert!(
+        figures
+            .clone()
+            .any(|part| part["what"] == "causes asked for" || part["what"] == "thinking asked for"),
+        "{hard}"
+    );
+
+    let unknown = lab(&[
+        "router",
+        "explain",
+        "x",
+        "--weights",
+        &weights,
+        "--model",
+        "other",
+    ]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("they know any, m"));
+    std::fs::write(&again, b"ANDONRTW").expect("written");
+    let damaged = lab(&["router", "explain", "x", "--weights", &again]);
+    assert!(
+        String::from_utf8_lossy(&damaged.stderr).contains("router weights"),
+        "{damaged:?}"
+    );
+}

@@ -21,9 +21,10 @@ fn content() -> Content<'static> {
     }
     let mut profile = Profile {
         bias: 0.25,
+        english_bias: 0.125,
         general: [[0.0; KNOTS]; GENERAL],
         english: [[0.0; KNOTS]; COUNT],
-        gain: 0.5,
+        factor: 0.5,
         calibration: [(0.0, 0.0); CALIBRATION_POINTS],
     };
     for (index, weight) in profile.general.as_flattened_mut().iter_mut().enumerate() {
@@ -63,6 +64,7 @@ fn content() -> Content<'static> {
         lexical: (0..1_u32 << 12)
             .map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as i8)
             .collect(),
+        gain: None,
         lexical_scale: 0.01,
     }
 }
@@ -85,6 +87,34 @@ fn weights_can_be_written_and_read() {
     assert_eq!(small.model(), "small");
     assert!(small.estimate(&Question::of(ENGLISH)).will_do < any.will_do);
     assert!(small.for_model("large").is_none());
+}
+
+#[test]
+fn what_a_stronger_model_gains_has_weights_of_its_own() {
+    let without = content().to_bytes().unwrap();
+    let with = {
+        let mut content = content();
+        let (_, mut profile) = content.profiles[1].clone();
+        for point in &mut profile.calibration {
+            point.1 /= 2.0;
+        }
+        let lexical = content.lexical.iter().map(|weight| weight / 2).collect();
+        content.gain = Some((profile, lexical));
+        content.to_bytes().unwrap()
+    };
+    let question = Question::of(ENGLISH);
+    let without = Estimator::from_bytes(&without).unwrap().estimate(&question);
+    assert_eq!(without.gain, 1.0 - without.will_do);
+    let estimator = Estimator::from_bytes(&with).unwrap();
+    assert_eq!(estimator.models().collect::<Vec<_>>(), ["any", "small"]);
+    let with = estimator.estimate(&question);
+    assert_eq!(with.will_do, without.will_do);
+    assert!(
+        with.gain > 0.0 && with.gain < 0.5 && with.gain != without.gain,
+        "{with:?}"
+    );
+    let other = estimator.estimate(&Question::of("Pressure falls"));
+    assert_ne!(with.gain, other.gain);
 }
 
 #[test]
@@ -162,6 +192,7 @@ fn damaged_weights_are_refused() {
     assert!(matches!(with(15, 0), WeightsError::Bounds { at: 15, .. }));
     assert!(matches!(with(16, 40), WeightsError::Bounds { at: 16, .. }));
     assert!(matches!(with(17, 40), WeightsError::Bounds { at: 17, .. }));
+    assert!(matches!(with(18, 2), WeightsError::Bounds { at: 18, .. }));
     assert!(matches!(with(20, 1), WeightsError::Bounds { at: 20, .. }));
     assert!(matches!(with(16, 13), WeightsError::Length { .. }));
     let fraction = |at: usize, value: f32| {

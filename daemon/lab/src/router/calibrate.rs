@@ -4,7 +4,6 @@
 //! Figures are of answers that the fit had not seen: it is made once for each part of them, on the others. The weights that
 //! are printed are then fitted to all.
 
-mod curve;
 mod fit;
 mod strong;
 
@@ -14,11 +13,11 @@ use andon_policy::confidence::{Confidence, FEATURE_NAMES, FEATURES, Signals};
 use andon_policy::router::{Estimator, Question};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use curve::{Curve, Interval, Point};
 use fit::Logistic;
 use serde_json::{Value, json};
 use strong::Strong;
 
+use super::curve::{Curve, Interval, Point};
 use super::label::{Label, Measured};
 use crate::random::Random;
 use crate::speculate::share;

@@ -9,7 +9,7 @@
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
-use super::features::{self, COUNT, FIGURES, Figures, GENERAL, Gram, GramKind, Question};
+use super::features::{self, COUNT, FIGURES, Figures, Gram, GramKind, Question};
 use super::weights::{self, KNOTS, Layout, Profile, WeightsError};
 
 /// Up to this share of known words a text is not taken for English.
@@ -26,7 +26,10 @@ static SHIPPED: &[u8] = include_bytes!("../../weights/router.weights");
 pub struct Estimate {
     /// Probability that it will do.
     pub will_do: f32,
-    /// The sum behind it, before calibration; larger is likelier.
+    /// Probability that a stronger model's answer would do and the local one will not: what sending it up gains on
+    /// average. By the answers of models that were compared when the weights were made; `1 - will_do` if none were.
+    pub gain: f32,
+    /// The sum behind `will_do`, before calibration; larger is likelier.
     pub logit: f32,
     /// How far words counted, from 0 (by length, form and coverage alone) to 1.
     pub english: f32,
@@ -67,6 +70,7 @@ pub struct Estimator<'a> {
     layout: Layout,
     knots: [[f32; KNOTS]; COUNT],
     profile: Profile,
+    gain: Option<Profile>,
     name_index: usize,
 }
 
@@ -108,11 +112,16 @@ impl<'a> Estimator<'a> {
         let layout = weights::check(&bytes)?;
         let knots = weights::knots(&bytes)?;
         let profile = weights::profile(&bytes, &layout, 0)?;
+        let gain = match layout.gain {
+            true => Some(weights::profile(&bytes, &layout, layout.profiles)?),
+            false => None,
+        };
         Ok(Self {
             bytes,
             layout,
             knots,
             profile,
+            gain,
             name_index: 0,
         })
     }
@@ -140,11 +149,11 @@ impl<'a> Estimator<'a> {
     /// How likely the local answer to this question will do.
     #[must_use]
     pub fn estimate(&self, question: &Question<'_>) -> Estimate {
-        let mut lexical = 0_i64;
+        let mut lexical = Lexical::default();
         let figures = features::read(
             question,
             |word| self.knows(word),
-            |gram| lexical += i64::from(self.weight(&gram)),
+            |gram| self.count(&gram, &mut lexical),
         );
         self.judge(question, &figures, lexical)
     }
@@ -153,14 +162,14 @@ impl<'a> Estimator<'a> {
     #[must_use]
     pub fn explain<'q>(&self, question: &Question<'q>) -> Explanation<'q> {
         let mut grams: Vec<(Gram, i32, u32)> = Vec::new();
-        let mut lexical = 0_i64;
+        let mut lexical = Lexical::default();
         let text = question.text;
         let figures = features::read(
             question,
             |word| self.knows(word),
             |gram| {
-                let weight = self.weight(&gram);
-                lexical += i64::from(weight);
+                self.count(&gram, &mut lexical);
+                let weight = self.weight(&gram, 0);
                 if weight == 0 {
                     return;
                 }
@@ -183,10 +192,10 @@ impl<'a> Estimator<'a> {
                 what,
                 value,
                 kind: None,
-                moved: self.figure(index, value, estimate.english),
+                moved: self.figure(&self.profile, index, value, estimate.english),
             });
         }
-        let each = estimate.english * self.lexical_unit(figures.grams);
+        let each = estimate.english * self.lexical_unit(&self.profile, figures.grams);
         parts.extend(grams.iter().map(|(gram, sum, count)| Part {
             what: match gram.kind {
                 GramKind::Task => question.task.unwrap_or_default(),
@@ -200,20 +209,21 @@ impl<'a> Estimator<'a> {
         parts.sort_by(|one, other| other.moved.abs().total_cmp(&one.moved.abs()));
         Explanation {
             estimate,
-            average: self.profile.bias,
+            average: self.profile.bias + estimate.english * self.profile.english_bias,
             parts,
         }
     }
 
-    fn judge(&self, question: &Question<'_>, figures: &Figures, lexical: i64) -> Estimate {
+    fn judge(&self, question: &Question<'_>, figures: &Figures, lexical: Lexical) -> Estimate {
         let english = english(figures);
-        let mut logit = self.profile.bias;
-        for (index, value) in figures.values.iter().enumerate() {
-            logit += self.figure(index, *value, english);
-        }
-        logit += english * self.lexical_unit(figures.grams) * lexical as f32;
+        let logit = self.sum(&self.profile, figures, english, lexical.will_do);
+        let will_do = calibrated(&self.profile, logit);
+        let gain = self.gain.as_ref().map_or(1.0 - will_do, |profile| {
+            calibrated(profile, self.sum(profile, figures, english, lexical.gain))
+        });
         Estimate {
-            will_do: self.calibrated(logit),
+            will_do,
+            gain,
             logit,
             english,
             known: figures.known_share(),
@@ -223,30 +233,43 @@ impl<'a> Estimator<'a> {
         }
     }
 
+    fn sum(&self, profile: &Profile, figures: &Figures, english: f32, lexical: i64) -> f32 {
+        let values = figures.values.iter().enumerate();
+        let figures_sum: f32 = values
+            .map(|(index, value)| self.figure(profile, index, *value, english))
+            .sum();
+        let lexical = self.lexical_unit(profile, figures.grams) * lexical as f32;
+        profile.bias + figures_sum + english * (profile.english_bias + lexical)
+    }
+
     /// What a figure of this value is worth.
-    fn figure(&self, index: usize, value: f32, english: f32) -> f32 {
+    fn figure(&self, profile: &Profile, index: usize, value: f32, english: f32) -> f32 {
         let (below, above, part) = place(&self.knots[index], value);
         let of = |weights: &[f32; KNOTS]| weights[below] + (weights[above] - weights[below]) * part;
-        let general = if index < GENERAL {
-            of(&self.profile.general[index])
-        } else {
-            0.0
-        };
-        general + english * of(&self.profile.english[index])
+        let general = profile.general.get(index).map_or(0.0, of);
+        general + english * of(&profile.english[index])
     }
 
     /// What one step of a lexical weight is worth in a text of so many grams.
-    fn lexical_unit(&self, grams: u32) -> f32 {
-        self.profile.gain * self.layout.lexical_scale / libm::sqrtf(grams.max(1) as f32)
+    fn lexical_unit(&self, profile: &Profile, grams: u32) -> f32 {
+        profile.factor * self.layout.lexical_scale / libm::sqrtf(grams.max(1) as f32)
     }
 
-    fn weight(&self, gram: &Gram) -> i32 {
+    fn count(&self, gram: &Gram, sums: &mut Lexical) {
+        sums.will_do += i64::from(self.weight(gram, 0));
+        if self.gain.is_some() {
+            sums.gain += i64::from(self.weight(gram, 1));
+        }
+    }
+
+    /// The weight of a gram in the table of this number.
+    fn weight(&self, gram: &Gram, table: usize) -> i32 {
         let count = self.layout.lexical_count;
         if count == 0 {
             return 0;
         }
         let index = gram.hash as usize & (count - 1);
-        i32::from(self.bytes[self.layout.lexical_at + index] as i8)
+        i32::from(self.bytes[self.layout.lexical_at + table * count + index] as i8)
     }
 
     /// Whether the word with this hash was seen in training. Of unseen words a few are taken for known.
@@ -255,18 +278,26 @@ impl<'a> Estimator<'a> {
             &self.bytes[self.layout.filter_at..self.layout.filter_at + self.layout.filter_bytes];
         weights::filter_bits(word, filter.len()).all(|(byte, mask)| filter[byte] & mask != 0)
     }
+}
 
-    fn calibrated(&self, logit: f32) -> f32 {
-        let points = &self.profile.calibration;
-        let above = points.partition_point(|(x, _)| *x < logit);
-        match (
-            above.checked_sub(1).map(|below| points[below]),
-            points.get(above),
-        ) {
-            (Some((x0, p0)), Some((x1, p1))) => p0 + (p1 - p0) * (logit - x0) / (x1 - x0),
-            (Some((_, last)), None) => last,
-            (None, _) => points[0].1,
-        }
+/// Sums of the weights of a text's grams.
+#[derive(Clone, Copy, Default)]
+struct Lexical {
+    will_do: i64,
+    gain: i64,
+}
+
+/// The probability of a sum.
+fn calibrated(profile: &Profile, sum: f32) -> f32 {
+    let points = &profile.calibration;
+    let above = points.partition_point(|(x, _)| *x < sum);
+    match (
+        above.checked_sub(1).map(|below| points[below]),
+        points.get(above),
+    ) {
+        (Some((x0, p0)), Some((x1, p1))) => p0 + (p1 - p0) * (sum - x0) / (x1 - x0),
+        (Some((_, last)), None) => last,
+        (None, _) => points[0].1,
     }
 }
 

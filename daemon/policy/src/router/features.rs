@@ -138,9 +138,11 @@ pub const FIGURES: &[&str] = &[
 pub const GENERAL: usize = 21;
 
 /// Where the share of letters outside the Latin script stands.
-pub(super) const FOREIGN: usize = 17;
+pub const FOREIGN: usize = 17;
 /// Where the coverage by the site's vocabulary stands.
-pub(super) const COVERAGE: usize = 18;
+pub const COVERAGE: usize = 18;
+/// Where it stands whether a task is known.
+pub const TASK_KNOWN: usize = 20;
 
 /// How many figures there are.
 pub const COUNT: usize = FIGURES.len();

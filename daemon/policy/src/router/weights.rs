@@ -7,14 +7,17 @@
 //! 12  1   figures        13  1  of them in every language     14  1  knots of each     15  1  profiles
 //! 16  1   log2 of the number of lexical weights, 0 for none
 //! 17  1   log2 of the bytes of the known words' filter
-//! 18  6   zero
+//! 18  1   1 with an entry for what a stronger model gains, else 0
+//! 19  5   zero
 //! 24  8   FNV-1a of everything behind it
 //! 32  4   scale of the lexical weights
 //! 36      knots: figures x knots, rising within a figure
-//!         profiles, the first one for any model: name, bias, weights of figures that hold for every language, weights
-//!         of all for English, gain of the lexical weights, points of the calibration (logit, probability)
+//!         profiles, the first one for any model: name, bias and what
+//!         is added to it in English, weights of figures that hold for every language, weights
+//!         of all for English, factor of the lexical weights, points of the calibration (logit, probability)
+//!         the same for what a stronger model gains, named `gain`, if there is one
 //!         filter of known words
-//!         lexical weights, one byte each, with sign
+//!         lexical weights, one byte each, with sign; then, with that entry, as many for it
 //! ```
 //!
 //! Numbers are little-endian, fractions `f32`.
@@ -34,12 +37,14 @@ pub const VERSION: u16 = 1;
 pub const KNOTS: usize = 8;
 /// Points of a calibration.
 pub const CALIBRATION_POINTS: usize = 16;
+/// Name of the entry for what a stronger model gains.
+pub const GAIN_NAME: &str = "gain";
 /// Longest name of a model, in bytes.
 pub const NAME_BYTES: usize = 32;
 /// Most models that a file is calibrated for, the entry for any model included.
 pub const PROFILES_MAX: usize = 16;
-/// Most lexical weights, as `log2`.
-pub const LEXICAL_BITS_MAX: u8 = 21;
+/// Most lexical weights of a table, as `log2`: two tables are two million.
+pub const LEXICAL_BITS_MAX: u8 = 20;
 /// Largest filter of known words, in bytes as `log2`.
 pub const FILTER_BITS_MAX: u8 = 18;
 /// Largest file, in bytes.
@@ -55,7 +60,7 @@ pub const CHECKSUM_AT: usize = 24;
 pub const CHECKED_FROM: usize = 32;
 /// Bytes of a model's entry.
 pub const PROFILE_BYTES: usize =
-    NAME_BYTES + 4 + 4 * KNOTS * (GENERAL + COUNT) + 4 + 8 * CALIBRATION_POINTS;
+    NAME_BYTES + 8 + 4 * KNOTS * (GENERAL + COUNT) + 4 + 8 * CALIBRATION_POINTS;
 
 /// Why a file is not a file of weights for this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +125,8 @@ pub enum WeightsError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     pub profiles: usize,
+    /// Whether an entry for what a stronger model gains stands behind the models'.
+    pub gain: bool,
     pub profiles_at: usize,
     pub filter_at: usize,
     pub filter_bytes: usize,
@@ -134,12 +141,14 @@ pub(super) struct Layout {
 pub struct Profile {
     /// The sum of an average question.
     pub bias: f32,
+    /// What is added to it in English.
+    pub english_bias: f32,
     /// What a figure is worth at each of its knots, in any language.
     pub general: [[f32; KNOTS]; GENERAL],
     /// What it is worth beyond that in English.
     pub english: [[f32; KNOTS]; COUNT],
     /// What the lexical weights are multiplied with.
-    pub gain: f32,
+    pub factor: f32,
     /// Points (sum, probability) between which the calibration is a straight line.
     pub calibration: [(f32, f32); CALIBRATION_POINTS],
 }
@@ -155,6 +164,8 @@ pub struct Content<'a> {
     pub filter: Vec<u8>,
     /// The lexical weights; none, or a power of two of them.
     pub lexical: Vec<i8>,
+    /// The entry for what a stronger model gains, and as many lexical weights for it.
+    pub gain: Option<(Profile, Vec<i8>)>,
     /// What a step of them is worth.
     pub lexical_scale: f32,
 }
@@ -178,18 +189,22 @@ impl Content<'_> {
             self.profiles.len().min(255) as u8,
             log2(self.lexical.len()),
             log2(self.filter.len()),
+            u8::from(self.gain.is_some()),
         ]);
         bytes.resize(CHECKED_FROM, 0);
         let mut put = |value: f32| bytes.extend(value.to_le_bytes());
         put(self.lexical_scale);
         self.knots.as_flattened().iter().copied().for_each(&mut put);
-        for (name, profile) in &self.profiles {
+        let gain = self.gain.iter().map(|(profile, _)| (GAIN_NAME, profile));
+        let models = self.profiles.iter().map(|(name, profile)| (*name, profile));
+        for (name, profile) in models.chain(gain) {
             let at = bytes.len();
             let length = name.floor_char_boundary(NAME_BYTES);
             bytes.extend(&name.as_bytes()[..length]);
             bytes.resize(at + NAME_BYTES, 0);
             let mut put = |value: f32| bytes.extend(value.to_le_bytes());
             put(profile.bias);
+            put(profile.english_bias);
             profile
                 .general
                 .as_flattened()
@@ -202,14 +217,17 @@ impl Content<'_> {
                 .iter()
                 .copied()
                 .for_each(&mut put);
-            put(profile.gain);
+            put(profile.factor);
             for (logit, probability) in profile.calibration {
                 put(logit);
                 put(probability);
             }
         }
         bytes.extend(&self.filter);
-        bytes.extend(self.lexical.iter().map(|weight| *weight as u8));
+        let tables = self.gain.iter().map(|(_, lexical)| lexical);
+        for table in core::iter::once(&self.lexical).chain(tables) {
+            bytes.extend(table.iter().map(|weight| *weight as u8));
+        }
         let sum = checksum(&bytes[CHECKED_FROM..]);
         bytes[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
         check(&bytes)?;
@@ -316,7 +334,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
     let profiles = usize::from(bounded("the number of models", 15, 1..=PROFILES_MAX as u8)?);
     let lexical_bits = bounded("log2 of the lexical weights", 16, 0..=LEXICAL_BITS_MAX)?;
     let filter_bits = bounded("log2 of the filter's bytes", 17, 0..=FILTER_BITS_MAX)?;
-    for at in 18..CHECKSUM_AT {
+    let gain = bounded("whether there is a gain", 18, 0..=1)?;
+    for at in 19..CHECKSUM_AT {
         bounded("a reserved byte", at, 0..=0)?;
     }
     let lexical_count = if lexical_bits == 0 {
@@ -325,10 +344,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
         1 << lexical_bits
     };
     let profiles_at = HEAD_BYTES + 4 * COUNT * KNOTS;
-    let filter_at = profiles_at + profiles * PROFILE_BYTES;
+    let entries = profiles + usize::from(gain);
+    let filter_at = profiles_at + entries * PROFILE_BYTES;
     let filter_bytes = 1 << filter_bits;
     let lexical_at = filter_at + filter_bytes;
-    let expected = lexical_at + lexical_count;
+    let expected = lexical_at + lexical_count * (1 + usize::from(gain));
     if bytes.len() != expected {
         return Err(WeightsError::Length {
             found: bytes.len(),
@@ -346,6 +366,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
     };
     let layout = Layout {
         profiles,
+        gain: gain == 1,
         profiles_at,
         filter_at,
         filter_bytes,
@@ -354,7 +375,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
         lexical_scale: fractions.next("the scale of the lexical weights")?,
     };
     knots(bytes)?;
-    for index in 0..profiles {
+    for index in 0..entries {
         profile(bytes, &layout, index)?;
         let name = name_bytes(bytes, &layout, index);
         let twice = (0..index).any(|before| name_bytes(bytes, &layout, before) == name);
@@ -414,9 +435,10 @@ pub(super) fn profile(
     };
     let mut profile = Profile {
         bias: fractions.next("a bias")?,
+        english_bias: fractions.next("a bias")?,
         general: [[0.0; KNOTS]; GENERAL],
         english: [[0.0; KNOTS]; COUNT],
-        gain: 0.0,
+        factor: 0.0,
         calibration: [(0.0, 0.0); CALIBRATION_POINTS],
     };
     for weight in profile.general.as_flattened_mut() {
@@ -425,7 +447,7 @@ pub(super) fn profile(
     for weight in profile.english.as_flattened_mut() {
         *weight = fractions.next("a weight")?;
     }
-    profile.gain = fractions.next("a gain")?;
+    profile.factor = fractions.next("a factor")?;
     let mut before: Option<(f32, f32)> = None;
     for point in &mut profile.calibration {
         let at = fractions.at;
