@@ -43,6 +43,8 @@ mod state;
 mod template;
 #[path = "targets/tokenizer.rs"]
 mod tokenizer;
+#[path = "targets/upstream.rs"]
+mod upstream;
 #[path = "targets/vocabulary.rs"]
 mod vocabulary;
 #[path = "targets/wire.rs"]
@@ -77,6 +79,7 @@ const TARGETS: [Target; 19] = [
     ("wire", wire::run, wire_seeds),
     ("manifest", manifest::run, manifest_seeds),
     ("http", http::run, http_seeds),
+    ("upstream", upstream::run, upstream_seeds),
     ("mqtt", mqtt::run, mqtt_seeds),
     ("packet", packet::run, packet_seeds),
     ("config", config::run, config_seeds),
@@ -427,6 +430,29 @@ fn http_seeds() -> Seeds {
     ];
     let heads = heads.map(|head| [&[http::HEAD], head.as_bytes()].concat());
     bodies.chain(heads).collect()
+}
+
+fn upstream_seeds() -> Seeds {
+    use andon_tests::upstream::{end, event, text};
+    let calls = event(&json!({"choices": [{"delta": {"tool_calls": [
+        {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]}}]}));
+    let whole = json!({"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]});
+    let failed = event(&json!({"error": {"message": "no"}}));
+    let stream = [
+        b": hello\n\n".to_vec(),
+        text("It is "),
+        text("overheated."),
+        end("stop"),
+    ];
+    let seed = |form: u8, cut: u8, bytes: &[u8]| [&[form, cut], bytes].concat();
+    vec![
+        seed(0, 9, &stream.concat()),
+        seed(0, 200, &[text("It"), end("length")].concat()),
+        seed(0, 30, &[calls, end("tool_calls")].concat()),
+        seed(0, 3, &failed),
+        seed(0, 3, &text("half")),
+        seed(1, 7, whole.to_string().as_bytes()),
+    ]
 }
 
 fn mqtt_seeds() -> Seeds {
