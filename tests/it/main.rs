@@ -27,4 +27,5 @@ mod secrets;
 mod shape;
 mod speculation;
 mod spool;
+mod upstream;
 mod wire;

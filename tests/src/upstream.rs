@@ -2,7 +2,7 @@
 //! what the test says, down to single bytes and to breaking the connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,13 +86,8 @@ struct State {
 pub struct Fake {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    task: AbortHandle,
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// With this goes whoever accepts connections.
+    _ended: tokio::sync::oneshot::Sender<()>,
 }
 
 impl Fake {
@@ -101,14 +96,42 @@ impl Fake {
     /// # Errors
     /// When it cannot listen.
     pub async fn start(greeting: Greeting, scripts: Vec<Vec<Step>>) -> io::Result<Fake> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (fake, accepting) = Fake::at(Ipv4Addr::LOCALHOST, greeting, scripts).await?;
+        tokio::spawn(accepting);
+        Ok(fake)
+    }
+
+    /// One that listens on this address, on a thread of its own, for tests that know nothing of tokio.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn beside(
+        address: Ipv4Addr,
+        greeting: Greeting,
+        scripts: Vec<Vec<Step>>,
+    ) -> io::Result<Fake> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (fake, accepting) = runtime.block_on(Fake::at(address, greeting, scripts))?;
+        std::thread::spawn(move || runtime.block_on(accepting));
+        Ok(fake)
+    }
+
+    async fn at(
+        address: Ipv4Addr,
+        greeting: Greeting,
+        scripts: Vec<Vec<Step>>,
+    ) -> io::Result<(Fake, impl Future<Output = ()> + Send + 'static)> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State {
             scripts,
             ..State::default()
         }));
         let shared = Arc::clone(&state);
-        let task = tokio::spawn(async move {
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let accepting = async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let number = {
                     let mut state = lock(&shared);
@@ -122,12 +145,19 @@ impl Fake {
                     Arc::clone(&shared),
                 ));
             }
-        });
-        Ok(Fake {
+        };
+        let accepting = async move {
+            tokio::select! {
+                () = accepting => {}
+                _ = end => {}
+            }
+        };
+        let fake = Fake {
             address,
             state,
-            task: task.abort_handle(),
-        })
+            _ended: ended,
+        };
+        Ok((fake, accepting))
     }
 
     /// Where it listens.

@@ -55,7 +55,7 @@ pub struct Standing {
 /// What is known of the way to the upstreams.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
-    /// Whether some upstream may be asked, be it that it has as much to do as it may just now.
+    /// Whether some upstream is taken to be there, be it that it has as much to do as it may just now.
     pub up: bool,
     /// All of them, in the order of the configuration.
     pub upstreams: Arc<[Standing]>,
@@ -223,7 +223,10 @@ impl Inner {
             .map(|member| member.standing(now_ms))
             .collect();
         let link = Link {
-            up: members.iter().any(|member| member.lets(now_ms)),
+            // Not one whose wait is over: nobody has seen yet whether it is there.
+            up: upstreams
+                .iter()
+                .any(|one| matches!(one.state, State::Closed | State::HalfOpen)),
             upstreams,
         };
         let changed = self.link.send_if_modified(|known| {
