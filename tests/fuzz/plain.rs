@@ -69,7 +69,7 @@ type Seeds = Vec<Vec<u8>>;
 /// Name, function, seeds.
 type Target = (&'static str, fn(&[u8]), fn() -> Seeds);
 
-const TARGETS: [Target; 19] = [
+const TARGETS: [Target; 20] = [
     ("gguf", gguf::run, gguf_seeds),
     ("pack", pack::run, pack_seeds),
     ("tokenizer", tokenizer::run, tokenizer_seeds),
