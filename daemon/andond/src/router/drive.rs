@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use andon_engine::calls::CallFormat;
 use andon_policy::budget::Spend;
 use andon_policy::route::{Decision, Facts, Policy, Reason, Route};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout_at};
 
 use self::draft::{Draft, Drafting};
 use super::judge::{milliseconds, who};
@@ -98,8 +98,8 @@ enum Asked {
     End(End),
     /// No answer, and perhaps a local one that was made meanwhile.
     Fault(UpstreamFault, Option<Drafting>),
-    /// Nothing was sent, since nothing may be spent now.
-    Unpaid,
+    /// Nothing was sent, since nothing may be spent now, or too much is under way.
+    Cannot(Reason),
 }
 
 impl Driven {
@@ -165,11 +165,9 @@ impl Driven {
                     }
                     None => self.without_upstream(fault, draft).await,
                 },
-                Asked::Unpaid => match self.place() {
+                Asked::Cannot(reason) => match self.place() {
                     Some(place) => self.wait(place).await,
-                    None if self.facts.policy == Policy::Cloud => {
-                        End::failed(refusal(Reason::Budget))
-                    }
+                    None if self.facts.policy == Policy::Cloud => End::failed(refusal(reason)),
                     None => self.local().await,
                 },
             },
@@ -237,8 +235,8 @@ impl Driven {
                     {
                         break self.without_upstream(fault, draft).await;
                     }
-                    // Somebody else has spent it meanwhile; that is looked at again.
-                    Asked::Unpaid => {}
+                    // Somebody else was first; that is looked at again.
+                    Asked::Cannot(_) => {}
                     Asked::Fault(fault, _) => {
                         tracing::debug!(%fault, request_id = self.request.id, "it waits on");
                         let after = fault.retry_after.map_or(pause, |after| after.max(pause));
@@ -295,7 +293,7 @@ impl Driven {
         match self.ask(Reason::Hard).await {
             Asked::End(end) => return end,
             Asked::Fault(fault, _) => self.note_failed(&fault),
-            Asked::Unpaid => {}
+            Asked::Cannot(_) => {}
         }
         if self.said
             && let Err(end) = self.begin_again()
@@ -370,15 +368,21 @@ impl Driven {
             let fault = Fault::new(FaultCode::Denied, "this may not leave the gateway");
             return Asked::End(End::failed(fault));
         };
-        let Ok(_place) = router.places.acquire().await else {
-            return Asked::End(End::failed(stopping()));
+        // Until when it would be of use; others are done by then, or it is answered here.
+        let place = router.places.acquire();
+        let place = match self.upstream_until() {
+            Some(until) => timeout_at(until.into(), place).await.ok(),
+            None => Some(place.await),
+        };
+        let Some(Ok(_place)) = place else {
+            return Asked::Cannot(Reason::Busy);
         };
         let most = router.most(&self.question);
         let held = match router.ledger.reserve(who(&self.request), most).await {
             Ok(held) => held,
             Err(why) => {
                 tracing::info!(%why, request_id = self.request.id, "nothing is spent on it");
-                return Asked::Unpaid;
+                return Asked::Cannot(Reason::Budget);
             }
         };
         // A word for who listens; nobody may.
@@ -405,7 +409,7 @@ impl Driven {
             }
             Asked::Fault(fault, _) if is_free(fault) => held.settle(Spend::default()),
             // What is not known may be all of it.
-            Asked::End(_) | Asked::Fault(..) | Asked::Unpaid => drop(held),
+            Asked::End(_) | Asked::Fault(..) | Asked::Cannot(_) => drop(held),
         }
         asked
     }
