@@ -40,7 +40,6 @@ pub(super) struct Files {
 struct Current {
     file: File,
     path: PathBuf,
-    number: u64,
     day: Day,
     /// Bytes of whole lines.
     bytes: u64,
@@ -89,7 +88,8 @@ fn found(folder: &Path) -> io::Result<Vec<Found>> {
             });
         }
     }
-    all.sort_by_key(|file| file.number);
+    // The daemon gives no number twice, but who copies files about may.
+    all.sort_by_key(|file| (file.number, file.day));
     Ok(all)
 }
 
@@ -199,7 +199,6 @@ impl Files {
         self.current = Some(Current {
             file,
             path,
-            number: self.next,
             day: today,
             bytes: 0,
             unsynced: false,
@@ -213,8 +212,8 @@ impl Files {
         let folder = &self.config.dir;
         let all = found(folder).map_err(AuditError::io(folder, "read"))?;
         let mut all = aged(all, today);
-        let current = self.current.as_ref().map(|current| current.number);
-        all.retain(|(file, _)| Some(file.number) != current);
+        let current = self.current.as_ref().map(|current| &current.path);
+        all.retain(|(file, _)| Some(&file.path) != current);
         // The file that is written to counts with all that it may become.
         let mut bytes = all.iter().map(|(file, _)| file.bytes).sum::<u64>();
         bytes = bytes.saturating_add(self.config.file_bytes_max);
@@ -277,7 +276,6 @@ impl Current {
         Ok(Current {
             file,
             path: found.path.clone(),
-            number: found.number,
             day: found.day,
             bytes,
             unsynced: false,

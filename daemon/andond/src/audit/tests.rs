@@ -113,6 +113,24 @@ fn records_are_json_a_line_each_for_the_daemon_only() {
 }
 
 #[test]
+fn a_number_given_twice_counts_as_two_files() {
+    let folder = TempDir::new().expect("a folder");
+    let config = AuditConfig {
+        files_max: 2,
+        ..config(&folder)
+    };
+    fs::create_dir(&config.dir).expect("a folder");
+    let names_of = |day: u32, number: u32| format!("audit-{number:08}-{}.jsonl", 20_241_001 + day);
+    for name in [names_of(1, 1), names_of(2, 2), names_of(3, 2)] {
+        fs::write(config.dir.join(name), "{}\n").expect("written");
+    }
+    let (mut files, _) = Files::open(&config).expect("it opens");
+    // 2024-10-04, the day of the last: it is written to, and the oldest goes.
+    files.look(at(0)).expect("looked");
+    assert_eq!(names(&config.dir), [names_of(2, 2), names_of(3, 2)]);
+}
+
+#[test]
 fn a_torn_last_line_goes_and_the_rest_stays() {
     let folder = TempDir::new().expect("a folder");
     let config = config(&folder);
