@@ -748,7 +748,7 @@ fn audit_seeds() -> Seeds {
     let (whole, torn) = (line.repeat(3), line.repeat(2) + &line[..20]);
     let (long, key) = ("x".repeat(9000), "k".repeat(32));
     let torn_long = format!("{line}{long}");
-    let folders: [&[(&str, &str)]; 7] = [
+    let folders: [&[(&str, &str)]; 8] = [
         &[],
         &[("audit-00000001-@.jsonl", &torn), ("key", &key)],
         &[
@@ -770,18 +770,34 @@ fn audit_seeds() -> Seeds {
             ("notes", "b"),
         ],
         &[("key", "short")],
+        // A number twice.
+        &[
+            ("audit-00000001-20261101.jsonl", &whole),
+            ("audit-00000002-20261101.jsonl", &whole),
+            ("audit-00000003-20261101.jsonl", &whole),
+            ("audit-00000003-@.jsonl", &torn),
+        ],
     ];
-    let texts = [["17", "plc", "explain"], ["a\nb\"}\n", "é\u{2028}\0", ""]];
+    // With these a file has room for one record, so that the first goes with its file where two are kept.
+    let escaped = "\0".repeat(64);
+    let texts = [
+        ["17", "plc", "explain"],
+        ["a\nb\"}\n", "é\u{2028}\0", ""],
+        [&*escaped; 3],
+    ];
     let mut seeds = Vec::new();
     for (index, files) in folders.iter().enumerate() {
-        let mut parts: Vec<&str> = files
-            .iter()
-            .flat_map(|(name, text)| [*name, text])
-            .collect();
-        parts.resize(2 * audit::FILES, "");
-        parts.extend(texts[index % 2]);
-        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
-        seeds.push([&[index as u8], &*parts.join(&audit::BREAK)].concat());
+        for (variant, texts) in texts.iter().enumerate() {
+            let mut parts: Vec<&str> = files
+                .iter()
+                .flat_map(|(name, text)| [*name, text])
+                .collect();
+            parts.resize(2 * audit::FILES, "");
+            parts.extend(texts);
+            let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+            let settings = (index + 2 * variant) as u8;
+            seeds.push([&[settings], &*parts.join(&audit::BREAK)].concat());
+        }
     }
     seeds
 }

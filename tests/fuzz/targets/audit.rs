@@ -2,12 +2,14 @@
 //! of a name and the contents of a file of that name, then the texts of a record, each ended by a byte that no text has. `@` in
 //! a name stands for today.
 //!
-//! What is recorded is there, each a line of its own whatever its texts are; of what was there, only a torn last line goes, and
-//! whole files where they are too many, and nothing that is no file of the stream.
+//! What is recorded is there in its order, each a line of its own whatever its texts are; of what was there, only a torn last line
+//! goes. Where files are too many, the oldest go whole, be they from before or of records just written: a file here has room for
+//! few. A file is begun only where the last has no room, and nothing goes that is no file of the stream.
 
 use andon_os::heap;
 use andond::audit::{Audit, AuditError, Record};
 use andond::config::Config;
+use andond::request::{CLIENT_BYTES_MAX, ID_BYTES_MAX, NAME_BYTES_MAX};
 use andond::telemetry::Telemetry;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,12 +21,10 @@ use std::sync::{Arc, LazyLock};
 pub(crate) const BREAK: u8 = 0xff;
 /// Files that are there, at most.
 pub(crate) const FILES: usize = 4;
-/// Most bytes of a text; every front end has such bounds.
-const TEXT_BYTES_MAX: usize = 256;
-/// Most bytes of a file of the stream.
+/// Bytes of a file of the stream after which another is begun.
 const FILE_BYTES_MAX: u64 = 2000;
-/// Records that are written.
-const RECORDS: usize = 3;
+/// Records that are written: one attempt after another.
+const RECORDS: u16 = 3;
 const KEY: &str = "key";
 const KEY_BYTES: usize = 32;
 
@@ -56,17 +56,20 @@ pub(crate) fn run(data: &[u8]) {
         pairs.push((name, contents));
     }
     let mut texts = parts.filter_map(|text| std::str::from_utf8(text).ok());
-    let mut text = || {
+    // As long as front ends let them be, and with characters that none of them lets through.
+    let mut text = |bytes_max: usize| {
         let text = texts.next().unwrap_or_default();
-        &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+        &text[..text.floor_char_boundary(bytes_max)]
     };
-    let (request_id, client, task) = (text(), text(), text());
-    let record = Record {
+    let (request_id, client) = (text(ID_BYTES_MAX), text(CLIENT_BYTES_MAX));
+    let task = text(NAME_BYTES_MAX);
+    let record = |attempt| Record {
         request_id,
         client,
         task: (!task.is_empty()).then_some(task),
         origin: "mqtt",
         outcome: "stop",
+        attempt,
         ..Record::default()
     };
 
@@ -84,10 +87,10 @@ pub(crate) fn run(data: &[u8]) {
     heap::measure(limit, data.len() as u64, || {
         match open(folder.path(), files_max) {
             Ok(audit) => {
-                (0..RECORDS).for_each(|_| audit.put(&record));
+                (1..=RECORDS).for_each(|attempt| audit.put(&record(attempt)));
                 audit.close();
                 let after = files(folder.path());
-                check(&before, &after, &record, files_max);
+                check(&before, &after, &record(RECORDS), files_max);
             }
             Err(error) => {
                 let key = before.get(KEY).map_or(0, Vec::len);
@@ -132,8 +135,8 @@ fn files(folder: &Path) -> Files {
     entries.map(|entry| file(entry.expect("a file"))).collect()
 }
 
-/// Whether it is the name of a file of the stream, and its number.
-fn number(name: &str) -> Option<u64> {
+/// Number and day of a file of the stream, by which they are in order; none if it has not the name of one.
+fn place(name: &str) -> Option<(u64, &str)> {
     let middle = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
     let (number, day) = middle.split_once('-')?;
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -141,7 +144,9 @@ fn number(name: &str) -> Option<u64> {
         digits(number) && (number.len() == 8 || number.len() > 8 && !number.starts_with('0'));
     let is_day = digits(day) && day.len() == 8 && is_day(day);
     let number = number.parse().ok().filter(|&number| number <= u64::MAX / 2);
-    number.filter(|_| is_number && is_day)
+    number
+        .filter(|_| is_number && is_day)
+        .map(|number| (number, day))
 }
 
 fn is_day(digits: &str) -> bool {
@@ -163,44 +168,73 @@ fn is_day(digits: &str) -> bool {
     year >= 1970 && (1..=days).contains(&day)
 }
 
+/// The files of the stream, the oldest first.
+fn stream(files: &Files) -> BTreeMap<(u64, &str), &[u8]> {
+    files
+        .iter()
+        .filter_map(|(name, contents)| Some((place(name)?, &**contents)))
+        .collect()
+}
+
+/// Up to the end of the last whole line.
+fn whole_lines(contents: &[u8]) -> &[u8] {
+    let end = contents.iter().rposition(|&byte| byte == b'\n');
+    &contents[..end.map_or(0, |at| at + 1)]
+}
+
 fn check(before: &Files, after: &Files, record: &Record<'_>, files_max: usize) {
-    let last = before.keys().filter_map(|name| number(name)).max();
+    // A key was made if there was none.
+    let others = |files: &Files| {
+        let mut others = files.clone();
+        others.retain(|name, _| name != KEY && place(name).is_none());
+        others
+    };
+    assert!(
+        others(before) == others(after),
+        "another's file was touched"
+    );
+
+    let (was, is) = (stream(before), stream(after));
+    let last = was.keys().next_back();
     let mut written = Vec::new();
-    for (name, contents) in after {
-        let Some(number) = number(name) else {
-            // A key was made if there was none.
-            let was = before.get(name);
-            assert!(was == Some(contents) || name == KEY, "{name} was touched");
-            continue;
+    let mut previous: Option<(&str, usize)> = None;
+    for (file, contents) in &is {
+        let kept = match was.get(file) {
+            Some(was) if Some(file) == last => whole_lines(was),
+            Some(was) => *was,
+            None => &[],
         };
-        match before.get(name) {
-            Some(was) if Some(number) == last => {
-                let whole = was.iter().rposition(|&byte| byte == b'\n');
-                let whole = whole.map_or(0, |at| at + 1);
-                let (kept, new) = contents.split_at(whole.min(contents.len()));
-                assert!(kept == &was[..whole], "{name} lost a whole line");
-                written.extend_from_slice(new);
-            }
-            Some(was) => assert!(contents == was, "{name} was touched"),
-            None => {
-                assert!(
-                    last.is_none_or(|last| number > last),
-                    "{name} is out of order"
-                );
-                written.extend_from_slice(contents);
-            }
+        let new = contents.strip_prefix(kept).expect("a whole line is lost");
+        let lines: Vec<&[u8]> = new.split_inclusive(|&byte| byte == b'\n').collect();
+        if let Some(first) = lines.first() {
+            assert!(Some(file) >= last, "{file:?} is out of order");
+            assert!(contents.len() as u64 <= FILE_BYTES_MAX, "{file:?} is long");
+            let had_room = |(day, bytes): (&str, usize)| {
+                day == file.1 && (bytes + first.len()) as u64 <= FILE_BYTES_MAX
+            };
+            assert!(
+                was.contains_key(file) || !previous.is_some_and(had_room),
+                "{file:?} was begun early"
+            );
         }
+        written.extend(lines);
+        previous = Some((file.1, contents.len()));
     }
-    let kept = after.keys().filter(|name| number(name).is_some());
-    assert!(kept.count() <= files_max, "too many files");
-    for name in before.keys().filter(|name| number(name).is_none()) {
-        assert!(after.contains_key(name), "{name} is gone");
+
+    assert!(is.len() <= files_max, "too many files");
+    let gone: Vec<_> = was.keys().filter(|file| !is.contains_key(*file)).collect();
+    let oldest = is.keys().next();
+    assert!(gone.last().copied() < oldest, "a newer file went first");
+    let first = usize::from(RECORDS) + 1 - written.len();
+    if first > 1 || !gone.is_empty() {
+        assert!(is.len() == files_max, "a file went too early");
     }
-    assert_eq!(written.last(), Some(&b'\n'));
-    let lines: Vec<&[u8]> = written.split_inclusive(|&byte| byte == b'\n').collect();
-    assert_eq!(lines.len(), RECORDS, "a record is a line");
-    for line in lines {
+    // A record went with its file: all that is older did as well.
+    assert!(first == 1 || oldest > last, "a record is lost");
+    for (attempt, line) in (first..).zip(&written) {
+        assert_eq!(line.last(), Some(&b'\n'));
         let line: Value = serde_json::from_slice(line).expect("JSON");
+        assert_eq!(line["attempt"], attempt);
         assert_eq!(line["request_id"], record.request_id);
         assert_eq!(line["client"], record.client);
         assert_eq!(line.get("task").and_then(Value::as_str), record.task);
