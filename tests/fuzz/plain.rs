@@ -519,7 +519,10 @@ fn packet_seeds() -> Seeds {
     let each311 = v311.iter().map(|packet| seed(packet::V311, packet));
     let each5 = v5.iter().map(|packet| seed(0, packet));
     let whole = [seed(packet::V311, &v311.concat()), seed(0, &v5.concat())];
-    each311.chain(each5).chain(whole).collect()
+    // The smallest packets, each with an event of hundreds of bytes.
+    let pings = packet(0xd0, &[]).repeat(1000);
+    let many = [packet::V311, 0].map(|version| seed(version, &pings));
+    each311.chain(each5).chain(whole).chain(many).collect()
 }
 
 fn config_seeds() -> Seeds {

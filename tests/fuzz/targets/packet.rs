@@ -38,6 +38,8 @@ fn v311(mut stream: BytesMut) {
         let Ok(answer) = state.handle_incoming_packet(packet) else {
             break;
         };
+        // The event loop reads some ten packets, and no more before their events are taken.
+        state.events.clear();
         if let Some(answer) = answer {
             let mut written = BytesMut::new();
             answer
@@ -62,6 +64,8 @@ fn v5(mut stream: BytesMut) {
         let Ok(answer) = state.handle_incoming_packet(packet) else {
             break;
         };
+        // The event loop reads some ten packets, and no more before their events are taken.
+        state.events.clear();
         if let Some(answer) = answer {
             let mut written = BytesMut::new();
             answer
