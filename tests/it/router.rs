@@ -6,6 +6,7 @@
 mod egress;
 mod fails;
 mod link;
+mod paid;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
