@@ -1,8 +1,8 @@
 //! Days of a gateway whose link flaps.
 //!
 //! A [`Day`] has clients, a local model that is always there, upstream servers behind a link, budgets, and a daemon that
-//! dies and goes on with what its spool and its ledger have. It decides by what andond decides by: [`decide`], [`Budgets`],
-//! [`Line`] and [`Breaker`]s; what the router does with that is done here by events. After its 24 hours nobody asks any more, the
+//! dies and goes on with what its spool and its ledger have. It decides by what andond decides by: [`decide`](andon_policy::route::decide),
+//! [`Budgets`], [`Line`] and [`Breaker`]s; what the router does with that is done here by events. After its 24 hours nobody asks any more, the
 //! link is up, and all that is open has to end.
 //!
 //! What must hold: a request that was taken ends exactly once, by its deadline, and with an answer if it does not insist on

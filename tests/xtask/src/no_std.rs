@@ -57,21 +57,6 @@ pub(crate) fn check() -> Result<()> {
     let root = shell::root();
     let folder = shell::target_directory().join("no-std");
     fs::create_dir_all(&folder)?;
-    let crates = [
-        ("andon-kernels", "kernels"),
-        ("andon-policy", "daemon/policy"),
-        ("andon-wire", "daemon/wire"),
-    ];
-    let dependencies: String = crates
-        .iter()
-        .map(|(name, path)| format!("{name} = {{ path = {:?} }}\n", root.join(path)))
-        .collect();
-    let manifest = format!(
-        "[package]\nname = \"no-std\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
-         [lib]\npath = \"lib.rs\"\ncrate-type = [\"staticlib\"]\n\n\
-         [dependencies]\n{dependencies}\n[profile.dev]\npanic = \"abort\"\n\n[workspace]\n"
-    );
-    fs::write(folder.join("Cargo.toml"), manifest)?;
     fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock"))?;
     let build = || {
         let mut cargo = shell::cargo(&["build", "--quiet", "--manifest-path"]);
@@ -81,7 +66,20 @@ pub(crate) fn check() -> Result<()> {
             .arg(folder.join("target"));
         cargo
     };
-    for library in [WITH_A_HEAP, LIBRARY] {
+    // Each with a manifest of its own: what policy asks of a dependency, the others would get as well.
+    let with_a_heap: &[_] = &[("andon-policy", "daemon/policy")];
+    let without: &[_] = &[("andon-kernels", "kernels"), ("andon-wire", "daemon/wire")];
+    for (library, crates) in [(WITH_A_HEAP, with_a_heap), (LIBRARY, without)] {
+        let dependencies: String = crates
+            .iter()
+            .map(|(name, path)| format!("{name} = {{ path = {:?} }}\n", root.join(path)))
+            .collect();
+        let manifest = format!(
+            "[package]\nname = \"no-std\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+             [lib]\npath = \"lib.rs\"\ncrate-type = [\"staticlib\"]\n\n\
+             [dependencies]\n{dependencies}\n[profile.dev]\npanic = \"abort\"\n\n[workspace]\n"
+        );
+        fs::write(folder.join("Cargo.toml"), manifest)?;
         fs::write(folder.join("lib.rs"), library)?;
         shell::run(&mut build())?;
         let controlled = library.replacen("pub use", &format!("{CONTROL}pub use"), 1);
