@@ -1,0 +1,300 @@
+// Packed weights: how levels and scales of each format lie in device memory, and how they become what products take.
+//
+// A matrix is planes, one after the other, each a sequence over tiles of 16 rows and, within one, over pairs of groups (64
+// elements; the last pair of a row may be half empty, with zeros):
+//
+// - low: for every lane of a warp the words {first group: row g, row g + 8; second group: row g, row g + 8}. Byte i of
+//   a word has the low four bits of element 4 t + i in its low, and of element 16 + 4 t + i in its high half. For Q8_0
+//   there are two such planes' worth, the whole levels {row g, row g + 8, row g at 16, row g + 8 at 16} of each group.
+// - high: for Q5, one word for every lane, bit 4 group + j of whose byte i is the fifth bit of byte i of fragment word j;
+//   for Q6, one word for each group, bits 2 j and 2 j + 1 of whose byte i are the upper bits of byte i of word j.
+// - scales: for every g {first group: row g, row g + 8; second group: row g, row g + 8}, of 16 bits each (Q4_1: 32).
+// - factors of 256 elements: for every g {row g, row g + 8}.
+//
+// Levels with an offset are stored less their offset: the top bit is flipped, and the level is unpacked to the top of
+// its byte, as a multiple of 2, 4, 8 or 16 of itself. The sum is read off as a float whose last place is worth the
+// inverse: with sums started at BIAS_BITS, the bits of the integer are the bits of the float BIAS + sum / multiple.
+#pragma once
+
+#include "device.cuh"
+
+namespace andon {
+
+// A pair's levels, as a lane holds them.
+template <class F> struct Raw {
+    uint4 low[F::LOW];
+    uint32_t high[F::HIGH == 0 ? 1 : F::HIGH];
+};
+
+// Numbers of a plane's bytes, each for a tile and a pair (or 256 elements).
+template <class F> struct Planes {
+    const uint8_t *low, *high, *scales, *factors;
+    int tiles, pairs, supers;
+
+    static constexpr int LOW_BYTES = F::LOW * 512;
+    static constexpr int HIGH_BYTES = F::HIGH * 128;
+    static constexpr int SCALE_BYTES = F::SCALE_WORDS * 32;
+    static constexpr int FACTOR_BYTES = F::FACTOR_WORDS * 32;
+
+    __device__ __forceinline__ Planes(const uint8_t *weights, int rows, int k)
+        : tiles(ceil_div(rows, TILE_ROWS)), pairs(ceil_div(k, 2 * GROUP)), supers(ceil_div(k, 256)) {
+        size_t count = static_cast<size_t>(tiles) * pairs;
+        low = weights;
+        high = low + count * LOW_BYTES;
+        scales = high + count * HIGH_BYTES;
+        factors = scales + count * SCALE_BYTES;
+    }
+};
+
+// Row factors of a group, as its products take them: of row g in x and y, of row g + 8 in z and w. Scales are x and z,
+// minus the minimums y and w; Q6_K has the scales of both halves here and its own scale apart.
+
+struct Q4_0 {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 18, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr float BIAS = 786432.0f; // 1.5 * 2^19: the last place is 1 / 16
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4_0> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        a[0] = (u << 4) & 0xf0f0f0f0;
+        a[1] = (v << 4) & 0xf0f0f0f0;
+        a[2] = u & 0xf0f0f0f0;
+        a[3] = v & 0xf0f0f0f0;
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 s = halves(scales[group]);
+        return make_float4(s.x, 0.0f, s.y, 0.0f);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 32 * BLOCK_BYTES;
+        int at = element % 32;
+        return (block[2 + at % 16] >> (at / 16 * 4) & 15) ^ 8;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8;
+    }
+};
+
+struct Q4_1 {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 20, LOW = 1, HIGH = 0, SCALE_WORDS = 4, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4_1> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        a[0] = u & 0x0f0f0f0f;
+        a[1] = v & 0x0f0f0f0f;
+        a[2] = (u >> 4) & 0x0f0f0f0f;
+        a[3] = (v >> 4) & 0x0f0f0f0f;
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 g = halves(scales[2 * group]), h = halves(scales[2 * group + 1]);
+        return make_float4(g.x, g.y, h.x, h.y);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 32 * BLOCK_BYTES;
+        int at = element % 32;
+        return block[4 + at % 16] >> (at / 16 * 4) & 15;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8 | block[2] << 16 | static_cast<uint32_t>(block[3]) << 24;
+    }
+};
+
+struct Q5_0 {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 22, LOW = 1, HIGH = 1, SCALE_WORDS = 2, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr float BIAS = 1572864.0f; // 1.5 * 2^20: the last place is 1 / 8
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q5_0> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        uint32_t h = raw.high[0];
+        int r = 4 * group;
+        a[0] = ((u << 3) & 0x78787878) | ((h << (7 - r)) & 0x80808080);
+        a[1] = ((v << 3) & 0x78787878) | ((h << (6 - r)) & 0x80808080);
+        a[2] = ((u >> 1) & 0x78787878) | ((h << (5 - r)) & 0x80808080);
+        a[3] = ((v >> 1) & 0x78787878) | ((h << (4 - r)) & 0x80808080);
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 s = halves(scales[group]);
+        return make_float4(s.x, 0.0f, s.y, 0.0f);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 32 * BLOCK_BYTES;
+        int at = element % 32;
+        uint32_t high = block[2 + at / 8] >> (at % 8) & 1;
+        return ((block[6 + at % 16] >> (at / 16 * 4) & 15) | high << 4) ^ 16;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8;
+    }
+};
+
+struct Q8_0 {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 34, LOW = 2, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q8_0> &raw, int group) {
+        const uint4 words = group ? raw.low[1] : raw.low[0];
+        a[0] = words.x;
+        a[1] = words.y;
+        a[2] = words.z;
+        a[3] = words.w;
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 s = halves(scales[group]);
+        return make_float4(s.x, 0.0f, s.y, 0.0f);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        return row[element / 32 * BLOCK_BYTES + 2 + element % 32];
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8;
+    }
+};
+
+// The 6-bit scale (low byte) and minimum (high byte) of a group of a Q4_K or Q5_K block: those of groups 0 to 3 are the
+// low six bits of bytes 0 to 3 and 4 to 7; groups 4 to 7 have four bits in bytes 8 to 11 and two on top of the former.
+__device__ __forceinline__ uint32_t k_scale(const uint8_t *packed, int group) {
+    if (group < 4) {
+        return (packed[group] & 63) | (packed[group + 4] & 63) << 8;
+    }
+    uint32_t low = packed[group + 4];
+    uint32_t scale = (low & 15) | packed[group - 4] >> 6 << 4;
+    uint32_t minimum = low >> 4 | packed[group] >> 6 << 4;
+    return scale | minimum << 8;
+}
+
+// Scales and minimums of a group of two rows, with the f16 factors of their blocks.
+__device__ __forceinline__ float4 k_factors(uint32_t scales, uint2 blocks) {
+    float2 g = halves(blocks.x), h = halves(blocks.y);
+    float4 f;
+    f.x = g.x * static_cast<float>(scales & 255);
+    f.y = -(g.y * static_cast<float>(scales >> 8 & 255));
+    f.z = h.x * static_cast<float>(scales >> 16 & 255);
+    f.w = -(h.y * static_cast<float>(scales >> 24));
+    return f;
+}
+
+struct Q4K {
+    static constexpr int BLOCK = 256, BLOCK_BYTES = 144, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 2;
+    static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4K> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        a[0] = u & 0x0f0f0f0f;
+        a[1] = v & 0x0f0f0f0f;
+        a[2] = (u >> 4) & 0x0f0f0f0f;
+        a[3] = (v >> 4) & 0x0f0f0f0f;
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2 blocks, int group) {
+        return k_factors(scales[group], blocks);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 256 * BLOCK_BYTES;
+        int group = element % 256 / 32;
+        return block[16 + group / 2 * 32 + element % 32] >> (group % 2 * 4) & 15;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        return k_scale(row + group / 8 * BLOCK_BYTES + 4, group % 8);
+    }
+    __device__ static uint32_t factor(const uint8_t *row, int super) {
+        const uint8_t *block = row + super * BLOCK_BYTES;
+        return block[0] | block[1] << 8 | block[2] << 16 | static_cast<uint32_t>(block[3]) << 24;
+    }
+};
+
+struct Q5K {
+    static constexpr int BLOCK = 256, BLOCK_BYTES = 176, LOW = 1, HIGH = 1, SCALE_WORDS = 2, FACTOR_WORDS = 2;
+    static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q5K> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        uint32_t h = group ? raw.high[0] >> 4 : raw.high[0];
+        a[0] = (u & 0x0f0f0f0f) | ((h << 4) & 0x10101010);
+        a[1] = (v & 0x0f0f0f0f) | ((h << 3) & 0x10101010);
+        a[2] = ((u >> 4) & 0x0f0f0f0f) | ((h << 2) & 0x10101010);
+        a[3] = ((v >> 4) & 0x0f0f0f0f) | ((h << 1) & 0x10101010);
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2 blocks, int group) {
+        return k_factors(scales[group], blocks);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 256 * BLOCK_BYTES;
+        int group = element % 256 / 32;
+        uint32_t low = block[48 + group / 2 * 32 + element % 32] >> (group % 2 * 4) & 15;
+        return low | (block[16 + element % 32] >> group & 1) << 4;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        return k_scale(row + group / 8 * BLOCK_BYTES + 4, group % 8);
+    }
+    __device__ static uint32_t factor(const uint8_t *row, int super) {
+        const uint8_t *block = row + super * BLOCK_BYTES;
+        return block[0] | block[1] << 8 | block[2] << 16 | static_cast<uint32_t>(block[3]) << 24;
+    }
+};
+
+struct Q6K {
+    static constexpr int BLOCK = 256, BLOCK_BYTES = 210, LOW = 1, HIGH = 2, SCALE_WORDS = 2, FACTOR_WORDS = 1;
+    static constexpr bool MINIMUM = false, HALVES = true;
+    static constexpr float BIAS = 3145728.0f; // 1.5 * 2^21: the last place is 1 / 4
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q6K> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        uint32_t h = group ? raw.high[1] : raw.high[0];
+        a[0] = ((u << 2) & 0x3c3c3c3c) | ((h << 6) & 0xc0c0c0c0);
+        a[1] = ((v << 2) & 0x3c3c3c3c) | ((h << 4) & 0xc0c0c0c0);
+        a[2] = ((u >> 2) & 0x3c3c3c3c) | ((h << 2) & 0xc0c0c0c0);
+        a[3] = ((v >> 2) & 0x3c3c3c3c) | (h & 0xc0c0c0c0);
+    }
+    // The scales of both halves of the group, of row g and of row g + 8.
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        uint32_t s = scales[group];
+        return make_float4(static_cast<float>(static_cast<int8_t>(s & 255)),
+                           static_cast<float>(static_cast<int8_t>(s >> 8 & 255)),
+                           static_cast<float>(static_cast<int8_t>(s >> 16 & 255)),
+                           static_cast<float>(static_cast<int8_t>(s >> 24)));
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 256 * BLOCK_BYTES;
+        int at = element % 256, half = at / 128, quarter = at / 32 % 4, index = at % 32;
+        uint32_t low = block[half * 64 + quarter % 2 * 32 + index] >> (quarter / 2 * 4) & 15;
+        uint32_t high = block[128 + half * 32 + index] >> (quarter * 2) & 3;
+        return (low | high << 4) ^ 32;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *scales = row + group / 8 * BLOCK_BYTES + 192 + group % 8 * 2;
+        return scales[0] | scales[1] << 8;
+    }
+    __device__ static uint32_t factor(const uint8_t *row, int super) {
+        const uint8_t *block = row + super * BLOCK_BYTES + 208;
+        return block[0] | block[1] << 8;
+    }
+};
+
+// What a group's integer sums are worth, of two rows and two columns (see multiply_32): the sum of products of levels,
+// exactly; for Q6_K that of the halves' sums times their scales.
+template <class F>
+__device__ __forceinline__ void group_dot(float (&value)[4], const uint32_t (&a)[4], uint2 b, float4 factors) {
+    const int bias = __float_as_int(F::BIAS);
+    int d[4];
+    if constexpr (F::HALVES) {
+        int e[4];
+        multiply_16(d, a[0], a[1], b.x, bias);
+        multiply_16(e, a[2], a[3], b.y, bias);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float first = __int_as_float(d[i]) - F::BIAS, second = __int_as_float(e[i]) - F::BIAS;
+            // Below 2^24 in magnitude, the product and the sum are exact.
+            value[i] = fmaf(i < 2 ? factors.y : factors.w, second, (i < 2 ? factors.x : factors.z) * first);
+        }
+    } else {
+        multiply_32(d, a, b, bias);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            value[i] = __int_as_float(d[i]) - F::BIAS;
+        }
+    }
+}
+
+} // namespace andon

@@ -1,0 +1,4 @@
+// Products of Q5_0 weights.
+#include "matmul.cuh"
+
+ANDON_MATMUL(q5_0, Q5_0)
