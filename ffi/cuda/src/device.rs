@@ -1,0 +1,396 @@
+//! A device, and buffers in its memory.
+
+use crate::attention;
+use crate::error::Error;
+use crate::matmul::Format;
+use crate::modules::MODULES;
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
+    ValidAsZeroBits, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// What buffers hold: plain numbers.
+pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + Default + Send + Sync + 'static {}
+
+impl Element for u8 {}
+impl Element for i8 {}
+impl Element for u16 {}
+impl Element for u32 {}
+impl Element for i32 {}
+impl Element for f32 {}
+impl Element for u64 {}
+
+/// A device with its kernels loaded, and the stream that all work goes to.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) stream: Arc<CudaStream>,
+    functions: HashMap<&'static str, CudaFunction>,
+    launches: HashMap<&'static str, Launch>,
+    pub(crate) processors: u32,
+    /// Whether a kernel may start before the one before it has ended.
+    pub(crate) overlaps: bool,
+}
+
+/// How a product's kernel is launched, as its module says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch {
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    /// Bytes of shared memory of a block.
+    pub(crate) shared_bytes: u32,
+    /// Rows that a block computes.
+    pub(crate) rows: u32,
+    /// Columns that it computes.
+    pub(crate) columns: u32,
+    /// Blocks that a processor has room for.
+    pub(crate) blocks: u32,
+}
+
+/// What a device has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Its name.
+    pub name: String,
+    /// Compute capability: major, minor.
+    pub capability: (i32, i32),
+    /// Processors that blocks of threads are shared out to.
+    pub processors: u32,
+    /// Bytes of memory that are free, and bytes in all.
+    pub memory_bytes: (usize, usize),
+    /// Bytes of the cache that all processors share.
+    pub cache_bytes: usize,
+    /// Whether its memory is the machine's.
+    pub integrated: bool,
+}
+
+/// Elements in a device's memory.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    pub(crate) slice: CudaSlice<T>,
+}
+
+impl<T> Buffer<T> {
+    /// Elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slice.is_empty()
+    }
+}
+
+/// Kernels that are not products, by module.
+const KERNELS: &[(&str, &[&str])] = &[
+    ("attention", attention::KERNELS),
+    ("glu", &["glu_quantize"]),
+    ("heads", &["heads_f16"]),
+    ("norm", &["add_norm_quantize"]),
+    ("quantize", &["quantize"]),
+    ("stream", &["stream_copy", "stream_read"]),
+    ("top_k", &["top_k_stretches", "top_k_merge"]),
+];
+
+impl Device {
+    /// Opens device number `ordinal` and loads every kernel.
+    ///
+    /// # Errors
+    /// Where there is no such device, it is too old, this program has no kernels, or the driver refuses.
+    pub fn open(ordinal: usize) -> Result<Device, Error> {
+        let modules = MODULES.map_err(Error::NotBuilt)?;
+        // SAFETY: opens and closes the driver's library, whose initializers have no requirement.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::NoDriver);
+        }
+        result::init().map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_NO_DEVICE => Error::NoDevice { ordinal },
+            _ => Error::of("starting the driver", error),
+        })?;
+        let count = CudaContext::device_count().map_err(of("counting devices"))?;
+        if usize::try_from(count).is_ok_and(|count| ordinal >= count) {
+            return Err(Error::NoDevice { ordinal });
+        }
+        let context = CudaContext::new(ordinal).map_err(of("opening the device"))?;
+        let capability = context
+            .compute_capability()
+            .map_err(of("asking what the device is"))?;
+        if capability < (8, 7) {
+            return Err(Error::TooOld { capability });
+        }
+        // SAFETY: events order the use of buffers on several streams; here there is one, which orders all of it.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(of("making a stream"))?;
+        let mut device = Device {
+            context,
+            stream,
+            functions: HashMap::new(),
+            launches: HashMap::new(),
+            processors: 0,
+            overlaps: capability >= (9, 0),
+        };
+        device.processors = device.limits()?.processors;
+        let products = Format::ALL.map(|format| (format.module(), format.kernels(), true));
+        let others = KERNELS
+            .iter()
+            .map(|&(module, kernels)| (module, kernels, false));
+        for (module, kernels, products) in products.into_iter().chain(others) {
+            let image = modules.iter().find(|(name, _)| *name == module);
+            let (_, image) = image.expect("build.rs compiles every module");
+            device.load(image, kernels, products)?;
+        }
+        Ok(device)
+    }
+
+    fn load(
+        &mut self,
+        image: &[u8],
+        kernels: &'static [&'static str],
+        products: bool,
+    ) -> Result<(), Error> {
+        let loaded = self
+            .context
+            .load_module(Ptx::from_binary(image.to_vec()))
+            .map_err(of("loading kernels"))?;
+        for &kernel in kernels {
+            let function = loaded
+                .load_function(kernel)
+                .map_err(of("looking for a kernel"))?;
+            self.functions.insert(kernel, function);
+        }
+        // The first packs.
+        for &kernel in kernels.iter().skip(1).filter(|_| products) {
+            let global = loaded
+                .get_global(&format!("{kernel}_launch"), &self.stream)
+                .map_err(of("looking for how a kernel is launched"))?;
+            let mut bytes = [0; 16];
+            self.stream
+                .memcpy_dtoh(&global, &mut bytes)
+                .map_err(of("reading how a kernel is launched"))?;
+            self.finish()?;
+            let (words, _) = bytes.as_chunks::<4>();
+            let word = |index: usize| u32::from_le_bytes(words[index]);
+            let (threads, shared_bytes) = (word(0), word(1));
+            let blocks = self
+                .function(kernel, shared_bytes)?
+                .occupancy_max_active_blocks_per_multiprocessor(
+                    threads,
+                    shared_bytes as usize,
+                    None,
+                )
+                .map_err(of("asking how many blocks there is room for"))?;
+            let launch = Launch {
+                threads,
+                shared_bytes,
+                rows: word(2),
+                columns: word(3),
+                blocks,
+            };
+            self.launches.insert(kernel, launch);
+        }
+        Ok(())
+    }
+
+    /// A kernel, allowed to use `shared_bytes` of shared memory.
+    pub(crate) fn function(
+        &self,
+        kernel: &'static str,
+        shared_bytes: u32,
+    ) -> Result<&CudaFunction, Error> {
+        let function = &self.functions[kernel];
+        const WITHOUT_ASKING: u32 = 48 * 1024;
+        if shared_bytes > WITHOUT_ASKING {
+            function
+                .set_attribute(
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared_bytes as i32,
+                )
+                .map_err(of("asking for shared memory"))?;
+        }
+        Ok(function)
+    }
+
+    /// Launches a kernel, if `overlaps` as soon as the one before lets it.
+    ///
+    /// # Safety
+    /// `arguments` point to what the kernel takes; what they lead to has to be there until it has ended.
+    pub(crate) unsafe fn launch_overlapping(
+        &self,
+        function: &CudaFunction,
+        config: LaunchConfig,
+        overlaps: bool,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        if !overlaps {
+            // SAFETY: as the caller says.
+            return unsafe {
+                result::launch_kernel(
+                    function.cu_function(),
+                    config.grid_dim,
+                    config.block_dim,
+                    config.shared_mem_bytes,
+                    self.stream.cu_stream(),
+                    arguments,
+                )
+            };
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: config.grid_dim.0,
+            gridDimY: config.grid_dim.1,
+            gridDimZ: config.grid_dim.2,
+            blockDimX: config.block_dim.0,
+            blockDimY: config.block_dim.1,
+            blockDimZ: config.block_dim.2,
+            sharedMemBytes: config.shared_mem_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: as the caller says; the driver copies the configuration and the arguments.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+    }
+
+    /// How a product's kernel is launched.
+    pub(crate) fn launch_of(&self, kernel: &'static str) -> Launch {
+        self.launches[kernel]
+    }
+
+    /// What the device has.
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn limits(&self) -> Result<Limits, Error> {
+        let of = of("asking what the device has");
+        let attribute = |attribute| {
+            self.context
+                .attribute(attribute)
+                .map(|value| usize::try_from(value).unwrap_or(0))
+        };
+        Ok(Limits {
+            name: self.context.name().map_err(of)?,
+            capability: self.context.compute_capability().map_err(of)?,
+            processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+                .map_err(of)? as u32,
+            memory_bytes: self.context.mem_get_info().map_err(of)?,
+            cache_bytes: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
+                .map_err(of)?,
+            integrated: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)
+                .map_err(of)?
+                != 0,
+        })
+    }
+
+    /// A buffer of `len` elements, all zero.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        // A buffer of nothing has an address of nothing, which the driver refuses.
+        let slice = self
+            .stream
+            .alloc_zeros(len.max(1))
+            .map_err(|error| match error.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { bytes },
+                _ => Error::of("taking memory", error),
+            })?;
+        Ok(Buffer { slice })
+    }
+
+    /// A buffer with a copy of `values`.
+    ///
+    /// # Errors
+    /// If there is no room for it, or it cannot be copied.
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>, Error> {
+        let mut buffer = self.zeros(values.len())?;
+        self.write(values, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the start of `buffer`; returns when they may be changed.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn write<T: Element>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<(), Error> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.stream
+            .memcpy_htod(values, &mut buffer.slice)
+            .map_err(of("copying to the device"))?;
+        self.finish()
+    }
+
+    /// Copies the start of `buffer` to `values`, after all work that was asked for.
+    ///
+    /// # Errors
+    /// If it cannot be copied, or that work failed.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn read<T: Element>(&self, buffer: &Buffer<T>, values: &mut [T]) -> Result<(), Error> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let part = buffer.slice.slice(..values.len());
+        self.stream
+            .memcpy_dtoh(&part, values)
+            .map_err(of("copying from the device"))?;
+        self.finish()
+    }
+
+    /// Copies all of `from` to the start of `to`, on the device.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    ///
+    /// # Panics
+    /// If `to` is shorter.
+    pub fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<(), Error> {
+        self.stream
+            .memcpy_dtod(&from.slice, &mut to.slice)
+            .map_err(of("copying on the device"))
+    }
+
+    /// Waits for all work that was asked for.
+    ///
+    /// # Errors
+    /// If some of it failed.
+    pub fn finish(&self) -> Result<(), Error> {
+        self.stream
+            .synchronize()
+            .map_err(of("waiting for the device"))
+    }
+}
+
+/// Turns the driver's errors of `doing` into ours.
+pub(crate) fn of(doing: &'static str) -> impl Fn(DriverError) -> Error + Copy {
+    move |error| Error::of(doing, error)
+}

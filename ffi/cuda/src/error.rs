@@ -1,0 +1,84 @@
+//! What can go wrong with a device.
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+use std::fmt;
+
+/// Why something could not be done on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// This program has no kernels, for the reason that is said.
+    NotBuilt(&'static str),
+    /// There is no driver: libcuda.so.1 was not found.
+    NoDriver,
+    /// The driver has no such device.
+    NoDevice {
+        /// The number that was asked for.
+        ordinal: usize,
+    },
+    /// The device is older than the kernels, which begin with compute capability 8.7.
+    TooOld {
+        /// Compute capability: major, minor.
+        capability: (i32, i32),
+    },
+    /// The device has no room for what was to be put there.
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// The device stopped working, or was taken away: nothing more can be done with it in this process.
+    Lost {
+        /// The driver's number of what happened.
+        code: u32,
+    },
+    /// The driver refused a call.
+    Driver {
+        /// What was being done.
+        doing: &'static str,
+        /// The driver's number of what is wrong.
+        code: u32,
+    },
+}
+
+impl Error {
+    /// What the driver's `error` means, where it came of `doing`.
+    pub(crate) fn of(doing: &'static str, error: DriverError) -> Error {
+        let code = error.0 as u32;
+        match error.0 {
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUresult::CUDA_ERROR_DEINITIALIZED
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => Error::Lost { code },
+            _ => Error::Driver { doing, code },
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotBuilt(reason) => write!(f, "this program has no CUDA kernels: {reason}"),
+            Error::NoDriver => write!(f, "no NVIDIA driver: libcuda.so.1 was not found"),
+            Error::NoDevice { ordinal } => write!(f, "the NVIDIA driver has no device {ordinal}"),
+            Error::TooOld {
+                capability: (major, minor),
+            } => write!(
+                f,
+                "the device has compute capability {major}.{minor}; kernels need 8.7"
+            ),
+            Error::OutOfMemory { bytes } => write!(f, "the device has no room for {bytes} bytes"),
+            Error::Lost { code } => write!(f, "the device stopped working (driver error {code})"),
+            Error::Driver { doing, code } => write!(f, "{doing}: driver error {code}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

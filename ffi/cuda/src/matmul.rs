@@ -1,0 +1,422 @@
+//! Packed weights, quantized columns, and their products.
+
+use crate::device::{Buffer, Device, of};
+use crate::error::Error;
+use cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+
+/// Elements that share a scale of the columns.
+pub(crate) const GROUP: usize = 32;
+/// Rows of a tile of packed weights.
+const TILE_ROWS: usize = 16;
+/// Columns of a block of columns.
+const BLOCK_COLUMNS: usize = 8;
+/// Bytes after matrices and columns that products may read, and do not use: whole stretches of groups are copied.
+const SLACK_BYTES: usize = 4096;
+/// Threads of a block of the other kernels here.
+const THREADS: u32 = 256;
+
+/// Formats of weights that there are kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    missing_docs,
+    reason = "their names say it, and andon-kernels what they are"
+)]
+pub enum Format {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+/// Sizes of a format's planes, as `format.cuh` has them.
+struct Shape {
+    block_elements: usize,
+    block_bytes: usize,
+    /// Bytes of a tile and a pair of groups: levels and scales.
+    pair_bytes: usize,
+    /// Bytes of a tile and 256 elements.
+    super_bytes: usize,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Format; 7] = [
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q8_0,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
+
+    /// The module of the format's kernels.
+    pub(crate) fn module(self) -> &'static str {
+        match self {
+            Format::Q4_0 => "matmul_q4_0",
+            Format::Q4_1 => "matmul_q4_1",
+            Format::Q5_0 => "matmul_q5_0",
+            Format::Q8_0 => "matmul_q8_0",
+            Format::Q4K => "matmul_q4_k",
+            Format::Q5K => "matmul_q5_k",
+            Format::Q6K => "matmul_q6_k",
+        }
+    }
+
+    /// Its kernels: packing, and the products in the order of [`Kernel::ALL`].
+    pub(crate) fn kernels(self) -> &'static [&'static str] {
+        macro_rules! kernels {
+            ($format:literal) => {
+                &[
+                    concat!($format, "_pack"),
+                    concat!($format, "_decode_8"),
+                    concat!($format, "_decode_16"),
+                    concat!($format, "_panel_64"),
+                    concat!($format, "_panel_128"),
+                ]
+            };
+        }
+        match self {
+            Format::Q4_0 => kernels!("q4_0"),
+            Format::Q4_1 => kernels!("q4_1"),
+            Format::Q5_0 => kernels!("q5_0"),
+            Format::Q8_0 => kernels!("q8_0"),
+            Format::Q4K => kernels!("q4_k"),
+            Format::Q5K => kernels!("q5_k"),
+            Format::Q6K => kernels!("q6_k"),
+        }
+    }
+
+    fn shape(self) -> Shape {
+        let shape = |(block_elements, block_bytes), pair_bytes, super_bytes| Shape {
+            block_elements,
+            block_bytes,
+            pair_bytes,
+            super_bytes,
+        };
+        match self {
+            Format::Q4_0 => shape((32, 18), 512 + 64, 0),
+            Format::Q4_1 => shape((32, 20), 512 + 128, 0),
+            Format::Q5_0 => shape((32, 22), 512 + 128 + 64, 0),
+            Format::Q8_0 => shape((32, 34), 1024 + 64, 0),
+            Format::Q4K => shape((256, 144), 512 + 64, 64),
+            Format::Q5K => shape((256, 176), 512 + 128 + 64, 64),
+            Format::Q6K => shape((256, 210), 512 + 256 + 64, 32),
+        }
+    }
+
+    /// Bytes of packed rows; `None` if rows are not whole blocks, or the size overflows.
+    #[must_use]
+    pub fn packed_bytes(self, rows: usize, k: usize) -> Option<usize> {
+        let shape = self.shape();
+        if !k.is_multiple_of(shape.block_elements) {
+            return None;
+        }
+        let pairs = k.div_ceil(2 * GROUP).checked_mul(shape.pair_bytes)?;
+        let supers = k.div_ceil(256).checked_mul(shape.super_bytes)?;
+        let tiles = rows.div_ceil(TILE_ROWS);
+        tiles.checked_mul(pairs.checked_add(supers)?)
+    }
+
+    /// Bytes of rows as files have them; `None` as for [`Format::packed_bytes`].
+    #[must_use]
+    pub fn file_bytes(self, rows: usize, k: usize) -> Option<usize> {
+        let shape = self.shape();
+        if !k.is_multiple_of(shape.block_elements) {
+            return None;
+        }
+        (k / shape.block_elements)
+            .checked_mul(shape.block_bytes)?
+            .checked_mul(rows)
+    }
+}
+
+/// The kernels of a product. They all give the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Up to 8 columns.
+    Decode8,
+    /// Up to 16 columns.
+    Decode16,
+    /// 128 rows by 64 columns at a time.
+    Panel64,
+    /// 128 rows by 128 columns at a time.
+    Panel128,
+}
+
+impl Kernel {
+    /// Every kernel.
+    pub const ALL: [Kernel; 4] = [
+        Kernel::Decode8,
+        Kernel::Decode16,
+        Kernel::Panel64,
+        Kernel::Panel128,
+    ];
+
+    /// The one for `columns` columns.
+    #[must_use]
+    pub fn of(columns: usize) -> Kernel {
+        match columns {
+            0..=8 => Kernel::Decode8,
+            9..=16 => Kernel::Decode16,
+            17..=64 => Kernel::Panel64,
+            _ => Kernel::Panel128,
+        }
+    }
+
+    fn name(self, format: Format) -> &'static str {
+        format.kernels()[1 + self as usize]
+    }
+
+    /// Columns that it can take.
+    #[must_use]
+    pub fn columns_max(self) -> usize {
+        match self {
+            Kernel::Decode8 => 8,
+            Kernel::Decode16 => 16,
+            Kernel::Panel64 | Kernel::Panel128 => usize::MAX,
+        }
+    }
+}
+
+/// A matrix in the device's layout.
+#[derive(Debug)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    k: usize,
+    packed: Buffer<u8>,
+}
+
+impl Matrix {
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.packed.len()
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// Columns in 8 bits, in the device's layout.
+#[derive(Debug)]
+pub struct Columns {
+    pub(crate) k: usize,
+    /// Columns that there is room for, whole blocks.
+    pub(crate) capacity: usize,
+    pub(crate) levels: Buffer<u8>,
+    pub(crate) scales: Buffer<f32>,
+}
+
+impl Columns {
+    /// The level of element `index` of column `column` in what [`Device::read_columns`] reads.
+    #[must_use]
+    pub fn level_index(k: usize, column: usize, index: usize) -> usize {
+        let (group, at) = (index / GROUP, index % GROUP);
+        let unit = column / BLOCK_COLUMNS * (k / GROUP) + group;
+        unit * 256 + column % BLOCK_COLUMNS * GROUP + at % 16 / 4 * 8 + at / 16 * 4 + at % 4
+    }
+
+    /// The scale of group `group` of column `column`, which the scaled sum of its levels follows.
+    #[must_use]
+    pub fn scale_index(k: usize, column: usize, group: usize) -> usize {
+        let unit = column / BLOCK_COLUMNS * (k / GROUP) + group;
+        (unit * BLOCK_COLUMNS + column % BLOCK_COLUMNS) * 2
+    }
+}
+
+/// Blocks of `each` that `count` takes.
+fn blocks(count: usize, each: u32) -> u32 {
+    count.div_ceil(each as usize) as u32
+}
+
+/// A size as kernels take it.
+pub(crate) fn int(value: usize) -> i32 {
+    i32::try_from(value).expect("sizes of matrices fit 31 bits")
+}
+
+impl Device {
+    /// Packs rows as files have them.
+    ///
+    /// # Errors
+    /// If there is no room, or the driver refuses.
+    ///
+    /// # Panics
+    /// If `rows_in` is not `rows` rows of `k` elements.
+    pub fn pack(
+        &self,
+        format: Format,
+        rows_in: &Buffer<u8>,
+        rows: usize,
+        k: usize,
+    ) -> Result<Matrix, Error> {
+        let bytes = format.packed_bytes(rows, k).expect("rows are whole blocks");
+        assert!(rows > 0 && Some(rows_in.len()) == format.file_bytes(rows, k));
+        let mut packed = self.zeros(bytes + SLACK_BYTES)?;
+        let threads = rows.div_ceil(TILE_ROWS) * k.div_ceil(2 * GROUP) * 32;
+        let function = self.function(format.kernels()[0], 0)?;
+        let config = LaunchConfig {
+            grid_dim: (threads.div_ceil(THREADS as usize).min(1 << 16) as u32, 1, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let (rows_int, k_int) = (int(rows), int(k));
+        let mut launch = self.stream.launch_builder(function);
+        launch
+            .arg(&rows_in.slice)
+            .arg(&rows_int)
+            .arg(&k_int)
+            .arg(&mut packed.slice);
+        // SAFETY: the arguments are those of `pack`; it reads the rows, which were checked to be there, and writes planes
+        // whose size `packed_bytes` gave.
+        unsafe { launch.launch(config) }.map_err(of("packing weights"))?;
+        // Products may start before the kernel before them has ended, and take weights as given.
+        self.finish()?;
+        Ok(Matrix {
+            format,
+            rows,
+            k,
+            packed,
+        })
+    }
+
+    /// Room for `count` columns of `k` elements.
+    ///
+    /// # Errors
+    /// If there is none.
+    ///
+    /// # Panics
+    /// If columns are not whole groups.
+    pub fn columns(&self, k: usize, count: usize) -> Result<Columns, Error> {
+        assert!(k.is_multiple_of(GROUP), "columns are whole groups");
+        let capacity = count.next_multiple_of(BLOCK_COLUMNS);
+        Ok(Columns {
+            k,
+            capacity,
+            levels: self.zeros(capacity * k + SLACK_BYTES)?,
+            scales: self.zeros(capacity * (k / GROUP) * 2 + SLACK_BYTES / 4)?,
+        })
+    }
+
+    /// What was quantized: levels and scales, see [`Columns::level_index`] and [`Columns::scale_index`].
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn read_columns(&self, columns: &Columns) -> Result<(Vec<u8>, Vec<f32>), Error> {
+        let mut levels = vec![0; columns.levels.len()];
+        let mut scales = vec![0.0; columns.scales.len()];
+        self.read(&columns.levels, &mut levels)?;
+        self.read(&columns.scales, &mut scales)?;
+        Ok((levels, scales))
+    }
+
+    /// Quantizes `count` columns, `stride` elements from one to the next.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If there are fewer values, or there is no room for so many columns.
+    pub fn quantize(
+        &self,
+        values: &Buffer<f32>,
+        stride: usize,
+        count: usize,
+        columns: &mut Columns,
+    ) -> Result<(), Error> {
+        let k = columns.k;
+        assert!(count > 0 && count <= columns.capacity && k > 0);
+        assert!(stride >= k && (count - 1) * stride + k <= values.len());
+        let function = self.function("quantize", 0)?;
+        let config = LaunchConfig {
+            grid_dim: ((k / GROUP).div_ceil(8) as u32, count as u32, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let (k, stride, count) = (int(k), int(stride), int(count));
+        let mut launch = self.stream.launch_builder(function);
+        launch
+            .arg(&values.slice)
+            .arg(&k)
+            .arg(&stride)
+            .arg(&count)
+            .arg(&mut columns.levels.slice)
+            .arg(&mut columns.scales.slice);
+        // SAFETY: the arguments are those of `quantize`; the values were checked to be there, and the columns have room
+        // for them by `columns`.
+        unsafe { launch.launch(config) }.map_err(of("quantizing"))?;
+        Ok(())
+    }
+
+    /// Multiplies `matrix` with the first `count` columns: row `r` of column `c` goes to `output[c * stride + r]`.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If rows and columns are not of one length, there are fewer columns, the kernel does not take so many, or the
+    /// output is too short.
+    pub fn matmul(
+        &self,
+        matrix: &Matrix,
+        columns: &Columns,
+        count: usize,
+        kernel: Kernel,
+        output: &mut Buffer<f32>,
+        stride: usize,
+    ) -> Result<(), Error> {
+        assert_eq!(matrix.k, columns.k, "rows are as long as columns");
+        assert!(count > 0 && count <= columns.capacity && count <= kernel.columns_max());
+        assert!(stride >= matrix.rows && (count - 1) * stride + matrix.rows <= output.len());
+        let name = kernel.name(matrix.format);
+        let launch = self.launch_of(name);
+        let grid_dim = match kernel {
+            Kernel::Decode8 | Kernel::Decode16 => {
+                let at_once = self.processors * launch.blocks;
+                (blocks(matrix.rows, launch.rows).min(at_once), 1, 1)
+            }
+            Kernel::Panel64 | Kernel::Panel128 => (
+                blocks(count, launch.columns),
+                blocks(matrix.rows, launch.rows),
+                1,
+            ),
+        };
+        let function = self.function(name, launch.shared_bytes)?;
+        let config = LaunchConfig {
+            grid_dim,
+            block_dim: (launch.threads, 1, 1),
+            shared_mem_bytes: launch.shared_bytes,
+        };
+        let (rows, k) = (int(matrix.rows), int(matrix.k));
+        let (count, stride) = (int(count), int(stride));
+        // The kernels for few columns wait for what is before them where they need it.
+        let overlaps = self.overlaps && matches!(kernel, Kernel::Decode8 | Kernel::Decode16);
+        let mut weights = matrix.packed.slice.device_ptr(&self.stream).0;
+        let mut levels = columns.levels.slice.device_ptr(&self.stream).0;
+        let mut scales = columns.scales.slice.device_ptr(&self.stream).0;
+        let mut results = output.slice.device_ptr(&self.stream).0;
+        let (mut rows, mut k, mut count, mut stride) = (rows, k, count, stride);
+        let mut arguments = [
+            (&raw mut weights).cast(),
+            (&raw mut rows).cast(),
+            (&raw mut k).cast(),
+            (&raw mut levels).cast(),
+            (&raw mut scales).cast(),
+            (&raw mut results).cast(),
+            (&raw mut count).cast(),
+            (&raw mut stride).cast(),
+        ];
+        // SAFETY: the arguments are those of the products; the matrix was packed with these sizes, and the columns and
+        // the output were checked against them.
+        unsafe { self.launch_overlapping(function, config, overlaps, &mut arguments) }
+            .map_err(of("multiplying"))?;
+        Ok(())
+    }
+}

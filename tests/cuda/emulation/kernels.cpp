@@ -1,0 +1,71 @@
+// The kernels, compiled for a processor, by name.
+#include "cuda.h"
+
+#include <string>
+
+#include "attention.cu"
+#include "glu.cu"
+#include "heads.cu"
+#include "matmul_q4_0.cu"
+#include "matmul_q4_1.cu"
+#include "matmul_q4_k.cu"
+#include "matmul_q5_0.cu"
+#include "matmul_q5_k.cu"
+#include "matmul_q6_k.cu"
+#include "matmul_q8_0.cu"
+#include "norm.cu"
+#include "quantize.cu"
+#include "stream.cu"
+#include "top_k.cu"
+
+namespace {
+
+template <class... T, size_t... I>
+void call(void (*kernel)(T...), void **arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<T *>(arguments[I])...);
+}
+
+template <class... T> void unpacked(void (*kernel)(T...), void **arguments) {
+    call(kernel, arguments, std::index_sequence_for<T...>());
+}
+
+template <auto KERNEL> void entry(void **arguments) { unpacked(KERNEL, arguments); }
+
+struct Kernel {
+    const char *name;
+    void (*entry)(void **);
+    const Launch *launch;
+};
+
+#define KERNEL(NAME) {#NAME, entry<NAME>, nullptr},
+#define PRODUCT(NAME) {#NAME, entry<NAME>, &NAME##_launch},
+#define PRODUCTS(FORMAT)                                                                                               \
+    KERNEL(FORMAT##_pack)                                                                                              \
+    PRODUCT(FORMAT##_decode_8) PRODUCT(FORMAT##_decode_16) PRODUCT(FORMAT##_panel_64) PRODUCT(FORMAT##_panel_128)
+
+#define ATTENTION(HEAD_DIM)                                                                                            \
+    KERNEL(attend_##HEAD_DIM##_few) KERNEL(attend_##HEAD_DIM##_many) KERNEL(attend_##HEAD_DIM##_merge)
+
+const Kernel kernels[] = {
+    PRODUCTS(q4_0) PRODUCTS(q4_1) PRODUCTS(q5_0) PRODUCTS(q8_0) PRODUCTS(q4_k) PRODUCTS(q5_k) PRODUCTS(q6_k)
+    KERNEL(quantize) KERNEL(add_norm_quantize) KERNEL(glu_quantize) KERNEL(heads_f16)
+    KERNEL(stream_copy) KERNEL(stream_read) KERNEL(top_k_stretches) KERNEL(top_k_merge)
+    ATTENTION(64) ATTENTION(128) ATTENTION(256)
+};
+
+} // namespace
+
+void (*find_kernel(const char *name))(void **) {
+    for (const Kernel &kernel : kernels) {
+        if (strcmp(kernel.name, name) == 0) return kernel.entry;
+    }
+    return nullptr;
+}
+
+const void *find_launch(const char *name, size_t *bytes) {
+    *bytes = sizeof(Launch);
+    for (const Kernel &kernel : kernels) {
+        if (kernel.launch != nullptr && std::string(kernel.name) + "_launch" == name) return kernel.launch;
+    }
+    return nullptr;
+}

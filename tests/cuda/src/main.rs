@@ -1,0 +1,147 @@
+//! Every CUDA kernel against the processor's, and how fast they are: `cargo xtask cuda-check`.
+//!
+//! Each check runs in a process of its own, so that one which breaks the device does not hide what the others find.
+//! Invariant: outputs are poisoned before every launch, and compared to the bit.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod data;
+mod layer;
+mod products;
+mod quantize;
+mod speed;
+mod top_k;
+
+use andon_cuda::{Device, Format};
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// The CUDA kernels against the scalar ones, and how fast they are.
+#[derive(Parser)]
+#[command(name = "cargo xtask cuda-check", bin_name = "cargo xtask cuda-check")]
+struct Arguments {
+    /// Only this check, in this process; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only checks, no speeds.
+    #[arg(long)]
+    no_speed: bool,
+    /// Small sizes only: for a run under compute-sanitizer.
+    #[arg(long)]
+    small: bool,
+    /// Number of the device.
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    /// What chance follows from; a failure says it. Without, the time.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Dense bf16 products of this card, in TFLOP/s, that prefill is set against.
+    #[arg(long, value_name = "TFLOPS")]
+    dense: Option<f64>,
+}
+
+/// What a check is run with.
+struct Run<'a> {
+    device: &'a Device,
+    seed: u64,
+    small: bool,
+    dense: Option<f64>,
+}
+
+type Check = fn(&Run<'_>) -> Result<String>;
+
+/// Every check by its name, and those that only measure.
+const CHECKS: &[(&str, Check)] = &[
+    ("quantize", quantize::check),
+    ("norm", layer::norm),
+    ("glu", layer::glu),
+    ("heads", layer::heads),
+    ("attention", layer::attention),
+    ("top_k", top_k::check),
+    ("q4_0", |run| products::check(run, Format::Q4_0)),
+    ("q4_1", |run| products::check(run, Format::Q4_1)),
+    ("q5_0", |run| products::check(run, Format::Q5_0)),
+    ("q8_0", |run| products::check(run, Format::Q8_0)),
+    ("q4_k", |run| products::check(run, Format::Q4K)),
+    ("q5_k", |run| products::check(run, Format::Q5K)),
+    ("q6_k", |run| products::check(run, Format::Q6K)),
+];
+
+const SPEEDS: &[(&str, Check)] = &[
+    ("speed-q4_k", |run| speed::products(run, Format::Q4K)),
+    ("speed-q8_0", |run| speed::products(run, Format::Q8_0)),
+    ("speed-q4_0", |run| speed::products(run, Format::Q4_0)),
+    ("speed-q6_k", |run| speed::products(run, Format::Q6K)),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = if arguments.only.is_empty() {
+        all(&arguments)
+    } else {
+        some(&arguments)
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn some(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(arguments.device)?;
+    let now = || {
+        let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        since.map_or(1, |since| since.as_nanos() as u64)
+    };
+    let seed = arguments.seed.unwrap_or_else(now);
+    let run = Run {
+        device: &device,
+        seed,
+        small: arguments.small,
+        dense: arguments.dense,
+    };
+    for name in &arguments.only {
+        let found = CHECKS.iter().chain(SPEEDS).find(|(known, _)| known == name);
+        let (_, check) = found.with_context(|| format!("there is no check {name}"))?;
+        let began = Instant::now();
+        let said = check(&run).with_context(|| format!("{name}, seed {seed}"))?;
+        println!("{name}: {said} ({:.1} s)", began.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn all(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(arguments.device)?;
+    println!("{:?}", device.limits()?);
+    drop(device);
+    let program = std::env::current_exe()?;
+    let speeds = if arguments.no_speed { &[][..] } else { SPEEDS };
+    let mut failed = Vec::new();
+    for (name, _) in CHECKS.iter().chain(speeds) {
+        let mut command = Command::new(&program);
+        command.args(["--only", name]);
+        command.args(["--device", &arguments.device.to_string()]);
+        if let Some(seed) = arguments.seed {
+            command.args(["--seed", &seed.to_string()]);
+        }
+        if let Some(dense) = arguments.dense {
+            command.args(["--dense", &dense.to_string()]);
+        }
+        if arguments.small {
+            command.arg("--small");
+        }
+        if !command.status()?.success() {
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join(", "));
+    }
+    Ok(())
+}

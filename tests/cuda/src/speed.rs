@@ -1,0 +1,147 @@
+//! How fast the kernels are, as shares of what the card does at best.
+
+use crate::Run;
+use crate::data::{Draw, Random, host, many_weights, values};
+use andon_cuda::{Format, Kernel, Matrix};
+use anyhow::Result;
+use std::cell::RefCell;
+use std::fmt::Write;
+
+/// Llama 3.1 8B: rows and elements of a layer's matrices.
+const LAYER: [(&str, usize, usize); 4] = [
+    ("qkv", 6144, 4096),
+    ("output", 4096, 4096),
+    ("gate+up", 28672, 4096),
+    ("down", 4096, 14336),
+];
+
+/// The best of several times, each of several launches, in seconds: what disturbs only ever adds.
+fn best(graph: &andon_cuda::Graph<'_>, launches: usize) -> Result<f64> {
+    graph.time(launches)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        best = best.min(graph.time(launches)?);
+    }
+    Ok(best)
+}
+
+/// Bytes per second that the device's memory gives.
+struct Rates {
+    /// A copy by a kernel, bytes read and bytes written.
+    copy: f64,
+    /// Reading alone.
+    read: f64,
+    /// The driver's copy, bytes read and bytes written.
+    driver: f64,
+}
+
+fn rates(run: &Run<'_>) -> Result<Rates> {
+    const WORDS: usize = 1 << 28;
+    let from = run.device.zeros::<u32>(WORDS)?;
+    let to = RefCell::new(run.device.zeros::<u32>(WORDS)?);
+    let bytes = (WORDS * size_of::<u32>()) as f64;
+    let time =
+        |work: &dyn Fn() -> Result<(), andon_cuda::Error>| best(&run.device.record(work)?, 4);
+    Ok(Rates {
+        copy: 2.0 * bytes / time(&|| run.device.stream_copy(&from, &mut to.borrow_mut()))?,
+        read: bytes / time(&|| run.device.stream_read(&from, &mut to.borrow_mut()))?,
+        driver: 2.0 * bytes / time(&|| run.device.copy(&from, &mut to.borrow_mut()))?,
+    })
+}
+
+pub(crate) fn products(run: &Run<'_>, format: Format) -> Result<String> {
+    let mut random = Random(run.seed);
+    let rates = rates(run)?;
+    let copy = rates.copy;
+    let limits = run.device.limits()?;
+    let mut text = format!(
+        "{format:?} on {}, {} processors, copy {:.0} GB/s (read and written), read {:.0} GB/s, the driver's copy {:.0} GB/s\n",
+        limits.name,
+        limits.processors,
+        copy * 1e-9,
+        rates.read * 1e-9,
+        rates.driver * 1e-9
+    );
+    const COLUMNS: usize = 2048;
+    let mut layer_times = vec![0.0; 5];
+    let mut layer_bytes = 0.0;
+    for (name, rows, k) in LAYER {
+        let raw = many_weights(&mut random, host(format), rows, k);
+        let raw = run.device.upload(&raw)?;
+        let bytes = format.packed_bytes(rows, k).expect("whole blocks");
+        layer_bytes += bytes as f64;
+        // As many as do not fit the cache together.
+        let copies = (4 * limits.cache_bytes).div_ceil(bytes).max(2);
+        let matrices: Vec<Matrix> = (0..copies)
+            .map(|_| run.device.pack(format, &raw, rows, k))
+            .collect::<Result<_, _>>()?;
+        drop(raw);
+        let x = run
+            .device
+            .upload(&values(&mut random, k, COLUMNS, Draw::Random))?;
+        let mut columns = run.device.columns(k, COLUMNS)?;
+        run.device.quantize(&x, k, COLUMNS, &mut columns)?;
+        let output = RefCell::new(run.device.zeros::<f32>(COLUMNS * rows)?);
+        let time = |count: usize, kernel: Kernel, matrices: &[Matrix], launches: usize| {
+            let graph = run.device.record(|| {
+                for matrix in matrices {
+                    let output = &mut output.borrow_mut();
+                    run.device
+                        .matmul(matrix, &columns, count, kernel, output, rows)?;
+                }
+                Ok(())
+            })?;
+            best(&graph, launches).map(|seconds| seconds / matrices.len() as f64)
+        };
+        let mut one = 0.0;
+        write!(text, "{name:8} {rows:6} x {k:5}:")?;
+        for (index, count) in [1, 2, 4, 8, 16].into_iter().enumerate() {
+            let seconds = time(count, Kernel::of(count), &matrices, 20)?;
+            if count == 1 {
+                one = seconds;
+            }
+            layer_times[index] += seconds;
+            write!(
+                text,
+                "  M={count} {:.2} us {:.0} GB/s {:.0}% T/T1 {:.2}",
+                seconds * 1e6,
+                bytes as f64 / seconds * 1e-9,
+                bytes as f64 / seconds / copy * 100.0,
+                seconds / one
+            )?;
+        }
+        writeln!(text)?;
+        for (count, kernel) in [
+            (32, Kernel::Panel64),
+            (64, Kernel::Panel64),
+            (512, Kernel::Panel64),
+            (512, Kernel::Panel128),
+            (2048, Kernel::Panel128),
+        ] {
+            let seconds = time(count, kernel, &matrices[..2], 5)?;
+            let rate = 2.0 * (rows * k * count) as f64 / seconds;
+            write!(
+                text,
+                "  {kernel:?} M={count} {:.1} us {:.0} TFLOP/s",
+                seconds * 1e6,
+                rate * 1e-12
+            )?;
+            if let Some(dense) = run.dense {
+                write!(text, " {:.0}%", rate * 1e-12 / dense * 100.0)?;
+            }
+        }
+        writeln!(text)?;
+    }
+    write!(text, "layer:")?;
+    for (count, seconds) in [1, 2, 4, 8, 16].into_iter().zip(&layer_times) {
+        write!(
+            text,
+            "  M={count} {:.1} us {:.0} GB/s {:.0}% T/T1 {:.2}",
+            seconds * 1e6,
+            layer_bytes / seconds * 1e-9,
+            layer_bytes / seconds / copy * 100.0,
+            seconds / layer_times[0]
+        )?;
+    }
+    Ok(text)
+}
