@@ -10,6 +10,7 @@ mod assets;
 mod bench;
 mod cache;
 mod campaign;
+mod cuda;
 mod deb;
 mod demo;
 mod emulate;
@@ -28,6 +29,7 @@ mod stages;
 mod system;
 mod units;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -145,6 +147,14 @@ enum Command {
     Sbom(sbom::Options),
     /// Write the manual pages of programs that describe themselves into systemd/man.
     Manual,
+    /// Install a compiler of CUDA kernels into the cache unless there is one, and print how it is named to the build.
+    Cuda,
+    /// Check every CUDA kernel on the device of this machine, and measure them.
+    CudaCheck {
+        /// Goes to the checks: --help lists what they take.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Do the set-up of the tests and print the environment they run in.
     Setup,
 }
@@ -171,6 +181,8 @@ fn main() -> ExitCode {
         Command::Install(options) => install::run(&options),
         Command::Sbom(options) => sbom::run(&options),
         Command::Manual => manual::write().map(|()| ExitCode::SUCCESS),
+        Command::Cuda => cuda::install(),
+        Command::CudaCheck { arguments } => cuda::check(&arguments),
         Command::Setup => stages::print_setup(),
     };
     match done {

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{deb, emulate, manual, model, no_std, oracle, packages, python, shell, system, units};
+use crate::{
+    cuda, deb, emulate, manual, model, no_std, oracle, packages, python, shell, system, units,
+};
 
 /// A part of `cargo xtask test`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +30,8 @@ pub(crate) enum Stage {
     Docs,
     /// The client side links without std.
     NoStd,
+    /// The CUDA kernels compile for every processor, within their limits of registers.
+    Cuda,
     /// systemd's own opinion of our units.
     Units,
     /// Manual pages say what the programs say of themselves.
@@ -42,12 +46,13 @@ pub(crate) enum Stage {
     System,
 }
 
-const ALL: [Stage; 11] = [
+const ALL: [Stage; 12] = [
     Stage::Format,
     Stage::Clippy,
     Stage::Tests,
     Stage::Docs,
     Stage::NoStd,
+    Stage::Cuda,
     Stage::Units,
     Stage::Manual,
     Stage::Package,
@@ -271,6 +276,7 @@ fn run_stage(
             .map(done)
         }
         Stage::NoStd => no_std::check().map(done),
+        Stage::Cuda => cuda::stage(),
         Stage::Units => units::check(),
         Stage::Manual => manual::check(),
         Stage::Package => deb::check(packer()),

@@ -1,0 +1,185 @@
+//! What the CUDA kernels need: a compiler where there is none, their limits, and their checks on a device.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::stages::Outcome;
+use crate::{cache, shell};
+
+/// Of one toolkit: machine code does not depend on the driver's version, but what is compiled and what is linked must agree.
+const PACKAGES: [&str; 5] = [
+    "nvidia-cuda-nvcc==13.0.*",
+    "nvidia-nvvm==13.0.*",
+    "nvidia-cuda-crt==13.0.*",
+    "nvidia-cuda-cccl==13.0.*",
+    "nvidia-cuda-runtime==13.0.*",
+];
+
+/// Processors that kernels are compiled for: Jetson Orin, Hopper.
+const TARGETS: [&str; 2] = ["87", "90"];
+
+/// Registers of a thread, by the end of a kernel's name: what leaves room for the blocks that a processor has to hold.
+const REGISTERS_MAX: [(&str, u32); 4] = [
+    ("_decode_8", 102),
+    ("_decode_16", 128),
+    ("_panel_64", 128),
+    ("_panel_128", 255),
+];
+
+fn folder() -> Result<PathBuf> {
+    Ok(cache::folder()?.join("cuda-13.0"))
+}
+
+/// The compiler that `ANDON_NVCC` names, of `PATH`, or of the cache.
+fn nvcc() -> Result<Option<PathBuf>> {
+    let named = env::var_os("ANDON_NVCC").filter(|name| !name.is_empty());
+    let kept = folder()?.join("nvidia/cu13/bin/nvcc");
+    Ok(named
+        .map(PathBuf::from)
+        .or_else(|| shell::find("nvcc"))
+        .or_else(|| kept.is_file().then_some(kept)))
+}
+
+/// Installs a compiler into the cache unless there is one, and says how it is used.
+///
+/// # Errors
+/// When pip cannot fetch it.
+pub(crate) fn install() -> Result<ExitCode> {
+    if nvcc()?.is_none() {
+        let _lock = cache::lock()?;
+        let folder = folder()?;
+        println!("  installing nvcc in {}", folder.display());
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "--disable-pip-version-check", "install"]);
+        pip.args(["--quiet", "--only-binary", ":all:", "--target"]);
+        shell::run(pip.arg(&folder).args(PACKAGES))?;
+        for tools in ["nvidia/cu13/bin", "nvidia/cu13/nvvm/bin"] {
+            let tools = folder.join(tools);
+            if tools.is_dir() {
+                shell::run(Command::new("chmod").args(["-R", "a+rx"]).arg(&tools))?;
+            }
+        }
+    }
+    let nvcc = nvcc()?.context("pip installed no nvcc")?;
+    println!("export ANDON_NVCC={}", nvcc.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the checks and runs them on the device of this machine; `arguments` go to them.
+///
+/// # Errors
+/// When there is no compiler, or the checks do not build.
+pub(crate) fn check(arguments: &[OsString]) -> Result<ExitCode> {
+    let nvcc = nvcc()?.context("no nvcc: cargo xtask cuda installs one")?;
+    let mut cargo = shell::cargo(&["run", "--release", "--package", "andon-cuda-check", "--"]);
+    let status = cargo.args(arguments).env("ANDON_NVCC", nvcc).status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The stage: every kernel compiles within its limits, for every processor.
+///
+/// # Errors
+/// When one does not, or takes more registers than it may or any memory in their place.
+pub(crate) fn stage() -> Result<Outcome> {
+    let Some(nvcc) = nvcc()? else {
+        let reason = "no nvcc (cargo xtask cuda installs one)";
+        return Ok(Outcome::Skipped(reason.to_owned()));
+    };
+    let sources = shell::root().join("kernels/cuda");
+    let out = shell::target_directory().join("cuda");
+    fs::create_dir_all(&out)?;
+    let mut kernels = 0;
+    let mut entries: Vec<PathBuf> = fs::read_dir(&sources)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .collect();
+    entries.sort();
+    for source in &entries {
+        for target in TARGETS {
+            kernels += limits(&compile(&nvcc, source, target, &out)?)
+                .with_context(|| format!("{} for sm_{target}", source.display()))?;
+        }
+    }
+    ensure!(kernels > 0, "no kernel was compiled");
+    Ok(Outcome::Passed(format!(
+        "{kernels} kernels within their limits"
+    )))
+}
+
+/// Compiles for one processor; what the assembler says of each kernel.
+fn compile(nvcc: &Path, source: &Path, target: &str, out: &Path) -> Result<String> {
+    let mut command = Command::new(nvcc);
+    command.args([
+        "-std=c++17",
+        "-O3",
+        "-fmad=false",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+    ]);
+    command.arg(format!("-gencode=arch=compute_{target},code=sm_{target}"));
+    command.arg(source).arg("-o").arg(out.join("kernel.cubin"));
+    let output = command.output().context("cannot run nvcc")?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        bail!("{} for sm_{target}: {said}", source.display());
+    }
+    Ok(said)
+}
+
+/// Counts the kernels that the assembler speaks of, all within their limits.
+fn limits(said: &str) -> Result<usize> {
+    let (mut kernels, mut name) = (0, "");
+    for line in said.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            name = rest.split('\'').next().unwrap_or_default();
+        }
+        if let Some(bytes) = before(line, " bytes spill stores") {
+            ensure!(bytes == 0, "{name} spills {bytes} bytes");
+        }
+        if let Some(registers) = before(line, " registers") {
+            let limit = REGISTERS_MAX.iter().find(|(end, _)| name.ends_with(end));
+            if let Some(&(_, limit)) = limit {
+                ensure!(
+                    registers <= limit,
+                    "{name} takes {registers} registers, more than {limit}"
+                );
+            }
+            kernels += 1;
+        }
+    }
+    Ok(kernels)
+}
+
+/// The number before `word`.
+fn before(line: &str, word: &str) -> Option<u32> {
+    let (head, _) = line.split_once(word)?;
+    head.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::limits;
+
+    const SAID: &str = "ptxas info    : Compiling entry function 'q4_k_decode_8' for 'sm_87'\n\
+        ptxas info    : Function properties for q4_k_decode_8\n    \
+        0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 94 registers, used 0 barriers\n";
+
+    #[test]
+    fn what_the_assembler_says_is_held_to_limits() {
+        assert_eq!(limits(SAID).expect("within them"), 1);
+        assert!(limits(&SAID.replace("94 reg", "103 reg")).is_err());
+        assert!(limits(&SAID.replace(" 0 bytes spill stores", " 8 bytes spill stores")).is_err());
+        assert_eq!(limits("").expect("nothing"), 0);
+    }
+}
