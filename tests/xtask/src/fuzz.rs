@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{campaign, shell};
 
 /// The targets, each a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 19] = [
+const TARGETS: [&str; 20] = [
     "gguf",
     "pack",
     "tokenizer",
@@ -35,6 +35,7 @@ const TARGETS: [&str; 19] = [
     "state",
     "audit",
     "redact",
+    "upstream",
 ];
 
 /// What `cargo fuzz` gives the compiler, without the sanitizer.

@@ -292,9 +292,11 @@ impl Mailbox {
         }
         letters.unread_bytes += bytes;
         let last = |event: &&mut JobEvent| matches!(event, JobEvent::Chunk(chunk) if chunk.choice == choice);
-        if letters.chunk_count >= UNREAD_CHUNKS_MAX
-            && let Some(JobEvent::Chunk(last)) = letters.unread.iter_mut().rev().find(last)
-        {
+        // What stands before a new beginning is thrown away by whoever reads it.
+        let of_this_attempt = |event: &&mut JobEvent| !matches!(event, JobEvent::Restarted);
+        let is_full = letters.chunk_count >= UNREAD_CHUNKS_MAX;
+        let mut unread = letters.unread.iter_mut().rev().take_while(of_this_attempt);
+        if is_full && let Some(JobEvent::Chunk(last)) = unread.find(last) {
             last.text.push_str(text);
             last.logprobs.extend(logprobs);
         } else {
