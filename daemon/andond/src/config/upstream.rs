@@ -189,7 +189,7 @@ impl UpstreamConfig {
         let is_clear = |uri: &Uri| uri.scheme() == Some(&Scheme::HTTP);
         if let Some(uri) = address.filter(is_clear) {
             problems.require(
-                self.api_key_file.is_none() || is_loopback(&uri),
+                self.api_key_file.is_none() || (is_loopback(&uri) && self.proxy.is_none()),
                 &key("api-key-file"),
                 "would cross the network in the clear",
                 "use an address that begins with https://, or leave out the key",

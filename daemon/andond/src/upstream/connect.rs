@@ -78,6 +78,8 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(KEEP_ALIVE));
+        // Shared among the addresses of a name, so that a dead one does not hide the others.
+        tcp.set_connect_timeout(Some(patience.mul_f32(0.8)));
         Connector {
             tcp,
             proxy,

@@ -291,7 +291,8 @@ impl Reader {
             if let Some(delta) = choice.delta {
                 self.take_delta(delta, found)?;
             }
-            if let Some(reason) = choice.finish_reason {
+            // Some say an empty one with every chunk but the last.
+            if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
                 self.finish = Some(reason);
             }
         }
@@ -409,14 +410,23 @@ impl Reader {
             Form::Events => {}
         }
         let finish = match self.finish.as_deref() {
-            Some("length") => Finish::Length,
+            Some("length" | "max_tokens" | "model_length") => Finish::Length,
             Some("content_filter") => {
                 return Err(ReadFault {
                     kind: FaultKind::Withheld,
                     what: "it withholds the answer",
                 });
             }
-            Some(_) => Finish::Stop,
+            Some("stop" | "tool_calls" | "function_call" | "eos" | "eos_token" | "end_turn") => {
+                Finish::Stop
+            }
+            // An abort, an error, a lack of machines: half an answer.
+            Some(_) => {
+                return Err(ReadFault {
+                    kind: FaultKind::Broken,
+                    what: "it broke off the answer",
+                });
+            }
             None => return Err(garbled("the reply does not say why the answer ends")),
         };
         if self.refused {
@@ -469,6 +479,33 @@ mod tests {
         let (rest, complete) = reader.finish()?;
         add(rest);
         Ok((text, complete))
+    }
+
+    #[test]
+    fn half_an_answer_is_none_whatever_its_end_is_called() {
+        let reply = |first: &str, last: &str| {
+            format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{first}}}]}}\n\n\
+                 data: {{\"choices\":[{{\"delta\":{{\"content\":\"b\"}},\"finish_reason\":{last}}}]}}\n\ndata: [DONE]\n\n"
+            )
+        };
+        let finish = |first, last| {
+            let read = read(Form::Events, None, &[reply(first, last).as_bytes()]);
+            read.map(|(text, complete)| (text, complete.finish))
+        };
+        let whole = "ab".to_owned();
+        assert_eq!(
+            finish("\"\"", "\"stop\"").ok(),
+            Some((whole.clone(), Finish::Stop))
+        );
+        assert_eq!(
+            finish("null", "\"max_tokens\"").ok(),
+            Some((whole, Finish::Length))
+        );
+        for reason in ["\"abort\"", "\"error\"", "\"insufficient_system_resource\""] {
+            let fault = finish("null", reason).expect_err(reason);
+            assert_eq!(fault.kind, FaultKind::Broken);
+        }
     }
 
     fn event(data: &str) -> String {
