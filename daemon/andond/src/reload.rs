@@ -6,12 +6,13 @@
 //!
 //! Invariant: with any problem, nothing changes. One reload is under way at a time.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 
 use crate::access::{Access, Rules};
@@ -201,15 +202,18 @@ impl Reload {
     }
 }
 
+/// Watches for SIGHUP from this call on, which has to be before the service manager hears that the daemon is ready: it may ask
+/// for a reload at once, and what nobody watches for is lost.
+///
+/// # Errors
+///
+/// The runtime cannot watch for signals.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
 /// Reads the configuration again at each SIGHUP, until the daemon stops.
-pub async fn on_hangups(context: Context) {
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => {
-            crate::event!(Internal, %error, "SIGHUP is not watched for; `andonctl reload` does the same");
-            return;
-        }
-    };
+pub async fn on_hangups(context: Context, mut hangups: Signal) {
     loop {
         tokio::select! {
             () = context.stopping.cancelled() => return,

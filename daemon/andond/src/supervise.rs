@@ -319,6 +319,7 @@ impl Signals {
 
 async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(runtime("cannot watch for signals"))?;
+    let hangups = reload::hangups().map_err(runtime("cannot watch for signals"))?;
     let idle_after = idle::after(&context, &bound);
     let mut frontends = JoinSet::new();
     // Kept to the end: dropping them unlinks the sockets.
@@ -344,7 +345,7 @@ async fn serve(context: Context, bound: Bound) -> Result<(), Failure> {
     }
     frontends.spawn(frontend::mqtt::run(context.clone()));
     frontends.spawn(hardware::watch(context.clone()));
-    frontends.spawn(reload::on_hangups(context.clone()));
+    frontends.spawn(reload::on_hangups(context.clone(), hangups));
     let proc = context.config().hardware.proc_dir.clone();
     let upstreams = context.router.upstreams().clone();
     let watching = upstreams.watch(proc, context.stopping.clone());
