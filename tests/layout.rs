@@ -36,7 +36,7 @@ const DRAWING: &[(&str, &[&str])] = &[
     ("ffi/cuda", &[]),
     ("ffi/os", &[]),
     ("kernels", &[]),
-    ("tests", &["daemon/", "ffi/", "kernels"]),
+    ("tests", &["daemon/", "ffi/", "kernels", "tests/cuda"]),
     ("tests/cuda", &["ffi/cuda", "kernels"]),
     ("tests/fuzz", &["daemon/", "ffi/"]),
     ("tests/sim", &["daemon/policy", "daemon/wire"]),

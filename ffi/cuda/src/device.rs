@@ -3,7 +3,7 @@
 use crate::attention;
 use crate::error::Error;
 use crate::matmul::Format;
-use crate::modules::MODULES;
+use crate::modules;
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
@@ -106,7 +106,9 @@ impl Device {
     /// # Errors
     /// Where there is no such device, it is too old, this program has no kernels, or the driver refuses.
     pub fn open(ordinal: usize) -> Result<Device, Error> {
-        let modules = MODULES.map_err(Error::NotBuilt)?;
+        if let Some(reason) = modules::missing() {
+            return Err(Error::NotBuilt(reason));
+        }
         // SAFETY: opens and closes the driver's library, whose initializers have no requirement.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::NoDriver);
@@ -143,22 +145,20 @@ impl Device {
             .iter()
             .map(|&(module, kernels)| (module, kernels, false));
         for (module, kernels, products) in products.into_iter().chain(others) {
-            let image = modules.iter().find(|(name, _)| *name == module);
-            let (_, image) = image.expect("build.rs compiles every module");
-            device.load(image, kernels, products)?;
+            device.load(modules::image(module), kernels, products)?;
         }
         Ok(device)
     }
 
     fn load(
         &mut self,
-        image: &[u8],
+        image: Vec<u8>,
         kernels: &'static [&'static str],
         products: bool,
     ) -> Result<(), Error> {
         let loaded = self
             .context
-            .load_module(Ptx::from_binary(image.to_vec()))
+            .load_module(Ptx::from_binary(image))
             .map_err(of("loading kernels"))?;
         for &kernel in kernels {
             let function = loaded

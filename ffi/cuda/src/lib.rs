@@ -11,6 +11,7 @@ mod device;
 mod error;
 mod layer;
 mod matmul;
+mod modules;
 mod timing;
 mod top_k;
 
@@ -22,12 +23,8 @@ pub use matmul::{Columns, Format, Kernel, Matrix};
 pub use timing::Graph;
 pub use top_k::{Best, TOP_K_MAX, TopK};
 
-mod modules {
-    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-}
-
 /// Why this program has no kernels; `None` if it has.
 #[must_use]
 pub fn not_built() -> Option<&'static str> {
-    modules::MODULES.err()
+    modules::missing()
 }

@@ -47,16 +47,14 @@ template <class T> T __ldg(const T *from) { return *from; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 
-extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
 constexpr int LANES = 32;
 
-// Gives the other threads of the block their turns.
-void yield();
-// Waits for the other lanes of the warp. The last to come runs `work` before any goes on.
-void meet_warp(void (*work)(void *), void *argument);
+// Waits for the other lanes of the warp.
+void meet_warp();
 // Where the lanes of this thread's warp leave what they exchange.
 void *exchange(size_t bytes_of_a_lane);
 int lane();
@@ -68,13 +66,13 @@ void commit();
 void wait_copies(int pending);
 uint8_t *shared();
 
-// Every lane's value, once all have come.
+// What `use` makes of every lane's value, once all have come.
 template <class T, class F> auto together(T value, F &&use) {
     T *values = static_cast<T *>(exchange(sizeof(T)));
     values[lane()] = value;
-    meet_warp(nullptr, nullptr);
+    meet_warp();
     auto result = use(values);
-    meet_warp(nullptr, nullptr);
+    meet_warp();
     return result;
 }
 
@@ -84,7 +82,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void **),
 } // namespace emulation
 
 inline void __syncthreads() { emulation::meet_block(); }
-inline void __syncwarp(unsigned = ~0u) { emulation::meet_warp(nullptr, nullptr); }
+inline void __syncwarp(unsigned = ~0u) { emulation::meet_warp(); }
 inline uint32_t __reduce_max_sync(unsigned, uint32_t value) {
     return emulation::together(value, [](uint32_t *values) {
         uint32_t result = 0;

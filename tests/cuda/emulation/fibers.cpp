@@ -1,9 +1,13 @@
-// Threads of a block as fibers.
+// Threads of a block as fibers: each runs until it waits for others, and then the next that can go on does.
+//
+// Invariant: one block runs at a time, on the thread that launched it; the driver's lock sees to that.
 #include "cuda.h"
 
+#include <csetjmp>
+#include <sys/mman.h>
 #include <ucontext.h>
 
-thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 namespace {
@@ -18,18 +22,21 @@ struct Copy {
     size_t bytes;
 };
 
-struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack;
-    dim3 index;
-    bool done;
-    std::vector<Copy> open;
-    std::deque<std::vector<Copy>> pending;
-};
-
 struct Meeting {
     int arrived = 0;
     uint64_t generation = 0;
+};
+
+struct Fiber {
+    jmp_buf context;
+    void *stack = nullptr;
+    dim3 index;
+    bool done;
+    // What it waits for, as long as that has this generation.
+    const Meeting *meeting;
+    uint64_t generation;
+    std::vector<Copy> open;
+    std::deque<std::vector<Copy>> pending;
 };
 
 Fiber fibers[THREADS_MAX];
@@ -37,59 +44,89 @@ Meeting warps[THREADS_MAX / LANES], barriers[BARRIERS];
 alignas(16) char exchanges[THREADS_MAX / LANES][LANES * EXCHANGE_BYTES];
 alignas(128) uint8_t shared_bytes[SHARED_BYTES_MAX];
 size_t shared_used;
-ucontext_t scheduler;
+jmp_buf scheduler;
+ucontext_t starting;
 int current, running;
-uint64_t progress;
 void (*kernel_now)(void **);
 void **arguments_now;
 
-void enter() {
-    kernel_now(arguments_now);
-    fibers[current].done = true;
-    running--;
-    progress++;
-    swapcontext(&fibers[current].context, &scheduler);
+void to_scheduler() {
+    // Without the mask of signals, which would take a call of the system for each turn.
+    if (_setjmp(fibers[current].context) == 0) _longjmp(scheduler, 1);
 }
 
-void meet(Meeting &meeting, int count, bool stay, void (*work)(void *) = nullptr, void *argument = nullptr) {
+// A fiber's life: one thread of a block after the other.
+void live() {
+    for (;;) {
+        kernel_now(arguments_now);
+        fibers[current].done = true;
+        running--;
+        to_scheduler();
+    }
+}
+
+// Makes a fiber that has come as far as its first turn.
+void make(Fiber &fiber) {
+    void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) abort();
+    fiber.stack = stack;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = STACK_BYTES;
+    context.uc_link = nullptr;
+    makecontext(&context, +[] {
+        if (_setjmp(fibers[current].context) == 0) setcontext(&starting);
+        live();
+    }, 0);
+    volatile bool made = false;
+    getcontext(&starting);
+    if (!made) {
+        made = true;
+        setcontext(&context);
+    }
+}
+
+void meet(Meeting &meeting, int count, bool stay) {
     uint64_t generation = meeting.generation;
-    progress++;
     if (++meeting.arrived == count) {
-        if (work) work(argument);
         meeting.arrived = 0;
         meeting.generation++;
         return;
     }
-    while (stay && meeting.generation == generation) yield();
+    if (!stay) return;
+    fibers[current].meeting = &meeting;
+    fibers[current].generation = generation;
+    to_scheduler();
 }
 
 void run_block(int threads) {
-    memset(shared_bytes, 0xcd, sizeof shared_bytes);
+    memset(shared_bytes, 0xcd, shared_used);
     for (Meeting &meeting : warps) meeting = Meeting();
     for (Meeting &meeting : barriers) meeting = Meeting();
     for (int i = 0; i < threads; i++) {
         Fiber &fiber = fibers[i];
+        current = i;
+        if (fiber.stack == nullptr) make(fiber);
         fiber.done = false;
+        fiber.meeting = nullptr;
         fiber.open.clear();
         fiber.pending.clear();
-        fiber.stack.resize(STACK_BYTES);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = nullptr;
         fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
-        makecontext(&fiber.context, enter, 0);
     }
     running = threads;
     while (running > 0) {
-        uint64_t before = progress;
+        bool progress = false;
         for (int i = 0; i < threads; i++) {
-            if (fibers[i].done) continue;
+            Fiber &fiber = fibers[i];
+            if (fiber.done || (fiber.meeting != nullptr && fiber.meeting->generation == fiber.generation)) continue;
+            fiber.meeting = nullptr;
+            progress = true;
             current = i;
-            threadIdx = fibers[i].index;
-            swapcontext(&scheduler, &fibers[i].context);
+            threadIdx = fiber.index;
+            if (_setjmp(scheduler) == 0) _longjmp(fiber.context, 1);
         }
-        if (progress == before) {
+        if (!progress) {
             fprintf(stderr, "emulation: %d threads of a block wait for others that never come\n", running);
             abort();
         }
@@ -104,9 +141,7 @@ void run_block(int threads) {
 
 } // namespace
 
-void yield() { swapcontext(&fibers[current].context, &scheduler); }
-
-void meet_warp(void (*work)(void *), void *argument) { meet(warps[current / LANES], LANES, true, work, argument); }
+void meet_warp() { meet(warps[current / LANES], LANES, true); }
 
 void *exchange(size_t bytes_of_a_lane) {
     if (bytes_of_a_lane > EXCHANGE_BYTES) abort();

@@ -1,7 +1,5 @@
 // The kernels, compiled for a processor, by name.
-#include "cuda.h"
-
-#include <string>
+#include "kernels.h"
 
 #include "attention.cu"
 #include "glu.cu"
@@ -31,14 +29,19 @@ template <class... T> void unpacked(void (*kernel)(T...), void **arguments) {
 
 template <auto KERNEL> void entry(void **arguments) { unpacked(KERNEL, arguments); }
 
-struct Kernel {
-    const char *name;
-    void (*entry)(void **);
-    const Launch *launch;
-};
+template <class... T> Arguments kept(void (*)(T...), void **arguments) {
+    Arguments result;
+    for (size_t bytes : {sizeof(T)...}) {
+        const char *from = static_cast<const char *>(*arguments++);
+        result.emplace_back(from, from + bytes);
+    }
+    return result;
+}
 
-#define KERNEL(NAME) {#NAME, entry<NAME>, nullptr},
-#define PRODUCT(NAME) {#NAME, entry<NAME>, &NAME##_launch},
+template <auto KERNEL> Arguments keep(void **arguments) { return kept(KERNEL, arguments); }
+
+#define KERNEL(NAME) {#NAME, entry<NAME>, keep<NAME>, nullptr, 0},
+#define PRODUCT(NAME) {#NAME, entry<NAME>, keep<NAME>, &NAME##_launch, sizeof(Launch)},
 #define PRODUCTS(FORMAT)                                                                                               \
     KERNEL(FORMAT##_pack)                                                                                              \
     PRODUCT(FORMAT##_decode_8) PRODUCT(FORMAT##_decode_16) PRODUCT(FORMAT##_panel_64) PRODUCT(FORMAT##_panel_128)
@@ -55,17 +58,9 @@ const Kernel kernels[] = {
 
 } // namespace
 
-void (*find_kernel(const char *name))(void **) {
+const Kernel *find_kernel(const char *name) {
     for (const Kernel &kernel : kernels) {
-        if (strcmp(kernel.name, name) == 0) return kernel.entry;
-    }
-    return nullptr;
-}
-
-const void *find_launch(const char *name, size_t *bytes) {
-    *bytes = sizeof(Launch);
-    for (const Kernel &kernel : kernels) {
-        if (kernel.launch != nullptr && std::string(kernel.name) + "_launch" == name) return kernel.launch;
+        if (strcmp(kernel.name, name) == 0) return &kernel;
     }
     return nullptr;
 }

@@ -14,8 +14,10 @@ mod speed;
 mod top_k;
 
 use andon_cuda::{Device, Format};
-use anyhow::{Context, Result, bail};
+use andon_cuda_check::emulation;
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -32,6 +34,9 @@ struct Arguments {
     /// Small sizes only: for a run under compute-sanitizer.
     #[arg(long)]
     small: bool,
+    /// On a processor, by the driver of tests/cuda/emulation: small sizes, and no speeds.
+    #[arg(long)]
+    emulated: bool,
     /// Number of the device.
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -42,6 +47,9 @@ struct Arguments {
     #[arg(long, value_name = "TFLOPS")]
     dense: Option<f64>,
 }
+
+/// What ends a run that there was nothing for: the exit code that test drivers take for "skipped".
+const SKIPPED: u8 = 77;
 
 /// What a check is run with.
 struct Run<'a> {
@@ -78,9 +86,26 @@ const SPEEDS: &[(&str, Check)] = &[
 ];
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let done = if arguments.only.is_empty() {
-        all(&arguments)
+    let mut arguments = Arguments::parse();
+    let mut library_path = None;
+    if arguments.emulated {
+        arguments.small = true;
+        arguments.no_speed = true;
+        match emulation::driver() {
+            Ok(Some(folder)) => library_path = Some(emulation::library_path(&folder)),
+            Ok(None) => {
+                println!("skipped: there is no C++ compiler");
+                return ExitCode::from(SKIPPED);
+            }
+            Err(error) => {
+                println!("FAILED: the emulation: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    // A library path is read when a program starts.
+    let done = if arguments.only.is_empty() || arguments.emulated {
+        all(&arguments, library_path.as_deref())
     } else {
         some(&arguments)
     };
@@ -116,14 +141,23 @@ fn some(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn all(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(arguments.device)?;
-    println!("{:?}", device.limits()?);
-    drop(device);
+/// The checks, each in a process of its own, which finds the driver by `library_path`.
+fn all(arguments: &Arguments, library_path: Option<&OsStr>) -> Result<()> {
+    for name in &arguments.only {
+        let known = CHECKS.iter().any(|(known, _)| known == name);
+        ensure!(known, "there is no check {name}");
+    }
+    if library_path.is_none() {
+        let device = Device::open(arguments.device)?;
+        println!("{:?}", device.limits()?);
+    }
     let program = std::env::current_exe()?;
     let speeds = if arguments.no_speed { &[][..] } else { SPEEDS };
+    let named = |name: &str| {
+        arguments.only.is_empty() || arguments.only.iter().any(|wanted| wanted == name)
+    };
     let mut failed = Vec::new();
-    for (name, _) in CHECKS.iter().chain(speeds) {
+    for (name, _) in CHECKS.iter().chain(speeds).filter(|(name, _)| named(name)) {
         let mut command = Command::new(&program);
         command.args(["--only", name]);
         command.args(["--device", &arguments.device.to_string()]);
@@ -135,6 +169,9 @@ fn all(arguments: &Arguments) -> Result<()> {
         }
         if arguments.small {
             command.arg("--small");
+        }
+        if let Some(path) = library_path {
+            command.env("LD_LIBRARY_PATH", path);
         }
         if !command.status()?.success() {
             failed.push(*name);

@@ -84,15 +84,50 @@ pub(crate) fn check(arguments: &[OsString]) -> Result<ExitCode> {
     })
 }
 
-/// The stage: every kernel compiles within its limits, for every processor.
+/// What ends the checks where there was nothing to run them with.
+const SKIPPED: i32 = 77;
+
+/// The stage: the kernels give the processor's bytes in an emulation, and compile within their limits for every processor.
 ///
 /// # Errors
 /// When one does not, or takes more registers than it may or any memory in their place.
 pub(crate) fn stage() -> Result<Outcome> {
+    let emulated = emulated()?;
     let Some(nvcc) = nvcc()? else {
         let reason = "no nvcc (cargo xtask cuda installs one)";
-        return Ok(Outcome::Skipped(reason.to_owned()));
+        return Ok(if emulated {
+            Outcome::Passed(format!("emulated; not compiled: {reason}"))
+        } else {
+            Outcome::Skipped(format!("{reason}, no C++ compiler"))
+        });
     };
+    let compiled = compiled(&nvcc)?;
+    let emulated = if emulated {
+        "emulated"
+    } else {
+        "not emulated: no C++ compiler"
+    };
+    Ok(Outcome::Passed(format!(
+        "{compiled} kernels within their limits; {emulated}"
+    )))
+}
+
+/// Runs the checks on small sizes in the emulation; `false` where there is no C++ compiler for it.
+fn emulated() -> Result<bool> {
+    let package = ["run", "--quiet", "--package", "andon-cuda-check"];
+    let mut checks = shell::cargo(&package);
+    checks.args(["--", "--emulated"]);
+    println!("  $ {}", shell::line(&checks));
+    let status = checks.status().context("cannot run cargo")?;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(SKIPPED) => Ok(false),
+        _ => bail!("the emulated checks ended with {status}"),
+    }
+}
+
+/// Compiles every module for every processor; how many kernels that are.
+fn compiled(nvcc: &Path) -> Result<usize> {
     let sources = shell::root().join("kernels/cuda");
     let out = shell::target_directory().join("cuda");
     fs::create_dir_all(&out)?;
@@ -105,14 +140,12 @@ pub(crate) fn stage() -> Result<Outcome> {
     entries.sort();
     for source in &entries {
         for target in TARGETS {
-            kernels += limits(&compile(&nvcc, source, target, &out)?)
+            kernels += limits(&compile(nvcc, source, target, &out)?)
                 .with_context(|| format!("{} for sm_{target}", source.display()))?;
         }
     }
     ensure!(kernels > 0, "no kernel was compiled");
-    Ok(Outcome::Passed(format!(
-        "{kernels} kernels within their limits"
-    )))
+    Ok(kernels)
 }
 
 /// Compiles for one processor; what the assembler says of each kernel.

@@ -30,7 +30,7 @@ pub(crate) enum Stage {
     Docs,
     /// The client side links without std.
     NoStd,
-    /// The CUDA kernels compile for every processor, within their limits of registers.
+    /// The CUDA kernels give the processor's bytes in an emulation, and compile within their limits of registers.
     Cuda,
     /// systemd's own opinion of our units.
     Units,
