@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -283,6 +283,54 @@ fn mosquitto() -> &'static str {
     }
 }
 
+/// A running `mosquitto_pub` that publishes to one topic at QoS 1, a message for each line: many of them
+/// take no process each.
+#[derive(Debug)]
+pub struct Publisher {
+    child: Child,
+    /// Closed, it has the client end when all is with the broker.
+    lines: Option<ChildStdin>,
+}
+
+impl Publisher {
+    /// Connects to the broker.
+    ///
+    /// # Errors
+    /// When `mosquitto_pub` cannot be run.
+    pub fn start(port: u16, topic: &str) -> io::Result<Publisher> {
+        let mut child = client("mosquitto_pub", port)
+            .args(["-V", "mqttv311", "-q", "1", "-l", "-t", topic])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let lines = child.stdin.take();
+        Ok(Publisher { child, lines })
+    }
+
+    /// Publishes a message, which is one line.
+    ///
+    /// # Errors
+    /// When it is more than one, or the client has ended.
+    pub fn send(&mut self, payload: &str) -> io::Result<()> {
+        if payload.contains('\n') {
+            return Err(io::Error::other("a message of several lines"));
+        }
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let lines = self.lines.as_mut().ok_or_else(gone)?;
+        lines.write_all(format!("{payload}\n").as_bytes())?;
+        lines.flush()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        drop(self.lines.take());
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 /// A message that a [`Watcher`] saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -543,6 +591,21 @@ mod tests {
         );
         broker.start_again().unwrap();
         broker.publish("a/b", "again").unwrap();
+    }
+
+    #[test]
+    fn a_publisher_carries_one_message_after_the_other() {
+        let broker = Broker::start().unwrap();
+        let watcher = broker.watch("a/#", "mqttv311").unwrap();
+        let mut publisher = Publisher::start(broker.port(), "a/b").unwrap();
+        for number in 0..50 {
+            publisher.send(&format!("message {number}")).unwrap();
+        }
+        for number in 0..50 {
+            let seen = watcher.next(MESSAGE_TIMEOUT).unwrap();
+            assert_eq!(seen.payload, format!("message {number}"));
+        }
+        assert!(publisher.send("two\nlines").is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! A plain HTTP/1.1 client over a Unix socket, for tests and the demo: one connection a request,
-//! blocking, with the time at which each server-sent event arrived.
+//! A plain HTTP/1.1 client over a Unix socket, for tests and the demo: one connection a request unless
+//! it is told to keep one ([`Client::connect`]), blocking, with the time at which each server-sent event
+//! arrived.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{HeaderMap, Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -127,6 +129,25 @@ impl Client {
         })
     }
 
+    /// A connection for one request after the other.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect(&self) -> io::Result<Connection> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let sender = runtime.block_on(within(async {
+            let stream = UnixStream::connect(&self.socket).await?;
+            let (sender, connection) = handshake(TokioIo::new(stream))
+                .await
+                .map_err(io::Error::other)?;
+            tokio::spawn(connection);
+            Ok(sender)
+        }))?;
+        Ok(Connection { runtime, sender })
+    }
+
     fn open(
         &self,
         method: Method,
@@ -134,30 +155,67 @@ impl Client {
         headers: &[(&str, &str)],
         body: String,
     ) -> io::Result<(Runtime, Response<Incoming>)> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(io::Error::other)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let Connection {
+            runtime,
+            mut sender,
+        } = self.connect()?;
+        let request = request(method, path, headers, body)?;
         let response = runtime.block_on(within(async {
-            let stream = UnixStream::connect(&self.socket).await?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                    .await
-                    .map_err(io::Error::other)?;
-            tokio::spawn(connection);
             sender.send_request(request).await.map_err(io::Error::other)
         }))?;
         Ok((runtime, response))
     }
+}
+
+/// A connection that is kept.
+#[derive(Debug)]
+pub struct Connection {
+    runtime: Runtime,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Connection {
+    /// `POST path` with a JSON body, answered as a whole.
+    ///
+    /// # Errors
+    /// When there is no answer, or the connection is not kept.
+    pub fn post(&mut self, path: &str, body: &Value) -> io::Result<Reply> {
+        let headers = [("content-type", "application/json")];
+        let request = request(Method::POST, path, &headers, body.to_string())?;
+        let sender = &mut self.sender;
+        self.runtime.block_on(within(async {
+            sender.ready().await.map_err(io::Error::other)?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(io::Error::other)?;
+            let (parts, incoming) = response.into_parts();
+            let body = incoming.collect().await.map_err(io::Error::other)?;
+            Ok(Reply {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.to_bytes(),
+            })
+        }))
+    }
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> io::Result<Request<Full<Bytes>>> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request
+        .body(Full::new(Bytes::from(body)))
+        .map_err(io::Error::other)
 }
 
 async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use andon_tests::broker::{Broker, Watcher};
+use andon_tests::broker::{Broker, MESSAGE_TIMEOUT, Publisher, Watcher};
 use andon_tests::daemon::Daemon;
 use serde_json::{Value, json};
 
@@ -12,6 +14,10 @@ use super::{Scripted, ask, body};
 /// Requests of the randomized test: so many, or as the variable says.
 const COUNT: usize = 400;
 const COUNT_VARIABLE: &str = "ANDON_EGRESS_REQUESTS";
+/// Connections by which it asks over HTTP at once, and requests that are open over MQTT: fewer than upstream is asked at once, so
+/// that none stays for want of a place.
+const CONNECTIONS: usize = 4;
+const TASKS_OPEN_MAX: usize = 3;
 
 /// Xorshift: any spread of cases does, and a failure is found again by its number.
 struct Draw(u64);
@@ -35,27 +41,21 @@ fn marks(asked: &[Value]) -> BTreeSet<usize> {
     marks.collect()
 }
 
-#[test]
-fn no_byte_of_a_request_leaves_that_may_not() {
-    let count = env::var(COUNT_VARIABLE).map_or(COUNT, |count| count.parse().unwrap());
-    let above = Scripted::good();
-    let config = above.config()
-        + "[router]\nthreshold = 0.6\ncascade = true\n\
-           [task.home]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\n\
-           [task.up]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\negress = \"any\"\npolicy = \"cloud\"\n";
-    let broker = Broker::start().unwrap();
-    let watcher = Watcher::start(broker.port(), "andon/test/response/#", "mqttv311").unwrap();
-    let status = Watcher::start(broker.port(), "andon/test/status", "mqttv311").unwrap();
-    let daemon = Daemon::builder()
-        .config(&(broker.config() + &config))
-        .start()
-        .unwrap();
-    status
-        .wait_for(|seen| seen.json().is_ok_and(|value| value["ready"] == true))
-        .unwrap();
+/// One request of the randomized test.
+struct Case {
+    number: usize,
+    /// Its body, or its message.
+    says: Value,
+    /// The task that it asks, over MQTT; over HTTP it is a conversation.
+    task: Option<&'static str>,
+    /// Whether it may leave, and must.
+    may: bool,
+    must: bool,
+}
+
+fn cases(count: usize) -> Vec<Case> {
     let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
-    let (mut must_stay, mut must_go) = (BTreeSet::new(), BTreeSet::new());
-    for number in 0..count {
+    let one = |number| {
         let egress = draw.of(&[None, Some("local"), Some("any")]);
         let policy = draw.of(&[None, Some("local"), Some("auto"), Some("cloud")]);
         let wait = draw.of(&[None, Some(true), Some(false)]);
@@ -68,35 +68,98 @@ fn no_byte_of_a_request_leaves_that_may_not() {
         if let Some(wait) = wait {
             says["wait"] = wait.into();
         }
-        // A process for each message is slow: most come by HTTP.
         let task = draw.of(&["", "", "", "", "", "", "", "", "home", "up"]);
-        let (may, insists) = if task.is_empty() {
+        let by_task = (task == "up").then_some(("any", "cloud"));
+        if task.is_empty() {
             let filler = draw.of(&["", "why? ", "Prove it, step by step, for every n. "]);
             says["messages"] = json!([{"role": "user", "content": format!("{filler}<{number}>")}]);
             says["max_tokens"] = 1.into();
-            let reply = daemon.http().post("/v1/chat/completions", &says).unwrap();
-            assert_eq!(reply.status, 200, "{number}: {}", reply.text());
-            (egress == Some("any"), policy == Some("cloud"))
         } else {
             says["id"] = format!("r{number}").into();
             says["input"] = json!({ "n": number });
-            let topic = format!("andon/test/request/plc/{task}");
-            broker.publish(&topic, &says.to_string()).unwrap();
-            let id = format!("r{number}");
-            let seen = watcher
-                .wait_for(|seen| seen.json().is_ok_and(|value| value["id"] == id))
-                .unwrap();
-            assert_eq!(seen.json().unwrap()["type"], "answer", "{seen:?}");
-            let by_task = (task == "up").then_some("any");
-            let insists = policy.or((task == "up").then_some("cloud")) == Some("cloud");
-            (egress.or(by_task) == Some("any"), insists)
-        };
-        if !may || policy == Some("local") {
-            must_stay.insert(number);
-        } else if insists {
-            must_go.insert(number);
+        }
+        let may =
+            egress.or(by_task.map(|(egress, _)| egress)) == Some("any") && policy != Some("local");
+        let insists = policy.or(by_task.map(|(_, policy)| policy)) == Some("cloud");
+        Case {
+            number,
+            says,
+            task: (!task.is_empty()).then_some(task),
+            may,
+            must: may && insists,
+        }
+    };
+    (0..count).map(one).collect()
+}
+
+/// Has all cases of tasks answered over MQTT, a few at once.
+fn ask_tasks(broker: &Broker, cases: &[Case]) {
+    let watcher = Watcher::start(broker.port(), "andon/test/response/#", "mqttv311").unwrap();
+    let mut publishers = ["home", "up"].map(|task| {
+        let topic = format!("andon/test/request/plc/{task}");
+        (task, Publisher::start(broker.port(), &topic).unwrap())
+    });
+    let mut open = BTreeSet::new();
+    let answered = |open: &mut BTreeSet<String>| {
+        let seen = watcher.next(MESSAGE_TIMEOUT).unwrap();
+        let value = seen.json().unwrap();
+        assert_eq!(value["type"], "answer", "{seen:?}");
+        assert!(open.remove(value["id"].as_str().unwrap()), "{seen:?}");
+    };
+    for case in cases {
+        let Some(task) = case.task else { continue };
+        let of_task = publishers.iter_mut().find(|(name, _)| *name == task);
+        let (_, publisher) = of_task.unwrap();
+        publisher.send(&case.says.to_string()).unwrap();
+        open.insert(format!("r{}", case.number));
+        while open.len() >= TASKS_OPEN_MAX {
+            answered(&mut open);
         }
     }
+    while !open.is_empty() {
+        answered(&mut open);
+    }
+}
+
+#[test]
+fn no_byte_of_a_request_leaves_that_may_not() {
+    let count = env::var(COUNT_VARIABLE).map_or(COUNT, |count| count.parse().unwrap());
+    let above = Scripted::good();
+    let config = above.config()
+        + "[router]\nthreshold = 0.6\ncascade = true\n\
+           [task.home]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\n\
+           [task.up]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\negress = \"any\"\npolicy = \"cloud\"\n";
+    let broker = Broker::start().unwrap();
+    let status = Watcher::start(broker.port(), "andon/test/status", "mqttv311").unwrap();
+    let daemon = Daemon::builder()
+        .config(&(broker.config() + &config))
+        .start()
+        .unwrap();
+    status
+        .wait_for(|seen| seen.json().is_ok_and(|value| value["ready"] == true))
+        .unwrap();
+    let cases = cases(count);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| ask_tasks(&broker, &cases));
+        for _ in 0..CONNECTIONS {
+            scope.spawn(|| {
+                let mut connection = daemon.http().connect().unwrap();
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if case.task.is_some() {
+                        continue;
+                    }
+                    let reply = connection.post("/v1/chat/completions", &case.says).unwrap();
+                    assert_eq!(reply.status, 200, "{}: {}", case.number, reply.text());
+                }
+            });
+        }
+    });
+    let of = |is: fn(&Case) -> bool| -> BTreeSet<usize> {
+        let cases = cases.iter().filter(|case| is(case));
+        cases.map(|case| case.number).collect()
+    };
+    let (must_stay, must_go) = (of(|case| !case.may), of(|case| case.must));
     let left = marks(&above.asked());
     let wrong: Vec<_> = left.intersection(&must_stay).collect();
     assert!(wrong.is_empty(), "left and may not: {wrong:?}");
