@@ -741,6 +741,9 @@ fn redact_seeds() -> Seeds {
         "Part SERIAL_1 is not SN-1234, nor is [SERIAL_2] or SERIAL\\_1, S_1 or [[MAIL_10].",
         r#"{"machine": {"serial": "press seven", "line": 7}, "name": ["Ada", 4711], "note": "press seven: SN-4444"}"#,
         "é[SERIAL_1]の[S_",
+        "[serial 2] SN-1234567@b.c [ S-1 ] \\u0053N-1234, \\\\u0031234567 ＳＮ－１２３４ SN\u{2011}12\u{200b}34",
+        r#"{"a": 1234567, "a": "\u0053N\u002d1234", "SN-1234": [-1e30, {"in": "{\"b\": \"SN-\\u00311234\"}"}]}"#,
+        r#"{"properties": {"SN-1234": {"const": "SN-1234", "maximum": 7}}, "required": ["SN-1234"], "x": ["SN-1234"]}"#,
     ];
     let seed = |(at, text): (usize, &&str)| [&[at as u8, 3 * at as u8], text.as_bytes()].concat();
     texts.iter().enumerate().map(seed).collect()

@@ -122,10 +122,10 @@ fn secrets_stay_here_and_come_back_in_the_answer() {
         .config(&(above.config() + ALL + SECRETS))
         .start()
         .unwrap();
-    // What only looks like a placeholder is a secret like any other, and the first that is found.
+    // What only looks like a placeholder is a secret like any other.
     let text = "Which of SN-1234 and SN-56789, where SERIAL_7 and SN-1234 stand?";
-    let sent = "Which of [SERIAL_2] and [SERIAL_3], where [SERIAL_1] and [SERIAL_2] stand?";
-    let answer = "It is SERIAL_7 (SN-1234), SN-56789.";
+    let sent = "Which of [SERIAL_1] and [SERIAL_2], where [SERIAL_3] and [SERIAL_1] stand?";
+    let answer = "It is SN-1234 (SN-56789), SERIAL_7.";
     let (route, said, _) = ask(&daemon, &body(text, &json!({})));
     assert_eq!((route.as_str(), said.as_str()), ("cloud", answer));
     let stream = body(text, &json!({"stream": true}));
@@ -162,7 +162,7 @@ fn secrets_stay_here_and_come_back_in_the_answer() {
 
 #[test]
 fn fields_of_tasks_stay_here_whatever_the_task_makes_of_them() {
-    let above = Scripted::start(vec![good(&["Ask who knows [SERIAL_1]."])]);
+    let above = Scripted::start(vec![good(&["Ask who knows [SERIAL_2]."])]);
     let broker = Broker::start().unwrap();
     let watcher = Watcher::start(broker.port(), "andon/test/response/#", "mqttv311").unwrap();
     let status = Watcher::start(broker.port(), "andon/test/status", "mqttv311").unwrap();

@@ -8,7 +8,7 @@ use crate::router::redact::Redactor;
 /// Most kinds.
 pub const RULES_MAX: usize = 64;
 /// Longest name, in bytes.
-const NAME_BYTES_MAX: usize = 24;
+pub(crate) const NAME_BYTES_MAX: usize = 24;
 /// Longest pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 4096;
 /// Most fields of a kind.

@@ -429,15 +429,12 @@ impl Driven {
     /// Gives an answer that was kept.
     fn again(&mut self, kept: &Kept) -> End {
         let now = Instant::now();
-        let text = whole(
-            &mut sent::restorer(&self.question, &self.secrets),
-            &kept.text,
-        );
+        let mut restorer = sent::restorer(&self.question, &self.secrets);
         let said = if self.may_call() {
-            let tools = sent::restored(kept.tools.clone(), &self.secrets);
-            self.say_with_calls(&text, &tools)
+            self.say_restored(restorer, &kept.text, &kept.tools)
         } else {
-            self.say(&text)
+            let text = restorer.whole(&kept.text).map_err(Fault::from);
+            text.and_then(|text| self.say(&text))
         };
         if let Err(fault) = said {
             return End::failed(fault);
@@ -514,8 +511,11 @@ impl Driven {
                     first_at.get_or_insert_with(Instant::now);
                     let room = HOLD_BYTES_MAX.saturating_sub(text.len());
                     text.push_str(&piece[..piece.floor_char_boundary(room)]);
-                    if !holds && let Err(fault) = self.say(&restorer.feed(&piece)) {
-                        return Asked::End(End::failed(fault));
+                    if !holds {
+                        let restored = restorer.feed(&piece).map_err(Fault::from);
+                        if let Err(fault) = restored.and_then(|restored| self.say(&restored)) {
+                            return Asked::End(End::failed(fault));
+                        }
                     }
                     if holds && text.len() >= HOLD_BYTES_MAX {
                         let message = "upstream's answer is longer than is held back";
@@ -527,10 +527,10 @@ impl Driven {
                 Some(Ok(Piece::Done(answered))) => {
                     let first = first_at.unwrap_or_else(Instant::now);
                     let said = if holds {
-                        let whole = whole(&mut restorer, &text);
-                        self.say_with_calls(&whole, &sent::restored(tools.clone(), &self.secrets))
+                        self.say_restored(restorer, &text, &tools)
                     } else {
-                        self.say(&restorer.finish())
+                        let rest = restorer.finish().map_err(Fault::from);
+                        rest.and_then(|rest| self.say(&rest))
                     };
                     if let Err(fault) = said {
                         return Asked::End(End::failed(fault));
@@ -584,11 +584,18 @@ impl Driven {
         self.feed.post_chunk(0, text, Vec::new())
     }
 
-    /// A whole answer with calls of tools.
-    fn say_with_calls(&mut self, text: &str, tools: &[ToolCall]) -> Result<(), Fault> {
+    /// A whole answer with calls of tools, with its secrets put back.
+    fn say_restored(
+        &mut self,
+        mut restorer: Restorer,
+        text: &str,
+        tools: &[ToolCall],
+    ) -> Result<(), Fault> {
+        let text = restorer.whole(text)?;
+        let tools = sent::restored(tools, &self.secrets)?;
         self.begin(Some(calls::format()));
-        self.say(text)?;
-        self.say(&calls::written(tools))
+        self.say(&text)?;
+        self.say(&calls::written(&tools))
     }
 
     fn done(&self, finish: Finish, usage: Usage, model: Option<Arc<str>>) -> Done {
@@ -721,13 +728,6 @@ impl Inner {
             sleep_until(until.into()).await;
         }
     }
-}
-
-/// A text with its secrets put back.
-fn whole(restorer: &mut Restorer, text: &str) -> String {
-    let mut whole = restorer.feed(text);
-    whole.push_str(&restorer.finish());
-    whole
 }
 
 /// Whether upstream may answer the same question later.

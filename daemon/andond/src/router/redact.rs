@@ -3,27 +3,37 @@
 //! In the place of each secret there is a placeholder, `[SERIAL_1]`: the kind that the configuration names, and a number, in
 //! the order in which the kind's secrets first come. Equal ones share one. So what is sent says nothing about a secret but where
 //! it stands, and two requests that differ in secrets only are the same question. A model that writes the placeholder into its
-//! answer, with its brackets or without, has the secret put back by the [`Restorer`].
+//! answer has the secret put back by the [`Restorer`].
 //!
+//! All that is to be taken out of a text is looked for in the text as it came, and what touches or overlaps is taken out as one.
 //! Named fields of a task's input are taken out before the task's template sees them, so that nothing that it makes of them
 //! leaves; what they hold is then looked for in everything else, too. What looks like a placeholder already in the request is a
 //! secret like any other, so that an answer cannot confuse the two.
 //!
-//! Invariant: nothing that a rule fits is in what this hands out. A request with more secrets than [`SECRETS_MAX`] gets none.
+//! Each text is looked at for itself: a secret of which one half stands in one message and one in the next is not known. The
+//! parts of one message's content are one text.
+//!
+//! Invariant: nothing that a rule fits is in what this hands out. A request from which that cannot be taken leaves not at all:
+//! [`Unredactable`].
 
+mod find;
+mod json;
 mod restore;
 #[cfg(test)]
 mod tests;
+mod view;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use regex::{Regex, RegexBuilder};
-use serde_json::{Map, Value};
 
-pub use restore::{Form, Restorer};
+pub use restore::{Form, RESTORED_BYTES_MAX, Restorer, TooLarge};
 
+use self::find::{Effort, Place, Sought, Values};
 use crate::config::redact::RedactConfig;
 use crate::request::Message;
 
@@ -33,51 +43,58 @@ pub const SECRETS_MAX: usize = 1024;
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
 /// Deepest nesting in an expression.
 const NESTING_MAX: u32 = 64;
-/// A field's value that is shorter than this, in bytes, is not looked for outside the field: it would be everywhere.
-const LITERAL_BYTES_MIN: usize = 4;
-/// The words of a tool or a schema that a person wrote for a model to read or write; the others are names and grammar.
-const TEXTS_OF_SCHEMAS: [&str; 7] = [
-    "description",
-    "title",
-    "enum",
-    "const",
-    "default",
-    "examples",
-    "$comment",
-];
 
-/// More secrets than a request may have.
+/// Why a request cannot leave: what may not leave cannot be taken out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooMany;
+pub enum Unredactable {
+    /// There is more of it than [`SECRETS_MAX`].
+    TooMany,
+    /// To look for it takes too long.
+    TooHard,
+    /// It stands where there can be no placeholder: in the name of a tool, in an expression of a schema or a number that it
+    /// compares with, or in a role.
+    Fixed,
+    /// The task makes nothing of an input without it.
+    Unrendered,
+}
 
-impl fmt::Display for TooMany {
+impl fmt::Display for Unredactable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "it has more than {SECRETS_MAX} different texts that must not leave"
-        )
+        match self {
+            Unredactable::TooMany => write!(
+                f,
+                "it has more than {SECRETS_MAX} different texts that must not leave"
+            ),
+            Unredactable::TooHard => {
+                f.write_str("it takes too long to look for what must not leave")
+            }
+            Unredactable::Fixed => {
+                f.write_str("what must not leave stands in a name or a schema that needs it")
+            }
+            Unredactable::Unrendered => {
+                f.write_str("its task makes nothing of an input without what must not leave")
+            }
+        }
     }
 }
 
-impl std::error::Error for TooMany {}
-
-struct Rule {
-    label: Arc<str>,
-    pattern: Option<Regex>,
-    fields: Vec<Vec<String>>,
-}
+impl std::error::Error for Unredactable {}
 
 /// Takes out what the configuration says.
 pub struct Redactor {
-    rules: Vec<Rule>,
-    /// What looks like a placeholder: its first group is the label.
+    /// What placeholders of each rule are called, in capital letters.
+    labels: Vec<Arc<str>>,
+    /// Expressions, each with the number of its rule.
+    expressions: Vec<(usize, Regex)>,
+    /// Fields, each with the number of its rule.
+    fields: Vec<(usize, Vec<String>)>,
+    /// What looks like a placeholder: everything that a [`Restorer`] might take for one, and more.
     lookalike: Option<Regex>,
 }
 
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let labels = self.rules.iter().map(|rule| &rule.label);
-        f.debug_list().entries(labels).finish()
+        f.debug_list().entries(&self.labels).finish()
     }
 }
 
@@ -119,31 +136,36 @@ impl Redactor {
     /// # Errors
     /// The number, from 1, of a rule whose expression is none, and why.
     pub fn new(rules: &[RedactConfig]) -> Result<Redactor, (usize, String)> {
-        let mut made = Vec::with_capacity(rules.len());
-        for (number, rule) in (1..).zip(rules) {
-            let pattern = rule.pattern.as_deref().map(build).transpose();
+        let mut made = Redactor {
+            labels: Vec::with_capacity(rules.len()),
+            expressions: Vec::new(),
+            fields: Vec::new(),
+            lookalike: None,
+        };
+        for (index, rule) in rules.iter().enumerate() {
+            made.labels.push(rule.name.to_ascii_uppercase().into());
+            if let Some(pattern) = &rule.pattern {
+                let pattern = build(pattern).map_err(|error| (index + 1, error))?;
+                made.expressions.push((index, pattern));
+            }
             let fields = rule.fields.iter();
-            made.push(Rule {
-                label: rule.name.to_ascii_uppercase().into(),
-                pattern: pattern.map_err(|error| (number, error))?,
-                fields: fields
-                    .map(|field| field.split('.').map(str::to_owned).collect())
-                    .collect(),
-            });
+            let fields = fields.map(|field| field.split('.').map(str::to_owned).collect());
+            made.fields.extend(fields.map(|field| (index, field)));
         }
-        let labels: Vec<&str> = made.iter().map(|rule| &*rule.label).collect();
-        let lookalike = format!(r"({})\\?_[0-9]+", labels.join("|"));
-        let lookalike = (!labels.is_empty()).then(|| build(&lookalike)).transpose();
-        Ok(Redactor {
-            lookalike: lookalike.map_err(|error| (0, error))?,
-            rules: made,
-        })
+        if !made.labels.is_empty() {
+            let labels = made.labels.join("|");
+            let bare = format!(r"(?:{labels})\\{{0,2}}_[0-9]+");
+            let bracketed = format!(r"\[ ?(?:{labels})(?:\\{{0,2}}_|[ -])[0-9]+ ?\]");
+            let lookalike = build(&format!("(?i){bracketed}|{bare}"));
+            made.lookalike = Some(lookalike.map_err(|error| (0, error))?);
+        }
+        Ok(made)
     }
 
     /// Whether nothing is taken out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.labels.is_empty()
     }
 
     /// Begins with a request.
@@ -153,15 +175,18 @@ impl Redactor {
             redactor: self,
             secrets: Vec::new(),
             known: BTreeMap::new(),
+            numbers: vec![Vec::new(); self.labels.len()],
             of_input: 0,
+            values: None,
+            effort: Effort::new(),
         }
     }
 
     /// Takes out of a conversation. For more than that, see [`Redactor::begin`].
     ///
     /// # Errors
-    /// [`TooMany`]
-    pub fn redact(&self, messages: &[Message]) -> Result<(Vec<Message>, Secrets), TooMany> {
+    /// [`Unredactable`]
+    pub fn redact(&self, messages: &[Message]) -> Result<(Vec<Message>, Secrets), Unredactable> {
         let mut redaction = self.begin();
         let mut messages = messages.to_vec();
         redaction.messages(&mut messages)?;
@@ -171,7 +196,9 @@ impl Redactor {
 
 struct Secret {
     label: Arc<str>,
-    number: u32,
+    rule: usize,
+    /// Among those of its rule, from 1.
+    number: usize,
     value: String,
 }
 
@@ -183,11 +210,18 @@ impl Secret {
 
 /// What was taken out of one request. It is not printed.
 #[derive(Clone, Default)]
-pub struct Secrets(Arc<[Secret]>);
+pub struct Secrets(Arc<Taken>);
+
+#[derive(Default)]
+struct Taken {
+    secrets: Vec<Secret>,
+    /// By label, in the order of their numbers.
+    by_label: BTreeMap<Arc<str>, Vec<usize>>,
+}
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} secrets", self.0.len())
+        write!(f, "{} secrets", self.count())
     }
 }
 
@@ -195,13 +229,13 @@ impl Secrets {
     /// Whether nothing was.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.secrets.is_empty()
     }
 
     /// How much was.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.0.secrets.len()
     }
 
     /// Puts it back into a text that comes in pieces. Texts that come beside each other need one each.
@@ -211,30 +245,46 @@ impl Secrets {
     }
 
     /// Puts it back into a whole text.
-    #[must_use]
-    pub fn restore(&self, text: &str, form: Form) -> String {
-        let mut restorer = self.restorer(form);
-        let mut whole = restorer.feed(text);
-        whole.push_str(&restorer.finish());
-        whole
+    ///
+    /// # Errors
+    /// [`TooLarge`]
+    pub fn restore(&self, text: &str, form: Form) -> Result<String, TooLarge> {
+        self.restorer(form).whole(text)
     }
-}
 
-/// A piece of a text that is searched.
-enum Piece<'t> {
-    Raw(&'t str),
-    /// The number of the secret that stands there.
-    Taken(usize),
+    /// Whether there are placeholders with this label, in capital letters.
+    fn has(&self, label: &str) -> bool {
+        self.0.by_label.contains_key(label)
+    }
+
+    /// Whether there are some whose labels begin so.
+    fn begins(&self, label: &str) -> bool {
+        let behind = (Bound::Included(label), Bound::Unbounded);
+        let next = self.0.by_label.range::<str, _>(behind).next();
+        next.is_some_and(|(next, _)| next.starts_with(label))
+    }
+
+    /// The secret of a placeholder with this label, in capital letters, and number.
+    fn find(&self, label: &str, number: usize) -> Option<&str> {
+        let numbers = self.0.by_label.get(label)?;
+        let index = numbers.get(number.checked_sub(1)?)?;
+        Some(&self.0.secrets.get(*index)?.value)
+    }
 }
 
 /// One request, of which everything is taken out by the same numbers.
 pub struct Redaction<'r> {
     redactor: &'r Redactor,
     secrets: Vec<Secret>,
-    /// By label and value.
-    known: BTreeMap<(Arc<str>, String), usize>,
-    /// So many of them were in the fields of a task's input, and stand in what its template made of it.
+    /// By rule and value.
+    known: BTreeMap<(usize, String), usize>,
+    /// The secrets of each rule, in the order of their numbers.
+    numbers: Vec<Vec<usize>>,
+    /// So many of them were in a task's input, and stand in what its template made of it.
     of_input: usize,
+    /// What was in the named fields of a task's input.
+    values: Option<Values>,
+    effort: Effort,
 }
 
 impl fmt::Debug for Redaction<'_> {
@@ -244,331 +294,156 @@ impl fmt::Debug for Redaction<'_> {
 }
 
 impl Redaction<'_> {
-    /// Takes out of a task's input, before its template is rendered with it.
-    ///
-    /// # Errors
-    /// [`TooMany`]
-    pub fn input(&mut self, input: &Value) -> Result<Value, TooMany> {
-        let redactor = self.redactor;
-        let fields = || {
-            let rules = redactor.rules.iter();
-            rules.flat_map(|rule| rule.fields.iter().map(move |field| (&rule.label, field)))
-        };
-        let mut taken = input.clone();
-        for (_, field) in fields() {
-            blank(&mut taken, field);
-        }
-        // Numbers in other fields are what templates compute with.
-        self.strings(&mut taken, false)?;
-        for (label, field) in fields() {
-            self.field(label, input, &mut taken, field)?;
-        }
-        self.of_input = self.secrets.len();
-        Ok(taken)
-    }
-
-    /// Takes out of a conversation: of the request itself, or what a task made of what [`Redaction::input`] gave.
-    ///
-    /// # Errors
-    /// [`TooMany`]
-    pub fn messages(&mut self, messages: &mut [Message]) -> Result<(), TooMany> {
-        for message in messages {
-            self.text(&mut message.content)?;
-            for (key, value) in &mut message.extra {
-                match key.as_str() {
-                    "tool_calls" => self.calls(value)?,
-                    // What answers refer to.
-                    "tool_call_id" => {}
-                    "name" if message.role == "tool" => {}
-                    _ => self.strings(value, true)?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes out of what a person wrote into tools, or into a schema. Their names stay.
-    ///
-    /// # Errors
-    /// [`TooMany`]
-    pub fn schema(&mut self, schema: &mut Value) -> Result<(), TooMany> {
-        match schema {
-            Value::Array(values) => values.iter_mut().try_for_each(|value| self.schema(value)),
-            Value::Object(values) => values.iter_mut().try_for_each(|(key, value)| {
-                // A property of such a name is a schema, and no text.
-                if TEXTS_OF_SCHEMAS.contains(&key.as_str()) && !is_schema(value) {
-                    self.strings(value, true)
-                } else {
-                    self.schema(value)
-                }
-            }),
-            _ => Ok(()),
-        }
-    }
-
     /// Takes out of a text.
     ///
     /// # Errors
-    /// [`TooMany`]
-    pub fn text(&mut self, text: &mut String) -> Result<(), TooMany> {
-        if self.redactor.is_empty() {
-            return Ok(());
-        }
-        let mut pieces = vec![Piece::Raw(text.as_str())];
-        let redactor = self.redactor;
-        self.lookalikes(&mut pieces)?;
-        self.literals(&mut pieces);
-        for rule in &redactor.rules {
-            let Some(pattern) = &rule.pattern else {
-                continue;
-            };
-            let mut split = Vec::with_capacity(pieces.len());
-            for piece in pieces {
-                let Piece::Raw(raw) = piece else {
-                    split.push(piece);
-                    continue;
-                };
-                let mut end = 0;
-                for found in pattern.captures_iter(raw) {
-                    let Some(found) = found.get(1).or_else(|| found.get(0)) else {
-                        continue;
-                    };
-                    if found.is_empty() {
-                        continue;
-                    }
-                    split.push(Piece::Raw(&raw[end..found.start()]));
-                    split.push(Piece::Taken(self.secret(&rule.label, found.as_str())?));
-                    end = found.end();
-                }
-                split.push(Piece::Raw(&raw[end..]));
-            }
-            pieces = split;
-        }
-        let written: String = pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Raw(raw) => (*raw).to_owned(),
-                Piece::Taken(index) => self.secrets[*index].placeholder(),
-            })
-            .collect();
-        *text = written;
-        Ok(())
+    /// [`Unredactable`]
+    pub fn text(&mut self, text: &mut String) -> Result<(), Unredactable> {
+        let places = self.places(text)?;
+        self.take(text, places, Vec::new())
     }
 
     /// What was taken out.
     #[must_use]
     pub fn done(self) -> Secrets {
-        Secrets(self.secrets.into())
+        let labels = self.redactor.labels.iter().cloned();
+        Secrets(Arc::new(Taken {
+            secrets: self.secrets,
+            by_label: labels.zip(self.numbers).collect(),
+        }))
     }
 
-    /// The number of a secret, a new one if it was not seen before.
-    fn secret(&mut self, label: &Arc<str>, value: &str) -> Result<usize, TooMany> {
-        let name = (Arc::clone(label), value.to_owned());
+    /// Takes out of a text in which there may be placeholders of this very request, which stay.
+    fn rendered(&mut self, text: &mut String) -> Result<(), Unredactable> {
+        let own = self.own(text);
+        let places = self.places(text)?;
+        self.take(text, without(places, &own), own)
+    }
+
+    /// Where in a text something is to be taken out.
+    fn places(&mut self, text: &str) -> Result<Vec<Place>, Unredactable> {
+        let Some(lookalike) = &self.redactor.lookalike else {
+            return Ok(Vec::new());
+        };
+        // No two of them overlap, and whoever has many has too many secrets.
+        let lookalikes = lookalike.find_iter(text).map(|found| Place {
+            bytes: found.range(),
+            rule: named(&self.redactor.labels, found.as_str()).map_or(0, |(rule, _)| rule),
+        });
+        let mut places = lookalikes.collect();
+        let sought = Sought {
+            expressions: &self.redactor.expressions,
+            values: self.values.as_ref(),
+        };
+        sought.find(text, &mut self.effort, &mut places)?;
+        Ok(find::merged(places))
+    }
+
+    /// Placeholders of secrets that were in a task's input: where, and of which.
+    fn own(&self, text: &str) -> Vec<(Range<usize>, usize)> {
+        let found = self.redactor.lookalike.iter();
+        let found = found.flat_map(|lookalike| lookalike.find_iter(text));
+        let own = found.filter_map(|found| {
+            let (rule, number) = named(&self.redactor.labels, found.as_str())?;
+            let index = *self.numbers[rule].get(number.checked_sub(1)?)?;
+            (index < self.of_input).then(|| (found.range(), index))
+        });
+        own.collect()
+    }
+
+    /// Puts placeholders in these places of a text, and in those of the secrets beside them. None overlap.
+    fn take(
+        &mut self,
+        text: &mut String,
+        places: Vec<Place>,
+        own: Vec<(Range<usize>, usize)>,
+    ) -> Result<(), Unredactable> {
+        if places.is_empty() && own.is_empty() {
+            return Ok(());
+        }
+        let mut own = own.into_iter().peekable();
+        let mut left = String::with_capacity(text.len());
+        let mut end = 0;
+        for place in places {
+            while let Some((bytes, index)) =
+                own.next_if(|(bytes, _)| bytes.start < place.bytes.start)
+            {
+                left.push_str(&text[end..bytes.start]);
+                left.push_str(&self.secrets[index].placeholder());
+                end = bytes.end;
+            }
+            let index = self.secret(place.rule, &text[place.bytes.clone()])?;
+            left.push_str(&text[end..place.bytes.start]);
+            left.push_str(&self.secrets[index].placeholder());
+            end = place.bytes.end;
+        }
+        for (bytes, index) in own {
+            left.push_str(&text[end..bytes.start]);
+            left.push_str(&self.secrets[index].placeholder());
+            end = bytes.end;
+        }
+        left.push_str(&text[end..]);
+        *text = left;
+        Ok(())
+    }
+
+    /// The index of a secret, a new one if it was not seen before.
+    fn secret(&mut self, rule: usize, value: &str) -> Result<usize, Unredactable> {
+        let name = (rule, value.to_owned());
         if let Some(&index) = self.known.get(&name) {
             return Ok(index);
         }
         if self.secrets.len() >= SECRETS_MAX {
-            return Err(TooMany);
+            return Err(Unredactable::TooMany);
         }
-        let of_label = self.secrets.iter().filter(|secret| secret.label == *label);
-        // No more than SECRETS_MAX.
-        let number = u32::try_from(of_label.count()).unwrap_or(u32::MAX - 1) + 1;
+        let index = self.secrets.len();
+        self.numbers[rule].push(index);
         self.secrets.push(Secret {
-            label: Arc::clone(label),
-            number,
+            label: Arc::clone(&self.redactor.labels[rule]),
+            rule,
+            number: self.numbers[rule].len(),
             value: value.to_owned(),
         });
-        let index = self.secrets.len() - 1;
         self.known.insert(name, index);
         Ok(index)
     }
-
-    /// Finds placeholders that a template was given, and takes out what only looks like one.
-    fn lookalikes(&mut self, pieces: &mut Vec<Piece<'_>>) -> Result<(), TooMany> {
-        let redactor = self.redactor;
-        let (Some(lookalike), Some(Piece::Raw(raw))) = (&redactor.lookalike, pieces.pop()) else {
-            return Ok(());
-        };
-        let mut end = 0;
-        for found in lookalike.captures_iter(raw) {
-            let (Some(whole), Some(label)) = (found.get(0), found.get(1)) else {
-                continue;
-            };
-            let own = self.secrets[..self.of_input].iter().position(|secret| {
-                *secret.label == *label.as_str()
-                    && whole.as_str()[label.len()..] == format!("_{}", secret.number)
-            });
-            let (index, from, to) = match own {
-                Some(index) => {
-                    let bracketed = raw[..whole.start()].ends_with('[')
-                        && whole.start() > end
-                        && raw[whole.end()..].starts_with(']');
-                    let around = usize::from(bracketed);
-                    (index, whole.start() - around, whole.end() + around)
-                }
-                None => {
-                    let rule = redactor
-                        .rules
-                        .iter()
-                        .find(|rule| *rule.label == *label.as_str());
-                    let Some(rule) = rule else { continue };
-                    let index = self.secret(&rule.label, whole.as_str())?;
-                    (index, whole.start(), whole.end())
-                }
-            };
-            pieces.push(Piece::Raw(&raw[end..from]));
-            pieces.push(Piece::Taken(index));
-            end = to;
-        }
-        pieces.push(Piece::Raw(&raw[end..]));
-        Ok(())
-    }
-
-    /// Takes out what stood in named fields wherever else it stands, longer ones first.
-    fn literals(&self, pieces: &mut Vec<Piece<'_>>) {
-        let mut literals: Vec<(usize, &str)> = (self.secrets[..self.of_input].iter().enumerate())
-            .map(|(index, secret)| (index, secret.value.as_str()))
-            .filter(|(_, value)| value.len() >= LITERAL_BYTES_MIN)
-            .collect();
-        literals.sort_by_key(|(_, value)| std::cmp::Reverse(value.len()));
-        for (index, value) in literals {
-            let mut split = Vec::with_capacity(pieces.len());
-            for piece in pieces.drain(..) {
-                let Piece::Raw(raw) = piece else {
-                    split.push(piece);
-                    continue;
-                };
-                let mut end = 0;
-                for (at, _) in raw.match_indices(value) {
-                    split.push(Piece::Raw(&raw[end..at]));
-                    split.push(Piece::Taken(index));
-                    end = at + value.len();
-                }
-                split.push(Piece::Raw(&raw[end..]));
-            }
-            *pieces = split;
-        }
-    }
-
-    /// Puts placeholders in the place of a field, in each element where what it is in is an array.
-    fn field(
-        &mut self,
-        label: &Arc<str>,
-        from: &Value,
-        into: &mut Value,
-        path: &[String],
-    ) -> Result<(), TooMany> {
-        match (from, into, path) {
-            (from, into, []) => *into = self.whole(label, from)?,
-            (Value::Array(from), Value::Array(into), path) => {
-                for (from, into) in from.iter().zip(into) {
-                    self.field(label, from, into, path)?;
-                }
-            }
-            (Value::Object(from), Value::Object(into), [first, rest @ ..]) => {
-                if let (Some(from), Some(into)) = (from.get(first), into.get_mut(first)) {
-                    self.field(label, from, into, rest)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// A value with a placeholder for every text and number of it. What is nothing, true or false says what no placeholder could
-    /// hide.
-    fn whole(&mut self, label: &Arc<str>, value: &Value) -> Result<Value, TooMany> {
-        let index = match value {
-            Value::String(text) if !text.is_empty() => self.secret(label, text)?,
-            Value::Number(number) => self.secret(label, &number.to_string())?,
-            Value::Array(values) => {
-                let values = values.iter().map(|value| self.whole(label, value));
-                return values.collect::<Result<Vec<_>, _>>().map(Value::Array);
-            }
-            Value::Object(fields) => {
-                let fields = fields.iter();
-                let fields =
-                    fields.map(|(key, value)| Ok((key.clone(), self.whole(label, value)?)));
-                return fields.collect::<Result<Map<_, _>, _>>().map(Value::Object);
-            }
-            Value::String(_) | Value::Null | Value::Bool(_) => return Ok(value.clone()),
-        };
-        Ok(Value::String(self.secrets[index].placeholder()))
-    }
-
-    /// Takes out of every text of a value, and of its numbers if so said: a number with a secret in it becomes a text.
-    fn strings(&mut self, value: &mut Value, numbers: bool) -> Result<(), TooMany> {
-        match value {
-            Value::String(text) => self.text(text),
-            Value::Number(number) if numbers => {
-                let plain = number.to_string();
-                let mut text = plain.clone();
-                self.text(&mut text)?;
-                if text != plain {
-                    *value = Value::String(text);
-                }
-                Ok(())
-            }
-            Value::Array(values) => values
-                .iter_mut()
-                .try_for_each(|value| self.strings(value, numbers)),
-            Value::Object(values) => {
-                let mut taken = Map::new();
-                for (key, mut value) in std::mem::take(values) {
-                    let mut key = key;
-                    self.text(&mut key)?;
-                    self.strings(&mut value, numbers)?;
-                    taken.insert(key, value);
-                }
-                *values = taken;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes out of the arguments of calls, which are JSON in a text.
-    fn calls(&mut self, calls: &mut Value) -> Result<(), TooMany> {
-        for call in calls.as_array_mut().into_iter().flatten() {
-            let Some(arguments) = call.pointer_mut("/function/arguments") else {
-                continue;
-            };
-            match arguments {
-                Value::String(text) => match serde_json::from_str::<Value>(text) {
-                    Ok(mut value) => {
-                        let before = value.clone();
-                        self.strings(&mut value, true)?;
-                        if value != before {
-                            *text = value.to_string();
-                        }
-                    }
-                    Err(_) => self.text(text)?,
-                },
-                value => self.strings(value, true)?,
-            }
-        }
-        Ok(())
-    }
 }
 
-/// Leaves nothing of a field.
-fn blank(value: &mut Value, path: &[String]) {
-    match (value, path) {
-        (value, []) => *value = Value::Null,
-        (Value::Array(values), path) => values.iter_mut().for_each(|value| blank(value, path)),
-        (Value::Object(fields), [first, rest @ ..]) => {
-            if let Some(value) = fields.get_mut(first) {
-                blank(value, rest);
-            }
-        }
-        _ => {}
-    }
+/// The rule and the number of what looks like a placeholder.
+fn named(labels: &[Arc<str>], lookalike: &str) -> Option<(usize, usize)> {
+    let name = lookalike.trim_matches(['[', ']', ' ']);
+    let of_label = name.bytes().take_while(u8::is_ascii_alphanumeric).count();
+    let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (label, number) = (&name[..of_label], &name[name.len() - digits..]);
+    let rule = labels
+        .iter()
+        .position(|other| other.eq_ignore_ascii_case(label))?;
+    let number = number.parse().ok().filter(|_| !number.starts_with('0'));
+    Some((rule, number.unwrap_or(0)))
 }
 
-/// Whether what stands under a word of schemas is itself one: the property of that name.
-fn is_schema(value: &Value) -> bool {
-    let words = ["type", "$ref", "properties", "anyOf", "oneOf", "allOf"];
-    value
-        .as_object()
-        .is_some_and(|fields| words.iter().any(|word| fields.contains_key(*word)))
+/// Places with nothing of what is beside them.
+fn without(places: Vec<Place>, beside: &[(Range<usize>, usize)]) -> Vec<Place> {
+    let mut rest = Vec::with_capacity(places.len());
+    let mut beside = beside.iter().map(|(bytes, _)| bytes).peekable();
+    for Place { bytes, rule } in places {
+        let Range { mut start, end } = bytes;
+        while beside.next_if(|other| other.end <= start).is_some() {}
+        while let Some(other) = beside.peek().filter(|other| other.start < end) {
+            if start < other.start {
+                let bytes = start..other.start;
+                rest.push(Place { bytes, rule });
+            }
+            start = other.end;
+            if other.end > end {
+                break;
+            }
+            beside.next();
+        }
+        if start < end {
+            let bytes = start..end;
+            rest.push(Place { bytes, rule });
+        }
+    }
+    rest
 }

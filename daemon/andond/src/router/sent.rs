@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::Inner;
-use super::redact::{Form, Redactor, Restorer, Secrets, TooMany};
+use super::redact::{Form, Redactor, Restorer, Secrets, TooLarge, Unredactable};
 use crate::config::Config;
 use crate::request::{Input, Request};
 use crate::upstream::{Answered, Question, Shape, ToolCall};
@@ -68,8 +68,8 @@ impl Inner {
         }
         let taken = self.taken_out(&redactor, request, question, config);
         taken
-            .inspect_err(|TooMany| {
-                tracing::info!(request_id = request.id, "too many secrets to send");
+            .inspect_err(|why| {
+                tracing::info!(request_id = request.id, %why, "it does not leave");
             })
             .ok()
     }
@@ -80,7 +80,7 @@ impl Inner {
         request: &Request,
         question: Question,
         config: &Config,
-    ) -> Result<(Question, Secrets), TooMany> {
+    ) -> Result<(Question, Secrets), Unredactable> {
         let mut redaction = redactor.begin();
         let mut question = question;
         if let Input::Task { name, input } = &request.input {
@@ -94,14 +94,11 @@ impl Inner {
             };
             let task = self.workers.resolve(&without).and_then(Result::ok);
             let tokens_max = config.limits.tokens_max_default;
-            // It was taken with secrets in it, and is not known without: then it is as good as none that may leave.
-            question = Question::of(&without, task.as_ref(), tokens_max).map_err(|_| TooMany)?;
+            question = Question::of(&without, task.as_ref(), tokens_max)
+                .map_err(|_| Unredactable::Unrendered)?;
         }
         redaction.messages(&mut question.messages)?;
-        question
-            .tools
-            .iter_mut()
-            .try_for_each(|tool| redaction.schema(tool))?;
+        redaction.tools(&mut question.tools)?;
         if let Some(Shape::Schema(schema)) = &mut question.shape {
             redaction.schema(schema)?;
         }
@@ -122,10 +119,17 @@ pub(super) fn restorer(question: &Question, secrets: &Secrets) -> Restorer {
 }
 
 /// Puts secrets back into calls.
-pub(super) fn restored(calls: Vec<ToolCall>, secrets: &Secrets) -> Vec<ToolCall> {
-    let restored = calls.into_iter().map(|call| ToolCall {
-        arguments: secrets.restore(&call.arguments, Form::Json),
-        ..call
+///
+/// # Errors
+/// [`TooLarge`]
+pub(super) fn restored(calls: &[ToolCall], secrets: &Secrets) -> Result<Vec<ToolCall>, TooLarge> {
+    let mut restorer = secrets.restorer(Form::Json);
+    let restored = calls.iter().map(|call| {
+        Ok(ToolCall {
+            id: call.id.clone(),
+            name: call.name.clone(),
+            arguments: restorer.whole(&call.arguments)?,
+        })
     });
     restored.collect()
 }
