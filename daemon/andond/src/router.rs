@@ -228,14 +228,17 @@ impl Router {
         }
     }
 
-    /// Most bytes of what is asked and answered upstream, of what waits for that, and of answers that are kept.
+    /// Most bytes of what is asked and answered upstream, of what waits for that, of the search for what must not leave, and of
+    /// answers that are kept.
     #[must_use]
     pub fn memory_bytes_max(config: &Config) -> u64 {
         let each = config.limits.body_bytes_max + UNREAD_BYTES_MAX + drive::HOLD_BYTES_MAX;
         let open = config.router.requests_max.saturating_mul(each);
         let waiting = config.router.waiting_bytes_max;
         let cache = AnswerCache::<sent::Kept>::memory_bytes_max(&config.upstream_cache);
-        (open.saturating_add(waiting) as u64).saturating_add(cache)
+        let redaction = redact::memory_bytes_max(&config.redact, config.limits.body_bytes_max);
+        let all = open.saturating_add(waiting).saturating_add(redaction);
+        (all as u64).saturating_add(cache)
     }
 
     /// Tells the metrics what was spent.

@@ -41,6 +41,8 @@ use crate::request::Message;
 pub const SECRETS_MAX: usize = 1024;
 /// Largest program that an expression becomes, in bytes, and largest cache of it.
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
+/// For each byte of a text, bytes of what is made of it to be searched, at one time.
+const VIEW_BYTES: usize = 24;
 /// Deepest nesting in an expression.
 const NESTING_MAX: u32 = 64;
 
@@ -79,6 +81,17 @@ impl fmt::Display for Unredactable {
 }
 
 impl std::error::Error for Unredactable {}
+
+/// Most bytes that rules take, and the search by them in a text of `text_bytes_max`: one request is searched at a time.
+#[must_use]
+pub fn memory_bytes_max(rules: &[RedactConfig], text_bytes_max: usize) -> usize {
+    if rules.is_empty() {
+        return 0;
+    }
+    let expressions = rules.iter().filter(|rule| rule.pattern.is_some()).count();
+    let expressions = expressions.saturating_mul(PROGRAM_BYTES_MAX);
+    expressions.saturating_add(text_bytes_max.saturating_mul(VIEW_BYTES))
+}
 
 /// Takes out what the configuration says.
 pub struct Redactor {
@@ -326,7 +339,8 @@ impl Redaction<'_> {
             return Ok(Vec::new());
         };
         // No two of them overlap, and whoever has many has too many secrets.
-        let lookalikes = lookalike.find_iter(text).map(|found| Place {
+        let found = lookalike.find_iter(text).take(find::PLACES_MAX + 1);
+        let lookalikes = found.map(|found| Place {
             bytes: found.range(),
             rule: named(&self.redactor.labels, found.as_str()).map_or(0, |(rule, _)| rule),
         });

@@ -8,42 +8,63 @@
 //! within its [`Effort`], or says that it does not.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aho_corasick::AhoCorasick;
+use nix::time::{ClockId, clock_gettime};
 use regex::Regex;
 
 use super::Unredactable;
 use super::view::{self, View};
 
-/// What the search in one request may cost, in bytes that are looked at, each look counted as [`LOOK`] more: some tenths of a
-/// second.
-const EFFORT_MAX: usize = 256 << 20;
+/// What the search in one request may cost, in bytes that are looked at, each look counted as [`LOOK`] more: a tenth of a second
+/// or two.
+const EFFORT_MAX: usize = 64 << 20;
 /// What a look costs beside the bytes.
 const LOOK: usize = 64;
-/// How long it may take whatever it costs: an expression may have to look far ahead of what it fits.
-const TIME_MAX: Duration = Duration::from_secs(1);
+/// How long this thread may compute whatever it costs: an expression may have to look far ahead of what it fits.
+const TIME_MAX: Duration = Duration::from_millis(500);
+/// After so many looks it is seen how long they took.
+const LOOKS_UNSEEN_MAX: u8 = 8;
+/// Most places that are found in a text before they are merged.
+pub(super) const PLACES_MAX: usize = 1 << 16;
 
 /// What is left of the effort that is made for one request.
 #[derive(Debug)]
 pub(super) struct Effort {
     left: usize,
-    until: Option<Instant>,
+    /// Looks until it is seen how long it took.
+    unseen: u8,
+    /// On the clock of this thread, unless it has none.
+    until: Option<Duration>,
+}
+
+/// How long this thread has computed.
+fn computed() -> Option<Duration> {
+    let clock = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    clock.ok().map(Duration::from)
 }
 
 impl Effort {
     pub(super) fn new() -> Effort {
         Effort {
             left: EFFORT_MAX,
-            until: Instant::now().checked_add(TIME_MAX),
+            unseen: 0,
+            until: computed().map(|computed| computed + TIME_MAX),
         }
     }
 
     /// Takes from it for so many bytes that were looked at.
     fn spend(&mut self, bytes: usize) -> Result<(), Unredactable> {
         let left = self.left.checked_sub(bytes.saturating_add(LOOK));
-        let is_late = || self.until.is_some_and(|until| Instant::now() > until);
-        self.left = left.filter(|_| !is_late()).ok_or(Unredactable::TooHard)?;
+        self.left = left.ok_or(Unredactable::TooHard)?;
+        self.unseen += 1;
+        if self.unseen >= LOOKS_UNSEEN_MAX {
+            self.unseen = 0;
+            if self.until.is_some() && computed() > self.until {
+                return Err(Unredactable::TooHard);
+            }
+        }
         Ok(())
     }
 }
@@ -53,6 +74,14 @@ impl Effort {
 pub(super) struct Place {
     pub(super) bytes: Range<usize>,
     pub(super) rule: usize,
+}
+
+/// Looks at how many places there are.
+pub(super) fn bounded(places: &[Place]) -> Result<(), Unredactable> {
+    if places.len() > PLACES_MAX {
+        return Err(Unredactable::TooHard);
+    }
+    Ok(())
 }
 
 /// Adds a place behind others, and is one with the last of them where it can be.
@@ -107,6 +136,7 @@ pub(super) fn expression(
         if !bytes.is_empty() {
             // By the matches' beginnings they are in order, by those of their groups perhaps not.
             push(&mut places, Place { bytes, rule });
+            bounded(&places)?;
         }
         let first = text[whole.start()..].chars().next();
         from = whole.start() + first.map_or(1, char::len_utf8);
@@ -126,6 +156,8 @@ pub(super) struct Values {
 const INNER_BYTES_MIN: usize = 4;
 /// One that is shorter than this is not looked for.
 const VALUE_BYTES_MIN: usize = 2;
+/// Most bytes of all values: what looks for them is some dozen times as large.
+const VALUES_BYTES_MAX: usize = 64 << 10;
 
 impl Values {
     /// These, each with its rule; `None` if there are none.
@@ -143,6 +175,10 @@ impl Values {
         }
         if texts.is_empty() {
             return Ok(None);
+        }
+        let bytes = texts.iter().map(String::len);
+        if bytes.fold(0, usize::saturating_add) > VALUES_BYTES_MAX {
+            return Err(Unredactable::TooHard);
         }
         let search = AhoCorasick::builder()
             .ascii_case_insensitive(true)
@@ -165,6 +201,7 @@ impl Values {
             let touches = |char: Option<char>| char.is_some_and(char::is_alphanumeric);
             if !is_word || !(touches(before) || touches(behind)) {
                 places.push(Place { bytes, rule });
+                bounded(&places)?;
             }
         }
         Ok(merged(places))
@@ -188,10 +225,9 @@ impl Sought<'_> {
         places: &mut Vec<Place>,
     ) -> Result<(), Unredactable> {
         self.find_in(text, None, effort, places)?;
-        for view in view::views(text) {
-            self.find_in(view.text(), Some(&view), effort, places)?;
-        }
-        Ok(())
+        view::each(text, |view| {
+            self.find_in(view.text(), Some(view), effort, places)
+        })
     }
 
     fn find_in(
@@ -211,6 +247,7 @@ impl Sought<'_> {
         for (rule, pattern) in self.expressions {
             let found = expression(pattern, *rule, text, effort)?;
             places.extend(found.into_iter().map(origin));
+            bounded(places)?;
         }
         let Some(values) = self.values else {
             return Ok(());
@@ -226,7 +263,7 @@ impl Sought<'_> {
                 places.extend(here.map(origin));
             }
         }
-        Ok(())
+        bounded(places)
     }
 }
 
@@ -281,6 +318,14 @@ mod tests {
         let values = values.expect("few").expect("some");
         let found = values.find(&dense, &mut Effort::new());
         assert_eq!(found, Err(Unredactable::TooHard));
+        // There are too many places, or too much to look for.
+        let pattern = Regex::new("a").expect("an expression");
+        let many = "a ".repeat(PLACES_MAX + 1);
+        let found = expression(&pattern, 0, &many, &mut Effort::new());
+        assert_eq!(found, Err(Unredactable::TooHard));
+        let long = "a".repeat(VALUES_BYTES_MAX + 1);
+        let values = Values::new([(0, long.as_str())].into_iter());
+        assert_eq!(values.err(), Some(Unredactable::TooHard));
         // It looks as far as the end of the line for each of its matches.
         let pattern = Regex::new("a.*b|a").expect("an expression");
         let far = "a".repeat(1 << 20);

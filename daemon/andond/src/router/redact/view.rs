@@ -53,10 +53,10 @@ impl View {
     /// The bytes of the other text that these, which are not none, were made of.
     pub(super) fn origin(&self, place: Range<usize>) -> Range<usize> {
         let last = self.from[place.end - 1];
-        // One character may have become several.
-        let end = self.from[place.end..].iter().find(|from| **from > last);
-        let end = end.or(self.from.last()).copied().unwrap_or(last);
-        self.from[place.start] as usize..end as usize
+        // One character may have become several. They are in order.
+        let of_last = self.from[place.end..].partition_point(|from| *from <= last);
+        let end = self.from.get(place.end + of_last).or(self.from.last());
+        self.from[place.start] as usize..end.copied().unwrap_or(last) as usize
     }
 }
 
@@ -65,10 +65,14 @@ fn at(byte: usize) -> u32 {
     u32::try_from(byte).unwrap_or(u32::MAX)
 }
 
-/// The views of a text beside itself; mostly there are none.
-pub(super) fn views(text: &str) -> Vec<View> {
-    let mut views: Vec<View> = Vec::new();
-    views.extend(plain(text));
+/// Looks at the views of a text beside itself, one after the other; mostly there are none.
+///
+/// # Errors
+/// As `look` has it, who is asked no further then.
+pub(super) fn each<E>(text: &str, mut look: impl FnMut(&View) -> Result<(), E>) -> Result<(), E> {
+    if let Some(plain) = plain(text) {
+        look(&plain)?;
+    }
     let mut last: Option<View> = None;
     for _ in 0..LEVELS_MAX {
         let escaped = last.as_ref().map_or(text, View::text);
@@ -76,11 +80,13 @@ pub(super) fn views(text: &str) -> Vec<View> {
             break;
         };
         let next = next.seen_through(last.as_ref());
-        views.extend(plain(next.text()).map(|plain| plain.seen_through(Some(&next))));
-        views.extend(last.replace(next));
+        if let Some(plain) = plain(next.text()) {
+            look(&plain.seen_through(Some(&next)))?;
+        }
+        look(&next)?;
+        last = Some(next);
     }
-    views.extend(last);
-    views
+    Ok(())
 }
 
 /// Without escapes; `None` if there are none.
@@ -188,8 +194,7 @@ pub(super) fn small(text: &str) -> Option<View> {
     }
     let mut view = View::with_capacity(text.len());
     for (from, char) in text.char_indices() {
-        char.to_lowercase()
-            .for_each(|char| view.push(char, at(from)));
+        lower(char).for_each(|char| view.push(char, at(from)));
     }
     view.from.push(at(text.len()));
     Some(view)
@@ -198,9 +203,15 @@ pub(super) fn small(text: &str) -> Option<View> {
 /// A text in plain and small letters.
 pub(super) fn folded(text: &str) -> String {
     match plain(text) {
-        Some(plain) => plain.text.to_lowercase(),
+        Some(plain) => plain.text.chars().flat_map(lower).collect(),
         None => text.to_ascii_lowercase(),
     }
+}
+
+/// The small letters of a letter, wherever in a word it stands.
+fn lower(char: char) -> impl Iterator<Item = char> {
+    let small = char.to_lowercase();
+    small.map(|small| if small == 'ς' { 'σ' } else { small })
 }
 
 /// Whether a character may be one with what stands before it.
@@ -243,20 +254,23 @@ fn of_keyboard(char: char) -> char {
 mod tests {
     use super::*;
 
-    /// The views, each with where `needle` of it comes from.
+    /// Where in a text the first `needle` of each of its views comes from.
     fn found(text: &str, needle: &str) -> Vec<String> {
-        let views = views(text);
-        let places = views.iter().filter_map(|view| {
-            let start = view.text().find(needle)?;
-            Some(text[view.origin(start..start + needle.len())].to_owned())
+        let mut found = Vec::new();
+        let looked = each(text, |view| {
+            let start = view.text().find(needle);
+            let place = start.map(|start| view.origin(start..start + needle.len()));
+            found.extend(place.map(|place| text[place].to_owned()));
+            Ok::<(), ()>(())
         });
-        places.collect()
+        assert_eq!(looked, Ok(()));
+        found
     }
 
     #[test]
     fn what_is_plain_has_no_views() {
         for text in ["", "SN-1234 of Ada", "{\"a\": [1, 2]}", "C:\\", "\\q\\w"] {
-            assert!(views(text).is_empty(), "{text}");
+            assert_eq!(each(text, |_| Err(())), Ok(()), "{text}");
         }
     }
 
@@ -309,5 +323,6 @@ mod tests {
         assert_eq!(view.origin(start..start + 4), 2..6);
         assert_eq!(folded("ＭÜLLER"), "müller");
         assert_eq!(folded("Ada"), "ada");
+        assert_eq!(folded("ΟΔΟΣ"), folded("οδος"));
     }
 }

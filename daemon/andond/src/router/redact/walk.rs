@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::find::{Place, Values, merged, push};
+use super::find::{Place, Values, bounded, merged, push};
 use super::json::{self, Part};
 use super::{Redaction, Unredactable};
 use crate::request::Message;
@@ -314,6 +314,7 @@ impl Redaction<'_> {
                 bytes: place.bytes.start + start..place.bytes.end + start,
                 ..place
             }));
+            bounded(&places)?;
         }
         let places = merged(places);
         let mut left = String::with_capacity(text.len());
