@@ -3,7 +3,8 @@
 //! Invariant: a failed batch leaves every sequence as it was; a sequence's cached tokens are exactly those of its
 //! successful batches.
 
-use crate::backend::cpu::{Batch, Cpu, CpuError, Pass, Probe, Sizes};
+use crate::backend::Batch;
+use crate::backend::cpu::{Cpu, CpuError, Pass, Probe, Sizes};
 use crate::calibrate::Calibration;
 use crate::kv::disk::{self, PageCopy, PageStore};
 use crate::kv::{Cache, KvType, PAGE, PageName, Remembered, Sequence};
@@ -627,7 +628,8 @@ impl Executor {
             let pack = model.pack();
             let mut pass = Pass {
                 cpu: &mut self.cpu,
-                cache: &mut self.cache,
+                // `new` makes no other cache.
+                cache: self.cache.host().expect("the pages are here"),
                 weights: model.weights(pack.as_deref()),
                 batch: &self.batch,
                 kept: self.batch.has_others().then_some(&self.kept),

@@ -1,3 +1,6 @@
-//! Where models run. Today the CPU; each further device is a sibling of [`cpu`].
+//! Where models run: the steps that decoders are computed in, and what computes them.
 
 pub mod cpu;
+mod steps;
+
+pub use steps::{Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps, Temperature};

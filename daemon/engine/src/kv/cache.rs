@@ -1,14 +1,10 @@
-//! The memory of the pages and where things lie in it.
+//! Every page: what it holds, who holds it, and where its content is.
 
-use super::memory::{Memory, zeros};
+use super::PAGE;
+use super::host::HostPages;
 use super::name::PageName;
 use super::sequence::{Copy, Named, Pages, Remembered, Sequence};
-use super::{PAGE, SPAN};
-use andon_kernels::Table;
-use andon_kernels::op::attention::{
-    Keys, TILE, Values, key_groups, key_index, key_level_index, key_levels, key_scale_index,
-};
-use std::ops::Range;
+use andon_kernels::op::attention::{key_groups, key_levels};
 use std::sync::Arc;
 
 /// How keys and values are kept.
@@ -69,7 +65,7 @@ impl Geometry {
     }
 
     /// What a page takes.
-    fn page(&self) -> Part {
+    pub(super) fn page(&self) -> Part {
         let [keys, values] = self.position();
         let each = self.layer_count * self.head_count * PAGE;
         Part::new(
@@ -86,7 +82,7 @@ impl Geometry {
     }
 
     /// Where the keys, or the values, of a head in a layer would begin in a page that lay by itself, and what they take.
-    fn head(&self, layer: usize, values: bool, head: usize) -> (Part, Part) {
+    pub(super) fn head(&self, layer: usize, values: bool, head: usize) -> (Part, Part) {
         let [of_keys, of_values] = self.position();
         let mine = if values { of_values } else { of_keys };
         let before = layer * self.head_count + head;
@@ -105,9 +101,9 @@ impl Geometry {
 
 /// Numbers of bytes and of 16-bit elements (f16 elements, or scales).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
-    levels: usize,
-    halves: usize,
+pub(super) struct Part {
+    pub(super) levels: usize,
+    pub(super) halves: usize,
 }
 
 impl Part {
@@ -116,46 +112,20 @@ impl Part {
     }
 }
 
+/// Where the content of pages is.
+#[derive(Debug)]
+enum Content {
+    /// In this machine's memory.
+    Host(HostPages),
+}
+
 /// Every page, and who holds it.
 #[derive(Debug)]
 pub struct Cache {
     geometry: Geometry,
-    /// 8-bit levels, span by span.
-    levels: Memory<i8>,
-    /// f16 elements, or the levels' scales, span by span.
-    halves: Memory<u16>,
-    /// One token's keys or values in the form they are kept in.
-    row: Row,
+    content: Content,
     page_count: usize,
     pages: Arc<Pages>,
-}
-
-/// All heads of a token.
-#[derive(Debug)]
-struct Row {
-    levels: Vec<i8>,
-    halves: Vec<u16>,
-}
-
-/// Where the keys, or the values, of a head are among the levels and the halves.
-fn range(
-    geometry: &Geometry,
-    page: u32,
-    layer: usize,
-    values: bool,
-    head: usize,
-) -> (Range<usize>, Range<usize>) {
-    let each = geometry.page();
-    let (start, length) = geometry.head(layer, values, head);
-    let (span, place) = (page as usize / SPAN, page as usize % SPAN);
-    let at =
-        |each: usize, start: usize, length: usize| (span * each + start) * SPAN + place * length;
-    let levels = at(each.levels, start.levels, length.levels);
-    let halves = at(each.halves, start.halves, length.halves);
-    (
-        levels..levels + length.levels,
-        halves..halves + length.halves,
-    )
 }
 
 impl Cache {
@@ -165,24 +135,21 @@ impl Cache {
     /// [`Cache::sequence_of`] finds them.
     #[must_use]
     pub fn new(geometry: Geometry, tokens: usize, remembers: bool) -> Option<Cache> {
-        let page_count = tokens.div_ceil(PAGE);
-        let page = geometry.page();
-        let room = page_count.checked_next_multiple_of(SPAN)?;
-        let levels = room.checked_mul(page.levels)?;
-        let halves = room.checked_mul(page.halves)?;
-        let pages = u32::try_from(page_count).ok()?;
-        let heads = geometry.head_count;
+        let count = tokens.div_ceil(PAGE);
+        let pages = u32::try_from(count).ok()?;
         Some(Cache {
-            levels: Memory::zeros(levels)?,
-            halves: Memory::zeros(halves)?,
-            row: Row {
-                levels: zeros(heads * key_levels(geometry.head_dim))?,
-                halves: zeros(heads * geometry.head_dim.max(key_groups(geometry.head_dim)))?,
-            },
             geometry,
-            page_count,
+            content: Content::Host(HostPages::new(geometry, count)?),
+            page_count: count,
             pages: Pages::new(pages, remembers),
         })
+    }
+
+    /// The content, where it is in this machine's memory.
+    pub(crate) fn host(&mut self) -> Option<&mut HostPages> {
+        match &mut self.content {
+            Content::Host(pages) => Some(pages),
+        }
     }
 
     /// An empty sequence.
@@ -230,18 +197,29 @@ impl Cache {
     }
 
     fn copy(&mut self, copy: Option<Copy>) {
-        if let Some(Copy { from, to }) = copy {
-            let geometry = self.geometry;
-            for layer in 0..geometry.layer_count {
-                for values in [false, true] {
-                    for head in 0..geometry.head_count {
-                        let place = |page| range(&geometry, page, layer, values, head);
-                        let ((levels, halves), (to_levels, to_halves)) = (place(from), place(to));
-                        self.levels.copy_within(levels, to_levels.start);
-                        self.halves.copy_within(halves, to_halves.start);
-                    }
-                }
-            }
+        let Some(copy) = copy else { return };
+        match &mut self.content {
+            Content::Host(pages) => pages.copy(copy),
+        }
+    }
+
+    /// The content of a page, in an order that depends neither on where the page is nor on what computed it:
+    /// `[layer][KV head][keys, values]`, first all levels, then all f16 elements, little-endian.
+    pub(crate) fn export(&self, page: u32) -> Vec<u8> {
+        match &self.content {
+            Content::Host(pages) => pages.export(page),
+        }
+    }
+
+    /// Fills a page with content that [`Cache::export`] gave, which `source` gives piece by piece. If it fails, the page
+    /// holds nothing of use.
+    pub(crate) fn import<E>(
+        &mut self,
+        page: u32,
+        source: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match &mut self.content {
+            Content::Host(pages) => pages.import(page, source),
         }
     }
 
@@ -263,11 +241,10 @@ impl Cache {
     /// Forgets what no sequence holds, and gives the memory of spans that are free then back to the system, which has it
     /// until they are written again.
     pub(crate) fn shed(&mut self) {
-        let page = self.geometry.page();
         for span in self.pages.shed() {
-            let of = |each: usize| span * SPAN * each..(span + 1) * SPAN * each;
-            andon_os::give_back(&mut self.levels[of(page.levels)]);
-            andon_os::give_back(&mut self.halves[of(page.halves)]);
+            match &mut self.content {
+                Content::Host(pages) => pages.give_back(span),
+            }
         }
     }
 
@@ -280,65 +257,6 @@ impl Cache {
     pub(crate) fn next_worthy(&self) -> Option<(u32, u64, Named)> {
         let (worthy, named) = self.pages.next_worthy()?;
         Some((worthy.page, worthy.age, named))
-    }
-
-    /// The content of a page, in an order that does not depend on where the page is: `[layer][KV head][keys, values]`, first all
-    /// levels, then all f16 elements, little-endian.
-    pub(crate) fn export(&self, page: u32) -> Vec<u8> {
-        let mut content = Vec::with_capacity(self.page_bytes());
-        for (levels, _) in self.parts(page) {
-            content.extend(
-                self.levels[levels]
-                    .iter()
-                    .map(|level| level.cast_unsigned()),
-            );
-        }
-        for (_, halves) in self.parts(page) {
-            let halves = &self.halves[halves];
-            let start = content.len();
-            content.resize(start + size_of_val(halves), 0);
-            let (places, _) = content[start..].as_chunks_mut::<2>();
-            for (place, half) in places.iter_mut().zip(halves) {
-                *place = half.to_le_bytes();
-            }
-        }
-        content
-    }
-
-    /// Fills a page with content that [`Cache::export`] gave, which `source` gives piece by piece. If it fails, the page
-    /// holds nothing of use.
-    pub(crate) fn import<E>(
-        &mut self,
-        page: u32,
-        mut source: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut bytes = Vec::new();
-        for (levels, _) in self.parts(page) {
-            bytes.resize(levels.len(), 0);
-            source(&mut bytes)?;
-            for (level, byte) in self.levels[levels].iter_mut().zip(&bytes) {
-                *level = byte.cast_signed();
-            }
-        }
-        for (_, halves) in self.parts(page) {
-            bytes.resize(halves.len() * size_of::<u16>(), 0);
-            source(&mut bytes)?;
-            let (places, _) = bytes.as_chunks::<2>();
-            for (half, place) in self.halves[halves].iter_mut().zip(places) {
-                *half = u16::from_le_bytes(*place);
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the keys and the values of each head of each layer of a page are.
-    fn parts(&self, page: u32) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
-        let geometry = self.geometry;
-        let heads = 0..geometry.layer_count * geometry.head_count;
-        heads.flat_map(move |index| {
-            let (layer, head) = (index / geometry.head_count, index % geometry.head_count);
-            [false, true].map(|values| range(&geometry, page, layer, values, head))
-        })
     }
 
     /// Whether `sequence` was made by this cache.
@@ -364,86 +282,13 @@ impl Cache {
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
-
-    /// Whether keys and values are in 8 bits.
-    pub(crate) fn is_quantized(&self) -> bool {
-        self.geometry.kv_type == KvType::Q8
-    }
-
-    /// The keys and values of a head in a page.
-    pub(crate) fn head(&self, page: u32, layer: usize, head: usize) -> (Keys<'_>, Values<'_>) {
-        let (key_levels, key_halves) = range(&self.geometry, page, layer, false, head);
-        let (value_levels, value_halves) = range(&self.geometry, page, layer, true, head);
-        let (keys, values) = (&self.halves[key_halves], &self.halves[value_halves]);
-        match self.geometry.kv_type {
-            KvType::F16 => (Keys::F16(keys), Values::F16(values)),
-            KvType::Q8 => (
-                Keys::Q8(&self.levels[key_levels], keys),
-                Values::Q8(&self.levels[value_levels], values),
-            ),
-        }
-    }
-
-    /// Stores the keys and values of all heads of a layer at a position of a page.
-    pub(crate) fn store(
-        &mut self,
-        table: &Table,
-        page: u32,
-        layer: usize,
-        position: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) {
-        let dim = self.geometry.head_dim;
-        match self.geometry.kv_type {
-            KvType::F16 => {
-                let row = &mut self.row.halves;
-                table.to_half(keys, row);
-                for (head, key) in row.chunks_exact(dim).enumerate() {
-                    let (_, range) = range(&self.geometry, page, layer, false, head);
-                    let tile = &mut self.halves[range][key_index(position / TILE * TILE, 0, dim)..];
-                    let (dims, _) = tile.as_chunks_mut::<TILE>();
-                    for (positions, &element) in dims.iter_mut().zip(key) {
-                        positions[position % TILE] = element;
-                    }
-                }
-                table.to_half(values, row);
-                for (head, value) in row.chunks_exact(dim).enumerate() {
-                    let (_, range) = range(&self.geometry, page, layer, true, head);
-                    self.halves[range][position * dim..][..dim].copy_from_slice(value);
-                }
-            }
-            KvType::Q8 => {
-                let levels = &mut self.row.levels[..key_levels(dim)];
-                let scales = &mut self.row.halves[..key_groups(dim)];
-                for (head, (key, value)) in keys
-                    .chunks_exact(dim)
-                    .zip(values.chunks_exact(dim))
-                    .enumerate()
-                {
-                    table.quantize_key(key, levels, scales);
-                    let (to, to_scales) = range(&self.geometry, page, layer, false, head);
-                    let (to, to_scales) = (&mut self.levels[to], &mut self.halves[to_scales]);
-                    for (index, four) in levels.chunks_exact(4).enumerate() {
-                        let at = key_level_index(position, index * 4, dim);
-                        to[at..at + 4].copy_from_slice(four);
-                    }
-                    for (group, &scale) in scales.iter().enumerate() {
-                        to_scales[key_scale_index(position, group, dim)] = scale;
-                    }
-                    let (to, to_scales) = range(&self.geometry, page, layer, true, head);
-                    let to = &mut self.levels[to][position * dim..][..dim];
-                    self.halves[to_scales][position] = table.quantize_head(value, to);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, Geometry, Keys, KvType, PAGE, SPAN, Values};
-    use andon_kernels::op::attention::{key_index, key_level_index, key_scale_index};
+    use super::{Cache, Geometry, HostPages, KvType, PAGE};
+    use crate::kv::SPAN;
+    use andon_kernels::op::attention::{Keys, Values, key_index, key_level_index, key_scale_index};
     use andon_kernels::{Isa, Table};
 
     const GEOMETRY: Geometry = Geometry {
@@ -455,6 +300,10 @@ mod tests {
 
     fn table() -> Table {
         Table::new(Isa::Scalar).expect("always there")
+    }
+
+    fn host(cache: &mut Cache) -> &mut HostPages {
+        cache.host().expect("they are here")
     }
 
     fn half(value: f32) -> u16 {
@@ -496,7 +345,7 @@ mod tests {
             kv_type: KvType::F16,
         };
         let mut cache = Cache::new(geometry, 4 * SPAN * PAGE, true).expect("small");
-        cache.halves.fill(1);
+        host(&mut cache).halves.fill(1);
         let (mut held, mut idle) = (cache.sequence(), cache.sequence());
         for (sequence, token) in [(&mut held, 7), (&mut idle, 8)] {
             assert!(cache.reserve(sequence, PAGE));
@@ -507,11 +356,19 @@ mod tests {
         cache.shed();
         assert_eq!(cache.sequence_of(&[8; PAGE + 1]).len(), 0);
         assert_eq!(cache.sequence_of(&[7; PAGE + 1]).len(), PAGE);
-        let parts: Vec<_> = cache.parts(held.pages()[0]).collect();
+        let parts: Vec<_> = host(&mut cache).parts(held.pages()[0]).collect();
         for (_, halves) in parts {
-            assert!(cache.halves[halves].iter().all(|&half| half == 1));
+            assert!(
+                host(&mut cache).halves[halves]
+                    .iter()
+                    .all(|&half| half == 1)
+            );
         }
-        let kept = cache.halves.iter().filter(|&&half| half == 1).count();
+        let kept = host(&mut cache)
+            .halves
+            .iter()
+            .filter(|&&half| half == 1)
+            .count();
         let span = SPAN * geometry.page().halves;
         assert!((span..2 * span).contains(&kept), "{kept} of {span}");
         let mut next = cache.sequence();
@@ -539,15 +396,15 @@ mod tests {
                 .map(|index| (position * 20 + index) as f32)
                 .collect();
             let values: Vec<f32> = keys.iter().map(|key| -key).collect();
-            cache.store(&table(), 1, 1, position, &keys, &values);
+            host(&mut cache).store(&table(), 1, 1, position, &keys, &values);
         }
-        let (Keys::F16(keys), Values::F16(values)) = cache.head(1, 1, 2) else {
+        let (Keys::F16(keys), Values::F16(values)) = host(&mut cache).head(1, 1, 2) else {
             panic!("the cache keeps f16");
         };
         assert_eq!(keys[key_index(17, 3, 4)], half((17 * 20 + 8 + 3) as f32));
         assert_eq!(values[17 * 4 + 3], half(-(17 * 20 + 8 + 3) as f32));
         for (page, layer) in [(0, 1), (1, 0)] {
-            let (Keys::F16(keys), _) = cache.head(page, layer, 2) else {
+            let (Keys::F16(keys), _) = host(&mut cache).head(page, layer, 2) else {
                 panic!("the cache keeps f16");
             };
             assert!(keys.iter().all(|&element| element == 0));
@@ -572,7 +429,7 @@ mod tests {
                         .map(|index| element(position + layer, index / head_dim, index % head_dim));
                     let keys: Vec<f32> = row.collect();
                     let values: Vec<f32> = keys.iter().map(|key| -key).collect();
-                    cache.store(&table(), 1, layer, position, &keys, &values);
+                    host(&mut cache).store(&table(), 1, layer, position, &keys, &values);
                 }
             }
             let scale_of = |bits: u16| {
@@ -582,7 +439,7 @@ mod tests {
             };
             for (layer, head, position) in [(0, 0, 0), (0, 2, 63), (1, 0, 17), (1, 2, 5)] {
                 let (Keys::Q8(keys, key_scales), Values::Q8(values, value_scales)) =
-                    cache.head(1, layer, head)
+                    host(&mut cache).head(1, layer, head)
                 else {
                     panic!("the cache keeps 8 bits");
                 };
@@ -595,7 +452,7 @@ mod tests {
                     assert!((level * scale_of(value_scales[position]) + exact).abs() < 0.25);
                 }
             }
-            let (Keys::Q8(keys, scales), _) = cache.head(0, 1, 2) else {
+            let (Keys::Q8(keys, scales), _) = host(&mut cache).head(0, 1, 2) else {
                 panic!("the cache keeps 8 bits");
             };
             assert!(keys.iter().all(|&level| level == 0));
@@ -622,8 +479,8 @@ mod tests {
     }
 
     /// The keys of a page, whatever they are kept in.
-    fn keys_of(cache: &Cache, page: u32) -> Vec<u16> {
-        match cache.head(page, 1, 2) {
+    fn keys_of(cache: &mut Cache, page: u32) -> Vec<u16> {
+        match host(cache).head(page, 1, 2) {
             (Keys::F16(keys), _) => keys.to_vec(),
             (Keys::Q8(levels, scales), _) => {
                 let levels = levels.iter().map(|&level| level as u16);
@@ -640,7 +497,7 @@ mod tests {
             let page = sequence.pages()[position / PAGE];
             let keys = [(token * 200) as f32 + position as f32; 12];
             for layer in 0..2 {
-                cache.store(&table(), page, layer, position % PAGE, &keys, &keys);
+                host(cache).store(&table(), page, layer, position % PAGE, &keys, &keys);
             }
         }
         sequence.append(tokens, 0);
@@ -685,7 +542,7 @@ mod tests {
         let mut first = cache.sequence_of(&text);
         write(&mut cache, &mut first, &text);
         let pages = first.pages().to_vec();
-        let kept = keys_of(&cache, pages[1]);
+        let kept = keys_of(&mut cache, pages[1]);
         drop(first);
         let mut other = text.clone();
         other[PAGE + 10] = 999;
@@ -699,10 +556,14 @@ mod tests {
         assert_eq!((second.len(), second.pages()[0]), (PAGE + 10, pages[0]));
         let own = second.pages()[1];
         assert_ne!(own, pages[1]);
-        assert_eq!(keys_of(&cache, own)[..10 * 4], kept[..10 * 4]);
+        assert_eq!(keys_of(&mut cache, own)[..10 * 4], kept[..10 * 4]);
         let rest = &other[PAGE + 10..];
         write(&mut cache, &mut second, rest);
-        assert_eq!(keys_of(&cache, pages[1]), kept, "nobody's page was written");
+        assert_eq!(
+            keys_of(&mut cache, pages[1]),
+            kept,
+            "nobody's page was written"
+        );
         // Within the first page; and the last token is computed.
         let mut third = cache.sequence_of(&text[..20]);
         assert_eq!(cache.lengthen(&mut third, &text[..20]), 19);
@@ -808,22 +669,22 @@ mod tests {
         assert_eq!(fork.pages()[0], first.pages()[0]);
         assert_ne!(fork.pages()[1], first.pages()[1]);
         assert_eq!(
-            keys_of(&cache, fork.pages()[1]),
-            keys_of(&cache, first.pages()[1])
+            keys_of(&mut cache, fork.pages()[1]),
+            keys_of(&mut cache, first.pages()[1])
         );
-        let before = keys_of(&cache, first.pages()[1]);
+        let before = keys_of(&mut cache, first.pages()[1]);
         write(&mut cache, &mut fork, &[6]);
-        assert_eq!(keys_of(&cache, first.pages()[1]), before);
+        assert_eq!(keys_of(&mut cache, first.pages()[1]), before);
         // Cut into the page that is known, and written anew.
         let known = first.pages()[0];
-        let before = keys_of(&cache, known);
+        let before = keys_of(&mut cache, known);
         first.truncate(10);
         assert_eq!(first.pages_missing(11), 1);
         write(&mut cache, &mut first, &[7]);
         assert_ne!(first.pages()[0], known);
-        assert_eq!(keys_of(&cache, known), before);
+        assert_eq!(keys_of(&mut cache, known), before);
         // A position before the cut is as it was, in either form: the first elements are of the first positions.
-        assert_eq!(keys_of(&cache, first.pages()[0])[9], before[9]);
+        assert_eq!(keys_of(&mut cache, first.pages()[0])[9], before[9]);
         drop((first, fork));
         assert_eq!(cache.tokens_free(), 6 * PAGE);
     }

@@ -2,7 +2,7 @@
 //!
 //! A page holds [`PAGE`] positions of every layer and KV head: keys in the tiles and values in the rows that
 //! [`andon_kernels::op::attention`] describes, in f16 or in 8 bits ([`KvType`]). All pages are one allocation made at
-//! start, whose memory the system provides as pages are first written.
+//! start; where it is this machine's, the system provides its memory as pages are first written.
 //!
 //! [`SPAN`] neighbouring pages lie in each other, `[layer][KV head][keys, values][page]`, and a sequence gets neighbours
 //! where it can: then attention reads a chunk of positions as one stretch for each layer. Each piece of its own begins
@@ -22,6 +22,7 @@
 mod cache;
 pub mod disk;
 mod free;
+mod host;
 mod memory;
 mod name;
 mod prefix;
@@ -30,6 +31,7 @@ mod sequence;
 use andon_kernels::op::attention::CHUNK;
 pub use andon_kernels::op::attention::PAGE;
 pub use cache::{Cache, Geometry, KvType};
+pub(crate) use host::HostPages;
 pub use name::PageName;
 pub use sequence::{Remembered, Sequence};
 

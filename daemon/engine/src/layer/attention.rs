@@ -1,8 +1,8 @@
 //! The attention part of a layer.
 
 use super::design::{Design, LayerDesign, QueryKeyNorm};
-use crate::backend::cpu::{Attend, Heads, Parts, Pass, Residual, RmsNorm};
-use crate::weights::{Linear, Matrix, Source, WeightsError};
+use crate::backend::{Attend, Heads, Parts, Residual, Steps};
+use crate::weights::{Linear, Matrix, RmsNorm, Source, WeightsError};
 
 /// `h += after(output · attend(rotate(norm(query · before(h))), rotate(norm(key · before(h))), value · before(h)))`,
 /// where norms, biases and the rotation are there as the design and the file have them.
@@ -82,26 +82,26 @@ impl Attention {
     }
 
     /// Attends to the keys and values of a batch, which it puts into the cache.
-    pub(crate) fn attend(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+    pub(crate) fn attend(&self, pass: &mut dyn Steps, design: &Design, index: usize) {
         self.prepare(pass, design, Parts::All);
         pass.remember(index);
         self.attend_queries(pass, design, index);
     }
 
     /// Puts the keys and values of a batch into the cache.
-    pub(crate) fn remember(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+    pub(crate) fn remember(&self, pass: &mut dyn Steps, design: &Design, index: usize) {
         self.prepare(pass, design, Parts::Remembered);
         pass.remember(index);
     }
 
     /// Attends to keys and values that are in the cache, those of the batch among them.
-    pub(crate) fn attend_to_remembered(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+    pub(crate) fn attend_to_remembered(&self, pass: &mut dyn Steps, design: &Design, index: usize) {
         self.prepare(pass, design, Parts::Queries);
         self.attend_queries(pass, design, index);
     }
 
     /// Computes queries, keys and values of a batch, as far as they are wanted.
-    fn prepare(&self, pass: &mut Pass<'_>, design: &Design, parts: Parts) {
+    fn prepare(&self, pass: &mut dyn Steps, design: &Design, parts: Parts) {
         let inputs = [&self.query, &self.key, &self.value];
         pass.norm(self.before.as_ref(), &inputs);
         pass.project(inputs, parts);
@@ -116,7 +116,7 @@ impl Attention {
         pass.finish_heads(&heads, parts);
     }
 
-    fn attend_queries(&self, pass: &mut Pass<'_>, design: &Design, index: usize) {
+    fn attend_queries(&self, pass: &mut dyn Steps, design: &Design, index: usize) {
         pass.attend(&Attend {
             layer: index,
             head_dim: design.shape.head_dim,
@@ -127,7 +127,7 @@ impl Attention {
     }
 
     /// Adds what attention gave to the residual stream.
-    pub(crate) fn add(&self, pass: &mut Pass<'_>, design: &Design) {
+    pub(crate) fn add(&self, pass: &mut dyn Steps, design: &Design) {
         pass.add_attended(
             &self.output,
             &Residual {

@@ -2,9 +2,9 @@
 
 use super::hyperparameters::draft_token_ids;
 use super::{Attention, Design, FeedForward};
-use crate::backend::cpu::{Output, Pass, RmsNorm};
+use crate::backend::{Output, Steps};
 use crate::models::{Architecture, Shape};
-use crate::weights::{Linear, Matrix, Source, WeightsError};
+use crate::weights::{Linear, Matrix, RmsNorm, Source, WeightsError};
 use std::ops::ControlFlow;
 
 /// A loaded decoder.
@@ -84,7 +84,7 @@ impl Architecture for Decoder {
         matrices.chain([&mut self.output.matrix]).collect()
     }
 
-    fn forward(&self, pass: &mut Pass<'_>) -> ControlFlow<()> {
+    fn forward(&self, pass: &mut dyn Steps) -> ControlFlow<()> {
         let design = &self.design;
         pass.embed(&self.embedding, design.embedding_scale);
         pass.prepare_ropes(&design.ropes);

@@ -2,7 +2,7 @@
 
 use super::hyperparameters::Hyperparameters;
 use super::rope::{Rope, read_rope};
-use crate::backend::cpu::{Activation, Temperature};
+use crate::backend::{Activation, Temperature};
 use crate::models::Shape;
 use crate::weights::{Source, WeightsError};
 use andon_kernels::op::rope::Pairing;

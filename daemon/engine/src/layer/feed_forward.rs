@@ -1,8 +1,8 @@
 //! The feed-forward part of a layer.
 
 use super::design::Design;
-use crate::backend::cpu::{Pass, Residual, RmsNorm};
-use crate::weights::{Linear, Matrix, Source, WeightsError};
+use crate::backend::{Residual, Steps};
+use crate::weights::{Linear, Matrix, RmsNorm, Source, WeightsError};
 
 /// `h += after(down · (activation(gate · before(h)) * (up · before(h))))`, where norms and biases are there as the
 /// design and the file have them.
@@ -66,7 +66,7 @@ impl FeedForward {
     }
 
     /// Runs a batch through it.
-    pub(crate) fn run(&self, pass: &mut Pass<'_>, design: &Design) {
+    pub(crate) fn run(&self, pass: &mut dyn Steps, design: &Design) {
         pass.norm(self.before.as_ref(), &[&self.gate, &self.up]);
         pass.add_gated(
             design.activation,

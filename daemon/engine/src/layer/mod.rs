@@ -2,7 +2,7 @@
 //! decoders share.
 //!
 //! Invariant: nothing here knows an architecture by name. A model file says what is particular to it in a
-//! [`Design`]; what the design asks for is done here, in calls of [`crate::backend::cpu::Pass`].
+//! [`Design`]; what the design asks for is done here, in calls of [`crate::backend::Steps`].
 
 mod attention;
 mod decoder;

@@ -1,7 +1,7 @@
 //! Gemma: an embedding scaled by the root of its width, GEGLU, and the pairs of a rotation in halves. Converters add
 //! one to the weights of its norms, which are then like any other's.
 
-use crate::backend::cpu::Activation;
+use crate::backend::Activation;
 use crate::layer::{Design, Hyperparameters};
 use crate::weights::{Source, WeightsError};
 use andon_kernels::op::rope::Pairing;

@@ -1,7 +1,7 @@
 //! Ministral 3: llama's graph, stretched by YaRN, with queries that grow with the logarithm of their position in
 //! units of the original context, so that attention stays as sharp over more positions.
 
-use crate::backend::cpu::Temperature;
+use crate::backend::Temperature;
 use crate::layer::{Design, Hyperparameters, limits};
 use crate::weights::{Source, WeightsError};
 use andon_kernels::op::rope::Pairing;

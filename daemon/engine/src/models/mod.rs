@@ -28,7 +28,7 @@ mod qwen3;
 mod registry;
 mod smollm3;
 
-use crate::backend::cpu::Pass;
+use crate::backend::Steps;
 use crate::kv::{Geometry, KvType};
 use crate::weights::Matrix;
 use std::ops::ControlFlow;
@@ -90,6 +90,6 @@ pub trait Architecture: Send + Sync + std::fmt::Debug {
     fn matrices_mut(&mut self) -> Vec<&mut Matrix>;
 
     /// Runs a batch: the residual streams of its tokens through all layers, keys and values into the cache, and the
-    /// logits of its outputs. It breaks off, with the batch undone, if the pass [`Pass::is_interrupted`] before a layer.
-    fn forward(&self, pass: &mut Pass<'_>) -> ControlFlow<()>;
+    /// logits of its outputs. It breaks off, with the batch undone, if the pass [`Steps::is_interrupted`] before a layer.
+    fn forward(&self, pass: &mut dyn Steps) -> ControlFlow<()>;
 }

@@ -8,8 +8,9 @@
 //! [`andon_kernels::op::attention`].
 
 use super::Cpu;
-use super::pass::{Batch, Pass};
-use crate::kv::Cache;
+use super::pass::Pass;
+use crate::backend::{Attend, Batch};
+use crate::kv::HostPages;
 use andon_kernels::attend::{Attention, Block, Partial, QuantizedQueriesMut};
 use andon_kernels::op::attention::{
     CHUNK, Keys, QuantizedQueries, Queries, Values, key_groups, key_levels,
@@ -32,21 +33,6 @@ const TAKES_EACH: usize = 16;
 
 /// Tokens at the end of the longest sequence whose partial results slots hold.
 const SLOT_TOKENS: usize = 2;
-
-/// How a layer attends.
-#[derive(Clone, Copy, Debug)]
-pub struct Attend {
-    /// The layer, as the cache counts them.
-    pub layer: usize,
-    /// Dimensions of a head.
-    pub head_dim: usize,
-    /// Factor of the scores.
-    pub scale: f32,
-    /// Bound that scores are kept within, after that.
-    pub cap: Option<f32>,
-    /// How many positions are attended to, the token's own and those before it; `None` for all.
-    pub window: Option<usize>,
-}
 
 /// What attention needs beside its input and output.
 #[derive(Debug)]
@@ -296,7 +282,7 @@ impl Workspace {
 struct Units<'a> {
     table: &'a Table,
     batch: &'a Batch,
-    cache: &'a Cache,
+    cache: &'a HostPages,
     attention: Attention<'a>,
     layer: usize,
     /// `[token][head][dimension]`.
@@ -482,7 +468,7 @@ impl Units<'_> {
 impl Pass<'_> {
     /// Causal attention; query heads share key/value heads in consecutive groups. A window costs only the chunks that
     /// it touches.
-    pub fn attend(&mut self, attend: &Attend) {
+    pub(super) fn attend(&mut self, attend: &Attend) {
         let count = self.token_count();
         let Cpu {
             table,

@@ -3,56 +3,13 @@
 use super::Cpu;
 use super::matmul::{Product, multiply};
 use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
+use crate::backend::{Heads, Parts};
 use crate::kv::PAGE;
-use crate::layer::Rope;
-use crate::weights::{Linear, RmsNorm};
-
-/// What is done to queries, keys and values between their matrices and attention, in this order.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads<'a> {
-    /// Dimensions of a head.
-    pub head_dim: usize,
-    /// Biases of queries, keys and values.
-    pub biases: [Option<&'a [f32]>; 3],
-    /// Norm of queries: of each head if its weights are as long as one, of all together if they are as long as all.
-    pub query_norm: Option<&'a RmsNorm>,
-    /// Norm of keys.
-    pub key_norm: Option<&'a RmsNorm>,
-    /// Rotation of queries and keys, and its index among those prepared.
-    pub rope: Option<(usize, &'a Rope)>,
-    /// How queries grow with their position.
-    pub temperature: Option<Temperature>,
-}
-
-/// Which parts of tokens a step is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parts {
-    /// Queries, keys and values.
-    All,
-    /// Keys and values: all that is wanted, in the last layer, of tokens without logits.
-    Remembered,
-    /// Queries.
-    Queries,
-}
-
-/// Queries at position `p` are multiplied by `1 + scale ln(1 + floor(p / every))`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Temperature {
-    /// Positions that share a factor.
-    pub every: usize,
-    /// How fast it grows.
-    pub scale: f64,
-}
-
-impl Temperature {
-    fn at(self, position: usize) -> f32 {
-        (1.0 + self.scale * libm::log((1 + position / self.every) as f64)) as f32
-    }
-}
+use crate::weights::Linear;
 
 impl Pass<'_> {
     /// Queries, keys and values of the normalized input, as their matrices give them.
-    pub fn project(&mut self, [query, key, value]: [&Linear; 3], parts: Parts) {
+    pub(super) fn project(&mut self, [query, key, value]: [&Linear; 3], parts: Parts) {
         let count = self.token_count();
         let Cpu {
             table,
@@ -83,7 +40,7 @@ impl Pass<'_> {
     }
 
     /// Adds biases, normalizes and rotates.
-    pub fn finish_heads(&mut self, heads: &Heads<'_>, parts: Parts) {
+    pub(super) fn finish_heads(&mut self, heads: &Heads<'_>, parts: Parts) {
         let count = self.token_count();
         let Cpu {
             table,
@@ -153,7 +110,7 @@ impl Pass<'_> {
     }
 
     /// Stores the keys and values in the cache.
-    pub fn remember(&mut self, layer: usize) {
+    pub(super) fn remember(&mut self, layer: usize) {
         let Cpu { table, buffers, .. } = &mut *self.cpu;
         let width = buffers.sizes.key_value;
         for (token, (key, value)) in buffers

@@ -1,7 +1,6 @@
 //! Models on the CPU: a pool of threads, a table of kernels, and the activations of one batch.
 //!
-//! A batch is any tokens of any sequences. Each token's results depend on its own sequence only, and every sum is
-//! taken in one thread in a fixed order, so neither the batch nor the number of threads changes a byte of them.
+//! Every sum is taken in one thread in a fixed order, so the number of threads changes no byte of a result.
 //!
 //! Invariant: buffers are sized at start for the largest batch; running a batch allocates nothing.
 
@@ -15,13 +14,9 @@ mod probe;
 mod residual;
 mod threads;
 
-pub use crate::weights::RmsNorm;
-pub use attend::Attend;
 pub use buffers::Sizes;
-pub use heads::{Heads, Parts, Temperature};
-pub use pass::{Batch, Output, Pass};
+pub use pass::Pass;
 pub(crate) use probe::Probe;
-pub use residual::{Activation, Residual};
 
 use andon_kernels::{Isa, Table};
 use buffers::Buffers;

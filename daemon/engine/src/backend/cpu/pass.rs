@@ -3,7 +3,8 @@
 use super::buffers::Buffers;
 use super::matmul::{Product, multiply};
 use super::{Cpu, Threads, share};
-use crate::kv::Cache;
+use crate::backend::{Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps};
+use crate::kv::HostPages;
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, RmsNorm, Weights};
 use andon_kernels::block;
@@ -17,59 +18,10 @@ const PIECE_TOKENS: usize = 8;
 /// Logits that a thread takes at a time.
 const LOGITS_PIECE: usize = 1 << 13;
 
-/// The tokens of a batch.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// Token ids.
-    pub(crate) tokens: Vec<u32>,
-    /// Position of each token in its sequence.
-    pub(crate) positions: Vec<usize>,
-    /// Range of each token's sequence in `pages`.
-    pub(crate) page_ranges: Vec<(usize, usize)>,
-    /// Pages of the sequences.
-    pub(crate) pages: Vec<u32>,
-    /// Indices of the tokens whose logits are wanted, ascending.
-    pub(crate) outputs: Vec<usize>,
-}
-
-impl Batch {
-    /// Forgets the tokens, keeps the memory.
-    pub(crate) fn clear(&mut self) {
-        self.tokens.clear();
-        self.positions.clear();
-        self.page_ranges.clear();
-        self.pages.clear();
-        self.outputs.clear();
-    }
-
-    /// Whether there are tokens that are to have no logits.
-    pub(crate) fn has_others(&self) -> bool {
-        self.outputs.len() < self.tokens.len()
-    }
-
-    /// Becomes the tokens of `batch` that are to have logits.
-    pub(crate) fn keep_outputs_of(&mut self, batch: &Batch) {
-        self.clear();
-        self.pages.extend_from_slice(&batch.pages);
-        for (place, &token) in batch.outputs.iter().enumerate() {
-            self.tokens.push(batch.tokens[token]);
-            self.positions.push(batch.positions[token]);
-            self.page_ranges.push(batch.page_ranges[token]);
-            self.outputs.push(place);
-        }
-    }
-
-    /// Pages of the sequence of token `token`.
-    pub(crate) fn pages_of(&self, token: usize) -> &[u32] {
-        let (start, end) = self.page_ranges[token];
-        &self.pages[start..end]
-    }
-}
-
 /// A batch in the middle of a model.
 pub struct Pass<'a> {
     pub(crate) cpu: &'a mut Cpu,
-    pub(crate) cache: &'a mut Cache,
+    pub(crate) cache: &'a mut HostPages,
     pub(crate) weights: Weights<'a>,
     pub(crate) batch: &'a Batch,
     /// The tokens of it that are to have logits, where others are not; see [`Pass::keep_outputs`].
@@ -86,19 +38,6 @@ impl std::fmt::Debug for Pass<'_> {
             .field("kept", &self.kept)
             .finish_non_exhaustive()
     }
-}
-
-/// What logits are made of.
-#[derive(Clone, Copy, Debug)]
-pub struct Output<'a> {
-    /// Norm of the residual stream.
-    pub norm: &'a RmsNorm,
-    /// From there to the vocabulary.
-    pub linear: &'a Linear,
-    /// Factor of the logits.
-    pub scale: f32,
-    /// Bound that they are kept within, after that.
-    pub cap: Option<f32>,
 }
 
 /// Tokens of a piece: all of them where the calling thread does the work.
@@ -134,20 +73,18 @@ impl Pass<'_> {
 
     /// Whether the caller wants the pass to be given up. Its sequences then stay as they were: what is in the cache
     /// beyond their ends is nobody's.
-    #[must_use]
-    pub fn is_interrupted(&self) -> bool {
+    fn is_interrupted(&self) -> bool {
         (self.interrupted)()
     }
 
     /// Whether there are tokens whose logits nobody wants.
-    #[must_use]
-    pub fn has_others(&self) -> bool {
+    fn has_others(&self) -> bool {
         self.kept.is_some()
     }
 
     /// Goes on with the tokens that are to have logits and forgets the others and the rotations, between two steps that
     /// leave nothing but the residual stream and the cache. False if there are none to go on with.
-    pub fn keep_outputs(&mut self) -> bool {
+    fn keep_outputs(&mut self) -> bool {
         let Some(kept) = self.kept.take() else {
             return true;
         };
@@ -162,7 +99,7 @@ impl Pass<'_> {
     }
 
     /// Sets the residual stream to the rows of `matrix` that the tokens name, each element times `scale`.
-    pub fn embed(&mut self, matrix: &Matrix, scale: f32) {
+    fn embed(&mut self, matrix: &Matrix, scale: f32) {
         let (row_bytes, rows) = (matrix.row_bytes(), self.weights.raw(matrix));
         for (hidden, &token) in self
             .cpu
@@ -178,7 +115,7 @@ impl Pass<'_> {
     }
 
     /// Computes the rotations of the batch's positions by each of `ropes`, for [`Pass::finish_heads`] in the layers to come.
-    pub fn prepare_ropes(&mut self, ropes: &[Rope]) {
+    fn prepare_ropes(&mut self, ropes: &[Rope]) {
         let Buffers {
             ropes: tables,
             sizes,
@@ -197,7 +134,7 @@ impl Pass<'_> {
     }
 
     /// Normalizes the residual stream into the input of `matrices`; without a norm it is their input as it is.
-    pub fn norm(&mut self, norm: Option<&RmsNorm>, matrices: &[&Linear]) {
+    fn norm(&mut self, norm: Option<&RmsNorm>, matrices: &[&Linear]) {
         let count = self.token_count();
         let Cpu {
             table,
@@ -236,7 +173,7 @@ impl Pass<'_> {
 
     /// Logits of the batch's outputs: normalizes their residual streams, which alone are left
     /// ([`Pass::keep_outputs`]), and multiplies with the output's matrix.
-    pub fn output(&mut self, output: &Output<'_>) {
+    fn output(&mut self, output: &Output<'_>) {
         let count = self.batch.outputs.len();
         let (norm, matrix) = (output.norm, &output.linear.matrix);
         let k = norm.weight.len();
@@ -294,6 +231,67 @@ impl Pass<'_> {
                 table.soft_cap(logits, cap);
             }
         });
+    }
+}
+
+impl Steps for Pass<'_> {
+    fn is_interrupted(&self) -> bool {
+        Pass::is_interrupted(self)
+    }
+
+    fn has_others(&self) -> bool {
+        Pass::has_others(self)
+    }
+
+    fn keep_outputs(&mut self) -> bool {
+        Pass::keep_outputs(self)
+    }
+
+    fn embed(&mut self, matrix: &Matrix, scale: f32) {
+        Pass::embed(self, matrix, scale);
+    }
+
+    fn prepare_ropes(&mut self, ropes: &[Rope]) {
+        Pass::prepare_ropes(self, ropes);
+    }
+
+    fn norm(&mut self, norm: Option<&RmsNorm>, matrices: &[&Linear]) {
+        Pass::norm(self, norm, matrices);
+    }
+
+    fn project(&mut self, linears: [&Linear; 3], parts: Parts) {
+        Pass::project(self, linears, parts);
+    }
+
+    fn finish_heads(&mut self, heads: &Heads<'_>, parts: Parts) {
+        Pass::finish_heads(self, heads, parts);
+    }
+
+    fn remember(&mut self, layer: usize) {
+        Pass::remember(self, layer);
+    }
+
+    fn attend(&mut self, attend: &Attend) {
+        Pass::attend(self, attend);
+    }
+
+    fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
+        Pass::add_attended(self, linear, residual);
+    }
+
+    fn add_gated(
+        &mut self,
+        activation: Activation,
+        gate: &Linear,
+        up: &Linear,
+        down: &Linear,
+        residual: &Residual<'_>,
+    ) {
+        Pass::add_gated(self, activation, gate, up, down, residual);
+    }
+
+    fn output(&mut self, output: &Output<'_>) {
+        Pass::output(self, output);
     }
 }
 

@@ -3,30 +3,13 @@
 use super::Cpu;
 use super::matmul::{Gated, Product, multiply, multiply_gated};
 use super::pass::{Pass, add_to, multiply_by, piece_tokens, run};
-use crate::weights::{Linear, RmsNorm};
+use crate::backend::{Activation, Residual};
+use crate::weights::Linear;
 use andon_kernels::ColumnsMut;
-
-/// What is done to the output of a part, after its bias, before it is added to the residual stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Residual<'a> {
-    /// Norm.
-    pub norm: Option<&'a RmsNorm>,
-    /// Factor, after that.
-    pub scale: f32,
-}
-
-/// What gates pass through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + exp(-x))`.
-    Silu,
-    /// The Gaussian error linear unit in its tanh form.
-    GeluTanh,
-}
 
 impl Pass<'_> {
     /// Adds `linear` of what attention gave to the residual stream.
-    pub fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
+    pub(super) fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
         let count = self.token_count();
         let matrix = &linear.matrix;
         let k = matrix.row_elements;
@@ -60,7 +43,7 @@ impl Pass<'_> {
     }
 
     /// Adds the gated feed-forward part of the normalized input to the residual stream.
-    pub fn add_gated(
+    pub(super) fn add_gated(
         &mut self,
         activation: Activation,
         gate: &Linear,

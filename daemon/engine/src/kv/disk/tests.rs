@@ -58,7 +58,8 @@ fn compute(cache: &mut Cache, text: &[u32]) -> Sequence {
         let keys: Vec<f32> = (0..12).map(|index| (token * 13 + index) as f32).collect();
         let values: Vec<f32> = keys.iter().map(|key| key * 0.5 - 9.0).collect();
         for layer in 0..2 {
-            cache.store(&table, page, layer, position % PAGE, &keys, &values);
+            let pages = cache.host().expect("they are here");
+            pages.store(&table, page, layer, position % PAGE, &keys, &values);
         }
     }
     sequence.append(&text[start..], 0);
