@@ -8,6 +8,7 @@ mod acl;
 mod activation;
 mod andonctl;
 mod audit;
+mod backends;
 mod ctl;
 mod hardware;
 mod hostile;

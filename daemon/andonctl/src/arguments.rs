@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// Show the models that are served.
     Models(ModelsOptions),
+    /// Show what could compute models: whether it is built, available and chosen, and why not.
+    Backends(BackendsOptions),
     /// Look after the models that the daemon keeps: add, list, show, remove, verify.
     #[command(subcommand)]
     Model(ModelCommand),
@@ -307,6 +309,13 @@ pub(crate) struct StatusOptions {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     pub(crate) watch: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackendsOptions {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

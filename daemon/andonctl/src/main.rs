@@ -11,6 +11,7 @@
 
 mod arguments;
 mod ask;
+mod backends;
 mod bundle;
 mod chat;
 mod connection;
@@ -66,6 +67,7 @@ fn run(arguments: Arguments, output: &mut Output) -> Result<(), Failure> {
         Command::Spool(command) => spool::run(socket, &command, output),
         Command::Kv(command) => kv::run(socket, &command, output),
         Command::Reload(options) => reload::run(socket, &options, output),
+        Command::Backends(options) => backends::run(socket, &options, output),
         Command::Route(command) => route::run(socket, &command, output),
         Command::Cancel(options) => report::cancel(socket, &options),
         Command::Completions { shell } => {

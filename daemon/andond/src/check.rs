@@ -76,6 +76,13 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             }
         },
     }
+    if let Err(error) = crate::worker::check_backend(config) {
+        problems.add(
+            "engine.backend",
+            error,
+            "\"auto\" takes what there is; `andonctl backends` shows it",
+        );
+    }
     if config.speculation.draft_place().is_some() {
         let loaded = registry::served_draft(config, &registry)
             .map_err(|error| error.to_string())

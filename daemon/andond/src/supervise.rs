@@ -178,6 +178,8 @@ fn serve_all(
 ) -> Result<(), Failure> {
     let operator = |problems: Problems| Failure::Operator(problems.to_string());
     Tasks::new(&config.task).map_err(operator)?;
+    crate::worker::check_backend(&config)
+        .map_err(|why| Failure::Operator(format!("engine.backend: {why}")))?;
     let access = Arc::new(Access::new(Rules::resolve(&config).map_err(operator)?));
     let bound = bind(&config, passed)?;
     let config = Arc::new(config);

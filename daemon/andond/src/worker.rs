@@ -10,6 +10,7 @@
 mod account;
 mod admit;
 mod advance;
+mod backend;
 mod board;
 mod calibrate;
 mod corpora;
@@ -69,6 +70,7 @@ pub(crate) use trying::Proved;
 
 pub(crate) use account::Account;
 pub use account::TEXT_BYTES_MAX;
+pub use backend::{Computes, check as check_backend};
 pub use corpora::{CorpusFacts, Erased};
 pub use draft::{DraftFacts, DraftUse};
 pub use text::{apply_template, detokenize, tokenize};
@@ -118,6 +120,8 @@ pub struct ModelFacts {
     pub file_bytes: u64,
     /// The file's time of change, seconds since 1970.
     pub created_s: u64,
+    /// What computes it.
+    pub computes: Computes,
     /// Instruction set in use.
     pub isa: String,
     /// Compute threads in use.
@@ -638,6 +642,7 @@ fn serve(shared: &Arc<Shared>) {
         ModelLoaded,
         model = loaded.facts.name,
         architecture = loaded.facts.architecture,
+        backend = loaded.facts.computes.backend.name(),
         isa = loaded.facts.isa,
         threads = loaded.facts.threads,
         context_tokens_max,
@@ -651,6 +656,9 @@ fn serve(shared: &Arc<Shared>) {
     let looked = proof::Looked::new(&shared.telemetry);
     looked.compared(loaded.proven != Proven::No);
     let mut parts = life::Parts::new(shared);
+    if let Some(facts) = shared.facts.get() {
+        parts.computed_by(facts.computes.backend);
+    }
     let drafts = loaded.draft_model.is_some();
     let mut corpora_max = 0;
     if let Some(memory) = &loaded.memory {

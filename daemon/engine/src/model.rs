@@ -1,5 +1,6 @@
 //! A model file, mapped and understood: weights in place, tokenizer, chat template.
 
+use crate::backend::Backend;
 use crate::calls::ToolStyle;
 use crate::files::Files;
 use crate::gguf::{GgufError, SplitError};
@@ -534,6 +535,17 @@ impl Model {
                 for map in self.files.maps() {
                     map.read_ahead(goes_on);
                 }
+            }
+        }
+    }
+
+    /// Why a backend cannot compute it, on whatever machine; `None` if it can.
+    #[must_use]
+    pub fn not_covered(&self, backend: Backend) -> Option<String> {
+        match backend {
+            Backend::Cpu => None,
+            Backend::Cuda | Backend::OpenVino | Backend::Ggml => {
+                Some("this version computes no model with it".to_owned())
             }
         }
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::ask::Ask;
+use crate::backend::Backends;
 use crate::embed::{Embed, VectorPiece};
 use crate::guess::{CorpusErased, CorpusTask, DraftStatus, StoredCorpus};
 use crate::health::HealthStatus;
@@ -101,6 +102,8 @@ pub enum ClientFrame<'a> {
     Reload(Reload),
     /// Asks where this would be answered, without an answer to it; answered by [`ServerFrame::RouteExplained`] or a fault.
     ExplainRoute(Ask<'a>),
+    /// Asks what could compute models and what does; answered by [`ServerFrame::Backends`].
+    Backends,
 }
 
 /// What a server sends.
@@ -163,6 +166,8 @@ pub enum ServerFrame<'a> {
     Reloaded(Reloaded<'a>),
     /// Where a request would be answered.
     RouteExplained(RouteExplained<'a>),
+    /// What could compute models and what does.
+    Backends(Backends<'a>),
 }
 
 /// Why a frame could not be encoded.

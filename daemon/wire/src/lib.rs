@@ -19,6 +19,7 @@ pub mod topic;
 pub mod verity;
 
 mod ask;
+mod backend;
 mod embed;
 mod frame;
 mod guess;
@@ -38,6 +39,7 @@ pub use ask::{
     Ask, AskError, Egress, Input, Message, Priority, Role, Sampling, check_deadline_ms,
     check_input_bytes, check_stops, check_tokens_max,
 };
+pub use backend::{BackendStatus, Backends};
 pub use embed::{ELEMENT_BYTES, Embed, VectorPiece};
 pub use frame::{
     CHECKSUM_BYTES, Cancel, ClientFrame, DecodeError, EncodeError, HEADER_BYTES, Hello, Malformed,

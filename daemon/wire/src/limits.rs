@@ -114,5 +114,8 @@ pub const TOPIC_BYTES_MAX: usize = 512;
 /// Most bytes in the base that all topics of a gateway begin with.
 pub const TOPIC_BASE_BYTES_MAX: usize = 128;
 
+/// Most backends in one list of them.
+pub const BACKENDS_MAX: usize = 8;
+
 /// Most parts of a question that are told of as what moved an estimate.
 pub const ROUTE_PARTS_MAX: usize = 8;

@@ -8,17 +8,17 @@ use andon_wire::limits::{
 };
 use andon_wire::manifest::Digest;
 use andon_wire::{
-    Accepted, AddModel, AddReady, AddSigned, Ask, Bytes, Cancel, Cancelled, Chunk, ClientFrame,
-    CorpusAction, CorpusErased, CorpusTask, Degraded, Done, DraftStatus, Egress, Embed, ErrorCode,
-    Fault, Finish, HEADER_BYTES, HealthStatus, Hello, Input, KeptRequest, MemoryStatus, Message,
-    ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry, ModelName, ModelProgress,
-    ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText, Models, MqttLink, MqttStatus,
-    Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority, QueueStatus, Readiness, Reload,
-    ReloadOutcome, Reloaded, RequestCounters, RequestId, Role, RouteExplained, RoutePart, Sampling,
-    SandboxLayer, SandboxStatus, ServedModel, ServerFrame, ServiceStatus, SignatureState, Speed,
-    SpoolAction, SpoolStatus, SpoolTask, Status, StoredCorpus, StoredModel, StoredPack,
-    StoredPages, StoredSignature, SwapModel, TaskName, Timings, TokenCounters, Usage, VectorPiece,
-    Welcome, checksum,
+    Accepted, AddModel, AddReady, AddSigned, Ask, BackendStatus, Backends, Bytes, Cancel,
+    Cancelled, Chunk, ClientFrame, CorpusAction, CorpusErased, CorpusTask, Degraded, Done,
+    DraftStatus, Egress, Embed, ErrorCode, Fault, Finish, HEADER_BYTES, HealthStatus, Hello, Input,
+    KeptRequest, MemoryStatus, Message, ModelAction, ModelAdded, ModelData, ModelDone, ModelEntry,
+    ModelName, ModelProgress, ModelResidence, ModelStage, ModelStatus, ModelTask, ModelText,
+    Models, MqttLink, MqttStatus, Origin, PROTOCOL_VERSION, PageAction, PageTask, Priority,
+    QueueStatus, Readiness, Reload, ReloadOutcome, Reloaded, RequestCounters, RequestId, Role,
+    RouteExplained, RoutePart, Sampling, SandboxLayer, SandboxStatus, ServedModel, ServerFrame,
+    ServiceStatus, SignatureState, Speed, SpoolAction, SpoolStatus, SpoolTask, Status,
+    StoredCorpus, StoredModel, StoredPack, StoredPages, StoredSignature, SwapModel, TaskName,
+    Timings, TokenCounters, Usage, VectorPiece, Welcome, checksum,
 };
 use serde::Serialize;
 
@@ -529,6 +529,26 @@ fn frames_about_models_that_are_kept() {
     server(
         &ServerFrame::Health(health),
         &[b"\x16", b"\x02\x02\x09", b"\x01\xac\x02", b"\x01", b"\x00"],
+    );
+    client(&ClientFrame::Backends, &[b"\x12"]);
+    let backend = BackendStatus {
+        name: "cuda",
+        built: true,
+        available: false,
+        chosen: false,
+        device: "",
+        reason: "no driver",
+    };
+    server(
+        &ServerFrame::Backends(Backends {
+            backends: [backend].into_iter().collect(),
+        }),
+        &[
+            b"\x1b",
+            b"\x01",
+            b"\x04cuda\x01\x00\x00\x00",
+            b"\x09no driver",
+        ],
     );
     client(&ClientFrame::Service, &[b"\x0f"]);
     server(

@@ -84,6 +84,7 @@ const SECTIONS: &[Section] = &[
         name: "engine",
         live: &[],
         restart: &[
+            "backend",
             "threads",
             "isa",
             "batch-tokens-max",

@@ -1,13 +1,28 @@
-//! `[engine]`: how the processor is used.
+//! `[engine]`: what computes, and how the processor is used.
 
 use serde::{Deserialize, Serialize};
 
 use super::Problems;
 
+/// What computes answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendChoice {
+    /// An accelerator that is there and covers the model, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// NVIDIA cards and Jetson; without one the daemon does not start.
+    Cuda,
+}
+
 /// `[engine]`
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EngineConfig {
+    /// What computes answers. Embeddings and drafts are computed by the processor always.
+    pub backend: BackendChoice,
     /// Compute threads; unset, what affinity and cgroup quota allow.
     pub threads: Option<usize>,
     /// Instruction set to force (`scalar`, `avx2`, …); unset, the best this processor has.
@@ -23,6 +38,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
+            backend: BackendChoice::Auto,
             threads: None,
             isa: None,
             batch_tokens_max: 512,

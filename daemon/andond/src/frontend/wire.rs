@@ -6,6 +6,7 @@
 //! Invariant: a frame is interpreted only after its length and checksum were; after a frame that cannot be
 //! read the connection says why and closes, since the next border is unknown.
 
+mod backends;
 mod connection;
 mod convert;
 mod models;

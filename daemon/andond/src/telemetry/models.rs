@@ -1,5 +1,6 @@
 //! What is counted of the models by their names, which are the configuration's and those of the kept models.
 
+use andon_engine::backend::Backend;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,11 +22,18 @@ struct ModelOutcomeLabels {
     outcome: &'static str,
 }
 
+/// What computes models.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabels {
+    backend: &'static str,
+}
+
 /// The models.
 #[derive(Debug, Default)]
 pub(super) struct ModelMetrics {
     loaded: Family<ModelLabels, Gauge>,
     requests: Family<ModelLabels, Counter>,
+    backends: Family<BackendLabels, Gauge>,
     loads: Family<ModelOutcomeLabels, Counter>,
     swaps: Family<ModelOutcomeLabels, Counter>,
 }
@@ -41,6 +49,11 @@ impl ModelMetrics {
             "model_requests",
             "Requests taken for a model",
             self.requests.clone(),
+        );
+        registry.register(
+            "backend_models",
+            "Loaded models that a backend computes",
+            self.backends.clone(),
         );
         registry.register(
             "model_loads",
@@ -68,6 +81,13 @@ impl Telemetry {
         let model = model.to_owned();
         let counter = self.models.requests.get_or_create(&ModelLabels { model });
         counter.inc();
+    }
+
+    /// Counts loaded models that a backend computes: `more` or, below 0, fewer.
+    pub fn backend(&self, backend: Backend, more: i64) {
+        let backend = backend.name();
+        let labels = BackendLabels { backend };
+        self.models.backends.get_or_create(&labels).inc_by(more);
     }
 
     /// Counts how loading a model ended: `ready`, `failed` or `refused`.

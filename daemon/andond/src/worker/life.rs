@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use andon_engine::backend::Backend;
 use andon_engine::embed::Embedder;
 use andon_engine::{Executor, Files};
 use andon_policy::memory::Bound;
@@ -352,10 +353,11 @@ impl Shared {
     }
 }
 
-/// What a model takes of memory, as it was told; taken back when that ends.
+/// What a model takes of memory and what computes it, as it was told; taken back when that ends.
 pub(super) struct Parts<'a> {
     shared: &'a Shared,
     told: Vec<(&'static str, i64)>,
+    backend: Option<Backend>,
 }
 
 impl<'a> Parts<'a> {
@@ -363,7 +365,14 @@ impl<'a> Parts<'a> {
         Parts {
             shared,
             told: Vec::new(),
+            backend: None,
         }
+    }
+
+    /// What computes it.
+    pub(super) fn computed_by(&mut self, backend: Backend) {
+        self.shared.telemetry.backend(backend, 1);
+        self.backend = Some(backend);
     }
 
     pub(super) fn add(&mut self, part: &'static str, bytes: u64) {
@@ -377,6 +386,9 @@ impl Drop for Parts<'_> {
     fn drop(&mut self) {
         for (part, bytes) in self.told.drain(..) {
             self.shared.telemetry.memory(part, -bytes);
+        }
+        if let Some(backend) = self.backend {
+            self.shared.telemetry.backend(backend, -1);
         }
     }
 }

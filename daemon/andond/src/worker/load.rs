@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
+use andon_engine::backend::Backend;
 use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
@@ -14,6 +15,7 @@ use andon_engine::{Executor, ExecutorOptions, Files, Isa, LoadError, Model};
 use andon_os::may_pass;
 
 use super::admit::scheduling;
+use super::backend::{self, Computes};
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
 use super::pages::Pages;
@@ -171,6 +173,11 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         kv_type: config.model.kv_type.into(),
         prefix_cache: config.engine.prefix_cache,
     };
+    let computes =
+        backend::choose(config, &model).map_err(|error| LoadFailure::operator(&error))?;
+    if let Some(why) = &computes.why_not {
+        tracing::info!(backend = computes.backend.name(), %why, "no accelerator computes the model");
+    }
     let executor = Executor::new(Arc::clone(&model), &options)
         .map_err(|error| LoadFailure::machine(&error))?;
     let info = model.info();
@@ -186,6 +193,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         embedding: None,
         file_bytes: info.file_bytes as u64,
         created_s: changed_s(path),
+        computes,
         isa: executor.isa().name().to_owned(),
         threads: executor.threads(),
     };
@@ -370,6 +378,10 @@ fn load_embedder(
         embedding: Some(embedder.dimensions()),
         file_bytes: info.file_bytes as u64,
         created_s: changed_s(path),
+        computes: Computes {
+            backend: Backend::Cpu,
+            why_not: Some("embeddings are computed by the processor".to_owned()),
+        },
         isa: embedder.isa().name().to_owned(),
         threads: embedder.threads(),
     };

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::backends;
 use super::convert::{self, StatusTexts};
 use super::models::ModelDesk;
 use crate::access::Caller;
@@ -360,6 +361,14 @@ impl Connection {
                 let service = convert::service(&self.context);
                 self.outgoing.send(&ServerFrame::Service(service)).await
             }
+            ClientFrame::Backends => {
+                let context = self.context.clone();
+                // Opening a device takes a while.
+                let described = tokio::task::spawn_blocking(move || backends::describe(&context));
+                let described = described.await.unwrap_or_default();
+                let frame = ServerFrame::Backends(backends::frame(&described));
+                self.outgoing.send(&frame).await
+            }
             ClientFrame::Draft => {
                 let draft = self.context.workers.status().draft;
                 let draft = draft.as_deref().map(convert::draft);
@@ -481,6 +490,7 @@ fn id_of(frame: &ClientFrame<'_>) -> Option<RequestId> {
         | ClientFrame::Models
         | ClientFrame::Health
         | ClientFrame::Service
+        | ClientFrame::Backends
         | ClientFrame::Draft => return None,
     };
     Some(id.clone())
