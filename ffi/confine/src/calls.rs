@@ -4,8 +4,10 @@
 //! machine is killed for ([`NEVER`]); what libraries try before older calls is absent, so that they fall back ([`absent`]); of
 //! the rest, what the daemon uses is allowed ([`ALLOWED`], [`conditional`]) and everything else is refused with `EPERM`.
 //!
-//! Invariant: no process is made and no program run; no memory becomes executable, be it a file's; sockets are Unix, TCP and
-//! UDP, and that by which the kernel tells of routes.
+//! The library of an accelerator's driver makes more of them ([`DRIVER`]); they are open only where that is needed.
+//!
+//! Invariant: no process is made and no program run; without a driver no memory becomes executable, be it a file's; sockets are
+//! Unix, TCP and UDP, and that by which the kernel tells of routes.
 
 use std::collections::BTreeMap;
 
@@ -169,6 +171,26 @@ const ALLOWED_OLD: &[c_long] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_OLD: &[c_long] = &[];
+
+/// Calls that the library of an accelerator's driver makes besides: it tells its devices things of its own, loads and makes code,
+/// pins memory, and places its threads.
+const DRIVER: &[c_long] = &[
+    libc::SYS_ioctl,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    libc::SYS_memfd_create,
+    libc::SYS_mbind,
+    libc::SYS_get_mempolicy,
+    libc::SYS_set_mempolicy,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_get_priority_max,
+    libc::SYS_sched_get_priority_min,
+];
 
 /// Calls for which the process is killed: whoever makes them is not the daemon any more.
 const NEVER: &[c_long] = &[
@@ -398,7 +420,7 @@ fn whole(calls: impl Iterator<Item = c_long>) -> Rules {
 }
 
 /// The filters, in the order of their installation: after the last none can be added.
-fn filters(process: libc::pid_t) -> Result<[BpfProgram; 3], BackendError> {
+fn filters(process: libc::pid_t, driver: bool) -> Result<[BpfProgram; 3], BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     let program = |rules, otherwise, then| -> Result<BpfProgram, BackendError> {
         SeccompFilter::new(rules, otherwise, then, architecture)?.try_into()
@@ -407,6 +429,10 @@ fn filters(process: libc::pid_t) -> Result<[BpfProgram; 3], BackendError> {
     let never = NEVER.iter().chain(NEVER_OLD).copied();
     let mut allowed = whole(ALLOWED.iter().chain(ALLOWED_OLD).copied());
     allowed.extend(conditional(process)?);
+    if driver {
+        // In place of what of them was allowed with some arguments only.
+        allowed.extend(whole(DRIVER.iter().copied()));
+    }
     // Of two filters that answer with an error the later is heard, so the last must let these through to that error.
     allowed.extend(whole(absent()));
     Ok([
@@ -440,16 +466,18 @@ pub fn available() -> Result<(), Unavailable> {
     )))
 }
 
-/// Confines the calling thread, and what it starts, to the calls that the daemon makes. Libraries that are needed later have to
-/// be loaded before ([`crate::names::load`]).
+/// Confines the calling thread, and what it starts, to the calls that the daemon makes; with `driver` also to those of the library
+/// of an accelerator's driver. Libraries that are needed later have to be loaded before ([`crate::names::load`]) where there is none.
 ///
 /// # Errors
 /// The kernel cannot do it, or does not let this process. Filters that were taken before the error stay; they are in nobody's
 /// way.
-pub fn restrict() -> Result<(), Unavailable> {
+pub fn restrict(driver: bool) -> Result<(), Unavailable> {
     let failed = |error: &dyn std::fmt::Display| Unavailable(format!("seccomp: {error}"));
     available()?;
-    for filter in filters(std::process::id().cast_signed()).map_err(|error| failed(&error))? {
+    for filter in
+        filters(std::process::id().cast_signed(), driver).map_err(|error| failed(&error))?
+    {
         apply_filter(&filter).map_err(|error| failed(&error))?;
     }
     Ok(())
@@ -478,14 +506,28 @@ mod tests {
         {
             assert!(seen.insert(call), "call {call} is there twice");
         }
-        filters(1).expect("programs that the kernel takes");
+        for driver in [false, true] {
+            filters(1, driver).expect("programs that the kernel takes");
+        }
+        // What a driver may is neither killed for nor absent.
+        for call in DRIVER {
+            assert!(
+                !NEVER.contains(call) && !ALLOWED.contains(call),
+                "call {call}"
+            );
+            assert!(!absent().any(|other| other == *call), "call {call}");
+        }
     }
 
     /// In a thread of its own, which alone is confined.
     fn confined<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+        confined_with(false, f)
+    }
+
+    fn confined_with<T: Send>(driver: bool, f: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                restrict().expect("a kernel with seccomp");
+                restrict(driver).expect("a kernel with seccomp");
                 f()
             });
             inside.join().expect("no panic")
@@ -532,6 +574,25 @@ mod tests {
             let error = std::os::unix::fs::symlink("nowhere", folder.path().join("link"));
             let error = error.expect_err("no link is made");
             assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        });
+    }
+
+    #[test]
+    fn a_driver_may_load_code_and_nothing_may_run_a_program() {
+        use libc::{PROT_EXEC, PROT_READ};
+        let program = std::env::current_exe().expect("a program");
+        let program = File::open(program).expect("readable");
+        confined_with(true, || {
+            assert_eq!(map(PROT_READ | PROT_EXEC, Some(&program)), None);
+            // A request of some device, which this file is not.
+            use std::os::fd::AsRawFd as _;
+            // SAFETY: the kernel knows no such request of a file, and reads nothing.
+            let told = unsafe { libc::ioctl(program.as_raw_fd(), 0x4600, 0) };
+            let error = io::Error::last_os_error().raw_os_error();
+            assert_eq!((told, error), (-1, Some(libc::ENOTTY)));
+            let error = std::process::Command::new("/bin/true").status();
+            let error = error.expect_err("no program is run");
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         });
     }
 

@@ -36,6 +36,8 @@ pub struct Places {
     pub keep: BTreeSet<PathBuf>,
     /// Folders in which Unix sockets are made, renamed and removed.
     pub sockets: BTreeSet<PathBuf>,
+    /// Nodes of devices, and folders with such, that are read, written and told things.
+    pub devices: BTreeSet<PathBuf>,
     /// TCP ports that are listened on; 0 is any that the kernel chooses.
     pub listen: BTreeSet<u16>,
     /// TCP ports that are connected to, of whatever host.
@@ -58,6 +60,7 @@ impl Places {
             (&self.read, &[&other.read, &other.keep][..]),
             (&self.keep, &[&other.keep][..]),
             (&self.sockets, &[&other.sockets][..]),
+            (&self.devices, &[&other.devices][..]),
         ] {
             let missing = mine.iter().filter(|path| !beneath(path, theirs));
             beyond.extend(missing.map(|path| path.display().to_string()));
@@ -85,6 +88,10 @@ fn keeping() -> BitFlags<AccessFs> {
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir
         | AccessFs::Refer
+}
+
+fn driving() -> BitFlags<AccessFs> {
+    reading() | AccessFs::WriteFile | AccessFs::IoctlDev
 }
 
 fn binding() -> BitFlags<AccessFs> {
@@ -143,6 +150,7 @@ pub fn restrict(places: &Places) -> Result<(u8, Places), Unavailable> {
         (&places.read, &mut granted.read, reading()),
         (&places.keep, &mut granted.keep, keeping()),
         (&places.sockets, &mut granted.sockets, binding()),
+        (&places.devices, &mut granted.devices, driving()),
     ] {
         for path in paths {
             let Some(fd) = open(path)? else {

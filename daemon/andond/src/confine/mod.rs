@@ -107,6 +107,12 @@ impl std::error::Error for Refusal {}
 /// [`Refusal`]; the process is to end then.
 pub fn install(config: &Config, file: &Path, passed: &Passed) -> Result<Confined, Refusal> {
     let mut granted = Places::default();
+    let driver = places::wants_driver(config);
+    if driver {
+        tracing::info!(
+            "the sandbox leaves what an accelerator's driver needs: its devices, and making code"
+        );
+    }
     let landlock = layer("sandbox.landlock", config.sandbox.landlock, || {
         andon_confine::alone()?;
         for folder in places::kept(config) {
@@ -129,7 +135,7 @@ pub fn install(config: &Config, file: &Path, passed: &Passed) -> Result<Confined
     let seccomp = layer("sandbox.seccomp", config.sandbox.seccomp, || {
         andon_confine::alone()?;
         names::load();
-        calls::restrict().map(|()| 1)
+        calls::restrict(driver).map(|()| 1)
     })?;
     Ok(Confined {
         landlock,

@@ -12,9 +12,11 @@ use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use andon_confine::files::Places;
+use andon_engine::backend::Backend;
 use andon_engine::gguf::PartName;
 use andon_engine::tokenizer::TemplateChoice;
 
+use crate::config::engine::BackendChoice;
 use crate::config::speculation::DraftPlace;
 use crate::config::spool::Durable;
 use crate::config::{self, Config};
@@ -44,6 +46,41 @@ const SYSTEM: &[&str] = &[
     "/dev/null",
     "/dev/urandom",
 ];
+
+/// What the nodes of NVIDIA's devices begin with in `/dev`: those of the desktop and server driver, then those of Jetson.
+const DEVICES: &[&str] = &[
+    "nvidia", "nvmap", "nvhost", "nvgpu", "nvsci", "host1x", "dri",
+];
+/// Nodes without which there is no such device.
+const DEVICE_SIGNS: &[&str] = &["/dev/nvidiactl", "/dev/nvmap"];
+/// What its library reads.
+const DRIVER: &[&str] = &["/usr/share/nvidia", "/run/nvidia-persistenced"];
+
+/// Whether the library of an accelerator's driver is to be used, as far as can be told before it is: where the configuration asks
+/// for it, or would take it and there seems to be a device.
+#[must_use]
+pub fn wants_driver(config: &Config) -> bool {
+    match config.engine.backend {
+        BackendChoice::Cpu => false,
+        BackendChoice::Cuda => true,
+        BackendChoice::Auto => {
+            Backend::Cuda.not_built().is_none()
+                && DEVICE_SIGNS.iter().any(|sign| Path::new(sign).exists())
+        }
+    }
+}
+
+/// The nodes of devices that there are.
+fn devices() -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        DEVICES
+            .iter()
+            .any(|start| name.starts_with(start.as_bytes()))
+    };
+    entries.map(|entry| entry.path()).filter(is_one).collect()
+}
 
 /// The folders that the daemon keeps things in.
 pub fn kept(config: &Config) -> impl Iterator<Item = &Path> {
@@ -91,6 +128,12 @@ pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
         weights(path, &mut read);
     }
 
+    let mut nodes = BTreeSet::new();
+    if wants_driver(config) {
+        read.extend(DRIVER.iter().map(PathBuf::from));
+        nodes = devices();
+    }
+
     let mut listen = BTreeSet::new();
     if config.http.enabled {
         listen.extend(config.http.listen.map(|address| address.port()));
@@ -103,6 +146,7 @@ pub fn of(config: &Config, file: &Path, passed: &[&Path]) -> Places {
         sockets: sockets
             .filter_map(|socket| socket.parent().map(Path::to_owned))
             .collect(),
+        devices: nodes,
         listen,
         connect: &of_link.connect | &of_upstream.connect,
         // The service manager of a container may be told so.
@@ -493,6 +537,23 @@ mod tests {
         let parts =
             (1..=3).map(|part| PathBuf::from(format!("/mnt/stick/m-{part:05}-of-00003.gguf")));
         assert_eq!(read, parts.collect());
+    }
+
+    #[test]
+    fn devices_are_opened_for_a_driver_only() {
+        let of_backend = |name: &str| {
+            let text = format!("[model]\nname = \"m\"\n[engine]\nbackend = {name:?}\n");
+            let config = read(&text);
+            let places = of(&config, Path::new("/c"), &[]);
+            (wants_driver(&config), places)
+        };
+        let (wanted, places) = of_backend("cpu");
+        assert!(!wanted && places.devices.is_empty());
+        let (wanted, places) = of_backend("cuda");
+        assert!(wanted && places.read.contains(Path::new("/usr/share/nvidia")));
+        assert_eq!(places.devices, devices());
+        let (wanted, places) = of_backend("auto");
+        assert!(wanted || places.devices.is_empty());
     }
 
     #[test]
