@@ -39,6 +39,11 @@ __device__ __forceinline__ void multiply_16(int (&d)[4], uint32_t a0, uint32_t a
         : "r"(a0), "r"(a1), "r"(b), "r"(c));
 }
 
+// The sum of four products of 8-bit levels, and `c`.
+__device__ __forceinline__ int multiply_4(uint32_t a, uint32_t b, int c) {
+    return __dp4a(static_cast<int>(a), static_cast<int>(b), c);
+}
+
 // 16 bytes from device to shared memory, past the first-level cache: weights are read once.
 __device__ __forceinline__ void copy_16(void *shared, const void *global) {
     uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -85,6 +90,11 @@ __device__ __forceinline__ uint8_t *shared_memory() {
 }
 
 #endif
+
+// How the host launches a kernel: threads and shared memory of a block, the rows and columns that it computes at a time.
+struct Launch {
+    int threads, shared_bytes, rows, columns;
+};
 
 // A pair of f16 as f32.
 __device__ __forceinline__ float2 halves(uint32_t word) {

@@ -47,11 +47,13 @@ template <class F> struct Planes {
 };
 
 // Row factors of a group, as its products take them: of row g in x and y, of row g + 8 in z and w. Scales are x and z,
-// minus the minimums y and w; Q6_K has the scales of both halves here and its own scale apart.
+// minus the minimums y and w; Q6_K has the scales of both halves here and its own scale apart. Codes are levels, in two's
+// complement where there is an OFFSET, the worth of the sign.
 
 struct Q4_0 {
     static constexpr int BLOCK = 32, BLOCK_BYTES = 18, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
     static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr int OFFSET = 8;
     static constexpr float BIAS = 786432.0f; // 1.5 * 2^19: the last place is 1 / 16
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4_0> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
@@ -78,6 +80,7 @@ struct Q4_0 {
 struct Q4_1 {
     static constexpr int BLOCK = 32, BLOCK_BYTES = 20, LOW = 1, HIGH = 0, SCALE_WORDS = 4, FACTOR_WORDS = 0;
     static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr int OFFSET = 0;
     static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4_1> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
@@ -104,6 +107,7 @@ struct Q4_1 {
 struct Q5_0 {
     static constexpr int BLOCK = 32, BLOCK_BYTES = 22, LOW = 1, HIGH = 1, SCALE_WORDS = 2, FACTOR_WORDS = 0;
     static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr int OFFSET = 16;
     static constexpr float BIAS = 1572864.0f; // 1.5 * 2^20: the last place is 1 / 8
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q5_0> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
@@ -133,6 +137,7 @@ struct Q5_0 {
 struct Q8_0 {
     static constexpr int BLOCK = 32, BLOCK_BYTES = 34, LOW = 2, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
     static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr int OFFSET = 128;
     static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q8_0> &raw, int group) {
         const uint4 words = group ? raw.low[1] : raw.low[0];
@@ -180,6 +185,7 @@ __device__ __forceinline__ float4 k_factors(uint32_t scales, uint2 blocks) {
 struct Q4K {
     static constexpr int BLOCK = 256, BLOCK_BYTES = 144, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 2;
     static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr int OFFSET = 0;
     static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q4K> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
@@ -208,6 +214,7 @@ struct Q4K {
 struct Q5K {
     static constexpr int BLOCK = 256, BLOCK_BYTES = 176, LOW = 1, HIGH = 1, SCALE_WORDS = 2, FACTOR_WORDS = 2;
     static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr int OFFSET = 0;
     static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q5K> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
@@ -238,6 +245,7 @@ struct Q5K {
 struct Q6K {
     static constexpr int BLOCK = 256, BLOCK_BYTES = 210, LOW = 1, HIGH = 2, SCALE_WORDS = 2, FACTOR_WORDS = 1;
     static constexpr bool MINIMUM = false, HALVES = true;
+    static constexpr int OFFSET = 32;
     static constexpr float BIAS = 3145728.0f; // 1.5 * 2^21: the last place is 1 / 4
     __device__ static void unpack(uint32_t (&a)[4], const Raw<Q6K> &raw, int group) {
         uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;

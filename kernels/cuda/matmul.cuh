@@ -91,14 +91,9 @@ template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k,
     }
 }
 
-// ------------------------------------------------------------------------------------------------ pieces of both kernels
+// ------------------------------------------------------------------------------------------------ rows of tokens
 
-// The scale of Q6_K blocks of rows g and g + 8; the other formats have theirs in the group's factors.
-template <class F> __device__ __forceinline__ float2 row_scales(float4 factors, float2 blocks) {
-    return F::HALVES ? blocks : make_float2(factors.x, factors.z);
-}
-
-// Factors of 256 elements of two rows, of lane g of a plane in shared memory.
+// Factors of 256 elements of two rows, of lane g of a plane.
 template <class F> __device__ __forceinline__ uint2 block_factors(const uint8_t *shared, int g) {
     if constexpr (F::FACTOR_WORDS == 2) {
         return reinterpret_cast<const uint2 *>(shared)[g];
@@ -107,6 +102,70 @@ template <class F> __device__ __forceinline__ uint2 block_factors(const uint8_t 
     } else {
         return make_uint2(0, 0);
     }
+}
+
+// Row `tokens[c]` times `scale` to column `c`, as kernels/src/block decodes it; a warp for each group, groups in x and
+// columns in y. A token that has no row gets what is not a number.
+template <class F>
+__device__ void embed(const uint8_t *weights, int rows, int k, const uint32_t *tokens, float scale, float *out) {
+    const Planes<F> planes(weights, rows, k);
+    const int lane = threadIdx.x % 32, group = blockIdx.x * 8 + threadIdx.x / 32, column = blockIdx.y;
+    if (group >= k / GROUP) {
+        return;
+    }
+    out += static_cast<size_t>(column) * k + group * GROUP + lane;
+    const uint32_t token = tokens[column];
+    if (token >= static_cast<uint32_t>(rows)) {
+        *out = __int_as_float(0x7fc00000);
+        return;
+    }
+    const int tile = token / TILE_ROWS, g = token % 8, r = token % TILE_ROWS / 8;
+    const int pair = group / 2, local = group % 2, half = lane / 16, t = lane % 16 / 4, i = lane % 4, j = half * 2 + r;
+    const size_t unit = static_cast<size_t>(tile) * planes.pairs + pair;
+    const int at = g * 4 + t;
+    const uint32_t *low = reinterpret_cast<const uint32_t *>(planes.low);
+    const uint32_t *high = reinterpret_cast<const uint32_t *>(planes.high);
+    uint32_t code;
+    if constexpr (F::LOW == 2) {
+        code = low[((unit * 2 + local) * 32 + at) * 4 + j] >> (8 * i) & 255;
+    } else {
+        code = low[(unit * 32 + at) * 4 + local * 2 + r] >> (8 * i + 4 * half) & 15;
+    }
+    if constexpr (F::HIGH == 1) {
+        code |= (high[unit * 32 + at] >> (8 * i + 4 * local + j) & 1) << 4;
+    } else if constexpr (F::HIGH == 2) {
+        code |= (high[(unit * 2 + local) * 32 + at] >> (8 * i + 2 * j) & 3) << 4;
+    }
+    const float level = static_cast<float>(static_cast<int>(code ^ F::OFFSET) - F::OFFSET);
+    uint2 blocks = make_uint2(0, 0);
+    if constexpr (F::FACTOR_WORDS > 0) {
+        const size_t super = static_cast<size_t>(tile) * planes.supers + pair / 4;
+        blocks = block_factors<F>(planes.factors + super * Planes<F>::FACTOR_BYTES, g);
+    }
+    uint32_t words[F::SCALE_WORDS];
+    for (int word = 0; word < F::SCALE_WORDS; word++) {
+        words[word] = reinterpret_cast<const uint32_t *>(planes.scales)[(unit * 8 + g) * F::SCALE_WORDS + word];
+    }
+    const float4 factors = F::factors(words, blocks, local);
+    float value;
+    if constexpr (F::HALVES) {
+        const float2 own = halves(blocks.x);
+        const float first = r ? factors.z : factors.x, second = r ? factors.w : factors.y;
+        value = (r ? own.y : own.x) * (half ? second : first) * level;
+    } else {
+        value = (r ? factors.z : factors.x) * level;
+        if constexpr (F::MINIMUM) {
+            value = value + (r ? factors.w : factors.y);
+        }
+    }
+    *out = value * scale;
+}
+
+// ------------------------------------------------------------------------------------------------ pieces of both kernels
+
+// The scale of Q6_K blocks of rows g and g + 8; the other formats have theirs in the group's factors.
+template <class F> __device__ __forceinline__ float2 row_scales(float4 factors, float2 blocks) {
+    return F::HALVES ? blocks : make_float2(factors.x, factors.z);
 }
 
 // Writes the factors of the two groups of a pair, of rows g and g + 8, as products take them.
@@ -606,15 +665,14 @@ template <class F> constexpr int decode_16_blocks() { return is_wide<F>() ? 2 : 
 
 } // namespace andon
 
-// How the host launches a kernel: threads and shared memory of a block, the rows and columns that it computes at a time.
-struct Launch {
-    int threads, shared_bytes, rows, columns;
-};
-
 // The kernels of a format, by the names that the host asks for.
 #define ANDON_MATMUL(NAME, FORMAT)                                                                                     \
     extern "C" __global__ void NAME##_pack(const uint8_t *rows_in, int rows, int k, uint8_t *out) {                    \
         andon::pack<andon::FORMAT>(rows_in, rows, k, out);                                                             \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(256) void NAME##_embed(const uint8_t *weights, int rows, int k,            \
+                                                                   const uint32_t *tokens, float scale, float *out) {  \
+        andon::embed<andon::FORMAT>(weights, rows, k, tokens, scale, out);                                             \
     }                                                                                                                  \
     ANDON_PRODUCT(NAME##_decode_8, andon::Decode8<andon::FORMAT>, andon::decode_8_blocks<andon::FORMAT>())             \
     ANDON_PRODUCT(NAME##_decode_16, andon::Decode16<andon::FORMAT>, andon::decode_16_blocks<andon::FORMAT>())          \
@@ -623,7 +681,7 @@ struct Launch {
 
 #define ANDON_PRODUCT(NAME, KERNEL, BLOCKS_MIN)                                                                        \
     using NAME##_kernel = KERNEL;                                                                                      \
-    extern "C" __device__ const Launch NAME##_launch = {                                                               \
+    extern "C" __device__ const andon::Launch NAME##_launch = {                                                               \
         NAME##_kernel::WARPS * 32, NAME##_kernel::SHARED_BYTES, NAME##_kernel::BLOCK_ROWS,                             \
         NAME##_kernel::BLOCK_COLUMNS};                                                                                 \
     extern "C" __global__ __launch_bounds__(NAME##_kernel::WARPS * 32, BLOCKS_MIN) void NAME(                          \

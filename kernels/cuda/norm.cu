@@ -4,12 +4,12 @@
 
 // A block for each column of `n` elements, with `n` floats of shared memory.
 //
-// Where `delta` is there, its column, or with `delta_weight` the norm of that, is added to the column of `x`. Where
-// `weight` is there, the norm of the column is quantized.
+// Where `delta` is there, its column, or with `delta_weight` the norm of that, times `delta_scale`, is added to the column
+// of `x`. Where `weight` is there, the norm of the column is quantized.
 extern "C" __global__ __launch_bounds__(256) void add_norm_quantize(float *x, const float *delta,
-                                                                    const float *delta_weight, const float *weight,
-                                                                    float epsilon, int n, uint8_t *levels,
-                                                                    float2 *scales) {
+                                                                    const float *delta_weight, float delta_scale,
+                                                                    const float *weight, float epsilon, int n,
+                                                                    uint8_t *levels, float2 *scales) {
     float *values = reinterpret_cast<float *>(andon::shared_memory());
     __shared__ float factor;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = blockIdx.x;
@@ -30,13 +30,13 @@ extern "C" __global__ __launch_bounds__(256) void add_norm_quantize(float *x, co
             __syncthreads();
             const float scale = factor;
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
-                const float sum = x[i] + values[i] * scale * delta_weight[i];
+                const float sum = x[i] + values[i] * scale * delta_weight[i] * delta_scale;
                 x[i] = sum;
                 values[i] = sum;
             }
         } else {
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
-                const float sum = x[i] + delta[i];
+                const float sum = x[i] + delta[i] * delta_scale;
                 x[i] = sum;
                 values[i] = sum;
             }

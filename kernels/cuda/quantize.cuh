@@ -1,4 +1,5 @@
-// Activations to 8 bits in the layout of matmul.cuh; kernels/src/op/quantize.rs states the result.
+// To 8 bits: activations in the layout of matmul.cuh, as kernels/src/op/quantize.rs states the result, and what keys,
+// values and queries share a scale of, as kernels/src/op/quantize_heads.rs does.
 #pragma once
 
 #include "device.cuh"
@@ -31,5 +32,36 @@ __device__ __forceinline__ void quantize_group(float value, int lane, int column
         scales[unit * BLOCK_COLUMNS + in_block] = make_float2(scale, scale * static_cast<float>(sum));
     }
 }
+
+// The f16 scale of heads' elements, and what they are multiplied by; `largest` is the bits of the largest magnitude.
+struct HeadScale {
+    uint16_t bits;
+    float scale, inverse;
+
+    __device__ __forceinline__ explicit HeadScale(uint32_t largest) {
+        const __half half = __float2half_rn(__uint_as_float(largest) / 127.0f);
+        scale = __half2float(half);
+        bits = __half_as_ushort(half);
+        inverse = 1.0f / scale;
+        if (largest >= 0x7f800000 || bits == 0x7c00) {
+            // The fault reaches the result.
+            bits = 0x7e00;
+            scale = __int_as_float(0x7fc00000);
+            inverse = 0.0f;
+        } else if (bits == 0) {
+            inverse = 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ int level(float value) const {
+        constexpr float ROUND = 12582912.0f; // 1.5 * 2^23
+        float scaled = value * inverse;
+        scaled = scaled > 127.0f ? 127.0f : scaled;
+        scaled = scaled < -127.0f ? -127.0f : scaled;
+        return inverse == 0.0f ? 0 : __float_as_int(scaled + ROUND) - __float_as_int(ROUND);
+    }
+};
+
+__device__ __forceinline__ uint32_t magnitude_bits(float value) { return __float_as_uint(value) & 0x7fffffff; }
 
 } // namespace andon

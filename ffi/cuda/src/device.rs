@@ -2,17 +2,20 @@
 
 use crate::attention;
 use crate::error::Error;
+use crate::graph::Recording;
 use crate::matmul::Format;
 use crate::modules;
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUfunction_attribute, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
-    ValidAsZeroBits, result, sys,
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    LaunchConfig, ValidAsZeroBits, result, sys,
 };
 use cudarc::nvrtc::Ptx;
+use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 /// What buffers hold: plain numbers.
 pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + Default + Send + Sync + 'static {}
@@ -32,6 +35,8 @@ pub struct Device {
     pub(crate) stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
     launches: HashMap<&'static str, Launch>,
+    /// What is being recorded.
+    pub(crate) recording: Mutex<Option<Recording>>,
     pub(crate) processors: u32,
     /// Whether a kernel may start before the one before it has ended.
     pub(crate) overlaps: bool,
@@ -69,35 +74,51 @@ pub struct Limits {
     pub integrated: bool,
 }
 
-/// Elements in a device's memory.
+/// Elements in a device's memory. Graphs that use them keep them.
 #[derive(Debug)]
 pub struct Buffer<T> {
-    pub(crate) slice: CudaSlice<T>,
+    slice: Arc<CudaSlice<T>>,
+    len: usize,
 }
 
-impl<T> Buffer<T> {
+impl<T: Element> Buffer<T> {
     /// Elements.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slice.len()
+        self.len
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slice.is_empty()
+        self.len == 0
+    }
+
+    /// Whether it is what a graph keeps.
+    pub(crate) fn is(&self, kept: &Arc<dyn Any + Send + Sync>) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.slice), Arc::as_ptr(kept))
     }
 }
 
-/// Kernels that are not products, by module.
-const KERNELS: &[(&str, &[&str])] = &[
-    ("attention", attention::KERNELS),
-    ("glu", &["glu_quantize"]),
-    ("heads", &["heads_f16"]),
-    ("norm", &["add_norm_quantize"]),
-    ("quantize", &["quantize"]),
-    ("stream", &["stream_copy", "stream_read"]),
-    ("top_k", &["top_k_stretches", "top_k_merge"]),
+/// Kernels that are not products, by module: those that say how they are launched, and the others.
+const KERNELS: &[(&str, &[&str], &[&str])] = &[
+    ("attention", attention::KERNELS, attention::MERGES),
+    (
+        "columns",
+        &[],
+        &[
+            "add_bias",
+            "norm_columns",
+            "finish_logits",
+            "gather_columns",
+        ],
+    ),
+    ("glu", &[], &["glu_quantize"]),
+    ("heads", &[], &["heads_f16", "heads_q8"]),
+    ("norm", &[], &["add_norm_quantize"]),
+    ("quantize", &[], &["quantize"]),
+    ("stream", &[], &["stream_copy", "stream_read"]),
+    ("top_k", &[], &["top_k_stretches", "top_k_merge"]),
 ];
 
 impl Device {
@@ -136,38 +157,37 @@ impl Device {
             stream,
             functions: HashMap::new(),
             launches: HashMap::new(),
+            recording: Mutex::new(None),
             processors: 0,
             overlaps: capability >= (9, 0),
         };
         device.processors = device.limits()?.processors;
-        let products = Format::ALL.map(|format| (format.module(), format.kernels(), true));
-        let others = KERNELS
-            .iter()
-            .map(|&(module, kernels)| (module, kernels, false));
-        for (module, kernels, products) in products.into_iter().chain(others) {
-            device.load(modules::image(module), kernels, products)?;
+        let products =
+            Format::ALL.map(|format| (format.module(), format.products(), format.others()));
+        for (module, launched, others) in products.iter().chain(KERNELS) {
+            device.load(modules::image(module), launched, others)?;
         }
         Ok(device)
     }
 
+    /// Loads a module: kernels that say how they are launched, and others.
     fn load(
         &mut self,
         image: Vec<u8>,
-        kernels: &'static [&'static str],
-        products: bool,
+        launched: &'static [&'static str],
+        others: &'static [&'static str],
     ) -> Result<(), Error> {
         let loaded = self
             .context
             .load_module(Ptx::from_binary(image))
             .map_err(of("loading kernels"))?;
-        for &kernel in kernels {
+        for &kernel in launched.iter().chain(others) {
             let function = loaded
                 .load_function(kernel)
                 .map_err(of("looking for a kernel"))?;
             self.functions.insert(kernel, function);
         }
-        // The first packs.
-        for &kernel in kernels.iter().skip(1).filter(|_| products) {
+        for &kernel in launched {
             let global = loaded
                 .get_global(&format!("{kernel}_launch"), &self.stream)
                 .map_err(of("looking for how a kernel is launched"))?;
@@ -318,7 +338,10 @@ impl Device {
                 CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { bytes },
                 _ => Error::of("taking memory", error),
             })?;
-        Ok(Buffer { slice })
+        Ok(Buffer {
+            slice: Arc::new(slice),
+            len,
+        })
     }
 
     /// A buffer with a copy of `values`.
@@ -331,6 +354,18 @@ impl Device {
         Ok(buffer)
     }
 
+    /// The address of a buffer, which a graph that is being recorded keeps.
+    pub(crate) fn address<T: Element>(&self, buffer: &Buffer<T>) -> CUdeviceptr {
+        self.keep(buffer.slice.clone());
+        // There is one stream: what follows on it finds what was written before.
+        buffer.slice.device_ptr(&self.stream).0
+    }
+
+    /// The address of a buffer, or nothing's.
+    pub(crate) fn address_or_null(&self, buffer: Option<&Buffer<f32>>) -> CUdeviceptr {
+        buffer.map_or(0, |buffer| self.address(buffer))
+    }
+
     /// Copies `values` to the start of `buffer`; returns when they may be changed.
     ///
     /// # Errors
@@ -339,12 +374,32 @@ impl Device {
     /// # Panics
     /// If the buffer is shorter.
     pub fn write<T: Element>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<(), Error> {
+        self.write_range(values, buffer, 0..values.len())
+    }
+
+    /// Copies `values` to the elements `to` of `buffer`; returns when they may be changed.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    ///
+    /// # Panics
+    /// If they are not as many, or the buffer is shorter.
+    pub fn write_range<T: Element>(
+        &self,
+        values: &[T],
+        buffer: &mut Buffer<T>,
+        to: Range<usize>,
+    ) -> Result<(), Error> {
+        assert!(to.len() == values.len() && to.end <= buffer.len);
         if values.is_empty() {
             return Ok(());
         }
-        self.stream
-            .memcpy_htod(values, &mut buffer.slice)
-            .map_err(of("copying to the device"))?;
+        let of = of("copying to the device");
+        self.context.bind_to_thread().map_err(of)?;
+        let address = self.address(buffer) + (to.start * size_of::<T>()) as CUdeviceptr;
+        // SAFETY: the elements are the buffer's, which nobody else uses meanwhile; the values stay until the copy is done.
+        unsafe { result::memcpy_htod_async(address, values, self.stream.cu_stream()) }
+            .map_err(of)?;
         self.finish()
     }
 
@@ -356,14 +411,35 @@ impl Device {
     /// # Panics
     /// If the buffer is shorter.
     pub fn read<T: Element>(&self, buffer: &Buffer<T>, values: &mut [T]) -> Result<(), Error> {
+        self.read_range(buffer, 0..values.len(), values)
+    }
+
+    /// Copies the elements `from` of `buffer` to `values`, after all work that was asked for.
+    ///
+    /// # Errors
+    /// If they cannot be copied, or that work failed.
+    ///
+    /// # Panics
+    /// If they are not as many, or the buffer is shorter.
+    pub fn read_range<T: Element>(
+        &self,
+        buffer: &Buffer<T>,
+        from: Range<usize>,
+        values: &mut [T],
+    ) -> Result<(), Error> {
+        assert!(from.len() == values.len() && from.end <= buffer.len);
         if values.is_empty() {
             return Ok(());
         }
-        let part = buffer.slice.slice(..values.len());
-        self.stream
-            .memcpy_dtoh(&part, values)
-            .map_err(of("copying from the device"))?;
-        self.finish()
+        let of = of("copying from the device");
+        self.context.bind_to_thread().map_err(of)?;
+        let address = self.address(buffer) + (from.start * size_of::<T>()) as CUdeviceptr;
+        // SAFETY: the elements are the buffer's; the values stay until the copy is done.
+        let asked = unsafe { result::memcpy_dtoh_async(values, address, self.stream.cu_stream()) };
+        // Also where it was refused, the values are not written after this.
+        let finished = self.finish();
+        asked.map_err(of)?;
+        finished
     }
 
     /// Copies all of `from` to the start of `to`, on the device.
@@ -374,9 +450,55 @@ impl Device {
     /// # Panics
     /// If `to` is shorter.
     pub fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<(), Error> {
-        self.stream
-            .memcpy_dtod(&from.slice, &mut to.slice)
-            .map_err(of("copying on the device"))
+        assert!(from.len <= to.len, "room for all of it");
+        self.copy_bytes(
+            self.address(from),
+            self.address(to),
+            from.len * size_of::<T>(),
+        )
+    }
+
+    /// Copies the bytes `from` of a buffer to those from `to` on.
+    ///
+    /// # Panics
+    /// If they overlap, or the buffer is shorter.
+    pub(crate) fn copy_within(
+        &self,
+        buffer: &mut Buffer<u8>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<(), Error> {
+        let len = from.len();
+        assert!(from.end <= buffer.len && to + len <= buffer.len);
+        assert!(from.end <= to || to + len <= from.start, "two places");
+        let address = self.address(buffer);
+        self.copy_bytes(
+            address + from.start as CUdeviceptr,
+            address + to as CUdeviceptr,
+            len,
+        )
+    }
+
+    fn copy_bytes(&self, from: CUdeviceptr, to: CUdeviceptr, bytes: usize) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let of = of("copying on the device");
+        self.context.bind_to_thread().map_err(of)?;
+        // SAFETY: the callers checked both to be within buffers; the driver frees none before work that was asked for is done.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(of)
+    }
+
+    /// Fills a buffer with zeros.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn clear<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
+        let of = of("clearing memory");
+        self.context.bind_to_thread().map_err(of)?;
+        let (address, bytes) = (self.address(buffer), buffer.len * size_of::<T>());
+        // SAFETY: the bytes are the buffer's, and zero is a value of every element.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }.map_err(of)
     }
 
     /// Waits for all work that was asked for.

@@ -1,11 +1,11 @@
 //! What a layer does between products: residual sums and norms, gated units, heads on their way to attention.
 
-use crate::attention::{Cache, PageTable};
+use crate::cache::{Cache, KvType};
 use crate::device::{Buffer, Device, of};
 use crate::error::Error;
 use crate::matmul::{Columns, GROUP, int};
-use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use crate::places::Places;
+use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 /// What is added to the residual before it is normed.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,8 @@ pub struct Addition<'a> {
     pub delta: &'a Buffer<f32>,
     /// Where it is normed first: weights of that norm.
     pub weight: Option<&'a Buffer<f32>>,
+    /// Factor of it, after that.
+    pub scale: f32,
 }
 
 /// Activations of gated units.
@@ -30,6 +32,8 @@ pub enum Gate {
 pub struct Heads<'a> {
     /// Query heads of a column; as many key and value heads as the cache has follow them.
     pub heads: usize,
+    /// What is added first, to each head of a column.
+    pub bias: Option<&'a Buffer<f32>>,
     /// Weights of the norm of queries, where there is one.
     pub query_weight: Option<&'a Buffer<f32>>,
     /// The same of keys.
@@ -42,15 +46,11 @@ pub struct Heads<'a> {
     pub pairs: usize,
     /// Whether pairs are of adjacent elements, rather than of both halves of what is rotated.
     pub adjacent: bool,
+    /// What queries of each column are multiplied by, after all else.
+    pub query_factors: Option<&'a Buffer<f32>>,
 }
 
 impl Device {
-    /// The address of a buffer, or nothing's.
-    fn address(&self, buffer: Option<&Buffer<f32>>) -> CUdeviceptr {
-        // There is one stream: what follows on it finds what was written before.
-        buffer.map_or(0, |buffer| buffer.slice.device_ptr(&self.stream).0)
-    }
-
     /// Adds to `count` columns of `x`, of as many elements as `columns` has, and quantizes the norm of the sum where there
     /// are weights for it.
     ///
@@ -81,8 +81,12 @@ impl Device {
         }
         let shared_mem_bytes = 4 * n as u32;
         let function = self.function("add_norm_quantize", shared_mem_bytes)?;
-        let delta = self.address(addition.map(|addition| addition.delta));
-        let (delta_weight, weight) = (self.address(delta_weight), self.address(weight));
+        let delta = self.address_or_null(addition.map(|addition| addition.delta));
+        let delta_weight = self.address_or_null(delta_weight);
+        let delta_scale = addition.map_or(1.0, |addition| addition.scale);
+        let (x, weight) = (self.address(x), self.address_or_null(weight));
+        let levels = self.address(&columns.levels);
+        let scales = self.address(&columns.scales);
         let config = LaunchConfig {
             grid_dim: (count as u32, 1, 1),
             block_dim: (256, 1, 1),
@@ -91,14 +95,15 @@ impl Device {
         let n = int(n);
         let mut launch = self.stream.launch_builder(function);
         launch
-            .arg(&mut x.slice)
+            .arg(&x)
             .arg(&delta)
             .arg(&delta_weight)
+            .arg(&delta_scale)
             .arg(&weight)
             .arg(&epsilon)
             .arg(&n)
-            .arg(&mut columns.levels.slice)
-            .arg(&mut columns.scales.slice);
+            .arg(&levels)
+            .arg(&scales);
         // SAFETY: the arguments are those of the kernel, and every buffer was checked to have its columns.
         unsafe { launch.launch(config) }.map_err(of("norming"))?;
         Ok(())
@@ -134,75 +139,90 @@ impl Device {
             Gate::GeluTanh => 1,
         };
         let (n, stride, count) = (int(n), int(stride), int(count));
+        let gates = self.address(gates);
+        let levels = self.address(&columns.levels);
+        let scales = self.address(&columns.scales);
         let mut launch = self.stream.launch_builder(function);
         launch
-            .arg(&gates.slice)
+            .arg(&gates)
             .arg(&n)
             .arg(&stride)
             .arg(&count)
             .arg(&kind)
-            .arg(&mut columns.levels.slice)
-            .arg(&mut columns.scales.slice);
+            .arg(&levels)
+            .arg(&scales);
         // SAFETY: the arguments are those of the kernel; gates were checked to be there, and columns have room.
         unsafe { launch.launch(config) }.map_err(of("gating"))?;
         Ok(())
     }
 
-    /// Norms and rotates the queries and keys of `count` columns of heads, the first at `position`; queries stay in
-    /// `columns`, keys and values go to the cache.
+    /// Norms and rotates the queries and keys of the columns of heads that are at `places`; queries stay in `columns`, keys
+    /// and values go to the cache.
     ///
     /// # Errors
     /// If the driver refuses.
     ///
     /// # Panics
-    /// If a buffer or the table is too short, or the table has pages that the cache has not.
+    /// If there are no columns, a buffer is too short, or places are of a larger cache.
     pub fn place_heads(
         &self,
         columns: &mut Buffer<f32>,
-        count: usize,
         heads: &Heads<'_>,
         cache: &mut Cache,
-        table: &PageTable,
-        position: usize,
+        places: &Places,
     ) -> Result<(), Error> {
         let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
-        let of_column = heads.heads + 2 * kv_heads;
+        let (of_column, count) = (heads.heads + 2 * kv_heads, places.extent.columns);
         assert!(count > 0 && columns.len() >= count * of_column * head_dim);
         assert!(2 * heads.pairs <= head_dim && heads.rotations.len() >= count * heads.pairs * 2);
+        assert!(
+            heads
+                .bias
+                .is_none_or(|bias| bias.len() >= of_column * head_dim)
+        );
+        assert!(
+            heads
+                .query_factors
+                .is_none_or(|factors| factors.len() >= count)
+        );
         for weight in [heads.query_weight, heads.key_weight].into_iter().flatten() {
             assert!(weight.len() >= head_dim, "a weight for every dimension");
         }
-        table.assert_covers(position + count, cache);
+        cache.assert_has(places);
+        self.keep_extent(places);
         const WARPS: usize = 4;
         let shared_mem_bytes = (WARPS * head_dim * 4) as u32;
-        let function = self.function("heads_f16", shared_mem_bytes)?;
+        let kernel = match cache.kv_type {
+            KvType::F16 => "heads_f16",
+            KvType::Q8 => "heads_q8",
+        };
+        let function = self.function(kernel, shared_mem_bytes)?;
         let config = LaunchConfig {
             grid_dim: (of_column.div_ceil(WARPS) as u32, count as u32, 1),
             block_dim: (WARPS as u32 * 32, 1, 1),
             shared_mem_bytes,
         };
-        let query_weight = self.address(heads.query_weight);
-        let key_weight = self.address(heads.key_weight);
+        let (columns, bias) = (self.address(columns), self.address_or_null(heads.bias));
+        let query_weight = self.address_or_null(heads.query_weight);
+        let key_weight = self.address_or_null(heads.key_weight);
+        let query_factors = self.address_or_null(heads.query_factors);
+        let rotations = self.address(heads.rotations);
+        let (pages, data) = (self.address(&cache.pages), self.address(&places.data));
         let (heads_int, kv_heads, head_dim) = (int(heads.heads), int(kv_heads), int(head_dim));
-        let (pairs, adjacent, position) =
-            (int(heads.pairs), i32::from(heads.adjacent), int(position));
+        let (pairs, adjacent) = (int(heads.pairs), i32::from(heads.adjacent));
+        let columns_max = int(places.columns_max);
         let mut launch = self.stream.launch_builder(function);
+        launch.arg(&columns).arg(&heads_int).arg(&kv_heads);
+        launch.arg(&head_dim).arg(&bias);
         launch
-            .arg(&mut columns.slice)
-            .arg(&heads_int)
-            .arg(&kv_heads)
-            .arg(&head_dim)
             .arg(&query_weight)
             .arg(&key_weight)
-            .arg(&heads.epsilon)
-            .arg(&heads.rotations.slice)
-            .arg(&pairs)
-            .arg(&adjacent)
-            .arg(&mut cache.pages.slice)
-            .arg(&table.pages.slice)
-            .arg(&position);
+            .arg(&heads.epsilon);
+        launch.arg(&query_factors);
+        launch.arg(&rotations).arg(&pairs).arg(&adjacent);
+        launch.arg(&pages).arg(&data).arg(&columns_max);
         // SAFETY: the arguments are those of the kernel; the columns and rotations were checked to be there, and the pages
-        // of the table to be the cache's.
+        // that are in `places` to be the cache's.
         unsafe { launch.launch(config) }.map_err(of("placing heads"))?;
         Ok(())
     }

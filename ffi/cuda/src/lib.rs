@@ -7,20 +7,26 @@
 //! outside them; and all work of a [`Device`] is on one stream, in the order of calls.
 
 mod attention;
+mod cache;
+mod columns;
 mod device;
 mod error;
+mod graph;
 mod layer;
 mod matmul;
 mod modules;
-mod timing;
+mod places;
+mod stream;
 mod top_k;
 
-pub use attention::{Attend, Cache, PAGE, PageTable};
+pub use attention::{Attend, PAGE};
+pub use cache::{Cache, KvType};
 pub use device::{Buffer, Device, Element, Limits};
 pub use error::Error;
+pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};
 pub use matmul::{Columns, Format, Kernel, Matrix};
-pub use timing::Graph;
+pub use places::{Places, Run};
 pub use top_k::{Best, TOP_K_MAX, TopK};
 
 /// Why this program has no kernels; `None` if it has.

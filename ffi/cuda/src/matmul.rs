@@ -2,7 +2,7 @@
 
 use crate::device::{Buffer, Device, of};
 use crate::error::Error;
-use cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 /// Elements that share a scale of the columns.
 pub(crate) const GROUP: usize = 32;
@@ -66,17 +66,28 @@ impl Format {
         }
     }
 
-    /// Its kernels: packing, and the products in the order of [`Kernel::ALL`].
-    pub(crate) fn kernels(self) -> &'static [&'static str] {
+    /// Its products, in the order of [`Kernel::ALL`].
+    pub(crate) fn products(self) -> &'static [&'static str] {
+        self.kernels().0
+    }
+
+    /// Its other kernels: packing, and rows of tokens.
+    pub(crate) fn others(self) -> &'static [&'static str] {
+        self.kernels().1
+    }
+
+    fn kernels(self) -> (&'static [&'static str], &'static [&'static str]) {
         macro_rules! kernels {
             ($format:literal) => {
-                &[
-                    concat!($format, "_pack"),
-                    concat!($format, "_decode_8"),
-                    concat!($format, "_decode_16"),
-                    concat!($format, "_panel_64"),
-                    concat!($format, "_panel_128"),
-                ]
+                (
+                    &[
+                        concat!($format, "_decode_8"),
+                        concat!($format, "_decode_16"),
+                        concat!($format, "_panel_64"),
+                        concat!($format, "_panel_128"),
+                    ],
+                    &[concat!($format, "_pack"), concat!($format, "_embed")],
+                )
             };
         }
         match self {
@@ -168,7 +179,7 @@ impl Kernel {
     }
 
     fn name(self, format: Format) -> &'static str {
-        format.kernels()[1 + self as usize]
+        format.products()[self as usize]
     }
 
     /// Columns that it can take.
@@ -259,21 +270,18 @@ impl Device {
     ) -> Result<Matrix, Error> {
         let bytes = format.packed_bytes(rows, k).expect("rows are whole blocks");
         assert!(rows > 0 && Some(rows_in.len()) == format.file_bytes(rows, k));
-        let mut packed = self.zeros(bytes + SLACK_BYTES)?;
+        let packed = self.zeros(bytes + SLACK_BYTES)?;
         let threads = rows.div_ceil(TILE_ROWS) * k.div_ceil(2 * GROUP) * 32;
-        let function = self.function(format.kernels()[0], 0)?;
+        let function = self.function(format.others()[0], 0)?;
         let config = LaunchConfig {
             grid_dim: (threads.div_ceil(THREADS as usize).min(1 << 16) as u32, 1, 1),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
         let (rows_int, k_int) = (int(rows), int(k));
+        let (from, to) = (self.address(rows_in), self.address(&packed));
         let mut launch = self.stream.launch_builder(function);
-        launch
-            .arg(&rows_in.slice)
-            .arg(&rows_int)
-            .arg(&k_int)
-            .arg(&mut packed.slice);
+        launch.arg(&from).arg(&rows_int).arg(&k_int).arg(&to);
         // SAFETY: the arguments are those of `pack`; it reads the rows, which were checked to be there, and writes planes
         // whose size `packed_bytes` gave.
         unsafe { launch.launch(config) }.map_err(of("packing weights"))?;
@@ -285,6 +293,40 @@ impl Device {
             k,
             packed,
         })
+    }
+
+    /// Sets `count` columns of `output` to the rows of `matrix` that `tokens` name, each element times `scale`. A token that
+    /// has no row gets what is not a number.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If there are fewer tokens, or the output is too short.
+    pub fn embed(
+        &self,
+        matrix: &Matrix,
+        tokens: &Buffer<u32>,
+        count: usize,
+        scale: f32,
+        output: &mut Buffer<f32>,
+    ) -> Result<(), Error> {
+        assert!(count > 0 && count <= tokens.len() && count * matrix.k <= output.len());
+        let config = LaunchConfig {
+            grid_dim: ((matrix.k / GROUP).div_ceil(8) as u32, count as u32, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let (packed, tokens) = (self.address(&matrix.packed), self.address(tokens));
+        let (output, rows, k) = (self.address(output), int(matrix.rows), int(matrix.k));
+        let function = self.function(matrix.format.others()[1], 0)?;
+        let mut launch = self.stream.launch_builder(function);
+        launch.arg(&packed).arg(&rows).arg(&k).arg(&tokens);
+        launch.arg(&scale).arg(&output);
+        // SAFETY: the arguments are those of the kernel, which reads no row that is not there; tokens and output were checked
+        // to be long enough.
+        unsafe { launch.launch(config) }.map_err(of("looking up tokens"))?;
+        Ok(())
     }
 
     /// Room for `count` columns of `k` elements.
@@ -341,14 +383,12 @@ impl Device {
             shared_mem_bytes: 0,
         };
         let (k, stride, count) = (int(k), int(stride), int(count));
+        let values = self.address(values);
+        let levels = self.address(&columns.levels);
+        let scales = self.address(&columns.scales);
         let mut launch = self.stream.launch_builder(function);
-        launch
-            .arg(&values.slice)
-            .arg(&k)
-            .arg(&stride)
-            .arg(&count)
-            .arg(&mut columns.levels.slice)
-            .arg(&mut columns.scales.slice);
+        launch.arg(&values).arg(&k).arg(&stride).arg(&count);
+        launch.arg(&levels).arg(&scales);
         // SAFETY: the arguments are those of `quantize`; the values were checked to be there, and the columns have room
         // for them by `columns`.
         unsafe { launch.launch(config) }.map_err(of("quantizing"))?;
@@ -398,10 +438,10 @@ impl Device {
         let (count, stride) = (int(count), int(stride));
         // The kernels for few columns wait for what is before them where they need it.
         let overlaps = self.overlaps && matches!(kernel, Kernel::Decode8 | Kernel::Decode16);
-        let mut weights = matrix.packed.slice.device_ptr(&self.stream).0;
-        let mut levels = columns.levels.slice.device_ptr(&self.stream).0;
-        let mut scales = columns.scales.slice.device_ptr(&self.stream).0;
-        let mut results = output.slice.device_ptr(&self.stream).0;
+        let mut weights = self.address(&matrix.packed);
+        let mut levels = self.address(&columns.levels);
+        let mut scales = self.address(&columns.scales);
+        let mut results = self.address(output);
         let (mut rows, mut k, mut count, mut stride) = (rows, k, count, stride);
         let mut arguments = [
             (&raw mut weights).cast(),

@@ -62,9 +62,7 @@ impl Device {
     ) -> Result<(), Error> {
         assert!(count > 0 && count <= top.columns);
         assert!(stride >= top.tokens && (count - 1) * stride + top.tokens <= logits.len());
-        self.stream
-            .memset_zeros(&mut top.faults.slice)
-            .map_err(of("clearing faults"))?;
+        self.clear(&mut top.faults)?;
         let stretches = top.tokens.div_ceil(SORTED);
         let shared_mem_bytes = (SORTED * size_of::<u64>()) as u32;
         let config = |grid_dim| LaunchConfig {
@@ -74,15 +72,19 @@ impl Device {
         };
         let (tokens, stride, k) = (int(top.tokens), int(stride), int(top.k));
         let candidates = int(stretches * top.k);
+        let (logits, found) = (self.address(logits), self.address(&top.candidates));
+        let faults = self.address(&top.faults);
+        let best_tokens = self.address(&top.best_tokens);
+        let best_logits = self.address(&top.best_logits);
         let function = self.function("top_k_stretches", shared_mem_bytes)?;
         let mut launch = self.stream.launch_builder(function);
         launch
-            .arg(&logits.slice)
+            .arg(&logits)
             .arg(&tokens)
             .arg(&stride)
             .arg(&k)
-            .arg(&mut top.candidates.slice)
-            .arg(&mut top.faults.slice);
+            .arg(&found)
+            .arg(&faults);
         // SAFETY: the arguments are those of the kernel; logits were checked to be there, and `top_k` made room for every
         // stretch's candidates.
         unsafe { launch.launch(config((stretches as u32, count as u32, 1))) }
@@ -90,11 +92,11 @@ impl Device {
         let function = self.function("top_k_merge", shared_mem_bytes)?;
         let mut launch = self.stream.launch_builder(function);
         launch
-            .arg(&top.candidates.slice)
+            .arg(&found)
             .arg(&candidates)
             .arg(&k)
-            .arg(&mut top.best_tokens.slice)
-            .arg(&mut top.best_logits.slice);
+            .arg(&best_tokens)
+            .arg(&best_logits);
         // SAFETY: as above; the candidates are what the launch before wrote.
         unsafe { launch.launch(config((count as u32, 1, 1))) }.map_err(of("finding the best"))?;
         Ok(())

@@ -40,6 +40,11 @@ inline void multiply_16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, int c
     multiply(d, words, &b, 1, c);
 }
 
+inline int multiply_4(uint32_t a, uint32_t b, int c) {
+    for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+    return c;
+}
+
 inline void copy_16(void *shared, const void *global) { emulation::copy(shared, global, 16); }
 inline void copy_16_cached(void *shared, const void *global) { emulation::copy(shared, global, 16); }
 inline void copy_commit() { emulation::commit(); }

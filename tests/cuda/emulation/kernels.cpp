@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "attention.cu"
+#include "columns.cu"
 #include "glu.cu"
 #include "heads.cu"
 #include "matmul_q4_0.cu"
@@ -41,19 +42,21 @@ template <class... T> Arguments kept(void (*)(T...), void **arguments) {
 template <auto KERNEL> Arguments keep(void **arguments) { return kept(KERNEL, arguments); }
 
 #define KERNEL(NAME) {#NAME, entry<NAME>, keep<NAME>, nullptr, 0},
-#define PRODUCT(NAME) {#NAME, entry<NAME>, keep<NAME>, &NAME##_launch, sizeof(Launch)},
+#define PRODUCT(NAME) {#NAME, entry<NAME>, keep<NAME>, &NAME##_launch, sizeof(andon::Launch)},
 #define PRODUCTS(FORMAT)                                                                                               \
-    KERNEL(FORMAT##_pack)                                                                                              \
+    KERNEL(FORMAT##_pack) KERNEL(FORMAT##_embed)                                                                                        \
     PRODUCT(FORMAT##_decode_8) PRODUCT(FORMAT##_decode_16) PRODUCT(FORMAT##_panel_64) PRODUCT(FORMAT##_panel_128)
 
 #define ATTENTION(HEAD_DIM)                                                                                            \
-    KERNEL(attend_##HEAD_DIM##_few) KERNEL(attend_##HEAD_DIM##_many) KERNEL(attend_##HEAD_DIM##_merge)
+    PRODUCT(attend_##HEAD_DIM##_few_f16) PRODUCT(attend_##HEAD_DIM##_many_f16)                                         \
+    PRODUCT(attend_##HEAD_DIM##_few_q8) PRODUCT(attend_##HEAD_DIM##_many_q8) KERNEL(attend_##HEAD_DIM##_merge)
 
 const Kernel kernels[] = {
     PRODUCTS(q4_0) PRODUCTS(q4_1) PRODUCTS(q5_0) PRODUCTS(q8_0) PRODUCTS(q4_k) PRODUCTS(q5_k) PRODUCTS(q6_k)
-    KERNEL(quantize) KERNEL(add_norm_quantize) KERNEL(glu_quantize) KERNEL(heads_f16)
+    KERNEL(quantize) KERNEL(add_norm_quantize) KERNEL(glu_quantize) KERNEL(heads_f16) KERNEL(heads_q8)
+    KERNEL(add_bias) KERNEL(norm_columns) KERNEL(finish_logits) KERNEL(gather_columns)
     KERNEL(stream_copy) KERNEL(stream_read) KERNEL(top_k_stretches) KERNEL(top_k_merge)
-    ATTENTION(64) ATTENTION(128) ATTENTION(256)
+    ATTENTION(32) ATTENTION(64) ATTENTION(96) ATTENTION(128) ATTENTION(256)
 };
 
 } // namespace

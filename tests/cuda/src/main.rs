@@ -5,8 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+mod attention;
+mod cache;
+mod columns;
 mod compare;
 mod data;
+mod heads;
 mod layer;
 mod products;
 mod quantize;
@@ -66,8 +70,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("quantize", quantize::check),
     ("norm", layer::norm),
     ("glu", layer::glu),
-    ("heads", layer::heads),
-    ("attention", layer::attention),
+    ("columns", columns::check),
+    ("embed", columns::embed),
+    ("heads", heads::check),
+    ("attention", attention::check),
     ("top_k", top_k::check),
     ("q4_0", |run| products::check(run, Format::Q4_0)),
     ("q4_1", |run| products::check(run, Format::Q4_1)),
