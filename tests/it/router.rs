@@ -7,6 +7,7 @@ mod egress;
 mod fails;
 mod link;
 mod paid;
+mod redacted;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
