@@ -63,6 +63,7 @@ use crate::task::Resolved;
 use crate::telemetry::Telemetry;
 
 pub(crate) use account::Asked;
+pub(crate) use admit::{fault_of, rates};
 pub(crate) use life::{Around, Handed, Setup};
 pub(crate) use load::AtFault;
 pub(crate) use machine::Machine;

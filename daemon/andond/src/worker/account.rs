@@ -196,6 +196,11 @@ impl Account {
         }
     }
 
+    /// Its answer is made there after all.
+    pub(crate) fn goes(&mut self, route: Route) {
+        self.route = route;
+    }
+
     /// Where its answer is made.
     pub(crate) fn route(&self) -> Route {
         self.route

@@ -18,6 +18,7 @@ use super::job::Mailbox;
 use super::life::Handed;
 use super::{ModelFacts, PLACES_FOR_ALARMS, SHARE_FOR_ALARMS, Shared, WorkerState};
 use crate::config::Config;
+use crate::config::limits::LimitsConfig;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Input, Priority, Request};
 
@@ -78,7 +79,7 @@ impl Shared {
         if closed {
             return Err(self.closed());
         }
-        let key = Key::new(request.origin, &request.client, &request.id);
+        let key = Key::of(&request);
         if board.open.contains_key(&key) {
             return Err(Fault {
                 param: Some("id"),
@@ -147,7 +148,6 @@ impl Shared {
 /// What the scheduler goes by.
 pub(super) fn scheduling(config: &Config) -> scheduler::Config {
     let limits = &config.limits;
-    let rate = |count: Option<u32>| count.map(Rate::per_minute);
     scheduler::Config {
         bounds: Bounds {
             waiting_max: saturated(limits.queue_max),
@@ -160,11 +160,17 @@ pub(super) fn scheduling(config: &Config) -> scheduler::Config {
             for_alarms: PLACES_FOR_ALARMS,
         },
         pass_tokens_max: saturated(config.engine.batch_tokens_max),
-        rates: Rates {
-            requests: rate(limits.client_requests_per_minute),
-            alarms: rate(limits.client_alarms_per_minute),
-            tokens: rate(limits.client_tokens_per_minute),
-        },
+        rates: rates(limits),
+    }
+}
+
+/// How often, and for how much, one client may ask.
+pub(crate) fn rates(limits: &LimitsConfig) -> Rates {
+    let rate = |count: Option<u32>| count.map(Rate::per_minute);
+    Rates {
+        requests: rate(limits.client_requests_per_minute),
+        alarms: rate(limits.client_alarms_per_minute),
+        tokens: rate(limits.client_tokens_per_minute),
     }
 }
 
@@ -198,7 +204,7 @@ fn check_kind(facts: &ModelFacts, input: &Input) -> Result<(), Fault> {
 }
 
 /// A refusal, in the daemon's words.
-pub(super) fn fault_of(refusal: &Refusal) -> Fault {
+pub(crate) fn fault_of(refusal: &Refusal) -> Fault {
     let (code, param) = match refusal.reason {
         Reason::Starting => (FaultCode::ModelUnavailable, None),
         Reason::Draining => (FaultCode::Unavailable, None),

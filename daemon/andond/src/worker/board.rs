@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZero;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use andon_engine::generate::GenerationRequest;
@@ -20,18 +21,23 @@ use super::embed::EmbeddingRequest;
 use super::job::Mailbox;
 use super::prepare::Lane;
 use super::terms::Terms;
-use crate::request::{Origin, Request};
+use crate::request::{Origin, Part, Request};
 
 /// What an open request is known by.
 ///
 /// Clients over MQTT choose their names, so theirs are kept apart from those of local programs: none
-/// takes up a user's places, or is taken for a user, by its name alone.
+/// takes up a user's places, or is taken for a user, by its name alone. A draft is known by nobody but who asked for it: the
+/// request that it is for goes on under the same id, and may have ended, while the worker is still at it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) local: bool,
     pub(super) client: String,
     pub(super) id: String,
+    draft: Option<u64>,
 }
+
+/// The number of the next draft.
+static DRAFTS: AtomicU64 = AtomicU64::new(0);
 
 impl Key {
     pub(super) fn new(origin: Origin, client: &str, id: &str) -> Key {
@@ -39,6 +45,16 @@ impl Key {
             local: is_local(origin),
             client: client.to_owned(),
             id: id.to_owned(),
+            draft: None,
+        }
+    }
+
+    /// The key of a request that comes now.
+    pub(super) fn of(request: &Request) -> Key {
+        let is_draft = request.part == Part::Draft;
+        Key {
+            draft: is_draft.then(|| DRAFTS.fetch_add(1, Ordering::Relaxed)),
+            ..Key::new(request.origin, &request.client, &request.id)
         }
     }
 

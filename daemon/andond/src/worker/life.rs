@@ -72,7 +72,7 @@ impl Handed {
     pub(crate) fn new(request: Request) -> (Handed, JobStream) {
         let mailbox = Arc::new(Mailbox::default());
         let handed = Handed {
-            key: Key::new(request.origin, &request.client, &request.id),
+            key: Key::of(&request),
             submitted: Instant::now(),
             mailbox: Arc::clone(&mailbox),
             request: Arc::new(request),

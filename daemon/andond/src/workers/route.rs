@@ -12,7 +12,7 @@ use super::names::Target;
 use super::{Inner, Member, State};
 use crate::access::note_denied;
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Input, Priority, Request};
+use crate::request::{Input, Part, Priority, Request};
 use crate::worker::{Handed, JobStream, SHARE_FOR_ALARMS, WorkerHandle, WorkerState};
 
 impl Inner {
@@ -53,6 +53,10 @@ impl Inner {
         except: Option<&Target>,
         request: &Request,
     ) -> Result<(), Fault> {
+        if request.part == Part::Draft {
+            // Nobody else knows it by its id.
+            return Ok(());
+        }
         let (origin, client, id) = (request.origin, &request.client, &request.id);
         let has = |member: &Member| member.worker.has(origin, client, id);
         let others = state.members.iter();
