@@ -9,6 +9,7 @@
 //! of `Done` and `Failed`, and its answer is by one of those who could give one: what another had said of it before is taken back
 //! where the client can be told, and is a failure where not.
 
+mod begin;
 pub mod cache;
 mod calls;
 mod drive;
@@ -16,22 +17,23 @@ pub mod egress;
 mod judge;
 pub mod ledger;
 mod line;
+mod open;
 pub mod redact;
 mod sent;
+mod terms;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_policy::route::{Decision, Policy, Reason};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use self::cache::AnswerCache;
-use self::drive::{Driven, Plan};
 use self::judge::{Judge, Known};
 use self::ledger::Ledger;
 use self::line::Line;
+use self::open::{Key, Open};
 use crate::access::{Access, Caller};
 use crate::audit::Audit;
 use crate::config::{Config, Current};
@@ -39,7 +41,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::request::{Egress, Input, Origin, Part, Request};
 use crate::telemetry::Telemetry;
 use crate::upstream::Upstreams;
-use crate::worker::{Account, Asked, Feed, JobStream, UNREAD_BYTES_MAX};
+use crate::worker::{Asked, JobStream, UNREAD_BYTES_MAX};
 use crate::workers::Workers;
 
 /// Words about requests that went upstream which wait for whoever listens.
@@ -83,13 +85,6 @@ pub struct Explained {
     pub parts: Vec<(String, f32)>,
 }
 
-/// Whose a request is and its name: clients of the broker are others than those of this machine.
-type Key = (bool, String, String);
-
-fn key(origin: Origin, client: &str, id: &str) -> Key {
-    (origin == Origin::Mqtt, client.to_owned(), id.to_owned())
-}
-
 #[derive(Debug)]
 struct Inner {
     config: Current,
@@ -104,9 +99,9 @@ struct Inner {
     redactors: sent::Redactors,
     cache: AnswerCache<sent::Kept>,
     /// What has a task of its own.
-    open: Mutex<HashMap<Key, Feed>>,
+    open: Arc<Open>,
     /// Places for questions that are with upstreams.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     escalations: broadcast::Sender<Escalated>,
     /// When what is under way has to be over, once the daemon stops.
     stopping: watch::Sender<Option<Instant>>,
@@ -155,8 +150,8 @@ impl Router {
                 line: Arc::new(Line::new(limits.waiting_max, limits.waiting_bytes_max)),
                 redactors: sent::Redactors::default(),
                 cache: AnswerCache::new(&config.upstream_cache),
-                open: Mutex::default(),
-                places: Semaphore::new(limits.requests_max),
+                open: Arc::new(Open::new()),
+                places: Arc::new(Semaphore::new(limits.requests_max)),
                 escalations,
                 stopping,
                 config: parts.current,
@@ -176,7 +171,7 @@ impl Router {
     /// As [`Workers::submit`]; and what insists on an upstream is refused where that cannot be had and it may not wait.
     pub fn submit(&self, request: Request, caller: &Caller) -> Result<JobStream, Fault> {
         let inner = &self.inner;
-        if inner.is_open(&request) {
+        if inner.open.has(&Key::of(&request)) {
             let asked = Asked::of(&request);
             return Err(inner.refused(&asked, duplicate()));
         }
@@ -194,32 +189,39 @@ impl Router {
         if config.router.shadow {
             return inner.workers.submit(request, caller);
         }
-        let plan = match decision {
-            Decision::Local(_) => return inner.workers.submit(request, caller),
-            // What is kept costs nothing and takes no link.
-            Decision::Fallback(Reason::Link | Reason::Busy | Reason::Budget)
-            | Decision::Refuse(Reason::Link | Reason::Busy | Reason::Budget)
+        match decision {
+            Decision::Local(_) => inner.workers.submit(request, caller),
+            Decision::Cloud(_)
+            | Decision::Cascade
             | Decision::Wait(_)
-                if inner.is_kept(&request, &known, &config) =>
-            {
-                Plan::Cloud
+            // An answer to it may be kept, which costs nothing and takes no link.
+            | Decision::Fallback(Reason::Link | Reason::Busy | Reason::Budget)
+            | Decision::Refuse(Reason::Link | Reason::Busy | Reason::Budget) => {
+                inner.begin(request, caller, known, decision, &config)
             }
-            Decision::Fallback(_) => return inner.fall_back(request, caller),
+            Decision::Fallback(_) => inner.fall_back(request, caller),
             Decision::Refuse(reason) => {
                 let asked = Asked::of(&request);
-                return Err(inner.refused(&asked, refusal(reason)));
+                Err(inner.refused(&asked, refusal(reason)))
             }
-            Decision::Cloud(_) => Plan::Cloud,
-            Decision::Cascade => Plan::Cascade,
-            Decision::Wait(_) => Plan::Wait,
+        }
+    }
+
+    /// Whether a request may wait until upstream can be had, by what it says, its task or the configuration.
+    #[must_use]
+    pub fn waits(&self, request: &Request) -> bool {
+        let inner = &self.inner;
+        let by_task = || match &request.input {
+            Input::Task { .. } => inner.workers.resolve(request)?.ok()?.waits,
+            _ => None,
         };
-        inner.drive(request, caller, known, plan, &config)
+        let waits = request.waits.or_else(by_task);
+        waits.unwrap_or_else(|| inner.config.get().router.wait)
     }
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.
     pub fn cancel(&self, origin: Origin, client: &str, id: &str) -> bool {
-        let feed = self.inner.open().get(&key(origin, client, id)).cloned();
-        match feed {
+        match self.inner.open.feed(&Key::new(origin, client, id)) {
             Some(feed) => {
                 feed.cancel();
                 true
@@ -294,16 +296,6 @@ impl Router {
 }
 
 impl Inner {
-    fn open(&self) -> MutexGuard<'_, HashMap<Key, Feed>> {
-        // Every critical section leaves it whole.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_open(&self, request: &Request) -> bool {
-        let open = self.open();
-        !open.is_empty() && open.contains_key(&key(request.origin, &request.client, &request.id))
-    }
-
     /// Whether a request, or its task, says that nobody here is to answer it.
     fn insists(&self, request: &Request, config: &Config) -> bool {
         let by_task = || match &request.input {
@@ -391,116 +383,6 @@ impl Inner {
         asked.taken(&self.telemetry);
         Ok(stream)
     }
-
-    /// Whether there is an answer of upstream to a request that is kept.
-    fn is_kept(&self, request: &Request, known: &Known, config: &Arc<Config>) -> bool {
-        if !config.upstream_cache.enabled {
-            return false;
-        }
-        let question = known.question.clone();
-        let sent = question.and_then(|question| self.sent(request, question, config));
-        let by_task = self.egress_by_task(request);
-        let key = sent.and_then(|(question, _)| self.cache_key(request, by_task, &question));
-        key.is_some_and(|key| self.cache.get(&key, Instant::now()).is_some())
-    }
-
-    /// The key of a question among the answers that are kept.
-    fn cache_key(
-        &self,
-        request: &Request,
-        by_task: Option<Egress>,
-        question: &crate::upstream::Question,
-    ) -> Option<cache::Key> {
-        let link = self.upstreams.link().borrow().clone();
-        let names: Vec<&str> = link.upstreams.iter().map(|one| &*one.name).collect();
-        let scope = cache::Scope {
-            egress: request.travels(by_task),
-            client: &request.client,
-            upstream: &names.join(","),
-        };
-        self.cache.key(scope, &sent::determining(question))
-    }
-
-    /// Gives a request a task of its own.
-    fn drive(
-        self: &Arc<Inner>,
-        request: Request,
-        caller: &Caller,
-        known: Known,
-        plan: Plan,
-        config: &Arc<Config>,
-    ) -> Result<JobStream, Fault> {
-        let asked = Asked::of(&request);
-        let key = key(request.origin, &request.client, &request.id);
-        let by_task = self.egress_by_task(&request);
-        let refused = |fault| self.refused(&asked, fault);
-        if self.stopping.borrow().is_some() {
-            return Err(refused(stopping()));
-        }
-        if self
-            .workers
-            .has(request.origin, &request.client, &request.id)
-        {
-            return Err(refused(duplicate()));
-        }
-        let question = known.question;
-        let Some((question, secrets)) =
-            question.and_then(|question| self.sent(&request, question, config))
-        else {
-            // Its secrets stay, and it with them.
-            if known.facts.policy == Policy::Cloud {
-                return Err(refused(refusal(Reason::Kind)));
-            }
-            return self.fall_back(request, caller);
-        };
-        let number = self.line.number();
-        let place = match plan {
-            Plan::Wait => {
-                let whose = (key.0, key.1.clone());
-                let bytes = question_bytes(&question);
-                let place = self.line.enter(whose, number, bytes);
-                if place.is_none() && known.facts.policy != Policy::Cloud {
-                    return self.fall_back(request, caller);
-                }
-                Some(place.ok_or_else(|| refused(no_place()))?)
-            }
-            Plan::Cloud | Plan::Cascade => None,
-        };
-        let feed = Feed::new();
-        let stream = feed.stream();
-        self.open().insert(key.clone(), feed.clone());
-        asked.comes(&self.telemetry);
-        asked.taken(&self.telemetry);
-        let account = Account::upstream(&request, config.log.text, self.audit.mac());
-        let driven = Driven {
-            router: Arc::clone(self),
-            key,
-            number,
-            by_task,
-            caller: caller.clone(),
-            question,
-            secrets,
-            facts: known.facts,
-            deadline: known.deadline,
-            can_restart: !(request.stream && request.origin == Origin::Http),
-            account,
-            feed,
-            request,
-            begun: false,
-            said: false,
-            late: false,
-            answered_by: None,
-        };
-        tokio::spawn(driven.run(plan, place));
-        Ok(stream)
-    }
-}
-
-/// Bytes that a question keeps while it waits, as far as they can be many.
-fn question_bytes(question: &crate::upstream::Question) -> usize {
-    let messages = question.messages.iter().map(crate::request::Message::bytes);
-    let tools = question.tools.iter().map(|tool| tool.to_string().len());
-    messages.chain(tools).fold(0, usize::saturating_add)
 }
 
 fn duplicate() -> Fault {
@@ -517,9 +399,10 @@ fn stopping() -> Fault {
     Fault::new(FaultCode::Unavailable, "the daemon is stopping")
 }
 
+/// Whoever keeps the request is to come again.
 fn no_place() -> Fault {
     let message = "as many requests wait for upstream as may";
-    Fault::new(FaultCode::Busy, message).retry_after(Duration::from_secs(10))
+    Fault::new(FaultCode::ModelUnavailable, message).retry_after(Duration::from_secs(10))
 }
 
 /// What a client is told whose request has no answer for this reason.

@@ -11,6 +11,7 @@ mod body;
 mod check;
 mod client;
 mod connect;
+mod cost;
 mod drive;
 mod instance;
 mod member;
@@ -136,6 +137,23 @@ impl Upstreams {
         self.inner.members().is_empty()
     }
 
+    /// How many are configured.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.inner.members().len()
+    }
+
+    /// What answers, as far as answers depend on it: name, address and model of each.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let members = self.inner.members();
+        let each = members.iter().map(|member| {
+            let config = &member.config;
+            format!("{:?} {:?} {:?}", config.name, config.url, config.model)
+        });
+        each.collect::<Vec<_>>().join("\n")
+    }
+
     /// What is known of the way to them, and every change of it.
     #[must_use]
     pub fn link(&self) -> channel::Receiver<Link> {
@@ -157,14 +175,6 @@ impl Upstreams {
             first: Duration::from_millis(expected.first_ms),
             whole: Duration::from_millis(expected.whole_ms),
         })
-    }
-
-    /// What tokens cost with an upstream.
-    #[must_use]
-    pub fn price(&self, name: &str) -> Option<Price> {
-        let members = self.inner.members();
-        let member = members.iter().find(|member| *member.name == *name)?;
-        Some(member.price)
     }
 
     /// What tokens cost at most, whoever answers.

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::config::router::RouterConfig;
 use crate::request::{Egress, Input, Origin, Request};
 use crate::task::Resolved;
-use crate::upstream::{Question, Shape};
+use crate::upstream::Question;
 
 /// Bytes of text that make a token, as a guess for what was not tokenized yet.
 const BYTES_PER_TOKEN: usize = 4;
@@ -55,9 +55,6 @@ pub(super) struct Judge {
 
 /// What a configuration says of what the site talks about; `None` if it has no tasks.
 type Site = (Arc<Config>, Option<Arc<Vocabulary>>);
-
-/// Tokens that stand around a message at most.
-const MESSAGE_TOKENS_MAX: usize = 16;
 
 /// The threshold, and what it was made of.
 #[derive(Debug)]
@@ -314,18 +311,8 @@ impl Inner {
 
     /// What a question comes to at most, whoever answers it.
     pub(super) fn most(&self, question: &Question) -> Spend {
-        let messages = question.messages.iter();
-        let messages = messages.map(|message| message.bytes().saturating_add(MESSAGE_TOKENS_MAX));
-        let tools = question.tools.iter().map(|tool| tool.to_string().len());
-        let shape = match &question.shape {
-            Some(Shape::Schema(schema)) => schema.to_string().len(),
-            Some(Shape::Object) | None => 0,
-        };
-        // No token is less than a byte.
-        let prompt = messages.chain(tools).fold(shape, usize::saturating_add);
-        let answer = question.tokens_max.unwrap_or(ANSWER_TOKENS);
-        let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
-        (self.upstreams.dearest()).spend(count(prompt), count(answer))
+        let (prompt, answer) = (question.prompt_tokens_max(), question.answer_tokens_max());
+        (self.upstreams.dearest()).spend(prompt, answer)
     }
 
     /// What a local answer takes, by what others took of late; 0 before there were any.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use andon_policy::budget::Spend;
 use tokio::sync::mpsc;
 
 use crate::fault::{Fault, FaultCode};
@@ -44,6 +45,9 @@ pub struct Answered {
     pub upstream: Arc<str>,
     /// How many times an upstream was asked, this one among them.
     pub attempts: u32,
+    /// What all of these came to, each by the price of who was asked: what is not known of one that failed is all that it may
+    /// have come to.
+    pub cost: Spend,
 }
 
 /// What comes of an answer: `First`, any number of `Text`s, perhaps `ToolCalls`, then `Done`.
@@ -133,18 +137,21 @@ pub struct UpstreamFault {
     pub retry_after: Option<Duration>,
     /// Whether a part of the answer was handed over before: whoever goes on with another has to begin anew, and to say so.
     pub sent_text: bool,
+    /// What the attempts came to, as [`Answered::cost`] has it.
+    pub cost: Spend,
     /// One sentence of the daemon's own words: nothing of the question, of the answer, or of keys.
     pub message: String,
 }
 
 impl UpstreamFault {
     /// One that concerns no upstream in particular.
-    pub(super) fn new(kind: FaultKind, message: impl Into<String>) -> UpstreamFault {
+    pub(crate) fn new(kind: FaultKind, message: impl Into<String>) -> UpstreamFault {
         UpstreamFault {
             kind,
             upstream: None,
             retry_after: None,
             sent_text: false,
+            cost: Spend::default(),
             message: message.into(),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_policy::balance;
+use andon_policy::budget::Spend;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use super::client::{self, Refusal};
 use super::member::{Member, Turn};
 use super::question::Question;
 use super::reply::{Complete, Found, Reader};
-use super::{Inner, Permit, body, check};
+use super::{Inner, Permit, body, check, cost};
 use crate::request::Calling;
 
 /// The first pause before the same upstream is asked again; it doubles.
@@ -72,6 +73,7 @@ pub(super) async fn question(
         deadline,
         told: Told::default(),
         attempts: 0,
+        cost: Spend::default(),
     };
     let gone = pieces.clone();
     let outcome = tokio::select! {
@@ -82,6 +84,7 @@ pub(super) async fn question(
         Ok(answered) => Ok(Piece::Done(answered)),
         Err(mut fault) => {
             fault.sent_text = asking.told.text;
+            fault.cost = asking.cost;
             Err(fault)
         }
     };
@@ -96,6 +99,8 @@ struct Asking {
     deadline: Option<Instant>,
     told: Told,
     attempts: u32,
+    /// What the attempts came to that have failed.
+    cost: Spend,
 }
 
 impl Asking {
@@ -130,7 +135,9 @@ impl Asking {
                         return Err(fault);
                     }
                     Err(End::Refused(refusal)) => {
-                        let is_at_end = refusal.kind == FaultKind::Deadline || self.told.text;
+                        let is_at_end = refusal.kind == FaultKind::Deadline
+                            || self.told.text
+                            || (self.question.spends_once && self.cost != Spend::default());
                         let again = refusal.is_unbegun
                             && refusal.kind != FaultKind::Untrusted
                             && asked <= member.config.retries_max;
@@ -218,6 +225,7 @@ impl Asking {
             turn: Some(turn),
             began,
             first: None,
+            spent: None,
         };
         let inner = Arc::clone(&self.inner);
         let outcome = timeout_at(until.into(), attempt.run(self, pieces)).await;
@@ -233,6 +241,9 @@ impl Asking {
             }))
         });
         if let Err(End::Refused(refusal)) = &outcome {
+            let (spent, began) = (attempt.spent.as_ref(), attempt.first.is_some());
+            let came_to = cost::of_failed(member.price, &self.question, refusal, spent, began);
+            self.cost = self.cost.plus(came_to);
             if let Some(turn) = attempt.turn.take() {
                 turn.failed(refusal);
             }
@@ -255,6 +266,8 @@ struct Attempt<'a> {
     turn: Option<Turn>,
     began: Instant,
     first: Option<Instant>,
+    /// What the answer took, once it is complete, be it of no use.
+    spent: Option<Spent>,
 }
 
 impl Attempt<'_> {
@@ -279,6 +292,8 @@ impl Attempt<'_> {
             held: String::new(),
         };
         let complete = self.read(&mut reading, asking, pieces).await?;
+        let spent = spent(&complete, &asking.question);
+        self.spent = Some(spent);
         let held = std::mem::take(&mut reading.held);
         check::calls(&complete.calls, &asking.question)?;
         if let Some(shape) = &asking.question.shape
@@ -295,7 +310,6 @@ impl Attempt<'_> {
             self.tell(Piece::ToolCalls(complete.calls.clone()), asking, pieces)
                 .await?;
         }
-        let spent = spent(&complete, &asking.question);
         let rest = self.first.map(|first| first.elapsed()).unwrap_or_default();
         if let Some(turn) = self.turn.take() {
             turn.succeeded(spent.completion_tokens, rest);
@@ -311,6 +325,7 @@ impl Attempt<'_> {
             model: Arc::clone(&self.member.model),
             upstream: Arc::clone(&self.member.name),
             attempts: asking.attempts,
+            cost: asking.cost.plus(cost::of(self.member.price, &spent)),
         })
     }
 
@@ -415,15 +430,23 @@ fn refusal(fault: super::reply::ReadFault) -> Refusal {
     Refusal::new(fault.kind, fault.what)
 }
 
-/// What an answer took, by the upstream's word, else by what can be seen.
+/// What an answer took, by the upstream's word as far as that can be, else by what can be seen.
 fn spent(complete: &Complete, question: &Question) -> Spent {
-    if let Some((prompt_tokens, completion_tokens)) = complete.usage {
-        return Spent {
-            prompt_tokens,
-            completion_tokens,
-            is_exact: true,
-        };
-    }
+    let seen = complete.tokens_seen;
+    // Nothing is nobody's word: no question is without tokens, and no answer of which some were seen.
+    let (prompt, completion) = complete.usage.unzip();
+    let prompt = prompt.filter(|&tokens| tokens > 0);
+    let completion = completion.filter(|&tokens| tokens > 0 || seen == 0);
+    let said = Spent {
+        prompt_tokens: prompt.unwrap_or_else(|| prompt_tokens(question)),
+        completion_tokens: completion.unwrap_or(seen),
+        is_exact: prompt.is_some() && completion.is_some(),
+    };
+    cost::bounded(said, question, seen)
+}
+
+/// Tokens of a question of which the upstream does not say how many there were; most have fewer.
+fn prompt_tokens(question: &Question) -> u32 {
     let tools = question.tools.iter().map(|tool| tool.to_string().len());
     let bytes = question
         .messages
@@ -433,9 +456,5 @@ fn spent(complete: &Complete, question: &Question) -> Spent {
     let tokens = bytes
         .fold(0, usize::saturating_add)
         .div_ceil(PROMPT_BYTES_PER_TOKEN);
-    Spent {
-        prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
-        completion_tokens: complete.tokens_seen,
-        is_exact: false,
-    }
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }

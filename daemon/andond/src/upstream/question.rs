@@ -31,6 +31,8 @@ pub struct Question {
     pub stop: Vec<String>,
     /// Upstreams that are not to be asked, by name: those that failed with it before.
     pub avoid: Vec<Arc<str>>,
+    /// Whether nobody else is asked, nor the same again, once an attempt has failed that may have cost something.
+    pub spends_once: bool,
 }
 
 /// The shapes of answers that upstreams know.
@@ -54,7 +56,32 @@ impl fmt::Display for Unsuited {
 
 impl std::error::Error for Unsuited {}
 
+/// Tokens that stand around a message at most.
+const MESSAGE_TOKENS_MAX: usize = 16;
+/// Tokens of an answer, as a guess for one that has no limit.
+const ANSWER_TOKENS: usize = 256;
+
 impl Question {
+    /// Tokens that its prompt has at most, what servers add to it of their own not counted.
+    pub(crate) fn prompt_tokens_max(&self) -> u64 {
+        let messages = self.messages.iter();
+        let messages = messages.map(|message| message.bytes().saturating_add(MESSAGE_TOKENS_MAX));
+        let tools = self.tools.iter().map(|tool| tool.to_string().len());
+        let shape = match &self.shape {
+            Some(Shape::Schema(schema)) => schema.to_string().len(),
+            Some(Shape::Object) | None => 0,
+        };
+        // No token is less than a byte.
+        let tokens = messages.chain(tools).fold(shape, usize::saturating_add);
+        u64::try_from(tokens).unwrap_or(u64::MAX)
+    }
+
+    /// Tokens that its answer has at most.
+    pub(crate) fn answer_tokens_max(&self) -> u64 {
+        let tokens = self.tokens_max.unwrap_or(ANSWER_TOKENS);
+        u64::try_from(tokens).unwrap_or(u64::MAX)
+    }
+
     /// A question with nothing but a conversation.
     #[must_use]
     pub fn new(messages: Vec<Message>) -> Question {
@@ -67,6 +94,7 @@ impl Question {
             tokens_max: None,
             stop: Vec::new(),
             avoid: Vec::new(),
+            spends_once: false,
         }
     }
 
@@ -132,6 +160,7 @@ impl Question {
             ),
             stop,
             avoid: Vec::new(),
+            spends_once: false,
         })
     }
 }

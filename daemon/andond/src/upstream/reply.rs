@@ -139,6 +139,8 @@ pub struct Reader {
     has_data: bool,
     pieces: usize,
     text_bytes: usize,
+    /// Of what the model says to itself, which is paid for like the rest.
+    reasoning_bytes: usize,
     calls: Vec<ToolCall>,
     calls_bytes: usize,
     finish: Option<String>,
@@ -161,6 +163,7 @@ impl Reader {
             has_data: false,
             pieces: 0,
             text_bytes: 0,
+            reasoning_bytes: 0,
             calls: Vec::new(),
             calls_bytes: 0,
             finish: None,
@@ -316,7 +319,8 @@ impl Reader {
                 return Err(endless("the answer is too long"));
             }
             found.push(Found::Text(text));
-        } else if said(&delta.reasoning_content) {
+        } else if let Some(text) = delta.reasoning_content.filter(|text| !text.is_empty()) {
+            self.reasoning_bytes += text.len();
             found.push(Found::Token);
         }
         for call in delta.tool_calls.into_iter().flatten() {
@@ -435,7 +439,7 @@ impl Reader {
                 what: "it refuses to answer",
             });
         }
-        let bytes = self.text_bytes + self.calls_bytes;
+        let bytes = self.text_bytes + self.calls_bytes + self.reasoning_bytes;
         let seen = self.pieces.max(bytes.div_ceil(TOKEN_BYTES));
         let complete = Complete {
             finish,

@@ -482,7 +482,11 @@ impl Frontend {
                     if starting && self.is_to_be_held(&fault) {
                         return self.held.push_back((message.clone(), since));
                     }
-                    self.desk.refused(&prepared, fault)
+                    if self.is_to_wait(&prepared.request, &fault) {
+                        self.desk.accept_for_later(prepared, fault)
+                    } else {
+                        self.desk.refused(&prepared, fault)
+                    }
                 }
             },
             Verdict::Cancel(key) => {
@@ -526,6 +530,11 @@ impl Frontend {
     /// Whether a request that came while the configured model was not there yet waits here until it is.
     fn is_to_be_held(&self, fault: &Fault) -> bool {
         fault.code == FaultCode::ModelUnavailable && self.has_room() && !self.is_stopping()
+    }
+
+    /// Whether a request that nobody can answer now waits in the spool until somebody can.
+    fn is_to_wait(&self, request: &Request, fault: &Fault) -> bool {
+        fault.code == FaultCode::ModelUnavailable && self.context.router.waits(request)
     }
 
     fn has_room(&self) -> bool {

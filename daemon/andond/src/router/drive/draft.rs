@@ -3,6 +3,7 @@
 use andon_engine::calls::CallFormat;
 use andon_policy::confidence::{Confidence, Gauge, Signals, entropy};
 
+use super::HOLD_BYTES_MAX;
 use crate::fault::{Fault, FaultCode};
 use crate::worker::{Done, Finish, JobEvent, JobStream, TokenLogprob};
 
@@ -26,22 +27,29 @@ impl Draft {
     }
 }
 
+/// Why there is no local answer.
+#[derive(Debug)]
+pub(super) enum Unmade {
+    /// It is longer than is held back.
+    TooLong,
+    /// The worker says so.
+    Failed(Fault),
+}
+
 /// One that is being made. Dropping it ends that.
 #[derive(Debug)]
 pub(super) struct Drafting {
     stream: JobStream,
-    bytes_max: usize,
     text: String,
     calls: Option<CallFormat>,
     gauge: Gauge,
 }
 
 impl Drafting {
-    /// One that may be so long.
-    pub(super) fn new(stream: JobStream, bytes_max: usize) -> Drafting {
+    /// One of which this is read.
+    pub(super) fn new(stream: JobStream) -> Drafting {
         Drafting {
             stream,
-            bytes_max,
             text: String::new(),
             calls: None,
             gauge: Gauge::new(),
@@ -49,15 +57,14 @@ impl Drafting {
     }
 
     /// The answer, once it is complete. Cancel safe: it goes on where it was.
-    pub(super) async fn made(&mut self) -> Result<Draft, Fault> {
+    pub(super) async fn made(&mut self) -> Result<Draft, Unmade> {
         while let Some(event) = self.stream.next().await {
             match event {
                 JobEvent::Accepted { calls, .. } => self.calls = calls,
                 JobEvent::Chunk(chunk) => {
                     self.text.push_str(&chunk.text);
-                    if self.text.len() > self.bytes_max {
-                        let message = "a local answer is too long to be held back";
-                        return Err(Fault::new(FaultCode::TooLarge, message));
+                    if self.text.len() > HOLD_BYTES_MAX {
+                        return Err(Unmade::TooLong);
                     }
                     chunk.logprobs.iter().for_each(|token| self.hear(token));
                 }
@@ -73,7 +80,7 @@ impl Drafting {
                         signals,
                     });
                 }
-                JobEvent::Failed(fault) => return Err(fault),
+                JobEvent::Failed(fault) => return Err(Unmade::Failed(fault)),
                 // It is one text, by one who does not begin again.
                 JobEvent::Started
                 | JobEvent::Restarted
@@ -81,7 +88,8 @@ impl Drafting {
                 | JobEvent::Vectors(_) => {}
             }
         }
-        Err(Fault::new(FaultCode::Internal, "the draft broke off"))
+        let fault = Fault::new(FaultCode::Internal, "the draft broke off");
+        Err(Unmade::Failed(fault))
     }
 
     fn hear(&mut self, token: &TokenLogprob) {
@@ -93,7 +101,7 @@ impl Drafting {
 }
 
 /// The answer of one that may not be there; never, if it is not.
-pub(super) async fn made(drafting: &mut Option<Drafting>) -> Result<Draft, Fault> {
+pub(super) async fn made(drafting: &mut Option<Drafting>) -> Result<Draft, Unmade> {
     match drafting {
         Some(drafting) => drafting.made().await,
         None => std::future::pending().await,

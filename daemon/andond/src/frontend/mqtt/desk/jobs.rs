@@ -121,6 +121,22 @@ impl Desk {
         self.jobs.get(key).is_some_and(|job| job.serial == serial)
     }
 
+    /// Nobody can take the request now, and it may wait until somebody can: it is kept, and left for later.
+    pub(in crate::frontend::mqtt) fn accept_for_later(
+        &mut self,
+        prepared: Prepared,
+        fault: Fault,
+    ) -> Verdict {
+        if matches!(prepared.source, Source::Spool(_)) {
+            return self.refused(&prepared, fault);
+        }
+        let key = prepared.key.clone();
+        if self.accept(prepared) {
+            self.event(&key, JobEvent::Failed(fault), Instant::now());
+        }
+        Verdict::Later
+    }
+
     /// The worker has not taken the request. Says what to do with its message.
     pub(in crate::frontend::mqtt) fn refused(
         &mut self,

@@ -1,0 +1,70 @@
+//! What a request is asked upstream by, as the configuration in force has it: whether it may leave, what is sent, and under which
+//! key an answer to it is kept.
+
+use std::sync::Arc;
+
+use andon_policy::route::Facts;
+
+use super::judge::Known;
+use super::redact::Secrets;
+use super::{Inner, cache, sent};
+use crate::config::Config;
+use crate::request::{Egress, Message, Request};
+use crate::upstream::Question;
+
+/// The terms of one request by one configuration.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// The configuration.
+    pub(super) config: Arc<Config>,
+    /// How far its task may travel.
+    pub(super) by_task: Option<Egress>,
+    /// What decisions are made by.
+    pub(super) facts: Facts,
+    /// What was thought of a local answer before there is one: the probability that it will do.
+    pub(super) prior: f32,
+    /// As it is sent, without its secrets, and these; `None` if upstream would not understand it, or they cannot be taken out.
+    pub(super) sent: Option<(Question, Secrets)>,
+}
+
+impl Terms {
+    /// Bytes that it keeps while it waits, as far as they can be many.
+    pub(super) fn bytes(&self) -> usize {
+        let Some((question, _)) = &self.sent else {
+            return 0;
+        };
+        let messages = question.messages.iter().map(Message::bytes);
+        let tools = question.tools.iter().map(|tool| tool.to_string().len());
+        messages.chain(tools).fold(0, usize::saturating_add)
+    }
+}
+
+impl Inner {
+    /// The terms of a request of which this is known.
+    pub(super) fn terms(&self, request: &Request, known: Known, config: &Arc<Config>) -> Terms {
+        let prior = known.will_do().unwrap_or(0.5);
+        let question = known.question;
+        let sent = question.and_then(|question| self.sent(request, question, config));
+        let mut facts = known.facts;
+        // A question whose secrets stay is as good as none.
+        facts.can_leave &= sent.is_some();
+        Terms {
+            config: Arc::clone(config),
+            by_task: self.egress_by_task(request),
+            facts,
+            prior,
+            sent,
+        }
+    }
+
+    /// The key of a request among the answers that are kept.
+    pub(super) fn cache_key(&self, request: &Request, terms: &Terms) -> Option<cache::Key> {
+        let (question, _) = terms.sent.as_ref()?;
+        let scope = cache::Scope {
+            egress: request.travels(terms.by_task),
+            client: &request.client,
+            upstream: &self.upstreams.identity(),
+        };
+        self.cache.key(scope, &sent::determining(question))
+    }
+}
