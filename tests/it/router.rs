@@ -8,6 +8,7 @@ mod fails;
 mod link;
 mod paid;
 mod redacted;
+mod states;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
