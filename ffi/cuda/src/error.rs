@@ -23,10 +23,11 @@ pub enum Error {
     },
     /// The device has no room for what was to be put there.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes asked for; none where the driver had no room for what it needs itself.
         bytes: usize,
     },
-    /// The device stopped working, or was taken away: nothing more can be done with it in this process.
+    /// The device stopped working, or was taken away (the kernel's log then has an Xid): nothing more can be done with it in
+    /// this process.
     Lost {
         /// The driver's number of what happened.
         code: u32,
@@ -45,6 +46,7 @@ impl Error {
     pub(crate) fn of(doing: &'static str, error: DriverError) -> Error {
         let code = error.0 as u32;
         match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { bytes: 0 },
             CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
             | CUresult::CUDA_ERROR_LAUNCH_FAILED
             | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
@@ -53,12 +55,22 @@ impl Error {
             | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
             | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
             | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ASSERT
             | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
+            | CUresult::CUDA_ERROR_UNKNOWN
             | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
             | CUresult::CUDA_ERROR_DEINITIALIZED
             | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => Error::Lost { code },
             _ => Error::Driver { doing, code },
         }
+    }
+
+    /// Whether nothing more can be done with the device in this process.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::Lost { .. })
     }
 }
 
@@ -74,6 +86,7 @@ impl fmt::Display for Error {
                 f,
                 "the device has compute capability {major}.{minor}; kernels need 8.7"
             ),
+            Error::OutOfMemory { bytes: 0 } => write!(f, "the device has no room left"),
             Error::OutOfMemory { bytes } => write!(f, "the device has no room for {bytes} bytes"),
             Error::Lost { code } => write!(f, "the device stopped working (driver error {code})"),
             Error::Driver { doing, code } => write!(f, "{doing}: driver error {code}"),

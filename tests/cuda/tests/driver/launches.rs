@@ -1,0 +1,724 @@
+//! No call launches what would read or write beyond its buffers; and recorded launches do what others do.
+
+use crate::emulated::{all, in_emulation, numbers, open, rows};
+use andon_cuda::{
+    Addition, Attend, Buffer, Cache, Columns, Device, Error, Format, Gate, Graph, Heads, Kernel,
+    KvType, Matrix, PAGE, Places, Run, TopK,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+const K: usize = 64;
+const ROWS: usize = 40;
+
+fn packed(device: &Device, seed: u32, count: usize, k: usize) -> Matrix {
+    let raw = device.upload(&rows(seed, count, k)).expect("room");
+    device.pack(Format::Q8_0, &raw, count, k).expect("it packs")
+}
+
+fn addition(delta: &Buffer<f32>) -> Addition<'_> {
+    Addition {
+        delta,
+        weight: None,
+        scale: 1.0,
+    }
+}
+
+fn run(columns: usize, position: usize, pages: &[u32]) -> Run<'_> {
+    Run {
+        columns,
+        position,
+        pages,
+    }
+}
+
+/// The one launch that is allowed packs a matrix: any more would break the device, which has to be whole at the end.
+#[test]
+fn wrong_arguments_launch_nothing() {
+    let one = [("ANDON_EMULATED_LAUNCHES", "1")];
+    in_emulation("launches::wrong_arguments_launch_nothing", &one, || {
+        let device = open();
+        let matrix = packed(&device, 1, ROWS, K);
+        let buffer = |len: usize| device.zeros::<f32>(len).expect("room");
+        let columns = |count: usize| device.columns(K, count).expect("room");
+        let refuses = |what: &str, call: &mut dyn FnMut() -> Result<(), Error>| {
+            let result = catch_unwind(AssertUnwindSafe(call));
+            assert!(result.is_err(), "{what} is not refused");
+        };
+        let product = |count, kernel, output, stride| {
+            device.matmul(
+                &matrix,
+                &columns(8),
+                count,
+                kernel,
+                &mut buffer(output),
+                stride,
+            )
+        };
+        refuses("a short output", &mut || {
+            product(2, Kernel::Decode8, 2 * ROWS - 1, ROWS)
+        });
+        refuses("a short stride", &mut || {
+            product(2, Kernel::Decode8, 999, ROWS - 1)
+        });
+        refuses("too many for the kernel", &mut || {
+            product(9, Kernel::Decode8, 9 * ROWS, ROWS)
+        });
+        refuses("more than there are", &mut || {
+            product(9, Kernel::Panel64, 9 * ROWS, ROWS)
+        });
+        refuses("no columns", &mut || {
+            product(0, Kernel::Decode8, ROWS, ROWS)
+        });
+        refuses("other rows", &mut || {
+            let columns = device.columns(2 * K, 1)?;
+            device.matmul(
+                &matrix,
+                &columns,
+                1,
+                Kernel::Decode8,
+                &mut buffer(ROWS),
+                ROWS,
+            )
+        });
+        refuses("rows of another length", &mut || {
+            let raw = device.zeros::<u8>(ROWS * K / 32 * 34 - 1)?;
+            device.pack(Format::Q8_0, &raw, ROWS, K).map(drop)
+        });
+        refuses("half a block", &mut || {
+            device
+                .pack(Format::Q4K, &device.zeros(144)?, 1, 128)
+                .map(drop)
+        });
+        refuses("few values", &mut || {
+            device.quantize(&buffer(K - 1), K, 1, &mut columns(1))
+        });
+        refuses("few columns", &mut || {
+            device.quantize(&buffer(9 * K), K, 9, &mut columns(8))
+        });
+        refuses("few tokens", &mut || {
+            device.embed(&matrix, &device.zeros(1)?, 2, 1.0, &mut buffer(2 * K))
+        });
+        refuses("room for a token", &mut || {
+            device.embed(&matrix, &device.zeros(2)?, 2, 1.0, &mut buffer(2 * K - 1))
+        });
+        refuses("nothing to do", &mut || {
+            device.add_norm_quantize(&mut buffer(K), 1, None, None, 1e-5, &mut columns(1))
+        });
+        refuses("a short residual", &mut || {
+            let (delta, weight) = (buffer(2 * K), buffer(K));
+            let (added, weight) = (Some(addition(&delta)), Some(&weight));
+            device.add_norm_quantize(
+                &mut buffer(2 * K - 1),
+                2,
+                added,
+                weight,
+                1e-5,
+                &mut columns(2),
+            )
+        });
+        refuses("a short addition", &mut || {
+            let delta = buffer(2 * K - 1);
+            let added = Some(addition(&delta));
+            device.add_norm_quantize(&mut buffer(2 * K), 2, added, None, 1e-5, &mut columns(2))
+        });
+        refuses("short weights", &mut || {
+            let weight = buffer(K - 1);
+            device.add_norm_quantize(
+                &mut buffer(K),
+                1,
+                None,
+                Some(&weight),
+                1e-5,
+                &mut columns(1),
+            )
+        });
+        refuses("short gates", &mut || {
+            device.glu_quantize(Gate::Silu, &buffer(2 * K - 1), 2 * K, 1, &mut columns(1))
+        });
+        refuses("gates closer than they are long", &mut || {
+            device.glu_quantize(Gate::Silu, &buffer(9 * K), 2 * K - 1, 2, &mut columns(2))
+        });
+        refuses("a long bias", &mut || {
+            device.add_bias(&mut buffer(2 * K), K, 2, &buffer(K + 1))
+        });
+        refuses("a norm behind the column", &mut || {
+            device.norm_columns(&mut buffer(2 * K), K, 2, 1, &buffer(K), 1e-5)
+        });
+        refuses("short logits", &mut || {
+            device.finish_logits(&mut buffer(K - 1), K, (K, 1), None, 1.0, None)
+        });
+        refuses("a short bias of logits", &mut || {
+            let bias = buffer(K - 1);
+            device.finish_logits(&mut buffer(K), K, (K, 1), Some(&bias), 1.0, None)
+        });
+        refuses("room for gathered columns", &mut || {
+            let indices = device.upload(&[0i32, 0])?;
+            device.gather_columns(&buffer(K), K, &indices, &mut buffer(2 * K - 1))
+        });
+        refuses("no best token", &mut || device.top_k(5, 1, 0).map(drop));
+        refuses("more tokens than there are", &mut || {
+            device.top_k(5, 1, 6).map(drop)
+        });
+        refuses("few logits", &mut || {
+            device.find_top_k(&buffer(9), 5, 2, &mut device.top_k(5, 2, 1)?)
+        });
+        refuses("many columns", &mut || {
+            device.find_top_k(&buffer(15), 5, 3, &mut device.top_k(5, 2, 1)?)
+        });
+        refuses("words of less than 16 bytes", &mut || {
+            device.stream_copy(&device.zeros(6)?, &mut device.zeros(8)?)
+        });
+        refuses("room for a copy", &mut || {
+            device.copy(&buffer(9), &mut buffer(8))
+        });
+        refuses("room for what is written", &mut || {
+            device.write(&[0.0; 9], &mut buffer(8))
+        });
+        refuses("more than is there", &mut || {
+            device.read(&buffer(8), &mut [0.0; 9])
+        });
+        wrong_places(&device, &refuses);
+        device.finish().expect("nothing was launched");
+    });
+}
+
+type Refuses<'a> = dyn Fn(&str, &mut dyn FnMut() -> Result<(), Error>) + 'a;
+
+/// What is refused of places, the cache, heads and attention; none of it launches anything.
+fn wrong_places(device: &Device, refuses: &Refuses<'_>) {
+    let buffer = |len: usize| device.zeros::<f32>(len).expect("room");
+    let mut places = device.places(4, 3, 5).expect("room");
+    let long = 3 * PAGE;
+    for (what, runs, reach) in [
+        ("too many columns", &[run(5, 0, &[0])][..], long),
+        (
+            "too many pages",
+            &[run(1, 0, &[0, 1]), run(1, 0, &[2, 3])],
+            long,
+        ),
+        ("a page of no cache", &[run(1, 0, &[5])], long),
+        (
+            "no page for the last column",
+            &[run(2, PAGE - 1, &[0])],
+            long,
+        ),
+        ("a run behind the reach", &[run(2, 63, &[0, 1])], 64),
+        ("no columns in a run", &[run(0, 3, &[0])], long),
+        (
+            "a page that two write to",
+            &[run(1, 0, &[2]), run(1, 9, &[2])],
+            long,
+        ),
+    ] {
+        refuses(what, &mut || device.place(runs, reach, &mut places));
+    }
+    // Pages that are only read may be shared.
+    device
+        .place(
+            &[run(1, 64, &[0, 1]), run(1, 70, &[0, 2])],
+            long,
+            &mut device.places(2, 4, 5).expect("room"),
+        )
+        .expect("a shared beginning");
+    device
+        .place(&[run(1, 0, &[1]), run(2, 3, &[2])], long, &mut places)
+        .expect("three columns");
+    let cache = |pages| device.cache(pages, 2, 32, KvType::F16).expect("room");
+    let (of_column, rotations) = ((4 + 2 * 2) * 32, buffer(3 * 16 * 2));
+    let heads = Heads {
+        heads: 4,
+        bias: None,
+        query_weight: None,
+        key_weight: None,
+        epsilon: 1e-5,
+        rotations: &rotations,
+        pairs: 16,
+        adjacent: false,
+        query_factors: None,
+    };
+    let short = buffer(3 * 16 * 2 - 1);
+    let short_bias = buffer(of_column - 1);
+    let short_weight = buffer(31);
+    let short_factors = buffer(2);
+    for (what, heads) in [
+        (
+            "short rotations",
+            Heads {
+                rotations: &short,
+                ..heads
+            },
+        ),
+        ("too many pairs", Heads { pairs: 17, ..heads }),
+        (
+            "a short bias",
+            Heads {
+                bias: Some(&short_bias),
+                ..heads
+            },
+        ),
+        (
+            "a short norm",
+            Heads {
+                key_weight: Some(&short_weight),
+                ..heads
+            },
+        ),
+        (
+            "few factors",
+            Heads {
+                query_factors: Some(&short_factors),
+                ..heads
+            },
+        ),
+    ] {
+        refuses(what, &mut || {
+            device.place_heads(&mut buffer(3 * of_column), &heads, &mut cache(5), &places)
+        });
+    }
+    refuses("few heads", &mut || {
+        device.place_heads(
+            &mut buffer(3 * of_column - 1),
+            &heads,
+            &mut cache(5),
+            &places,
+        )
+    });
+    refuses("a smaller cache", &mut || {
+        device.place_heads(&mut buffer(3 * of_column), &heads, &mut cache(4), &places)
+    });
+    let attend = Attend {
+        heads: 4,
+        query_stride: 4 * 32,
+        before: usize::MAX,
+        after: 0,
+        scale: 1.0,
+        cap: None,
+    };
+    let scratch = Attend::scratch(4, 32, 3, long);
+    let tries = |what: &str,
+                 attend: Attend,
+                 queries: usize,
+                 scratch: usize,
+                 output: usize,
+                 pages: usize| {
+        refuses(what, &mut || {
+            let cache = cache(pages);
+            let cached = (&cache, &places);
+            device.attend(
+                &attend,
+                &buffer(queries),
+                cached,
+                &mut buffer(scratch),
+                &mut buffer(output),
+            )
+        });
+    };
+    let all = 3 * 4 * 32;
+    tries("few queries", attend, all - 1, scratch, all, 5);
+    tries("little scratch", attend, all, scratch - 1, all, 5);
+    tries("a short output", attend, all, scratch, all - 1, 5);
+    tries("another cache's places", attend, all, scratch, all, 4);
+    tries(
+        "heads in no groups",
+        Attend { heads: 3, ..attend },
+        all,
+        scratch,
+        all,
+        5,
+    );
+    tries(
+        "queries closer than they are long",
+        Attend {
+            query_stride: 127,
+            ..attend
+        },
+        all,
+        scratch,
+        all,
+        5,
+    );
+    refuses("other heads", &mut || {
+        device.cache(1, 1, 80, KvType::Q8).map(drop)
+    });
+    let mut cache = cache(2);
+    refuses("no such page", &mut || {
+        device.read_page(&cache, 2, &mut Vec::new(), &mut Vec::new())
+    });
+    refuses("no page to copy to", &mut || {
+        device.copy_page(&mut cache, 0, 2)
+    });
+    refuses("a page over itself", &mut || {
+        device.copy_page(&mut cache, 1, 1)
+    });
+    refuses("half a page", &mut || {
+        device.write_page(&mut cache, 0, &[], &[0; 2 * 64 * 32])
+    });
+}
+
+const EMBEDDING: usize = 64;
+const HEADS: usize = 2;
+const HEAD_DIM: usize = 32;
+const OF_COLUMN: usize = (HEADS + 2) * HEAD_DIM;
+const VOCABULARY: usize = 50;
+const PAGES: usize = 12;
+
+/// A layer and what stands around it, from tokens to the best ones.
+struct Model {
+    table: Matrix,
+    heads: Matrix,
+    output: Matrix,
+    weight: Buffer<f32>,
+    columns: usize,
+    tokens: Buffer<u32>,
+    rotations: Buffer<f32>,
+    cache: Cache,
+    hidden: Buffer<f32>,
+    levels: Columns,
+    queries: Buffer<f32>,
+    scratch: Buffer<f32>,
+    attended: Buffer<f32>,
+    logits: Buffer<f32>,
+    best: TopK,
+}
+
+impl Model {
+    fn new(device: &Device, columns: usize, reach: usize, kv_type: KvType) -> Model {
+        let zeros = |len: usize| device.zeros::<f32>(len).expect("room");
+        Model {
+            table: packed(device, 3, VOCABULARY, EMBEDDING),
+            heads: packed(device, 4, OF_COLUMN, EMBEDDING),
+            output: packed(device, 5, EMBEDDING, HEADS * HEAD_DIM),
+            weight: device.upload(&numbers(6, EMBEDDING)).expect("room"),
+            columns,
+            tokens: device.zeros(columns).expect("room"),
+            rotations: zeros(columns * HEAD_DIM),
+            cache: device.cache(PAGES, 1, HEAD_DIM, kv_type).expect("room"),
+            hidden: zeros(columns * EMBEDDING),
+            levels: device.columns(EMBEDDING, columns).expect("room"),
+            queries: zeros(columns * OF_COLUMN),
+            scratch: zeros(Attend::scratch(HEADS, HEAD_DIM, columns, reach)),
+            attended: zeros(columns * HEADS * HEAD_DIM),
+            logits: zeros(columns * VOCABULARY),
+            best: device.top_k(VOCABULARY, columns, 3).expect("room"),
+        }
+    }
+
+    /// What differs from pass to pass, beside places.
+    fn prepare(&mut self, device: &Device, seed: u32) {
+        let tokens: Vec<u32> = numbers(seed, self.columns)
+            .iter()
+            .map(|value| ((value + 1.0) * 24.0) as u32)
+            .collect();
+        device.write(&tokens, &mut self.tokens).expect("it fits");
+        let rotations = numbers(seed + 1, self.columns * HEAD_DIM);
+        device
+            .write(&rotations, &mut self.rotations)
+            .expect("it fits");
+    }
+
+    fn pass(&mut self, device: &Device, places: &Places) -> Result<(), Error> {
+        let count = self.columns;
+        let kernel = Kernel::of(count);
+        device.embed(&self.table, &self.tokens, count, 2.0, &mut self.hidden)?;
+        device.add_norm_quantize(
+            &mut self.hidden,
+            count,
+            None,
+            Some(&self.weight),
+            1e-5,
+            &mut self.levels,
+        )?;
+        device.matmul(
+            &self.heads,
+            &self.levels,
+            count,
+            kernel,
+            &mut self.queries,
+            OF_COLUMN,
+        )?;
+        let heads = Heads {
+            heads: HEADS,
+            bias: None,
+            query_weight: None,
+            key_weight: None,
+            epsilon: 1e-5,
+            rotations: &self.rotations,
+            pairs: HEAD_DIM / 2,
+            adjacent: false,
+            query_factors: None,
+        };
+        device.place_heads(&mut self.queries, &heads, &mut self.cache, places)?;
+        let attend = Attend {
+            heads: HEADS,
+            query_stride: OF_COLUMN,
+            before: 300,
+            after: 0,
+            scale: 0.2,
+            cap: None,
+        };
+        let cached = (&self.cache, places);
+        device.attend(
+            &attend,
+            &self.queries,
+            cached,
+            &mut self.scratch,
+            &mut self.attended,
+        )?;
+        device.quantize(&self.attended, EMBEDDING, count, &mut self.levels)?;
+        device.matmul(
+            &self.output,
+            &self.levels,
+            count,
+            kernel,
+            &mut self.queries,
+            OF_COLUMN,
+        )?;
+        device.quantize(&self.queries, OF_COLUMN, count, &mut self.levels)?;
+        device.matmul(
+            &self.table,
+            &self.levels,
+            count,
+            kernel,
+            &mut self.logits,
+            VOCABULARY,
+        )?;
+        device.finish_logits(
+            &mut self.logits,
+            VOCABULARY,
+            (VOCABULARY, count),
+            None,
+            0.5,
+            Some(9.0),
+        )?;
+        device.find_top_k(&self.logits, VOCABULARY, count, &mut self.best)
+    }
+
+    /// What a pass leaves: logits, the best tokens, all pages.
+    fn left(
+        &self,
+        device: &Device,
+    ) -> (Vec<f32>, Vec<Option<andon_cuda::Best>>, Vec<u8>, Vec<u16>) {
+        let (mut levels, mut halves) = (Vec::new(), Vec::new());
+        for page in 0..PAGES as u32 {
+            device
+                .read_page(&self.cache, page, &mut levels, &mut halves)
+                .expect("it can be read");
+        }
+        let best = device.read_top_k(&self.best, self.columns);
+        let best = best.expect("they can be read");
+        (all(device, &self.logits), best, levels, halves)
+    }
+}
+
+/// Passes of so many columns, each at other places: by a graph that was recorded at the first, and one by one.
+fn repeated(columns: usize, kv_type: KvType, passes: &[&[Run<'_>]]) {
+    let device = open();
+    let reach = 9 * PAGE;
+    let (mut one, mut other) = (
+        Model::new(&device, columns, reach, kv_type),
+        Model::new(&device, columns, reach, kv_type),
+    );
+    let mut places = device.places(columns, PAGES, PAGES).expect("room");
+    device
+        .place(passes[0], reach, &mut places)
+        .expect("they are there");
+    let graph = device
+        .record(|| one.pass(&device, &places))
+        .expect("it is recorded");
+    assert!(
+        all(&device, &one.logits).iter().all(|&logit| logit == 0.0),
+        "nothing ran"
+    );
+    let mut now = device.places(columns + 5, PAGES, PAGES).expect("room");
+    for (seed, runs) in passes.iter().enumerate() {
+        let seed = 100 + 7 * seed as u32;
+        one.prepare(&device, seed);
+        other.prepare(&device, seed);
+        device
+            .place(runs, reach, &mut places)
+            .expect("they are there");
+        graph.launch(Some(&places)).expect("it runs");
+        let longest = runs.iter().map(|run| run.position + run.columns).max();
+        device
+            .place(runs, longest.unwrap_or(0), &mut now)
+            .expect("they are there");
+        other.pass(&device, &now).expect("it runs");
+        let (recorded, direct) = (one.left(&device), other.left(&device));
+        assert!(direct.0.iter().any(|&logit| logit != 0.0), "something ran");
+        assert!(direct.1.iter().all(Option::is_some), "logits are finite");
+        assert!(recorded == direct, "pass {seed} of {columns} columns");
+    }
+}
+
+#[test]
+fn recorded_passes_follow_their_places() {
+    in_emulation("launches::recorded_passes_follow_their_places", &[], || {
+        let long: Vec<u32> = (0..9).rev().collect();
+        for kv_type in [KvType::F16, KvType::Q8] {
+            repeated(
+                4,
+                kv_type,
+                &[
+                    &[run(4, 0, &long)],
+                    &[run(4, 4, &long)],
+                    &[run(1, 8, &long), run(3, 0, &[9])],
+                    &[
+                        run(1, 9, &long),
+                        run(1, 3, &[9]),
+                        run(1, 0, &[10]),
+                        run(1, 0, &[11]),
+                    ],
+                    &[run(2, 510, &long), run(2, 62, &[11, 9])],
+                ],
+            );
+        }
+    });
+}
+
+#[test]
+fn recorded_passes_of_many_columns_follow_their_places() {
+    in_emulation(
+        "launches::recorded_passes_of_many_columns_follow_their_places",
+        &[],
+        || {
+            let long: Vec<u32> = (0..9).rev().collect();
+            repeated(
+                40,
+                KvType::F16,
+                &[
+                    &[run(30, 0, &long), run(10, 0, &[9])],
+                    &[run(1, 30, &long), run(39, 10, &[9])],
+                    &[run(25, 300, &long), run(15, 60, &[11, 9])],
+                ],
+            );
+        },
+    );
+}
+
+fn refused_graph(graph: &Graph<'_>, places: Option<&Places>) {
+    let result = catch_unwind(AssertUnwindSafe(|| graph.launch(places)));
+    assert!(result.is_err(), "it is not for these places");
+}
+
+#[test]
+fn graphs_are_for_their_places() {
+    in_emulation("launches::graphs_are_for_their_places", &[], || {
+        let device = open();
+        let mut model = Model::new(&device, 2, 2 * PAGE, KvType::F16);
+        let mut places = device.places(8, PAGES, PAGES).expect("room");
+        device
+            .place(&[run(2, 0, &[0, 1])], 2 * PAGE, &mut places)
+            .expect("they are there");
+        let graph = device
+            .record(|| model.pass(&device, &places))
+            .expect("it is recorded");
+        refused_graph(&graph, None);
+        let mut other = device.places(8, PAGES, PAGES).expect("room");
+        device
+            .place(&[run(2, 0, &[0, 1])], 2 * PAGE, &mut other)
+            .expect("they are there");
+        refused_graph(&graph, Some(&other));
+        let mut place = |runs: &[Run<'_>], reach| {
+            device
+                .place(runs, reach, &mut places)
+                .expect("they are there");
+            catch_unwind(AssertUnwindSafe(|| graph.launch(Some(&places))))
+        };
+        assert!(
+            place(&[run(3, 0, &[0, 1])], 2 * PAGE).is_err(),
+            "more columns"
+        );
+        assert!(
+            place(&[run(1, 0, &[0, 1])], 2 * PAGE).is_err(),
+            "fewer columns"
+        );
+        assert!(place(&[run(2, 0, &[0, 1])], 3 * PAGE).is_err(), "farther");
+        assert!(
+            matches!(place(&[run(2, 0, &[0, 1])], PAGE), Ok(Ok(()))),
+            "nearer"
+        );
+    });
+}
+
+#[test]
+fn graphs_keep_what_they_use() {
+    in_emulation("launches::graphs_keep_what_they_use", &[], || {
+        let device = open();
+        let output = device.zeros::<f32>(K).expect("room");
+        let graph = {
+            let from = device.upload(&numbers(8, K)).expect("room");
+            let mut to = output;
+            device
+                .record(|| device.copy(&from, &mut to))
+                .expect("it is recorded")
+        };
+        // Both buffers are dropped. Memory of theirs that was free would be others' now, or nobody's.
+        let others: Vec<_> = (0..64)
+            .map(|_| device.upload(&[7.0; K]).expect("room"))
+            .collect();
+        graph.launch(None).expect("it runs");
+        device.finish().expect("it worked");
+        for other in &others {
+            assert_eq!(all(&device, other), [7.0; K]);
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_recorded_is_refused() {
+    in_emulation("launches::what_cannot_be_recorded_is_refused", &[], || {
+        let device = open();
+        let x = device.upload(&numbers(9, K)).expect("room");
+        let mut columns = device.columns(K, 1).expect("room");
+        let error = device.record(|| {
+            device.quantize(&x, K, 1, &mut columns)?;
+            device.read(&x, &mut [0.0; K])
+        });
+        assert!(matches!(error.err(), Some(Error::Driver { code: 900, .. })));
+        let error = device.record(|| device.zeros::<f32>(1).map(drop));
+        assert!(matches!(error.err(), Some(Error::Driver { code: 900, .. })));
+        assert!(
+            device
+                .record(|| Ok(()))
+                .is_ok_and(|graph| graph.launch(None).is_ok())
+        );
+        let given_up = Error::Lost { code: 1 };
+        let error = device.record(|| Err(given_up));
+        assert_eq!(error.err(), Some(given_up));
+        // Afterwards it is as it was.
+        device.quantize(&x, K, 1, &mut columns).expect("it runs");
+        let graph = device.record(|| device.quantize(&x, K, 1, &mut columns));
+        graph
+            .expect("it is recorded")
+            .launch(None)
+            .expect("it runs");
+        assert_eq!(all(&device, &x), numbers(9, K));
+    });
+}
+
+/// Newer devices start kernels before those before them have ended, by another call of the driver.
+#[test]
+fn overlapping_launches_give_the_same() {
+    let newer = [("ANDON_EMULATED_CAPABILITY", "90")];
+    in_emulation(
+        "launches::overlapping_launches_give_the_same",
+        &newer,
+        || {
+            let device = open();
+            let matrix = packed(&device, 1, ROWS, K);
+            let x = device.upload(&numbers(2, 3 * K)).expect("room");
+            let mut columns = device.columns(K, 3).expect("room");
+            device.quantize(&x, K, 3, &mut columns).expect("it runs");
+            let product = |kernel| {
+                let mut output = device.zeros(3 * ROWS).expect("room");
+                device
+                    .matmul(&matrix, &columns, 3, kernel, &mut output, ROWS)
+                    .expect("it runs");
+                all(&device, &output)
+            };
+            let overlapping = product(Kernel::Decode8);
+            assert!(overlapping.iter().all(|&value| value != 0.0));
+            assert_eq!(overlapping, product(Kernel::Panel64));
+        },
+    );
+}
