@@ -1,7 +1,7 @@
 //! Compiles kernels/cuda to machine code, where an nvcc is found; what cannot be compiled is left out and named.
 //!
 //! `ANDON_NVCC` names the compiler; without it, `nvcc` of `PATH` is used if there is one. Set to nothing, it says to build
-//! without kernels.
+//! without kernels. `ANDON_NVCC_FLAGS` has more for it, for checks of variants.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +18,7 @@ fn main() {
     let sources = Path::new("../../kernels/cuda");
     println!("cargo::rerun-if-changed={}", sources.display());
     println!("cargo::rerun-if-env-changed=ANDON_NVCC");
+    println!("cargo::rerun-if-env-changed=ANDON_NVCC_FLAGS");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where output goes"));
     let nvcc = env::var_os("ANDON_NVCC");
     let required = nvcc.as_ref().is_some_and(|nvcc| !nvcc.is_empty());
@@ -53,6 +54,7 @@ fn compile(nvcc: &Path, sources: &Path, out: &Path) -> Result<Vec<String>, Strin
         Ok(output) if output.status.success() => {}
         _ => return Err("it was built where no nvcc was found".to_owned()),
     }
+    let more = env::var("ANDON_NVCC_FLAGS").unwrap_or_default();
     let mut modules = Vec::new();
     let entries = fs::read_dir(sources).map_err(|error| format!("kernels/cuda: {error}"))?;
     let mut paths: Vec<_> = entries
@@ -75,6 +77,7 @@ fn compile(nvcc: &Path, sources: &Path, out: &Path) -> Result<Vec<String>, Strin
                 "--compress-mode=size",
             ])
             .args(TARGETS)
+            .args(more.split_whitespace())
             .arg(&path)
             .arg("-o")
             .arg(out.join(format!("{name}.fatbin")))

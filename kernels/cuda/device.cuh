@@ -63,9 +63,14 @@ template <int PENDING> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Barrier `id` of two warps: one arrives and goes on, the other waits for it and sees what it wrote.
+// Barrier `id` of two warps: one arrives and goes on, the other waits for it and sees what it wrote (README.md, "The handing
+// over"). With ANDON_HAND_OVER_SYNC the first waits too, which is slower: for tools that take no other order for one.
 __device__ __forceinline__ void barrier_arrive(int id) {
+#ifdef ANDON_HAND_OVER_SYNC
+    asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory");
+#else
     asm volatile("bar.arrive %0, 64;" ::"r"(id) : "memory");
+#endif
 }
 __device__ __forceinline__ void barrier_wait(int id) { asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory"); }
 

@@ -6,8 +6,8 @@
 use crate::device::{Device, of};
 use crate::error::Error;
 use crate::places::{Extent, Places};
-use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaGraph, CudaStream};
 use std::any::Any;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -28,13 +28,19 @@ impl std::fmt::Debug for Recording {
 }
 
 /// Launches that are started together.
-pub struct Graph<'a> {
-    graph: CudaGraph,
-    device: &'a Device,
+pub struct Graph {
+    graph: Recorded,
+    stream: Arc<CudaStream>,
     recording: Recording,
 }
 
-impl std::fmt::Debug for Graph<'_> {
+/// The driver's graph.
+struct Recorded(CudaGraph);
+
+// SAFETY: the driver lets any thread use a graph, one at a time; it is not shared, since it is not `Sync`.
+unsafe impl Send for Recorded {}
+
+impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.recording.fmt(f)
     }
@@ -72,10 +78,7 @@ impl Device {
     ///
     /// # Panics
     /// If launches are being recorded already.
-    pub fn record<'a>(
-        &'a self,
-        work: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<Graph<'a>, Error> {
+    pub fn record(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
         self.finish()?;
         {
             let mut recording = self.recording();
@@ -85,8 +88,8 @@ impl Device {
         let done = self.capture(work);
         let recording = self.recording().take().unwrap_or_default();
         Ok(Graph {
-            graph: done?,
-            device: self,
+            graph: Recorded(done?),
+            stream: Arc::clone(&self.stream),
             recording,
         })
     }
@@ -106,7 +109,7 @@ impl Device {
     }
 }
 
-impl Graph<'_> {
+impl Graph {
     /// Runs the launches, at `places` if they were recorded at some.
     ///
     /// # Errors
@@ -128,6 +131,7 @@ impl Graph<'_> {
             }
         }
         self.graph
+            .0
             .launch()
             .map_err(of("starting recorded launches"))
     }
@@ -142,17 +146,17 @@ impl Graph<'_> {
     pub fn time(&self, places: Option<&Places>, count: usize) -> Result<f64, Error> {
         let of = of("timing launches");
         let event = || {
-            self.device
-                .context
+            self.stream
+                .context()
                 .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
                 .map_err(of)
         };
         let (begin, end) = (event()?, event()?);
-        begin.record(&self.device.stream).map_err(of)?;
+        begin.record(&self.stream).map_err(of)?;
         for _ in 0..count {
             self.launch(places)?;
         }
-        end.record(&self.device.stream).map_err(of)?;
+        end.record(&self.stream).map_err(of)?;
         let milliseconds = begin.elapsed_ms(&end).map_err(of)?;
         Ok(f64::from(milliseconds) * 1e-3 / count as f64)
     }

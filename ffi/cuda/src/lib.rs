@@ -34,3 +34,12 @@ pub use top_k::{Best, TOP_K_MAX, TopK};
 pub fn not_built() -> Option<&'static str> {
     modules::missing()
 }
+
+/// What computes a model is moved from thread to thread, and the device is shared.
+const _: () = {
+    const fn moves<T: Send>() {}
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<Device>();
+    is_shared::<Matrix>();
+    moves::<(Buffer<f32>, Cache, Columns, Places, TopK, Graph)>();
+};

@@ -49,7 +49,13 @@ inline void copy_16(void *shared, const void *global) { emulation::copy(shared, 
 inline void copy_16_cached(void *shared, const void *global) { emulation::copy(shared, global, 16); }
 inline void copy_commit() { emulation::commit(); }
 template <int PENDING> void copy_wait() { emulation::wait_copies(PENDING); }
-inline void barrier_arrive(int id) { emulation::arrive(id, 64); }
+inline void barrier_arrive(int id) {
+#ifdef ANDON_HAND_OVER_SYNC
+    emulation::wait(id, 64);
+#else
+    emulation::arrive(id, 64);
+#endif
+}
 inline void barrier_wait(int id) { emulation::wait(id, 64); }
 inline uint8_t *shared_memory() { return emulation::shared(); }
 inline void launch_next() {}

@@ -33,6 +33,14 @@ const FLAGS: [&str; 10] = [
 /// # Errors
 /// When it does not compile, or cannot be written.
 pub fn driver() -> io::Result<Option<PathBuf>> {
+    driver_with(&[])
+}
+
+/// [`driver`] with these macros defined for the kernels.
+///
+/// # Errors
+/// As for [`driver`].
+pub fn driver_with(macros: &[&str]) -> io::Result<Option<PathBuf>> {
     let Some(compiler) = compiler() else {
         return Ok(None);
     };
@@ -48,7 +56,7 @@ pub fn driver() -> io::Result<Option<PathBuf>> {
     // Only one of several tests builds.
     let lock = File::create(target.join("lock"))?;
     lock.lock()?;
-    let name = format!("{:016x}", digest(&compiler, &sources)?);
+    let name = format!("{:016x}", digest(&compiler, macros, &sources)?);
     let folder = target.join(&name);
     if folder.is_dir() {
         return Ok(Some(folder));
@@ -56,7 +64,7 @@ pub fn driver() -> io::Result<Option<PathBuf>> {
     let building = target.join(format!("{name}.building"));
     let _ = fs::remove_dir_all(&building);
     fs::create_dir_all(&building)?;
-    build(&compiler, &sources, &building)?;
+    build(&compiler, macros, &sources, &building)?;
     fs::rename(&building, &folder)?;
     Ok(Some(folder))
 }
@@ -80,14 +88,14 @@ fn compiler() -> Option<OsString> {
     })
 }
 
-fn digest(compiler: &OsString, folders: &[PathBuf; 2]) -> io::Result<u64> {
+fn digest(compiler: &OsString, macros: &[&str], folders: &[PathBuf; 2]) -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
     Command::new(compiler)
         .arg("--version")
         .output()?
         .stdout
         .hash(&mut hasher);
-    FLAGS.hash(&mut hasher);
+    (FLAGS, macros).hash(&mut hasher);
     for folder in folders {
         let mut paths: Vec<PathBuf> = fs::read_dir(folder)?
             .map(|entry| entry.map(|entry| entry.path()))
@@ -101,7 +109,12 @@ fn digest(compiler: &OsString, folders: &[PathBuf; 2]) -> io::Result<u64> {
     Ok(hasher.finish())
 }
 
-fn build(compiler: &OsString, sources: &[PathBuf; 2], out: &Path) -> io::Result<()> {
+fn build(
+    compiler: &OsString,
+    macros: &[&str],
+    sources: &[PathBuf; 2],
+    out: &Path,
+) -> io::Result<()> {
     let object = |unit: &str| out.join(unit).with_extension("o");
     let compile = |unit: &str| {
         let mut command = Command::new(compiler);
@@ -109,6 +122,7 @@ fn build(compiler: &OsString, sources: &[PathBuf; 2], out: &Path) -> io::Result<
             command.arg("-I").arg(folder);
         }
         command.args(FLAGS).arg("-c");
+        command.args(macros.iter().map(|name| format!("-D{name}")));
         command.arg(sources[0].join(unit).with_extension("cpp"));
         ran(command.arg("-o").arg(object(unit)))
     };

@@ -10,10 +10,12 @@ mod cache;
 mod columns;
 mod compare;
 mod data;
+mod hand_over;
 mod heads;
 mod layer;
 mod products;
 mod quantize;
+mod sanitize;
 mod speed;
 mod top_k;
 
@@ -22,6 +24,7 @@ use andon_cuda_check::emulation;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -35,6 +38,12 @@ struct Arguments {
     /// Only checks, no speeds.
     #[arg(long)]
     no_speed: bool,
+    /// No run under compute-sanitizer.
+    #[arg(long)]
+    no_sanitizer: bool,
+    /// This program, built so that both warps of a hand-over wait: what racecheck is asked about.
+    #[arg(long, value_name = "PROGRAM")]
+    both_wait: Option<PathBuf>,
     /// Small sizes only: for a run under compute-sanitizer.
     #[arg(long)]
     small: bool,
@@ -75,6 +84,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("heads", heads::check),
     ("attention", attention::check),
     ("top_k", top_k::check),
+    ("hand_over", hand_over::check),
     ("q4_0", |run| products::check(run, Format::Q4_0)),
     ("q4_1", |run| products::check(run, Format::Q4_1)),
     ("q5_0", |run| products::check(run, Format::Q5_0)),
@@ -92,26 +102,18 @@ const SPEEDS: &[(&str, Check)] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::parse();
-    let mut library_path = None;
-    if arguments.emulated {
-        arguments.small = true;
-        arguments.no_speed = true;
-        match emulation::driver() {
-            Ok(Some(folder)) => library_path = Some(emulation::library_path(&folder)),
-            Ok(None) => {
+    let arguments = Arguments::parse();
+    let done = if arguments.emulated {
+        match emulated(arguments) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
                 println!("skipped: there is no C++ compiler");
                 return ExitCode::from(SKIPPED);
             }
-            Err(error) => {
-                println!("FAILED: the emulation: {error}");
-                return ExitCode::FAILURE;
-            }
+            Err(error) => Err(error),
         }
-    }
-    // A library path is read when a program starts.
-    let done = if arguments.only.is_empty() || arguments.emulated {
-        all(&arguments, library_path.as_deref())
+    } else if arguments.only.is_empty() {
+        whole(&arguments)
     } else {
         some(&arguments)
     };
@@ -122,6 +124,53 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Every check in the emulation, and the handing over as it is built for tools that watch races; `false` where nothing can be
+/// emulated.
+fn emulated(mut arguments: Arguments) -> Result<bool> {
+    arguments.small = true;
+    // A library path is read when a program starts.
+    let Some(folder) = emulation::driver()? else {
+        return Ok(false);
+    };
+    let path = emulation::library_path(&folder);
+    each(&arguments, CHECKS, Some(&path))?;
+    if arguments.only.is_empty() {
+        let folder = emulation::driver_with(&["ANDON_HAND_OVER_SYNC"])?;
+        let path = folder.map(|folder| emulation::library_path(&folder));
+        println!("where both warps of a hand-over wait:");
+        arguments.only = vec!["hand_over".to_owned()];
+        each(&arguments, CHECKS, path.as_deref())?;
+    }
+    Ok(true)
+}
+
+/// All that there is to do on a device: checks, the same under compute-sanitizer, speeds.
+fn whole(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(arguments.device)?;
+    println!("{:?}", device.limits()?);
+    drop(device);
+    let mut failed = Vec::new();
+    failed.extend(each(arguments, CHECKS, None).err());
+    if !arguments.no_sanitizer {
+        match sanitize::find() {
+            Some(sanitizer) => {
+                let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+                let done = sanitize::all(&sanitizer, &names, arguments.both_wait.as_deref());
+                failed.extend(done.err());
+            }
+            None => println!("without compute-sanitizer: there is none"),
+        }
+    }
+    if !arguments.no_speed {
+        failed.extend(each(arguments, SPEEDS, None).err());
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
+    bail!("{}", failed.join("; "));
 }
 
 fn some(arguments: &Arguments) -> Result<()> {
@@ -147,23 +196,22 @@ fn some(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The checks, each in a process of its own, which finds the driver by `library_path`.
-fn all(arguments: &Arguments, library_path: Option<&OsStr>) -> Result<()> {
+/// Those of `checks` that are asked for, each in a process of its own, which finds the driver by `library_path`.
+fn each(
+    arguments: &Arguments,
+    checks: &[(&str, Check)],
+    library_path: Option<&OsStr>,
+) -> Result<()> {
     for name in &arguments.only {
-        let known = CHECKS.iter().any(|(known, _)| known == name);
+        let known = checks.iter().any(|(known, _)| known == name);
         ensure!(known, "there is no check {name}");
     }
-    if library_path.is_none() {
-        let device = Device::open(arguments.device)?;
-        println!("{:?}", device.limits()?);
-    }
     let program = std::env::current_exe()?;
-    let speeds = if arguments.no_speed { &[][..] } else { SPEEDS };
     let named = |name: &str| {
         arguments.only.is_empty() || arguments.only.iter().any(|wanted| wanted == name)
     };
     let mut failed = Vec::new();
-    for (name, _) in CHECKS.iter().chain(speeds).filter(|(name, _)| named(name)) {
+    for (name, _) in checks.iter().filter(|(name, _)| named(name)) {
         let mut command = Command::new(&program);
         command.args(["--only", name]);
         command.args(["--device", &arguments.device.to_string()]);

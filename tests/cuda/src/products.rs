@@ -63,7 +63,7 @@ fn product(
     Ok(result)
 }
 
-fn one(
+pub(crate) fn one(
     run: &Run<'_>,
     random: &mut Random,
     format: Format,

@@ -16,7 +16,7 @@ const LAYER: [(&str, usize, usize); 4] = [
 ];
 
 /// The best of several times, each of several launches, in seconds: what disturbs only ever adds.
-fn best(graph: &andon_cuda::Graph<'_>, launches: usize) -> Result<f64> {
+fn best(graph: &andon_cuda::Graph, launches: usize) -> Result<f64> {
     graph.time(None, launches)?;
     let mut best = f64::INFINITY;
     for _ in 0..5 {

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
 use crate::stages::Outcome;
 use crate::{cache, shell};
@@ -69,14 +70,59 @@ pub(crate) fn install() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the checks and runs them on the device of this machine; `arguments` go to them.
+/// What `cargo xtask cuda-check` is asked for.
+#[derive(Args)]
+pub(crate) struct Check {
+    /// Builds a second time, so that both warps of a hand-over wait, for compute-sanitizer's racecheck.
+    #[arg(long)]
+    racecheck: bool,
+    /// Only builds, and puts the programs into this folder, for a machine with a card and without a toolchain. There,
+    /// `andon-cuda-check --both-wait ./andon-cuda-check-both-wait` does the rest.
+    #[arg(long, value_name = "FOLDER")]
+    build: Option<PathBuf>,
+    /// Arguments of the checks: --help lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// The macro with which both warps of a hand-over wait.
+const BOTH_WAIT: &str = "-DANDON_HAND_OVER_SYNC";
+
+/// Builds the checks and runs them on the device of this machine.
 ///
 /// # Errors
 /// When there is no compiler, or the checks do not build.
-pub(crate) fn check(arguments: &[OsString]) -> Result<ExitCode> {
+pub(crate) fn check(check: &Check) -> Result<ExitCode> {
     let nvcc = nvcc()?.context("no nvcc: cargo xtask cuda installs one")?;
-    let mut cargo = shell::cargo(&["run", "--release", "--package", "andon-cuda-check", "--"]);
-    let status = cargo.args(arguments).env("ANDON_NVCC", nvcc).status()?;
+    let build = |folder: &str, flags: &str| -> Result<PathBuf> {
+        // In folders of their own: flags would have one build replace the other.
+        let target = shell::target_directory().join(folder);
+        let mut cargo = shell::cargo(&["build", "--release", "--package", "andon-cuda-check"]);
+        cargo.arg("--target-dir").arg(&target);
+        cargo
+            .env("ANDON_NVCC", &nvcc)
+            .env("ANDON_NVCC_FLAGS", flags);
+        shell::run(&mut cargo)?;
+        Ok(target.join("release/andon-cuda-check"))
+    };
+    let program = build("cuda-check", "")?;
+    let both_wait = (check.racecheck || check.build.is_some())
+        .then(|| build("cuda-check-both-wait", BOTH_WAIT))
+        .transpose()?;
+    if let Some(folder) = &check.build {
+        fs::create_dir_all(folder)?;
+        fs::copy(&program, folder.join("andon-cuda-check"))?;
+        if let Some(both_wait) = &both_wait {
+            fs::copy(both_wait, folder.join("andon-cuda-check-both-wait"))?;
+        }
+        println!("  in {}", folder.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut checks = Command::new(program);
+    if let Some(both_wait) = both_wait {
+        checks.arg("--both-wait").arg(both_wait);
+    }
+    let status = checks.args(&check.arguments).status()?;
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {

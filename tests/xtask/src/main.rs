@@ -29,7 +29,6 @@ mod stages;
 mod system;
 mod units;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -149,12 +148,8 @@ enum Command {
     Manual,
     /// Install a compiler of CUDA kernels into the cache unless there is one, and print how it is named to the build.
     Cuda,
-    /// Check every CUDA kernel on the device of this machine, and measure them.
-    CudaCheck {
-        /// Goes to the checks: --help lists what they take.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
+    /// Check every CUDA kernel on the device of this machine, also under compute-sanitizer, and measure them.
+    CudaCheck(cuda::Check),
     /// Do the set-up of the tests and print the environment they run in.
     Setup,
 }
@@ -182,7 +177,7 @@ fn main() -> ExitCode {
         Command::Sbom(options) => sbom::run(&options),
         Command::Manual => manual::write().map(|()| ExitCode::SUCCESS),
         Command::Cuda => cuda::install(),
-        Command::CudaCheck { arguments } => cuda::check(&arguments),
+        Command::CudaCheck(check) => cuda::check(&check),
         Command::Setup => stages::print_setup(),
     };
     match done {

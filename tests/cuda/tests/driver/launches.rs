@@ -595,7 +595,7 @@ fn recorded_passes_of_many_columns_follow_their_places() {
     );
 }
 
-fn refused_graph(graph: &Graph<'_>, places: Option<&Places>) {
+fn refused_graph(graph: &Graph, places: Option<&Places>) {
     let result = catch_unwind(AssertUnwindSafe(|| graph.launch(places)));
     assert!(result.is_err(), "it is not for these places");
 }
