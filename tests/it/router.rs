@@ -165,8 +165,8 @@ fn explain(daemon: &Daemon, arguments: &[&str]) -> Value {
 
 /// A threshold between what is thought of the easy question and of the hard one.
 fn between(daemon: &Daemon) -> f64 {
-    let will_do = |text| explain(daemon, &[text])["will_do"].as_f64().unwrap();
-    let (easy, hard) = (will_do(EASY), will_do(HARD));
+    let as_good = |text| explain(daemon, &[text])["as_good"].as_f64().unwrap();
+    let (easy, hard) = (as_good(EASY), as_good(HARD));
     assert!(easy > hard, "{EASY:?} {easy}, {HARD:?} {hard}");
     f64::midpoint(easy, hard)
 }
@@ -207,7 +207,33 @@ fn a_route_is_explained_and_nothing_leaves() {
     }
     let plain = well(&andonctl(&daemon, &["route", "explain", HARD]));
     assert!(plain.starts_with("cloud (hard)\n"), "{plain}");
+    let as_good = explain(&daemon, &[HARD])["as_good"].as_f64().unwrap();
+    let line = format!("{as_good:.2} as upstream's; below {threshold:.2} it goes up\n");
+    assert!(plain.contains(&line), "{plain}");
     assert_eq!(above.asked(), Vec::<Value>::new());
+}
+
+#[test]
+fn an_estimate_is_of_the_model_that_answers() {
+    let above = Scripted::good();
+    let name = "[model]\nname = \"SmolLM2-135M-Instruct.Q4_1\"\n";
+    let config = above.config() + name;
+    let daemon = Daemon::builder().config(&config).start().unwrap();
+    let said = explain(&daemon, &[HARD]);
+    assert_eq!(said["judged_as"], "smollm2-135m-instruct", "{said}");
+    let number = |said: &Value, name: &str| said[name].as_f64().unwrap();
+    assert!(
+        number(&said, "as_good") > number(&said, "will_do"),
+        "{said}"
+    );
+    let config = config + "[router]\nweights-model = \"any\"\n";
+    let daemon = Daemon::builder().config(&config).start().unwrap();
+    let any = explain(&daemon, &[HARD]);
+    assert_eq!(any["judged_as"], "any", "{any}");
+    assert_ne!(number(&any, "will_do"), number(&said, "will_do"));
+    // The tiny model's own name is one that the weights do not know.
+    let daemon = Daemon::builder().config(&above.config()).start().unwrap();
+    assert_eq!(explain(&daemon, &[HARD])["judged_as"], "any");
 }
 
 #[test]
@@ -250,7 +276,15 @@ fn a_shadow_sends_nothing_and_says_what_it_would_have() {
     assert_eq!(above.fake.connections(), 0);
     let line = "andon_route_shadow_total{decision=\"cloud\",reason=\"policy\"}";
     assert_eq!(metric(&daemon, line), 3);
-    assert!(daemon.log().contains("would be routed"), "{}", daemon.log());
+    assert_eq!(ask(&daemon, &body(HARD, &json!({}))).0, "local");
+    let log = daemon.log();
+    let shadow: Vec<&str> = (log.lines())
+        .filter(|line| line.contains("would be routed"))
+        .collect();
+    assert_eq!(shadow.len(), 4, "{log}");
+    // Who says where it goes is asked for no estimate.
+    assert!(shadow[3].contains("as_good"), "{log}");
+    assert!(!shadow[0].contains("as_good"), "{log}");
 }
 
 #[test]

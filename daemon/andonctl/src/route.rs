@@ -69,9 +69,11 @@ fn text(explained: &RouteExplained<'_>) -> String {
     if explained.shadow {
         text.push_str("shadow     decisions are only noted; it would be answered here\n");
     }
-    if let Some(will_do) = explained.will_do {
+    if let (Some(will_do), Some(as_good)) = (explained.will_do, explained.as_good) {
         text.push_str(&format!(
-            "estimate   {will_do:.2} that the local answer will do; below {:.2} it goes up\n",
+            "local      {will_do:.2} that its answer will do, as answers of {} did\n\
+             as good    {as_good:.2} as upstream's; below {:.2} it goes up\n",
+            printable(explained.judged_as),
             explained.threshold
         ));
     }

@@ -117,12 +117,8 @@ pub fn environment(config: &Config, problems: &mut Problems) {
             problems.add(key, why.to_string(), "set it to \"best-effort\"");
         }
     }
-    if let Err(error) = router::check(config) {
-        problems.add(
-            "router.weights",
-            error,
-            "name a file that andon-lab router train wrote",
-        );
+    if let Some((key, why, how)) = router::problem(config) {
+        problems.add(key, why, how);
     }
     if let Some(path) = &config.spool.key_file
         && let Err(error) = Secret::read(path)

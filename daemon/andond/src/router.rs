@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_policy::route::{Decision, Policy, Reason};
+use andon_policy::router::Estimate;
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use self::cache::AnswerCache;
@@ -77,9 +78,11 @@ pub struct Explained {
     pub up: bool,
     /// Whether decisions are only noted.
     pub shadow: bool,
-    /// Probability that the local answer will do; `None` if it was not estimated.
-    pub will_do: Option<f32>,
-    /// Below which it would go up.
+    /// What is expected of the local answer; `None` if it was not estimated.
+    pub estimate: Option<Estimate>,
+    /// The model whose answers that is of, by its name in the weights, or `any`.
+    pub judged_as: String,
+    /// Below this probability that the local answer is as good as upstream's it would go up.
     pub threshold: f32,
     /// What moved the estimate most, and by how much.
     pub parts: Vec<(String, f32)>,
@@ -107,12 +110,9 @@ struct Inner {
     stopping: watch::Sender<Option<Instant>>,
 }
 
-/// Whether the weights that a configuration names are of use.
-///
-/// # Errors
-/// What is wrong with them.
-pub fn check(config: &Config) -> Result<(), String> {
-    judge::estimator(config).map(drop)
+/// What is wrong with the weights that a configuration names, or with the model in them: the key, what it is, and what to do.
+pub fn problem(config: &Config) -> Option<(&'static str, String, &'static str)> {
+    judge::estimator(config).err()
 }
 
 /// What a router is made of.
@@ -287,9 +287,13 @@ impl Router {
             up: inner.upstreams.link().borrow().up,
             shadow: config.router.shadow,
             parts: (known.question.as_ref())
-                .map(|question| inner.judge.parts(&request, question, &config))
+                .map(|question| (inner.judge).parts(&request, question, &inner.workers, &config))
                 .unwrap_or_default(),
-            will_do: known.will_do(),
+            estimate: known.estimate,
+            judged_as: (inner.judge)
+                .estimator(&request, &inner.workers)
+                .model()
+                .to_owned(),
             threshold: inner.judge.threshold(),
         })
     }
@@ -337,7 +341,7 @@ impl Inner {
 
     fn known(&self, request: &Request, config: &Arc<Config>) -> Result<Known, Fault> {
         let task = self.workers.resolve(request).transpose()?;
-        let mut known = self.judge.known(request, task.as_ref(), config);
+        let mut known = (self.judge).known(request, task.as_ref(), &self.workers, config);
         self.at_this_moment(&mut known, request, config);
         Ok(known)
     }
@@ -348,7 +352,8 @@ impl Inner {
         self.judge.note(&known.facts);
         let (decision, reason) = (decision.as_str(), decision.reason().as_str());
         let (request_id, client) = (request.id.as_str(), request.client.as_str());
-        let will_do = known.will_do();
+        let will_do = known.estimate.map(|estimate| estimate.will_do);
+        let as_good = known.estimate.map(|estimate| estimate.as_good());
         if shadow {
             tracing::info!(
                 request_id,
@@ -356,10 +361,13 @@ impl Inner {
                 decision,
                 reason,
                 will_do,
+                as_good,
                 "would be routed"
             );
         } else {
-            tracing::debug!(request_id, client, decision, reason, will_do, "routed");
+            tracing::debug!(
+                request_id, client, decision, reason, will_do, as_good, "routed"
+            );
         }
     }
 

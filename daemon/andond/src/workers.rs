@@ -797,6 +797,29 @@ impl Workers {
         }
     }
 
+    /// Names that the model of a request goes by, the surest first: its own among those that are kept, the one that clients
+    /// give, that of its file, and, once it is loaded, what the file says.
+    pub(crate) fn names_of(&self, request: &Request) -> Vec<String> {
+        let config = self.inner.config.get();
+        let asked = request.model_by(&config);
+        let state = self.inner.state();
+        let target = self.inner.target(&state, &asked);
+        let worker = (target.as_ref())
+            .and_then(|target| state.members.get(target))
+            .map(|member| member.worker.clone());
+        drop(state);
+        let kept = match &target {
+            Some(Target::Kept(name)) => Some(name.clone()),
+            Some(Target::Configured) | None => None,
+        };
+        let is_file = target == Some(Target::Configured);
+        let file = config.model.path.file_stem().filter(|_| is_file);
+        let file = file.map(|stem| stem.to_string_lossy().into_owned());
+        let says = worker.and_then(|worker| Some(worker.model().ok()?.info().name.clone()));
+        let names = [kept, Some(asked), file, says];
+        names.into_iter().flatten().collect()
+    }
+
     /// What a request's task makes of it; `None` if it names none.
     pub(crate) fn resolve(&self, request: &Request) -> Option<Result<Resolved, Fault>> {
         self.default_worker()?.resolve(request)

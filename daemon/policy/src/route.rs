@@ -107,9 +107,9 @@ pub struct Facts {
     pub can_leave: bool,
     /// Whether upstream can be had.
     pub upstream: Upstream,
-    /// Probability that the local model's answer will do, 0 to 1. Anything else counts as 1: what is not known is no reason to
-    /// spend money.
-    pub will_do: f32,
+    /// Probability that the local answer is as good as upstream's, 0 to 1: that it will do, or that neither will. Anything else
+    /// counts as 1: what is not known is no reason to spend money.
+    pub as_good: f32,
     /// What may be spent.
     pub purse: Purse,
     /// Whether it may wait until upstream can be had.
@@ -125,7 +125,7 @@ pub struct Facts {
 /// What the operator has set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules {
-    /// Below this probability that the local answer will do, a request goes up.
+    /// Below this probability that the local answer is as good as upstream's, a request goes up.
     pub threshold: f32,
     /// Whether local answers that are not sure of themselves go up, too.
     pub cascade: bool,
@@ -187,9 +187,9 @@ pub enum Reason {
     Kind,
     /// There is no upstream.
     NoUpstream,
-    /// The local model is likely to do.
+    /// Little is gained upstream: the local model is likely to do, or upstream is not likely to do better.
     Easy,
-    /// The local model is not likely to do.
+    /// The local model is not likely to do, and upstream is.
     Hard,
     /// Upstream cannot be had.
     Link,
@@ -240,7 +240,7 @@ pub fn decide(facts: &Facts, rules: &Rules) -> Decision {
             Decision::Local(Reason::NoUpstream)
         };
     }
-    if !insists && !is_hard(facts.will_do, rules.threshold, facts.purse) {
+    if !insists && !is_hard(facts.as_good, rules.threshold, facts.purse) {
         let both_ms = facts.local_ms.saturating_add(facts.upstream_ms);
         let could = facts.upstream == Upstream::Up
             && facts.purse != Purse::Shut
@@ -276,10 +276,10 @@ pub fn decide(facts: &Facts, rules: &Rules) -> Decision {
     }
 }
 
-/// Whether a local answer of this probability is to be improved upon upstream.
+/// Whether a local answer that is as good as upstream's with this probability is to be improved upon there.
 #[must_use]
-pub fn is_hard(will_do: f32, threshold: f32, purse: Purse) -> bool {
-    (0.0..=1.0).contains(&will_do) && will_do + purse.raise() < threshold
+pub fn is_hard(as_good: f32, threshold: f32, purse: Purse) -> bool {
+    (0.0..=1.0).contains(&as_good) && as_good + purse.raise() < threshold
 }
 
 /// How much one request moves the threshold: a few hundred requests come to a new share.
@@ -336,7 +336,7 @@ mod tests {
             may_leave: true,
             can_leave: true,
             upstream: Upstream::Up,
-            will_do: 0.2,
+            as_good: 0.2,
             purse: Purse::Open,
             waits: false,
             left_ms: None,
@@ -349,12 +349,12 @@ mod tests {
     fn what_is_hard_goes_up_and_what_is_easy_stays() {
         assert_eq!(decide(&hard(), &RULES), Decision::Cloud(Reason::Hard));
         let easy = Facts {
-            will_do: 0.8,
+            as_good: 0.8,
             ..hard()
         };
         assert_eq!(decide(&easy, &RULES), Decision::Local(Reason::Easy));
         let unknown = Facts {
-            will_do: f32::NAN,
+            as_good: f32::NAN,
             ..hard()
         };
         assert_eq!(decide(&unknown, &RULES), Decision::Local(Reason::Easy));
@@ -367,7 +367,7 @@ mod tests {
             ..RULES
         };
         let easy = Facts {
-            will_do: 0.8,
+            as_good: 0.8,
             left_ms: Some(3_001),
             ..hard()
         };

@@ -1,4 +1,4 @@
-//! How likely the local model's answer to a question will do.
+//! How likely the local model's answer to a question will do, and what a stronger model would gain.
 //!
 //! [`Estimator`] reads a question as hashed words, pieces of words and figures ([`features`]), weighs them, and gives a
 //! probability that is calibrated on measured answers of the local model. It knows nothing of links, budgets or
@@ -10,10 +10,12 @@
 mod estimate;
 pub mod features;
 mod lexicon;
+mod names;
 mod vocabulary;
 pub mod weights;
 
 pub use estimate::{Estimate, Estimator, Explanation, Part, english, place};
 pub use features::Question;
+pub use names::is_same_model;
 pub use vocabulary::{Vocabulary, WORDS_MAX};
 pub use weights::WeightsError;

@@ -23,14 +23,14 @@ prop_compose! {
         may_leave in any::<bool>(),
         can_leave in any::<bool>(),
         upstream in prop::sample::select(vec![Upstream::Absent, Upstream::Down, Upstream::Busy, Upstream::Up]),
-        will_do in score(),
+        as_good in score(),
         purse in purse(),
         waits in any::<bool>(),
         left_ms in of(0..20_000u64),
         upstream_ms in 0..10_000u64,
         local_ms in 0..10_000u64,
     ) -> Facts {
-        Facts { policy, may_leave, can_leave, upstream, will_do, purse, waits, left_ms, upstream_ms, local_ms }
+        Facts { policy, may_leave, can_leave, upstream, as_good, purse, waits, left_ms, upstream_ms, local_ms }
     }
 }
 
@@ -85,11 +85,11 @@ proptest! {
 
     #[test]
     fn a_harder_request_does_not_come_home(facts in facts(), rules in rules(), harder in 0.0..=1.0f32) {
-        // Of what could go up now, less hope in the local model never has it stay where more had it go.
+        // Of what could go up now, less hope in the local answer never has it stay where more had it go.
         let facts = Facts { left_ms: None, ..facts };
         if let Decision::Cloud(_) = decide(&facts, &rules) {
-            let will_do = if facts.will_do.is_finite() { facts.will_do.min(harder) } else { facts.will_do };
-            let decision = decide(&Facts { will_do, ..facts }, &rules);
+            let as_good = if facts.as_good.is_finite() { facts.as_good.min(harder) } else { facts.as_good };
+            let decision = decide(&Facts { as_good, ..facts }, &rules);
             prop_assert!(matches!(decision, Decision::Cloud(_)));
         }
     }

@@ -64,7 +64,7 @@ fn content() -> Content<'static> {
         lexical: (0..1_u32 << 12)
             .map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as i8)
             .collect(),
-        gain: None,
+        rescue: None,
         lexical_scale: 0.01,
     }
 }
@@ -90,7 +90,7 @@ fn weights_can_be_written_and_read() {
 }
 
 #[test]
-fn what_a_stronger_model_gains_has_weights_of_its_own() {
+fn what_a_stronger_model_does_has_weights_of_its_own() {
     let without = content().to_bytes().unwrap();
     let with = {
         let mut content = content();
@@ -99,22 +99,22 @@ fn what_a_stronger_model_gains_has_weights_of_its_own() {
             point.1 /= 2.0;
         }
         let lexical = content.lexical.iter().map(|weight| weight / 2).collect();
-        content.gain = Some((profile, lexical));
+        content.rescue = Some((profile, lexical));
         content.to_bytes().unwrap()
     };
     let question = Question::of(ENGLISH);
     let without = Estimator::from_bytes(&without).unwrap().estimate(&question);
-    assert_eq!(without.gain, 1.0 - without.will_do);
+    assert_eq!(without.rescue, 1.0);
+    assert_eq!(without.gain(), 1.0 - without.will_do);
     let estimator = Estimator::from_bytes(&with).unwrap();
     assert_eq!(estimator.models().collect::<Vec<_>>(), ["any", "small"]);
     let with = estimator.estimate(&question);
     assert_eq!(with.will_do, without.will_do);
-    assert!(
-        with.gain > 0.0 && with.gain < 0.5 && with.gain != without.gain,
-        "{with:?}"
-    );
+    assert!(with.rescue > 0.0 && with.rescue < 0.5, "{with:?}");
+    assert_eq!(with.gain(), (1.0 - with.will_do) * with.rescue);
+    assert_eq!(with.as_good(), 1.0 - with.gain());
     let other = estimator.estimate(&Question::of("Pressure falls"));
-    assert_ne!(with.gain, other.gain);
+    assert_ne!(with.rescue, other.rescue);
 }
 
 #[test]
@@ -127,6 +127,35 @@ fn shipped_weights_are_in_order() {
             (0.0..=1.0).contains(&estimate.will_do),
             "{text:?}: {estimate:?}"
         );
+        assert!(
+            estimate.gain() > 0.0 && estimate.gain() < 1.0 - estimate.will_do,
+            "{text:?}: {estimate:?}"
+        );
+    }
+}
+
+#[test]
+fn an_entry_is_found_by_any_name_of_its_model() {
+    let bytes = content().to_bytes().unwrap();
+    let estimator = Estimator::from_bytes(&bytes).unwrap();
+    let of = |names: &[&str]| {
+        let estimator = estimator.for_any_of(names.iter().copied());
+        estimator.model().to_owned()
+    };
+    assert_eq!(of(&[]), "any");
+    assert_eq!(of(&["large"]), "any");
+    assert_eq!(of(&["helper", "Publisher/Small-Q4_0.gguf"]), "small");
+    let question = Question::of(ENGLISH);
+    let small = estimator.clone().for_model("small").unwrap();
+    assert_eq!(
+        estimator.for_any_of(["SMALL"]).estimate(&question),
+        small.estimate(&question)
+    );
+    // One that has an entry is taken for any again.
+    assert_eq!(small.for_any_of([]).model(), "any");
+    let shipped = Estimator::shipped();
+    for name in ["SmolLM2-135M-Instruct.Q4_1", "gemma-3-270m-q4_k_m"] {
+        assert_ne!(shipped.for_any_of([name]).model(), "any", "{name}");
     }
 }
 

@@ -32,7 +32,11 @@ pub struct RouteExplained<'a> {
     pub shadow: bool,
     /// Probability that the local answer will do, where that was estimated.
     pub will_do: Option<f32>,
-    /// Below which the request would go up.
+    /// Probability that it is as good as upstream's: that it will do, or that neither will.
+    pub as_good: Option<f32>,
+    /// The model whose answers that is of, as the weights name it, or `any`.
+    pub judged_as: &'a str,
+    /// Below which `as_good` the request would go up.
     pub threshold: f32,
     /// What moved the estimate most.
     #[serde(borrow)]

@@ -133,7 +133,7 @@ struct Request {
     policy: Policy,
     leaves: bool,
     waits: bool,
-    will_do: f32,
+    as_good: f32,
     prompt_tokens: u64,
     answer_tokens: u64,
     tokens_max: u64,

@@ -246,6 +246,7 @@ const SECTIONS: &[Section] = &[
             "waiting-max",
             "waiting-bytes-max",
             "weights",
+            "weights-model",
         ],
     },
     Section {

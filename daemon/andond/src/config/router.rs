@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use andon_policy::confidence::{Confidence, FEATURES};
 use andon_policy::route::Policy;
+use andon_policy::router::weights::NAME_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::Problems;
@@ -17,7 +18,7 @@ pub struct RouterConfig {
     pub policy: Policy,
     /// Only notes what would be sent up, and sends nothing.
     pub shadow: bool,
-    /// Below this probability that the local answer will do, a request goes up.
+    /// Below this probability that the local answer is as good as upstream's, a request goes up.
     pub threshold: f64,
     /// Share of the requests which may go up that shall; unset, `threshold` stays as it is.
     pub target_share: Option<f64>,
@@ -41,6 +42,8 @@ pub struct RouterConfig {
     pub hedge_ms: Option<u64>,
     /// Weights of the estimator, in place of those that are built in.
     pub weights: Option<PathBuf>,
+    /// The model whose answers are expected, by its name in the weights; unset, it is found by its own.
+    pub weights_model: Option<String>,
 }
 
 impl Default for RouterConfig {
@@ -60,6 +63,7 @@ impl Default for RouterConfig {
             waiting_bytes_max: 8 * 1024 * 1024,
             hedge_ms: None,
             weights: None,
+            weights_model: None,
         }
     }
 }
@@ -116,6 +120,9 @@ impl RouterConfig {
                 "write the whole path of the file",
             );
         }
+        if let Some(name) = &self.weights_model {
+            problems.within("router.weights-model", name.len(), 1..=NAME_BYTES);
+        }
     }
 }
 
@@ -151,6 +158,7 @@ mod tests {
             cascade_weights: Some([101.0; FEATURES + 1]),
             hedge_ms: Some(0),
             weights: Some("router.weights".into()),
+            weights_model: Some(String::new()),
             ..RouterConfig::default()
         };
         let mut problems = Problems::default();
@@ -167,7 +175,8 @@ mod tests {
                 "router.cascade-threshold",
                 "router.cascade-weights",
                 "router.hedge-ms",
-                "router.weights"
+                "router.weights",
+                "router.weights-model"
             ]
         );
         let mut problems = Problems::default();

@@ -11,7 +11,7 @@ use andon_policy::route::{
     Decision, Facts, Policy, Purse, Rules, Share, Upstream, decide, is_hard,
 };
 use andon_policy::router::weights::FILE_BYTES_MAX;
-use andon_policy::router::{self, Estimator, Vocabulary};
+use andon_policy::router::{self, Estimate, Estimator, Vocabulary};
 
 use super::Inner;
 use crate::config::Config;
@@ -19,6 +19,7 @@ use crate::config::router::RouterConfig;
 use crate::request::{Egress, Input, Origin, Request};
 use crate::task::Resolved;
 use crate::upstream::Question;
+use crate::workers::Workers;
 
 /// Bytes of text that make a token, as a guess for what was not tokenized yet.
 const BYTES_PER_TOKEN: usize = 4;
@@ -34,21 +35,18 @@ pub(super) struct Known {
     pub(super) question: Option<Question>,
     /// What the decision is made by.
     pub(super) facts: Facts,
+    /// What is expected of the local answer, if that was estimated.
+    pub(super) estimate: Option<Estimate>,
     /// When the answer is worthless.
     pub(super) deadline: Option<Instant>,
-}
-
-impl Known {
-    /// Probability that the local answer will do, if that was estimated.
-    pub(super) fn will_do(&self) -> Option<f32> {
-        Some(self.facts.will_do).filter(|will_do| will_do.is_finite())
-    }
 }
 
 /// Judges requests.
 #[derive(Debug)]
 pub(super) struct Judge {
-    estimator: Estimator<'static>,
+    weights: Estimator<'static>,
+    /// Whether the configuration says whose answers they are of.
+    is_set: bool,
     bar: Mutex<Bar>,
     site: Mutex<Option<Site>>,
 }
@@ -82,21 +80,34 @@ impl Bar {
     }
 }
 
-/// The weights of the configuration, else those that are built in.
-pub(super) fn estimator(config: &Config) -> Result<Estimator<'static>, String> {
-    let estimator = match &config.router.weights {
+/// What a key says that is wrong with the weights: the key, what it is, and what to do.
+pub(super) type Wrong = (&'static str, String, &'static str);
+
+/// The weights of the configuration, else those that are built in; with the entry of the model that it names.
+pub(super) fn estimator(config: &Config) -> Result<Estimator<'static>, Wrong> {
+    let wrong = |why: String| {
+        let how = "name a file that andon-lab router train wrote";
+        ("router.weights", why, how)
+    };
+    let weights = match &config.router.weights {
         None => Estimator::shipped(),
         Some(path) => {
-            let wrong = |error: &dyn std::fmt::Display| {
-                format!("[router] weights {}: {error}", path.display())
-            };
-            let bytes = read(path).map_err(|error| wrong(&error))?;
-            Estimator::from_vec(bytes).map_err(|error| wrong(&error))?
+            let of = |error: &dyn std::fmt::Display| wrong(format!("{}: {error}", path.display()));
+            let bytes = read(path).map_err(|error| of(&error))?;
+            Estimator::from_vec(bytes).map_err(|error| of(&error))?
         }
     };
-    // Of a model that the weights do not know they say what holds for any.
-    let of_model = estimator.clone().for_model(&config.model.name());
-    Ok(of_model.unwrap_or(estimator))
+    let Some(name) = &config.router.weights_model else {
+        return Ok(weights);
+    };
+    weights.clone().for_model(name).ok_or_else(|| {
+        let known: Vec<&str> = weights.models().collect();
+        let why = format!(
+            "the weights have no model {name:?}, but {}",
+            known.join(", ")
+        );
+        ("router.weights-model", why, "name one of those")
+    })
 }
 
 /// A file of weights, of which no more is read than one may have.
@@ -113,8 +124,10 @@ impl Judge {
     /// # Errors
     /// What is wrong with the file of weights that it names.
     pub(super) fn new(config: &Config) -> Result<Judge, String> {
+        let weights = estimator(config).map_err(|(key, why, _)| format!("{key}: {why}"))?;
         Ok(Judge {
-            estimator: estimator(config)?,
+            weights,
+            is_set: config.router.weights_model.is_some(),
             bar: Mutex::new(Bar::of(&config.router)),
             site: Mutex::default(),
         })
@@ -137,11 +150,21 @@ impl Judge {
         }
     }
 
-    /// Has a question judged that is asked for a task, or for none.
+    /// What judges by the answers of the model that a request is for, if the weights know that, else of any.
+    pub(super) fn estimator(&self, request: &Request, workers: &Workers) -> Estimator<'static> {
+        if self.is_set {
+            return self.weights.clone();
+        }
+        let names = workers.names_of(request);
+        self.weights.for_any_of(names.iter().map(String::as_str))
+    }
+
+    /// Has a question judged that a request asks.
     fn estimated<T>(
         &self,
+        request: &Request,
         question: &Question,
-        task: Option<&str>,
+        workers: &Workers,
         config: &Arc<Config>,
         judge: impl FnOnce(&Estimator<'static>, &router::Question<'_>) -> T,
     ) -> Option<T> {
@@ -151,10 +174,10 @@ impl Judge {
         let vocabulary = self.vocabulary(config);
         let asked = router::Question {
             text: &asked.or(messages.last())?.content,
-            task,
+            task: task_name(request),
             vocabulary: vocabulary.as_deref(),
         };
-        Some(judge(&self.estimator, &asked))
+        Some(judge(&self.estimator(request, workers), &asked))
     }
 
     /// What moves the estimate of a question, the most first.
@@ -162,9 +185,10 @@ impl Judge {
         &self,
         request: &Request,
         question: &Question,
+        workers: &Workers,
         config: &Arc<Config>,
     ) -> Vec<(String, f32)> {
-        let parts = self.estimated(question, task_name(request), config, |estimator, asked| {
+        let parts = self.estimated(request, question, workers, config, |estimator, asked| {
             let explained = estimator.explain(asked);
             let parts = explained.parts.iter().take(PARTS_MAX);
             parts
@@ -174,7 +198,7 @@ impl Judge {
         parts.unwrap_or_default()
     }
 
-    /// Below which probability a request goes up now.
+    /// Below which probability that the local answer is as good as upstream's a request goes up now.
     pub(super) fn threshold(&self) -> f32 {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         bar.share.threshold()
@@ -206,7 +230,7 @@ impl Judge {
             return;
         }
         let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        let hard = is_hard(facts.will_do, bar.share.threshold(), Purse::Open);
+        let hard = is_hard(facts.as_good, bar.share.threshold(), Purse::Open);
         bar.share.note(hard);
     }
 
@@ -215,6 +239,7 @@ impl Judge {
         &self,
         request: &Request,
         task: Option<&Resolved>,
+        workers: &Workers,
         config: &Arc<Config>,
     ) -> Known {
         let question = Question::of(request, task, config.limits.tokens_max_default);
@@ -230,9 +255,7 @@ impl Judge {
         let policy = policy.unwrap_or(config.router.policy);
         let counts = may_leave && policy == Policy::Auto;
         let estimate = question.as_ref().filter(|_| counts).and_then(|question| {
-            self.estimated(question, task_name(request), config, |estimator, asked| {
-                estimator.estimate(asked).will_do
-            })
+            self.estimated(request, question, workers, config, Estimator::estimate)
         });
         Known {
             facts: Facts {
@@ -240,7 +263,7 @@ impl Judge {
                 may_leave,
                 can_leave: question.is_some(),
                 upstream: Upstream::Absent,
-                will_do: estimate.unwrap_or(f32::NAN),
+                as_good: estimate.map_or(f32::NAN, |estimate| estimate.as_good()),
                 purse: Purse::Open,
                 waits: waits.unwrap_or(config.router.wait),
                 left_ms: None,
@@ -248,6 +271,7 @@ impl Judge {
                 local_ms: 0,
             },
             question,
+            estimate,
             deadline: request.deadline.or(by_task),
         }
     }
@@ -355,4 +379,24 @@ pub(super) fn who(request: &Request) -> Who<'_> {
 
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_the_weights_do_not_have_is_a_problem() {
+        let mut config = Config::default();
+        config.router.weights_model = Some("none".to_owned());
+        let (key, why, _) = estimator(&config).expect_err("refused");
+        assert_eq!(key, "router.weights-model");
+        assert!(why.contains("\"none\"") && why.contains("any, "), "{why}");
+        config.router.weights_model = Some("hint".to_owned());
+        assert_eq!(estimator(&config).expect("known").model(), "hint");
+        config.router.weights = Some("/nowhere/router.weights".into());
+        let (key, why, _) = estimator(&config).expect_err("refused");
+        assert_eq!(key, "router.weights");
+        assert!(why.contains("/nowhere/router.weights"), "{why}");
+    }
 }

@@ -42,7 +42,7 @@ impl Terms {
 impl Inner {
     /// The terms of a request of which this is known.
     pub(super) fn terms(&self, request: &Request, known: Known, config: &Arc<Config>) -> Terms {
-        let prior = known.will_do().unwrap_or(0.5);
+        let prior = known.estimate.map_or(0.5, |estimate| estimate.will_do);
         let question = known.question;
         let sent = question.and_then(|question| self.sent(request, question, config));
         let mut facts = known.facts;

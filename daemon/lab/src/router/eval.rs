@@ -1,10 +1,14 @@
 //! Measures the estimator on records that it has not learned from: all of them with `--weights`, else each part of them by
 //! weights learned from the others, as `train` learns and writes them.
+//!
+//! What a share that goes up gives is by the daemon's own rule: in the order of how likely the local answer is as good as a stronger
+//! model's, and once by the threshold that follows a target, one request after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use andon_policy::route::{Purse, Share, is_hard};
 use andon_policy::router::{Estimator, Question, Vocabulary};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -57,6 +61,11 @@ const PARTS: u64 = 5;
 const DRAWS: usize = 1000;
 /// Fewer records than this, or all with one label, give no figures of their own.
 const RECORDS_MIN: usize = 30;
+/// Requests before and while what follows a target is measured.
+const SETTLING: usize = 1000;
+const FOLLOWED: usize = 20_000;
+/// Share that goes up where one is told.
+const SHARE: f64 = 0.25;
 /// Bins of the calibration chart, of as many records each.
 const BINS: usize = 10;
 
@@ -64,7 +73,8 @@ const BINS: usize = 10;
 struct Judged<'a> {
     record: &'a Record,
     will_do: f64,
-    gain: f64,
+    /// What the daemon goes by.
+    as_good: f32,
     /// How long that took, in microseconds.
     took_us: f64,
 }
@@ -211,7 +221,7 @@ fn judged_by<'a>(
         judged.push(Judged {
             record,
             will_do: f64::from(estimate.will_do),
-            gain: f64::from(estimate.gain),
+            as_good: estimate.as_good(),
             took_us: since.elapsed().as_secs_f64() * 1e6,
         });
     }
@@ -245,11 +255,62 @@ fn by_length(of: &[&Judged<'_>]) -> Curve {
     )
 }
 
-/// By what is gained, the most first; records whose stronger answer is known only.
-fn by_gain(of: &[&Judged<'_>]) -> Option<Curve> {
-    let compared = || of.iter().filter(|one| one.record.strong.is_some());
-    (compared().count() >= RECORDS_MIN)
-        .then(|| curve(compared().map(|one| (-one.gain, one.record))))
+/// Those whose stronger answer is known, if these are enough; else all, the stronger model being always right.
+fn compared<'a, 'b>(of: &[&'b Judged<'a>]) -> (bool, Vec<&'b Judged<'a>>) {
+    let known = of.iter().filter(|one| one.record.strong.is_some());
+    let known: Vec<_> = known.copied().collect();
+    if known.len() >= RECORDS_MIN {
+        (true, known)
+    } else {
+        (false, of.to_vec())
+    }
+}
+
+/// As the daemon ranks them.
+fn as_routed(of: &[&Judged<'_>]) -> Curve {
+    curve(of.iter().map(|one| (f64::from(one.as_good), one.record)))
+}
+
+/// How likely a stronger model is to gain, with whether it did.
+fn gains(of: &[&Judged<'_>]) -> Curve {
+    let mut scores = Vec::new();
+    let mut outcomes = Vec::new();
+    for one in of {
+        let record = one.record;
+        let gained = record.strong.unwrap_or(1.0) * (1.0 - record.label);
+        for (gains, share) in [(true, gained), (false, 1.0 - gained)] {
+            if share > 0.0 {
+                scores.push(1.0 - f64::from(one.as_good));
+                outcomes.push((gains, 1.0, record.weight * share));
+            }
+        }
+    }
+    Curve::new(&scores, &outcomes)
+}
+
+/// What goes up, and what that makes good, where requests come in this order and the threshold follows a target. Those that
+/// come while it settles do not count.
+fn followed(of: &[&Judged<'_>], target: f64, seed: u64) -> (f64, f64) {
+    let mut random = Random::new(seed.wrapping_add(2));
+    let mut share = Share::new(0.5, Some(target as f32));
+    let (mut all, mut sent, mut gap, mut gained) = (0.0, 0.0, 0.0, 0.0);
+    for turn in 0..SETTLING + FOLLOWED {
+        let one = of[random.below(of.len())];
+        let hard = is_hard(one.as_good, share.threshold(), Purse::Open);
+        share.note(hard);
+        if turn < SETTLING {
+            continue;
+        }
+        let record = one.record;
+        let gain = record.weight * (record.strong.unwrap_or(1.0) - record.label);
+        all += record.weight;
+        gap += gain;
+        if hard {
+            sent += record.weight;
+            gained += gain;
+        }
+    }
+    (sent / all, gained / gap)
 }
 
 /// The least that is gained more than at random over all shares, in hundredths.
@@ -262,13 +323,18 @@ fn least_above_random(curve: &Curve) -> f64 {
 
 fn measured(model: &str, set: &str, of: &[&Judged<'_>], seed: u64) -> Value {
     let (estimate, length) = (by_estimate(of), by_length(of));
+    let (is_compared, compared) = compared(of);
+    let routed = as_routed(&compared);
     let mut random = Random::new(seed.wrapping_add(1));
     let mut differences = Vec::with_capacity(DRAWS);
     let mut recoveries = Vec::with_capacity(DRAWS);
     for _ in 0..DRAWS {
         let drawn: Vec<&Judged<'_>> = (0..of.len()).map(|_| of[random.below(of.len())]).collect();
         differences.push(by_estimate(&drawn).auc() - by_length(&drawn).auc());
-        recoveries.extend(by_gain(&drawn).map(|curve| curve.at(0.25).recovered));
+        let drawn: Vec<&Judged<'_>> = (0..compared.len())
+            .map(|_| compared[random.below(compared.len())])
+            .collect();
+        recoveries.push(as_routed(&drawn).at(SHARE).recovered);
     }
     let mut line = json!({
         "model": model,
@@ -279,18 +345,18 @@ fn measured(model: &str, set: &str, of: &[&Judged<'_>], seed: u64) -> Value {
         "auc_length": length.auc(),
         "better_by": interval(&mut differences),
         "calibration_error": estimate.calibration_error(),
-        "recovered_25": estimate.at(0.25).recovered,
-        "least_above_random": least_above_random(&estimate),
+        "recovered_25": routed.at(SHARE).recovered,
+        "recovered_25_interval": interval(&mut recoveries),
+        "recovered_25_by_will_do": by_estimate(&compared).at(SHARE).recovered,
+        "share_for_half": (0..=100)
+            .map(|share| f64::from(share) / 100.0)
+            .find(|share| routed.at(*share).recovered >= 0.5),
+        "least_above_random": least_above_random(&routed),
     });
-    if let Some(gain) = by_gain(of) {
-        line["by_gain"] = json!({
-            "recovered_25": gain.at(0.25).recovered,
-            "recovered_25_interval": interval(&mut recoveries),
-            "share_for_half": (0..=100)
-                .map(|share| f64::from(share) / 100.0)
-                .find(|share| gain.at(*share).recovered >= 0.5),
-            "least_above_random": least_above_random(&gain),
-        });
+    let (sent, recovered) = followed(&compared, SHARE, seed);
+    line["followed_25"] = json!({ "sent": sent, "recovered": recovered });
+    if is_compared {
+        line["gain_calibration_error"] = gains(&compared).calibration_error().into();
     }
     line
 }
@@ -319,7 +385,7 @@ fn print(report: &[Value]) {
         "better by (95 %)",
         "ECE",
         "r25",
-        "r25 gain",
+        "will_do",
         "> random"
     );
     for line in report {
@@ -327,12 +393,6 @@ fn print(report: &[Value]) {
         let name = |key: &str| match line[key].as_str() {
             None | Some("") => "all".to_owned(),
             Some(name) => name.to_owned(),
-        };
-        let gain = &line["by_gain"];
-        let above = if gain.is_null() {
-            &line["least_above_random"]
-        } else {
-            &gain["least_above_random"]
         };
         println!(
             "{:<28} {:<18} {:>6} {:>5.2} {:>6.3} {:>6.3} {:>+8.3} {:>+8.3} {:>6.3} {:>6.3} {:>8.3} {:>+8.3}",
@@ -346,8 +406,8 @@ fn print(report: &[Value]) {
             number(&line["better_by"][1]),
             number(&line["calibration_error"]),
             number(&line["recovered_25"]),
-            number(&gain["recovered_25"]),
-            number(above),
+            number(&line["recovered_25_by_will_do"]),
+            number(&line["least_above_random"]),
         );
     }
 }
@@ -374,9 +434,9 @@ fn reliability(name: String, of: &[&Judged<'_>]) -> Line {
     }
 }
 
-/// What is gained at each share, by what is expected to be if that was learned.
+/// What is gained at each share.
 fn gained(name: String, of: &[&Judged<'_>]) -> Line {
-    let curve = by_gain(of).unwrap_or_else(|| by_estimate(of));
+    let curve = as_routed(&compared(of).1);
     let shares = (0..=50).map(|share| f64::from(share) / 50.0);
     Line {
         name,

@@ -89,7 +89,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let line = json!({
             "model": estimator.model(),
             "will_do": estimate.will_do,
-            "gain": estimate.gain,
+            "rescue": estimate.rescue,
+            "gain": estimate.gain(),
+            "as_good": estimate.as_good(),
             "logit": estimate.logit,
             "average": explained.average,
             "english": estimate.english,
@@ -105,7 +107,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         estimate.will_do * 100.0,
         estimator.model()
     );
-    println!("a stronger model gains    {:.1} %", estimate.gain * 100.0);
+    println!("where not, a stronger's   {:.1} %", estimate.rescue * 100.0);
+    println!(
+        "it is as good as that     {:.1} %",
+        estimate.as_good() * 100.0
+    );
     println!(
         "words known               {:.0} %, taken for English by {:.0} %",
         estimate.known * 100.0,

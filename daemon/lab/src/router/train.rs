@@ -60,6 +60,8 @@ pub(crate) struct Arguments {
 const PARTS: u64 = 5;
 /// Fewer records than this say nothing.
 const RECORDS_MIN: usize = 50;
+/// Among stronger answers, those where the local one does not do.
+const RESCUED: usize = 0;
 /// Name of the entry that stands for any model.
 const ANY: &str = "any";
 
@@ -158,25 +160,29 @@ pub(super) fn learn(
         })
         .collect();
     let here = Learned::of(records, &targets, names.len(), site, learning, None);
-    // What is gained by going up, where both answers are known.
-    let compared: Vec<&Record> = records
+    let (compared, strong) = compared(records);
+    let rescue = (compared.len() >= RECORDS_MIN)
+        .then(|| Learned::of(&compared, &strong, 2, site, learning, Some(&here.fit)));
+    write(&names, &here, rescue.as_ref())
+}
+
+/// What a stronger model's answers do, where that is known: apart where the local answer does not, and where it does. A
+/// record that did in part is both. Where it did, the stronger model is not needed, but what it finds hard shows there, too.
+fn compared<'a>(records: &[&'a Record]) -> (Vec<&'a Record>, Vec<Target>) {
+    let known = records
         .iter()
-        .copied()
-        .filter(|record| record.strong.is_some())
-        .collect();
-    let gains: Vec<Target> = compared
-        .iter()
-        .map(|record| Target {
-            label: record
-                .strong
-                .map_or(0.0, |strong| strong * (1.0 - record.label)),
-            weight: record.weight,
-            model: 0,
+        .filter_map(|record| Some((*record, record.strong?)));
+    let both = known.flat_map(|(record, strong)| {
+        [(RESCUED, 1.0 - record.label), (1, record.label)].map(|(model, share)| {
+            let target = Target {
+                label: strong,
+                weight: record.weight * share,
+                model,
+            };
+            (record, target)
         })
-        .collect();
-    let gain = (compared.len() >= RECORDS_MIN)
-        .then(|| Learned::of(&compared, &gains, 1, site, learning, Some(&here.fit)));
-    write(&names, &here, gain.as_ref())
+    });
+    both.filter(|(_, target)| target.weight > 0.0).unzip()
 }
 
 /// A fit, and sums of the same records by fits that had not seen them: by their own model's and by any model's entry.
@@ -334,23 +340,23 @@ fn in_bytes(weights: &[f32]) -> (Vec<i8>, f32) {
     )
 }
 
-fn write(names: &[&str], here: &Learned, gain: Option<&Learned>) -> Result<Vec<u8>> {
+fn write(names: &[&str], here: &Learned, rescue: Option<&Learned>) -> Result<Vec<u8>> {
     let (lexical, step) = in_bytes(&here.fit.lexical);
     let mut profiles = vec![(ANY, here.profile(None, 1.0))];
     for (index, name) in names.iter().enumerate() {
         ensure!(*name != ANY, "a model cannot be called `{ANY}`");
         profiles.push((*name, here.profile(Some(index), 1.0)));
     }
-    let gain = gain.map(|gain| {
-        let (lexical, own_step) = in_bytes(&gain.fit.lexical);
-        (gain.profile(Some(0), own_step / step), lexical)
+    let rescue = rescue.map(|rescue| {
+        let (lexical, own_step) = in_bytes(&rescue.fit.lexical);
+        (rescue.profile(Some(RESCUED), own_step / step), lexical)
     });
     let content = Content {
         knots: here.fit.knots,
         profiles,
         filter: here.fit.known.filter(),
         lexical,
-        gain,
+        rescue,
         lexical_scale: step,
     };
     Ok(content.to_bytes()?)

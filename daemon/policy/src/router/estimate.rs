@@ -6,10 +6,11 @@
 //!
 //! Invariant: an [`Estimator`] has been checked whole; nothing it is asked can fail.
 
-use alloc::borrow::Cow;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::features::{self, COUNT, FIGURES, Figures, Gram, GramKind, Question};
+use super::names::is_same_model;
 use super::weights::{self, KNOTS, Layout, Profile, WeightsError};
 
 /// Up to this share of known words a text is not taken for English.
@@ -26,9 +27,9 @@ static SHIPPED: &[u8] = include_bytes!("../../weights/router.weights");
 pub struct Estimate {
     /// Probability that it will do.
     pub will_do: f32,
-    /// Probability that a stronger model's answer would do and the local one will not: what sending it up gains on
-    /// average. By the answers of models that were compared when the weights were made; `1 - will_do` if none were.
-    pub gain: f32,
+    /// Probability that a stronger model's answer does where the local one does not. By the answers of models that were
+    /// compared when the weights were made; 1 if none were.
+    pub rescue: f32,
     /// The sum behind `will_do`, before calibration; larger is likelier.
     pub logit: f32,
     /// How far words counted, from 0 (by length, form and coverage alone) to 1.
@@ -37,6 +38,22 @@ pub struct Estimate {
     pub known: f32,
     /// Share of the words that the site's vocabulary has; `None` without one.
     pub coverage: Option<f32>,
+}
+
+impl Estimate {
+    /// What sending it up gains on average: the probability that a stronger model's answer would do and the local one will
+    /// not.
+    #[must_use]
+    pub fn gain(&self) -> f32 {
+        (1.0 - self.will_do) * self.rescue
+    }
+
+    /// Probability that the local answer is as good as a stronger model's: that it will do, or that neither will. By this
+    /// requests are routed: those that gain the most by going up have the least of it.
+    #[must_use]
+    pub fn as_good(&self) -> f32 {
+        1.0 - self.gain()
+    }
 }
 
 /// One reason for an estimate.
@@ -63,14 +80,32 @@ pub struct Explanation<'a> {
     pub parts: Vec<Part<'a>>,
 }
 
-/// Weights, ready to be asked, for one model's answers.
+/// A file's content, which copies of an estimator have in common.
+#[derive(Clone, Debug)]
+enum Bytes<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl core::ops::Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// Weights, ready to be asked, for one model's answers. A copy has the file's content in common with the first.
 #[derive(Clone, Debug)]
 pub struct Estimator<'a> {
-    bytes: Cow<'a, [u8]>,
+    bytes: Bytes<'a>,
     layout: Layout,
     knots: [[f32; KNOTS]; COUNT],
     profile: Profile,
-    gain: Option<Profile>,
+    rescue: Option<Profile>,
     name_index: usize,
 }
 
@@ -94,7 +129,7 @@ impl Estimator<'static> {
     ///
     /// What is wrong with it, and where.
     pub fn from_vec(bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        Self::new(Cow::Owned(bytes))
+        Self::new(Bytes::Shared(bytes.into()))
     }
 }
 
@@ -105,14 +140,14 @@ impl<'a> Estimator<'a> {
     ///
     /// What is wrong with it, and where.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self, WeightsError> {
-        Self::new(Cow::Borrowed(bytes))
+        Self::new(Bytes::Borrowed(bytes))
     }
 
-    fn new(bytes: Cow<'a, [u8]>) -> Result<Self, WeightsError> {
+    fn new(bytes: Bytes<'a>) -> Result<Self, WeightsError> {
         let layout = weights::check(&bytes)?;
         let knots = weights::knots(&bytes)?;
         let profile = weights::profile(&bytes, &layout, 0)?;
-        let gain = match layout.gain {
+        let rescue = match layout.rescue {
             true => Some(weights::profile(&bytes, &layout, layout.profiles)?),
             false => None,
         };
@@ -121,7 +156,7 @@ impl<'a> Estimator<'a> {
             layout,
             knots,
             profile,
-            gain,
+            rescue,
             name_index: 0,
         })
     }
@@ -137,10 +172,27 @@ impl<'a> Estimator<'a> {
         weights::name(&self.bytes, &self.layout, self.name_index)
     }
 
-    /// The same weights with the entry of this name, if they have it.
+    /// The same weights with the entry of this very name, if they have it.
     #[must_use]
-    pub fn for_model(mut self, name: &str) -> Option<Self> {
+    pub fn for_model(self, name: &str) -> Option<Self> {
         let index = self.models().position(|model| model == name)?;
+        self.with_entry(index)
+    }
+
+    /// The same weights with the entry for a model that goes by these names, the surest first, as files and servers name models
+    /// ([`is_same_model`]): with that of the first which has one, else that for any model.
+    #[must_use]
+    pub fn for_any_of<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Self {
+        let entry = |name: &str| {
+            let mut models = self.models();
+            models.position(|model| is_same_model(model, name))
+        };
+        let found = names.into_iter().find_map(entry);
+        let of_model = self.clone().with_entry(found.unwrap_or(0));
+        of_model.unwrap_or_else(|| self.clone())
+    }
+
+    fn with_entry(mut self, index: usize) -> Option<Self> {
         self.profile = weights::profile(&self.bytes, &self.layout, index).ok()?;
         self.name_index = index;
         Some(self)
@@ -218,12 +270,12 @@ impl<'a> Estimator<'a> {
         let english = english(figures);
         let logit = self.sum(&self.profile, figures, english, lexical.will_do);
         let will_do = calibrated(&self.profile, logit);
-        let gain = self.gain.as_ref().map_or(1.0 - will_do, |profile| {
-            calibrated(profile, self.sum(profile, figures, english, lexical.gain))
+        let rescue = self.rescue.as_ref().map_or(1.0, |profile| {
+            calibrated(profile, self.sum(profile, figures, english, lexical.rescue))
         });
         Estimate {
             will_do,
-            gain,
+            rescue,
             logit,
             english,
             known: figures.known_share(),
@@ -257,8 +309,8 @@ impl<'a> Estimator<'a> {
 
     fn count(&self, gram: &Gram, sums: &mut Lexical) {
         sums.will_do += i64::from(self.weight(gram, 0));
-        if self.gain.is_some() {
-            sums.gain += i64::from(self.weight(gram, 1));
+        if self.rescue.is_some() {
+            sums.rescue += i64::from(self.weight(gram, 1));
         }
     }
 
@@ -284,7 +336,7 @@ impl<'a> Estimator<'a> {
 #[derive(Clone, Copy, Default)]
 struct Lexical {
     will_do: i64,
-    gain: i64,
+    rescue: i64,
 }
 
 /// The probability of a sum.

@@ -32,13 +32,13 @@ use super::features::{COUNT, GENERAL, REVISION};
 /// What a file of weights begins with.
 pub const MAGIC: [u8; 8] = *b"ANDONRTW";
 /// Revision of the layout.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Points of a figure between which its weight is a straight line.
 pub const KNOTS: usize = 8;
 /// Points of a calibration.
 pub const CALIBRATION_POINTS: usize = 16;
-/// Name of the entry for what a stronger model gains.
-pub const GAIN_NAME: &str = "gain";
+/// Name of the entry for what a stronger model does where the local one fails.
+pub const RESCUE_NAME: &str = "rescue";
 /// Longest name of a model, in bytes.
 pub const NAME_BYTES: usize = 32;
 /// Most models that a file is calibrated for, the entry for any model included.
@@ -125,8 +125,8 @@ pub enum WeightsError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     pub profiles: usize,
-    /// Whether an entry for what a stronger model gains stands behind the models'.
-    pub gain: bool,
+    /// Whether an entry for what a stronger model does where the local one fails stands behind the models'.
+    pub rescue: bool,
     pub profiles_at: usize,
     pub filter_at: usize,
     pub filter_bytes: usize,
@@ -164,8 +164,8 @@ pub struct Content<'a> {
     pub filter: Vec<u8>,
     /// The lexical weights; none, or a power of two of them.
     pub lexical: Vec<i8>,
-    /// The entry for what a stronger model gains, and as many lexical weights for it.
-    pub gain: Option<(Profile, Vec<i8>)>,
+    /// The entry for what a stronger model does where the local one fails, and as many lexical weights for it.
+    pub rescue: Option<(Profile, Vec<i8>)>,
     /// What a step of them is worth.
     pub lexical_scale: f32,
 }
@@ -189,15 +189,16 @@ impl Content<'_> {
             self.profiles.len().min(255) as u8,
             log2(self.lexical.len()),
             log2(self.filter.len()),
-            u8::from(self.gain.is_some()),
+            u8::from(self.rescue.is_some()),
         ]);
         bytes.resize(CHECKED_FROM, 0);
         let mut put = |value: f32| bytes.extend(value.to_le_bytes());
         put(self.lexical_scale);
         self.knots.as_flattened().iter().copied().for_each(&mut put);
-        let gain = self.gain.iter().map(|(profile, _)| (GAIN_NAME, profile));
+        let rescue = self.rescue.iter();
+        let rescue = rescue.map(|(profile, _)| (RESCUE_NAME, profile));
         let models = self.profiles.iter().map(|(name, profile)| (*name, profile));
-        for (name, profile) in models.chain(gain) {
+        for (name, profile) in models.chain(rescue) {
             let at = bytes.len();
             let length = name.floor_char_boundary(NAME_BYTES);
             bytes.extend(&name.as_bytes()[..length]);
@@ -224,7 +225,7 @@ impl Content<'_> {
             }
         }
         bytes.extend(&self.filter);
-        let tables = self.gain.iter().map(|(_, lexical)| lexical);
+        let tables = self.rescue.iter().map(|(_, lexical)| lexical);
         for table in core::iter::once(&self.lexical).chain(tables) {
             bytes.extend(table.iter().map(|weight| *weight as u8));
         }
@@ -334,7 +335,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
     let profiles = usize::from(bounded("the number of models", 15, 1..=PROFILES_MAX as u8)?);
     let lexical_bits = bounded("log2 of the lexical weights", 16, 0..=LEXICAL_BITS_MAX)?;
     let filter_bits = bounded("log2 of the filter's bytes", 17, 0..=FILTER_BITS_MAX)?;
-    let gain = bounded("whether there is a gain", 18, 0..=1)?;
+    let rescue = bounded("whether there is a rescue", 18, 0..=1)?;
     for at in 19..CHECKSUM_AT {
         bounded("a reserved byte", at, 0..=0)?;
     }
@@ -344,11 +345,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
         1 << lexical_bits
     };
     let profiles_at = HEAD_BYTES + 4 * COUNT * KNOTS;
-    let entries = profiles + usize::from(gain);
+    let entries = profiles + usize::from(rescue);
     let filter_at = profiles_at + entries * PROFILE_BYTES;
     let filter_bytes = 1 << filter_bits;
     let lexical_at = filter_at + filter_bytes;
-    let expected = lexical_at + lexical_count * (1 + usize::from(gain));
+    let expected = lexical_at + lexical_count * (1 + usize::from(rescue));
     if bytes.len() != expected {
         return Err(WeightsError::Length {
             found: bytes.len(),
@@ -366,7 +367,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Layout, WeightsError> {
     };
     let layout = Layout {
         profiles,
-        gain: gain == 1,
+        rescue: rescue == 1,
         profiles_at,
         filter_at,
         filter_bytes,

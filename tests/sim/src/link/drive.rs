@@ -38,7 +38,7 @@ impl Day {
             policy,
             leaves,
             waits,
-            will_do: random.below(1000) as f32 / 1000.0,
+            as_good: random.below(1000) as f32 / 1000.0,
             prompt_tokens: random.spread(10, 4_000),
             answer_tokens: random.within(1, tokens_max),
             tokens_max,
@@ -108,7 +108,7 @@ impl Day {
             may_leave: request.leaves,
             can_leave: true,
             upstream,
-            will_do: request.will_do,
+            as_good: request.as_good,
             purse,
             waits: request.waits,
             left_ms: request
@@ -125,7 +125,7 @@ impl Day {
         let facts = self.facts(&request);
         let decision = decide(&facts, &self.rules());
         if facts.policy == Policy::Auto && facts.may_leave {
-            let hard = is_hard(facts.will_do, self.share.threshold(), Purse::Open);
+            let hard = is_hard(facts.as_good, self.share.threshold(), Purse::Open);
             self.share.note(hard);
         }
         match decision {

@@ -167,7 +167,9 @@ pub(super) fn explained(id: RequestId, explained: &Explained) -> RouteExplained<
         policy: explained.policy.as_str(),
         up: explained.up,
         shadow: explained.shadow,
-        will_do: explained.will_do,
+        will_do: explained.estimate.map(|estimate| estimate.will_do),
+        as_good: explained.estimate.map(|estimate| estimate.as_good()),
+        judged_as: &explained.judged_as,
         threshold: explained.threshold,
         parts: parts.take(ROUTE_PARTS_MAX).collect(),
     }
