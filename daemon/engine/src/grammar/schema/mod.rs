@@ -14,7 +14,7 @@
 
 mod bounds;
 mod dates;
-mod keyword;
+pub mod keyword;
 mod size;
 mod walk;
 
@@ -26,7 +26,7 @@ use super::error::GrammarError;
 use super::limits;
 use bounds::Bounds;
 use walk::Walk;
-pub(super) use walk::referred;
+pub use walk::referred;
 
 /// Escapes of strings: what must be escaped in them, and nothing else, so that one text has one spelling. Control
 /// characters without a letter of their own cannot be said.

@@ -387,8 +387,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a reference leads to in `source`, if it does.
-pub(in crate::grammar) fn referred<'v>(source: &'v Value, text: &str) -> Option<&'v Value> {
+/// What a reference (the text of a `$ref`) leads to in the schema `source`, if it does.
+#[must_use]
+pub fn referred<'v>(source: &'v Value, text: &str) -> Option<&'v Value> {
     source.pointer(&unquoted(fragment(text, id_of(source))?)?)
 }
 
