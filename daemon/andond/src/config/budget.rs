@@ -105,19 +105,8 @@ impl BudgetConfig {
             "is not a list of tasks",
             "give the names of at most 64 [task.<name>] sections",
         );
-        for (field, amount) in [
-            ("money-per-day", &self.money_per_day),
-            ("money-per-month", &self.money_per_month),
-        ] {
-            problems.require(
-                amount
-                    .as_deref()
-                    .is_none_or(|text| budget::micros(text).is_some()),
-                &key(field),
-                "is no amount",
-                "write it as text, with six digits after the point at most: \"2.50\"",
-            );
-        }
+        problems.amount(&key("money-per-day"), self.money_per_day.as_deref());
+        problems.amount(&key("money-per-month"), self.money_per_month.as_deref());
         problems.require(
             self.tokens_per_day.is_some()
                 || self.tokens_per_month.is_some()
@@ -133,23 +122,12 @@ impl BudgetConfig {
 
     /// Adds what is wrong with all of them together.
     pub(super) fn check_all(budgets: &[BudgetConfig], problems: &mut Problems) {
-        if budgets.len() > BUDGETS_MAX {
-            problems.add(
-                "budget",
-                format!("{} budgets are configured", budgets.len()),
-                format!("keep at most {BUDGETS_MAX}"),
-            );
-        }
+        problems.sections("budget", budgets.len(), BUDGETS_MAX);
         for (number, budget) in (1..).zip(budgets) {
             budget.check(number, problems);
-            let same = |other: &&BudgetConfig| other.name == budget.name;
-            if budgets.iter().take(number - 1).any(|other| same(&other)) {
-                problems.add(
-                    format!("budget[{number}].name"),
-                    format!("{:?} is another's name", budget.name),
-                    "give each budget a name of its own",
-                );
-            }
+            let mut before = budgets.iter().take(number - 1);
+            let is_taken = before.any(|other| other.name == budget.name);
+            problems.own_name("budget", number, is_taken);
         }
     }
 }

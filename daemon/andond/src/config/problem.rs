@@ -72,6 +72,34 @@ impl Problems {
         }
     }
 
+    /// Adds a mistake unless `text` is an amount of money, or there is none.
+    pub fn amount(&mut self, key: &str, text: Option<&str>) {
+        self.require(
+            text.is_none_or(|text| andon_policy::budget::micros(text).is_some()),
+            key,
+            "is not an amount",
+            "write it as text, with six digits after the point at most: \"2.50\"",
+        );
+    }
+
+    /// Adds a mistake if there are more sections `[[name]]` than there may be.
+    pub fn sections(&mut self, name: &str, count: usize, max: usize) {
+        if count > max {
+            let what = format!("{count} sections of this kind are configured");
+            self.add(name, what, format!("keep at most {max}"));
+        }
+    }
+
+    /// Adds a mistake if a section `[[section]]`, `number` counting from 1, has the name of one before it.
+    pub fn own_name(&mut self, section: &str, number: usize, is_taken: bool) {
+        self.require(
+            !is_taken,
+            &format!("{section}[{number}].name"),
+            "is another's name, too",
+            "give each a name of its own",
+        );
+    }
+
     /// The mistakes, by line, those without one last.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()

@@ -69,23 +69,12 @@ impl RedactConfig {
 
     /// Adds what is wrong with all of them together.
     pub(super) fn check_all(rules: &[RedactConfig], problems: &mut Problems) {
-        if rules.len() > RULES_MAX {
-            problems.add(
-                "redact",
-                format!("{} kinds are configured", rules.len()),
-                format!("keep at most {RULES_MAX}"),
-            );
-        }
+        problems.sections("redact", rules.len(), RULES_MAX);
         for (number, rule) in (1..).zip(rules) {
             rule.check(number, problems);
-            let same = |other: &&RedactConfig| other.name.eq_ignore_ascii_case(&rule.name);
-            if rules.iter().take(number - 1).find(same).is_some() {
-                problems.add(
-                    format!("redact[{number}].name"),
-                    format!("{:?} is another's name", rule.name),
-                    "give each kind a name of its own",
-                );
-            }
+            let mut before = rules.iter().take(number - 1);
+            let is_taken = before.any(|other| other.name.eq_ignore_ascii_case(&rule.name));
+            problems.own_name("redact", number, is_taken);
         }
     }
 }
