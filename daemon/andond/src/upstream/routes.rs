@@ -14,10 +14,12 @@ use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
 use tokio::net::UnixDatagram;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
-/// What changes together is told once.
+/// What changes together is told once: when nothing more has changed for so long,
 const SETTLE: Duration = Duration::from_millis(500);
+/// or after so long, whatever goes on.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
 /// How often the tables are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// Most that is read of a table, in bytes: routers have long ones, of which the beginning does.
@@ -28,13 +30,20 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
 /// What tells of changes.
 #[derive(Debug)]
-pub(super) enum Routes {
+pub(super) struct Routes {
+    source: Source,
+    /// Where the tables are.
+    tables: [PathBuf; 2],
+    /// Since when there is a change that was not told yet, and when there was the latest.
+    pending: Option<(Instant, Instant)>,
+}
+
+#[derive(Debug)]
+enum Source {
     /// The kernel.
     Told(UnixDatagram),
-    /// The tables, as they were.
+    /// The tables.
     Seen {
-        /// Where they are.
-        tables: [PathBuf; 2],
         /// What they held.
         digest: u64,
         /// How often they are looked at.
@@ -46,7 +55,7 @@ impl Routes {
     /// What tells of changes from now on. `proc` is where the system shows its processes.
     pub(super) fn watch(proc: &Path) -> Routes {
         match listen() {
-            Ok(routes) => routes,
+            Ok(datagrams) => Routes::told(datagrams, proc),
             Err(error) => {
                 tracing::debug!(%error, "no netlink; the tables of routes are looked at instead");
                 Routes::look_at(proc, LOOK)
@@ -54,48 +63,79 @@ impl Routes {
         }
     }
 
-    /// What looks at the tables.
-    fn look_at(proc: &Path, every: Duration) -> Routes {
-        let tables = ["route", "ipv6_route"].map(|name| proc.join("self/net").join(name));
-        let digest = digest(&tables);
-        Routes::Seen {
-            tables,
-            digest,
-            every,
+    /// What hears of them in datagrams.
+    fn told(datagrams: UnixDatagram, proc: &Path) -> Routes {
+        Routes {
+            source: Source::Told(datagrams),
+            tables: tables(proc),
+            pending: None,
         }
     }
 
-    /// Waits for a change, and until no further one follows at once. Nothing is lost where the future is dropped.
-    pub(super) async fn changed(&mut self) {
-        match self {
-            Routes::Told(fd) => {
-                if wait(fd).await.is_err() {
-                    // It says no more; a minute without is better than a loop.
-                    sleep(Duration::from_secs(60)).await;
-                    return;
-                }
-                while tokio::time::timeout(SETTLE, wait(fd))
-                    .await
-                    .is_ok_and(|said| said.is_ok())
-                {}
-            }
-            Routes::Seen {
-                tables,
-                digest,
+    /// What looks at the tables.
+    fn look_at(proc: &Path, every: Duration) -> Routes {
+        let tables = tables(proc);
+        Routes {
+            source: Source::Seen {
+                digest: digest(&tables),
                 every,
-            } => loop {
-                sleep(*every).await;
-                let now = self::digest(tables);
-                if std::mem::replace(digest, now) != now {
+            },
+            tables,
+            pending: None,
+        }
+    }
+
+    /// Waits for a change, and until no further one follows at once. Nothing is lost where the future is dropped: what was heard
+    /// until then is told the next time.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            let Some((since, last)) = self.pending else {
+                self.next().await;
+                let now = Instant::now();
+                self.pending = Some((now, now));
+                continue;
+            };
+            let until = (last + SETTLE).min(since + SETTLE_MAX);
+            match timeout_at(until, self.next()).await {
+                Ok(()) => self.pending = Some((since, Instant::now())),
+                Err(_) => {
+                    self.pending = None;
                     return;
                 }
-            },
+            }
+        }
+    }
+
+    /// Waits for the next change.
+    async fn next(&mut self) {
+        if let Source::Told(datagrams) = &self.source {
+            let Err(error) = heard(datagrams).await else {
+                return;
+            };
+            // What was there last may have changed with the last word.
+            tracing::debug!(%error, "netlink says no more; the tables of routes are looked at instead");
+            self.source = Source::Seen {
+                digest: digest(&self.tables),
+                every: LOOK,
+            };
+            return;
+        }
+        while let Source::Seen { digest, every } = &mut self.source {
+            sleep(*every).await;
+            let now = self::digest(&self.tables);
+            if std::mem::replace(digest, now) != now {
+                return;
+            }
         }
     }
 }
 
+fn tables(proc: &Path) -> [PathBuf; 2] {
+    ["route", "ipv6_route"].map(|name| proc.join("self/net").join(name))
+}
+
 /// The socket is had as one of datagrams, which it is; of whose family is of no concern to who only reads.
-fn listen() -> std::io::Result<Routes> {
+fn listen() -> std::io::Result<UnixDatagram> {
     let fd = socket(
         AddressFamily::Netlink,
         SockType::Datagram,
@@ -104,11 +144,11 @@ fn listen() -> std::io::Result<Routes> {
     )?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     let datagrams = std::os::unix::net::UnixDatagram::from(fd);
-    Ok(Routes::Told(UnixDatagram::from_std(datagrams)?))
+    UnixDatagram::from_std(datagrams)
 }
 
 /// Waits for a message and throws away all that there are. Where some were lost there was a change as well.
-async fn wait(datagrams: &UnixDatagram) -> std::io::Result<()> {
+async fn heard(datagrams: &UnixDatagram) -> std::io::Result<()> {
     let mut buffer = [0; 8192];
     datagrams.readable().await?;
     loop {
@@ -173,7 +213,7 @@ mod tests {
         put("route", V4);
         put("ipv6_route", V6);
         let mut routes = Routes::look_at(proc.path(), Duration::from_millis(10));
-        let soon = Duration::from_millis(300);
+        let soon = SETTLE + Duration::from_millis(300);
         put("route", &V4.replace("\t0\t5\t", "\t3\t99\t"));
         put(
             "ipv6_route",
@@ -185,5 +225,61 @@ mod tests {
         assert!(tokio::time::timeout(soon, routes.changed()).await.is_err());
         std::fs::remove_file(net.join("ipv6_route")).expect("it was there");
         assert!(tokio::time::timeout(soon, routes.changed()).await.is_ok());
+    }
+
+    /// One that hears what is sent to the other end of a pair.
+    fn pair() -> (Routes, UnixDatagram) {
+        let (there, here) = UnixDatagram::pair().expect("a pair");
+        (Routes::told(here, Path::new("/proc")), there)
+    }
+
+    #[tokio::test]
+    async fn a_change_is_told_though_nobody_waits_when_it_comes() {
+        let (mut routes, kernel) = pair();
+        kernel.send(b"route").await.expect("sent");
+        // Whoever waits turns to something else while it settles, again and again.
+        for _ in 0..20 {
+            let short = Duration::from_millis(20);
+            if tokio::time::timeout(short, routes.changed()).await.is_ok() {
+                return;
+            }
+            assert!(routes.pending.is_some());
+        }
+        let rest = tokio::time::timeout(SETTLE, routes.changed()).await;
+        assert!(rest.is_ok(), "it was lost");
+        // It is told once.
+        let again = tokio::time::timeout(2 * SETTLE, routes.changed()).await;
+        assert!(again.is_err());
+    }
+
+    #[tokio::test]
+    async fn changes_without_end_are_told_all_the_same() {
+        let (mut routes, kernel) = pair();
+        let flapping = tokio::spawn(async move {
+            while kernel.send(b"route").await.is_ok() {
+                sleep(SETTLE / 5).await;
+            }
+        });
+        let began = Instant::now();
+        let told = tokio::time::timeout(2 * SETTLE_MAX, routes.changed()).await;
+        assert!(told.is_ok(), "nobody hears of it");
+        assert!(began.elapsed() >= SETTLE_MAX, "{:?}", began.elapsed());
+        flapping.abort();
+    }
+
+    #[tokio::test]
+    async fn the_tables_are_looked_at_where_the_kernel_says_no_more() {
+        let proc = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(proc.path().join("self/net")).expect("made");
+        let (there, here) = UnixDatagram::pair().expect("a pair");
+        let mut routes = Routes::told(here, proc.path());
+        // An empty datagram is what such a socket reads at its end.
+        there.send(&[]).await.expect("sent");
+        let told = tokio::time::timeout(2 * SETTLE, routes.changed()).await;
+        assert!(told.is_ok(), "what it would have said last is lost");
+        assert!(matches!(routes.source, Source::Seen { .. }));
+        std::fs::write(proc.path().join("self/net/route"), V4).expect("written");
+        let told = tokio::time::timeout(2 * LOOK, routes.changed()).await;
+        assert!(told.is_ok());
     }
 }
