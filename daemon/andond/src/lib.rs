@@ -13,6 +13,7 @@ pub mod audit;
 pub mod check;
 pub mod config;
 pub mod confine;
+mod credential;
 pub mod fault;
 pub mod frontend;
 pub mod hardware;

@@ -7,9 +7,6 @@
 //! Invariant: what a broker has taken is kept until it has taken something newer: files that are broken, half replaced or turned
 //! away cost no connection.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,37 +14,13 @@ use rumqttc::{TlsConfiguration, Transport};
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::rustls::ClientConfig;
 
-use super::tls::{self, Texts};
 use crate::config::mqtt::MqttConfig;
+use crate::credential::{self, Own, Stamp, Unusable};
 
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Largest password file, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
-
-/// Why a file is of no use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unusable {
-    /// The key that names it.
-    pub(crate) key: &'static str,
-    /// What is wrong with it. Nothing of what it holds.
-    pub(crate) what: String,
-}
-
-impl Unusable {
-    pub(super) fn new(key: &'static str, what: &dyn std::fmt::Display) -> Unusable {
-        Unusable {
-            key,
-            what: what.to_string(),
-        }
-    }
-}
-
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.key, self.what)
-    }
-}
 
 /// What the files held at a moment.
 #[derive(Clone)]
@@ -68,7 +41,7 @@ impl Credentials {
     pub(super) fn read(config: &MqttConfig) -> Result<Credentials, Unusable> {
         let mut digest = Sha256::new();
         let mut file = |key, path: &Path, bytes_max| {
-            let bytes = read(key, path, bytes_max)?;
+            let bytes = credential::read(key, path, bytes_max)?;
             digest.update((bytes.len() as u64).to_le_bytes());
             digest.update(&bytes);
             Ok::<_, Unusable>(bytes)
@@ -79,8 +52,9 @@ impl Credentials {
             (Some(name), Some(path)) => {
                 let key = "mqtt.password-file";
                 let text = file(key, path, PASSWORD_BYTES_MAX)?;
-                let mut text =
-                    String::from_utf8(text).map_err(|_| Unusable::new(key, &"it is not UTF-8"))?;
+                let text = std::str::from_utf8(&text);
+                let text = text.map_err(|_| Unusable::new(key, &"it is not UTF-8"))?;
+                let mut text = text.to_owned();
                 if text.ends_with('\n') {
                     text.pop();
                     if text.ends_with('\r') {
@@ -101,11 +75,12 @@ impl Credentials {
                 )),
                 _ => None,
             };
-            let own = own.as_ref();
-            Some(tls::client(&Texts {
-                ca: &ca,
-                own: own.map(|(certificate, key)| (certificate.as_slice(), key.as_slice())),
-            })?)
+            let own = own.as_ref().map(|(certificate, key)| Own {
+                certificate: ("mqtt.certificate-file", certificate),
+                key: ("mqtt.key-file", key),
+            });
+            let roots = credential::authorities("mqtt.ca-file", &ca)?;
+            Some(Arc::new(credential::tls(roots, own.as_ref())?))
         } else {
             None
         };
@@ -127,44 +102,17 @@ impl Credentials {
     }
 }
 
-/// Reads a file of bounded size.
-fn read(key: &'static str, path: &Path, bytes_max: u64) -> Result<Vec<u8>, Unusable> {
-    let failed = |error: std::io::Error| {
-        Unusable::new(key, &format!("cannot read {}: {error}", path.display()))
-    };
-    let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > bytes_max {
-        let what = format!("{} has more than {bytes_max} bytes", path.display());
-        return Err(Unusable::new(key, &what));
-    }
-    Ok(bytes)
-}
+/// Which files there are, as far as that is known without reading them.
+type Stamps = [Option<Stamp>; 4];
 
-/// Which files there are, as far as that is known without reading them: device, number, size, and when they were changed.
-type Stamp = [Option<(u64, u64, u64, i64, i64)>; 4];
-
-fn stamp(config: &MqttConfig) -> Stamp {
+fn stamps(config: &MqttConfig) -> Stamps {
     let files = [
         &config.password_file,
         &config.ca_file,
         &config.certificate_file,
         &config.key_file,
     ];
-    files.map(|path| {
-        let facts = std::fs::metadata(path.as_ref()?).ok()?;
-        // The time of the last change of the file's entry cannot be set by whoever copies it with its old time.
-        Some((
-            facts.dev(),
-            facts.ino(),
-            facts.size(),
-            facts.ctime(),
-            facts.ctime_nsec(),
-        ))
-    })
+    files.map(|path| credential::stamp(path.as_ref()?))
 }
 
 /// What a connection is made with, and what to fall back to.
@@ -177,7 +125,7 @@ pub(super) struct Keyring {
     /// What it turned away since, while there was something proven.
     refused: Option<[u8; 32]>,
     /// The files when they were last found to be in order, or as they are in use.
-    stamp: Option<Stamp>,
+    stamps: Option<Stamps>,
     /// What was last said to be wrong with them.
     complained: Option<String>,
 }
@@ -207,11 +155,11 @@ impl Keyring {
 
     /// Reads the files, and says once what is wrong with them.
     fn read(&mut self, config: &MqttConfig) -> Result<Credentials, Unusable> {
-        let stamp = stamp(config);
+        let stamps = stamps(config);
         let read = Credentials::read(config);
         match &read {
             Ok(_) => {
-                self.stamp = Some(stamp);
+                self.stamps = Some(stamps);
                 self.complained = None;
             }
             Err(error) => self.complain(&error.to_string()),
@@ -234,7 +182,7 @@ impl Keyring {
     /// What the files hold, if that is something else than what is in use and was not turned away. Without `anew`, files are
     /// read only that have changed.
     pub(super) fn changed(&mut self, config: &MqttConfig, anew: bool) -> Option<Credentials> {
-        if !anew && self.stamp == Some(stamp(config)) {
+        if !anew && self.stamps == Some(stamps(config)) {
             return None;
         }
         let new = self.read(config).ok()?;
@@ -245,7 +193,7 @@ impl Keyring {
 
     /// Files that are in order were not taken for a reason that may pass: they are looked at again.
     pub(super) fn look_again(&mut self) {
-        self.stamp = None;
+        self.stamps = None;
     }
 
     /// The broker has taken what the connection was made with.

@@ -33,7 +33,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
-use self::credentials::{Keyring, Unusable};
+use self::credentials::Keyring;
 use self::desk::{Desk, Note, Prepared, Verdict};
 use self::link::{Cause, Greeting, Link, LinkEvent, LinkOptions};
 use self::message::{AckToken, Incoming, Version};
@@ -46,6 +46,7 @@ use crate::access::Caller;
 use crate::config::Config;
 use crate::config::limits::LimitsConfig;
 use crate::config::mqtt::{MqttConfig, Protocol};
+use crate::credential::Unusable;
 use crate::fault::{Fault, FaultCode};
 use crate::health;
 use crate::request::{Origin, Request};

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::credentials::{Credentials, Unusable};
+use super::credentials::Credentials;
 use super::reconnect::Reconnect;
 use super::{Frontend, tls};
 use crate::config::Config;
 use crate::config::mqtt::MqttConfig;
+use crate::credential::Unusable;
 
 /// How often the files of certificates and passwords are looked at for changes: four questions to the file system. Whoever
 /// replaces them leaves the former valid for longer, and a file that is half replaced is looked at again. The system's
