@@ -13,6 +13,7 @@ mod client;
 mod connect;
 mod cost;
 mod drive;
+mod files;
 mod instance;
 mod member;
 mod question;
@@ -256,10 +257,10 @@ impl Inner {
 /// Adds what is wrong with the files that upstreams' sections name.
 pub(crate) fn check_files(config: &Config, problems: &mut Problems) {
     for (number, upstream) in (1..).zip(&config.upstream) {
-        if let Err((key, what)) = client::check(upstream) {
+        if let Err(unusable) = files::check(upstream) {
             problems.add(
-                format!("upstream[{number}].{key}"),
-                what,
+                format!("upstream[{number}].{}", unusable.key),
+                unusable.what,
                 "give a file that the daemon's user can read and that holds what it should",
             );
         }

@@ -69,6 +69,14 @@ pub struct Ticket {
     trial: bool,
 }
 
+impl Ticket {
+    /// Whether the server has failed before, and this is to show whether it works again.
+    #[must_use]
+    pub const fn is_trial(&self) -> bool {
+        self.trial
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Closed { failures: u32 },

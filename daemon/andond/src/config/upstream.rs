@@ -57,8 +57,14 @@ pub struct UpstreamConfig {
     pub api_key_file: Option<PathBuf>,
     /// PEM file with the authorities that its certificate may come from; unset, those of the system.
     pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate that it is shown, and those that this comes from; or a credential.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM file with that certificate's key; or a credential.
+    pub key_file: Option<PathBuf>,
     /// The proxy that connections to it go through, by CONNECT.
     pub proxy: Option<String>,
+    /// A file with the name and password that the proxy wants, with a colon between; or a credential.
+    pub proxy_login_file: Option<PathBuf>,
     /// What a million tokens of prompts cost there, as digits with six after the point at most; unset, nothing.
     pub prompt_price: Option<String>,
     /// What a million tokens of answers cost.
@@ -79,7 +85,7 @@ pub struct UpstreamConfig {
     pub token_timeout_ms: u64,
     /// Longest time that an answer takes in all.
     pub total_timeout_ms: u64,
-    /// How often it is asked again when it refuses or cannot be reached.
+    /// How often it is asked again when it takes no more for now or cannot be reached.
     pub retries_max: u32,
     /// After so many failures in a row it is left alone.
     pub failures_max: u32,
@@ -97,7 +103,10 @@ impl Default for UpstreamConfig {
             model: String::new(),
             api_key_file: None,
             ca_file: None,
+            certificate_file: None,
+            key_file: None,
             proxy: None,
+            proxy_login_file: None,
             prompt_price: None,
             answer_price: None,
             priority: 0,
@@ -153,14 +162,24 @@ impl UpstreamConfig {
         }
     }
 
-    /// The file with its key.
+    /// Whether it is spoken to by TLS.
     #[must_use]
-    pub fn key_path(&self) -> Option<PathBuf> {
-        let file = self.api_key_file.as_ref()?;
-        match std::env::var_os(CREDENTIALS_DIRECTORY) {
-            Some(folder) if is_bare(file) => Some(Path::new(&folder).join(file)),
-            _ => Some(file.clone()),
-        }
+    pub fn is_secure(&self) -> bool {
+        self.address()
+            .is_some_and(|uri| uri.scheme() == Some(&Scheme::HTTPS))
+    }
+
+    /// The files that it names, each by its key, and where they are.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        [
+            ("api-key-file", &self.api_key_file),
+            ("ca-file", &self.ca_file),
+            ("certificate-file", &self.certificate_file),
+            ("key-file", &self.key_file),
+            ("proxy-login-file", &self.proxy_login_file),
+        ]
+        .into_iter()
+        .filter_map(|(key, file)| Some((key, credential(file.as_deref()?))))
     }
 
     /// `number` counts from 1, in the order of the file.
@@ -194,45 +213,54 @@ impl UpstreamConfig {
                 "would cross the network in the clear",
                 "use an address that begins with https://, or leave out the key",
             );
-            problems.require(
-                self.ca_file.is_none(),
-                &key("ca-file"),
-                "is set, but the connection is not encrypted",
-                "use an address that begins with https://",
-            );
+            for (field, file) in [
+                ("ca-file", &self.ca_file),
+                ("certificate-file", &self.certificate_file),
+                ("key-file", &self.key_file),
+            ] {
+                problems.require(
+                    file.is_none(),
+                    &key(field),
+                    "is set, but the connection is not encrypted",
+                    "use an address that begins with https://",
+                );
+            }
         }
+        problems.require(
+            self.certificate_file.is_some() == self.key_file.is_some(),
+            &key("certificate-file"),
+            "goes with key-file only",
+            "set both, or neither",
+        );
+        problems.require(
+            self.proxy_login_file.is_none() || self.proxy.is_some(),
+            &key("proxy-login-file"),
+            "is set, but there is no proxy",
+            "name the proxy, or leave out its login",
+        );
         problems.require(
             self.proxy.is_none() || self.proxy_address().is_some(),
             &key("proxy"),
             "is not an address of a proxy",
             "write it as http://host:port",
         );
-        let is_absolute =
-            |file: &Option<PathBuf>| file.as_ref().is_none_or(|path| path.is_absolute());
-        problems.require(
-            is_absolute(&self.api_key_file) || self.api_key_file.as_deref().is_some_and(is_bare),
-            &key("api-key-file"),
-            "is neither an absolute path nor the name of a credential",
-            "give an absolute path, or the name of one of the unit's LoadCredential=",
-        );
-        problems.require(
-            is_absolute(&self.ca_file),
-            &key("ca-file"),
-            "is not an absolute path",
-            "give an absolute path",
-        );
-        for (field, price) in [
-            ("prompt-price", &self.prompt_price),
-            ("answer-price", &self.answer_price),
+        for (field, file) in [
+            ("api-key-file", &self.api_key_file),
+            ("ca-file", &self.ca_file),
+            ("certificate-file", &self.certificate_file),
+            ("key-file", &self.key_file),
+            ("proxy-login-file", &self.proxy_login_file),
         ] {
-            let is_amount = |price: &String| budget::micros(price).is_some();
+            let is_one = |file: &PathBuf| file.is_absolute() || is_bare(file);
             problems.require(
-                price.as_ref().is_none_or(is_amount),
+                file.as_ref().is_none_or(is_one),
                 &key(field),
-                "is not an amount",
-                "write digits, and at most six more behind a point",
+                "is neither an absolute path nor the name of a credential",
+                "give an absolute path, or the name of one of the unit's LoadCredential=",
             );
         }
+        problems.amount(&key("prompt-price"), self.prompt_price.as_deref());
+        problems.amount(&key("answer-price"), self.answer_price.as_deref());
         problems.within(&key("priority"), self.priority, 0..=1000);
         problems.within(&key("weight"), self.weight, 1..=1000);
         problems.within(&key("requests-max"), self.requests_max, 1..=256);
@@ -259,23 +287,12 @@ impl UpstreamConfig {
 
 /// Checks what concerns all of them.
 pub(super) fn check(upstreams: &[UpstreamConfig], problems: &mut Problems) {
-    if upstreams.len() > UPSTREAMS_MAX {
-        problems.add(
-            "upstream",
-            format!("{} upstreams are configured", upstreams.len()),
-            format!("keep at most {UPSTREAMS_MAX}"),
-        );
-    }
+    problems.sections("upstream", upstreams.len(), UPSTREAMS_MAX);
     for (number, upstream) in (1..).zip(upstreams) {
         upstream.check(number, problems);
         let before = upstreams.iter().take(number - 1);
-        if before.into_iter().any(|other| other.name == upstream.name) {
-            problems.add(
-                format!("upstream[{number}].name"),
-                "is another upstream's, too",
-                "give each a name of its own",
-            );
-        }
+        let is_taken = before.into_iter().any(|other| other.name == upstream.name);
+        problems.own_name("upstream", number, is_taken);
     }
 }
 
@@ -313,6 +330,15 @@ pub fn ip(uri: &Uri) -> Option<IpAddr> {
 
 fn is_loopback(uri: &Uri) -> bool {
     ip(uri).is_some_and(|ip| ip.is_loopback()) || uri.host() == Some("localhost")
+}
+
+/// Where a file is: one without a folder is a credential of the unit.
+#[must_use]
+pub fn credential(file: &Path) -> PathBuf {
+    match std::env::var_os(CREDENTIALS_DIRECTORY) {
+        Some(folder) if is_bare(file) => Path::new(&folder).join(file),
+        _ => file.to_owned(),
+    }
 }
 
 /// Whether a path is a name and nothing else.
@@ -422,18 +448,63 @@ mod tests {
         assert_eq!(keys(&[clear]), ["upstream[1].ca-file"]);
         let relative = UpstreamConfig {
             api_key_file: Some("a/b".into()),
-            ca_file: Some("ca.pem".into()),
+            ca_file: Some("../ca.pem".into()),
             ..good()
         };
         assert_eq!(
             keys(&[relative]),
             ["upstream[1].api-key-file", "upstream[1].ca-file"]
         );
-        let credential = UpstreamConfig {
+        let credentials = UpstreamConfig {
             api_key_file: Some("plant.key".into()),
+            ca_file: Some("plant-ca.pem".into()),
+            certificate_file: Some("gateway.pem".into()),
+            key_file: Some("gateway.key".into()),
+            proxy: Some("http://proxy.plant:3128".to_owned()),
+            proxy_login_file: Some("proxy.login".into()),
             ..good()
         };
-        assert!(keys(&[credential]).is_empty());
+        assert!(keys(std::slice::from_ref(&credentials)).is_empty());
+        let files: Vec<_> = credentials.files().map(|(key, _)| key).collect();
+        assert_eq!(
+            files,
+            [
+                "api-key-file",
+                "ca-file",
+                "certificate-file",
+                "key-file",
+                "proxy-login-file"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_shown_to_others_is_whole_and_has_somebody_to_be_shown_to() {
+        let half = UpstreamConfig {
+            certificate_file: Some("/etc/gateway.pem".into()),
+            ..good()
+        };
+        assert_eq!(keys(&[half]), ["upstream[1].certificate-file"]);
+        let half = UpstreamConfig {
+            key_file: Some("/etc/gateway.key".into()),
+            ..good()
+        };
+        assert_eq!(keys(&[half]), ["upstream[1].certificate-file"]);
+        let clear = UpstreamConfig {
+            url: "http://127.0.0.1:8311/v1".to_owned(),
+            certificate_file: Some("/etc/gateway.pem".into()),
+            key_file: Some("/etc/gateway.key".into()),
+            ..good()
+        };
+        assert_eq!(
+            keys(&[clear]),
+            ["upstream[1].certificate-file", "upstream[1].key-file"]
+        );
+        let nowhere = UpstreamConfig {
+            proxy_login_file: Some("/etc/login".into()),
+            ..good()
+        };
+        assert_eq!(keys(&[nowhere]), ["upstream[1].proxy-login-file"]);
     }
 
     #[test]

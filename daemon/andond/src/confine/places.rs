@@ -195,8 +195,7 @@ pub fn link(config: &Config) -> Places {
 pub fn upstream(config: &Config) -> Places {
     let mut places = Places::default();
     for upstream in &config.upstream {
-        let files = [upstream.key_path(), upstream.ca_file.clone()];
-        for path in files.into_iter().flatten() {
+        for (_, path) in upstream.files() {
             replaceable(&path, &mut places.read);
         }
         if let Some(peer) = upstream.peer() {

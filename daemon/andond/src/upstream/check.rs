@@ -2,23 +2,57 @@
 //!
 //! Invariant: what passes is JSON of the schema in which no object has a name twice, and calls what may be called.
 
+use std::sync::Arc;
+
 use serde_json::Value;
+use tokio::task::spawn_blocking;
 
 use super::answer::{FaultKind, ToolCall};
 use super::client::Refusal;
 use super::instance;
 use super::question::{Question, Shape};
+use super::reply::Complete;
 use crate::request::{Calling, tool_name};
+use crate::worker::Finish;
 
 fn misshapen(what: impl Into<String>) -> Refusal {
     Refusal::new(FaultKind::Misshapen, what)
+}
+
+/// Checks an answer and what was held back of its text, and gives both back, the text without white space around it. What may
+/// take long does so on a thread of its own.
+///
+/// # Errors
+/// What the answer is not.
+pub(super) async fn answer(
+    question: Arc<Question>,
+    complete: Complete,
+    held: String,
+) -> Result<(Complete, String), Refusal> {
+    let is_short = question.shape.is_none() && complete.calls.is_empty();
+    let check = move || {
+        calls(&complete.calls, &question)?;
+        let held = held.trim();
+        if let Some(shape) = &question.shape
+            && complete.finish == Finish::Stop
+        {
+            text(held, shape)?;
+        }
+        let held = held.to_owned();
+        Ok((complete, held))
+    };
+    if is_short {
+        return check();
+    }
+    let stopping = |_| Err(Refusal::new(FaultKind::Unavailable, "the daemon stops"));
+    spawn_blocking(check).await.unwrap_or_else(stopping)
 }
 
 /// Checks the text of an answer that has to have a shape.
 ///
 /// # Errors
 /// What it is not.
-pub(super) fn text(text: &str, shape: &Shape) -> Result<(), Refusal> {
+fn text(text: &str, shape: &Shape) -> Result<(), Refusal> {
     let value = andon_engine::grammar::parse_json(text.as_bytes())
         .map_err(|_| misshapen("the answer is not JSON"))?;
     match shape {
@@ -37,7 +71,7 @@ fn fits(schema: &Value, value: &Value, what: &str) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// What they may not be.
-pub(super) fn calls(calls: &[ToolCall], question: &Question) -> Result<(), Refusal> {
+fn calls(calls: &[ToolCall], question: &Question) -> Result<(), Refusal> {
     let choice = &question.tool_choice;
     match (choice.calling.clone(), calls.len()) {
         (Calling::Never, 1..) => return Err(misshapen("the answer calls tools and may not")),

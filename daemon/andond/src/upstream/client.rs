@@ -1,13 +1,9 @@
-//! HTTP with one upstream: whom it is asked as, what it is sent, and what its first words mean.
+//! HTTP with one upstream: what it is sent, and what its first words mean.
 //!
 //! Invariant: the key goes to the configured address and nowhere else, since no redirect is followed; it is in no text that is
 //! made here.
 
 use std::fmt;
-use std::io::Read as _;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,22 +17,15 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use zeroize::Zeroizing;
 
 use super::Permit;
 use super::answer::FaultKind;
-use super::connect::{ConnectFault, Connector, HTTP2};
+use super::connect::{self, ConnectFault, Connector};
+use super::files;
 use super::reply::Form;
 use crate::config::upstream::UpstreamConfig;
+use crate::credential::Unusable;
 
-/// Largest file with a key, in bytes.
-const KEY_BYTES_MAX: u64 = 8 * 1024;
-/// Largest file with authorities, in bytes.
-const AUTHORITIES_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Largest head of a reply, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most of a reply that says why there is no answer, in bytes.
@@ -58,7 +47,7 @@ pub(super) struct Refusal {
     pub(super) kind: FaultKind,
     pub(super) what: String,
     pub(super) retry_after: Option<Duration>,
-    /// Whether the very same may be asked again: it cannot have begun to answer.
+    /// Whether the very same may be asked again: it cannot have begun to answer, and may do so soon.
     pub(super) is_unbegun: bool,
 }
 
@@ -87,23 +76,18 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// One as configured. Reads the authorities' file, and blocks as long as that takes.
+    /// One as configured. Reads the files of its connections, and blocks as long as that takes.
     ///
     /// # Errors
     /// The key of the configuration that is of no use, and why.
-    pub(super) fn new(
-        config: &UpstreamConfig,
-        peer: Arc<Mutex<Option<SocketAddr>>>,
-    ) -> Result<Client, (&'static str, String)> {
-        let no_address = || ("url", "is not an address".to_owned());
+    pub(super) fn new(config: &UpstreamConfig) -> Result<Client, Unusable> {
+        let no_address = || Unusable::new("url", &"is not an address");
         let address = config.address().ok_or_else(no_address)?;
-        let is_secure = address.scheme_str() == Some("https");
-        let tls = is_secure.then(|| tls(config)).transpose()?;
+        let login = files::login(config)?;
         let connector = Connector::new(
-            config.proxy_address(),
-            tls,
+            config.proxy_address().map(|proxy| (proxy, login)),
+            files::tls(config)?,
             Duration::from_millis(config.connect_timeout_ms),
-            peer,
         );
         let pool = Pool::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -162,18 +146,10 @@ impl Client {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.models.clone();
         let response = self.send(request, key).await?;
-        let status = response.status();
-        if status.is_success() {
-            // The connection is of further use only if what it says has been read.
-            drop(said(response.into_body()).await);
-            return Ok(());
-        }
-        let refusal = refused(response).await;
-        match refusal.kind {
-            // It has no list of models, or is busy; but there it is.
-            FaultKind::Rejected | FaultKind::Busy => Ok(()),
-            _ => Err(refusal),
-        }
+        // Whatever it says, there it is: it may have no list of models, not for this key, or elsewhere, and yet answer. Whether
+        // it does is shown by the next question. The connection is of further use only if what it says has been read.
+        drop(said(response.into_body()).await);
+        Ok(())
     }
 
     async fn send(
@@ -200,7 +176,7 @@ fn sent(error: &hyper_util::client::legacy::Error) -> Refusal {
     while let Some(source) = next {
         if let Some(fault) = source.downcast_ref::<ConnectFault>() {
             return Refusal {
-                is_unbegun: true,
+                is_unbegun: matches!(fault.kind, FaultKind::Unreachable | FaultKind::Slow),
                 ..Refusal::new(fault.kind, fault.what.clone())
             };
         }
@@ -214,6 +190,13 @@ fn sent(error: &hyper_util::client::legacy::Error) -> Refusal {
 
 /// What went wrong with HTTP itself.
 pub(super) fn http(error: &hyper::Error) -> Refusal {
+    if let Some(what) = connect::turned_away(error) {
+        return Refusal::new(FaultKind::Denied, what);
+    }
+    let source = std::error::Error::source(error);
+    if let Some(error) = source.and_then(|source| source.downcast_ref::<h2::Error>()) {
+        return http2(error);
+    }
     if error.is_parse_too_large() {
         Refusal::new(FaultKind::Endless, "the head of its reply is too long")
     } else if error.is_parse() {
@@ -229,6 +212,26 @@ pub(super) fn http(error: &hyper::Error) -> Refusal {
         )
     } else {
         Refusal::new(FaultKind::Broken, "the connection breaks off")
+    }
+}
+
+/// What went wrong with HTTP/2.
+fn http2(error: &h2::Error) -> Refusal {
+    use h2::Reason;
+    match error.reason() {
+        // The question was not looked at.
+        Some(Reason::REFUSED_STREAM | Reason::ENHANCE_YOUR_CALM) if error.is_remote() => Refusal {
+            is_unbegun: true,
+            ..Refusal::new(FaultKind::Busy, "it takes no more for now")
+        },
+        Some(_) if error.is_library() => {
+            Refusal::new(FaultKind::Garbled, "it does not speak HTTP/2 as it should")
+        }
+        Some(Reason::NO_ERROR) if error.is_go_away() => {
+            Refusal::new(FaultKind::Broken, "it ends the connection")
+        }
+        Some(_) => Refusal::new(FaultKind::Broken, "it breaks off"),
+        None => Refusal::new(FaultKind::Broken, "the connection breaks off"),
     }
 }
 
@@ -277,11 +280,13 @@ async fn refused(response: Response<Incoming>) -> Refusal {
     let (kind, is_unbegun) = match code {
         429 => (FaultKind::Busy, true),
         503 if retry_after.is_some() => (FaultKind::Busy, true),
+        503 => (FaultKind::Failed, true),
         300..=399 => (FaultKind::Redirected, false),
         401 | 403 | 407 => (FaultKind::Denied, false),
         408 => (FaultKind::Slow, false),
         400..=499 => (FaultKind::Rejected, false),
-        500..=599 => (FaultKind::Failed, true),
+        // It may fail with this very question, here and everywhere.
+        500..=599 => (FaultKind::Failed, false),
         _ => (FaultKind::Garbled, false),
     };
     let mut what = match kind {
@@ -375,90 +380,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(after.min(RETRY_AFTER_MAX))
 }
 
-/// How an upstream is spoken to over TLS.
-fn tls(config: &UpstreamConfig) -> Result<Arc<ClientConfig>, (&'static str, String)> {
-    let mut roots = RootCertStore::empty();
-    match &config.ca_file {
-        Some(path) => {
-            let key = "ca-file";
-            let bytes = read(path, AUTHORITIES_BYTES_MAX).map_err(|error| (key, error))?;
-            for certificate in CertificateDer::pem_slice_iter(&bytes) {
-                let certificate = certificate.map_err(|error| (key, error.to_string()))?;
-                roots
-                    .add(certificate)
-                    .map_err(|error| (key, error.to_string()))?;
-            }
-            if roots.is_empty() {
-                return Err((key, "there is no certificate in it".to_owned()));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                let what = "this system has no authorities of its own";
-                return Err(("ca-file", what.to_owned()));
-            }
-        }
-    }
-    let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| ("url", error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(client))
-}
-
-/// The key that an upstream is shown, as a header that is marked as a secret. Blocks as long as the file takes.
-///
-/// # Errors
-/// Why the file is of no use; nothing of what it holds.
-pub(super) fn key(config: &UpstreamConfig) -> Result<Option<HeaderValue>, String> {
-    let Some(path) = config.key_path() else {
-        return Ok(None);
-    };
-    let bytes = Zeroizing::new(read(&path, KEY_BYTES_MAX)?);
-    let key = bytes.trim_ascii();
-    if key.is_empty() || !key.iter().all(u8::is_ascii_graphic) {
-        return Err(format!("{} holds no key in one line", path.display()));
-    }
-    let text = Zeroizing::new([&b"Bearer "[..], key].concat());
-    let mut value = HeaderValue::from_bytes(&text)
-        .map_err(|_| format!("{} holds no key in one line", path.display()))?;
-    value.set_sensitive(true);
-    Ok(Some(value))
-}
-
-/// Reads a file of bounded size.
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(format!(
-            "{} has more than {bytes_max} bytes",
-            path.display()
-        ));
-    }
-    Ok(bytes)
-}
-
-/// Reads the files that an upstream's section names, as a connection would.
-///
-/// # Errors
-/// The key of the section that is of no use, and why.
-pub(super) fn check(config: &UpstreamConfig) -> Result<(), (&'static str, String)> {
-    key(config).map_err(|what| ("api-key-file", what))?;
-    if config.url.starts_with("https") {
-        tls(config)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,33 +425,5 @@ mod tests {
         ] {
             assert!(!is_word(text), "{text}");
         }
-    }
-
-    #[test]
-    fn a_key_is_one_line_and_a_secret() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("key");
-        let config = UpstreamConfig {
-            api_key_file: Some(path.clone()),
-            ..UpstreamConfig::default()
-        };
-        std::fs::write(&path, "hunter2\n").expect("written");
-        let value = key(&config).expect("a key").expect("a key");
-        assert_eq!(value.as_bytes(), b"Bearer hunter2");
-        assert!(value.is_sensitive() && !format!("{value:?}").contains("hunter2"));
-        for bad in [
-            "",
-            "\n",
-            "hunter2 hunter3",
-            "hunter2\nX-Other: 1",
-            "h\u{fc}nter2",
-        ] {
-            std::fs::write(&path, bad).expect("written");
-            let error = key(&config).expect_err(bad);
-            assert!(!error.contains("unter2"), "{error}");
-        }
-        std::fs::write(&path, "x".repeat(9000)).expect("written");
-        assert!(key(&config).expect_err("too long").contains("8192"));
-        assert_eq!(key(&UpstreamConfig::default()), Ok(None));
     }
 }

@@ -6,13 +6,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::Uri;
+use hyper::header::HeaderValue;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
@@ -59,20 +59,19 @@ impl ConnectFault {
 #[derive(Clone)]
 pub(super) struct Connector {
     tcp: HttpConnector,
-    proxy: Option<Uri>,
+    /// Where it is, and who connects.
+    proxy: Option<(Uri, Option<HeaderValue>)>,
     tls: Option<Arc<rustls::ClientConfig>>,
     patience: Duration,
-    /// Whom the last connection was made to.
-    peer: Arc<Mutex<Option<SocketAddr>>>,
 }
 
 impl Connector {
-    /// Connections through `proxy`, encrypted as `tls` says, that are there within `patience`.
+    /// Connections through `proxy`, which is told who connects if it has to know, encrypted as `tls` says, that are there within
+    /// `patience`.
     pub(super) fn new(
-        proxy: Option<Uri>,
+        proxy: Option<(Uri, Option<HeaderValue>)>,
         tls: Option<Arc<rustls::ClientConfig>>,
         patience: Duration,
-        peer: Arc<Mutex<Option<SocketAddr>>>,
     ) -> Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -85,7 +84,6 @@ impl Connector {
             proxy,
             tls,
             patience,
-            peer,
         }
     }
 
@@ -98,14 +96,18 @@ impl Connector {
                     .call(to.clone())
                     .await
                     .map_err(|error| reached(&error))?,
-                Some(proxy) => {
+                Some((proxy, login)) => {
                     let to = with_port(&to)?;
-                    let tunnel = Tunnel::new(proxy, self.tcp).call(to);
-                    tunnel.await.map_err(|error| tunnelled(&error))?
+                    let has_login = login.is_some();
+                    let tunnel = Tunnel::new(proxy, self.tcp);
+                    let mut tunnel = match login {
+                        Some(login) => tunnel.with_auth(login),
+                        None => tunnel,
+                    };
+                    let tunnel = tunnel.call(to).await;
+                    tunnel.map_err(|error| tunnelled(&error, has_login))?
                 }
             };
-            *self.peer.lock().unwrap_or_else(PoisonError::into_inner) =
-                stream.inner().peer_addr().ok();
             let Some(tls) = self.tls else {
                 return Ok(Stream::Plain(stream));
             };
@@ -162,22 +164,56 @@ fn reached(error: &(dyn std::error::Error + 'static)) -> ConnectFault {
 }
 
 /// The library does not name the type of these errors; what lies behind one and its own words tell them apart.
-fn tunnelled(error: &(dyn std::error::Error + 'static)) -> ConnectFault {
+fn tunnelled(error: &(dyn std::error::Error + 'static), has_login: bool) -> ConnectFault {
     match error.source() {
         Some(source) => {
             let fault = reached(source);
             ConnectFault::unreachable(format!("the proxy: {fault}"))
         }
-        None if error.to_string().contains("authorization") => {
-            ConnectFault::unreachable("the proxy wants to know who connects")
-        }
+        None if error.to_string().contains("authorization") => ConnectFault {
+            kind: FaultKind::Denied,
+            what: if has_login {
+                "the proxy does not take its login".to_owned()
+            } else {
+                "the proxy wants to know who connects".to_owned()
+            },
+        },
         None => ConnectFault::unreachable("the proxy does not connect to it"),
+    }
+}
+
+/// What the server says about the certificate that it is shown, or that it is not shown one, if that is behind an error. With TLS
+/// 1.3 it says so after the handshake has ended for us.
+pub(super) fn turned_away(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use rustls::AlertDescription as Alert;
+    let io = of_system(error)?;
+    let inner = io.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::AlertReceived(alert) = inner else {
+        return None;
+    };
+    match alert {
+        Alert::CertificateRequired => Some("it wants to be shown a certificate"),
+        Alert::BadCertificate
+        | Alert::UnsupportedCertificate
+        | Alert::CertificateRevoked
+        | Alert::CertificateExpired
+        | Alert::CertificateUnknown
+        | Alert::UnknownCA
+        | Alert::DecryptError
+        | Alert::AccessDenied => Some("it does not take the certificate that it is shown"),
+        _ => None,
     }
 }
 
 /// Errors of TLS are told by what the library calls them; what the other end says of itself stays out.
 fn encrypted(error: &io::Error) -> ConnectFault {
     use rustls::{CertificateError, Error};
+    if let Some(what) = turned_away(error) {
+        return ConnectFault {
+            kind: FaultKind::Denied,
+            what: what.to_owned(),
+        };
+    }
     let library = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<Error>());

@@ -25,6 +25,8 @@ use crate::request::Calling;
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long the end of the stream, or what the answer took, is waited for once the answer itself has ended.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a prompt for each token, where the upstream does not say how many it has; most have more.
 const PROMPT_BYTES_PER_TOKEN: usize = 2;
 
@@ -69,7 +71,7 @@ pub(super) async fn question(
     let mut asking = Asking {
         inner,
         permit,
-        question,
+        question: Arc::new(question),
         deadline,
         told: Told::default(),
         attempts: 0,
@@ -95,7 +97,7 @@ pub(super) async fn question(
 struct Asking {
     inner: Arc<Inner>,
     permit: Permit,
-    question: Question,
+    question: Arc<Question>,
     deadline: Option<Instant>,
     told: Told,
     attempts: u32,
@@ -121,32 +123,40 @@ impl Asking {
                 return Err(last.unwrap_or_else(|| self.nobody(&members, &avoided)));
             };
             let mut asked = 0;
+            let mut taken = None;
             let refusal = loop {
-                let Some(turn) = Turn::take(member, &self.inner) else {
+                let Some(mut turn) = taken.take().or_else(|| Turn::take(member, &self.inner))
+                else {
                     // It has opened, or is on trial with another question by now.
                     break None;
                 };
                 asked += 1;
                 self.attempts += 1;
-                match self.attempt(member, turn, pieces).await {
+                let refusal = match self.attempt(member, &mut turn, pieces).await {
                     Ok(answered) => return Ok(answered),
                     Err(End::Gone) => {
                         let fault = UpstreamFault::new(FaultKind::Unavailable, "nobody waits");
                         return Err(fault);
                     }
-                    Err(End::Refused(refusal)) => {
-                        let is_at_end = refusal.kind == FaultKind::Deadline
-                            || self.told.text
-                            || (self.question.spends_once && self.cost != Spend::default());
-                        let again = refusal.is_unbegun
-                            && refusal.kind != FaultKind::Untrusted
-                            && asked <= member.config.retries_max;
-                        if is_at_end || !again || !self.pause(asked, &refusal).await {
-                            break Some((refusal, is_at_end));
-                        }
-                        last = Some(fault_of(member, refusal));
-                    }
+                    Err(End::Refused(refusal)) => refusal,
+                };
+                let is_at_end = refusal.kind == FaultKind::Deadline
+                    || self.told.text
+                    || (self.question.spends_once && self.cost != Spend::default());
+                let again = !is_at_end && refusal.is_unbegun && asked <= member.config.retries_max;
+                // Its own word on when to come again holds for all at once.
+                let kept = if again && refusal.kind != FaultKind::Busy {
+                    turn.noted(&refusal);
+                    Some(turn)
+                } else {
+                    turn.failed(&refusal);
+                    None
+                };
+                if !again || !self.pause(asked, &refusal).await {
+                    break Some((refusal, is_at_end));
                 }
+                taken = kept;
+                last = Some(fault_of(member, refusal));
             };
             if let Some(avoided) = avoided.get_mut(index) {
                 *avoided = true;
@@ -213,16 +223,17 @@ impl Asking {
     async fn attempt(
         &mut self,
         member: &Arc<Member>,
-        turn: Turn,
+        turn: &mut Turn,
         pieces: &Pieces,
     ) -> Result<Answered, End> {
         let config = &member.config;
         let began = Instant::now();
         let total = began + Duration::from_millis(config.total_timeout_ms);
         let until = self.deadline.map_or(total, |deadline| deadline.min(total));
+        turn.listens(Some(began));
         let mut attempt = Attempt {
             member,
-            turn: Some(turn),
+            turn,
             began,
             first: None,
             spent: None,
@@ -244,9 +255,6 @@ impl Asking {
             let (spent, began) = (attempt.spent.as_ref(), attempt.first.is_some());
             let came_to = cost::of_failed(member.price, &self.question, refusal, spent, began);
             self.cost = self.cost.plus(came_to);
-            if let Some(turn) = attempt.turn.take() {
-                turn.failed(refusal);
-            }
             inner.telemetry.upstream_refused(&member.name, refusal.kind);
         }
         outcome
@@ -263,7 +271,7 @@ fn fault_of(member: &Member, refusal: Refusal) -> UpstreamFault {
 
 struct Attempt<'a> {
     member: &'a Arc<Member>,
-    turn: Option<Turn>,
+    turn: &'a mut Turn,
     began: Instant,
     first: Option<Instant>,
     /// What the answer took, once it is complete, be it of no use.
@@ -290,30 +298,23 @@ impl Attempt<'_> {
             reader,
             is_held,
             held: String::new(),
+            ended: None,
         };
         let complete = self.read(&mut reading, asking, pieces).await?;
         let spent = spent(&complete, &asking.question);
         self.spent = Some(spent);
-        let held = std::mem::take(&mut reading.held);
-        check::calls(&complete.calls, &asking.question)?;
-        if let Some(shape) = &asking.question.shape
-            && complete.finish == crate::worker::Finish::Stop
-        {
-            check::text(held.trim(), shape)?;
-        }
-        let text = if is_held { held.trim() } else { "" };
+        let text = std::mem::take(&mut reading.held);
+        let question = Arc::clone(&asking.question);
+        let (complete, text) = check::answer(question, complete, text).await?;
         if !text.is_empty() {
-            self.tell(Piece::Text(text.to_owned()), asking, pieces)
-                .await?;
+            self.tell(Piece::Text(text), asking, pieces).await?;
         }
         if !complete.calls.is_empty() {
             self.tell(Piece::ToolCalls(complete.calls.clone()), asking, pieces)
                 .await?;
         }
         let rest = self.first.map(|first| first.elapsed()).unwrap_or_default();
-        if let Some(turn) = self.turn.take() {
-            turn.succeeded(spent.completion_tokens, rest);
-        }
+        self.turn.succeeded(spent.completion_tokens, rest);
         let whole = self.began.elapsed();
         asking
             .inner
@@ -343,8 +344,14 @@ impl Attempt<'_> {
                 None => (config.first_token_timeout_ms, "no token"),
                 Some(_) => (config.token_timeout_ms, "no further token"),
             };
-            let until = heard + Duration::from_millis(millis);
+            let patience = Duration::from_millis(millis);
+            let until = match reading.ended {
+                Some(ended) => ended + patience.min(END_PATIENCE),
+                None => heard + patience,
+            };
+            self.turn.listens(Some(heard));
             let frame = timeout_at(until.into(), reading.incoming.frame()).await;
+            self.turn.listens(None);
             let bytes = match frame {
                 Ok(Some(Ok(frame))) => match frame.into_data() {
                     Ok(bytes) => bytes,
@@ -352,7 +359,7 @@ impl Attempt<'_> {
                 },
                 Ok(None) => break,
                 // What was still to come is not part of the answer.
-                Err(_) | Ok(Some(Err(_))) if reading.reader.has_ended() => break,
+                Err(_) | Ok(Some(Err(_))) if reading.ended.is_some() => break,
                 Err(_) => {
                     let what = format!("{what} within {millis} ms");
                     return Err(Refusal::new(FaultKind::Slow, what).into());
@@ -360,12 +367,18 @@ impl Attempt<'_> {
                 Ok(Some(Err(error))) => return Err(client::http(&error).into()),
             };
             let found = reading.reader.push(&bytes).map_err(refusal)?;
-            if !found.is_empty() {
-                heard = Instant::now();
-            }
+            let is_word = !found.is_empty();
             self.hand_over(found, reading, asking, pieces).await?;
-            if reading.reader.is_over() {
-                break;
+            // Whoever reads the answer may take his time, which is not the server's.
+            let now = Instant::now();
+            if is_word {
+                heard = now;
+            }
+            if reading.reader.has_ended() {
+                let ended = *reading.ended.get_or_insert(now);
+                if reading.reader.is_over() || now >= ended + END_PATIENCE {
+                    break;
+                }
             }
         }
         let reader = std::mem::replace(
@@ -389,9 +402,7 @@ impl Attempt<'_> {
                 let now = Instant::now();
                 self.first = Some(now);
                 let after = now.duration_since(self.began);
-                if let Some(turn) = &mut self.turn {
-                    turn.began(after);
-                }
+                self.turn.began(after);
                 asking
                     .inner
                     .telemetry
@@ -424,6 +435,8 @@ struct Reading {
     /// Whether nothing of it is handed over before it is known to be in order.
     is_held: bool,
     held: String,
+    /// Since when the answer itself is complete, be it that the stream is not.
+    ended: Option<Instant>,
 }
 
 fn refusal(fault: super::reply::ReadFault) -> Refusal {

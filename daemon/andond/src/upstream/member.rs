@@ -2,10 +2,11 @@
 //!
 //! Invariant: every question that the breaker lets through comes back to it with its outcome, whatever becomes of whoever asked.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_policy::balance::Candidate;
 use andon_policy::breaker::{Breaker, Settings, State, Ticket};
@@ -15,9 +16,17 @@ use hyper::header::HeaderValue;
 use tokio::task::spawn_blocking;
 
 use super::answer::FaultKind;
-use super::client::{self, Client, Refusal};
+use super::client::{Client, Refusal};
+use super::files::{self, Stamps};
 use super::{Inner, Standing};
-use crate::config::upstream::UpstreamConfig;
+use crate::config::upstream::{self, UpstreamConfig};
+use crate::credential::Unusable;
+
+/// A question whose deadline passes in silence counts as a failure when the silence is so many times as long as answers mostly
+/// take to begin,
+const SILENCE_TIMES: u64 = 4;
+/// and at least so long, in milliseconds.
+const SILENCE_MS_MIN: u64 = 250;
 
 /// One upstream.
 #[derive(Debug)]
@@ -27,8 +36,8 @@ pub(super) struct Member {
     pub(super) model: Arc<str>,
     pub(super) price: Price,
     about: Mutex<About>,
-    /// Whom the last connection was made to.
-    peer: Arc<Mutex<Option<SocketAddr>>>,
+    /// Whom connections are made to, where that is no name: a name may lead elsewhere by the next time.
+    peer: Option<SocketAddr>,
     /// Whether the machine knows a way there.
     has_way: AtomicBool,
 }
@@ -38,7 +47,12 @@ struct About {
     breaker: Breaker,
     latency: Latency,
     open: u32,
-    client: Option<Arc<Client>>,
+    /// What speaks to it, and how the files were that it was made of.
+    client: Option<(Arc<Client>, Stamps)>,
+    /// How long it was silent towards those whose deadlines passed, as a share of its patience; 1 is a failure.
+    silence: f64,
+    /// Whether somebody looks whether it is there.
+    is_probed: bool,
     /// What was last said in the journal to be wrong with it for a person to see to.
     complained: Option<FaultKind>,
     /// Whether it was said that it is left alone.
@@ -62,10 +76,13 @@ impl Member {
                 latency: Latency::default(),
                 open: 0,
                 client: None,
+                silence: 0.0,
+                is_probed: false,
                 complained: None,
                 is_lost: false,
             }),
-            peer: Arc::default(),
+            peer: (config.peer())
+                .and_then(|uri| Some((upstream::ip(&uri)?, upstream::port(&uri)).into())),
             has_way: AtomicBool::new(true),
         }
     }
@@ -114,20 +131,25 @@ impl Member {
     pub(super) fn next_ms(&self, now_ms: u64) -> Option<u64> {
         let about = self.about();
         let until = [
-            about.breaker.due_ms(),
+            about.breaker.due_ms().filter(|_| !about.is_probed),
             about.breaker.limited_until_ms(now_ms),
         ];
         until.into_iter().flatten().min()
     }
 
-    /// Whether it is time to look whether it is there.
-    pub(super) fn is_due(&self, now_ms: u64) -> bool {
-        self.has_way()
-            && self
-                .about()
-                .breaker
-                .due_ms()
-                .is_some_and(|due| now_ms >= due)
+    /// Whether it is time to look whether it is there; then nobody else is told so until that has ended.
+    pub(super) fn is_due(self: &Arc<Self>, now_ms: u64) -> Option<Probing> {
+        if !self.has_way() {
+            return None;
+        }
+        let mut about = self.about();
+        let due = about.breaker.due_ms()?;
+        if now_ms < due || about.is_probed {
+            return None;
+        }
+        about.is_probed = true;
+        drop(about);
+        Some(Probing(Arc::clone(self)))
     }
 
     fn has_way(&self) -> bool {
@@ -140,25 +162,35 @@ impl Member {
     ) -> Result<(Arc<Client>, Option<HeaderValue>), Refusal> {
         let member = Arc::clone(self);
         let made = spawn_blocking(move || {
-            let key = client::key(&member.config).map_err(|what| ("api-key-file", what))?;
+            let key = files::key(&member.config)?;
+            let stamps = Stamps::of(&member.config);
             let known = member.about().client.clone();
-            let client = match known {
-                Some(client) => client,
-                None => {
-                    let client = Client::new(&member.config, Arc::clone(&member.peer))?;
+            if let Some((client, of)) = &known
+                && *of == stamps
+            {
+                return Ok((Arc::clone(client), key));
+            }
+            match (Client::new(&member.config), known) {
+                (Ok(client), _) => {
                     let client = Arc::new(client);
-                    Arc::clone(member.about().client.insert(client))
+                    member.about().client = Some((Arc::clone(&client), stamps));
+                    Ok((client, key))
                 }
-            };
-            Ok::<_, (&'static str, String)>((client, key))
+                // They may be half replaced. What was in order goes on, and they are looked at again.
+                (Err(unusable), Some((client, _))) => {
+                    let name = &*member.name;
+                    tracing::warn!(upstream = name, %unusable, "the new files of an upstream are not used; the former ones are");
+                    Ok((client, key))
+                }
+                (Err(unusable), None) => Err(unusable),
+            }
         });
-        let unusable = |(key, what): (&'static str, String)| {
-            let kind = if key == "api-key-file" {
-                FaultKind::Denied
-            } else {
-                FaultKind::Untrusted
+        let unusable = |unusable: Unusable| {
+            let kind = match unusable.key {
+                files::CA => FaultKind::Untrusted,
+                _ => FaultKind::Denied,
             };
-            Refusal::new(kind, format!("{key}: {what}"))
+            Refusal::new(kind, unusable.to_string())
         };
         match made.await {
             Ok(made) => made.map_err(unusable),
@@ -178,20 +210,10 @@ impl Member {
         self.about().breaker.network_changed(now_ms);
     }
 
-    /// Looks whether the machine knows a way to where it was last connected to; says whether that is news. No packet is sent: a
-    /// datagram socket is only told whom it would be for.
-    pub(super) fn look_for_way(&self) -> bool {
-        let peer = *self.peer.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_way = peer.is_none_or(|peer| {
-            let any: SocketAddr = match peer {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            // Where no socket can be made nothing is known.
-            UdpSocket::bind(any).is_err()
-                || UdpSocket::bind(any).is_ok_and(|socket| socket.connect(peer).is_ok())
-        });
-        self.has_way.swap(has_way, Ordering::Relaxed) != has_way
+    /// Looks whether the machine knows a way there. No packet is sent: a datagram socket is only told whom it would be for.
+    pub(super) fn look_for_way(&self) {
+        let has_way = self.peer.is_none_or(has_way);
+        self.has_way.store(has_way, Ordering::Relaxed);
     }
 
     /// Whether somebody has to look again whether there is a way.
@@ -199,9 +221,34 @@ impl Member {
         !self.has_way()
     }
 
-    /// Somebody has looked whether it is there.
-    pub(super) fn probed(&self, outcome: &Result<(), Refusal>, now_ms: u64, noise: u32) {
-        self.about().breaker.probed(outcome.is_ok(), now_ms, noise);
+    /// It has failed with a question.
+    fn failed(
+        &self,
+        about: &mut About,
+        inner: &Inner,
+        ticket: Ticket,
+        (kind, what): (FaultKind, &str),
+    ) {
+        let now_ms = inner.now_ms();
+        about.silence = 0.0;
+        about.breaker.failed(ticket, now_ms, inner.noise());
+        let opened = about.breaker.state(now_ms) == State::Open;
+        if opened && !std::mem::replace(&mut about.is_lost, true) {
+            crate::event!(
+                UpstreamLost,
+                upstream = &*self.name,
+                kind = kind.name(),
+                error = what,
+                "an upstream failed too often and is left alone for a while"
+            );
+        }
+        // Others go on by the connections that there are, one of HTTP/2 among them, which may lead nowhere.
+        if !matches!(
+            kind,
+            FaultKind::Redirected | FaultKind::Denied | FaultKind::Failed
+        ) {
+            about.client = None;
+        }
     }
 
     /// Says once in the journal what a person has to see to.
@@ -222,12 +269,61 @@ impl Member {
     }
 }
 
-/// A question that an upstream has. Dropping it says that nothing came of it.
+/// Whether the machine knows a way to an address. Where that cannot be found out, there may be one.
+fn has_way(peer: SocketAddr) -> bool {
+    let any = match peer.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let Ok(socket) = UdpSocket::bind((any, 0)) else {
+        return true;
+    };
+    !socket.connect(peer).is_err_and(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::NetworkUnreachable
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::AddrNotAvailable
+        )
+    })
+}
+
+/// Looks whether an upstream is there. Where it is dropped, nothing was found out.
+#[derive(Debug)]
+pub(super) struct Probing(Arc<Member>);
+
+impl Probing {
+    pub(super) fn member(&self) -> &Arc<Member> {
+        &self.0
+    }
+
+    pub(super) fn ended(self, outcome: &Result<(), Refusal>, now_ms: u64, noise: u32) {
+        let mut about = self.0.about();
+        about.breaker.probed(outcome.is_ok(), now_ms, noise);
+        if outcome.is_err() {
+            about.client = None;
+        }
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.0.about().is_probed = false;
+    }
+}
+
+/// A question that an upstream has, however often it is asked. Dropping it says that nothing came of it, but for what was
+/// [noted](Turn::noted) and for its silence.
 #[derive(Debug)]
 pub(super) struct Turn {
     member: Arc<Member>,
     inner: Arc<Inner>,
     ticket: Option<Ticket>,
+    noted: Option<Refusal>,
+    /// Since when a word of it is waited for; unset while nobody listens.
+    silent_since: Option<Instant>,
+    has_begun: bool,
 }
 
 impl Turn {
@@ -242,11 +338,20 @@ impl Turn {
             member: Arc::clone(member),
             inner: Arc::clone(inner),
             ticket: Some(ticket),
+            noted: None,
+            silent_since: None,
+            has_begun: false,
         })
+    }
+
+    /// Since when a word of it is waited for; `None` while nobody listens.
+    pub(super) fn listens(&mut self, since: Option<Instant>) {
+        self.silent_since = since;
     }
 
     /// The answer has begun, after so long.
     pub(super) fn began(&mut self, after: Duration) {
+        self.has_begun = true;
         let mut about = self.member.about();
         if let Some(ticket) = &mut self.ticket {
             about.breaker.began(ticket);
@@ -257,12 +362,13 @@ impl Turn {
     }
 
     /// It is complete, with so many tokens and so long after its beginning.
-    pub(super) fn succeeded(mut self, tokens: u32, rest: Duration) {
+    pub(super) fn succeeded(&mut self, tokens: u32, rest: Duration) {
         let mut about = self.member.about();
         if let Some(ticket) = self.ticket.take() {
             about.breaker.succeeded(ticket);
         }
         about.latency.ended(tokens, millis(rest));
+        about.silence = 0.0;
         about.complained = None;
         if std::mem::take(&mut about.is_lost) {
             crate::event!(
@@ -273,9 +379,18 @@ impl Turn {
         }
     }
 
+    /// It has failed once, and is asked again. That is no failure unless it is the last word.
+    pub(super) fn noted(&mut self, refusal: &Refusal) {
+        self.noted = Some(refusal.clone());
+        self.silent_since = None;
+    }
+
     /// It will not come, and why.
     pub(super) fn failed(mut self, refusal: &Refusal) {
-        let now_ms = self.inner.now_ms();
+        self.end(refusal);
+    }
+
+    fn end(&mut self, refusal: &Refusal) {
         let mut about = self.member.about();
         self.member.complain(&mut about, refusal);
         let Some(ticket) = self.ticket.take() else {
@@ -283,6 +398,7 @@ impl Turn {
         };
         match refusal.kind {
             FaultKind::Busy => {
+                let now_ms = self.inner.now_ms();
                 let after = refusal.retry_after.unwrap_or(super::BUSY_PAUSE);
                 about.breaker.limited(ticket, now_ms, millis(after));
             }
@@ -290,8 +406,8 @@ impl Turn {
             FaultKind::Rejected
             | FaultKind::Misshapen
             | FaultKind::Withheld
-            | FaultKind::Deadline
             | FaultKind::Unavailable => about.breaker.gave_up(ticket),
+            FaultKind::Deadline => self.left(&mut about, ticket),
             FaultKind::Unreachable
             | FaultKind::Untrusted
             | FaultKind::Slow
@@ -301,30 +417,48 @@ impl Turn {
             | FaultKind::Redirected
             | FaultKind::Denied
             | FaultKind::Failed => {
-                about.breaker.failed(ticket, now_ms, self.inner.noise());
-                let opened = about.breaker.state(now_ms) == State::Open;
-                if opened && !std::mem::replace(&mut about.is_lost, true) {
-                    crate::event!(
-                        UpstreamLost,
-                        upstream = &*self.member.name,
-                        kind = refusal.kind.name(),
-                        error = refusal.what,
-                        "an upstream failed too often and is left alone for a while"
-                    );
-                }
-                if matches!(refusal.kind, FaultKind::Untrusted | FaultKind::Unreachable) {
-                    about.client = None;
-                }
+                let fault = (refusal.kind, refusal.what.as_str());
+                self.member.failed(&mut about, &self.inner, ticket, fault);
             }
+        }
+    }
+
+    /// Nobody waits for it any more: a deadline has passed, or another was faster. Of a server that hangs nobody would learn
+    /// otherwise whom none asks with as much patience as the configuration has: silences count by their share of that, or each
+    /// for itself where answers mostly begin much sooner.
+    fn left(&self, about: &mut About, ticket: Ticket) {
+        let config = &self.member.config;
+        let patience_ms = if self.has_begun {
+            config.token_timeout_ms
+        } else {
+            config.first_token_timeout_ms
+        };
+        let silent_ms = self.silent_since.map_or(0, |since| millis(since.elapsed()));
+        about.silence += silent_ms as f64 / patience_ms.max(1) as f64;
+        let usual = about.latency.expected(1).filter(|_| !self.has_begun);
+        let is_unusual = usual.is_some_and(|usual| {
+            silent_ms >= SILENCE_MS_MIN.max(usual.first_ms.saturating_mul(SILENCE_TIMES))
+        });
+        let is_on_trial = ticket.is_trial() && silent_ms >= SILENCE_MS_MIN;
+        if about.silence >= 1.0 || is_unusual || is_on_trial {
+            let fault = (FaultKind::Slow, "it is silent until nobody waits any more");
+            self.member.failed(about, &self.inner, ticket, fault);
+        } else {
+            about.breaker.gave_up(ticket);
         }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        if self.ticket.is_some()
+            && let Some(refusal) = self.noted.take()
+        {
+            self.end(&refusal);
+        }
         let mut about = self.member.about();
         if let Some(ticket) = self.ticket.take() {
-            about.breaker.gave_up(ticket);
+            self.left(&mut about, ticket);
         }
         about.open = about.open.saturating_sub(1);
         drop(about);

@@ -1,17 +1,20 @@
 //! Looks whether upstreams are there again: when the wait of one that failed is over, and when the ways of the network change.
 //!
-//! Invariant: one that is asked without failing is not looked at, and nobody is looked at more often than its breaker says.
+//! Invariant: one that is asked without failing is not looked at, nobody is looked at more often than its breaker says, or twice at
+//! once; and however long a look takes, a change of the ways is heard of.
 
+use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::FaultKind;
 use super::client::Refusal;
-use super::member::Member;
+use super::member::{Member, Probing};
 use super::routes::Routes;
 use super::{Inner, Upstreams};
 
@@ -22,38 +25,38 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 impl Upstreams {
     /// Looks after the upstreams until the daemon stops. `proc` is where the system shows its processes.
-    pub async fn watch(self, proc: std::path::PathBuf, stopping: CancellationToken) {
+    pub async fn watch(self, proc: PathBuf, stopping: CancellationToken) {
+        let inner = &self.inner;
         let mut routes = None;
+        // What is looked at takes its time; changes are heard of meanwhile.
+        let mut probes = JoinSet::new();
         loop {
-            let inner = &self.inner;
             // Without upstreams nobody has to know of routes.
             if !self.is_empty() && routes.is_none() {
                 routes = Some(Routes::watch(&proc));
             }
-            let pause = next(inner);
             let changed = async {
                 match &mut routes {
                     Some(routes) => routes.changed().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             };
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = inner.news.notified() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = sleep(next(inner)) => {}
+                Some(_) = probes.join_next() => {}
                 () = changed => {
+                    // What was found out by the former ways does not count.
+                    probes.shutdown().await;
                     let now_ms = inner.now_ms();
                     for member in inner.members().iter() {
                         member.network_changed(now_ms);
                     }
                     tracing::info!("the ways of the network have changed; upstreams are looked for anew");
-                    inner.publish();
                 }
             }
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                () = look(inner) => {}
-            }
+            look(inner, &mut probes);
         }
     }
 }
@@ -72,19 +75,22 @@ fn next(inner: &Arc<Inner>) -> Duration {
     due.min().unwrap_or(IDLE)
 }
 
-/// Looks at those for which it is time, all at once.
-async fn look(inner: &Arc<Inner>) {
-    let members = inner.members();
-    for member in members.iter().filter(|member| member.lacks_way()) {
-        member.look_for_way();
-    }
+/// Begins to look at those for which it is time.
+fn look(inner: &Arc<Inner>, probes: &mut JoinSet<()>) {
     let now_ms = inner.now_ms();
-    let due = members.iter().filter(|member| member.is_due(now_ms));
-    join_all(due.map(|member| probe(inner, member))).await;
+    for member in inner.members().iter() {
+        if member.lacks_way() {
+            member.look_for_way();
+        }
+        if let Some(probing) = member.is_due(now_ms) {
+            probes.spawn(probe(Arc::clone(inner), probing));
+        }
+    }
     inner.publish();
 }
 
-async fn probe(inner: &Arc<Inner>, member: &Arc<Member>) {
+async fn probe(inner: Arc<Inner>, probing: Probing) {
+    let member: &Arc<Member> = probing.member();
     let config = &member.config;
     let patience = config
         .connect_timeout_ms
@@ -103,5 +109,6 @@ async fn probe(inner: &Arc<Inner>, member: &Arc<Member>) {
             "an upstream is not there"
         );
     }
-    member.probed(&outcome, inner.now_ms(), inner.noise());
+    probing.ended(&outcome, inner.now_ms(), inner.noise());
+    inner.publish();
 }
