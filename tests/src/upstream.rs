@@ -1,6 +1,8 @@
 //! A server that upstreams are tested against: it speaks real TCP and real TLS, notes what it is sent, and does with each request
 //! what the test says, down to single bytes and to breaking the connection.
 
+mod http2;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,10 +20,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig, SupportedProtocolVersion};
+
+pub use http2::{Frame, data, frame, head};
 
 /// Largest request that is read, in bytes.
 const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -50,6 +55,8 @@ pub enum Greeting {
     Plain,
     /// TLS with a certificate and its key.
     Tls(Arc<ServerConfig>),
+    /// TLS that agrees on HTTP/2, of which scripts say each byte: see [`frames`].
+    Frames(Arc<ServerConfig>),
     /// In place of TLS, these bytes.
     Bytes(Vec<u8>),
     /// Nothing, and the connection stays.
@@ -69,6 +76,8 @@ pub struct Seen {
     pub head: String,
     /// The body, if it is JSON.
     pub body: Value,
+    /// The certificate that the connection was made with, as DER, if it was asked for one.
+    pub certificate: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -199,18 +208,66 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 /// # Errors
 /// When the files do not hold what they should.
 pub fn tls(certificate: &Path, key: &Path, protocols: &[&[u8]]) -> io::Result<Greeting> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate)
-        .map_err(io::Error::other)?
-        .collect();
+    let config = configured(certificate, key, None, rustls::DEFAULT_VERSIONS, protocols)?;
+    Ok(Greeting::Tls(Arc::new(config)))
+}
+
+/// TLS of these versions with this certificate and key, for those who show a certificate of this authority.
+///
+/// # Errors
+/// When the files do not hold what they should.
+pub fn tls_among(
+    certificate: &Path,
+    key: &Path,
+    authority: &Path,
+    versions: &[&'static SupportedProtocolVersion],
+) -> io::Result<Greeting> {
+    let config = configured(certificate, key, Some(authority), versions, &[])?;
+    Ok(Greeting::Tls(Arc::new(config)))
+}
+
+/// TLS with this certificate and key, and HTTP/2 of which each frame is said by the scripts. A script is done with each request
+/// once its head is there, and the settings with which a connection begins are part of it: [`frame`], [`head`], [`data`].
+///
+/// # Errors
+/// When the files do not hold what they should.
+pub fn frames(certificate: &Path, key: &Path) -> io::Result<Greeting> {
+    let config = configured(certificate, key, None, rustls::DEFAULT_VERSIONS, &[b"h2"])?;
+    Ok(Greeting::Frames(Arc::new(config)))
+}
+
+fn configured(
+    certificate: &Path,
+    key: &Path,
+    authority: Option<&Path>,
+    versions: &[&'static SupportedProtocolVersion],
+    protocols: &[&[u8]],
+) -> io::Result<ServerConfig> {
+    let chain = |path: &Path| {
+        let found = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
+        found
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(io::Error::other)
+    };
     let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_no_client_auth()
-        .with_single_cert(chain.map_err(io::Error::other)?, key)
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)
+        .map_err(io::Error::other)?;
+    let builder = match authority {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(chain(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().map_err(io::Error::other)?)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(chain(certificate)?, key)
         .map_err(io::Error::other)?;
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    Ok(Greeting::Tls(Arc::new(config)))
+    Ok(config)
 }
 
 async fn connection(
@@ -222,13 +279,28 @@ async fn connection(
     match greeting {
         Greeting::Plain => serve(stream, number, &state).await,
         Greeting::Tls(config) => {
-            let Ok(stream) = TlsAcceptor::from(config).accept(stream).await else {
-                return;
+            let accepted = TlsAcceptor::from(config)
+                .accept(stream)
+                .into_fallible()
+                .await;
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err((_, mut stream)) => {
+                    // Closed with something unread the connection would be reset, and the alert lost.
+                    let rest = async { while let Ok(1..) = stream.read(&mut [0; 1024]).await {} };
+                    drop(tokio::time::timeout(Duration::from_secs(2), rest).await);
+                    return;
+                }
             };
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 serve_http2(stream, number, state).await;
             } else {
                 serve(stream, number, &state).await;
+            }
+        }
+        Greeting::Frames(config) => {
+            if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
+                http2::serve(stream, number, &state).await;
             }
         }
         Greeting::Bytes(bytes) => {
@@ -244,6 +316,11 @@ async fn connection(
 /// What can be broken off.
 trait Breakable: AsyncRead + AsyncWrite + Unpin {
     fn break_off(&self);
+
+    /// The certificate that it was made with.
+    fn certificate(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl Breakable for TcpStream {
@@ -256,6 +333,11 @@ impl Breakable for tokio_rustls::server::TlsStream<TcpStream> {
     fn break_off(&self) {
         self.get_ref().0.break_off();
     }
+
+    fn certificate(&self) -> Option<Vec<u8>> {
+        let chain = self.get_ref().1.peer_certificates()?;
+        Some(chain.first()?.to_vec())
+    }
 }
 
 async fn serve(mut stream: impl Breakable, number: usize, state: &Mutex<State>) {
@@ -267,6 +349,7 @@ async fn serve(mut stream: impl Breakable, number: usize, state: &Mutex<State>) 
                 line,
                 head,
                 body,
+                certificate: stream.certificate(),
             });
             next(&mut state)
         };
@@ -277,12 +360,7 @@ async fn serve(mut stream: impl Breakable, number: usize, state: &Mutex<State>) 
                     Ok(())
                 }
                 Step::Send(bytes) => stream.write_all(&bytes).await,
-                Step::Forever(bytes, pause) => loop {
-                    if let Err(error) = stream.write_all(&bytes).await {
-                        break Err(error);
-                    }
-                    sleep(pause).await;
-                },
+                Step::Forever(bytes, pause) => Err(forever(&mut stream, &bytes, pause).await),
                 Step::Reset => {
                     stream.break_off();
                     return;
@@ -302,6 +380,24 @@ async fn serve(mut stream: impl Breakable, number: usize, state: &Mutex<State>) 
                 return;
             }
         }
+    }
+}
+
+/// Sends the same again and again, until nobody takes it.
+async fn forever(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    pause: Duration,
+) -> io::Error {
+    loop {
+        let sent = async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        };
+        if let Err(error) = sent.await {
+            return error;
+        }
+        sleep(pause).await;
     }
 }
 
@@ -373,6 +469,7 @@ async fn serve_http2(
                     line: format!("{} {} HTTP/2", parts.method, parts.uri.path()),
                     head,
                     body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+                    certificate: None,
                 });
                 next(&mut state)
             };
@@ -454,6 +551,8 @@ pub fn status(status: &str, head: &str, body: &str) -> Vec<Step> {
 pub enum Passing {
     /// It connects to this address, whatever the name.
     To(SocketAddr),
+    /// It does so for who has this line in his request, and asks others who they are.
+    For(String, SocketAddr),
     /// It says this.
     Says(Vec<u8>),
     /// It says nothing.
@@ -488,15 +587,24 @@ impl Proxy {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (passing, noted) = (passing.clone(), Arc::clone(&noted));
                 tokio::spawn(async move {
-                    let Some((line, ..)) = request(&mut stream).await else {
+                    let Some((line, head, _)) = request(&mut stream).await else {
                         return;
                     };
                     noted
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .push(line);
+                    let passing = match passing {
+                        Passing::For(line, address) if head.lines().any(|one| one == line) => {
+                            Passing::To(address)
+                        }
+                        Passing::For(..) => Passing::Says(
+                            b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n".to_vec(),
+                        ),
+                        passing => passing,
+                    };
                     match passing {
-                        Passing::To(address) => {
+                        Passing::To(address) | Passing::For(_, address) => {
                             let Ok(mut other) = TcpStream::connect(address).await else {
                                 return;
                             };

@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use andon_tests::upstream::{Fake, Greeting, Step, end, event, events_head, good, status, text};
+use andon_tests::upstream::{Step, end, event, events_head, good, status, text};
 use andond::request::{Calling, ToolChoice};
 use andond::upstream::{FaultKind, Piece, Question, Shape};
 use serde_json::json;
 
-use super::{ask, ask_for, at, question, until, upstreams};
+use super::{ask, ask_for, at, question, server, until, upstreams};
 
 #[tokio::test]
 async fn an_answer_comes_in_pieces_and_the_connection_is_used_again() {
-    let fake = Fake::start(Greeting::Plain, vec![good(&["It is ", "overheated."])])
-        .await
-        .expect("it listens");
+    let fake = server(good(&["It is ", "overheated."])).await;
     let all = upstreams(vec![at("plant", &fake)]);
     for _ in 0..3 {
         let outcome = ask(&all).await;
@@ -51,12 +49,7 @@ async fn an_answer_comes_in_pieces_and_the_connection_is_used_again() {
 async fn an_answer_that_comes_whole_is_one_too() {
     let body = json!({"choices": [{"message": {"role": "assistant", "content": "Yes."},
         "finish_reason": "length"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}});
-    let fake = Fake::start(
-        Greeting::Plain,
-        vec![status("200 OK", "", &body.to_string())],
-    )
-    .await
-    .expect("it listens");
+    let fake = server(status("200 OK", "", &body.to_string())).await;
     let outcome = ask(&upstreams(vec![at("plant", &fake)])).await;
     assert_eq!(outcome.text, "Yes.");
     assert_eq!(outcome.answered().finish.name(), "length");
@@ -64,20 +57,49 @@ async fn an_answer_that_comes_whole_is_one_too() {
 
 #[tokio::test]
 async fn tokens_are_counted_where_nobody_says_how_many() {
-    let stop = event(&json!({"choices": [{"delta": {}, "finish_reason": "stop"}]}));
-    let script = vec![
-        Step::Send([events_head(), text("Yes, it is."), stop].concat()),
-        Step::Close,
-    ];
-    let fake = Fake::start(Greeting::Plain, vec![script])
-        .await
-        .expect("it listens");
-    let outcome = ask(&upstreams(vec![at("plant", &fake)])).await;
-    let spent = outcome.answered().spent;
-    assert!(
-        !spent.is_exact && spent.completion_tokens >= 4 && spent.prompt_tokens >= 6,
-        "{spent:?}"
-    );
+    let stop = || event(&json!({"choices": [{"delta": {}, "finish_reason": "stop"}]}));
+    let usage = |prompt, completion| {
+        event(
+            &json!({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}),
+        )
+    };
+    let thought = event(&json!({"choices": [{"delta": {"reasoning": "x".repeat(100)}}]}));
+    for (name, thoughts, said, prompt, completion) in [
+        ("says nothing of it", Vec::new(), Vec::new(), 6, 4),
+        ("says nothing in all", Vec::new(), usage(0, 0), 6, 4),
+        (
+            "says nothing of the answer",
+            Vec::new(),
+            usage(30, 0),
+            30,
+            4,
+        ),
+        (
+            "says nothing of the prompt",
+            Vec::new(),
+            usage(0, 40),
+            6,
+            40,
+        ),
+        ("says nothing of its thoughts", thought, Vec::new(), 6, 54),
+    ] {
+        let script = vec![
+            Step::Send([events_head(), thoughts, text("Yes, it is."), stop(), said].concat()),
+            Step::Close,
+        ];
+        let fake = server(script).await;
+        let outcome = ask(&upstreams(vec![at("plant", &fake)])).await;
+        let spent = outcome.answered().spent;
+        assert!(!spent.is_exact, "{name}: {spent:?}");
+        assert!(
+            spent.prompt_tokens >= prompt && spent.completion_tokens >= completion,
+            "{name}: {spent:?}"
+        );
+        assert!(
+            spent.prompt_tokens <= 2 * prompt && spent.completion_tokens <= 2 * completion,
+            "{name}: {spent:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -86,9 +108,7 @@ async fn who_does_not_wait_for_the_answer_ends_it_at_the_server_too() {
         Step::Send([events_head(), text("a")].concat()),
         Step::Forever(text("b"), Duration::from_millis(20)),
     ];
-    let fake = Fake::start(Greeting::Plain, vec![script])
-        .await
-        .expect("it listens");
+    let fake = server(script).await;
     let all = upstreams(vec![at("plant", &fake)]);
     let mut answering = all.ask(super::permit(), question(), None);
     assert!(matches!(
@@ -114,9 +134,7 @@ fn shaped() -> Question {
 #[tokio::test]
 async fn an_answer_with_a_shape_comes_whole_or_not_at_all() {
     let right = ["{\"cause\":", " \"heat\"}\n"];
-    let fake = Fake::start(Greeting::Plain, vec![good(&right)])
-        .await
-        .expect("it listens");
+    let fake = server(good(&right)).await;
     let all = upstreams(vec![at("plant", &fake)]);
     let outcome = ask_for(&all, shaped(), None).await;
     assert_eq!(outcome.text, "{\"cause\": \"heat\"}");
@@ -139,9 +157,7 @@ async fn an_answer_with_a_shape_comes_whole_or_not_at_all() {
     // The server itself is in order.
     assert!(all.link().borrow().up);
     // Another may know better.
-    let other = Fake::start(Greeting::Plain, vec![good(&right)])
-        .await
-        .expect("it listens");
+    let other = server(good(&right)).await;
     let all = upstreams(vec![
         at("plant", &fake),
         andond::config::upstream::UpstreamConfig {
@@ -165,9 +181,7 @@ async fn calls_come_checked() {
             Step::Close,
         ]
     };
-    let fake = Fake::start(Greeting::Plain, vec![calls("stop_press", "{\"press\": 3}")])
-        .await
-        .expect("it listens");
+    let fake = server(calls("stop_press", "{\"press\": 3}")).await;
     let all = upstreams(vec![at("plant", &fake)]);
     let with_tools = Question {
         tools: vec![
@@ -212,12 +226,8 @@ async fn calls_come_checked() {
 
 #[tokio::test]
 async fn the_first_in_rank_is_asked_and_the_next_when_it_fails() {
-    let first = Fake::start(Greeting::Plain, vec![good(&["first"])])
-        .await
-        .expect("it listens");
-    let second = Fake::start(Greeting::Plain, vec![good(&["second"])])
-        .await
-        .expect("it listens");
+    let first = server(good(&["first"])).await;
+    let second = server(good(&["second"])).await;
     let ranked = |fake, name: &str, priority| andond::config::upstream::UpstreamConfig {
         priority,
         ..at(name, fake)
@@ -257,9 +267,7 @@ async fn the_first_in_rank_is_asked_and_the_next_when_it_fails() {
 
 #[tokio::test]
 async fn no_more_is_asked_at_once_than_it_may_have() {
-    let fake = Fake::start(Greeting::Plain, vec![vec![Step::Hang]])
-        .await
-        .expect("it listens");
+    let fake = server(vec![Step::Hang]).await;
     let one = andond::config::upstream::UpstreamConfig {
         requests_max: 2,
         ..at("plant", &fake)

@@ -4,6 +4,7 @@
 
 mod answers;
 mod breaker;
+mod http2;
 mod misbehaving;
 mod secrets;
 mod secure;
@@ -12,15 +13,33 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use andon_tests::upstream::Fake;
+use andon_tests::upstream::{Fake, Greeting, Step};
 use andond::config::Config;
 use andond::config::upstream::UpstreamConfig;
 use andond::request::{Egress, Input, Message, Origin, Request};
 use andond::telemetry::Telemetry;
-use andond::upstream::{Answered, Answering, Permit, Piece, Question, UpstreamFault, Upstreams};
+use andond::upstream::{
+    Answered, Answering, FaultKind, Permit, Piece, Question, UpstreamFault, Upstreams,
+};
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server in the clear that does this with each request, in turn; the last holds for all that follow.
+async fn servers(scripts: Vec<Vec<Step>>) -> Fake {
+    greets(Greeting::Plain, scripts).await
+}
+
+/// One that does this with every request.
+async fn server(script: Vec<Step>) -> Fake {
+    servers(vec![script]).await
+}
+
+/// One that greets so.
+async fn greets(greeting: Greeting, scripts: Vec<Vec<Step>>) -> Fake {
+    let fake = Fake::start(greeting, scripts).await;
+    fake.expect("it listens")
+}
 
 /// An upstream of this name at this server, which is asked once and in short order.
 fn at(name: &str, fake: &Fake) -> UpstreamConfig {
@@ -108,6 +127,33 @@ async fn gather(mut answering: Answering, began: Instant) -> Outcome {
         pieces,
         end,
         took: began.elapsed(),
+    }
+}
+
+/// A way in which a reply is none.
+struct Way {
+    name: &'static str,
+    /// The kind of fault that it is.
+    kind: FaultKind,
+    /// Whether a part of an answer is handed over before.
+    says_text: bool,
+    script: Vec<Step>,
+}
+
+fn way(name: &'static str, kind: FaultKind, script: Vec<Step>) -> Way {
+    Way {
+        name,
+        kind,
+        says_text: false,
+        script,
+    }
+}
+
+/// One after a part of an answer.
+fn half_way(name: &'static str, kind: FaultKind, script: Vec<Step>) -> Way {
+    Way {
+        says_text: true,
+        ..way(name, kind, script)
     }
 }
 

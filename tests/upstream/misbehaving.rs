@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use andon_tests::upstream::{Fake, Greeting, Step, end, event, events_head, good, status, text};
+use andon_tests::upstream::{Fake, Step, end, event, events_head, good, status, text};
 use andond::config::upstream::UpstreamConfig;
 use andond::upstream::FaultKind;
 use serde_json::json;
 
-use super::{ask, ask_for, at, question, upstreams};
+use super::{Way, ask, ask_for, at, half_way, question, server, servers, upstreams, way};
 
 fn send(bytes: impl Into<Vec<u8>>) -> Step {
     Step::Send(bytes.into())
 }
 
-/// Every way in which a reply is none, with the kind of fault and whether a part of an answer was handed over before.
-fn ways() -> Vec<(&'static str, Vec<Step>, FaultKind, bool)> {
+/// Every way that was thought of.
+fn ways() -> Vec<Way> {
     let head = events_head;
     let half = || [events_head(), text("It is ")].concat();
     let json = |length: usize, body: &str| {
@@ -27,51 +27,41 @@ fn ways() -> Vec<(&'static str, Vec<Step>, FaultKind, bool)> {
     let ms = Duration::from_millis;
     use FaultKind::*;
     vec![
-        ("says nothing", vec![Step::Hang], Slow, false),
-        (
+        way("says nothing", Slow, vec![Step::Hang]),
+        way(
             "says its head and nothing more",
+            Slow,
             vec![send(head()), Step::Hang],
-            Slow,
-            false,
         ),
-        (
+        way(
             "says its head slowly",
+            Slow,
             vec![Step::Forever(b"HTTP/1.1 200 OK\r\nA".to_vec(), ms(100))],
-            Slow,
-            false,
         ),
-        (
+        way(
             "comments for ever",
+            Slow,
             vec![send(head()), Step::Forever(b": there\n\n".to_vec(), ms(20))],
-            Slow,
-            false,
         ),
-        (
-            "stops in the middle",
-            vec![send(half()), Step::Hang],
-            Slow,
-            true,
-        ),
-        (
+        half_way("stops in the middle", Slow, vec![send(half()), Step::Hang]),
+        half_way(
             "is alive and says nothing more",
+            Slow,
             vec![send(half()), Step::Forever(b": there\n\n".to_vec(), ms(20))],
-            Slow,
-            true,
         ),
-        (
+        half_way(
             "goes on for ever, slowly",
-            vec![send(half()), Step::Forever(text("and "), ms(50))],
             Slow,
-            true,
+            vec![send(half()), Step::Forever(text("and "), ms(50))],
         ),
-        (
+        half_way(
             "goes on for ever, fast",
-            vec![send(half()), Step::Forever(text("and ").repeat(100), ms(1))],
             Endless,
-            true,
+            vec![send(half()), Step::Forever(text("and ").repeat(100), ms(1))],
         ),
-        (
+        way(
             "thinks for ever",
+            Slow,
             vec![
                 send(head()),
                 Step::Forever(
@@ -79,292 +69,242 @@ fn ways() -> Vec<(&'static str, Vec<Step>, FaultKind, bool)> {
                     ms(20),
                 ),
             ],
-            Slow,
-            false,
         ),
-        (
+        way(
             "has one line without end",
+            Endless,
             vec![
                 send(head()),
                 send("data: "),
                 Step::Forever(vec![b'x'; 65_536], ms(1)),
             ],
-            Endless,
-            false,
         ),
-        (
+        way(
             "has a head without end",
+            Endless,
             vec![
                 send("HTTP/1.1 200 OK\r\n"),
                 Step::Forever(format!("X: {}\r\n", "x".repeat(1000)).into_bytes(), ms(1)),
             ],
-            Endless,
-            false,
         ),
-        ("breaks off at once", vec![Step::Reset], Broken, false),
-        ("hangs up at once", vec![Step::Close], Broken, false),
-        (
+        way("breaks off at once", Broken, vec![Step::Reset]),
+        way("hangs up at once", Broken, vec![Step::Close]),
+        way(
             "breaks off in its head",
+            Broken,
             vec![send("HTTP/1.1 200 O"), Step::Close],
-            Broken,
-            false,
         ),
-        (
+        way(
             "breaks off after its head",
+            Broken,
             vec![send(head()), Step::Reset],
-            Broken,
-            false,
         ),
-        (
+        way(
             "ends after its head",
+            Broken,
             vec![send(head()), Step::Close],
-            Broken,
-            false,
         ),
-        (
+        half_way(
             "breaks off in the middle",
+            Broken,
             vec![send(half()), Step::Wait(ms(50)), Step::Reset],
-            Broken,
-            true,
         ),
-        (
+        half_way(
             "ends in the middle",
-            vec![send(half()), Step::Close],
             Broken,
-            true,
+            vec![send(half()), Step::Close],
         ),
-        (
+        half_way(
             "ends within an event",
+            Broken,
             vec![
                 send([half(), b"data: {\"choices\":[{\"de".to_vec()].concat()),
                 Step::Close,
             ],
-            Broken,
-            true,
         ),
-        ("says too small a length", vec![send(short)], Garbled, false),
-        (
+        way("says too small a length", Garbled, vec![send(short)]),
+        way(
             "says too large a length",
-            vec![send(long), Step::Close],
             Broken,
-            false,
+            vec![send(long), Step::Close],
         ),
-        (
+        way(
             "says too large a length and stays",
-            vec![send(json(answer.len() + 50, &answer)), Step::Hang],
             Slow,
-            false,
+            vec![send(json(answer.len() + 50, &answer)), Step::Hang],
         ),
-        (
+        way(
             "says two lengths",
+            Garbled,
             vec![send(format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n{answer}"
             ))],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "says no length",
+            Garbled,
             vec![send(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: many\r\n\r\n",
             )],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "says a chunk's length that is none",
+            Garbled,
             vec![
                 send(
                     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
                 ),
                 Step::Close,
             ],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "says an endless chunk's length",
+            Garbled,
             vec![
                 send(
                     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
                 ),
                 Step::Close,
             ],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "does not speak HTTP",
+            Garbled,
             vec![send(vec![0xff; 512]), Step::Close],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "speaks another protocol",
-            vec![send("220 mail.plant ESMTP\r\n"), Step::Close],
             Garbled,
-            false,
+            vec![send("220 mail.plant ESMTP\r\n"), Step::Close],
         ),
-        (
+        way(
             "sends a page",
+            Garbled,
             vec![send(
                 "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>",
             )],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "sends a page as JSON",
-            status("200 OK", "", "<html></html>"),
             Garbled,
-            false,
+            status("200 OK", "", "<html></html>"),
         ),
-        (
+        way(
             "sends a page as events",
+            Garbled,
             vec![
                 send([head(), b"<html>\n</html>\n".to_vec()].concat()),
                 Step::Close,
             ],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "sends bytes as events",
-            vec![send([head(), (0..=255).collect()].concat()), Step::Close],
             Garbled,
-            false,
+            vec![send([head(), (0..=255).collect()].concat()), Step::Close],
         ),
-        (
+        half_way(
             "sends bytes in the middle",
+            Garbled,
             vec![
                 send(half()),
                 Step::Wait(ms(50)),
                 send(b"data: \xff\xfe\n\n".to_vec()),
                 Step::Close,
             ],
-            Garbled,
-            true,
         ),
-        (
+        way(
             "sends other JSON",
+            Garbled,
             status("200 OK", "", "{\"choices\": 5}"),
-            Garbled,
-            false,
         ),
-        (
-            "sends an empty answer",
-            status("200 OK", "", "{}"),
-            Garbled,
-            false,
-        ),
-        (
-            "sends nothing as JSON",
-            status("200 OK", "", ""),
-            Garbled,
-            false,
-        ),
-        (
+        way("sends an empty answer", Garbled, status("200 OK", "", "{}")),
+        way("sends nothing as JSON", Garbled, status("200 OK", "", "")),
+        way(
             "compresses",
+            Garbled,
             vec![send(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
             )],
-            Garbled,
-            false,
         ),
-        (
+        way(
             "has no content",
-            vec![send("HTTP/1.1 204 No Content\r\n\r\n")],
             Garbled,
-            false,
+            vec![send("HTTP/1.1 204 No Content\r\n\r\n")],
         ),
-        (
+        half_way(
             "fails in the middle",
+            Failed,
             vec![
                 send(half()),
                 Step::Wait(ms(50)),
                 send(event(&json!({"error": {"message": "overloaded"}}))),
                 Step::Close,
             ],
-            Failed,
-            true,
         ),
-        (
+        way(
             "fails",
+            Failed,
             status(
                 "500 Internal Server Error",
                 "",
                 "{\"error\":{\"type\":\"server_error\"}}",
             ),
-            Failed,
-            false,
         ),
-        (
+        way(
             "fails without a word",
-            status("502 Bad Gateway", "", ""),
             Failed,
-            false,
+            status("502 Bad Gateway", "", ""),
         ),
-        (
+        way(
             "fails without end",
+            Failed,
             vec![
                 send("HTTP/1.1 500 No\r\n\r\n"),
                 Step::Forever(vec![b'x'; 4096], ms(1)),
             ],
-            Failed,
-            false,
         ),
-        (
+        way(
             "is busy",
+            Busy,
             status("429 Too Many Requests", "Retry-After: 60\r\n", ""),
-            Busy,
-            false,
         ),
-        (
+        way(
             "is busy and does not say how long",
+            Busy,
             status("429 Too Many Requests", "", ""),
-            Busy,
-            false,
         ),
-        (
+        way(
             "is away and says how long",
-            status("503 Service Unavailable", "Retry-After: 60\r\n", ""),
             Busy,
-            false,
+            status("503 Service Unavailable", "Retry-After: 60\r\n", ""),
         ),
-        (
-            "is away",
-            status("503 Service Unavailable", "", ""),
-            Failed,
-            false,
-        ),
-        (
+        way("is away", Failed, status("503 Service Unavailable", "", "")),
+        way(
             "does not take the key",
+            Denied,
             status(
                 "401 Unauthorized",
                 "",
                 "{\"error\":{\"code\":\"invalid_api_key\"}}",
             ),
-            Denied,
-            false,
         ),
-        (
+        way(
             "does not take the question",
+            Rejected,
             status(
                 "400 Bad Request",
                 "",
                 "{\"error\":{\"code\":\"context_length_exceeded\"}}",
             ),
-            Rejected,
-            false,
         ),
-        (
+        way(
             "does not know the model",
-            status("404 Not Found", "", ""),
             Rejected,
-            false,
+            status("404 Not Found", "", ""),
         ),
-        (
+        way(
             "withholds",
+            Withheld,
             vec![
                 send(
                     [
@@ -377,18 +317,20 @@ fn ways() -> Vec<(&'static str, Vec<Step>, FaultKind, bool)> {
                 ),
                 Step::Close,
             ],
-            Withheld,
-            false,
         ),
     ]
 }
 
 #[tokio::test]
 async fn every_way_of_going_wrong_is_a_fault_of_its_kind_and_in_time() {
-    for (name, script, kind, sent_text) in ways() {
-        let fake = Fake::start(Greeting::Plain, vec![script])
-            .await
-            .expect("it listens");
+    for Way {
+        name,
+        kind,
+        says_text: sent_text,
+        script,
+    } in ways()
+    {
+        let fake = server(script).await;
         let all = upstreams(vec![at("plant", &fake)]);
         let outcome = ask(&all).await;
         let Err(fault) = &outcome.end else {
@@ -410,13 +352,15 @@ async fn every_way_of_going_wrong_is_a_fault_of_its_kind_and_in_time() {
 
 #[tokio::test]
 async fn whatever_goes_wrong_another_answers_unless_something_was_said() {
-    for (name, script, _, sent_text) in ways() {
-        let bad = Fake::start(Greeting::Plain, vec![script])
-            .await
-            .expect("it listens");
-        let good = Fake::start(Greeting::Plain, vec![good(&["It is overheated."])])
-            .await
-            .expect("it listens");
+    for Way {
+        name,
+        says_text: sent_text,
+        script,
+        ..
+    } in ways()
+    {
+        let bad = server(script).await;
+        let good = server(good(&["It is overheated."])).await;
         let second = UpstreamConfig {
             priority: 1,
             ..at("second", &good)
@@ -434,13 +378,14 @@ async fn whatever_goes_wrong_another_answers_unless_something_was_said() {
 
 #[tokio::test]
 async fn a_deadline_is_kept_whatever_the_server_does() {
-    for (name, script, kind, _) in ways() {
+    for Way {
+        name, kind, script, ..
+    } in ways()
+    {
         if kind != FaultKind::Slow {
             continue;
         }
-        let fake = Fake::start(Greeting::Plain, vec![script])
-            .await
-            .expect("it listens");
+        let fake = server(script).await;
         let patient = UpstreamConfig {
             first_token_timeout_ms: 60_000,
             token_timeout_ms: 60_000,
@@ -504,12 +449,21 @@ async fn what_follows_the_end_of_an_answer_does_not_matter() {
             ],
         ),
     ] {
-        let fake = Fake::start(Greeting::Plain, vec![script])
-            .await
-            .expect("it listens");
-        let outcome = ask(&upstreams(vec![at("plant", &fake)])).await;
+        let fake = server(script).await;
+        // However much patience there is with tokens: none is missing.
+        let patient = UpstreamConfig {
+            token_timeout_ms: 60_000,
+            total_timeout_ms: 60_000,
+            ..at("plant", &fake)
+        };
+        let outcome = ask(&upstreams(vec![patient])).await;
         assert_eq!(outcome.text, "Yes.", "{name}");
         outcome.answered();
+        assert!(
+            outcome.took < Duration::from_secs(3),
+            "{name}: {:?}",
+            outcome.took
+        );
     }
 }
 
@@ -519,10 +473,8 @@ async fn what_cannot_have_begun_is_asked_again_after_a_pause_and_nothing_else_is
         retries_max: 2,
         ..at("plant", fake)
     };
-    let fails = || status("500 Internal Server Error", "", "");
-    let fake = Fake::start(Greeting::Plain, vec![fails(), fails(), good(&["At last."])])
-        .await
-        .expect("it listens");
+    let fails = || status("503 Service Unavailable", "", "");
+    let fake = servers(vec![fails(), fails(), good(&["At last."])]).await;
     let outcome = ask(&upstreams(vec![retrying(&fake)])).await;
     assert_eq!(
         (outcome.text.as_str(), outcome.answered().attempts),
@@ -535,9 +487,7 @@ async fn what_cannot_have_begun_is_asked_again_after_a_pause_and_nothing_else_is
     );
 
     let busy = status("429 Too Many Requests", "Retry-After: 1\r\n", "");
-    let fake = Fake::start(Greeting::Plain, vec![busy, good(&["Now."])])
-        .await
-        .expect("it listens");
+    let fake = servers(vec![busy, good(&["Now."])]).await;
     let outcome = ask(&upstreams(vec![retrying(&fake)])).await;
     assert_eq!(
         (outcome.text.as_str(), outcome.answered().attempts),
@@ -551,9 +501,7 @@ async fn what_cannot_have_begun_is_asked_again_after_a_pause_and_nothing_else_is
 
     // Longer than it may take is not waited for, and it is left alone until then.
     let busy = status("429 Too Many Requests", "Retry-After: 30\r\n", "");
-    let fake = Fake::start(Greeting::Plain, vec![busy, good(&["Now."])])
-        .await
-        .expect("it listens");
+    let fake = servers(vec![busy, good(&["Now."])]).await;
     let all = upstreams(vec![retrying(&fake)]);
     for _ in 0..2 {
         let outcome = ask(&all).await;
@@ -573,18 +521,17 @@ async fn what_cannot_have_begun_is_asked_again_after_a_pause_and_nothing_else_is
         vec![Step::Close],
         vec![Step::Hang],
         status("400 Bad Request", "", ""),
+        status("500 Internal Server Error", "", ""),
+        status("502 Bad Gateway", "", ""),
+        status("504 Gateway Timeout", "", ""),
     ] {
-        let fake = Fake::start(Greeting::Plain, vec![script, good(&["Again."])])
-            .await
-            .expect("it listens");
+        let fake = servers(vec![script, good(&["Again."])]).await;
         let outcome = ask(&upstreams(vec![retrying(&fake)])).await;
         outcome.fault();
         assert_eq!(fake.seen().len(), 1);
     }
     // There is no time for a further attempt.
-    let fake = Fake::start(Greeting::Plain, vec![fails()])
-        .await
-        .expect("it listens");
+    let fake = server(fails()).await;
     let outcome = ask_for(
         &upstreams(vec![retrying(&fake)]),
         question(),
@@ -597,9 +544,7 @@ async fn what_cannot_have_begun_is_asked_again_after_a_pause_and_nothing_else_is
 
 #[tokio::test]
 async fn a_redirect_is_followed_by_nobody() {
-    let other = Fake::start(Greeting::Plain, vec![good(&["Hello."])])
-        .await
-        .expect("it listens");
+    let other = server(good(&["Hello."])).await;
     for code in [
         "301 Moved",
         "302 Found",
@@ -611,9 +556,7 @@ async fn a_redirect_is_followed_by_nobody() {
             "Location: http://{}/v1/chat/completions\r\n",
             other.address()
         );
-        let fake = Fake::start(Greeting::Plain, vec![status(code, &to, "")])
-            .await
-            .expect("it listens");
+        let fake = server(status(code, &to, "")).await;
         let outcome = ask(&upstreams(vec![at("plant", &fake)])).await;
         assert_eq!(outcome.fault().kind, FaultKind::Redirected, "{code}");
         let address = other.address().to_string();

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use andon_tests::upstream::{Fake, Greeting, Step, events_head, good, status, text};
+use andon_tests::upstream::{Step, events_head, good, status, text};
 use andond::config::upstream::UpstreamConfig;
 use andond::upstream::FaultKind;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::{ask, at, folder, upstreams};
+use super::{ask, at, folder, server, upstreams};
 
 const KEY: &str = "sk_hunter_two_0123456789";
 /// A word of the question, and one of answers.
@@ -76,9 +76,7 @@ async fn nothing_of_the_key_and_of_what_is_said_is_logged_or_told() {
         ],
         vec![Step::Reset],
     ] {
-        let fake = Fake::start(Greeting::Plain, vec![script])
-            .await
-            .expect("it listens");
+        let fake = server(script).await;
         let config = UpstreamConfig {
             api_key_file: Some(file.clone()),
             failures_max: 1,
@@ -119,9 +117,7 @@ async fn nothing_of_the_key_and_of_what_is_said_is_logged_or_told() {
 async fn a_key_that_is_replaced_holds_from_the_next_question_on() {
     let (_folder, path) = folder();
     let file = path.join("key");
-    let fake = Fake::start(Greeting::Plain, vec![good(&["Yes."])])
-        .await
-        .expect("it listens");
+    let fake = server(good(&["Yes."])).await;
     let config = UpstreamConfig {
         api_key_file: Some(file.clone()),
         failures_max: 9,
