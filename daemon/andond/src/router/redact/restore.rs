@@ -11,7 +11,6 @@
 use std::fmt;
 
 use super::Secrets;
-use crate::fault::{Fault, FaultCode};
 use crate::worker::UNREAD_BYTES_MAX;
 
 /// Most bytes that are put back into one text: with as much of the upstream's own, a reader who has read nothing yet can have it
@@ -45,12 +44,6 @@ impl fmt::Display for TooLarge {
 }
 
 impl std::error::Error for TooLarge {}
-
-impl From<TooLarge> for Fault {
-    fn from(error: TooLarge) -> Fault {
-        Fault::new(FaultCode::TooLarge, error.to_string())
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
