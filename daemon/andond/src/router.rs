@@ -207,16 +207,20 @@ impl Router {
         }
     }
 
-    /// Whether a request may wait until upstream can be had, by what it says, its task or the configuration.
+    /// Whether a request may wait until upstream can be had: it may leave, and it, its task or the configuration says so.
     #[must_use]
     pub fn waits(&self, request: &Request) -> bool {
         let inner = &self.inner;
-        let by_task = || match &request.input {
-            Input::Task { .. } => inner.workers.resolve(request)?.ok()?.waits,
-            _ => None,
-        };
-        let waits = request.waits.or_else(by_task);
-        waits.unwrap_or_else(|| inner.config.get().router.wait)
+        let config = inner.config.get();
+        let task = inner.workers.resolve(request).and_then(Result::ok);
+        let by_task = task.as_ref().and_then(|task| task.egress);
+        let policy = request
+            .policy
+            .or(task.as_ref().and_then(|task| task.policy));
+        let waits = request.waits.or(task.and_then(|task| task.waits));
+        request.travels(by_task) == Egress::Any
+            && policy.unwrap_or(config.router.policy) != Policy::Local
+            && waits.unwrap_or(config.router.wait)
     }
 
     /// Ends a client's request by its id; its stream ends with [`FaultCode::Cancelled`]. Says whether there was one.

@@ -59,7 +59,8 @@ impl Inner {
             Decision::Cloud(_) if !terms.facts.waits => return instead(Reason::Busy),
             Decision::Cloud(_) | Decision::Wait(_) | Decision::Cascade => {}
         }
-        let entry = self.open.enter(&request, config).map_err(refused)?;
+        let waits = terms.facts.waits && decision != Decision::Cascade;
+        let entry = self.open.enter(&request, waits, config).map_err(refused)?;
         let number = self.line.number();
         let way = if up {
             Way::Up(place)

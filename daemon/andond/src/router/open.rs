@@ -13,7 +13,7 @@ use std::time::Instant;
 use andon_policy::admission::{Reason, Refusal};
 use andon_policy::client::{ClientId, Clients, Rates};
 
-use super::{duplicate, stopping};
+use super::{duplicate, no_place, stopping};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::request::{Origin, Priority, Request};
@@ -101,10 +101,12 @@ impl Open {
     /// Takes a request in, whose rights are settled.
     ///
     /// # Errors
-    /// Its client has one of this id, has as many as it may, or asks too often.
+    /// Its client has one of this id, has as many as it may, or asks too often. Where the request `waits`, whoever keeps it is to
+    /// come again once others have ended.
     pub(super) fn enter(
         self: &Arc<Open>,
         request: &Request,
+        waits: bool,
         config: &Config,
     ) -> Result<Entry, Fault> {
         let key = Key::of(request);
@@ -127,7 +129,8 @@ impl Open {
         let clients = &mut state.clients;
         clients.set_rates(rates(limits));
         if usize::try_from(clients.open(client)).is_ok_and(|open| open >= most) {
-            return Err(fault_of(&Refusal::until(Reason::ClientFull, AGAIN_MS)));
+            let full = || fault_of(&Refusal::until(Reason::ClientFull, AGAIN_MS));
+            return Err(if waits { no_place() } else { full() });
         }
         if let Some(throttled) = clients.throttled(client, own, priority.into(), now_ms) {
             let refusal = Refusal::until(throttled.reason, throttled.wait_ms);
@@ -206,7 +209,7 @@ mod tests {
     fn a_client_has_as_many_as_it_may_and_alarms_a_few_more() {
         let config = config("[limits]\nclient-requests-max = 2\nqueue-max = 16\n");
         let open = Arc::new(Open::new());
-        let enter = |request: &Request| open.enter(request, &config);
+        let enter = |request: &Request| open.enter(request, false, &config);
         let first = enter(&request("plc", 1)).expect("a place");
         let twice = enter(&request("plc", 1)).expect_err("it is in");
         assert_eq!(twice.code, FaultCode::DuplicateId);
@@ -214,6 +217,9 @@ mod tests {
         let full = enter(&request("plc", 3)).expect_err("two are in");
         assert_eq!(full.code, FaultCode::Busy, "{}", full.message);
         assert!(full.retry_after.is_some());
+        let later = open.enter(&request("plc", 3), true, &config);
+        let later = later.expect_err("it may come again");
+        assert_eq!(later.code, FaultCode::ModelUnavailable, "{}", later.message);
         let _other = enter(&request("other", 1)).expect("others have places of their own");
         let mut alarm = request("plc", 3);
         alarm.priority = Some(Priority::Alarm);
@@ -229,7 +235,7 @@ mod tests {
         let limits = "client-requests-per-minute = 2\nclient-tokens-per-minute = 100\n";
         let config = config(&format!("[limits]\n{limits}"));
         let open = Arc::new(Open::new());
-        let enter = |client, id| open.enter(&request(client, id), &config);
+        let enter = |client, id| open.enter(&request(client, id), false, &config);
         for id in 0..2 {
             let stopped = enter("plc", id).expect("two in a minute");
             drop(stopped);
@@ -248,7 +254,7 @@ mod tests {
     fn whatever_ends_a_task_its_reader_hears_of_it() {
         let open = Arc::new(Open::new());
         let entry = open
-            .enter(&request("plc", 1), &config(""))
+            .enter(&request("plc", 1), false, &config(""))
             .expect("a place");
         let mut stream = entry.feed().stream();
         drop(entry);

@@ -8,7 +8,7 @@ use super::ask::{Asked, Spare};
 use super::draft::{Draft, Drafting, Unmade};
 use super::{Driven, Next};
 use crate::fault::{Fault, FaultCode};
-use crate::request::{Part, Request};
+use crate::request::{Input, Part, Request};
 use crate::router::begin::is_of_the_request;
 use crate::router::judge::milliseconds;
 use crate::upstream::UpstreamFault;
@@ -96,11 +96,18 @@ impl Driven {
     pub(super) async fn here(&mut self) -> JobEvent {
         self.account.goes(Route::LocalFallback);
         let waited = self.account.submitted().elapsed();
+        let (origin, client, id) = {
+            let request = &self.request;
+            (request.origin, request.client.clone(), request.id.clone())
+        };
+        // The worker has it from now on, and it is kept once.
+        let rest = Request::new(&*id, &*client, origin, Input::Prompt(String::new()));
         let request = Request {
             part: Part::Fallback,
             deadline: self.deadline,
-            ..self.request.clone()
+            ..std::mem::replace(&mut self.request, rest)
         };
+        self.terms.sent = None;
         let workers = &self.router.workers;
         let mut stream = match workers.submit(request, &self.caller) {
             Ok(stream) => stream,
@@ -108,8 +115,7 @@ impl Driven {
         };
         let feed = self.entry.feed().clone();
         let cancel = || {
-            let request = &self.request;
-            workers.cancel(request.origin, &request.client, &request.id);
+            workers.cancel(origin, &client, &id);
         };
         // Whatever ends it, the worker says how it ended; and ends what it has when the daemon stops.
         let (mut is_wanted, mut slow) = (true, None);
