@@ -100,7 +100,7 @@ impl Inner {
             said: false,
             late: false,
             told: false,
-            costly: 0,
+            wasted: false,
             place: None,
         };
         tokio::spawn(driven.run(way));

@@ -34,8 +34,6 @@ use crate::worker::{Account, Finish, JobEvent, JobStream, Usage};
 
 /// Most bytes of an answer that are held back.
 pub(super) const HOLD_BYTES_MAX: usize = 128 * 1024;
-/// How often a request that waits is asked again after an attempt that may have cost something.
-const COSTLY_MAX: u32 = 4;
 /// How long after its deadline a request is ended, if nobody did before: upstream and workers know it, and say more.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -72,8 +70,8 @@ pub(super) struct Driven {
     pub(super) late: bool,
     /// Whether those who listen were told that it goes upstream.
     pub(super) told: bool,
-    /// How many attempts at it failed that may have cost something.
-    pub(super) costly: u32,
+    /// Whether the last attempt at it may have cost something without an answer.
+    pub(super) wasted: bool,
     /// Its place with upstreams, before it is asked.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
@@ -190,7 +188,7 @@ impl Driven {
             Asked::Fault(fault, draft) => (fault, draft),
         };
         self.note_failed(&fault);
-        let again = self.terms.facts.waits && may_pass(&fault) && self.costly <= COSTLY_MAX;
+        let again = self.terms.facts.waits && may_pass(&fault);
         if again && draft.is_none() {
             return match self.begin_again() {
                 Ok(()) => Then::Wait(Some(fault.retry_after.unwrap_or_default())),

@@ -54,6 +54,7 @@ impl Driven {
     /// Asks upstream, and passes its answer on as it comes.
     pub(super) async fn ask(&mut self, why: Reason, spare: Spare) -> Asked {
         let place = self.place.take();
+        self.wasted = false;
         if let Err(fault) = self.follow() {
             return Asked::Failed(fault);
         }
@@ -125,7 +126,7 @@ impl Driven {
                 return asked;
             };
             let is_free = cost == Some(Spend::default());
-            self.costly += u32::from(!is_free);
+            self.wasted |= !is_free;
             // One that nobody could be asked for any more says less than the one before.
             if fault.upstream.is_none()
                 && let Some(before) = last

@@ -14,8 +14,11 @@ use crate::router::Inner;
 use crate::router::judge::who;
 use crate::router::line::Place;
 
-/// The first pause after upstream failed with what waits for it, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The first pause after upstream failed with what waits for it, and the longest: after an attempt that cost nothing, and after
+/// one that may have.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+const WASTED_PAUSE_MAX: Duration = Duration::from_secs(1800);
 /// What waits is answered here so long before that has to be begun: answers are made safe and delivered, too, and others may be
 /// computing.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -59,7 +62,7 @@ impl Driven {
         let waiting = Waiting::new(&router, place);
         let (mut link, mut moved) = (router.upstreams.link(), router.line.moved());
         self.late = true;
-        let mut pause = PAUSE.0;
+        let mut pause = PAUSE;
         let mut not_before = first_pause.and_then(|after| later(after.max(pause)));
         loop {
             link.mark_unchanged();
@@ -84,7 +87,8 @@ impl Driven {
                         Then::Wait(None) => {}
                         Then::Wait(Some(after)) => {
                             not_before = later(after.max(pause));
-                            pause = (pause * 2).min(PAUSE.1);
+                            let wasted = self.wasted.then_some(WASTED_PAUSE_MAX);
+                            pause = (pause * 2).min(wasted.unwrap_or(PAUSE_MAX));
                         }
                     }
                 }
