@@ -2,6 +2,7 @@
 
 use crate::device::{Buffer, Device, of};
 use crate::error::Error;
+use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 /// Elements that share a scale of the columns.
@@ -401,8 +402,7 @@ impl Device {
     /// If the driver refuses.
     ///
     /// # Panics
-    /// If rows and columns are not of one length, there are fewer columns, the kernel does not take so many, or the
-    /// output is too short.
+    /// As [`Device::matmul_at`].
     pub fn matmul(
         &self,
         matrix: &Matrix,
@@ -412,9 +412,31 @@ impl Device {
         output: &mut Buffer<f32>,
         stride: usize,
     ) -> Result<(), Error> {
+        self.matmul_at(matrix, columns, count, kernel, output, (0, stride))
+    }
+
+    /// The same, where results of several matrices lie in one another: row `r` of column `c` goes to
+    /// `output[first + c * stride + r]`.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If rows and columns are not of one length, there are fewer columns, the kernel does not take so many, or the
+    /// output is too short.
+    pub fn matmul_at(
+        &self,
+        matrix: &Matrix,
+        columns: &Columns,
+        count: usize,
+        kernel: Kernel,
+        output: &mut Buffer<f32>,
+        (first, stride): (usize, usize),
+    ) -> Result<(), Error> {
         assert_eq!(matrix.k, columns.k, "rows are as long as columns");
         assert!(count > 0 && count <= columns.capacity && count <= kernel.columns_max());
-        assert!(stride >= matrix.rows && (count - 1) * stride + matrix.rows <= output.len());
+        assert!(stride >= matrix.rows && first <= output.len());
+        assert!((count - 1) * stride + matrix.rows <= output.len() - first);
         let name = kernel.name(matrix.format);
         let launch = self.launch_of(name);
         let grid_dim = match kernel {
@@ -441,7 +463,7 @@ impl Device {
         let mut weights = self.address(&matrix.packed);
         let mut levels = self.address(&columns.levels);
         let mut scales = self.address(&columns.scales);
-        let mut results = self.address(output);
+        let mut results = self.address(output) + (first * size_of::<f32>()) as CUdeviceptr;
         let (mut rows, mut k, mut count, mut stride) = (rows, k, count, stride);
         let mut arguments = [
             (&raw mut weights).cast(),

@@ -35,7 +35,7 @@ const SHAPES: &[(usize, usize)] = &[
     (4096, 14336),
 ];
 
-/// Runs `kernel` on the first `count` columns over a poisoned output, with room between columns.
+/// Runs `kernel` on the first `count` columns over a poisoned output, with room before and between columns.
 fn product(
     run: &Run<'_>,
     matrix: &Matrix,
@@ -44,18 +44,19 @@ fn product(
     kernel: Kernel,
 ) -> Result<Vec<f32>> {
     let rows = matrix.rows();
-    let stride = rows + 3;
+    let (first, stride) = (2, rows + 5);
     let mut output = run.device.upload(&poison(stride * count))?;
     run.device
-        .matmul(matrix, columns, count, kernel, &mut output, stride)?;
+        .matmul_at(matrix, columns, count, kernel, &mut output, (first, stride))?;
     let mut padded = poison(stride * count);
     run.device.read(&output, &mut padded)?;
     let mut result = Vec::with_capacity(rows * count);
     for column in padded.chunks_exact(stride) {
-        result.extend_from_slice(&column[..rows]);
+        result.extend_from_slice(&column[first..first + rows]);
+        let around = column[..first].iter().chain(&column[first + rows..]);
         anyhow::ensure!(
-            column[rows..]
-                .iter()
+            around
+                .copied()
                 .all(|x| x.to_bits() == crate::compare::POISON),
             "{kernel:?} wrote between columns"
         );
