@@ -31,6 +31,7 @@ pub fn degraded(context: &Context, status: &Status) -> Vec<Degraded> {
             let draft = status.draft.as_ref();
             draft.is_some_and(|draft| draft.state.is_err())
         }
+        Degraded::BackendLost => context.workers.lost_a_device(),
         Degraded::BrokerLost => context.telemetry.mqtt_link() == MqttLink::Connecting,
     };
     Degraded::ALL.into_iter().filter(is_so).collect()

@@ -39,8 +39,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use andon_engine::Model;
+use andon_engine::backend::Backend;
 use andon_engine::kv::disk::StoreError;
+use andon_engine::{Isa, Model};
 use andon_policy::throttle::{Cause, Restraint, Throttle};
 use tokio::sync::watch;
 
@@ -180,6 +181,8 @@ pub(crate) struct Shared {
     /// Becomes true when the worker's threads are done.
     ended: watch::Sender<bool>,
     facts: OnceLock<Arc<ModelFacts>>,
+    /// What became of the device that computed, if the processor had to go on.
+    lost: OnceLock<String>,
     draft: OnceLock<Arc<DraftFacts>>,
     model: OnceLock<Arc<Model>>,
     corpora: OnceLock<Arc<Corpora>>,
@@ -274,6 +277,21 @@ impl Shared {
     /// It has nothing to do.
     fn idle(&self) {
         self.advance.rest();
+    }
+
+    /// The model as it is now.
+    fn facts_now(&self) -> Option<Arc<ModelFacts>> {
+        let facts = self.facts.get()?;
+        let Some(why) = self.lost.get() else {
+            return Some(Arc::clone(facts));
+        };
+        let mut facts = ModelFacts::clone(facts);
+        facts.computes = Computes {
+            backend: Backend::Cpu,
+            why_not: Some(format!("{} failed: {why}", facts.computes.backend)),
+        };
+        facts.isa = Isa::best().name().to_owned();
+        Some(Arc::new(facts))
     }
 
     /// A seed nobody asked for, different each time.
@@ -376,6 +394,7 @@ impl WorkerHandle {
             state,
             ended,
             facts: OnceLock::new(),
+            lost: OnceLock::new(),
             draft: OnceLock::new(),
             model: OnceLock::new(),
             corpora: OnceLock::new(),
@@ -451,7 +470,7 @@ impl WorkerHandle {
         let board = self.shared.board();
         Status {
             state: self.shared.state.borrow().clone(),
-            model: self.shared.facts.get().cloned(),
+            model: self.shared.facts_now(),
             draft: self.shared.draft.get().cloned(),
             waiting: board.waiting.len(),
             running: board.running(),
@@ -570,6 +589,11 @@ impl WorkerHandle {
     /// Whether what is computed for prompts should be kept on the disk and cannot be.
     pub fn cannot_keep_pages(&self) -> bool {
         self.shared.pages.get().is_some_and(|pages| pages.fails())
+    }
+
+    /// Whether the processor had to go on for a device that failed.
+    pub fn lost_its_device(&self) -> bool {
+        self.shared.lost.get().is_some()
     }
 
     /// Whether the model is to be read from a pack and is not.

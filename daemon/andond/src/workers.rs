@@ -697,6 +697,12 @@ impl Workers {
         workers.iter().any(WorkerHandle::cannot_keep_pages)
     }
 
+    /// Whether the processor had to go on for a device that failed.
+    pub fn lost_a_device(&self) -> bool {
+        let workers = self.workers();
+        workers.iter().any(WorkerHandle::lost_its_device)
+    }
+
     /// Whether the model that answers to the configured name is to be read from a pack and is not.
     pub fn lacks_its_pack(&self) -> bool {
         self.default_worker()

@@ -3,14 +3,15 @@
 //! Invariant: a failed batch leaves every sequence as it was; a sequence's cached tokens are exactly those of its
 //! successful batches.
 
-use crate::backend::Batch;
-use crate::backend::cpu::{Cpu, CpuError, Pass, Probe, Sizes};
+use crate::backend::cpu::{Cpu, CpuError, Probe, Sizes};
+use crate::backend::{Backend, Batch, Cuda, DeviceError, Running};
 use crate::calibrate::Calibration;
 use crate::kv::disk::{self, PageCopy, PageStore};
 use crate::kv::{Cache, KvType, PAGE, PageName, Remembered, Sequence};
 use crate::model::Model;
 use crate::pack;
 use andon_kernels::Isa;
+use andon_os::Mapping;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,10 @@ use std::time::Duration;
 /// How a model is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutorOptions {
+    /// What computes.
+    pub backend: Backend,
+    /// Whether the processor goes on where a device that computes fails.
+    pub falls_back: bool,
     /// Threads; `None` for as many as the process may keep busy.
     pub threads: Option<usize>,
     /// Instruction set; `None` for the best of this machine.
@@ -38,6 +43,8 @@ pub struct ExecutorOptions {
 impl Default for ExecutorOptions {
     fn default() -> ExecutorOptions {
         ExecutorOptions {
+            backend: Backend::Cpu,
+            falls_back: false,
             threads: None,
             isa: None,
             batch_tokens_max: 512,
@@ -55,6 +62,30 @@ pub enum ExecutorError {
     /// The backend cannot start.
     #[error(transparent)]
     Backend(#[from] CpuError),
+    /// The device that is to compute has no room, or refuses.
+    #[error("{backend}: {source}")]
+    Device {
+        /// What is to compute.
+        backend: Backend,
+        /// What its driver says.
+        source: DeviceError,
+    },
+    /// A device computes something else than the processor.
+    #[error("{backend} does not compute what the processor does: {what}")]
+    Differs {
+        /// What is to compute.
+        backend: Backend,
+        /// Where that shows.
+        what: String,
+    },
+    /// The backend cannot compute the model.
+    #[error("{backend} cannot compute it: {why}")]
+    NotCovered {
+        /// What is to compute.
+        backend: Backend,
+        /// What it lacks.
+        why: String,
+    },
     /// The model generates no text.
     #[error("architecture `{architecture}` makes embeddings; it generates no text")]
     Encoder {
@@ -145,6 +176,9 @@ pub enum ForwardError {
     /// The caller asked for the pass to be given up.
     #[error("the pass was interrupted")]
     Interrupted,
+    /// The device that computes failed. What it keeps of sequences is of no use any more.
+    #[error("the device that computes: {0}")]
+    Device(DeviceError),
 }
 
 /// Which of a chunk's tokens are to have logits.
@@ -228,13 +262,18 @@ const ACTIVATION_BYTES_MIN: usize = 512 << 20;
 #[derive(Debug)]
 pub struct Executor {
     model: Arc<Model>,
-    cpu: Cpu,
+    running: Running,
     /// Threads that its buffers do for.
     threads_max: usize,
     cache: Cache,
     batch: Batch,
     /// The tokens of the batch that are to have logits.
     kept: Batch,
+    /// The instruction set that was asked for.
+    isa: Option<Isa>,
+    falls_back: bool,
+    /// What became of the device that computed.
+    lost: Option<DeviceError>,
     /// Where pages are found that the cache does not have.
     store: Option<Arc<PageStore>>,
     /// When all pages were asked to be kept, in microseconds since 1970.
@@ -250,12 +289,50 @@ impl Executor {
     /// Largest batch that may be asked for.
     pub const BATCH_TOKENS_MAX: usize = 1 << 14;
 
-    /// An executor of `model`.
+    /// An executor of `model`. One of a device is compared with the processor on a few tokens before it is used.
     ///
     /// # Errors
-    /// If an option is out of range, or the machine lacks the instruction set, or the threads cannot be had.
+    /// If an option is out of range, or the machine lacks the instruction set, or the threads or the device cannot be had, or
+    /// that computes something else.
     pub fn new(model: Arc<Model>, options: &ExecutorOptions) -> Result<Executor, ExecutorError> {
-        Executor::made(model, options, None)
+        let mut executor = Executor::made(model, options, None)?;
+        if options.backend != Backend::Cpu {
+            executor.compare(options)?;
+        }
+        Ok(executor)
+    }
+
+    /// Compares a device's logits of a few tokens with the processor's.
+    fn compare(&mut self, options: &ExecutorOptions) -> Result<(), ExecutorError> {
+        let backend = options.backend;
+        let options = ExecutorOptions {
+            backend: Backend::Cpu,
+            batch_tokens_max: KNOWN_TEXT_TOKENS,
+            output_rows_max: 1,
+            kv_tokens_max: PAGE,
+            prefix_cache: false,
+            ..options.clone()
+        };
+        let mut processor = Executor::made(Arc::clone(&self.model), &options, None)?;
+        let failed = |error| match error {
+            ForwardError::Device(source) => ExecutorError::Device { backend, source },
+            other => ExecutorError::Differs {
+                backend,
+                what: other.to_string(),
+            },
+        };
+        let expected = processor.known_logits().map_err(failed)?;
+        let computed = self.known_logits().map_err(failed)?;
+        // What the processor read of them for this is on the device.
+        self.model.files().maps().iter().for_each(Mapping::release);
+        let differs = |(one, other): (&f32, &f32)| one.to_bits() != other.to_bits();
+        match expected.iter().zip(&computed).position(differs) {
+            None if expected.len() == computed.len() => Ok(()),
+            at => Err(ExecutorError::Differs {
+                backend,
+                what: format!("the logit of token {}", at.unwrap_or(computed.len())),
+            }),
+        }
     }
 
     /// An executor that computes with the threads of `other`, in turn with it, by [`Executor::with_threads_of`]. It has none
@@ -268,6 +345,10 @@ impl Executor {
         model: Arc<Model>,
         options: &ExecutorOptions,
     ) -> Result<Executor, ExecutorError> {
+        if other.backend() != Backend::Cpu {
+            // Nobody else computes with this machine's threads.
+            return Executor::new(model, options);
+        }
         let options = ExecutorOptions {
             threads: Some(other.threads()),
             isa: Some(other.isa()),
@@ -286,10 +367,17 @@ impl Executor {
         if other.threads() > self.threads_max {
             return work(self);
         }
-        std::mem::swap(&mut self.cpu.pool, &mut other.cpu.pool);
+        Executor::swap_threads(self, other);
         let result = work(self);
-        std::mem::swap(&mut self.cpu.pool, &mut other.cpu.pool);
+        Executor::swap_threads(self, other);
         result
+    }
+
+    /// Swaps the threads of two that have some.
+    fn swap_threads(&mut self, other: &mut Executor) {
+        if let (Some(cpu), Some(other)) = (self.running.cpu(), other.running.cpu()) {
+            std::mem::swap(&mut cpu.pool, &mut other.pool);
+        }
     }
 
     /// `own` is the number of its own threads, where it works with others'.
@@ -321,8 +409,7 @@ impl Executor {
         let geometry = shape.kv_geometry(options.kv_type);
         let kv_max = isize::MAX as usize / geometry.token_bytes().max(1) / 2;
         let kv_tokens = bounded("kv-tokens-max", options.kv_tokens_max, kv_max)?.get();
-        let cache = Cache::new(geometry, kv_tokens, options.prefix_cache)
-            .ok_or(ExecutorError::KvMemory { tokens: kv_tokens })?;
+        let page_count = Cache::pages_for(kv_tokens);
         let sizes = Sizes {
             tokens_max,
             output_rows_max: options.output_rows_max.min(tokens_max),
@@ -334,7 +421,7 @@ impl Executor {
             head_dim: shape.head_dim,
             rope_pairs: shape.rope_pairs,
             rope_count: shape.rope_count,
-            context: shape.context.min(cache.tokens_max()),
+            context: shape.context.min(page_count.saturating_mul(PAGE)),
         };
         let max = ACTIVATION_BYTES_MIN.max(model.info().file_bytes.saturating_mul(4));
         let bytes = sizes.bytes(threads.get()).unwrap_or(usize::MAX);
@@ -342,16 +429,44 @@ impl Executor {
             let tokens = tokens_max;
             return Err(ExecutorError::Activations { tokens, bytes, max });
         }
-        let own = own.unwrap_or(threads);
-        let cpu = Cpu::for_threads(options.isa, own, threads.get(), &sizes)?;
-        model.will_need();
+        let no_memory = ExecutorError::KvMemory { tokens: kv_tokens };
+        let remembers = options.prefix_cache;
+        let (running, cache) = match options.backend {
+            Backend::Cuda => {
+                let backend = options.backend;
+                if let Some(why) = model.not_covered(backend) {
+                    return Err(ExecutorError::NotCovered { backend, why });
+                }
+                let (weights, room) = (model.weights(None), (geometry, page_count));
+                let (cuda, pages) = Cuda::new(decoder, weights, &sizes, room)
+                    .map_err(|source| ExecutorError::Device { backend, source })?;
+                // They are on the device now.
+                model.files().maps().iter().for_each(Mapping::release);
+                let cache = Cache::on_device(geometry, (pages, page_count), remembers);
+                (Running::Cuda(Box::new(cuda)), cache.ok_or(no_memory)?)
+            }
+            Backend::Cpu => {
+                let cache = Cache::new(geometry, kv_tokens, remembers).ok_or(no_memory)?;
+                let own = own.unwrap_or(threads);
+                let cpu = Cpu::for_threads(options.isa, own, threads.get(), &sizes)?;
+                model.will_need();
+                (Running::Cpu(Box::new(cpu)), cache)
+            }
+            backend @ (Backend::OpenVino | Backend::Ggml) => {
+                let why = backend.not_built().unwrap_or_default();
+                return Err(ExecutorError::NotCovered { backend, why });
+            }
+        };
         Ok(Executor {
             model,
-            cpu,
+            running,
             threads_max: threads.get(),
             cache,
             batch: Batch::default(),
             kept: Batch::default(),
+            isa: options.isa,
+            falls_back: options.falls_back,
+            lost: None,
             store: None,
             kept_all_at: 0,
         })
@@ -363,22 +478,61 @@ impl Executor {
         &self.model
     }
 
+    /// What computes.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.running.backend()
+    }
+
+    /// Why the processor computes although a device was to; `None` as long as that does.
+    #[must_use]
+    pub fn lost(&self) -> Option<DeviceError> {
+        self.lost
+    }
+
+    /// After a pass that `error` ended: has the processor compute from now on, if it is the device that failed and the options
+    /// let it. What is remembered is forgotten. False, and nothing changed, if not, if there is a sequence that holds
+    /// anything, or if the machine lacks threads or memory.
+    pub fn fall_back(&mut self, error: &ForwardError) -> bool {
+        let (ForwardError::Device(error), true) = (error, self.falls_back) else {
+            return false;
+        };
+        let Some(threads) = NonZero::new(self.threads_max) else {
+            return false;
+        };
+        let sizes = *self.running.sizes();
+        let cpu = match Cpu::for_threads(self.isa, threads, self.threads_max, &sizes) {
+            Ok(cpu) => cpu,
+            Err(why) => {
+                tracing::warn!(%why, "the processor cannot go on for a device that failed");
+                return false;
+            }
+        };
+        if !self.cache.begin_here() {
+            return false;
+        }
+        self.running = Running::Cpu(Box::new(cpu));
+        self.lost = Some(*error);
+        self.model.will_need();
+        true
+    }
+
     /// The instruction set in use.
     #[must_use]
     pub fn isa(&self) -> Isa {
-        self.cpu.table.isa()
+        self.running.isa()
     }
 
     /// Threads in use.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.cpu.pool.threads()
+        self.running.threads()
     }
 
     /// Largest number of tokens of a batch.
     #[must_use]
     pub fn batch_tokens_max(&self) -> usize {
-        self.cpu.buffers.sizes.tokens_max
+        self.running.sizes().tokens_max
     }
 
     /// Tokens that the KV cache holds in all.
@@ -400,21 +554,51 @@ impl Executor {
         self.cache.geometry().token_bytes()
     }
 
-    /// Bytes of activations, with as many rows of logits as there is room for from the start, and of the KV cache when it
-    /// is full.
+    /// Bytes of this machine's memory that activations take, with as many rows of logits as there is room for from the start,
+    /// and the KV cache when it is full.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let activations = self.cpu.buffers.sizes.bytes(self.threads_max);
-        let cache = self
-            .kv_tokens_max()
-            .saturating_mul(self.kv_bytes_per_token());
-        activations.unwrap_or(usize::MAX).saturating_add(cache)
+        let activations = self.running.bytes(self.threads_max);
+        activations
+            .max(self.fallback_bytes())
+            .saturating_add(self.kv_bytes())
+    }
+
+    /// Bytes of activations where the processor may have to go on.
+    fn fallback_bytes(&self) -> usize {
+        if self.falls_back {
+            let bytes = self.running.sizes().bytes(self.threads_max);
+            bytes.unwrap_or(usize::MAX)
+        } else {
+            0
+        }
+    }
+
+    /// Those of the KV cache.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        match &self.running {
+            Running::Cuda(cuda) if !cuda.is_integrated() && !self.falls_back => 0,
+            Running::Cpu(_) | Running::Cuda(_) => self
+                .kv_tokens_max()
+                .saturating_mul(self.kv_bytes_per_token()),
+        }
+    }
+
+    /// Bytes of this machine's memory that copies of the weights take; `None` if they are used where the model's files are
+    /// mapped.
+    #[must_use]
+    pub fn weights_bytes(&self) -> Option<usize> {
+        match &self.running {
+            Running::Cpu(_) => None,
+            Running::Cuda(cuda) => Some(cuda.weights_bytes()),
+        }
     }
 
     /// Largest number of tokens of a sequence: the model's context, or less if the KV cache is smaller.
     #[must_use]
     pub fn context_tokens_max(&self) -> usize {
-        self.cpu.buffers.sizes.context
+        self.running.sizes().context
     }
 
     /// An empty sequence.
@@ -448,6 +632,12 @@ impl Executor {
     /// # Errors
     /// [`ForwardError`] if they cannot be computed.
     pub fn page_root(&mut self, model: &pack::Key) -> Result<PageName, ForwardError> {
+        let last = self.known_logits()?;
+        Ok(PageName::root(model, &self.cache.geometry(), &last))
+    }
+
+    /// The logits of a text that is always the same.
+    fn known_logits(&mut self) -> Result<Vec<f32>, ForwardError> {
         let (vocabulary, context) = (
             self.model.info().vocabulary_count,
             self.context_tokens_max(),
@@ -467,7 +657,7 @@ impl Executor {
             last.clear();
             last.extend_from_slice(logits.row(0));
         }
-        Ok(PageName::root(model, &self.cache.geometry(), &last))
+        Ok(last)
     }
 
     /// Has [`Executor::restore`] look for pages in `store`, and pages worth keeping be handed out for it
@@ -558,7 +748,7 @@ impl Executor {
                     name: named.name,
                     depth,
                     tokens: named.tokens,
-                    content: self.cache.export(page),
+                    content: self.cache.export(page)?,
                     used: (age > 0).then(|| self.kept_all_at.saturating_sub(age)),
                     generation,
                 });
@@ -588,16 +778,14 @@ impl Executor {
     /// Has threads wait awake for as long as is of use on this machine; results do not change.
     pub fn adapt(&mut self, calibration: &Calibration) {
         let spin = Duration::try_from_secs_f32(calibration.spin_s).unwrap_or_default();
-        self.cpu.pool.pool.set_spin(spin);
+        if let Some(cpu) = self.running.cpu() {
+            cpu.pool.pool.set_spin(spin);
+        }
     }
 
-    /// The backend and the model's weights, to take times of.
-    pub(crate) fn probe(&mut self) -> Probe<'_> {
-        Probe {
-            cpu: &mut self.cpu,
-            pack: self.model.pack(),
-            model: &self.model,
-        }
+    /// The processor and the model's weights, to take times of; `None` if something else computes.
+    pub(crate) fn probe(&mut self) -> Option<Probe<'_>> {
+        self.running.probe(&self.model)
     }
 
     /// Appends each chunk's tokens to its sequence and computes the logits asked for.
@@ -622,29 +810,17 @@ impl Executor {
         self.reserve(chunks)?;
         self.fill_batch(chunks);
         let model = Arc::clone(&self.model);
-        // `new` makes no executor of another model.
-        let decoder = model.decoder().expect("the model is a decoder");
-        let done = loop {
-            let pack = model.pack();
-            let mut pass = Pass {
-                cpu: &mut self.cpu,
-                // `new` makes no other cache.
-                cache: self.cache.host().expect("the pages are here"),
-                weights: model.weights(pack.as_deref()),
-                batch: &self.batch,
-                kept: self.batch.has_others().then_some(&self.kept),
-                interrupted,
-            };
-            let done = decoder.forward(&mut pass);
-            // A second pass writes the same places that the first did.
-            if !model.leave_damaged(pack.as_ref()) {
-                break done;
-            }
-        };
+        let kept = self.batch.has_others().then_some(&self.kept);
+        let done = self
+            .running
+            .forward(&model, &mut self.cache, (&self.batch, kept), interrupted);
         // After the pass: what it read before the file changed was sound.
         let error = match model.files().damaged() {
             Some((part, _)) => Some(ForwardError::ModelChanged { part }),
-            None => done.is_break().then_some(ForwardError::Interrupted),
+            None => match done {
+                Ok(flow) => flow.is_break().then_some(ForwardError::Interrupted),
+                Err(error) => Some(ForwardError::Device(error)),
+            },
         };
         if let Some(error) = error {
             for chunk in chunks {
@@ -652,11 +828,9 @@ impl Executor {
             }
             return Err(error);
         }
-        let row_length = match decoder.draft_tokens() {
-            Some(tokens) => tokens.len(),
-            None => model.info().vocabulary_count,
-        };
-        let values = &self.cpu.buffers.logits[..self.batch.outputs.len() * row_length];
+        let draft_tokens = model.decoder().and_then(|decoder| decoder.draft_tokens());
+        let row_length = draft_tokens.map_or(model.info().vocabulary_count, <[u32]>::len);
+        let values = &self.running.logits()[..self.batch.outputs.len() * row_length];
         for chunk in chunks {
             chunk.sequence.append(chunk.tokens, chunk.logits.guesses());
         }

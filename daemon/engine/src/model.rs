@@ -542,11 +542,14 @@ impl Model {
     /// Why a backend cannot compute it, on whatever machine; `None` if it can.
     #[must_use]
     pub fn not_covered(&self, backend: Backend) -> Option<String> {
+        let Graph::Decoder(decoder) = &self.graph else {
+            return (backend != Backend::Cpu)
+                .then(|| "embeddings are computed by the processor".to_owned());
+        };
         match backend {
             Backend::Cpu => None,
-            Backend::Cuda | Backend::OpenVino | Backend::Ggml => {
-                Some("this version computes no model with it".to_owned())
-            }
+            Backend::Cuda => crate::backend::not_covered(&**decoder),
+            Backend::OpenVino | Backend::Ggml => backend.not_built(),
         }
     }
 

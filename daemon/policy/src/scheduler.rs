@@ -522,7 +522,19 @@ impl Scheduler {
         }
     }
 
-    /// Takes in that a request that was set aside has read again what it had lost.
+    /// Takes in that what was computed for a resident request is gone, and not its room: where it is running, it reads it again
+    /// now, and [`Scheduler::read_again`] says that it is where it was.
+    pub fn lost(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.entries.get_mut(&ticket)
+            && !entry.stage.waits()
+        {
+            entry.was_read |= entry.read;
+            entry.read = false;
+            entry.aside = true;
+        }
+    }
+
+    /// Takes in that a request that was set aside, or lost what it had, has read it again.
     pub fn read_again(&mut self, ticket: Ticket) {
         if let Some(entry) = self.entries.get_mut(&ticket)
             && entry.aside

@@ -466,6 +466,26 @@ fn who_is_set_aside_for_an_alarm_goes_on_when_there_is_room_again() {
 }
 
 #[test]
+fn who_loses_what_it_had_reads_it_again_in_its_place() {
+    let mut scheduler = scheduler();
+    let batch = ready(&mut scheduler, 0, arrival(Batch));
+    assert_eq!(decide(&mut scheduler, 0), [Decision::Start(batch)]);
+    scheduler.prompt_read(1, batch, 1);
+    let waits = ready(&mut scheduler, 1, arrival(Batch));
+    let mut readers = Vec::new();
+    scheduler.pass(1, &mut readers);
+    assert_eq!(readers, []);
+    scheduler.lost(batch);
+    scheduler.lost(waits);
+    scheduler.pass(2, &mut readers);
+    assert_eq!(readers, [batch], "one that waits has nothing");
+    scheduler.read_again(batch);
+    scheduler.pass(3, &mut readers);
+    assert_eq!(readers, []);
+    assert!(scheduler.finished(4, batch));
+}
+
+#[test]
 fn answers_of_one_request_have_their_places_together() {
     let config = Config {
         places: Places {

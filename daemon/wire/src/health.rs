@@ -27,13 +27,15 @@ pub enum Degraded {
     DraftUnused,
     /// The broker is not connected.
     BrokerLost,
+    /// A device that computed failed, and the processor goes on.
+    BackendLost,
 }
 
 impl Degraded {
     /// How many there are.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
-    /// All of them, the worst first.
+    /// All of them; the worst first, but for those that came later.
     pub const ALL: [Self; Self::COUNT] = [
         Self::NotServing,
         Self::Stalled,
@@ -45,6 +47,7 @@ impl Degraded {
         Self::PackUnused,
         Self::DraftUnused,
         Self::BrokerLost,
+        Self::BackendLost,
     ];
 
     /// The word for it in JSON, in metrics and on the terminal.
@@ -61,6 +64,7 @@ impl Degraded {
             Self::PackUnused => "pack_unused",
             Self::DraftUnused => "draft_unused",
             Self::BrokerLost => "broker_lost",
+            Self::BackendLost => "backend_lost",
         }
     }
 }

@@ -103,7 +103,8 @@ impl Subject {
             ..ExecutorOptions::default()
         };
         let model = Arc::new(Model::load(&path).expect("a sound model"));
-        let key = Key::of(&mut Executor::new(model, &options).expect("an executor"));
+        let key = Key::of(&mut Executor::new(model, &options).expect("an executor"))
+            .expect("of the processor");
         store::write(folder.path(), &key, &CALIBRATED).expect("written");
         let written = fs::read_dir(folder.path())
             .expect("a folder")

@@ -85,6 +85,7 @@ const SECTIONS: &[Section] = &[
         live: &[],
         restart: &[
             "backend",
+            "backend-fallback",
             "threads",
             "isa",
             "batch-tokens-max",

@@ -23,6 +23,8 @@ pub enum BackendChoice {
 pub struct EngineConfig {
     /// What computes answers. Embeddings and drafts are computed by the processor always.
     pub backend: BackendChoice,
+    /// Whether the processor goes on with what is being answered where a device that computes fails.
+    pub backend_fallback: bool,
     /// Compute threads; unset, what affinity and cgroup quota allow.
     pub threads: Option<usize>,
     /// Instruction set to force (`scalar`, `avx2`, …); unset, the best this processor has.
@@ -39,6 +41,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
             backend: BackendChoice::Auto,
+            backend_fallback: true,
             threads: None,
             isa: None,
             batch_tokens_max: 512,

@@ -34,6 +34,7 @@ pub(super) struct ModelMetrics {
     loaded: Family<ModelLabels, Gauge>,
     requests: Family<ModelLabels, Counter>,
     backends: Family<BackendLabels, Gauge>,
+    backends_lost: Counter,
     loads: Family<ModelOutcomeLabels, Counter>,
     swaps: Family<ModelOutcomeLabels, Counter>,
 }
@@ -54,6 +55,11 @@ impl ModelMetrics {
             "backend_models",
             "Loaded models that a backend computes",
             self.backends.clone(),
+        );
+        registry.register(
+            "backend_losses",
+            "Devices that failed while they computed a model, so that the processor had to go on",
+            self.backends_lost.clone(),
         );
         registry.register(
             "model_loads",
@@ -88,6 +94,11 @@ impl Telemetry {
         let backend = backend.name();
         let labels = BackendLabels { backend };
         self.models.backends.get_or_create(&labels).inc_by(more);
+    }
+
+    /// Counts a device that failed while it computed.
+    pub fn backend_lost(&self) {
+        self.models.backends_lost.inc();
     }
 
     /// Counts how loading a model ended: `ready`, `failed` or `refused`.

@@ -42,7 +42,11 @@ impl Calibrating {
         let mut found = None;
         match self {
             Calibrating::Unknown => {
-                let key = store::Key::of(executor);
+                let Some(key) = store::Key::of(executor) else {
+                    // Of a device's passes nothing is known before they are made.
+                    *self = Calibrating::Drafts(DRAFTS);
+                    return;
+                };
                 found = store::read(folder, &key);
                 *self = Calibrating::Measuring(Box::default(), key);
             }

@@ -388,6 +388,8 @@ impl Drop for Parts<'_> {
             self.shared.telemetry.memory(part, -bytes);
         }
         if let Some(backend) = self.backend {
+            let lost = self.shared.lost.get().is_some();
+            let backend = if lost { Backend::Cpu } else { backend };
             self.shared.telemetry.backend(backend, -1);
         }
     }

@@ -11,7 +11,7 @@ use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
-use andon_engine::{Executor, ExecutorOptions, Files, Isa, LoadError, Model};
+use andon_engine::{Executor, ExecutorError, ExecutorOptions, Files, Isa, LoadError, Model};
 use andon_os::may_pass;
 
 use super::admit::scheduling;
@@ -22,6 +22,7 @@ use super::pages::Pages;
 use super::trying::{self, Proved};
 use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
+use crate::config::engine::BackendChoice;
 use crate::memory::Reservation;
 use crate::registry::{Packs, Proof, Proven, RegistryError, Served};
 
@@ -164,7 +165,11 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
         ..GeneratorOptions::default()
     };
-    let options = ExecutorOptions {
+    let mut computes =
+        backend::choose(config, &model).map_err(|error| LoadFailure::operator(&error))?;
+    let mut options = ExecutorOptions {
+        backend: computes.backend,
+        falls_back: config.engine.backend_fallback,
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
         batch_tokens_max: config.engine.batch_tokens_max,
@@ -173,13 +178,21 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         kv_type: config.model.kv_type.into(),
         prefix_cache: config.engine.prefix_cache,
     };
-    let computes =
-        backend::choose(config, &model).map_err(|error| LoadFailure::operator(&error))?;
+    let mut made = Executor::new(Arc::clone(&model), &options);
+    if let Err(error @ (ExecutorError::Device { .. } | ExecutorError::Differs { .. })) = &made
+        && config.engine.backend == BackendChoice::Auto
+    {
+        computes = Computes {
+            backend: Backend::Cpu,
+            why_not: Some(error.to_string()),
+        };
+        options.backend = Backend::Cpu;
+        made = Executor::new(Arc::clone(&model), &options);
+    }
+    let executor = made.map_err(|error| LoadFailure::machine(&error))?;
     if let Some(why) = &computes.why_not {
         tracing::info!(backend = computes.backend.name(), %why, "no accelerator computes the model");
     }
-    let executor = Executor::new(Arc::clone(&model), &options)
-        .map_err(|error| LoadFailure::machine(&error))?;
     let info = model.info();
     // One request must fit on its own, or it would wait for room that never comes.
     let context_tokens_max = info
@@ -193,13 +206,19 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         embedding: None,
         file_bytes: info.file_bytes as u64,
         created_s: changed_s(path),
+        isa: match computes.backend {
+            Backend::Cpu => executor.isa().name(),
+            device => device.name(),
+        }
+        .to_owned(),
         computes,
-        isa: executor.isa().name().to_owned(),
         threads: executor.threads(),
     };
     // Before anything of it is touched.
     let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
-    shared.read_ahead(&model, proven)?;
+    if executor.backend() == Backend::Cpu {
+        shared.read_ahead(&model, proven)?;
+    }
     let mut generator = Generator::new(executor, generating);
     let mut seat = shared.machine.seat();
     let known = served

@@ -44,13 +44,16 @@ impl Memory {
         all: Option<u64>,
     ) -> Memory {
         let model = executor.model();
-        let kv_cache = executor
-            .kv_tokens_max()
-            .saturating_mul(executor.kv_bytes_per_token());
+        let kv_cache = executor.kv_bytes();
+        // Copies of weights in this machine's memory are private to the daemon, beside the files that they were made of.
+        let copies = executor.weights_bytes().unwrap_or(0);
         let memory = Memory {
             all: all.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             weights: weights(config, model),
-            activations: executor.bytes().saturating_sub(kv_cache),
+            activations: executor
+                .bytes()
+                .saturating_sub(kv_cache)
+                .saturating_add(copies),
             kv_cache,
             shapes: model.grammar_vocabulary_bytes(),
             pages: if config.keeps_pages() {

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use andon_engine::ForwardError;
+use andon_engine::backend::{Backend, DeviceError};
 use andon_engine::generate::{Forward, GenerationId, Generator, Reading, StepError};
 use andon_engine::tokenizer::Tokenizer;
 use andon_policy::speed::Step;
@@ -71,9 +72,15 @@ pub(super) fn run<F: Forward>(
         if let Err(error) = result {
             crate::event!(PassFailed, %error, "a pass failed; what was running has been told");
             shared.pass_failed();
-            if let StepError(ForwardError::ModelChanged { .. }) = error {
-                shared.breaks(error.to_string());
+            let StepError(why) = error;
+            let lost =
+                matches!(why, ForwardError::Device(_)) && fallen_back(&mut generator).is_none();
+            if lost || matches!(why, ForwardError::ModelChanged { .. }) {
+                shared.breaks(why.to_string());
             }
+        }
+        if let Some(why) = fallen_back(&mut generator) {
+            shared.falls_back(why, &mut jobs);
         }
         // What is taken from the disk says nothing of how fast passes are.
         let restoring = generator.last_pass().restoring;
@@ -107,7 +114,43 @@ pub(super) fn run<F: Forward>(
     }
 }
 
+/// Why the processor computes although a device was to.
+fn fallen_back<F: Forward>(generator: &mut Generator<F>) -> Option<DeviceError> {
+    generator.executor_mut()?.lost()
+}
+
 impl Shared {
+    /// Tells, once, that the processor goes on for a device that failed, and that all that runs reads its text again.
+    fn falls_back(&self, why: DeviceError, jobs: &mut Jobs) {
+        let mut is_new = false;
+        self.lost.get_or_init(|| {
+            is_new = true;
+            why.to_string()
+        });
+        if is_new {
+            let mut board = self.board();
+            let now_ms = self.now_ms();
+            for (&ticket, running) in &mut jobs.running {
+                running.reads_again = true;
+                running.was_read |= std::mem::take(&mut running.answers);
+                running.note(&mut board.scheduler, now_ms);
+                board.scheduler.lost(ticket);
+            }
+            drop(board);
+            crate::event!(
+                BackendLost,
+                %why,
+                "the device that computed failed; the processor goes on until andond is started again"
+            );
+            if let Some(facts) = self.facts.get() {
+                self.telemetry.backend(facts.computes.backend, -1);
+                self.telemetry.backend(Backend::Cpu, 1);
+            }
+            self.telemetry.backend_lost();
+            self.around.tell();
+        }
+    }
+
     /// Tells the scheduler what a pass came to, which was to read the prompt of `first` before others.
     fn stepped<F: Forward>(
         &self,

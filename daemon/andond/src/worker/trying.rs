@@ -91,7 +91,9 @@ pub(super) fn prove<F: Forward>(
         generator
             .step_reading(reading, &mut deliver, &|| seat.alarms() != alarms)
             .map_err(|error| match error {
-                StepError(ForwardError::ModelChanged { .. }) => LoadFailure::machine(&error),
+                StepError(ForwardError::ModelChanged { .. } | ForwardError::Device(_)) => {
+                    LoadFailure::machine(&error)
+                }
                 _ => failed(&error.to_string()),
             })?;
         if decodes {

@@ -3,7 +3,11 @@
 pub mod cpu;
 mod cuda;
 mod kind;
+mod running;
 mod steps;
 
+pub use andon_cuda::Error as DeviceError;
+pub(crate) use cuda::{Cuda, CudaPages, not_covered};
 pub use kind::{Backend, State};
+pub(crate) use running::Running;
 pub use steps::{Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps, Temperature};

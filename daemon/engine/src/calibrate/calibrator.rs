@@ -64,7 +64,9 @@ impl Calibrator {
         const AFTER_WAKES: usize = AFTER_PRODUCTS + WAKES;
         let step = self.step;
         self.step += 1;
-        let mut probe = executor.probe();
+        let Some(mut probe) = executor.probe() else {
+            return Progress::Failed;
+        };
         let per_second = |amount: f64, took: Duration| amount / took.as_secs_f64().max(1e-9);
         if step < AFTER_READS {
             let (bytes, took) = probe.read();

@@ -32,16 +32,16 @@ struct Stored {
 }
 
 impl Key {
-    /// The key of `executor` on this machine.
+    /// The key of `executor` on this machine; `None` if something else than its processor computes.
     #[must_use]
-    pub fn of(executor: &mut Executor) -> Key {
+    pub fn of(executor: &mut Executor) -> Option<Key> {
         let (threads, isa) = (executor.threads(), executor.isa().name());
-        let weights = executor.probe().weights_name();
+        let weights = executor.probe()?.weights_name();
         let build = env!("CARGO_PKG_VERSION");
         let cpu = cpu();
-        Key(format!(
+        Some(Key(format!(
             "{VERSION}; {build}; {cpu}; {threads} threads; {isa}; {weights}"
-        ))
+        )))
     }
 
     fn path(&self, folder: &Path) -> PathBuf {

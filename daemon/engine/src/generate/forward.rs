@@ -70,6 +70,11 @@ pub trait Forward {
         interrupted: &dyn Fn() -> bool,
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError>;
+    /// After a pass that `error` ended, and with all sequences dropped: has something else compute from now on, if there is
+    /// something. False, and nothing changed, if not.
+    fn fall_back(&mut self, _error: &ForwardError) -> bool {
+        false
+    }
     /// The executor behind it, if there is one: to take times of it, between passes.
     fn executor_mut(&mut self) -> Option<&mut Executor> {
         None
@@ -140,6 +145,10 @@ impl Forward for Executor {
             })?;
         (0..logits.row_count()).for_each(|index| row(logits.row(index)));
         Ok(())
+    }
+
+    fn fall_back(&mut self, error: &ForwardError) -> bool {
+        Self::fall_back(self, error)
     }
 
     fn executor_mut(&mut self) -> Option<&mut Executor> {

@@ -234,7 +234,8 @@ impl<F: Forward> Generator<F> {
     /// # Errors
     ///
     /// [`StepError`] if the pass itself failed; all generations have then been reported as failed,
-    /// and the generator is empty and usable.
+    /// and the generator is empty and usable. Where a device failed and something else can compute
+    /// ([`Executor::fall_back`]), all of them read their texts again there, and their answers go on as if nothing had been.
     pub fn step(&mut self, sink: &mut dyn FnMut(GenerationId, Event<'_>)) -> Result<(), StepError> {
         let reading = Reading {
             tokens_max: self.prefill_chunk_tokens,
@@ -280,6 +281,7 @@ impl<F: Forward> Generator<F> {
                     let message = "the KV cache is full".to_owned();
                     self.end(self.least_promised(), FinishReason::Failed(message), sink);
                 }
+                Err(PassError::Forward(error)) if self.go_on_elsewhere(&error) => {}
                 Err(PassError::Forward(error)) => {
                     let error = StepError(error);
                     while !self.active.is_empty() {

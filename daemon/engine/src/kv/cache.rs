@@ -4,6 +4,7 @@ use super::PAGE;
 use super::host::HostPages;
 use super::name::PageName;
 use super::sequence::{Copy, Named, Pages, Remembered, Sequence};
+use crate::backend::CudaPages;
 use andon_kernels::op::attention::{key_groups, key_levels};
 use std::sync::Arc;
 
@@ -74,6 +75,12 @@ impl Geometry {
         )
     }
 
+    /// Bytes of levels and 16-bit elements that a page takes.
+    pub(crate) fn page_elements(&self) -> (usize, usize) {
+        let page = self.page();
+        (page.levels, page.halves)
+    }
+
     /// Bytes that one token takes.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
@@ -117,6 +124,8 @@ impl Part {
 enum Content {
     /// In this machine's memory.
     Host(HostPages),
+    /// In that of a device.
+    Cuda(CudaPages),
 }
 
 /// Every page, and who holds it.
@@ -135,20 +144,62 @@ impl Cache {
     /// [`Cache::sequence_of`] finds them.
     #[must_use]
     pub fn new(geometry: Geometry, tokens: usize, remembers: bool) -> Option<Cache> {
-        let count = tokens.div_ceil(PAGE);
+        let count = Cache::pages_for(tokens);
+        let pages = HostPages::new(geometry, count)?;
+        Cache::of(geometry, Content::Host(pages), count, remembers)
+    }
+
+    /// A cache of `count` pages in a device's memory; `None` if that many cannot be counted.
+    pub(crate) fn on_device(
+        geometry: Geometry,
+        (pages, count): (CudaPages, usize),
+        remembers: bool,
+    ) -> Option<Cache> {
+        Cache::of(geometry, Content::Cuda(pages), count, remembers)
+    }
+
+    fn of(geometry: Geometry, content: Content, count: usize, remembers: bool) -> Option<Cache> {
         let pages = u32::try_from(count).ok()?;
         Some(Cache {
             geometry,
-            content: Content::Host(HostPages::new(geometry, count)?),
+            content,
             page_count: count,
             pages: Pages::new(pages, remembers),
         })
+    }
+
+    /// Pages that so many tokens take.
+    pub(crate) fn pages_for(tokens: usize) -> usize {
+        tokens.div_ceil(PAGE)
     }
 
     /// The content, where it is in this machine's memory.
     pub(crate) fn host(&mut self) -> Option<&mut HostPages> {
         match &mut self.content {
             Content::Host(pages) => Some(pages),
+            Content::Cuda(_) => None,
+        }
+    }
+
+    /// Has the content be in this machine's memory from now on, and forgets all that was remembered. False, and nothing
+    /// changed, if a sequence holds a page, or there is not enough memory.
+    pub(crate) fn begin_here(&mut self) -> bool {
+        if self.tokens_free() < self.tokens_max() {
+            return false;
+        }
+        let Some(pages) = HostPages::new(self.geometry, self.page_count) else {
+            return false;
+        };
+        self.pages.shed();
+        self.content = Content::Host(pages);
+        true
+    }
+
+    /// The content, where it is in a device's memory.
+    pub(crate) fn cuda(&mut self) -> Option<&mut CudaPages> {
+        match &mut self.content {
+            Content::Host(_) => None,
+            Content::Cuda(pages) => Some(pages),
         }
     }
 
@@ -200,14 +251,17 @@ impl Cache {
         let Some(copy) = copy else { return };
         match &mut self.content {
             Content::Host(pages) => pages.copy(copy),
+            Content::Cuda(pages) => pages.copy(copy.from, copy.to),
         }
     }
 
     /// The content of a page, in an order that depends neither on where the page is nor on what computed it:
-    /// `[layer][KV head][keys, values]`, first all levels, then all f16 elements, little-endian.
-    pub(crate) fn export(&self, page: u32) -> Vec<u8> {
+    /// `[layer][KV head][keys, values]`, first all levels, then all f16 elements, little-endian. `None` if it cannot be had of
+    /// its device.
+    pub(crate) fn export(&self, page: u32) -> Option<Vec<u8>> {
         match &self.content {
-            Content::Host(pages) => pages.export(page),
+            Content::Host(pages) => Some(pages.export(page)),
+            Content::Cuda(pages) => pages.export(page),
         }
     }
 
@@ -220,6 +274,7 @@ impl Cache {
     ) -> Result<(), E> {
         match &mut self.content {
             Content::Host(pages) => pages.import(page, source),
+            Content::Cuda(pages) => pages.import(page, source),
         }
     }
 
@@ -244,6 +299,8 @@ impl Cache {
         for span in self.pages.shed() {
             match &mut self.content {
                 Content::Host(pages) => pages.give_back(span),
+                // A device has all of its pages for good.
+                Content::Cuda(_) => {}
             }
         }
     }

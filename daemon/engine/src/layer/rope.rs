@@ -42,6 +42,18 @@ impl Rope {
         }
     }
 
+    /// Cosine and sine of each pair at a position, where `context` positions are served.
+    pub(crate) fn rotations(
+        &self,
+        position: usize,
+        context: usize,
+    ) -> impl Iterator<Item = [f32; 2]> {
+        self.frequencies_for(context).iter().map(move |frequency| {
+            let (sin, cos) = libm::sincos(position as f64 * frequency);
+            [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
+        })
+    }
+
     /// The frequencies where `context` positions are served.
     #[must_use]
     pub fn frequencies_for(&self, context: usize) -> &[f64] {

@@ -1,9 +1,13 @@
 //! Generations that give their room to urgent ones: their answers are the same.
 
-use andon_engine::generate::{Forward as _, GenerationRequest, GeneratorOptions, StartError};
+use andon_engine::generate::{
+    Event, FinishReason, Forward as _, GenerationRequest, Generator, GeneratorOptions, StartError,
+};
+use andon_engine::sample::SamplingOptions;
+use std::num::NonZero;
 
 use crate::scripted::{
-    A, Answers, B, C, CONTEXT, PAGE, alone, chaotic, cycle, finish, request, scripted,
+    A, Answers, B, C, CONTEXT, PAGE, Scripted, alone, chaotic, cycle, finish, request, scripted,
     scripted_with, step,
 };
 
@@ -89,4 +93,78 @@ fn what_is_aside_can_be_ended_and_leaves_what_is_kept_for_urgent_ones() {
     assert_eq!(ended, [second]);
     assert_eq!(finish(&mut generator)[&first].ids.len(), 2);
     assert_eq!(generator.executor().kv_tokens_free(), 6 * PAGE);
+}
+
+/// A generator whose device fails after so many passes.
+fn failing(passes: usize, falls_back: bool) -> Generator<Scripted> {
+    let generator = scripted(chaotic, 40);
+    generator.executor().fails_after.set(Some(passes));
+    generator.executor().falls_back.set(falls_back);
+    generator
+}
+
+#[test]
+fn answers_go_on_where_a_device_fails() {
+    let one = request(&[A, B, C, A, B, C, A], 8);
+    let group = GenerationRequest {
+        sampling: SamplingOptions {
+            temperature: 1.0,
+            seed: 3,
+            ..SamplingOptions::default()
+        },
+        ..request(&[B, A, C, C, A], 6)
+    };
+    let run = |mut generator: Generator<Scripted>, parked: bool| {
+        let mut answers = Answers::new();
+        let id = generator.start(one.clone()).expect("it fits");
+        let two = NonZero::new(2).expect("two");
+        let choices = generator.start_group(group.clone(), two);
+        assert_eq!(choices.expect("they fit").count(), 2);
+        for _ in 0..3 {
+            step(&mut generator, &mut answers);
+        }
+        if parked {
+            assert!(generator.park(id));
+            for _ in 0..4 {
+                step(&mut generator, &mut answers);
+            }
+            assert!(generator.resume(id));
+        }
+        while generator.active() > 0 {
+            step(&mut generator, &mut answers);
+        }
+        answers
+    };
+    for parked in [false, true] {
+        let same = run(scripted(chaotic, 40), parked);
+        assert_eq!(same.len(), 3);
+        for passes in 0..14 {
+            let answers = run(failing(passes, true), parked);
+            assert_eq!(answers, same, "after {passes} passes, parked: {parked}");
+        }
+    }
+}
+
+#[test]
+fn where_nothing_goes_on_for_a_device_answers_fail_by_its_name() {
+    let mut generator = failing(2, false);
+    let id = generator.start(request(&[A, B, C], 8)).expect("it fits");
+    let mut failed = None;
+    let stepped = loop {
+        let stepped = generator.step(&mut |finished, event| {
+            if let Event::Finished { reason, .. } = event {
+                failed = Some((finished, reason));
+            }
+        });
+        if stepped.is_err() || generator.active() == 0 {
+            break stepped;
+        }
+    };
+    let error = stepped.expect_err("the device failed").to_string();
+    assert!(error.contains("the device that computes"), "{error}");
+    assert_eq!(failed, Some((id, FinishReason::Failed(error))));
+    assert_eq!(
+        (generator.active(), generator.executor().kv_tokens_free()),
+        (0, 40 * PAGE)
+    );
 }

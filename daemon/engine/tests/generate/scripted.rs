@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
+use andon_engine::backend::DeviceError;
 use andon_engine::generate::{
     Event, FinishReason, Forward, GenerationId, GenerationRequest, Generator, GeneratorOptions,
     PassError, Reading, Usage,
@@ -12,7 +13,7 @@ use andon_engine::generate::{
 use andon_engine::gguf::Gguf;
 use andon_engine::grammar::{Constraint, Grammar, Vocabulary};
 use andon_engine::tokenizer::Tokenizer;
-use andon_engine::{Chunk, LogitsFor};
+use andon_engine::{Chunk, ForwardError, LogitsFor};
 
 use crate::support::Writer;
 
@@ -38,6 +39,11 @@ pub(crate) struct Scripted {
     pub(crate) passes: Rc<Cell<usize>>,
     /// How many tokens are known of the next prompt that is looked for.
     pub(crate) known: Cell<usize>,
+    /// Pages that there are.
+    pages: usize,
+    /// How many passes are made before the device fails that makes them, and whether something goes on for it then.
+    pub(crate) fails_after: Cell<Option<usize>>,
+    pub(crate) falls_back: Cell<bool>,
 }
 
 pub(crate) struct Pages {
@@ -140,6 +146,15 @@ impl Forward for Scripted {
             .set(self.pages_free.get() + sequence.held - held);
         sequence.held = held;
     }
+    fn fall_back(&mut self, error: &ForwardError) -> bool {
+        assert!(matches!(error, ForwardError::Device(_)));
+        assert_eq!(self.pages_free.get(), self.pages, "nobody holds a page");
+        let falls_back = self.falls_back.get();
+        if falls_back {
+            self.fails_after.set(None);
+        }
+        falls_back
+    }
     fn pass(
         &mut self,
         parts: &mut [Chunk<'_, Pages>],
@@ -147,6 +162,14 @@ impl Forward for Scripted {
         row: &mut dyn FnMut(&[f32]),
     ) -> Result<(), PassError> {
         self.passes.set(self.passes.get() + 1);
+        if self
+            .fails_after
+            .get()
+            .is_some_and(|passes| self.passes.get() > passes)
+        {
+            let lost = DeviceError::Lost { code: 700 };
+            return Err(PassError::Forward(ForwardError::Device(lost)));
+        }
         if interrupted() {
             return Err(PassError::Interrupted);
         }
@@ -235,6 +258,9 @@ pub(crate) fn scripted_with(
         script,
         passes: Rc::new(Cell::new(0)),
         known: Cell::new(0),
+        pages,
+        fails_after: Cell::new(None),
+        falls_back: Cell::new(true),
     };
     Generator::new(forward, options)
 }

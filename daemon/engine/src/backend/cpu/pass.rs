@@ -122,12 +122,11 @@ impl Pass<'_> {
             ..
         } = &mut self.cpu.buffers;
         for (table, rope) in tables.iter_mut().zip(ropes) {
-            let frequencies = rope.frequencies_for(sizes.context);
-            let rows = table.chunks_exact_mut(frequencies.len().max(1));
+            let rows = table.chunks_exact_mut(rope.frequencies.len().max(1));
             for (row, &position) in rows.zip(&self.batch.positions) {
-                for (pair, &frequency) in row.iter_mut().zip(frequencies) {
-                    let (sin, cos) = libm::sincos(position as f64 * frequency);
-                    *pair = [(cos * rope.magnitude) as f32, (sin * rope.magnitude) as f32];
+                for (pair, rotation) in row.iter_mut().zip(rope.rotations(position, sizes.context))
+                {
+                    *pair = rotation;
                 }
             }
         }

@@ -9,6 +9,7 @@ use super::super::event::GenerationId;
 use super::super::forward::Forward;
 use super::super::request::{GenerationRequest, StartError};
 use super::Generator;
+use crate::ForwardError;
 
 impl<F: Forward> Generator<F> {
     /// Admits a generation; its first step reads the prompt.
@@ -193,6 +194,28 @@ impl<F: Forward> Generator<F> {
             }
             None => false,
         }
+    }
+
+    /// After a pass that `error` ended: has something else compute, if it can. What was in the KV cache is gone then, and every
+    /// generation reads its text again. False, and all sequences given away, if nothing else can compute, or there is not the
+    /// room for all of them, which had shared more.
+    pub(super) fn go_on_elsewhere(&mut self, error: &ForwardError) -> bool {
+        if !matches!(error, ForwardError::Device(_)) {
+            return false;
+        }
+        let mut under_way = Vec::new();
+        for (active, sequence) in self.active.iter_mut().zip(&mut self.sequences) {
+            self.guessing.forget(active.id);
+            *sequence = None;
+            // One that follows another has nothing yet.
+            if active.follows.is_none() && !active.aside {
+                if !active.parked {
+                    under_way.push(active.id);
+                }
+                active.put_aside();
+            }
+        }
+        self.forward.fall_back(error) && under_way.into_iter().all(|id| self.resume(id))
     }
 
     /// Has a parked generation take part in passes again. Says whether there is one, and a place for it, and room for the

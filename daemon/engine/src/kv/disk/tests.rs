@@ -76,7 +76,7 @@ fn copies(cache: &Cache, store: &PageStore) -> Vec<PageCopy> {
             name: named.name,
             depth: named.depth as u32,
             tokens: named.tokens,
-            content: cache.export(page),
+            content: cache.export(page).expect("it is here"),
             used: (age > 0).then_some(1 << 40).map(|base: u64| base - age),
             generation,
         })
@@ -123,7 +123,9 @@ fn found(store: &PageStore, number: u32, expected: &[Vec<u8>]) -> usize {
 fn contents(cache: &mut Cache, number: u32) -> Vec<Vec<u8>> {
     let sequence = compute(cache, &text(number));
     let pages = sequence.pages()[..2].iter();
-    pages.map(|&page| cache.export(page)).collect()
+    pages
+        .map(|&page| cache.export(page).expect("they are here"))
+        .collect()
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

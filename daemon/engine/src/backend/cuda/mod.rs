@@ -1,0 +1,175 @@
+//! Models on NVIDIA cards and Jetson.
+//!
+//! The first device that the driver has is opened once for the whole program, when it is first wanted, and by all models
+//! together. Its kernels give the processor's bytes, so pages of keys and values, logits and answers are the same on both. A
+//! device that broke is of no use to the process any more.
+//!
+//! Invariant: buffers are made at start for the largest batch; what a device has no room for shows then.
+
+mod buffers;
+mod pages;
+mod pass;
+mod walk;
+mod weights;
+
+pub(crate) use pages::CudaPages;
+
+use super::State;
+use super::cpu::Sizes;
+use super::steps::Batch;
+use crate::kv::Geometry;
+use crate::models::Architecture;
+use andon_cuda::{Device, Error};
+use andon_kernels::{Isa, Table};
+use buffers::Buffers;
+use pass::Pass;
+use std::ops::ControlFlow;
+use std::sync::{Arc, OnceLock};
+use weights::Weights;
+
+/// The device, or why there is none.
+static DEVICE: OnceLock<Result<Arc<Device>, Error>> = OnceLock::new();
+
+/// Why this program has no kernels; `None` if it has.
+pub(super) fn not_built() -> Option<&'static str> {
+    andon_cuda::not_built()
+}
+
+/// The device.
+///
+/// # Errors
+/// [`Error`], always the same once it was opened or could not be.
+fn device() -> Result<Arc<Device>, Error> {
+    let device = DEVICE.get_or_init(|| Device::open(0).map(Arc::new));
+    device.clone()
+}
+
+/// See [`super::Backend::state`].
+pub(super) fn state() -> State {
+    if let Some(why) = not_built() {
+        return State::NotBuilt(why.to_owned());
+    }
+    let limits = device().and_then(|device| device.limits());
+    match limits {
+        Ok(limits) => {
+            let (major, minor) = limits.capability;
+            State::Available(format!(
+                "{}, sm_{major}{minor}, {} processors",
+                limits.name, limits.processors
+            ))
+        }
+        Err(error) => State::Unavailable(error.to_string()),
+    }
+}
+
+/// Why there are no kernels for a decoder; `None` if there are.
+pub(crate) fn not_covered(decoder: &dyn Architecture) -> Option<String> {
+    weights::not_covered(decoder)
+}
+
+/// The backend of one model.
+#[derive(Debug)]
+pub(crate) struct Cuda {
+    device: Arc<Device>,
+    weights: Weights,
+    buffers: Buffers,
+    sizes: Sizes,
+    /// Whether the device's memory is this machine's.
+    integrated: bool,
+    /// Rotations on their way to the device.
+    rotations: Vec<f32>,
+    /// `[output row][vocabulary]`.
+    logits: Vec<f32>,
+    /// For what is done to logits here.
+    table: Table,
+}
+
+impl Cuda {
+    /// The backend of a decoder that is covered, and room for `pages` pages of keys and values.
+    ///
+    /// # Errors
+    /// If there is no device, or it has no room.
+    pub(crate) fn new(
+        decoder: &dyn Architecture,
+        from: crate::weights::Weights<'_>,
+        sizes: &Sizes,
+        (geometry, pages): (Geometry, usize),
+    ) -> Result<(Cuda, CudaPages), Error> {
+        let device = device()?;
+        let weights = Weights::upload(&device, decoder, from)?;
+        let buffers = Buffers::new(&device, sizes, pages)?;
+        let pages = CudaPages::new(Arc::clone(&device), geometry, pages)?;
+        let isa = Isa::best();
+        let cuda = Cuda {
+            integrated: device.limits()?.integrated,
+            weights,
+            buffers,
+            sizes: *sizes,
+            rotations: Vec::new(),
+            logits: Vec::new(),
+            // The best of this machine is one that it has.
+            table: Table::new(isa).expect("it is supported"),
+            device,
+        };
+        Ok((cuda, pages))
+    }
+
+    /// The sizes of the largest batch.
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// Bytes of weights that are in this machine's memory.
+    pub(crate) fn weights_bytes(&self) -> usize {
+        if self.integrated {
+            self.weights.bytes()
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of activations that are in this machine's memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let here = (self.sizes.output_rows_max.max(1) * self.sizes.vocabulary)
+            .saturating_add(self.sizes.tokens_max * self.sizes.rope_pairs * 2)
+            .saturating_mul(size_of::<f32>());
+        let there = Buffers::bytes(&self.sizes);
+        here.saturating_add(if self.integrated { there } else { 0 })
+    }
+
+    /// Whether pages of keys and values are in this machine's memory.
+    pub(crate) fn is_integrated(&self) -> bool {
+        self.integrated
+    }
+
+    /// Runs a batch. Breaks where the pass was interrupted.
+    ///
+    /// # Errors
+    /// What went wrong on the device, since the last pass.
+    pub(crate) fn forward(
+        &mut self,
+        decoder: &dyn Architecture,
+        pages: &mut CudaPages,
+        batch: &Batch,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<ControlFlow<()>, Error> {
+        let done = pages.failed.map_or(Ok(()), Err);
+        let mut pass = Pass {
+            cuda: self,
+            pages,
+            batch,
+            interrupted,
+            pending: None,
+            heads: None,
+            done,
+        };
+        pass.place();
+        let flow = decoder.forward(&mut pass);
+        pass.done.map(|()| flow)
+    }
+
+    /// The logits of the last batch.
+    pub(crate) fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+}

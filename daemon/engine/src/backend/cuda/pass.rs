@@ -1,0 +1,446 @@
+//! One batch on its way through a model on a device.
+//!
+//! Steps are launches, one after the other on one stream; nothing waits for them before logits are read. What a part gives to
+//! the residual stream is added where its next norm is computed. All tokens are computed to the end: what the last layer
+//! could leave out is little beside all others.
+//!
+//! Invariant: after the first step that failed nothing more is asked of the device, and the pass gives up.
+
+use super::Cuda;
+use super::pages::CudaPages;
+use crate::backend::{
+    Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps, cpu::Sizes,
+};
+use crate::layer::Rope;
+use crate::weights::{Linear, Matrix, RmsNorm};
+use andon_cuda::{Addition, Columns, Device, Error, Gate, Kernel, Run};
+use andon_kernels::Table;
+use andon_kernels::op::rope::Pairing;
+
+/// A batch in the middle of a model.
+pub(super) struct Pass<'a> {
+    pub(super) cuda: &'a mut Cuda,
+    pub(super) pages: &'a mut CudaPages,
+    pub(super) batch: &'a Batch,
+    pub(super) interrupted: &'a dyn Fn() -> bool,
+    /// What is to be added to the residual stream: the norm of that first, with what it adds, and its factor.
+    pub(super) pending: Option<(Option<(usize, f32)>, f32)>,
+    /// What is to be done to heads.
+    pub(super) heads: Option<HeadsOf>,
+    pub(super) done: Result<(), Error>,
+}
+
+/// [`Heads`], by what of it is on the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadsOf {
+    bias: Option<usize>,
+    query_norm: Option<usize>,
+    key_norm: Option<usize>,
+    epsilon: f32,
+    rope: usize,
+    pairs: usize,
+    adjacent: bool,
+}
+
+/// Consecutive tokens of one sequence, from the first on.
+fn runs(batch: &Batch) -> Vec<Run<'_>> {
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    let mut range = None;
+    for (token, &position) in batch.positions.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run)
+                if range == Some(batch.page_ranges[token])
+                    && run.position + run.columns == position =>
+            {
+                run.columns += 1;
+            }
+            _ => {
+                range = Some(batch.page_ranges[token]);
+                runs.push(Run {
+                    columns: 1,
+                    position,
+                    pages: batch.pages_of(token),
+                });
+            }
+        }
+    }
+    runs
+}
+
+impl Pass<'_> {
+    fn count(&self) -> usize {
+        self.batch.tokens.len()
+    }
+
+    fn sizes(&self) -> &Sizes {
+        &self.cuda.sizes
+    }
+
+    /// Does something, unless something went wrong before.
+    fn then(&mut self, step: impl FnOnce(&mut Self) -> Result<(), Error>) {
+        if self.done.is_ok() {
+            self.done = step(self);
+        }
+    }
+
+    /// Sends where the batch's tokens are to the device.
+    pub(super) fn place(&mut self) {
+        self.then(|pass| {
+            let reach = pass.batch.positions.iter().max().map_or(0, |last| last + 1);
+            let runs = runs(pass.batch);
+            let named = runs.iter().map(|run| run.pages.len()).sum();
+            let Cuda {
+                device,
+                buffers,
+                sizes,
+                ..
+            } = &mut *pass.cuda;
+            device.write(&pass.batch.tokens, &mut buffers.tokens)?;
+            buffers.make_places(device, sizes.tokens_max, named)?;
+            device.place(&runs, reach, &mut buffers.places)
+        });
+    }
+
+    /// Adds what is to be added to the residual stream, and makes the input of matrices of its norm.
+    fn add_and_norm(&mut self, norm: Option<&RmsNorm>) -> Result<(), Error> {
+        let count = self.count();
+        let pending = self.pending.take();
+        // A model's norms all add the same.
+        let of_pending = pending.and_then(|(norm, _)| norm);
+        let epsilon = norm
+            .map(|norm| norm.epsilon)
+            .or(of_pending.map(|(_, epsilon)| epsilon))
+            .unwrap_or_default();
+        let Cuda {
+            device,
+            buffers,
+            weights,
+            ..
+        } = &mut *self.cuda;
+        let addition = pending.map(|(weight, scale)| Addition {
+            delta: &buffers.projected,
+            weight: weight.map(|(weight, _)| weights.at(weight)),
+            scale,
+        });
+        let weight = norm.map(|norm| weights.vector(&norm.weight));
+        if addition.is_none() && weight.is_none() {
+            return Ok(());
+        }
+        let hidden = &mut buffers.hidden;
+        device.add_norm_quantize(hidden, count, addition, weight, epsilon, &mut buffers.inner)
+    }
+}
+
+/// A product of a matrix and `count` columns, from an element of `output` on and with a stride.
+fn multiply(
+    device: &Device,
+    matrix: &andon_cuda::Matrix,
+    columns: &Columns,
+    count: usize,
+    output: &mut andon_cuda::Buffer<f32>,
+    place: (usize, usize),
+) -> Result<(), Error> {
+    device.matmul_at(matrix, columns, count, Kernel::of(count), output, place)
+}
+
+impl Steps for Pass<'_> {
+    fn is_interrupted(&self) -> bool {
+        self.done.is_err() || (self.interrupted)()
+    }
+
+    fn has_others(&self) -> bool {
+        false
+    }
+
+    fn keep_outputs(&mut self) -> bool {
+        true
+    }
+
+    fn embed(&mut self, matrix: &Matrix, scale: f32) {
+        self.then(|pass| {
+            let count = pass.count();
+            let Cuda {
+                device,
+                buffers,
+                weights,
+                ..
+            } = &mut *pass.cuda;
+            let matrix = weights.matrix(matrix);
+            device.embed(matrix, &buffers.tokens, count, scale, &mut buffers.hidden)
+        });
+    }
+
+    fn prepare_ropes(&mut self, ropes: &[Rope]) {
+        self.then(|pass| {
+            let Cuda {
+                device,
+                buffers,
+                rotations,
+                sizes,
+                ..
+            } = &mut *pass.cuda;
+            for (buffer, rope) in buffers.ropes.iter_mut().zip(ropes) {
+                rotations.clear();
+                for &position in &pass.batch.positions {
+                    rotations.extend(rope.rotations(position, sizes.context).flatten());
+                }
+                device.write(rotations.as_slice(), buffer)?;
+            }
+            Ok(())
+        });
+    }
+
+    fn norm(&mut self, norm: Option<&RmsNorm>, _matrices: &[&Linear]) {
+        self.then(|pass| {
+            pass.add_and_norm(norm)?;
+            if norm.is_some() {
+                return Ok(());
+            }
+            let (count, width) = (pass.count(), pass.sizes().embedding);
+            let Cuda {
+                device, buffers, ..
+            } = &mut *pass.cuda;
+            device.quantize(&buffers.hidden, width, count, &mut buffers.inner)
+        });
+    }
+
+    fn project(&mut self, linears: [&Linear; 3], _parts: Parts) {
+        self.then(|pass| {
+            let (count, sizes) = (pass.count(), *pass.sizes());
+            let stride = sizes.query + 2 * sizes.key_value;
+            let firsts = [0, sizes.query, sizes.query + sizes.key_value];
+            let Cuda {
+                device,
+                buffers,
+                weights,
+                ..
+            } = &mut *pass.cuda;
+            for (linear, first) in linears.into_iter().zip(firsts) {
+                let matrix = weights.matrix(&linear.matrix);
+                let place = (first, stride);
+                multiply(
+                    device,
+                    matrix,
+                    &buffers.inner,
+                    count,
+                    &mut buffers.heads,
+                    place,
+                )?;
+            }
+            Ok(())
+        });
+    }
+
+    fn finish_heads(&mut self, heads: &Heads<'_>, _parts: Parts) {
+        let name = |norm: Option<&RmsNorm>| norm.map(|norm| super::weights::address(&norm.weight));
+        let norm = heads.query_norm.or(heads.key_norm);
+        self.heads = heads.rope.map(|(rope, of)| HeadsOf {
+            bias: heads.biases[0].map(super::weights::address),
+            query_norm: name(heads.query_norm),
+            key_norm: name(heads.key_norm),
+            epsilon: norm.map_or(0.0, |norm| norm.epsilon),
+            rope,
+            pairs: of.frequencies.len(),
+            adjacent: of.pairing == Pairing::Adjacent,
+        });
+    }
+
+    fn remember(&mut self, layer: usize) {
+        self.then(|pass| {
+            let Some(of) = pass.heads else { return Ok(()) };
+            let sizes = *pass.sizes();
+            let Cuda {
+                device,
+                buffers,
+                weights,
+                ..
+            } = &mut *pass.cuda;
+            let vector = |name: Option<usize>| name.map(|name| weights.at(name));
+            let heads = andon_cuda::Heads {
+                heads: sizes.query / sizes.head_dim,
+                bias: vector(of.bias),
+                query_weight: vector(of.query_norm),
+                key_weight: vector(of.key_norm),
+                epsilon: of.epsilon,
+                rotations: &buffers.ropes[of.rope],
+                pairs: of.pairs,
+                adjacent: of.adjacent,
+                query_factors: None,
+            };
+            let cache = &mut pass.pages.layers[layer];
+            device.place_heads(&mut buffers.heads, &heads, cache, &buffers.places)
+        });
+    }
+
+    fn attend(&mut self, attend: &Attend) {
+        self.then(|pass| {
+            let sizes = *pass.sizes();
+            let Cuda {
+                device, buffers, ..
+            } = &mut *pass.cuda;
+            let how = andon_cuda::Attend {
+                heads: sizes.query / sizes.head_dim,
+                query_stride: sizes.query + 2 * sizes.key_value,
+                before: attend
+                    .window
+                    .map_or(usize::MAX, |window| window.saturating_sub(1)),
+                after: 0,
+                scale: attend.scale,
+                cap: attend.cap,
+            };
+            let cache = &pass.pages.layers[attend.layer];
+            device.attend(
+                &how,
+                &buffers.heads,
+                (cache, &buffers.places),
+                &mut buffers.scratch,
+                &mut buffers.attended,
+            )
+        });
+    }
+
+    fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
+        self.then(|pass| {
+            let (count, sizes) = (pass.count(), *pass.sizes());
+            let Cuda {
+                device,
+                buffers,
+                weights,
+                ..
+            } = &mut *pass.cuda;
+            device.quantize(&buffers.attended, sizes.query, count, &mut buffers.queries)?;
+            let matrix = weights.matrix(&linear.matrix);
+            let output = &mut buffers.projected;
+            multiply(
+                device,
+                matrix,
+                &buffers.queries,
+                count,
+                output,
+                (0, sizes.embedding),
+            )
+        });
+        self.add_later(residual);
+    }
+
+    fn add_gated(
+        &mut self,
+        activation: Activation,
+        gate: &Linear,
+        up: &Linear,
+        down: &Linear,
+        residual: &Residual<'_>,
+    ) {
+        self.then(|pass| {
+            let (count, sizes) = (pass.count(), *pass.sizes());
+            let Cuda {
+                device,
+                buffers,
+                weights,
+                ..
+            } = &mut *pass.cuda;
+            let (width, stride) = (sizes.feed_forward, 2 * sizes.feed_forward);
+            for (linear, first) in [(gate, 0), (up, width)] {
+                let matrix = weights.matrix(&linear.matrix);
+                let place = (first, stride);
+                multiply(
+                    device,
+                    matrix,
+                    &buffers.inner,
+                    count,
+                    &mut buffers.gates,
+                    place,
+                )?;
+            }
+            let kind = match activation {
+                Activation::Silu => Gate::Silu,
+                Activation::GeluTanh => Gate::GeluTanh,
+            };
+            device.glu_quantize(kind, &buffers.gates, stride, count, &mut buffers.wide)?;
+            let matrix = weights.matrix(&down.matrix);
+            let output = &mut buffers.projected;
+            multiply(
+                device,
+                matrix,
+                &buffers.wide,
+                count,
+                output,
+                (0, sizes.embedding),
+            )
+        });
+        self.add_later(residual);
+    }
+
+    fn output(&mut self, output: &Output<'_>) {
+        self.then(|pass| pass.logits(output));
+    }
+}
+
+impl Pass<'_> {
+    fn add_later(&mut self, residual: &Residual<'_>) {
+        let norm = residual
+            .norm
+            .map(|norm| (super::weights::address(&norm.weight), norm.epsilon));
+        self.pending = Some((norm, residual.scale));
+    }
+
+    /// Logits of the batch's outputs, as many at a time as there is room for.
+    fn logits(&mut self, output: &Output<'_>) -> Result<(), Error> {
+        let outputs = &self.batch.outputs;
+        let rows = output.linear.matrix.row_count;
+        self.cuda.logits.clear();
+        self.cuda.logits.resize(outputs.len() * rows, 0.0);
+        if outputs.is_empty() {
+            // What was asked for goes wrong here, not in the next pass.
+            return self.cuda.device.finish();
+        }
+        self.add_and_norm(None)?;
+        let width = self.sizes().embedding;
+        let Cuda {
+            device,
+            buffers,
+            weights,
+            logits,
+            table,
+            ..
+        } = &mut *self.cuda;
+        let each = buffers.output_rows;
+        for (outputs, logits) in outputs.chunks(each).zip(logits.chunks_mut(each * rows)) {
+            let count = outputs.len();
+            let indices: Vec<i32> = outputs
+                .iter()
+                .filter_map(|&at| i32::try_from(at).ok())
+                .collect();
+            let indices = device.upload(&indices)?;
+            device.gather_columns(&buffers.hidden, width, &indices, &mut buffers.kept)?;
+            let weight = Some(weights.vector(&output.norm.weight));
+            let epsilon = output.norm.epsilon;
+            let (kept, inner) = (&mut buffers.kept, &mut buffers.inner);
+            device.add_norm_quantize(kept, count, None, weight, epsilon, inner)?;
+            let matrix = weights.matrix(&output.linear.matrix);
+            multiply(
+                device,
+                matrix,
+                &buffers.inner,
+                count,
+                &mut buffers.logits,
+                (0, rows),
+            )?;
+            device.read(&buffers.logits, logits)?;
+            finish(table, logits, output);
+        }
+        Ok(())
+    }
+}
+
+/// What is done to logits here: the same as the processor's backend does.
+fn finish(table: &Table, logits: &mut [f32], output: &Output<'_>) {
+    if output.scale != 1.0 {
+        for logit in &mut *logits {
+            *logit *= output.scale;
+        }
+    }
+    if let Some(cap) = output.cap {
+        table.soft_cap(logits, cap);
+    }
+}

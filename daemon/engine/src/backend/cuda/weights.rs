@@ -1,0 +1,175 @@
+//! A model's weights in a device's memory, packed as its kernels like them.
+
+use super::walk::{Visit, Walk};
+use crate::models::Architecture;
+use crate::weights::{self, Matrix};
+use andon_cuda::{Buffer, Device, Error, Format};
+use std::collections::HashMap;
+
+/// The device's name of a format; `None` where it has no kernels for it.
+fn format(format: andon_kernels::Format) -> Option<Format> {
+    use andon_kernels::Format as Kept;
+    match format {
+        Kept::Q4_0 => Some(Format::Q4_0),
+        Kept::Q4_1 => Some(Format::Q4_1),
+        Kept::Q5_0 => Some(Format::Q5_0),
+        Kept::Q8_0 => Some(Format::Q8_0),
+        Kept::Q4K => Some(Format::Q4K),
+        Kept::Q5K => Some(Format::Q5K),
+        Kept::Q6K => Some(Format::Q6K),
+        _ => None,
+    }
+}
+
+/// The first thing that there are no kernels for.
+#[derive(Debug, Default)]
+struct Lack(Option<String>);
+
+impl Visit for Lack {
+    fn matrix(&mut self, of: &str, matrix: &Matrix) {
+        let covered = format(matrix.format)
+            .and_then(|format| format.packed_bytes(matrix.row_count, matrix.row_elements));
+        if covered.is_none() {
+            self.lacks(format!("{} ({of})", matrix.format.name()));
+        }
+    }
+
+    fn vector(&mut self, _values: &[f32]) {}
+
+    fn biases(&mut self, _biases: [&[f32]; 3]) {}
+
+    fn lacks(&mut self, what: String) {
+        self.0.get_or_insert(what);
+    }
+}
+
+/// Why a decoder is not covered; `None` if it is.
+pub(super) fn not_covered(decoder: &dyn Architecture) -> Option<String> {
+    if decoder.draft_tokens().is_some() {
+        return Some("drafts are computed by the processor".to_owned());
+    }
+    let mut lack = Lack::default();
+    // A walk is not interrupted.
+    let _ = decoder.forward(&mut Walk::new(&mut lack));
+    lack.0
+        .map(|what| format!("there are no kernels for {what}"))
+}
+
+/// What was uploaded. It is found by where it is in this machine's memory, which the loaded model keeps as it is.
+#[derive(Debug, Default)]
+pub(super) struct Weights {
+    /// By file and first byte there.
+    matrices: HashMap<(usize, usize), andon_cuda::Matrix>,
+    /// By the address of the first element.
+    vectors: HashMap<usize, Buffer<f32>>,
+    bytes: usize,
+}
+
+/// By which vectors are found.
+pub(super) fn address(values: &[f32]) -> usize {
+    values.as_ptr().addr()
+}
+
+impl Weights {
+    /// Those of a decoder that is covered.
+    ///
+    /// # Errors
+    /// If the device has no room for them, or they cannot be copied.
+    pub(super) fn upload(
+        device: &Device,
+        decoder: &dyn Architecture,
+        from: weights::Weights<'_>,
+    ) -> Result<Weights, Error> {
+        let mut upload = Upload {
+            device,
+            from,
+            weights: Weights::default(),
+            done: Ok(()),
+        };
+        // A walk is not interrupted.
+        let _ = decoder.forward(&mut Walk::new(&mut upload));
+        upload.done.map(|()| upload.weights)
+    }
+
+    /// Bytes that they take on the device.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A matrix.
+    ///
+    /// # Panics
+    /// If the model it is of is another.
+    pub(super) fn matrix(&self, matrix: &Matrix) -> &andon_cuda::Matrix {
+        &self.matrices[&(matrix.part, matrix.range.start)]
+    }
+
+    /// Weights of a norm, or biases.
+    ///
+    /// # Panics
+    /// If the model they are of is another.
+    pub(super) fn vector(&self, values: &[f32]) -> &Buffer<f32> {
+        self.at(address(values))
+    }
+
+    /// The same by their [`address`].
+    pub(super) fn at(&self, address: usize) -> &Buffer<f32> {
+        &self.vectors[&address]
+    }
+}
+
+struct Upload<'a> {
+    device: &'a Device,
+    from: weights::Weights<'a>,
+    weights: Weights,
+    done: Result<(), Error>,
+}
+
+impl Upload<'_> {
+    fn add_matrix(&mut self, matrix: &Matrix) -> Result<(), Error> {
+        let name = (matrix.part, matrix.range.start);
+        let Some(format) =
+            format(matrix.format).filter(|_| !self.weights.matrices.contains_key(&name))
+        else {
+            return Ok(());
+        };
+        let rows = self.device.upload(self.from.raw(matrix))?;
+        let packed = self
+            .device
+            .pack(format, &rows, matrix.row_count, matrix.row_elements)?;
+        self.weights.bytes += packed.bytes();
+        self.weights.matrices.insert(name, packed);
+        Ok(())
+    }
+
+    fn add_vector(&mut self, name: usize, values: &[f32]) -> Result<(), Error> {
+        if !self.weights.vectors.contains_key(&name) {
+            let copy = self.device.upload(values)?;
+            self.weights.bytes += size_of_val(values);
+            self.weights.vectors.insert(name, copy);
+        }
+        Ok(())
+    }
+}
+
+impl Visit for Upload<'_> {
+    fn matrix(&mut self, _of: &str, matrix: &Matrix) {
+        if self.done.is_ok() {
+            self.done = self.add_matrix(matrix);
+        }
+    }
+
+    fn vector(&mut self, values: &[f32]) {
+        if self.done.is_ok() {
+            self.done = self.add_vector(address(values), values);
+        }
+    }
+
+    fn biases(&mut self, biases: [&[f32]; 3]) {
+        if self.done.is_ok() {
+            self.done = self.add_vector(address(biases[0]), &biases.concat());
+        }
+    }
+
+    fn lacks(&mut self, _what: String) {}
+}
