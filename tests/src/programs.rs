@@ -41,6 +41,9 @@ fn build() -> io::Result<PathBuf> {
         "andond",
         "--package",
         "andonctl",
+        // As in a build of the whole workspace, tests of the emulated card among it.
+        "--features",
+        "andond/cuda-emulation",
     ]);
     if folder.ends_with("release") {
         cargo.arg("--release");

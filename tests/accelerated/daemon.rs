@@ -1,0 +1,213 @@
+//! The whole daemon with the emulated card.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use andon_tests::daemon::{Builder, Daemon};
+use andon_tests::programs;
+use andon_tests::tiny_model::TinyModel;
+use serde_json::{Value, json};
+
+use crate::emulated::{driver, environment};
+
+/// The emulation takes its time.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// The device failed, by the driver's number.
+const ILLEGAL_ADDRESS: &str = "700";
+
+/// A daemon with a model whose heads there are kernels for, on the card of `driver` with these variables.
+fn with_card(driver: &Path, folder: &Path, backend: &str, variables: &[(&str, &str)]) -> Builder {
+    let path = folder.join("model.gguf");
+    TinyModel {
+        embedding: 64,
+        feed_forward: 64,
+        head_count: 2,
+        head_count_kv: 1,
+        head_dim: Some(64),
+        ..TinyModel::default()
+    }
+    .write(&path)
+    .unwrap();
+    let (name, value) = environment(driver);
+    let mut words = vec![
+        "env".to_owned(),
+        format!("{name}={}", value.to_string_lossy()),
+    ];
+    words.extend(
+        variables
+            .iter()
+            .map(|(name, value)| format!("{name}={value}")),
+    );
+    // The emulated driver is nowhere that the sandbox knows; calls are confined as for a real one.
+    let config = format!(
+        "[engine]\nbackend = '{backend}'\nbatch-tokens-max = 64\nparallel-max = 2\n[model]\nkv-tokens-max = 512\n\
+         [sandbox]\nlandlock = 'off'\n"
+    );
+    Daemon::builder().model(&path).config(&config).before(words)
+}
+
+fn ask(daemon: &Daemon, tokens: u32) -> String {
+    let body = json!({ "prompt": "The machine", "max_tokens": tokens, "temperature": 0 });
+    let answer = daemon
+        .http()
+        .post("/v1/completions", &body)
+        .unwrap()
+        .json()
+        .unwrap();
+    let text = answer["choices"][0]["text"].as_str();
+    text.unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+fn ctl(daemon: &Daemon, arguments: &[&str]) -> Value {
+    let output = Command::new(programs::folder().unwrap().join("andonctl"))
+        .arg("--socket")
+        .arg(daemon.wire_socket())
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What is said of a backend.
+fn backend(daemon: &Daemon, name: &str) -> Value {
+    let said = ctl(daemon, &["backends", "--json"]);
+    let all = said["backends"].as_array().unwrap();
+    all.iter().find(|one| one["name"] == name).unwrap().clone()
+}
+
+#[test]
+fn answers_are_those_of_the_processor() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let start = |backend| {
+        with_card(&driver, folder.path(), backend, &[])
+            .start()
+            .unwrap()
+    };
+    let expected = ask(&start("cpu"), 24);
+    let daemon = start("cuda");
+    let cuda = backend(&daemon, "cuda");
+    assert_eq!(
+        (&cuda["available"], &cuda["chosen"]),
+        (&true.into(), &true.into()),
+        "{cuda}"
+    );
+    assert_eq!(backend(&daemon, "cpu")["chosen"], false);
+    assert_eq!(ctl(&daemon, &["status", "--json"])["model"]["isa"], "cuda");
+    assert_eq!(ask(&daemon, 24), expected);
+    // The prompt's pages are remembered by now.
+    assert_eq!(ask(&daemon, 24), expected);
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    assert!(
+        metrics.contains("andon_backend_models{backend=\"cuda\"} 1"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_card_without_room_is_passed_over_or_ends_the_start() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let small = [("ANDON_EMULATED_MEMORY", "100000")];
+    let daemon = with_card(&driver, folder.path(), "auto", &small)
+        .start()
+        .unwrap();
+    let cuda = backend(&daemon, "cuda");
+    assert_eq!(
+        (&cuda["available"], &cuda["chosen"]),
+        (&true.into(), &false.into()),
+        "{cuda}"
+    );
+    assert!(
+        cuda["reason"].as_str().unwrap().contains("no room"),
+        "{cuda}"
+    );
+    assert!(!ask(&daemon, 4).is_empty());
+    let mut refused = with_card(&driver, folder.path(), "cuda", &small)
+        .spawn()
+        .unwrap();
+    let status = refused.wait(TIMEOUT).unwrap();
+    let log = refused.log();
+    assert!(
+        !status.success() && log.contains("the device has no room"),
+        "{status}: {log}"
+    );
+}
+
+#[test]
+fn a_card_that_is_too_old_is_named() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let old = [("ANDON_EMULATED_CAPABILITY", "75")];
+    let mut daemon = with_card(&driver, folder.path(), "cuda", &old)
+        .spawn()
+        .unwrap();
+    assert_eq!(daemon.wait(TIMEOUT).unwrap().code(), Some(78));
+    assert!(
+        daemon.log().contains("compute capability 7.5"),
+        "{}",
+        daemon.log()
+    );
+}
+
+/// Launches after which the card fails: more than trying the model takes, fewer than the answer.
+const LAUNCHES: [(&str, &str); 2] = [
+    ("ANDON_EMULATED_LAUNCHES", "1200"),
+    ("ANDON_EMULATED_ERROR", ILLEGAL_ADDRESS),
+];
+
+#[test]
+fn the_processor_goes_on_with_the_same_words_where_the_card_fails() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let plain = with_card(&driver, folder.path(), "cpu", &[])
+        .start()
+        .unwrap();
+    let expected = ask(&plain, 100);
+    let daemon = with_card(&driver, folder.path(), "cuda", &LAUNCHES)
+        .start()
+        .unwrap();
+    assert_eq!(backend(&daemon, "cuda")["chosen"], true);
+    assert_eq!(ask(&daemon, 100), expected);
+    let cuda = backend(&daemon, "cuda");
+    assert_eq!(cuda["chosen"], false, "{cuda}");
+    assert_eq!(backend(&daemon, "cpu")["chosen"], true);
+    let status = ctl(&daemon, &["status", "--json"]);
+    let degraded = status["degraded"].as_array().unwrap();
+    assert!(degraded.contains(&"backend_lost".into()), "{status}");
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    for sample in [
+        "andon_backend_models{backend=\"cpu\"} 1",
+        "andon_backend_models{backend=\"cuda\"} 0",
+        "andon_backend_losses_total 1",
+    ] {
+        assert!(metrics.contains(sample), "{sample} is not in {metrics}");
+    }
+    assert_eq!(ask(&daemon, 100), expected);
+    assert!(
+        daemon.log().contains("the device that computed failed"),
+        "{}",
+        daemon.log()
+    );
+}
+
+#[test]
+fn without_a_fallback_requests_fail_by_name() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = with_card(&driver, folder.path(), "cuda", &LAUNCHES)
+        .config("[engine]\nbackend-fallback = false\n")
+        .start()
+        .unwrap();
+    let body = json!({ "prompt": "The machine", "max_tokens": 100, "temperature": 0 });
+    let reply = daemon.http().post("/v1/completions", &body).unwrap();
+    assert!(reply.status >= 500, "{}", reply.status);
+    let text = reply.text();
+    assert!(text.contains("the device"), "{text}");
+}

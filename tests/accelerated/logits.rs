@@ -1,0 +1,276 @@
+//! Logits, pages and answers of the card against the processor's.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use andon_engine::backend::Backend;
+use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::kv::{KvType, PAGE};
+use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
+use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
+
+use crate::emulated::inside;
+
+/// Bits of the logits of every position.
+type Rows = Vec<Vec<u32>>;
+
+fn architecture(name: &str) -> Architecture {
+    let named = Architecture::ALL.into_iter().find(|one| one.name == name);
+    named.unwrap_or_else(|| panic!("{name} is not there"))
+}
+
+/// A model of two layers whose heads there are kernels for.
+fn model(folder: &Path, architecture: Architecture, weights: TensorType) -> Arc<Model> {
+    let path = folder.join("model.gguf");
+    let width = if weights.block_elements() == 256 {
+        256
+    } else {
+        64
+    };
+    TinyModel {
+        layer_count: architecture.layer_count.min(6),
+        architecture,
+        weights,
+        embedding: width,
+        feed_forward: width,
+        head_count: 2,
+        head_count_kv: 1,
+        // Queries are as wide as blocks are.
+        head_dim: Some(if width == 256 { 128 } else { 64 }),
+        ..TinyModel::default()
+    }
+    .write(&path)
+    .expect("written");
+    Arc::new(Model::load(&path).expect("a sound model"))
+}
+
+fn executor(model: &Arc<Model>, backend: Backend, kv_type: KvType) -> Executor {
+    let options = ExecutorOptions {
+        backend,
+        threads: Some(2),
+        batch_tokens_max: 128,
+        output_rows_max: 3,
+        kv_tokens_max: 512,
+        kv_type,
+        prefix_cache: true,
+        ..ExecutorOptions::default()
+    };
+    let executor = Executor::new(Arc::clone(model), &options).expect("a valid executor");
+    assert_eq!(executor.backend(), backend);
+    executor
+}
+
+fn tokens(model: &Model, count: usize, seed: u32) -> Vec<u32> {
+    let vocabulary = model.info().vocabulary_count as u32;
+    (0..count as u32)
+        .map(|index| (index * 7919 + seed * 104_729 + 3) % vocabulary)
+        .collect()
+}
+
+fn append(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> Rows {
+    let logits = LogitsFor::All;
+    let chunk = Chunk {
+        sequence,
+        tokens,
+        logits,
+    };
+    let logits = executor.forward(&mut [chunk]).expect("a valid batch");
+    let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect();
+    (0..logits.row_count())
+        .map(|row| bits(logits.row(row)))
+        .collect()
+}
+
+fn run(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Rows {
+    let mut sequence = executor.sequence();
+    let chunks = tokens.chunks(chunk);
+    chunks
+        .flat_map(|tokens| append(executor, &mut sequence, tokens))
+        .collect()
+}
+
+#[track_caller]
+fn assert_same(left: &Rows, right: &Rows, context: &str) {
+    assert_eq!(left.len(), right.len(), "{context}");
+    let differs = left
+        .iter()
+        .zip(right)
+        .position(|(left, right)| left != right);
+    assert_eq!(differs, None, "{context}: the first position that differs");
+}
+
+/// All that a model computes on both.
+fn check(name: &str, weights: TensorType, kv_type: KvType) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = model(folder.path(), architecture(name), weights);
+    assert_eq!(model.not_covered(Backend::Cuda), None, "{name}");
+    let text = tokens(&model, PAGE + 9, 0);
+    let expected = run(
+        &mut executor(&model, Backend::Cpu, kv_type),
+        &text,
+        text.len(),
+    );
+    let mut card = executor(&model, Backend::Cuda, kv_type);
+    let whole = run(&mut card, &text, text.len());
+    assert_same(&whole, &expected, &format!("{name}, the whole text"));
+    let chunked = run(&mut card, &text, 16);
+    assert_same(&chunked, &expected, &format!("{name}, 16 at a time"));
+}
+
+#[test]
+fn llama_is_computed_to_the_processors_bytes() {
+    inside("logits::llama_is_computed_to_the_processors_bytes", || {
+        check("llama", TensorType::Q4_0, KvType::F16);
+    });
+}
+
+#[test]
+fn llama_in_the_formats_of_real_files_and_pages_of_8_bits() {
+    inside(
+        "logits::llama_in_the_formats_of_real_files_and_pages_of_8_bits",
+        || {
+            check("llama", TensorType::Q4K, KvType::Q8);
+        },
+    );
+}
+
+#[test]
+fn qwen2_is_computed_to_the_processors_bytes() {
+    inside("logits::qwen2_is_computed_to_the_processors_bytes", || {
+        check("qwen2", TensorType::Q4_1, KvType::F16);
+    });
+}
+
+#[test]
+fn qwen3_is_computed_to_the_processors_bytes() {
+    inside("logits::qwen3_is_computed_to_the_processors_bytes", || {
+        check("qwen3", TensorType::Q8_0, KvType::F16);
+    });
+}
+
+#[test]
+fn gemma3_is_computed_to_the_processors_bytes() {
+    inside("logits::gemma3_is_computed_to_the_processors_bytes", || {
+        check("gemma3", TensorType::Q5_0, KvType::F16);
+    });
+}
+
+#[test]
+fn one_to_sixteen_tokens_at_a_time_make_no_difference() {
+    inside(
+        "logits::one_to_sixteen_tokens_at_a_time_make_no_difference",
+        || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+            let text = tokens(&model, 18, 0);
+            let mut processor = executor(&model, Backend::Cpu, KvType::F16);
+            let expected = run(&mut processor, &text, text.len());
+            let mut card = executor(&model, Backend::Cuda, KvType::F16);
+            for chunk in 1..=16 {
+                let actual = run(&mut card, &text, chunk);
+                assert_same(&actual, &expected, &format!("{chunk} at a time"));
+            }
+        },
+    );
+}
+
+#[test]
+fn sequences_share_a_pass_and_pages_as_on_the_processor() {
+    inside(
+        "logits::sequences_share_a_pass_and_pages_as_on_the_processor",
+        || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+            let long = tokens(&model, PAGE + 6, 0);
+            let other = tokens(&model, 5, 1);
+            let both = |backend| {
+                let mut executor = executor(&model, backend, KvType::F16);
+                let mut rows = Rows::new();
+                let (mut first, mut second) = (executor.sequence(), executor.sequence());
+                rows.extend(append(&mut executor, &mut first, &long));
+                // Begun from the remembered page, and from a copy of the begun one.
+                let mut third = executor.sequence_of(&long);
+                assert_eq!(third.len(), PAGE);
+                let mut fourth = executor.fork(&first).expect("a page");
+                let chunk = |sequence, tokens| Chunk {
+                    sequence,
+                    tokens,
+                    logits: LogitsFor::Last,
+                };
+                let chunks = &mut [
+                    chunk(&mut second, &other),
+                    chunk(&mut third, &long[PAGE..]),
+                    chunk(&mut fourth, &other[..1]),
+                ];
+                let logits = executor.forward(chunks).expect("a valid batch");
+                assert_eq!(logits.row_count(), 3);
+                for row in 0..3 {
+                    rows.push(
+                        logits
+                            .row(row)
+                            .iter()
+                            .map(|logit| logit.to_bits())
+                            .collect(),
+                    );
+                }
+                rows
+            };
+            let (card, processor) = (both(Backend::Cuda), both(Backend::Cpu));
+            assert_same(&card, &processor, "three sequences in a pass");
+        },
+    );
+}
+
+/// Ids of a greedy answer.
+fn answer(executor: Executor, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut generator = Generator::new(executor, GeneratorOptions::default());
+    let request = GenerationRequest {
+        prompt: prompt.to_vec(),
+        tokens_max: Some(count),
+        ignore_end: true,
+        ..GenerationRequest::default()
+    };
+    generator.start(request).expect("there is room");
+    let mut said = Vec::new();
+    while generator.active() > 0 {
+        let mut sink = |_, event: Event<'_>| {
+            if let Event::Text { ids, .. } = event {
+                said.extend_from_slice(ids);
+            }
+        };
+        generator.step(&mut sink).expect("a step");
+    }
+    assert_eq!(said.len(), count);
+    said
+}
+
+#[test]
+fn greedy_answers_are_the_same_over_256_tokens() {
+    inside(
+        "logits::greedy_answers_are_the_same_over_256_tokens",
+        || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+            let prompt = tokens(&model, 7, 2);
+            let of = |backend| answer(executor(&model, backend, KvType::F16), &prompt, 256);
+            assert_eq!(of(Backend::Cuda), of(Backend::Cpu));
+        },
+    );
+}
+
+#[test]
+fn what_there_are_no_kernels_for_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, weights, lack) in [
+        ("llama", TensorType::F16, "F16"),
+        ("llama", TensorType::Q2K, "Q2_K"),
+        ("mistral3", TensorType::Q8_0, "grow with their position"),
+    ] {
+        let model = model(folder.path(), architecture(name), weights);
+        let why = model.not_covered(Backend::Cuda).expect("it is not covered");
+        assert!(
+            why.to_lowercase().contains(&lack.to_lowercase()),
+            "{name}: {why}"
+        );
+    }
+}
