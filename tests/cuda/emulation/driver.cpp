@@ -6,6 +6,7 @@
 // - ANDON_EMULATED_DEVICES: how many devices there are (1).
 // - ANDON_EMULATED_CAPABILITY: compute capability, as 87 (8.7) or 90.
 // - ANDON_EMULATED_MEMORY: bytes that the device has (2^30).
+// - ANDON_EMULATED_INTEGRATED: 1 where that is the machine's memory, as on Jetson (0).
 // - ANDON_EMULATED_LAUNCHES: launches that work; from then on every call gets ANDON_EMULATED_ERROR (700, an illegal
 //   address), as a context gets that a device has failed in.
 #include "kernels.h"
@@ -110,6 +111,7 @@ Result cuDeviceGetAttribute(int *value, int attribute, int) {
     const int capability = static_cast<int>(setting("ANDON_EMULATED_CAPABILITY", 87));
     switch (attribute) {
     case 16: *value = 1; break;                 // processors
+    case 18: *value = static_cast<int>(setting("ANDON_EMULATED_INTEGRATED", 0)); break;
     case 38: *value = 1 << 20; break;           // cache
     case 75: *value = capability / 10; break;   // compute capability
     case 76: *value = capability % 10; break;

@@ -99,6 +99,7 @@ const SPEEDS: &[(&str, Check)] = &[
     ("speed-q8_0", |run| speed::products(run, Format::Q8_0)),
     ("speed-q4_0", |run| speed::products(run, Format::Q4_0)),
     ("speed-q6_k", |run| speed::products(run, Format::Q6K)),
+    ("speed-attention", speed::attention),
 ];
 
 fn main() -> ExitCode {

@@ -2,7 +2,7 @@
 
 use crate::Run;
 use crate::data::{Draw, Random, host, many_weights, values};
-use andon_cuda::{Format, Kernel, Matrix};
+use andon_cuda::{Attend, Format, Kernel, KvType, Matrix, PAGE, Places};
 use anyhow::Result;
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -16,11 +16,11 @@ const LAYER: [(&str, usize, usize); 4] = [
 ];
 
 /// The best of several times, each of several launches, in seconds: what disturbs only ever adds.
-fn best(graph: &andon_cuda::Graph, launches: usize) -> Result<f64> {
-    graph.time(None, launches)?;
+fn best(graph: &andon_cuda::Graph, places: Option<&Places>, launches: usize) -> Result<f64> {
+    graph.time(places, launches)?;
     let mut best = f64::INFINITY;
     for _ in 0..5 {
-        best = best.min(graph.time(None, launches)?);
+        best = best.min(graph.time(places, launches)?);
     }
     Ok(best)
 }
@@ -41,12 +41,69 @@ fn rates(run: &Run<'_>) -> Result<Rates> {
     let to = RefCell::new(run.device.zeros::<u32>(WORDS)?);
     let bytes = (WORDS * size_of::<u32>()) as f64;
     let time =
-        |work: &dyn Fn() -> Result<(), andon_cuda::Error>| best(&run.device.record(work)?, 4);
+        |work: &dyn Fn() -> Result<(), andon_cuda::Error>| best(&run.device.record(work)?, None, 4);
     Ok(Rates {
         copy: 2.0 * bytes / time(&|| run.device.stream_copy(&from, &mut to.borrow_mut()))?,
         read: bytes / time(&|| run.device.stream_read(&from, &mut to.borrow_mut()))?,
         driver: 2.0 * bytes / time(&|| run.device.copy(&from, &mut to.borrow_mut()))?,
     })
+}
+
+/// Attention of an 8B model's layer to contexts of several lengths: 32 heads and 8 KV heads of 128 dimensions.
+pub(crate) fn attention(run: &Run<'_>) -> Result<String> {
+    const HEADS: usize = 32;
+    const KV_HEADS: usize = 8;
+    const HEAD_DIM: usize = 128;
+    const COLUMNS: usize = 512;
+    let mut random = Random(run.seed);
+    let lengths: &[usize] = if run.small {
+        &[600]
+    } else {
+        &[1024, 4096, 16_384, 65_536]
+    };
+    let width = HEADS * HEAD_DIM;
+    let queries = values(&mut random, width, COLUMNS, Draw::Random);
+    let queries = run.device.upload(&queries)?;
+    let output = RefCell::new(run.device.zeros::<f32>(COLUMNS * width)?);
+    let mut text = String::from("attention to pages of zeros");
+    for kv_type in [KvType::F16, KvType::Q8] {
+        for &length in lengths {
+            let pages: Vec<u32> = (0..length.div_ceil(PAGE) as u32).collect();
+            let cache = run.device.cache(pages.len(), KV_HEADS, HEAD_DIM, kv_type)?;
+            let bytes = pages.len() * kv_type.page_bytes(KV_HEADS, HEAD_DIM);
+            write!(text, "\n{kv_type:?} {length:6}:")?;
+            for columns in [1, 8, 16, COLUMNS] {
+                let mut places = run.device.places(columns, pages.len(), pages.len())?;
+                let runs = [andon_cuda::Run {
+                    columns,
+                    position: length - columns,
+                    pages: &pages,
+                }];
+                run.device.place(&runs, length, &mut places)?;
+                let scratch = Attend::scratch(HEADS, HEAD_DIM, columns, length);
+                let scratch = RefCell::new(run.device.zeros::<f32>(scratch)?);
+                let how = Attend {
+                    heads: HEADS,
+                    query_stride: width,
+                    before: usize::MAX,
+                    after: 0,
+                    scale: 0.1,
+                    cap: None,
+                };
+                let graph = run.device.record(|| {
+                    let (scratch, output) = (&mut scratch.borrow_mut(), &mut output.borrow_mut());
+                    run.device
+                        .attend(&how, &queries, (&cache, &places), scratch, output)
+                })?;
+                let seconds = best(&graph, Some(&places), 10)?;
+                write!(text, "  M={columns} {:.1} us", seconds * 1e6)?;
+                if columns < COLUMNS {
+                    write!(text, " {:.0} GB/s", bytes as f64 / seconds * 1e-9)?;
+                }
+            }
+        }
+    }
+    Ok(text)
 }
 
 pub(crate) fn products(run: &Run<'_>, format: Format) -> Result<String> {
@@ -91,7 +148,7 @@ pub(crate) fn products(run: &Run<'_>, format: Format) -> Result<String> {
                 }
                 Ok(())
             })?;
-            best(&graph, launches).map(|seconds| seconds / matrices.len() as f64)
+            best(&graph, None, launches).map(|seconds| seconds / matrices.len() as f64)
         };
         let mut one = 0.0;
         write!(text, "{name:8} {rows:6} x {k:5}:")?;
