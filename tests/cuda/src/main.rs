@@ -20,7 +20,7 @@ mod speed;
 mod top_k;
 
 use andon_cuda::{Device, Format};
-use andon_cuda_check::emulation;
+use andon_cuda_check::{emulation, passes};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::ffi::OsStr;
@@ -84,6 +84,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("heads", heads::check),
     ("attention", attention::check),
     ("top_k", top_k::check),
+    ("graphs", |run| {
+        let passes = passes::check(run.device);
+        Ok(format!("{passes} recorded passes are what others give"))
+    }),
     ("hand_over", hand_over::check),
     ("q4_0", |run| products::check(run, Format::Q4_0)),
     ("q4_1", |run| products::check(run, Format::Q4_1)),

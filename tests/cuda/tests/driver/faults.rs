@@ -1,7 +1,8 @@
 //! What a driver refuses or a device breaks is told apart, and what is lost stays lost.
 
-use crate::emulated::{all, in_emulation, numbers, open};
+use crate::emulated::{in_emulation, open};
 use andon_cuda::{Device, Error};
+use andon_cuda_check::passes::{all, numbers};
 
 fn refused(ordinal: usize) -> Error {
     Device::open(ordinal).expect_err("there is no such device")
