@@ -37,7 +37,7 @@ const DRAWING: &[(&str, &[&str])] = &[
     ("ffi/os", &[]),
     ("kernels", &[]),
     ("tests", &["daemon/", "ffi/", "kernels", "tests/cuda"]),
-    ("tests/cuda", &["ffi/cuda", "kernels"]),
+    ("tests/cuda", &["daemon/engine", "ffi/cuda", "kernels"]),
     ("tests/fuzz", &["daemon/", "ffi/"]),
     ("tests/sim", &["daemon/policy", "daemon/wire"]),
     ("tests/xtask", &[]),

@@ -13,6 +13,7 @@ mod data;
 mod hand_over;
 mod heads;
 mod layer;
+mod models;
 mod products;
 mod quantize;
 mod sanitize;
@@ -24,7 +25,7 @@ use andon_cuda_check::{emulation, passes};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -38,6 +39,13 @@ struct Arguments {
     /// Only checks, no speeds.
     #[arg(long)]
     no_speed: bool,
+    /// A model whose logits and greedy tokens are compared with the processor's, and whose tokens per second are measured; may be
+    /// given several times.
+    #[arg(long, value_name = "FILE")]
+    model: Vec<PathBuf>,
+    /// Greedy tokens that are compared.
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
     /// No run under compute-sanitizer.
     #[arg(long)]
     no_sanitizer: bool,
@@ -108,7 +116,10 @@ const SPEEDS: &[(&str, Check)] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = if arguments.emulated {
+    let done = if let ([model], true) = (arguments.model.as_slice(), arguments.only == [MODEL]) {
+        models::check(model, arguments.tokens, !arguments.no_speed)
+            .map(|said| println!("{}: {said}", model.display()))
+    } else if arguments.emulated {
         match emulated(arguments) {
             Ok(true) => Ok(()),
             Ok(false) => {
@@ -140,6 +151,13 @@ fn emulated(mut arguments: Arguments) -> Result<bool> {
         return Ok(false);
     };
     let path = emulation::library_path(&folder);
+    arguments.no_speed = true;
+    if !arguments.model.is_empty() {
+        for model in &arguments.model {
+            on_model(&arguments, model, Some(&path))?;
+        }
+        return Ok(true);
+    }
     each(&arguments, CHECKS, Some(&path))?;
     if arguments.only.is_empty() {
         let folder = emulation::driver_with(&["ANDON_HAND_OVER_SYNC"])?;
@@ -149,6 +167,24 @@ fn emulated(mut arguments: Arguments) -> Result<bool> {
         each(&arguments, CHECKS, path.as_deref())?;
     }
     Ok(true)
+}
+
+/// What names the comparison of a model.
+const MODEL: &str = "model";
+
+/// Compares a model in a process of its own.
+fn on_model(arguments: &Arguments, model: &Path, library_path: Option<&OsStr>) -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--only", MODEL, "--model"]).arg(model);
+    command.args(["--tokens", &arguments.tokens.to_string()]);
+    if arguments.no_speed {
+        command.arg("--no-speed");
+    }
+    if let Some(path) = library_path {
+        command.env("LD_LIBRARY_PATH", path);
+    }
+    ensure!(command.status()?.success(), "{}", model.display());
+    Ok(())
 }
 
 /// All that there is to do on a device: checks, the same under compute-sanitizer, speeds.
@@ -167,6 +203,9 @@ fn whole(arguments: &Arguments) -> Result<()> {
             }
             None => println!("without compute-sanitizer: there is none"),
         }
+    }
+    for model in &arguments.model {
+        failed.extend(on_model(arguments, model, None).err());
     }
     if !arguments.no_speed {
         failed.extend(each(arguments, SPEEDS, None).err());
