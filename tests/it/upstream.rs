@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use andon_tests::certificates::Authority;
 use andon_tests::daemon::Daemon;
 use andon_tests::network::Network;
-use andon_tests::upstream::{Fake, Greeting, Step, good, status, tls};
+use andon_tests::upstream::{Fake, Greeting, Step, good, status, tls_among};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::DEFAULT_VERSIONS;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use crate::metrics::sum;
 
@@ -43,16 +46,17 @@ fn hears_of_routes(pid: u32) -> bool {
 }
 
 #[test]
-fn a_confined_daemon_asks_over_tls_with_its_key() {
+fn a_confined_daemon_asks_over_tls_with_its_key_and_certificate() {
     let Some(authority) = Authority::new().expect("openssl works") else {
         eprintln!("skipped: no openssl");
         return;
     };
     authority.sign_host("host").expect("signed");
+    authority.sign("gateway").expect("signed");
     let key = authority.path("api.key");
     std::fs::write(&key, "k-0123456789abcdef\n").expect("written");
-    let certificate = (authority.path("host.pem"), authority.path("host.key"));
-    let greeting = tls(&certificate.0, &certificate.1, &[]).expect("a certificate");
+    let [ca, host, host_key] = ["ca.pem", "host.pem", "host.key"].map(|file| authority.path(file));
+    let greeting = tls_among(&host, &host_key, &ca, DEFAULT_VERSIONS).expect("a certificate");
     let fake = Fake::beside(
         Ipv4Addr::LOCALHOST,
         greeting,
@@ -61,9 +65,11 @@ fn a_confined_daemon_asks_over_tls_with_its_key() {
     .expect("it listens");
     let config = format!(
         "[log]\nlevel = \"debug\"\n[[upstream]]\nname = \"plant\"\nmodel = \"large\"\nretries-max = 0\n\
-         url = \"https://localhost:{}/v1\"\nca-file = {:?}\napi-key-file = {key:?}\n",
+         url = \"https://localhost:{}/v1\"\nca-file = {ca:?}\napi-key-file = {key:?}\n\
+         certificate-file = {:?}\nkey-file = {:?}\n",
         fake.address().port(),
-        authority.path("ca.pem"),
+        authority.path("gateway.pem"),
+        authority.path("gateway.key"),
     );
     let daemon = Daemon::builder().config(&config).start().expect("ready");
     let (code, reply) = ask(&daemon, "cloud");
@@ -74,6 +80,19 @@ fn a_confined_daemon_asks_over_tls_with_its_key() {
     );
     let head = fake.seen()[0].head.to_ascii_lowercase();
     assert!(head.contains("authorization: bearer k-0123456789abcdef"));
+    let shown = |at: usize| {
+        fake.seen()
+            .get(at)
+            .and_then(|seen| seen.certificate.clone())
+    };
+    let of_gateway = || {
+        let path = authority.path("gateway.pem");
+        CertificateDer::from_pem_file(path)
+            .expect("a certificate")
+            .to_vec()
+    };
+    let former = of_gateway();
+    assert_eq!(shown(0), Some(former.clone()));
     assert_eq!(
         sum(
             &daemon,
@@ -97,6 +116,11 @@ fn a_confined_daemon_asks_over_tls_with_its_key() {
         .expect("a reply");
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(fake.seen().len(), 1);
+    // Another certificate and its key are shown once they are there, without a word to the daemon.
+    authority.sign("gateway").expect("signed anew");
+    let (code, reply) = ask(&daemon, "cloud");
+    assert_eq!(code, 200, "{reply}\n{}", daemon.log());
+    assert!(shown(1) == Some(of_gateway()) && shown(1) != Some(former));
     // It fails: a clear error, and nothing of the key anywhere.
     fake.now(status(
         "401 Unauthorized",
