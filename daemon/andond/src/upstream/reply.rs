@@ -86,7 +86,7 @@ pub struct Complete {
 #[derive(Deserialize)]
 struct Chunk {
     choices: Option<Vec<Choice>>,
-    usage: Option<Usage>,
+    usage: Option<Value>,
     error: Option<IgnoredAny>,
 }
 
@@ -122,12 +122,6 @@ struct CallDelta {
 struct FunctionDelta {
     name: Option<String>,
     arguments: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u32>,
-    completion_tokens: Option<u32>,
 }
 
 /// Reads one reply.
@@ -286,7 +280,12 @@ impl Reader {
             });
         }
         if let Some(usage) = chunk.usage {
-            let tokens = (usage.prompt_tokens, usage.completion_tokens);
+            // What is no number of tokens says nothing, and is not worth the answer.
+            let count = |name: &str| {
+                let tokens = usage.get(name)?.as_u64()?;
+                Some(u32::try_from(tokens).unwrap_or(u32::MAX))
+            };
+            let tokens = (count("prompt_tokens"), count("completion_tokens"));
             if let (Some(prompt), Some(completion)) = tokens {
                 self.usage = Some((prompt, completion));
             }

@@ -33,6 +33,31 @@ fn read(
 }
 
 #[test]
+fn what_an_answer_took_is_not_worth_the_answer() {
+    let usage = |usage: &str| {
+        let reply = format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"a\"}},\"finish_reason\":\"stop\"}}],\"usage\":{usage}}}\n\n"
+        );
+        let (text, complete) = read(Form::Events, None, &[reply.as_bytes()]).expect("an answer");
+        assert_eq!(text, "a", "{usage}");
+        complete.usage
+    };
+    let of = |prompt: &str| {
+        usage(&format!(
+            "{{\"prompt_tokens\":{prompt},\"completion_tokens\":2}}"
+        ))
+    };
+    assert_eq!(of("1"), Some((1, 2)));
+    assert_eq!(of("5000000000"), Some((u32::MAX, 2)));
+    for none in ["-1", "1.5", "1e300", "\"7\"", "null", "{}"] {
+        assert_eq!(of(none), None, "{none}");
+    }
+    for none in ["null", "[]", "\"none\"", "3"] {
+        assert_eq!(usage(none), None, "{none}");
+    }
+}
+
+#[test]
 fn half_an_answer_is_none_whatever_its_end_is_called() {
     let reply = |first: &str, last: &str| {
         format!(
