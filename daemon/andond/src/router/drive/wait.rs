@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use andon_policy::route::{Decision, Reason, Upstream};
+use tokio::sync::watch;
 
-use super::ask::Spare;
+use super::ask::{Asked, Spare};
 use super::{Driven, Next, Then, at, refusal, stopping, too_late};
 use crate::router::Inner;
 use crate::router::judge::who;
@@ -44,6 +45,17 @@ impl Waiting {
     fn is_first(&self) -> bool {
         self.place.as_ref().is_some_and(Place::is_first)
     }
+
+    /// Waits until nobody of the same client is before it. `moved` tells of all who leave, most of whom are others'.
+    async fn becomes_first(&self, moved: &mut watch::Receiver<u64>) {
+        loop {
+            moved.mark_unchanged();
+            // The sender does not go before the router does.
+            if self.is_first() || moved.changed().await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 impl Drop for Waiting {
@@ -64,9 +76,14 @@ impl Driven {
         self.late = true;
         let mut pause = PAUSE;
         let mut not_before = first_pause.and_then(|after| later(after.max(pause)));
+        let mut was_up = link.borrow().up;
         loop {
-            link.mark_unchanged();
-            moved.mark_unchanged();
+            let is_up = link.borrow_and_update().up;
+            let was_down = !std::mem::replace(&mut was_up, is_up);
+            if is_up && was_down && !self.wasted {
+                // What failed before was another link.
+                (pause, not_before) = (PAUSE, None);
+            }
             if let Err(fault) = self.follow() {
                 return Next::failed(fault);
             }
@@ -82,8 +99,11 @@ impl Driven {
             match decision {
                 Decision::Cloud(_) if goes => {
                     let asked = self.ask(self.why(), Spare::Local).await;
+                    let is_busy = matches!(asked, Asked::Cannot(Reason::Busy));
                     match self.then(asked).await {
                         Then::Next(next) => return next,
+                        // Another had the place: it waits for the next one.
+                        Then::Wait(None) if is_busy => continue,
                         Then::Wait(None) => {}
                         Then::Wait(Some(after)) => {
                             not_before = later(after.max(pause));
@@ -109,9 +129,9 @@ impl Driven {
             let wake = [Some(over), not_before, look].into_iter().flatten().min();
             tokio::select! {
                 () = router.stops() => return Next::failed(stopping()),
-                // Neither sender goes before the router does.
+                // The sender does not go before the router does.
                 _ = link.changed() => {}
-                _ = moved.changed() => {}
+                () = waiting.becomes_first(&mut moved), if !is_first => {}
                 place = Arc::clone(&router.places).acquire_owned(), if is_full => {
                     self.place = place.ok();
                 }
@@ -143,8 +163,7 @@ impl Driven {
                 return deadline;
             }
             let local = Duration::from_millis(self.terms.facts.local_ms);
-            let early = deadline.checked_sub(local.saturating_add(MARGIN));
-            early.filter(|early| *early > submitted).unwrap_or(deadline)
+            until(submitted, deadline, local)
         });
         let moments = [patience, early].into_iter().flatten();
         moments.min().unwrap_or(submitted)
@@ -166,7 +185,40 @@ impl Driven {
     }
 }
 
+/// Until when may wait what was submitted then and takes so long to answer here: a while before that has to be begun; not at all
+/// where there is time for the answer only, and to the end where there is not even that.
+fn until(submitted: Instant, deadline: Instant, local: Duration) -> Instant {
+    let last = deadline.checked_sub(local);
+    let Some(last) = last.filter(|last| *last > submitted) else {
+        return deadline;
+    };
+    let early = last.checked_sub(MARGIN);
+    early.map_or(submitted, |early| early.max(submitted))
+}
+
 /// So long from now.
 fn later(after: Duration) -> Option<Instant> {
     Instant::now().checked_add(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_leaves_time_for_an_answer_made_here_where_there_is_any() {
+        let submitted = Instant::now();
+        let of = |deadline: u64, local: u64| {
+            let [deadline, local] = [deadline, local].map(Duration::from_millis);
+            until(submitted, submitted + deadline, local) - submitted
+        };
+        assert_eq!(of(5_000, 1_500), Duration::from_millis(2_500));
+        // There is none to wait in.
+        assert_eq!(of(1_000, 200), Duration::ZERO);
+        assert_eq!(of(1_200, 200), Duration::ZERO);
+        assert_eq!(of(800, 0), Duration::ZERO);
+        // There is none for an answer made here.
+        assert_eq!(of(1_000, 1_000), Duration::from_secs(1));
+        assert_eq!(of(1_000, 2_000), Duration::from_secs(1));
+    }
 }
