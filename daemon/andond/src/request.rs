@@ -358,7 +358,7 @@ pub struct Request {
     pub priority: Option<Priority>,
     /// The answer is worthless after this instant.
     pub deadline: Option<Instant>,
-    /// How far it may travel; `None` is the task's, else local.
+    /// How far it may travel; `None` is the task's, else local, and no task's `local` is widened.
     pub egress: Option<Egress>,
     /// Who is to answer; `None` is as its task, its caller's rule or the daemon says.
     pub policy: Option<Policy>,
@@ -413,11 +413,11 @@ impl Request {
         }
     }
 
-    /// How far it may travel: as it says itself, else as its task says, else nowhere; and never further than its caller may
-    /// have it go.
+    /// How far it may travel: as it or its task says, the narrower of the two where both do, and nowhere where neither does;
+    /// and never further than its caller may have it go.
     pub fn travels(&self, by_task: Option<Egress>) -> Egress {
-        let said = self.egress.or(by_task).unwrap_or(Egress::Local);
-        said.min(self.rights.egress)
+        let said = self.egress.into_iter().chain(by_task).min();
+        said.unwrap_or(Egress::Local).min(self.rights.egress)
     }
 
     /// Checks every bound the front ends share.

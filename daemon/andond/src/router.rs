@@ -313,7 +313,7 @@ impl Inner {
         request.policy.or_else(by_task) == Some(Policy::Cloud)
     }
 
-    /// How far requests of a task may travel, unless they say less.
+    /// How far the task of a request, as it is now, lets it travel.
     fn egress_by_task(&self, request: &Request) -> Option<Egress> {
         match &request.input {
             Input::Task { name, .. } => self.workers.egress_of(name),
@@ -330,7 +330,7 @@ impl Inner {
         config: &Arc<Config>,
     ) -> Option<Known> {
         let by_task = self.egress_by_task(request);
-        if request.egress.or(by_task) != Some(Egress::Any) || self.audit.refuses().is_some() {
+        if request.travels(by_task) != Egress::Any || self.audit.refuses().is_some() {
             return None;
         }
         request.check(&config.limits).ok()?;

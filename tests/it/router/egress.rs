@@ -68,8 +68,12 @@ fn cases(count: usize) -> Vec<Case> {
         if let Some(wait) = wait {
             says["wait"] = wait.into();
         }
-        let task = draw.of(&["", "", "", "", "", "", "", "", "home", "up"]);
-        let by_task = (task == "up").then_some(("any", "cloud"));
+        let task = draw.of(&["", "", "", "", "", "", "", "", "home", "up", "shut"]);
+        let by_task = match task {
+            "up" => Some(("any", "cloud")),
+            "shut" => Some(("local", "cloud")),
+            _ => None,
+        };
         if task.is_empty() {
             let filler = draw.of(&["", "why? ", "Prove it, step by step, for every n. "]);
             says["messages"] = json!([{"role": "user", "content": format!("{filler}<{number}>")}]);
@@ -78,8 +82,10 @@ fn cases(count: usize) -> Vec<Case> {
             says["id"] = format!("r{number}").into();
             says["input"] = json!({ "n": number });
         }
-        let may =
-            egress.or(by_task.map(|(egress, _)| egress)) == Some("any") && policy != Some("local");
+        // Either may say that it stays.
+        let said = [egress, by_task.map(|(egress, _)| egress)];
+        let is_open = said.contains(&Some("any")) && !said.contains(&Some("local"));
+        let may = is_open && policy != Some("local");
         let insists = policy.or(by_task.map(|(_, policy)| policy)) == Some("cloud");
         Case {
             number,
@@ -95,7 +101,7 @@ fn cases(count: usize) -> Vec<Case> {
 /// Has all cases of tasks answered over MQTT, a few at once.
 fn ask_tasks(broker: &Broker, cases: &[Case]) {
     let watcher = Watcher::start(broker.port(), "andon/test/response/#", "mqttv311").unwrap();
-    let mut publishers = ["home", "up"].map(|task| {
+    let mut publishers = ["home", "up", "shut"].map(|task| {
         let topic = format!("andon/test/request/plc/{task}");
         (task, Publisher::start(broker.port(), &topic).unwrap())
     });
@@ -128,7 +134,8 @@ fn no_byte_of_a_request_leaves_that_may_not() {
     let config = above.config()
         + "[router]\nthreshold = 0.6\ncascade = true\n\
            [task.home]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\n\
-           [task.up]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\negress = \"any\"\npolicy = \"cloud\"\n";
+           [task.up]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\negress = \"any\"\npolicy = \"cloud\"\n\
+           [task.shut]\ninstructions = \"<{{ n }}>\"\ntokens-max = 1\negress = \"local\"\npolicy = \"cloud\"\n";
     let broker = Broker::start().unwrap();
     let status = Watcher::start(broker.port(), "andon/test/status", "mqttv311").unwrap();
     let daemon = Daemon::builder()

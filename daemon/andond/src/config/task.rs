@@ -28,7 +28,7 @@ pub struct TaskConfig {
     pub priority: Option<Priority>,
     /// Time to the answer, unless the request says another.
     pub deadline_ms: Option<u64>,
-    /// How far a request may travel, unless it says so itself.
+    /// How far a request may travel: `local` keeps all here, `any` those that do not say `local` themselves; unset, as they say.
     pub egress: Option<Egress>,
     /// Who answers, unless the request says so itself; unset, as the caller's rule or `[router]` says.
     pub policy: Option<Policy>,

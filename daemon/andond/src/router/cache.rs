@@ -1,6 +1,7 @@
 //! Answers of upstream servers, kept for those who ask the same again.
 //!
-//! A question is known by a [`Key`]: a digest of everything that determines its answer, as it is sent, and of who may have it.
+//! A question is known by a [`Key`]: a digest of everything that determines its answer, as it is sent, and of who may have it. Only
+//! what may leave has one, so that what stays here has no answer of upstream by this way either.
 //! Secrets are not in it, since they are not in what is sent; an answer is kept as it came, with placeholders, and each who gets
 //! it has its own secrets put back. Answers are in memory only: what a client asked is on the disk nowhere but in the spool.
 //!
@@ -15,7 +16,6 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::upstream_cache::UpstreamCacheConfig;
-use crate::request::Egress;
 
 /// What an answer takes beside itself: its key twice, and its places in two maps.
 const ENTRY_BYTES: usize = 256;
@@ -23,8 +23,6 @@ const ENTRY_BYTES: usize = 256;
 /// Who may have an answer that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope<'a> {
-    /// How far the request that it was for may travel.
-    pub egress: Egress,
     /// The client who asked. It is of no account where all share the answers.
     pub client: &'a str,
     /// What answers: the upstream servers that the question may go to, and their models.
@@ -119,17 +117,14 @@ impl<T> AnswerCache<T> {
         if !self.config.enabled {
             return None;
         }
-        let egress: &[u8] = match scope.egress {
-            Egress::Local => b"local",
-            Egress::Any => b"any",
-        };
         let client = if self.config.per_client {
             scope.client
         } else {
             ""
         };
         let mut digest = Sha256::new();
-        for part in [egress, client.as_bytes(), scope.upstream.as_bytes()] {
+        for part in [client, scope.upstream] {
+            let part = part.as_bytes();
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }
@@ -184,17 +179,9 @@ impl<T> AnswerCache<T> {
         state.answers.insert(key, kept);
     }
 
-    /// Forgets all of them.
-    pub fn clear(&self) {
-        let mut state = self.state();
-        state.answers.clear();
-        state.order.clear();
-        state.bytes = 0;
-    }
-
     /// How many answers there are, and their bytes.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
+    #[cfg(test)]
+    fn size(&self) -> (usize, usize) {
         let state = self.state();
         (state.answers.len(), state.bytes)
     }
@@ -226,7 +213,6 @@ mod tests {
     }
 
     const SCOPE: Scope<'static> = Scope {
-        egress: Egress::Any,
         client: "plc-7",
         upstream: "big",
     };
@@ -265,13 +251,6 @@ mod tests {
             ),
             cache.key(
                 Scope {
-                    egress: Egress::Local,
-                    ..SCOPE
-                },
-                &question,
-            ),
-            cache.key(
-                Scope {
                     client: "plc-8",
                     ..SCOPE
                 },
@@ -281,7 +260,6 @@ mod tests {
                 Scope {
                     client: "plc-",
                     upstream: "7big",
-                    ..SCOPE
                 },
                 &question,
             ),
@@ -317,8 +295,6 @@ mod tests {
         put(&cache, "d", now);
         let is_kept = |question| cache.get(&key(&cache, question), now).is_some();
         assert!(is_kept("a") && !is_kept("b") && is_kept("c") && is_kept("d"));
-        cache.clear();
-        assert!(!is_kept("a"));
     }
 
     #[test]

@@ -31,10 +31,14 @@ mod tests {
             (None, Some(Egress::Any), true),
             (Some(Egress::Local), Some(Egress::Any), false),
             (Some(Egress::Any), None, true),
+            (Some(Egress::Any), Some(Egress::Any), true),
+            (Some(Egress::Any), Some(Egress::Local), false),
+            (Some(Egress::Local), Some(Egress::Local), false),
         ] {
             request.egress = said;
             assert_eq!(Permit::of(&request, by_task).is_some(), travels);
         }
+        request.egress = Some(Egress::Any);
         let mut rights = (*request.rights).clone();
         rights.egress = Egress::Local;
         request.rights = std::sync::Arc::new(rights);

@@ -17,8 +17,6 @@ use crate::upstream::Question;
 pub(super) struct Terms {
     /// The configuration.
     pub(super) config: Arc<Config>,
-    /// How far its task may travel.
-    pub(super) by_task: Option<Egress>,
     /// What decisions are made by.
     pub(super) facts: Facts,
     /// What was thought of a local answer before there is one: the probability that it will do.
@@ -50,18 +48,19 @@ impl Inner {
         facts.can_leave &= sent.is_some();
         Terms {
             config: Arc::clone(config),
-            by_task: self.egress_by_task(request),
             facts,
             prior,
             sent,
         }
     }
 
-    /// The key of a request among the answers that are kept.
+        if request.travels(self.egress_by_task(request)) != Egress::Any {
+            return None;
+        }
+    /// The key of a request among the answers that are kept; `None` if it has none, as all that may not leave.
     pub(super) fn cache_key(&self, request: &Request, terms: &Terms) -> Option<cache::Key> {
         let (question, _) = terms.sent.as_ref()?;
         let scope = cache::Scope {
-            egress: request.travels(terms.by_task),
             client: &request.client,
             upstream: &self.upstreams.identity(),
         };

@@ -93,7 +93,8 @@ impl Driven {
                 last.clone()
                     .map_or(cannot, |fault| Asked::Fault(fault, None))
             };
-            let Some(permit) = Permit::of(&self.request, self.terms.by_task) else {
+            let Some(permit) = Permit::of(&self.request, router.egress_by_task(&self.request))
+            else {
                 return failed(Reason::Egress);
             };
             if !self.has_time(spare) {
