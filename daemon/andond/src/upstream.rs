@@ -194,6 +194,14 @@ impl Upstreams {
             })
     }
 
+    /// Tokens that servers add to a prompt of their own at most, as far as answers have shown that.
+    #[must_use]
+    pub fn added(&self) -> u64 {
+        let members = self.inner.members();
+        let added = members.iter().map(|member| member.added());
+        added.max().unwrap_or_default()
+    }
+
     /// Asks one of the upstreams, and others where it fails before it has said anything. Has to be called where tokio runs.
     #[must_use]
     pub fn ask(&self, permit: Permit, question: Question, deadline: Option<Instant>) -> Answering {

@@ -123,6 +123,31 @@ fn what_an_answer_took_is_believed_within_reason() {
 }
 
 #[test]
+fn what_a_server_adds_to_prompts_is_reserved_once_it_is_known() {
+    let above = Scripted::start(vec![vec![Step::Hang]]);
+    let folder = tempfile::tempdir().unwrap();
+    let each = MOST + 2_000;
+    let config = above.config() + ALL + &budget(&folder, 3 * each + 1);
+    let daemon = Daemon::builder().config(&config).start().unwrap();
+    above.fake.now(taking(each - 4, 4));
+    let insists = json!({"policy": "cloud", "deadline_ms": 5_000});
+    assert_eq!(ask(&daemon, &body("why?", &insists)).0, "cloud");
+    assert_eq!(metric(&daemon, SPENT), each);
+    // Of eight at once so many are sent as there is room for: what each of them may come to is known now.
+    above.fake.now(vec![Step::Hang]);
+    let codes: Vec<(u16, String)> = thread::scope(|scope| {
+        let asked = [(); 8].map(|()| scope.spawn(|| refused(&daemon, &body("why?", &insists))));
+        asked.map(|asked| asked.join().unwrap()).into()
+    });
+    let late = codes.iter().filter(|(status, _)| *status == 504).count();
+    let unpaid = codes.iter().filter(|(status, _)| *status == 502).count();
+    assert_eq!((late, unpaid), (2, 6), "{codes:?}");
+    assert_eq!(above.asked().len(), 3);
+    // Nobody knows what those came to that had no answer.
+    assert_eq!(metric(&daemon, SPENT), 3 * each);
+}
+
+#[test]
 fn calls_that_a_text_writes_are_no_answer() {
     let call = "<tool_call>\n{\"name\": \"stop_belt\", \"arguments\": {\"belt\": 3}}\n</tool_call>";
     let above = Scripted::start(vec![good(&["Well. ", call])]);

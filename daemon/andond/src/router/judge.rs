@@ -333,9 +333,10 @@ impl Inner {
         };
     }
 
-    /// What a question comes to at most, whoever answers it.
+    /// What a question comes to at most, whoever answers it, as far as it is known what servers add to a prompt.
     pub(super) fn most(&self, question: &Question) -> Spend {
         let (prompt, answer) = (question.prompt_tokens_max(), question.answer_tokens_max());
+        let prompt = prompt.saturating_add(self.upstreams.added());
         (self.upstreams.dearest()).spend(prompt, answer)
     }
 

@@ -34,10 +34,17 @@ pub(super) fn of(price: Price, spent: &Spent) -> Spend {
     price.spend(spent.prompt_tokens.into(), spent.completion_tokens.into())
 }
 
-/// What a failed attempt came to, `spent` being what its answer took if that was complete, and `began` whether there was some.
+/// Tokens by which a prompt was longer than its question can be.
+pub(super) fn added(spent: &Spent, question: &Question) -> u64 {
+    u64::from(spent.prompt_tokens).saturating_sub(question.prompt_tokens_max())
+}
+
+/// What a failed attempt came to, `added` being what the server may have added to the prompt, `spent` what its answer took if that
+/// was complete, and `began` whether there was some.
 pub(super) fn of_failed(
     price: Price,
     question: &Question,
+    added: u64,
     refusal: &Refusal,
     spent: Option<&Spent>,
     began: bool,
@@ -48,7 +55,8 @@ pub(super) fn of_failed(
     if is_free(refusal, began) {
         return Spend::default();
     }
-    price.spend(question.prompt_tokens_max(), question.answer_tokens_max())
+    let prompt = question.prompt_tokens_max().saturating_add(added);
+    price.spend(prompt, question.answer_tokens_max())
 }
 
 /// Whether nobody has taken the question.
@@ -102,6 +110,9 @@ mod tests {
         assert_eq!(bounded(20, 30, 30), spent(20, 30, true));
         // Servers have words of their own.
         assert_eq!(bounded(2_000, 100, 30), spent(2_000, 100, true));
+        assert_eq!(added(&bounded(2_000, 100, 30), &question()), 2_000 - 80);
+        assert_eq!(added(&bounded(u32::MAX, 100, 30), &question()), 0);
+        assert_eq!(added(&bounded(20, 100, 30), &question()), 0);
         assert_eq!(bounded(u32::MAX, 30, 30), spent(80, 30, false));
         assert_eq!(bounded(20, u32::MAX, 30), spent(20, 100, false));
         // What was seen was taken, whatever was asked for.
@@ -115,9 +126,9 @@ mod tests {
                 is_unbegun,
                 ..Refusal::new(kind, "")
             };
-            of_failed(PRICE, &question(), &refusal, spent, began)
+            of_failed(PRICE, &question(), 7, &refusal, spent, began)
         };
-        let all = PRICE.spend(80, 100);
+        let all = PRICE.spend(80 + 7, 100);
         for (kind, is_unbegun, expected) in [
             (FaultKind::Unreachable, true, Spend::default()),
             (FaultKind::Slow, true, Spend::default()),

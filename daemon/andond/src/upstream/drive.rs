@@ -253,7 +253,9 @@ impl Asking {
         });
         if let Err(End::Refused(refusal)) = &outcome {
             let (spent, began) = (attempt.spent.as_ref(), attempt.first.is_some());
-            let came_to = cost::of_failed(member.price, &self.question, refusal, spent, began);
+            let (price, added) = (member.price, member.added());
+            let question = &self.question;
+            let came_to = cost::of_failed(price, question, added, refusal, spent, began);
             self.cost = self.cost.plus(came_to);
             inner.telemetry.upstream_refused(&member.name, refusal.kind);
         }
@@ -302,6 +304,7 @@ impl Attempt<'_> {
         };
         let complete = self.read(&mut reading, asking, pieces).await?;
         let spent = spent(&complete, &asking.question);
+        self.member.adds(cost::added(&spent, &asking.question));
         self.spent = Some(spent);
         let text = std::mem::take(&mut reading.held);
         let question = Arc::clone(&asking.question);

@@ -4,7 +4,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) model: Arc<str>,
     pub(super) price: Price,
+    /// Most tokens by which a prompt was longer than its question can be.
+    added: AtomicU64,
     about: Mutex<About>,
     /// Whom connections are made to, where that is no name: a name may lead elsewhere by the next time.
     peer: Option<SocketAddr>,
@@ -70,6 +72,7 @@ impl Member {
             name: Arc::from(config.name.as_str()),
             model: Arc::from(config.model.as_str()),
             price: config.price(),
+            added: AtomicU64::new(0),
             config: config.clone(),
             about: Mutex::new(About {
                 breaker: Breaker::new(settings),
@@ -121,6 +124,16 @@ impl Member {
 
     pub(super) fn expected(&self, tokens: u32) -> Option<Expected> {
         self.about().latency.expected(tokens)
+    }
+
+    /// Tokens that it adds to a prompt of its own, as far as its answers have shown that: the most of all.
+    pub(super) fn added(&self) -> u64 {
+        self.added.load(Ordering::Relaxed)
+    }
+
+    /// It has added so many to one.
+    pub(super) fn adds(&self, tokens: u64) {
+        self.added.fetch_max(tokens, Ordering::Relaxed);
     }
 
     pub(super) fn limited_until_ms(&self, now_ms: u64) -> Option<u64> {

@@ -2,8 +2,9 @@
 //!
 //! Invariant: nothing is sent without a permit, a place among the questions that may be with upstreams at once, and a reservation of
 //! what one attempt may come to. Attempts that are known to have cost nothing share a reservation; after any other the question
-//! comes back, and goes to another upstream with a new one. So what is spent is never more than what was reserved, and each
-//! reservation is settled once: with what the attempts came to, or, where that is not known, with all of it.
+//! comes back, and goes to another upstream with a new one. So what is spent is never more than what was reserved, but for what a
+//! server adds to prompts of its own before an answer has shown how much that is; and each reservation is settled once: with what
+//! the attempts came to, or, where that is not known, with all of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
