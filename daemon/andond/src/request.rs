@@ -420,6 +420,56 @@ impl Request {
         said.unwrap_or(Egress::Local).min(self.rights.egress)
     }
 
+    /// Bytes of everything in it that can be long.
+    pub fn bytes(&self) -> usize {
+        let json = |value: &serde_json::Value| value.to_string().len();
+        let input = match &self.input {
+            Input::Messages(messages) => messages
+                .iter()
+                .map(Message::bytes)
+                .fold(0, usize::saturating_add),
+            Input::Prompt(prompt) => prompt.len(),
+            Input::Tokens(tokens) => size_of_val(&**tokens),
+            Input::Gap(gap) => gap
+                .files
+                .iter()
+                .map(|(name, text)| name.len().saturating_add(text.len()))
+                .fold(gap.before.len() + gap.after.len(), usize::saturating_add),
+            Input::Task { input, .. } => json(input),
+            Input::Embeddings { inputs, .. } => inputs
+                .iter()
+                .map(|input| match input {
+                    EmbeddingInput::Text(text) => text.len(),
+                    EmbeddingInput::Tokens(tokens) => size_of_val(&**tokens),
+                })
+                .fold(0, usize::saturating_add),
+        };
+        let format = self
+            .format
+            .as_ref()
+            .map_or(0, |format| match &format.constraint {
+                Constraint::JsonSchema(schema) => json(schema),
+                Constraint::Regex(text) | Constraint::Lark(text) | Constraint::Gbnf(text) => {
+                    text.len()
+                }
+                // Those are of its tools.
+                Constraint::JsonObject | Constraint::Calls(_) => 0,
+            });
+        let variables = self.template_variables.iter();
+        let variables = variables.map(|(name, value)| name.len().saturating_add(json(value)));
+        [
+            input,
+            format,
+            self.prediction.as_ref().map_or(0, String::len),
+            size_of_val(&*self.logit_bias),
+        ]
+        .into_iter()
+        .chain(self.tools.iter().map(json))
+        .chain(self.stop.iter().map(String::len))
+        .chain(variables)
+        .fold(0, usize::saturating_add)
+    }
+
     /// Checks every bound the front ends share.
     ///
     /// # Errors
@@ -706,6 +756,47 @@ mod tests {
             .check(&LimitsConfig::default())
             .expect_err("a broken bound");
         fault.param.expect("a field is named")
+    }
+
+    #[test]
+    fn whatever_is_long_in_a_request_is_counted() {
+        let text = || "x".repeat(1000);
+        let task = |input| Input::Task {
+            name: "explain".to_owned(),
+            input,
+        };
+        let schema = Constraint::JsonSchema(serde_json::json!({"title": text()}));
+        let mut all = vec![
+            request(Input::Messages(vec![Message::new("user", text())])),
+            request(Input::Prompt(text())),
+            request(Input::Tokens(vec![0; 250])),
+            request(task(serde_json::json!({"unused": text()}))),
+        ];
+        let changes: [fn(&mut Request, String); 4] = [
+            |request, text| request.prediction = Some(text),
+            |request, text| request.stop = vec![text],
+            |request, text| request.tools = vec![serde_json::json!({ "description": text })],
+            |request, text| {
+                let variable = ("x".to_owned(), text.into());
+                request.template_variables.extend([variable]);
+            },
+        ];
+        for change in changes {
+            let mut changed = request(Input::Prompt(String::new()));
+            change(&mut changed, text());
+            all.push(changed);
+        }
+        all.push(Request {
+            format: Some(AnswerFormat {
+                constraint: schema,
+                param: "schema",
+            }),
+            ..request(Input::Prompt(String::new()))
+        });
+        for request in all {
+            let bytes = request.bytes();
+            assert!((1000..1100).contains(&bytes), "{bytes}: {request:?}");
+        }
     }
 
     #[test]

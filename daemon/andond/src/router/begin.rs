@@ -72,7 +72,7 @@ impl Inner {
             }
         } else {
             let whose = entry.whose().clone();
-            match self.line.enter(whose, number, terms.bytes()) {
+            match self.line.enter(whose, number, terms.bytes(&request)) {
                 Some(place) => Way::Wait(place),
                 None if terms.facts.policy == Policy::Cloud => return Err(refused(no_place())),
                 None => {

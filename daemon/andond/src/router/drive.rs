@@ -206,7 +206,7 @@ impl Driven {
     fn in_line(&self) -> Option<Place> {
         let whose = self.entry.whose().clone();
         let line = &self.router.line;
-        line.enter(whose, self.number, self.terms.bytes())
+        line.enter(whose, self.number, self.terms.bytes(&self.request))
     }
 
     fn why(&self) -> Reason {

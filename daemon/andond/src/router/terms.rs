@@ -9,7 +9,7 @@ use super::judge::Known;
 use super::redact::Secrets;
 use super::{Inner, cache, sent};
 use crate::config::Config;
-use crate::request::{Egress, Message, Request};
+use crate::request::{Egress, Request};
 use crate::upstream::Question;
 
 /// The terms of one request by one configuration.
@@ -26,14 +26,11 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// Bytes that it keeps while it waits, as far as they can be many.
-    pub(super) fn bytes(&self) -> usize {
-        let Some((question, _)) = &self.sent else {
-            return 0;
-        };
-        let messages = question.messages.iter().map(Message::bytes);
-        let tools = question.tools.iter().map(|tool| tool.to_string().len());
-        messages.chain(tools).fold(0, usize::saturating_add)
+    /// Bytes that are kept while its request waits, of that and of what is sent, as far as they can be many.
+    pub(super) fn bytes(&self, request: &Request) -> usize {
+        let sent = self.sent.as_ref();
+        let sent = sent.map_or(0, |(question, _)| question.bytes());
+        request.bytes().saturating_add(sent)
     }
 }
 
@@ -54,12 +51,12 @@ impl Inner {
         }
     }
 
-        if request.travels(self.egress_by_task(request)) != Egress::Any {
-            return None;
-        }
     /// The key of a request among the answers that are kept; `None` if it has none, as all that may not leave.
     pub(super) fn cache_key(&self, request: &Request, terms: &Terms) -> Option<cache::Key> {
         let (question, _) = terms.sent.as_ref()?;
+        if request.travels(self.egress_by_task(request)) != Egress::Any {
+            return None;
+        }
         let scope = cache::Scope {
             client: &request.client,
             upstream: &self.upstreams.identity(),

@@ -64,16 +64,21 @@ const ANSWER_TOKENS: usize = 256;
 impl Question {
     /// Tokens that its prompt has at most, what servers add to it of their own not counted.
     pub(crate) fn prompt_tokens_max(&self) -> u64 {
-        let messages = self.messages.iter();
-        let messages = messages.map(|message| message.bytes().saturating_add(MESSAGE_TOKENS_MAX));
+        let around = self.messages.len().saturating_mul(MESSAGE_TOKENS_MAX);
+        // No token is less than a byte.
+        let tokens = self.bytes().saturating_add(around);
+        u64::try_from(tokens).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of what it says.
+    pub(crate) fn bytes(&self) -> usize {
+        let messages = self.messages.iter().map(Message::bytes);
         let tools = self.tools.iter().map(|tool| tool.to_string().len());
         let shape = match &self.shape {
             Some(Shape::Schema(schema)) => schema.to_string().len(),
             Some(Shape::Object) | None => 0,
         };
-        // No token is less than a byte.
-        let tokens = messages.chain(tools).fold(shape, usize::saturating_add);
-        u64::try_from(tokens).unwrap_or(u64::MAX)
+        messages.chain(tools).fold(shape, usize::saturating_add)
     }
 
     /// Tokens that its answer has at most.
