@@ -165,7 +165,8 @@ impl Router {
         })
     }
 
-    /// Hands a request over, if its caller may ask it. Never blocks. Has to be called where tokio runs.
+    /// Hands a request over, if its caller may ask it. Never blocks. Has to be called where tokio runs, and from one thread at a
+    /// time: that no two requests of one name are under way is seen to at two places, here and at the workers.
     ///
     /// # Errors
     /// As [`Workers::submit`]; and what insists on an upstream is refused where that cannot be had and it may not wait.
@@ -194,9 +195,13 @@ impl Router {
             Decision::Cloud(_)
             | Decision::Cascade
             | Decision::Wait(_)
-            // An answer to it may be kept, which costs nothing and takes no link.
-            | Decision::Fallback(Reason::Link | Reason::Busy | Reason::Budget)
-            | Decision::Refuse(Reason::Link | Reason::Busy | Reason::Budget) => {
+            // An answer to it may be kept, which costs nothing and takes no link and no time.
+            | Decision::Fallback(
+                Reason::Link | Reason::Busy | Reason::Budget | Reason::Deadline,
+            )
+            | Decision::Refuse(
+                Reason::Link | Reason::Busy | Reason::Budget | Reason::Deadline,
+            ) => {
                 inner.begin(request, caller, known, decision, &config)
             }
             Decision::Fallback(_) => inner.fall_back(request, caller),

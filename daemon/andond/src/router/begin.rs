@@ -45,7 +45,11 @@ impl Inner {
         let instead = |reason| self.instead(&request, caller, &terms, reason);
         if terms.sent.is_none() {
             // Its secrets stay, and it with them.
-            return instead(Reason::Kind);
+            return if decision == Decision::Cascade {
+                self.workers.submit(request, caller)
+            } else {
+                instead(Reason::Kind)
+            };
         }
         let is_kept = decision != Decision::Cascade && self.is_kept(&request, &terms);
         let goes = matches!(decision, Decision::Cloud(_));

@@ -65,7 +65,11 @@ impl Driven {
         let router = Arc::clone(&self.router);
         let cached = router.cache_key(&self.request, &self.terms);
         if let Some(kept) = cached.and_then(|key| router.cache.get(&key, Instant::now())) {
-            return self.again(&question, &secrets, &kept);
+            match self.again(&question, &secrets, &kept) {
+                // With these secrets it is of no use; another may be.
+                Asked::Fault(fault, _) => self.note_failed(&fault),
+                asked => return asked,
+            }
         }
         let Some(place) = place.or_else(|| router.place()) else {
             return Asked::Cannot(Reason::Busy);

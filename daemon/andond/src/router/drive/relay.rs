@@ -77,7 +77,7 @@ impl Driven {
         // How calls are written is said before the answer, so that one that may have some is passed on when it is complete.
         let holds = self.may_call();
         let hedge_ms = self.terms.config.router.hedge_ms;
-        let hedge_ms = hedge_ms.filter(|_| relaying.may_hedge && !self.begun);
+        let hedge_ms = hedge_ms.filter(|_| relaying.may_hedge);
         let mut hedge =
             hedge_ms.and_then(|after| relaying.began.checked_add(Duration::from_millis(after)));
         let mut draft: Option<Drafting> = None;
@@ -325,5 +325,5 @@ fn with_calls(
 /// An answer that is too long with its secrets put back.
 fn swollen(upstream: Option<Arc<str>>) -> UpstreamFault {
     let what = "its answer is too long with what was taken out of the question";
-    unusable(FaultKind::Endless, upstream, what)
+    unusable(FaultKind::Misshapen, upstream, what)
 }
