@@ -168,6 +168,8 @@ impl Router {
     /// Hands a request over, if its caller may ask it. Never blocks. Has to be called where tokio runs, and from one thread at a
     /// time: that no two requests of one name are under way is seen to at two places, here and at the workers.
     ///
+    /// It may compute for a tenth of a second where rules say what must not leave: for so long at most that is looked for.
+    ///
     /// # Errors
     /// As [`Workers::submit`]; and what insists on an upstream is refused where that cannot be had and it may not wait.
     pub fn submit(&self, request: Request, caller: &Caller) -> Result<JobStream, Fault> {

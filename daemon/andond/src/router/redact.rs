@@ -328,7 +328,7 @@ impl Redaction<'_> {
 
     /// Takes out of a text in which there may be placeholders of this very request, which stay.
     fn rendered(&mut self, text: &mut String) -> Result<(), Unredactable> {
-        let own = self.own(text);
+        let own = self.own(text)?;
         let places = self.places(text)?;
         self.take(text, without(places, &own), own)
     }
@@ -338,6 +338,7 @@ impl Redaction<'_> {
         let Some(lookalike) = &self.redactor.lookalike else {
             return Ok(Vec::new());
         };
+        self.effort.spend(text.len())?;
         // No two of them overlap, and whoever has many has too many secrets.
         let found = lookalike.find_iter(text).take(find::PLACES_MAX + 1);
         let lookalikes = found.map(|found| Place {
@@ -354,15 +355,25 @@ impl Redaction<'_> {
     }
 
     /// Placeholders of secrets that were in a task's input: where, and of which.
-    fn own(&self, text: &str) -> Vec<(Range<usize>, usize)> {
+    fn own(&mut self, text: &str) -> Result<Vec<(Range<usize>, usize)>, Unredactable> {
+        let mut own = Vec::new();
+        if self.of_input == 0 {
+            return Ok(own);
+        }
         let found = self.redactor.lookalike.iter();
-        let found = found.flat_map(|lookalike| lookalike.find_iter(text));
-        let own = found.filter_map(|found| {
-            let (rule, number) = named(&self.redactor.labels, found.as_str())?;
-            let index = *self.numbers[rule].get(number.checked_sub(1)?)?;
-            (index < self.of_input).then(|| (found.range(), index))
-        });
-        own.collect()
+        for found in found.flat_map(|lookalike| lookalike.find_iter(text)) {
+            self.effort.spend(found.len())?;
+            let Some((rule, number)) = named(&self.redactor.labels, found.as_str()) else {
+                continue;
+            };
+            let index = number.checked_sub(1);
+            let index = index.and_then(|index| self.numbers[rule].get(index));
+            if let Some(index) = index.copied().filter(|index| *index < self.of_input) {
+                own.push((found.range(), index));
+            }
+        }
+        self.effort.spend(text.len())?;
+        Ok(own)
     }
 
     /// Puts placeholders in these places of a text, and in those of the secrets beside them. None overlap.
@@ -403,6 +414,7 @@ impl Redaction<'_> {
 
     /// The index of a secret, a new one if it was not seen before.
     fn secret(&mut self, rule: usize, value: &str) -> Result<usize, Unredactable> {
+        self.effort.spend(value.len())?;
         let name = (rule, value.to_owned());
         if let Some(&index) = self.known.get(&name) {
             return Ok(index);

@@ -5,7 +5,8 @@
 //! part of a secret stays because another one has taken the rest.
 //!
 //! Invariant: a place is whole characters of the text and not empty, places are in order and no two touch; and the search ends
-//! within its [`Effort`], or says that it does not.
+//! within its [`Effort`], or says that it does not. Whatever is done for each place or byte of a text is taken from that, also
+//! where the places are put to use.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -21,22 +22,23 @@ use super::view::{self, View};
 /// or two.
 const EFFORT_MAX: usize = 64 << 20;
 /// What a look costs beside the bytes.
-const LOOK: usize = 64;
-/// How long this thread may compute whatever it costs: an expression may have to look far ahead of what it fits.
-const TIME_MAX: Duration = Duration::from_millis(500);
-/// After so many looks it is seen how long they took.
-const LOOKS_UNSEEN_MAX: u8 = 8;
+pub(super) const LOOK: usize = 64;
+/// How long this thread may compute whatever it costs: an expression may have to look far ahead of what it fits. All front ends
+/// wait for that long, since they have one thread.
+pub(super) const TIME_MAX: Duration = Duration::from_millis(100);
+/// After so much effort it is seen how long it took.
+const UNSEEN_MAX: usize = 8 * LOOK;
 /// Most places that are found in a text before they are merged.
 pub(super) const PLACES_MAX: usize = 1 << 16;
 
 /// What is left of the effort that is made for one request.
 #[derive(Debug)]
 pub(super) struct Effort {
-    left: usize,
-    /// Looks until it is seen how long it took.
-    unseen: u8,
+    pub(super) left: usize,
+    /// Spent since it was seen how long it took.
+    unseen: usize,
     /// On the clock of this thread, unless it has none.
-    until: Option<Duration>,
+    pub(super) until: Option<Duration>,
 }
 
 /// How long this thread has computed.
@@ -55,11 +57,12 @@ impl Effort {
     }
 
     /// Takes from it for so many bytes that were looked at.
-    fn spend(&mut self, bytes: usize) -> Result<(), Unredactable> {
-        let left = self.left.checked_sub(bytes.saturating_add(LOOK));
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Unredactable> {
+        let cost = bytes.saturating_add(LOOK);
+        let left = self.left.checked_sub(cost);
         self.left = left.ok_or(Unredactable::TooHard)?;
-        self.unseen += 1;
-        if self.unseen >= LOOKS_UNSEEN_MAX {
+        self.unseen = self.unseen.saturating_add(cost);
+        if self.unseen >= UNSEEN_MAX {
             self.unseen = 0;
             if self.until.is_some() && computed() > self.until {
                 return Err(Unredactable::TooHard);
@@ -226,6 +229,8 @@ impl Sought<'_> {
     ) -> Result<(), Unredactable> {
         self.find_in(text, None, effort, places)?;
         view::each(text, |view| {
+            // It was made of it.
+            effort.spend(view.text().len())?;
             self.find_in(view.text(), Some(view), effort, places)
         })
     }

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use serde::de::IgnoredAny;
 
+use super::Unredactable;
+use super::find::Effort;
 use super::view;
 
 /// A part of a text.
@@ -58,25 +60,46 @@ pub(super) fn parts(text: &str) -> Option<Vec<Part>> {
     Some(parts)
 }
 
-/// A place within the text of a string, and as much around it as escapes have that it cuts.
-pub(super) fn whole(text: &str, place: Range<usize>) -> Range<usize> {
-    let Range { mut start, mut end } = place;
-    let mut at = 0;
-    while let Some(next) = text[at..].find('\\').map(|next| at + next) {
-        if next >= end {
-            break;
-        }
-        let bytes = view::escape(&text[next..]).map_or(1, |(_, bytes)| bytes);
-        let behind = next + bytes;
-        if next < start && start < behind {
-            start = next;
-        }
-        if end < behind {
-            end = behind;
-        }
-        at = behind;
+/// The escapes of the text of a string, for places that come in order: the text is gone over once for all of them.
+#[derive(Debug)]
+pub(super) struct Escapes<'t> {
+    text: &'t str,
+    /// The escape up to which it was gone over, which the next place may cut, too; behind the text if there are no more.
+    escape: Range<usize>,
+}
+
+impl<'t> Escapes<'t> {
+    pub(super) fn of(text: &'t str) -> Escapes<'t> {
+        Escapes { text, escape: 0..0 }
     }
-    start..end
+
+    /// A place that is not empty and begins behind those of before, and as much around it as escapes have that it cuts.
+    pub(super) fn whole(
+        &mut self,
+        place: Range<usize>,
+        effort: &mut Effort,
+    ) -> Result<Range<usize>, Unredactable> {
+        let Range { mut start, mut end } = place;
+        let from = self.escape.start;
+        loop {
+            if self.escape.contains(&start) {
+                start = self.escape.start;
+            }
+            if self.escape.end >= end {
+                break;
+            }
+            let at = self.escape.end;
+            let next = self.text[at..].find('\\').map(|next| at + next);
+            let next = next.unwrap_or(self.text.len());
+            let bytes = view::escape(&self.text[next..]).map_or(1, |(_, bytes)| bytes);
+            self.escape = next..next + bytes;
+        }
+        effort.spend(self.escape.start - from)?;
+        if self.escape.start < end {
+            end = self.escape.end;
+        }
+        Ok(start..end)
+    }
 }
 
 /// What a piece of a string says.
@@ -88,6 +111,7 @@ pub(super) fn said(piece: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::find::LOOK;
     use super::*;
 
     #[test]
@@ -127,9 +151,36 @@ mod tests {
             (9..11, 8..11),
             (17..18, 11..23),
         ] {
-            assert_eq!(whole(text, place.clone()), wide, "{place:?}");
+            let found = Escapes::of(text).whole(place.clone(), &mut Effort::new());
+            assert_eq!(found, Ok(wide), "{place:?}");
         }
+        // Two may be cut by one escape.
+        let (mut escapes, mut effort) = (Escapes::of(text), Effort::new());
+        let found = |place| escapes.whole(place, &mut effort).expect("little");
+        let places = [0..2, 3..4, 5..6, 7..8, 9..11, 12..13, 22..23];
+        assert_eq!(
+            places.map(found),
+            [0..7, 1..7, 1..7, 7..8, 8..11, 11..23, 11..23]
+        );
         assert_eq!(said(r"\u0041\n"), "A\n");
         assert_eq!(said(r"\ud83d"), r"\ud83d");
+    }
+
+    #[test]
+    fn a_text_is_gone_over_once_for_all_places() {
+        let (line, count) = (r"SN-1\n\n\n\n", 20_000);
+        let text = line.repeat(count);
+        let (mut escapes, mut effort) = (Escapes::of(&text), Effort::new());
+        effort.until = None;
+        let before = effort.left;
+        for start in (0..count).map(|count| count * line.len()) {
+            let place = start..start + 4;
+            assert_eq!(escapes.whole(place.clone(), &mut effort), Ok(place));
+        }
+        let spent = before - effort.left;
+        assert!(
+            (count * LOOK..=count * LOOK + text.len()).contains(&spent),
+            "{spent}"
+        );
     }
 }

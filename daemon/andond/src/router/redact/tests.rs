@@ -444,6 +444,27 @@ fn what_cannot_have_a_placeholder_keeps_the_request_here() {
 }
 
 #[test]
+fn many_secrets_among_escapes_of_arguments_cost_no_more_for_each() {
+    let redactor = of(&[("serial", r"SN-\d")]);
+    let (line, count) = (r"SN-1\n\n\n\n", 5_000);
+    let text = format!("{{\"a\":\"{}\"}}", line.repeat(count));
+    let mut redaction = redactor.begin();
+    redaction.effort.until = None;
+    let before = redaction.effort.left;
+    let mut messages = [calling(&text.clone().into())];
+    let taken = redaction.messages(&mut messages);
+    assert_eq!(taken, Ok(()));
+    let left = &messages[0].extra["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(left, &Value::from(text.replace("SN-1", "[SERIAL_1]")));
+    // A few looks for each, in the text and in its views, and a few at all of it.
+    let (spent, looks) = (before - redaction.effort.left, count * find::LOOK);
+    assert!(
+        (4 * looks..16 * looks + 16 * text.len()).contains(&spent),
+        "{spent}"
+    );
+}
+
+#[test]
 fn too_many_secrets_are_refused_and_so_is_what_takes_too_long() {
     let text = |count: usize| -> String {
         (0..count)

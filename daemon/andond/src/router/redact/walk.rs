@@ -6,7 +6,7 @@
 use serde_json::{Map, Number, Value};
 
 use super::find::{Place, Values, bounded, merged, push};
-use super::json::{self, Part};
+use super::json::{self, Escapes, Part};
 use super::{Redaction, Unredactable};
 use crate::request::Message;
 
@@ -109,22 +109,17 @@ impl Redaction<'_> {
                 self.fixed(&message.role)?;
             }
             self.rendered(&mut message.content)?;
-            let mut extra = Map::new();
-            for (mut key, mut value) in std::mem::take(&mut message.extra) {
-                match (key.as_str(), &mut value) {
+            let is_result = message.role == "tool";
+            self.each_field(&mut message.extra, |this, key, value| {
+                match (key.as_str(), value) {
                     ("tool_calls", Value::Array(calls)) => {
-                        calls.iter_mut().try_for_each(|call| self.call(call))?;
+                        calls.iter_mut().try_for_each(|call| this.call(call))
                     }
-                    ("name", Value::String(name)) if message.role == "tool" => self.fixed(name)?,
-                    ("tool_calls" | "tool_call_id" | "name", value) => self.value(value)?,
-                    (_, value) => {
-                        self.value(value)?;
-                        self.text(&mut key)?;
-                    }
+                    ("name", Value::String(name)) if is_result => this.fixed(name),
+                    ("tool_calls" | "tool_call_id" | "name", value) => this.value(value),
+                    (_, value) => this.named(key, value),
                 }
-                extra.insert(key, value);
-            }
-            message.extra = extra;
+            })?;
         }
         Ok(())
     }
@@ -156,46 +151,34 @@ impl Redaction<'_> {
             Value::Object(words) => words,
             other => return self.value(other),
         };
-        let mut taken = Map::new();
-        for (mut key, mut value) in std::mem::take(words) {
-            match (key.as_str(), &mut value) {
-                (word, value) if OF_SCHEMAS.contains(&word) => self.schema(value)?,
-                (word, Value::Object(named)) if OF_NAMED_SCHEMAS.contains(&word) => {
-                    let mut schemas = Map::new();
-                    for (mut name, mut schema) in std::mem::take(named) {
-                        self.text(&mut name)?;
-                        self.schema(&mut schema)?;
-                        schemas.insert(name, schema);
-                    }
-                    *named = schemas;
-                }
-                ("patternProperties", Value::Object(named)) => {
-                    for (pattern, schema) in named {
-                        self.fixed(pattern)?;
-                        self.schema(schema)?;
-                    }
-                }
-                ("pattern", Value::String(pattern)) => self.fixed(pattern)?,
-                ("type", types) if are_types(types) => {}
-                // A text in place of a number could not be given.
-                ("enum" | "const", values) => {
-                    self.fixed_numbers(values)?;
-                    self.value(values)?;
-                }
-                (word, limit @ Value::Number(_)) if OF_LIMITS.contains(&word) => {
-                    self.fixed_numbers(limit)?;
-                }
-                (word, Value::Number(_) | Value::Bool(_)) if OF_COUNTS.contains(&word) => {}
-                (word, value) if OF_ANY.contains(&word) => self.value(value)?,
-                (_, value) => {
-                    self.value(value)?;
-                    self.text(&mut key)?;
-                }
+        self.each_field(words, |this, key, value| match (key.as_str(), value) {
+            (word, value) if OF_SCHEMAS.contains(&word) => this.schema(value),
+            (word, Value::Object(named)) if OF_NAMED_SCHEMAS.contains(&word) => {
+                this.each_field(named, |this, name, schema| {
+                    this.text(name)?;
+                    this.schema(schema)
+                })
             }
-            taken.insert(key, value);
-        }
-        *words = taken;
-        Ok(())
+            ("patternProperties", Value::Object(named)) => {
+                this.each_field(named, |this, pattern, schema| {
+                    this.fixed(pattern)?;
+                    this.schema(schema)
+                })
+            }
+            ("pattern", Value::String(pattern)) => this.fixed(pattern),
+            ("type", types) if are_types(types) => Ok(()),
+            // A text in place of a number could not be given.
+            ("enum" | "const", values) => {
+                this.fixed_numbers(values)?;
+                this.value(values)
+            }
+            (word, limit @ Value::Number(_)) if OF_LIMITS.contains(&word) => {
+                this.fixed_numbers(limit)
+            }
+            (word, Value::Number(_) | Value::Bool(_)) if OF_COUNTS.contains(&word) => Ok(()),
+            (word, value) if OF_ANY.contains(&word) => this.value(value),
+            (_, value) => this.named(key, value),
+        })
     }
 
     /// Takes out of a call of a tool.
@@ -216,32 +199,43 @@ impl Redaction<'_> {
         let Value::Object(fields) = whole else {
             return self.value(whole);
         };
-        let mut taken = Map::new();
-        for (mut key, mut value) in std::mem::take(fields) {
-            match (key.as_str(), &mut value) {
-                ("function", Value::Object(function)) => {
-                    let mut of_function = Map::new();
-                    for (mut key, mut value) in std::mem::take(function) {
-                        each(self, &key, &mut value)?;
-                        let words = ["name", "description", "parameters", "strict", "arguments"];
-                        if !words.contains(&key.as_str()) {
-                            self.text(&mut key)?;
-                        }
-                        of_function.insert(key, value);
+        self.each_field(fields, |this, key, value| match (key.as_str(), value) {
+            ("function", Value::Object(function)) => {
+                this.each_field(function, |this, key, value| {
+                    each(this, key, value)?;
+                    let words = ["name", "description", "parameters", "strict", "arguments"];
+                    if words.contains(&key.as_str()) {
+                        return Ok(());
                     }
-                    *function = of_function;
-                }
-                ("type", Value::String(word)) if word == "function" => {}
-                ("id" | "type" | "function", value) => self.value(value)?,
-                (_, value) => {
-                    self.value(value)?;
-                    self.text(&mut key)?;
-                }
+                    this.text(key)
+                })
             }
-            taken.insert(key, value);
+            ("type", Value::String(word)) if word == "function" => Ok(()),
+            ("id" | "type" | "function", value) => this.value(value),
+            (_, value) => this.named(key, value),
+        })
+    }
+
+    /// Goes through an object field by field: `each` takes out of a value, and of its name where that may change. Their order
+    /// stays.
+    fn each_field(
+        &mut self,
+        fields: &mut Map<String, Value>,
+        each: impl Fn(&mut Self, &mut String, &mut Value) -> Result<(), Unredactable>,
+    ) -> Result<(), Unredactable> {
+        let mut taken = Map::new();
+        for (mut name, mut value) in std::mem::take(fields) {
+            each(self, &mut name, &mut value)?;
+            taken.insert(name, value);
         }
         *fields = taken;
         Ok(())
+    }
+
+    /// Takes out of a value and its name.
+    fn named(&mut self, name: &mut String, value: &mut Value) -> Result<(), Unredactable> {
+        self.value(value)?;
+        self.text(name)
     }
 
     /// Looks at a text that has to stay as it is.
@@ -285,16 +279,10 @@ impl Redaction<'_> {
                 Ok(())
             }
             Value::Array(values) => values.iter_mut().try_for_each(|value| self.value(value)),
-            Value::Object(fields) => {
-                let mut taken = Map::new();
-                for (mut key, mut value) in std::mem::take(fields) {
-                    self.text(&mut key)?;
-                    self.value(&mut value)?;
-                    taken.insert(key, value);
-                }
-                *fields = taken;
-                Ok(())
-            }
+            Value::Object(fields) => self.each_field(fields, |this, name, value| {
+                this.text(name)?;
+                this.value(value)
+            }),
             Value::Null | Value::Bool(_) => Ok(()),
         }
     }
@@ -302,6 +290,7 @@ impl Redaction<'_> {
     /// Takes out of a text that may be JSON, so that it is JSON after that. Of a string of it only what it says counts, and
     /// all of a number.
     fn json(&mut self, text: &mut String) -> Result<(), Unredactable> {
+        self.effort.spend(text.len())?;
         let Some(parts) = json::parts(text) else {
             return self.text(text);
         };
@@ -341,11 +330,12 @@ impl Redaction<'_> {
                 }
                 Part::Text(_) => {
                     let content = &text[bytes.clone()];
+                    let mut escapes = Escapes::of(content);
                     let mut inner = Vec::new();
                     for Place { bytes: place, rule } in here {
                         let start = place.start.max(bytes.start) - bytes.start;
                         let stop = place.end.min(bytes.end) - bytes.start;
-                        let bytes = json::whole(content, start..stop);
+                        let bytes = escapes.whole(start..stop, &mut self.effort)?;
                         push(&mut inner, Place { bytes, rule: *rule });
                     }
                     for place in inner {
