@@ -13,7 +13,7 @@ use crate::task::Task;
 const TEXT_BYTES_MAX: usize = 256 * 1024;
 
 /// `[task.<name>]`
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TaskConfig {
     /// What the model is asked: a template over the input's fields.

@@ -25,7 +25,7 @@ use self::ask::{Asked, Spare};
 use super::line::Place;
 use super::open::Entry;
 use super::terms::Terms;
-use super::{Inner, no_place, refusal, stopping};
+use super::{Inner, no_place, refusal, sent, stopping};
 use crate::access::Caller;
 use crate::fault::{Fault, FaultCode};
 use crate::request::{Calling, Request};
@@ -262,7 +262,9 @@ impl Driven {
         let router = &self.router;
         self.request.rights = router.workers.permit(&self.request, &self.caller)?;
         let known = router.known(&self.request, &config)?;
-        self.terms = router.terms(&self.request, known, &config);
+        let is_alike = sent::is_alike(&self.request, &self.terms.config, &config);
+        let kept = self.terms.sent.take().filter(|_| is_alike);
+        self.terms = router.terms_with(kept, &self.request, known, &config);
         Ok(())
     }
 }

@@ -109,6 +109,21 @@ impl Inner {
     }
 }
 
+/// Whether a request is sent by one configuration as it was by another. Where a task that comes with a model makes the question,
+/// they do not say so.
+pub(super) fn is_alike(request: &Request, before: &Config, now: &Config) -> bool {
+    let of_task = match &request.input {
+        Input::Task { name, .. } => {
+            let task = before.task.get(name);
+            task.is_some_and(|task| now.task.get(name) == Some(task))
+        }
+        _ => true,
+    };
+    of_task
+        && before.redact == now.redact
+        && before.limits.tokens_max_default == now.limits.tokens_max_default
+}
+
 /// What puts secrets back into the text of an answer to this question.
 pub(super) fn restorer(question: &Question, secrets: &Secrets) -> Restorer {
     secrets.restorer(if question.shape.is_some() {
@@ -154,4 +169,43 @@ pub(super) fn determining(question: &Question) -> Value {
         "tokens_max": question.tokens_max,
         "stop": question.stop,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::redact::RedactConfig;
+    use crate::config::task::TaskConfig;
+    use crate::request::{Message, Origin};
+
+    #[test]
+    fn what_is_sent_stays_unless_its_rules_its_task_or_its_length_change() {
+        let of = |input| Request::new("1", "uid-0", Origin::Internal, input);
+        let task = |name: &str| {
+            let (name, input) = (name.to_owned(), Value::Null);
+            of(Input::Task { name, input })
+        };
+        let words = of(Input::Messages(vec![Message::new("user", "why")]));
+        let (explain, of_model) = (task("explain"), task("of-the-model"));
+        let mut before = Config::default();
+        (before.task).insert("explain".to_owned(), TaskConfig::default());
+        let alike = |change: &dyn Fn(&mut Config)| {
+            let mut now = before.clone();
+            change(&mut now);
+            [&words, &explain, &of_model].map(|request| is_alike(request, &before, &now))
+        };
+        assert_eq!(alike(&|_| {}), [true, true, false]);
+        assert_eq!(alike(&|now| now.router.wait = true), [true, true, false]);
+        let other = |now: &mut Config| {
+            let task = now.task.get_mut("explain").expect("there");
+            task.instructions = "why?".to_owned();
+        };
+        assert_eq!(alike(&other), [true, false, false]);
+        assert_eq!(alike(&|now| now.task.clear()), [true, false, false]);
+        assert_eq!(
+            alike(&|now| now.redact.push(RedactConfig::default())),
+            [false; 3]
+        );
+        assert_eq!(alike(&|now| now.limits.tokens_max_default += 1), [false; 3]);
+    }
 }

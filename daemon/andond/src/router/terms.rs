@@ -37,9 +37,22 @@ impl Terms {
 impl Inner {
     /// The terms of a request of which this is known.
     pub(super) fn terms(&self, request: &Request, known: Known, config: &Arc<Config>) -> Terms {
+        self.terms_with(None, request, known, config)
+    }
+
+    /// Those that follow others, of which this is still sent. To take secrets out again would keep all who wait for this thread,
+    /// for each request that waits.
+    pub(super) fn terms_with(
+        &self,
+        kept: Option<(Question, Secrets)>,
+        request: &Request,
+        known: Known,
+        config: &Arc<Config>,
+    ) -> Terms {
         let prior = known.estimate.map_or(0.5, |estimate| estimate.will_do);
-        let question = known.question;
-        let sent = question.and_then(|question| self.sent(request, question, config));
+        let sent = known
+            .question
+            .and_then(|question| kept.or_else(|| self.sent(request, question, config)));
         let mut facts = known.facts;
         // A question whose secrets stay is as good as none.
         facts.can_leave &= sent.is_some();
