@@ -163,6 +163,19 @@ fn where_upstream_is_late_the_answer_is_made_here_beside_it() {
 }
 
 #[test]
+fn an_answer_is_made_beside_each_attempt_that_is_late() {
+    let above = Scripted::start(vec![half(), vec![Step::Hang]]);
+    let config = above.config() + "[router]\nthreshold = 1.0\nhedge-ms = 1000\n";
+    let daemon = Daemon::builder().config(&config).start().unwrap();
+    let began = Instant::now();
+    let (route, _, value) = ask(&daemon, &body("why?", &json!({"wait": true})));
+    assert_eq!(route, "local-fallback");
+    assert_eq!(value["andon"]["late"], true, "{value}");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(above.asked().len(), 2);
+}
+
+#[test]
 fn calls_of_tools_come_back_as_calls() {
     let call = json!({"choices": [{"index": 0, "delta": {"tool_calls": [{
         "index": 0, "id": "call_1", "type": "function",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use andon_tests::broker::{Broker, Watcher};
 use andon_tests::daemon::Daemon;
-use andon_tests::upstream::good;
+use andon_tests::upstream::{Step, good};
 use serde_json::{Value, json};
 
 use super::{Scripted, ask, body, metric};
@@ -226,4 +226,33 @@ fn the_same_question_is_asked_once_whatever_its_secrets_are() {
         ask(&daemon, &body("Why?", &json!({})));
         assert_eq!(above.asked().len(), asked);
     }
+}
+
+#[test]
+fn a_kept_answer_is_given_where_no_other_can_be_had_in_time_and_not_where_it_is_of_no_use() {
+    let above = Scripted::start(vec![good(&[&"[SERIAL_1] ".repeat(40)])]);
+    let config = above.config() + ALL + SECRETS + "[upstream-cache]\nenabled = true\n";
+    let daemon = Daemon::builder().config(&config).start().unwrap();
+    let said = |text: &str, extra: &Value| ask(&daemon, &body(text, extra));
+    assert_eq!(said("Why SN-1234?", &json!({})).0, "cloud");
+    // So often it is too long with this one in it.
+    above.fake.now(good(&["It is old."]));
+    let long = format!("Why SN-{}?", "1".repeat(4_000));
+    let (route, text, _) = said(&long, &json!({}));
+    assert_eq!((route.as_str(), text.as_str()), ("cloud", "It is old."));
+    assert_eq!(above.asked().len(), 2);
+
+    // Upstream takes three seconds from now on, as far as is known.
+    let slow = [
+        vec![Step::Wait(Duration::from_secs(3))],
+        good(&["from above"]),
+    ];
+    above.fake.now(slow.concat());
+    for other in ["slow", "slower", "slowest"] {
+        assert_eq!(said(other, &json!({})).0, "cloud");
+    }
+    let hurry = json!({"deadline_ms": 1_200});
+    assert_eq!(said("Another?", &hurry).0, "local-fallback");
+    assert_eq!(said("slow", &hurry).0, "cloud");
+    assert_eq!(above.asked().len(), 5);
 }
