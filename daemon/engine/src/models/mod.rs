@@ -7,7 +7,7 @@
 //! - A decoder's loader fills in a [`Design`](crate::layer::Design) and hands it to [`crate::layer::Decoder`], which
 //!   takes the tensors and is the graph that decoders share. What no design can say is a field of it with its step in
 //!   the decoder, or, for a graph of another kind, an `Architecture` of its own beside `Decoder`.
-//! - Graphs call the steps of [`Pass`] and nothing else, so that features (speculation, batching, caching) stay out of
+//! - Graphs call [`Steps`] and nothing else, so that features (speculation, batching, caching) stay out of
 //!   model files and model files out of them.
 //!
 //! How to add one: README.md beside this file.
