@@ -114,23 +114,22 @@ impl Device {
         Ok(())
     }
 
-    /// Copies those of the columns of `n` elements of `from` that `indices` says, one after the other, to `to`. A column
-    /// that is not there is left out.
+    /// Copies those of the columns of `n` elements of `from` that the first `columns` of `indices` say, one after the other,
+    /// to `to`. A column that is not there is left out.
     ///
     /// # Errors
     /// If the driver refuses.
     ///
     /// # Panics
-    /// If `to` is too short, or there are no columns.
+    /// If `to` or `indices` is too short, or there are no columns.
     pub fn gather_columns(
         &self,
         from: &Buffer<f32>,
         n: usize,
-        indices: &Buffer<i32>,
+        (indices, columns): (&Buffer<i32>, usize),
         to: &mut Buffer<f32>,
     ) -> Result<(), Error> {
-        let columns = indices.len();
-        assert!(n > 0 && columns > 0 && columns * n <= to.len());
+        assert!(n > 0 && columns > 0 && columns <= indices.len() && columns * n <= to.len());
         let (count, n_int) = (int(from.len() / n), int(n));
         let (from, indices, to) = (self.address(from), self.address(indices), self.address(to));
         let mut launch = self

@@ -21,7 +21,7 @@ mod top_k;
 
 pub use attention::{Attend, PAGE};
 pub use cache::{Cache, KvType};
-pub use device::{Buffer, Device, Element, Limits};
+pub use device::{Buffer, Device, Element, Limits, Mark};
 pub use error::Error;
 pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};

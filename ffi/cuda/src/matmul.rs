@@ -120,7 +120,7 @@ impl Format {
         }
     }
 
-    /// Bytes of packed rows; `None` if rows are not whole blocks, or the size overflows.
+    /// Bytes of packed rows; `None` if rows are not whole blocks, or they take 4 GiB or more, which kernels do not reach.
     #[must_use]
     pub fn packed_bytes(self, rows: usize, k: usize) -> Option<usize> {
         let shape = self.shape();
@@ -130,7 +130,8 @@ impl Format {
         let pairs = k.div_ceil(2 * GROUP).checked_mul(shape.pair_bytes)?;
         let supers = k.div_ceil(256).checked_mul(shape.super_bytes)?;
         let tiles = rows.div_ceil(TILE_ROWS);
-        tiles.checked_mul(pairs.checked_add(supers)?)
+        let bytes = tiles.checked_mul(pairs.checked_add(supers)?)?;
+        u32::try_from(bytes).is_ok().then_some(bytes)
     }
 
     /// Bytes of rows as files have them; `None` as for [`Format::packed_bytes`].
@@ -480,5 +481,24 @@ impl Device {
         unsafe { self.launch_overlapping(function, config, overlaps, &mut arguments) }
             .map_err(of("multiplying"))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Format;
+
+    #[test]
+    fn matrices_of_4_gib_are_not_packed() {
+        let k = 8192;
+        for format in Format::ALL {
+            let tile = format
+                .packed_bytes(super::TILE_ROWS, k)
+                .expect("whole blocks");
+            let tiles = (1usize << 32) / tile;
+            let rows = |tiles| tiles * super::TILE_ROWS;
+            assert!(format.packed_bytes(rows(tiles - 1), k).is_some());
+            assert_eq!(format.packed_bytes(rows(tiles + 1), k), None);
+        }
     }
 }

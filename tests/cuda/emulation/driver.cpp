@@ -61,6 +61,8 @@ std::unique_ptr<Work> recorded;
 bool spoilt; // something was asked for meanwhile that cannot be recorded
 
 unsigned long long launches;
+// Dynamic shared memory of a block that a kernel was allowed.
+std::map<Handle, unsigned> shared_allowed;
 Result broken = SUCCESS;
 
 int dummy;
@@ -183,7 +185,11 @@ Result cuModuleGetGlobal_v2(Address *address, size_t *bytes, Handle, const char 
     *bytes = found->launch_bytes;
     return SUCCESS;
 }
-Result cuFuncSetAttribute(Handle, int, int) { return SUCCESS; }
+Result cuFuncSetAttribute(Handle function, int attribute, int value) {
+    LOCKED_AND_WHOLE;
+    if (attribute == 8) shared_allowed[function] = static_cast<unsigned>(value);
+    return SUCCESS;
+}
 Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, Handle, int, size_t, unsigned) {
     return *blocks = 2, SUCCESS;
 }
@@ -245,6 +251,8 @@ Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigne
     LOCKED_AND_WHOLE;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
     if (block_x * block_y * block_z > 1024 || shared_bytes > (163u << 10)) return INVALID_VALUE;
+    // 48 KB without asking, of which what the kernel declares itself takes some.
+    if (shared_bytes > (48u << 10) - 16 && shared_bytes > shared_allowed[function]) return INVALID_VALUE;
     auto kernel = static_cast<const Kernel *>(function);
     auto kept = std::make_shared<Arguments>(kernel->keep(arguments));
     return now_or_recorded([=] {

@@ -89,7 +89,7 @@ fn one(run: &Run<'_>, random: &mut Random, n: usize, draw: Draw) -> Result<usize
     run.device.gather_columns(
         &device_x,
         stride,
-        &run.device.upload(&indices)?,
+        (&run.device.upload(&indices)?, count),
         &mut gathered,
     )?;
     let columns = indices

@@ -8,7 +8,7 @@ use andon_cuda::{Addition, Gate};
 use anyhow::Result;
 
 /// Sizes of hidden states, and of feed-forward units, of supported models.
-const SIZES: [usize; 8] = [32, 576, 640, 896, 2048, 4096, 8192, 14336];
+const SIZES: [usize; 9] = [32, 576, 640, 896, 2048, 4096, 8192, 12288, 14336];
 
 pub(crate) fn norm(run: &Run<'_>) -> Result<String> {
     let mut random = Random(run.seed);

@@ -141,7 +141,11 @@ fn wrong_arguments_launch_nothing() {
         });
         refuses("room for gathered columns", &mut || {
             let indices = device.upload(&[0i32, 0])?;
-            device.gather_columns(&buffer(K), K, &indices, &mut buffer(2 * K - 1))
+            device.gather_columns(&buffer(K), K, (&indices, 2), &mut buffer(2 * K - 1))
+        });
+        refuses("as many indices as columns", &mut || {
+            let indices = device.upload(&[0i32, 0])?;
+            device.gather_columns(&buffer(K), K, (&indices, 3), &mut buffer(3 * K))
         });
         refuses("no best token", &mut || device.top_k(5, 1, 0).map(drop));
         refuses("more tokens than there are", &mut || {
