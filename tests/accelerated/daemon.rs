@@ -158,7 +158,7 @@ fn a_card_that_is_too_old_is_named() {
 
 /// Launches after which the card fails: more than trying the model takes, fewer than the answer.
 const LAUNCHES: [(&str, &str); 2] = [
-    ("ANDON_EMULATED_LAUNCHES", "1200"),
+    ("ANDON_EMULATED_LAUNCHES", "1400"),
     ("ANDON_EMULATED_ERROR", ILLEGAL_ADDRESS),
 ];
 

@@ -26,6 +26,11 @@ pub(crate) fn environment(folder: &std::path::Path) -> (&'static str, OsString) 
 
 /// Runs `work` where there is an emulated card: in this test, named `name`, started again.
 pub(crate) fn inside(name: &str, work: impl FnOnce()) {
+    inside_with(name, &[], work);
+}
+
+/// [`inside`], with these variables for the emulation.
+pub(crate) fn inside_with(name: &str, variables: &[(&str, &str)], work: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
         return work();
     }
@@ -35,6 +40,7 @@ pub(crate) fn inside(name: &str, work: impl FnOnce()) {
     let output = Command::new(this)
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        .envs(variables.iter().copied())
         .env(variable, value)
         .output()
         .expect("it runs");

@@ -1,15 +1,16 @@
 //! Logits, pages and answers of the card against the processor's.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
 use andon_engine::backend::Backend;
 use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::kv::{KvType, PAGE};
-use andon_engine::{Chunk, Executor, ExecutorOptions, LogitsFor, Model, Sequence};
+use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence};
 use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
 
-use crate::emulated::inside;
+use crate::emulated::{inside, inside_with};
 
 /// Bits of the logits of every position.
 type Rows = Vec<Vec<u32>>;
@@ -83,9 +84,18 @@ fn append(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> R
 
 fn run(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Rows {
     let mut sequence = executor.sequence();
+    run_into(executor, &mut sequence, tokens, chunk)
+}
+
+fn run_into(
+    executor: &mut Executor,
+    sequence: &mut Sequence,
+    tokens: &[u32],
+    chunk: usize,
+) -> Rows {
     let chunks = tokens.chunks(chunk);
     chunks
-        .flat_map(|tokens| append(executor, &mut sequence, tokens))
+        .flat_map(|tokens| append(executor, sequence, tokens))
         .collect()
 }
 
@@ -273,4 +283,91 @@ fn what_there_are_no_kernels_for_is_said() {
             "{name}: {why}"
         );
     }
+}
+
+#[test]
+fn positions_that_the_context_turns_are_compared_in_the_same_context() {
+    inside(
+        "logits::positions_that_the_context_turns_are_compared_in_the_same_context",
+        || {
+            let titled = |title| Architecture::ALL.into_iter().find(|one| one.title == title);
+            let folder = tempfile::tempdir().expect("a folder");
+            for title in ["phi3, LongRoPE, short", "phi3, LongRoPE, long"] {
+                let architecture = titled(title).expect("it is there");
+                let model = model(folder.path(), architecture, TensorType::Q4_0);
+                let text = tokens(&model, 20, 0);
+                let of = |backend| run(&mut executor(&model, backend, KvType::F16), &text, 20);
+                assert_same(&of(Backend::Cuda), &of(Backend::Cpu), title);
+            }
+        },
+    );
+}
+
+#[test]
+fn passes_take_no_memory_of_the_card() {
+    inside_with(
+        "logits::passes_take_no_memory_of_the_card",
+        &[("ANDON_EMULATED_MEMORY", "67108864")],
+        || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+            let long = tokens(&model, 3 * PAGE + 6, 0);
+            let both = |backend| {
+                let mut executor = executor(&model, backend, KvType::F16);
+                // All that is left of the card's memory is somebody else's.
+                let taken = (backend == Backend::Cuda).then(|| {
+                    let device = andon_cuda::Device::open(0).expect("a card");
+                    let (free, _) = device.limits().expect("limits").memory_bytes;
+                    device.zeros::<u8>(free).expect("there is room")
+                });
+                let mut first = executor.sequence();
+                let mut rows = run_into(&mut executor, &mut first, &long, 100);
+                let mut others = [executor.sequence_of(&long), executor.sequence_of(&long)];
+                // More pages together than the cache has: they share most.
+                let [second, third] = &mut others;
+                let chunk = |sequence, tokens| Chunk {
+                    sequence,
+                    tokens,
+                    logits: LogitsFor::Last,
+                };
+                let chunks = &mut [
+                    chunk(&mut first, &long[..1]),
+                    chunk(second, &long[3 * PAGE..]),
+                    chunk(third, &long[3 * PAGE..]),
+                ];
+                let logits = executor.forward(chunks).expect("a valid batch");
+                let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect();
+                rows.extend((0..logits.row_count()).map(|row| bits(logits.row(row))));
+                drop(taken);
+                rows
+            };
+            assert_same(&both(Backend::Cuda), &both(Backend::Cpu), "without memory");
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_pass_changes_nothing_on_the_card() {
+    inside(
+        "logits::an_interrupted_pass_changes_nothing_on_the_card",
+        || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+            let text = tokens(&model, 24, 0);
+            let mut processor = executor(&model, Backend::Cpu, KvType::F16);
+            let expected = run(&mut processor, &text, text.len());
+            let mut card = executor(&model, Backend::Cuda, KvType::F16);
+            let mut sequence = card.sequence();
+            let asked = Cell::new(0);
+            let chunk = Chunk {
+                sequence: &mut sequence,
+                tokens: &text,
+                logits: LogitsFor::All,
+            };
+            let interrupted = card.forward_unless(&mut [chunk], &|| asked.replace(1) == 1);
+            assert_eq!(interrupted.err(), Some(ForwardError::Interrupted));
+            let rows = append(&mut card, &mut sequence, &text);
+            assert_same(&rows, &expected, "after an interruption");
+        },
+    );
 }

@@ -283,6 +283,12 @@ pub struct Executor {
 /// How many tokens the text has by whose logits builds are told apart ([`Executor::page_root`]).
 const KNOWN_TEXT_TOKENS: usize = 4;
 
+/// How many it has where a device is compared with the processor, which reads it once.
+const COMPARED_TOKENS: usize = 80;
+
+/// In which pieces a device reads that: each is computed by other kernels.
+const COMPARED_PIECES: [&[usize]; 2] = [&[COMPARED_TOKENS], &[40, 24, 12, 4]];
+
 impl Executor {
     /// Largest number of threads that may be asked for.
     pub const THREADS_MAX: usize = 1024;
@@ -295,7 +301,7 @@ impl Executor {
     /// If an option is out of range, or the machine lacks the instruction set, or the threads or the device cannot be had, or
     /// that computes something else.
     pub fn new(model: Arc<Model>, options: &ExecutorOptions) -> Result<Executor, ExecutorError> {
-        let mut executor = Executor::made(model, options, None)?;
+        let mut executor = Executor::made(model, options, None, None)?;
         if options.backend != Backend::Cpu {
             executor.compare(options)?;
         }
@@ -307,13 +313,15 @@ impl Executor {
         let backend = options.backend;
         let options = ExecutorOptions {
             backend: Backend::Cpu,
-            batch_tokens_max: KNOWN_TEXT_TOKENS,
+            batch_tokens_max: COMPARED_TOKENS,
             output_rows_max: 1,
-            kv_tokens_max: PAGE,
+            kv_tokens_max: COMPARED_TOKENS,
             prefix_cache: false,
             ..options.clone()
         };
-        let mut processor = Executor::made(Arc::clone(&self.model), &options, None)?;
+        // Positions may be turned by how many are served.
+        let context = Some(self.context_tokens_max());
+        let mut processor = Executor::made(Arc::clone(&self.model), &options, None, context)?;
         let failed = |error| match error {
             ForwardError::Device(source) => ExecutorError::Device { backend, source },
             other => ExecutorError::Differs {
@@ -321,18 +329,23 @@ impl Executor {
                 what: other.to_string(),
             },
         };
-        let expected = processor.known_logits().map_err(failed)?;
-        let computed = self.known_logits().map_err(failed)?;
+        let text = self.known_text(COMPARED_TOKENS);
+        let expected = processor.last_logits(&text, &[]).map_err(failed)?;
         // What the processor read of them for this is on the device.
         self.model.files().maps().iter().for_each(Mapping::release);
         let differs = |(one, other): (&f32, &f32)| one.to_bits() != other.to_bits();
-        match expected.iter().zip(&computed).position(differs) {
-            None if expected.len() == computed.len() => Ok(()),
-            at => Err(ExecutorError::Differs {
-                backend,
-                what: format!("the logit of token {}", at.unwrap_or(computed.len())),
-            }),
+        for pieces in COMPARED_PIECES {
+            let computed = self.last_logits(&text, pieces).map_err(failed)?;
+            let at = expected.iter().zip(&computed).position(differs);
+            if at.is_some() || expected.len() != computed.len() {
+                let token = at.unwrap_or(computed.len());
+                let what = format!("the logit of token {token}, read {pieces:?} tokens at a time");
+                return Err(ExecutorError::Differs { backend, what });
+            }
         }
+        // Nobody asks for this text.
+        self.shed();
+        Ok(())
     }
 
     /// An executor that computes with the threads of `other`, in turn with it, by [`Executor::with_threads_of`]. It has none
@@ -354,7 +367,7 @@ impl Executor {
             isa: Some(other.isa()),
             ..options.clone()
         };
-        Executor::made(model, &options, Some(NonZero::<usize>::MIN))
+        Executor::made(model, &options, Some(NonZero::<usize>::MIN), None)
     }
 
     /// Runs `work`, which computes with the threads of `other`, whose own work stands still meanwhile. Results are the same
@@ -380,11 +393,13 @@ impl Executor {
         }
     }
 
-    /// `own` is the number of its own threads, where it works with others'.
+    /// `own` is the number of its own threads, where it works with others'; `context` the positions that are served, where the
+    /// KV cache does not say so.
     fn made(
         model: Arc<Model>,
         options: &ExecutorOptions,
         own: Option<NonZero<usize>>,
+        context: Option<usize>,
     ) -> Result<Executor, ExecutorError> {
         let bounded = |option, value: usize, max: usize| match NonZero::new(value) {
             Some(nonzero) if value <= max => Ok(nonzero),
@@ -421,7 +436,7 @@ impl Executor {
             head_dim: shape.head_dim,
             rope_pairs: shape.rope_pairs,
             rope_count: shape.rope_count,
-            context: shape.context.min(page_count.saturating_mul(PAGE)),
+            context: context.unwrap_or(shape.context.min(page_count.saturating_mul(PAGE))),
         };
         let max = ACTIVATION_BYTES_MIN.max(model.info().file_bytes.saturating_mul(4));
         let bytes = sizes.bytes(threads.get()).unwrap_or(usize::MAX);
@@ -632,23 +647,33 @@ impl Executor {
     /// # Errors
     /// [`ForwardError`] if they cannot be computed.
     pub fn page_root(&mut self, model: &pack::Key) -> Result<PageName, ForwardError> {
-        let last = self.known_logits()?;
+        let text = self.known_text(KNOWN_TEXT_TOKENS);
+        let last = self.last_logits(&text, &[])?;
         Ok(PageName::root(model, &self.cache.geometry(), &last))
     }
 
-    /// The logits of a text that is always the same.
-    fn known_logits(&mut self) -> Result<Vec<f32>, ForwardError> {
+    /// The beginning of a text that is always the same, as far as the context has room for it.
+    fn known_text(&self, tokens: usize) -> Vec<u32> {
         let (vocabulary, context) = (
             self.model.info().vocabulary_count,
             self.context_tokens_max(),
         );
         // Any text does; one that is not all one token.
-        let tokens = (1..=KNOWN_TEXT_TOKENS.min(context))
-            .map(|token| u32::try_from(token * 7919 % vocabulary.max(1)).unwrap_or(0));
-        let tokens: Vec<u32> = tokens.collect();
+        (1..=tokens.min(context))
+            .map(|token| u32::try_from(token * 7919 % vocabulary.max(1)).unwrap_or(0))
+            .collect()
+    }
+
+    /// The logits behind a text that is read in these pieces, then as many tokens at a time as a batch has.
+    fn last_logits(&mut self, text: &[u32], pieces: &[usize]) -> Result<Vec<f32>, ForwardError> {
         let mut sequence = self.sequence();
         let mut last = Vec::new();
-        for tokens in tokens.chunks(self.batch_tokens_max()) {
+        let (mut rest, mut pieces) = (text, pieces.iter());
+        while !rest.is_empty() {
+            let piece = pieces.next().copied().unwrap_or(usize::MAX);
+            let count = piece.min(self.batch_tokens_max()).min(rest.len());
+            let (tokens, others) = rest.split_at(count);
+            rest = others;
             let logits = self.forward(&mut [Chunk {
                 sequence: &mut sequence,
                 tokens,
@@ -796,7 +821,8 @@ impl Executor {
         self.forward_unless(chunks, &|| false)
     }
 
-    /// [`Executor::forward`], given up if `interrupted` says so before one of the layers. It is asked often and by the
+    /// [`Executor::forward`], given up if `interrupted` says so before one of the layers. A device then still does what it
+    /// was asked for: two layers of a pass of many tokens, all of a pass of few. It is asked often and by the
     /// calling thread: a flag is what it should read. What was given up costs its time again, and gives the same bytes.
     ///
     /// # Errors

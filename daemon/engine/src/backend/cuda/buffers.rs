@@ -1,6 +1,7 @@
 //! The activations of one batch in a device's memory.
 
 use crate::backend::cpu::Sizes;
+use crate::kv::PAGE;
 use andon_cuda::{Attend, Buffer, Columns, Device, Error, Places};
 
 /// Columns of the largest batch; matrices are `[token][element]`.
@@ -28,11 +29,17 @@ pub(super) struct Buffers {
     /// Logits of as many tokens as are computed at once.
     pub(super) logits: Buffer<f32>,
     pub(super) output_rows: usize,
+    /// Which tokens those are.
+    pub(super) indices: Buffer<i32>,
     /// Where columns are.
     pub(super) places: Places,
-    /// Pages of sequences that there is room for there, and pages of the cache.
-    places_pages: usize,
-    pages: usize,
+}
+
+/// Pages that the sequences of a batch name together, at most: more than the cache has, where they share some.
+fn named_pages(sizes: &Sizes) -> usize {
+    sizes
+        .tokens_max
+        .saturating_mul(sizes.context.div_ceil(PAGE))
 }
 
 impl Buffers {
@@ -63,29 +70,9 @@ impl Buffers {
             scratch: device.zeros(scratch)?,
             logits: device.zeros(output_rows * sizes.vocabulary)?,
             output_rows,
-            places: device.places(tokens, pages, pages)?,
-            places_pages: pages,
-            pages,
+            indices: device.zeros(output_rows)?,
+            places: device.places(tokens, named_pages(sizes), pages)?,
         })
-    }
-
-    /// Sees to it that there are places for sequences that have so many pages together: more than the cache has, where they
-    /// share some.
-    ///
-    /// # Errors
-    /// If the device has no room for them.
-    pub(super) fn make_places(
-        &mut self,
-        device: &Device,
-        tokens: usize,
-        named: usize,
-    ) -> Result<(), Error> {
-        if named > self.places_pages {
-            let room = named.next_power_of_two();
-            self.places = device.places(tokens, room, self.pages)?;
-            self.places_pages = room;
-        }
-        Ok(())
     }
 
     /// Bytes that they take, about.
@@ -102,8 +89,12 @@ impl Buffers {
             + columns(sizes.feed_forward);
         let heads = sizes.query / sizes.head_dim.max(1);
         let scratch = Attend::scratch(heads, sizes.head_dim, sizes.tokens_max, sizes.context);
-        let rows = sizes.output_rows_max.max(1) * (sizes.vocabulary + sizes.embedding);
-        each.saturating_mul(sizes.tokens_max)
-            .saturating_add((scratch + rows).saturating_mul(size_of::<f32>()))
+        let rows = sizes.output_rows_max.max(1) * (sizes.vocabulary + sizes.embedding + 1);
+        let places = named_pages(sizes);
+        each.saturating_mul(sizes.tokens_max).saturating_add(
+            (scratch + rows)
+                .saturating_add(places)
+                .saturating_mul(size_of::<f32>()),
+        )
     }
 }

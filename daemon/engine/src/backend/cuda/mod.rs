@@ -160,6 +160,7 @@ impl Cuda {
             batch,
             interrupted,
             pending: None,
+            layer_end: None,
             heads: None,
             done,
         };

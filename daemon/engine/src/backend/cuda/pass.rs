@@ -1,6 +1,7 @@
 //! One batch on its way through a model on a device.
 //!
-//! Steps are launches, one after the other on one stream; nothing waits for them before logits are read. What a part gives to
+//! Steps are launches, one after the other on one stream; nothing waits for them before logits are read, but in passes of
+//! many tokens, where that lets the pass be interrupted. What a part gives to
 //! the residual stream is added where its next norm is computed. All tokens are computed to the end: what the last layer
 //! could leave out is little beside all others.
 //!
@@ -13,9 +14,12 @@ use crate::backend::{
 };
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, RmsNorm};
-use andon_cuda::{Addition, Columns, Device, Error, Gate, Kernel, Run};
+use andon_cuda::{Addition, Columns, Device, Error, Gate, Kernel, Mark, Run};
 use andon_kernels::Table;
 use andon_kernels::op::rope::Pairing;
+
+/// Tokens up to which a pass takes about as long as one of a single token.
+const FEW_TOKENS: usize = 16;
 
 /// A batch in the middle of a model.
 pub(super) struct Pass<'a> {
@@ -25,6 +29,8 @@ pub(super) struct Pass<'a> {
     pub(super) interrupted: &'a dyn Fn() -> bool,
     /// What is to be added to the residual stream: the norm of that first, with what it adds, and its factor.
     pub(super) pending: Option<(Option<(usize, f32)>, f32)>,
+    /// Where the layer before this ends.
+    pub(super) layer_end: Option<Mark>,
     /// What is to be done to heads.
     pub(super) heads: Option<HeadsOf>,
     pub(super) done: Result<(), Error>,
@@ -88,15 +94,10 @@ impl Pass<'_> {
         self.then(|pass| {
             let reach = pass.batch.positions.iter().max().map_or(0, |last| last + 1);
             let runs = runs(pass.batch);
-            let named = runs.iter().map(|run| run.pages.len()).sum();
             let Cuda {
-                device,
-                buffers,
-                sizes,
-                ..
+                device, buffers, ..
             } = &mut *pass.cuda;
             device.write(&pass.batch.tokens, &mut buffers.tokens)?;
-            buffers.make_places(device, sizes.tokens_max, named)?;
             device.place(&runs, reach, &mut buffers.places)
         });
     }
@@ -247,7 +248,8 @@ impl Steps for Pass<'_> {
 
     fn remember(&mut self, layer: usize) {
         self.then(|pass| {
-            let Some(of) = pass.heads else { return Ok(()) };
+            // A decoder without is not covered.
+            let of = pass.heads.expect("heads have positions");
             let sizes = *pass.sizes();
             let Cuda {
                 device,
@@ -369,6 +371,7 @@ impl Steps for Pass<'_> {
             )
         });
         self.add_later(residual);
+        self.then(Pass::end_layer);
     }
 
     fn output(&mut self, output: &Output<'_>) {
@@ -377,6 +380,18 @@ impl Steps for Pass<'_> {
 }
 
 impl Pass<'_> {
+    /// Waits, in passes that take long, until the device is through with the layer before this one: it always has a layer to
+    /// do, and whoever interrupts the pass waits for two at most.
+    fn end_layer(&mut self) -> Result<(), Error> {
+        if self.count() <= FEW_TOKENS {
+            return Ok(());
+        }
+        let device = &self.cuda.device;
+        let end = device.mark()?;
+        let before = self.layer_end.replace(end);
+        before.map_or(Ok(()), |before| device.wait_for(&before))
+    }
+
     fn add_later(&mut self, residual: &Residual<'_>) {
         let norm = residual
             .norm
@@ -411,8 +426,9 @@ impl Pass<'_> {
                 .iter()
                 .filter_map(|&at| i32::try_from(at).ok())
                 .collect();
-            let indices = device.upload(&indices)?;
-            device.gather_columns(&buffers.hidden, width, &indices, &mut buffers.kept)?;
+            device.write(&indices, &mut buffers.indices)?;
+            let which = (&buffers.indices, count);
+            device.gather_columns(&buffers.hidden, width, which, &mut buffers.kept)?;
             let weight = Some(weights.vector(&output.norm.weight));
             let epsilon = output.norm.epsilon;
             let (kept, inner) = (&mut buffers.kept, &mut buffers.inner);
