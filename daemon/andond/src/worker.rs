@@ -290,7 +290,8 @@ impl Shared {
             backend: Backend::Cpu,
             why_not: Some(format!("{} failed: {why}", facts.computes.backend)),
         };
-        facts.isa = Isa::best().name().to_owned();
+        let isa = load::isa(&self.config).ok().flatten();
+        facts.isa = isa.unwrap_or_else(Isa::best).name().to_owned();
         Some(Arc::new(facts))
     }
 

@@ -189,7 +189,26 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         options.backend = Backend::Cpu;
         made = Executor::new(Arc::clone(&model), &options);
     }
-    let executor = made.map_err(|error| LoadFailure::machine(&error))?;
+    let mut executor = made.map_err(|error| LoadFailure::machine(&error))?;
+    // Before anything of it is touched, where the processor computes; a device has its copies by now.
+    let (memory, mut promised) = match shared.promised(&executor, served.tasks.len()) {
+        Err(refused)
+            if refused.fault != AtFault::Machine
+                && computes.backend != Backend::Cpu
+                && config.engine.backend == BackendChoice::Auto =>
+        {
+            drop(executor);
+            computes = Computes {
+                backend: Backend::Cpu,
+                why_not: Some(refused.message),
+            };
+            options.backend = Backend::Cpu;
+            let made = Executor::new(Arc::clone(&model), &options);
+            executor = made.map_err(|error| LoadFailure::machine(&error))?;
+            shared.promised(&executor, served.tasks.len())?
+        }
+        done => done?,
+    };
     if let Some(why) = &computes.why_not {
         tracing::info!(backend = computes.backend.name(), %why, "no accelerator computes the model");
     }
@@ -214,8 +233,6 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         computes,
         threads: executor.threads(),
     };
-    // Before anything of it is touched.
-    let (memory, mut promised) = shared.promised(&executor, served.tasks.len())?;
     if executor.backend() == Backend::Cpu {
         shared.read_ahead(&model, proven)?;
     }

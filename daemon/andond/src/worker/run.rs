@@ -44,6 +44,10 @@ pub(super) fn run<F: Forward>(
     let mut seat = shared.machine.seat();
     let mut told = Told::default();
     shared.measuring.store(true, Ordering::Relaxed);
+    // It may have been lost while the model was tried.
+    if let Some(why) = fallen_back(&mut generator) {
+        shared.falls_back(why, &mut jobs);
+    }
     while let Some(tokens_max) = next_pass(
         shared,
         &mut generator,
