@@ -211,3 +211,61 @@ fn without_a_fallback_requests_fail_by_name() {
     let text = reply.text();
     assert!(text.contains("the device"), "{text}");
 }
+
+#[test]
+fn a_card_that_fails_while_the_model_is_tried_is_told_before_anybody_asks() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // Fewer launches fail in the comparison, after which nobody means to use the card. A pass is more than a step of these.
+    for launches in (100..1400).step_by(20) {
+        let launches = launches.to_string();
+        let variables = [("ANDON_EMULATED_LAUNCHES", launches.as_str()), LAUNCHES[1]];
+        let daemon = with_card(&driver, folder.path(), "auto", &variables)
+            .start()
+            .unwrap();
+        let cuda = backend(&daemon, "cuda");
+        assert_eq!(cuda["chosen"], false, "{launches}: {cuda}");
+        let status = ctl(&daemon, &["status", "--json"]);
+        let degraded = status["degraded"].as_array().unwrap();
+        if degraded.contains(&"backend_lost".into()) {
+            let log = daemon.log();
+            assert!(log.contains("the device that computed failed"), "{log}");
+            let metrics = daemon.http().get("/metrics").unwrap().text();
+            let sample = "andon_backend_models{backend=\"cuda\"} 0";
+            assert!(metrics.contains(sample), "{metrics}");
+            return;
+        }
+    }
+    panic!("the comparison never ended");
+}
+
+#[test]
+fn the_processor_serves_where_there_is_memory_for_it_and_not_for_copies() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let start = |budget: u64| {
+        let integrated = [("ANDON_EMULATED_INTEGRATED", "1")];
+        let config = format!("[memory]\nbudget-bytes = {budget}\n[model]\nkv-tokens-max = 65536\n");
+        with_card(&driver, folder.path(), "auto", &integrated)
+            .config(&config)
+            .start()
+    };
+    let (mut refused, mut served) = (16 << 20, 1 << 28);
+    assert!(start(refused).is_err(), "the cache alone takes more");
+    assert_eq!(backend(&start(served).unwrap(), "cuda")["chosen"], true);
+    // The smallest budget that it is served with, nearer than the copies of the weights are large.
+    while served - refused > 4 << 10 {
+        let middle = u64::midpoint(refused, served);
+        if start(middle).is_ok() {
+            served = middle;
+        } else {
+            refused = middle;
+        }
+    }
+    let daemon = start(served).unwrap();
+    let cuda = backend(&daemon, "cuda");
+    assert_eq!(cuda["chosen"], false, "{cuda}");
+    let reason = cuda["reason"].as_str().unwrap();
+    assert!(reason.contains("budget-bytes"), "{reason}");
+    assert!(!ask(&daemon, 4).is_empty());
+}
