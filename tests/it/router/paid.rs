@@ -251,7 +251,7 @@ fn a_kept_answer_is_given_where_no_other_can_be_had_in_time_and_not_where_it_is_
     for other in ["slow", "slower", "slowest"] {
         assert_eq!(said(other, &json!({})).0, "cloud");
     }
-    let hurry = json!({"deadline_ms": 2_500});
+    let hurry = json!({"deadline_ms": 1_200});
     assert_eq!(said("Another?", &hurry).0, "local-fallback");
     assert_eq!(said("slow", &hurry).0, "cloud");
     assert_eq!(above.asked().len(), 5);
