@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_tests::daemon::Daemon;
 
@@ -176,17 +176,26 @@ fn the_listener_for_figures_serves_figures_and_nothing_else() {
         ))
         .start()
         .unwrap();
-    // Some figures are there once there was a connection.
-    let socket = daemon.http().get("/metrics").unwrap().text();
-    let reply = get(listen, "/metrics", "");
-    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
-    assert!(reply.contains("application/openmetrics-text"), "{reply}");
-    assert!(reply.trim_end().ends_with("# EOF"), "{reply}");
     let names = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| line.starts_with("# TYPE"));
         lines.map(str::to_owned).collect()
     };
-    assert_eq!(names(&reply), names(&socket));
+    // Some figures are there once there was a connection, others once the machine was looked at.
+    let start = Instant::now();
+    loop {
+        let socket = daemon.http().get("/metrics").unwrap().text();
+        let reply = get(listen, "/metrics", "");
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        assert!(reply.contains("application/openmetrics-text"), "{reply}");
+        assert!(reply.trim_end().ends_with("# EOF"), "{reply}");
+        if names(&reply) == names(&socket) {
+            break;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{reply}\n{socket}"
+        );
+    }
     for path in [
         "/",
         "/v1/models",
