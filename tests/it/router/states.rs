@@ -78,6 +78,18 @@ fn where_nothing_can_be_made_here_in_time_upstream_has_all_of_it() {
 }
 
 #[test]
+fn upstream_leaves_time_for_an_answer_made_here_before_it_is_known_how_long_one_takes() {
+    let hangs = Scripted::start(vec![vec![Step::Hang]]);
+    let daemon = Daemon::builder()
+        .config(&(hangs.config() + ALL))
+        .start()
+        .unwrap();
+    let hurry = body("why?", &json!({"deadline_ms": 6_000}));
+    assert_eq!(ask(&daemon, &hurry).0, "local-fallback");
+    assert_eq!(hangs.asked().len(), 1);
+}
+
+#[test]
 fn what_failed_is_paid_for_and_another_is_asked_only_if_that_is_there() {
     for (tokens, route, spent) in [(1_000, "cloud", MOST + 16), (MOST, "local-fallback", MOST)] {
         let (hangs, answers) = (Scripted::start(vec![vec![Step::Hang]]), Scripted::good());

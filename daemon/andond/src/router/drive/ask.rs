@@ -26,6 +26,8 @@ use crate::worker::Done;
 
 /// What telling an answer takes that has been made here already.
 const TELLING: Duration = Duration::from_millis(100);
+/// What is kept for an answer made here where nothing is known of how long that takes, but no more than a quarter of the time.
+const UNKNOWN_LOCAL: Duration = Duration::from_secs(1);
 
 /// What time upstream leaves of what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +185,10 @@ impl Driven {
         let keeps = match spare {
             Spare::Telling => TELLING,
             Spare::Local if self.insists() => Duration::ZERO,
+            Spare::Local if facts.local_ms == 0 => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                (left / 4).min(UNKNOWN_LOCAL)
+            }
             Spare::Local => Duration::from_millis(facts.local_ms),
         };
         let upstream = Duration::from_millis(facts.upstream_ms);
