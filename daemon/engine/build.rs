@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const SOURCES: [&str; 8] = [
     "../../kernels/src",
     "src/backend",
-    "src/executor.rs",
+    "src/executor",
     "src/kv",
     "src/layer",
     "src/models",
