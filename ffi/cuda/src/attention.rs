@@ -1,7 +1,8 @@
 //! Attention of columns to what is in the cache.
 
+use crate::buffer::Buffer;
 use crate::cache::{Cache, KvType};
-use crate::device::{Buffer, Device, of};
+use crate::device::{Device, of};
 use crate::error::Error;
 use crate::matmul::int;
 use crate::places::Places;
@@ -163,7 +164,8 @@ impl Device {
         const ALL: usize = 1 << 29;
         let (before, after) = (int(attend.before.min(ALL)), int(attend.after.min(ALL)));
         let cap = attend.cap.unwrap_or(0.0);
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&queries).arg(&query_stride).arg(&pages);
         launch.arg(&data).arg(&columns_max);
         launch.arg(&heads_int).arg(&kv_heads).arg(&columns);
@@ -180,7 +182,8 @@ impl Device {
                 shared_mem_bytes: 0,
             };
             let (parts, all_rows) = (int(parts), int(all_rows));
-            let mut launch = self.stream.launch_builder(self.function(merge, 0)?);
+            let (stream, function) = (self.stream(), self.function(merge, 0)?);
+            let mut launch = stream.launch_builder(function);
             launch.arg(&partial_sums).arg(&partial);
             launch.arg(&parts).arg(&all_rows).arg(&output_address);
             // SAFETY: as above; the parts are what was written by the launch before.

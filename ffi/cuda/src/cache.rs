@@ -1,7 +1,8 @@
 //! Keys and values in pages.
 
 use crate::attention::PAGE;
-use crate::device::{Buffer, Device};
+use crate::buffer::Buffer;
+use crate::device::Device;
 use crate::error::Error;
 use crate::matmul::GROUP;
 use crate::places::Places;

@@ -1,6 +1,7 @@
 //! What few models need of columns of f32: biases, norms of all heads together, the last of logits; copies of some.
 
-use crate::device::{Buffer, Device, of};
+use crate::buffer::Buffer;
+use crate::device::{Device, of};
 use crate::error::Error;
 use crate::matmul::int;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -42,7 +43,8 @@ impl Device {
         assert_columns(values, stride, count, 0, n);
         let (values, bias) = (self.address(values), self.address(bias));
         let (stride, n_int) = (int(stride), int(n));
-        let mut launch = self.stream.launch_builder(self.function("add_bias", 0)?);
+        let (stream, function) = (self.stream(), self.function("add_bias", 0)?);
+        let mut launch = stream.launch_builder(function);
         launch.arg(&values).arg(&stride).arg(&n_int).arg(&bias);
         // SAFETY: the arguments are those of the kernel; the columns were checked to be there.
         unsafe { launch.launch(elements(n, count)) }.map_err(of("adding biases"))?;
@@ -75,7 +77,8 @@ impl Device {
         let function = self.function("norm_columns", config.shared_mem_bytes)?;
         let (values, weight) = (self.address(values), self.address(weight));
         let (stride, first, n) = (int(stride), int(first), int(n));
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&values).arg(&stride).arg(&first).arg(&n);
         launch.arg(&weight).arg(&epsilon);
         // SAFETY: the arguments are those of the kernel; the columns were checked to be there.
@@ -104,9 +107,8 @@ impl Device {
         assert!(bias.is_none_or(|bias| bias.len() >= n));
         let (logits, bias) = (self.address(logits), self.address_or_null(bias));
         let (stride, n_int, cap) = (int(stride), int(n), cap.unwrap_or(0.0));
-        let mut launch = self
-            .stream
-            .launch_builder(self.function("finish_logits", 0)?);
+        let (stream, function) = (self.stream(), self.function("finish_logits", 0)?);
+        let mut launch = stream.launch_builder(function);
         launch.arg(&logits).arg(&stride).arg(&n_int).arg(&bias);
         launch.arg(&scale).arg(&cap);
         // SAFETY: the arguments are those of the kernel; the columns and the bias were checked to be there.
@@ -132,9 +134,8 @@ impl Device {
         assert!(n > 0 && columns > 0 && columns <= indices.len() && columns * n <= to.len());
         let (count, n_int) = (int(from.len() / n), int(n));
         let (from, indices, to) = (self.address(from), self.address(indices), self.address(to));
-        let mut launch = self
-            .stream
-            .launch_builder(self.function("gather_columns", 0)?);
+        let (stream, function) = (self.stream(), self.function("gather_columns", 0)?);
+        let mut launch = stream.launch_builder(function);
         launch.arg(&from).arg(&count).arg(&n_int);
         launch.arg(&indices).arg(&to);
         // SAFETY: the arguments are those of the kernel, which leaves out what is not there; `to` was checked to have room.

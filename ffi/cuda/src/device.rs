@@ -1,17 +1,18 @@
 //! A device, and buffers in its memory.
 
 use crate::attention;
+use crate::buffer::{Buffer, Memory};
 use crate::error::Error;
 use crate::graph::Recording;
 use crate::matmul::Format;
 use crate::modules;
+use crate::turns::{Turn, Turns};
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUfunction_attribute, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
-    DriverError, LaunchConfig, ValidAsZeroBits, result, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig,
+    ValidAsZeroBits, result, sys,
 };
 use cudarc::nvrtc::Ptx;
-use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -32,7 +33,9 @@ impl Element for u64 {}
 #[derive(Debug)]
 pub struct Device {
     pub(crate) context: Arc<CudaContext>,
-    pub(crate) stream: Arc<CudaStream>,
+    /// Used by [`Device::stream`] only.
+    stream: Arc<CudaStream>,
+    pub(crate) turns: Arc<Turns>,
     functions: HashMap<&'static str, CudaFunction>,
     launches: HashMap<&'static str, Launch>,
     /// What is being recorded.
@@ -77,32 +80,6 @@ pub struct Limits {
 /// The end of some of the work that was asked for.
 #[derive(Debug)]
 pub struct Mark(CudaEvent);
-
-/// Elements in a device's memory. Graphs that use them keep them.
-#[derive(Debug)]
-pub struct Buffer<T> {
-    slice: Arc<CudaSlice<T>>,
-    len: usize,
-}
-
-impl<T: Element> Buffer<T> {
-    /// Elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Whether it is what a graph keeps.
-    pub(crate) fn is(&self, kept: &Arc<dyn Any + Send + Sync>) -> bool {
-        std::ptr::addr_eq(Arc::as_ptr(&self.slice), Arc::as_ptr(kept))
-    }
-}
 
 /// Kernels that are not products, by module: those that say how they are launched, and the others.
 const KERNELS: &[(&str, &[&str], &[&str])] = &[
@@ -159,6 +136,7 @@ impl Device {
         let mut device = Device {
             context,
             stream,
+            turns: Arc::default(),
             functions: HashMap::new(),
             launches: HashMap::new(),
             recording: Mutex::new(None),
@@ -191,12 +169,13 @@ impl Device {
                 .map_err(of("looking for a kernel"))?;
             self.functions.insert(kernel, function);
         }
+        let stream = Arc::clone(&self.stream);
         for &kernel in launched {
             let global = loaded
-                .get_global(&format!("{kernel}_launch"), &self.stream)
+                .get_global(&format!("{kernel}_launch"), &stream)
                 .map_err(of("looking for how a kernel is launched"))?;
             let mut bytes = [0; 16];
-            self.stream
+            stream
                 .memcpy_dtoh(&global, &mut bytes)
                 .map_err(of("reading how a kernel is launched"))?;
             self.finish()?;
@@ -221,6 +200,22 @@ impl Device {
             self.launches.insert(kernel, launch);
         }
         Ok(())
+    }
+
+    /// The stream, once it is this thread's turn. All that is asked of it is asked by this.
+    pub(crate) fn stream(&self) -> Turn<'_> {
+        self.turns.turn(&self.stream)
+    }
+
+    /// The stream for something that cannot be repeated by a graph.
+    ///
+    /// # Errors
+    /// If this thread records launches.
+    fn unrecorded(&self, doing: &'static str) -> Result<Turn<'_>, Error> {
+        if self.turns.records() {
+            return Err(Error::WhileRecording { doing });
+        }
+        Ok(self.stream())
     }
 
     /// A kernel, allowed to use `shared_bytes` of shared memory.
@@ -255,6 +250,7 @@ impl Device {
         arguments: &mut [*mut c_void],
     ) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
+        let stream = self.stream();
         if !overlaps {
             // SAFETY: as the caller says.
             return unsafe {
@@ -263,7 +259,7 @@ impl Device {
                     config.grid_dim,
                     config.block_dim,
                     config.shared_mem_bytes,
-                    self.stream.cu_stream(),
+                    stream.cu_stream(),
                     arguments,
                 )
             };
@@ -283,7 +279,7 @@ impl Device {
             blockDimY: config.block_dim.1,
             blockDimZ: config.block_dim.2,
             sharedMemBytes: config.shared_mem_bytes,
-            hStream: self.stream.cu_stream(),
+            hStream: stream.cu_stream(),
             attrs: &raw mut attribute,
             numAttrs: 1,
         };
@@ -332,27 +328,25 @@ impl Device {
     /// A buffer of `len` elements, all zero.
     ///
     /// # Errors
-    /// If there is no room for it.
+    /// If there is no room for it, or launches are being recorded.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
         let bytes = len.saturating_mul(size_of::<T>());
+        let stream = self.unrecorded("taking memory")?;
         // A buffer of nothing has an address of nothing, which the driver refuses.
-        let slice = self
-            .stream
-            .alloc_zeros(len.max(1))
+        let slice = stream
+            .alloc_zeros(bytes.max(1))
             .map_err(|error| match error.0 {
                 CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { bytes },
                 _ => Error::of("taking memory", error),
             })?;
-        Ok(Buffer {
-            slice: Arc::new(slice),
-            len,
-        })
+        let memory = Memory::new(slice, Arc::clone(&self.turns));
+        Ok(Buffer::of(memory, 0, len))
     }
 
     /// A buffer with a copy of `values`.
     ///
     /// # Errors
-    /// If there is no room for it, or it cannot be copied.
+    /// If there is no room for it, it cannot be copied, or launches are being recorded.
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>, Error> {
         let mut buffer = self.zeros(values.len())?;
         self.write(values, &mut buffer)?;
@@ -361,9 +355,8 @@ impl Device {
 
     /// The address of a buffer, which a graph that is being recorded keeps.
     pub(crate) fn address<T: Element>(&self, buffer: &Buffer<T>) -> CUdeviceptr {
-        self.keep(buffer.slice.clone());
-        // There is one stream: what follows on it finds what was written before.
-        buffer.slice.device_ptr(&self.stream).0
+        self.keep(&buffer.memory);
+        buffer.address(&self.stream)
     }
 
     /// The address of a buffer, or nothing's.
@@ -374,7 +367,7 @@ impl Device {
     /// Copies `values` to the start of `buffer`; returns when they may be changed.
     ///
     /// # Errors
-    /// If it cannot be copied.
+    /// If it cannot be copied, or launches are being recorded.
     ///
     /// # Panics
     /// If the buffer is shorter.
@@ -385,7 +378,7 @@ impl Device {
     /// Copies `values` to the elements `to` of `buffer`; returns when they may be changed.
     ///
     /// # Errors
-    /// If it cannot be copied.
+    /// If it cannot be copied, or launches are being recorded.
     ///
     /// # Panics
     /// If they are not as many, or the buffer is shorter.
@@ -395,40 +388,42 @@ impl Device {
         buffer: &mut Buffer<T>,
         to: Range<usize>,
     ) -> Result<(), Error> {
-        assert!(to.len() == values.len() && to.end <= buffer.len);
+        assert!(to.len() == values.len() && to.end <= buffer.len());
         if values.is_empty() {
             return Ok(());
         }
         let of = of("copying to the device");
+        let stream = self.unrecorded("copying to the device")?;
         self.context.bind_to_thread().map_err(of)?;
         let address = self.address(buffer) + (to.start * size_of::<T>()) as CUdeviceptr;
         // SAFETY: the elements are the buffer's, which nobody else uses meanwhile; the values stay until the copy is done.
-        unsafe { result::memcpy_htod_async(address, values, self.stream.cu_stream()) }
-            .map_err(of)?;
+        unsafe { result::memcpy_htod_async(address, values, stream.cu_stream()) }.map_err(of)?;
         self.finish()
     }
 
     /// Marks the end of what was asked for so far.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or launches are being recorded.
     pub fn mark(&self) -> Result<Mark, Error> {
-        let event = self.stream.record_event(None);
+        let stream = self.unrecorded("marking the end of work")?;
+        let event = stream.record_event(None);
         event.map(Mark).map_err(of("marking the end of work"))
     }
 
     /// Waits until what was asked for before `mark` is done.
     ///
     /// # Errors
-    /// If that work failed.
+    /// If that work failed, or launches are being recorded.
     pub fn wait_for(&self, mark: &Mark) -> Result<(), Error> {
+        let _stream = self.unrecorded("waiting for work")?;
         mark.0.synchronize().map_err(of("waiting for work"))
     }
 
     /// Copies the start of `buffer` to `values`, after all work that was asked for.
     ///
     /// # Errors
-    /// If it cannot be copied, or that work failed.
+    /// If it cannot be copied, that work failed, or launches are being recorded.
     ///
     /// # Panics
     /// If the buffer is shorter.
@@ -439,7 +434,7 @@ impl Device {
     /// Copies the elements `from` of `buffer` to `values`, after all work that was asked for.
     ///
     /// # Errors
-    /// If they cannot be copied, or that work failed.
+    /// If they cannot be copied, that work failed, or launches are being recorded.
     ///
     /// # Panics
     /// If they are not as many, or the buffer is shorter.
@@ -449,15 +444,16 @@ impl Device {
         from: Range<usize>,
         values: &mut [T],
     ) -> Result<(), Error> {
-        assert!(from.len() == values.len() && from.end <= buffer.len);
+        assert!(from.len() == values.len() && from.end <= buffer.len());
         if values.is_empty() {
             return Ok(());
         }
         let of = of("copying from the device");
+        let stream = self.unrecorded("copying from the device")?;
         self.context.bind_to_thread().map_err(of)?;
         let address = self.address(buffer) + (from.start * size_of::<T>()) as CUdeviceptr;
         // SAFETY: the elements are the buffer's; the values stay until the copy is done.
-        let asked = unsafe { result::memcpy_dtoh_async(values, address, self.stream.cu_stream()) };
+        let asked = unsafe { result::memcpy_dtoh_async(values, address, stream.cu_stream()) };
         // Also where it was refused, the values are not written after this.
         let finished = self.finish();
         asked.map_err(of)?;
@@ -472,11 +468,11 @@ impl Device {
     /// # Panics
     /// If `to` is shorter.
     pub fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<(), Error> {
-        assert!(from.len <= to.len, "room for all of it");
+        assert!(from.len() <= to.len(), "room for all of it");
         self.copy_bytes(
             self.address(from),
             self.address(to),
-            from.len * size_of::<T>(),
+            from.len() * size_of::<T>(),
         )
     }
 
@@ -491,7 +487,7 @@ impl Device {
         to: usize,
     ) -> Result<(), Error> {
         let len = from.len();
-        assert!(from.end <= buffer.len && to + len <= buffer.len);
+        assert!(from.end <= buffer.len() && to + len <= buffer.len());
         assert!(from.end <= to || to + len <= from.start, "two places");
         let address = self.address(buffer);
         self.copy_bytes(
@@ -508,7 +504,7 @@ impl Device {
         let of = of("copying on the device");
         self.context.bind_to_thread().map_err(of)?;
         // SAFETY: the callers checked both to be within buffers; the driver frees none before work that was asked for is done.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(of)
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream().cu_stream()) }.map_err(of)
     }
 
     /// Fills a buffer with zeros.
@@ -518,17 +514,17 @@ impl Device {
     pub fn clear<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
         let of = of("clearing memory");
         self.context.bind_to_thread().map_err(of)?;
-        let (address, bytes) = (self.address(buffer), buffer.len * size_of::<T>());
+        let (address, bytes) = (self.address(buffer), buffer.len() * size_of::<T>());
         // SAFETY: the bytes are the buffer's, and zero is a value of every element.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }.map_err(of)
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream().cu_stream()) }.map_err(of)
     }
 
     /// Waits for all work that was asked for.
     ///
     /// # Errors
-    /// If some of it failed.
+    /// If some of it failed, or launches are being recorded.
     pub fn finish(&self) -> Result<(), Error> {
-        self.stream
+        self.unrecorded("waiting for the device")?
             .synchronize()
             .map_err(of("waiting for the device"))
     }

@@ -32,6 +32,12 @@ pub enum Error {
         /// The driver's number of what happened.
         code: u32,
     },
+    /// Something that a graph cannot repeat, while launches are recorded: taking memory, copies from and to this machine's
+    /// memory, waiting.
+    WhileRecording {
+        /// What was to be done.
+        doing: &'static str,
+    },
     /// The driver refused a call.
     Driver {
         /// What was being done.
@@ -89,6 +95,7 @@ impl fmt::Display for Error {
             Error::OutOfMemory { bytes: 0 } => write!(f, "the device has no room left"),
             Error::OutOfMemory { bytes } => write!(f, "the device has no room for {bytes} bytes"),
             Error::Lost { code } => write!(f, "the device stopped working (driver error {code})"),
+            Error::WhileRecording { doing } => write!(f, "{doing} while launches are recorded"),
             Error::Driver { doing, code } => write!(f, "{doing}: driver error {code}"),
         }
     }

@@ -1,29 +1,33 @@
 //! Launches recorded once and repeated.
 //!
-//! Invariant: a graph keeps every buffer that its launches use, and is started only at places of the extent that it was
+//! Invariant: a graph keeps the memory that its launches use, and is started only at places of the extent that it was
 //! recorded for.
 
+use crate::buffer::Memory;
 use crate::device::{Device, of};
 use crate::error::Error;
 use crate::places::{Extent, Places};
+use crate::turns::{Only, Turns};
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream};
-use std::any::Any;
+use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// What is used by launches that are being recorded.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Recording {
-    kept: Vec<Arc<dyn Any + Send + Sync>>,
+    /// By where it is in this machine's memory.
+    kept: HashMap<usize, Arc<Memory>>,
     extent: Option<Extent>,
 }
 
-impl std::fmt::Debug for Recording {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recording")
-            .field("kept", &self.kept.len())
-            .field("extent", &self.extent)
-            .finish()
+impl Recording {
+    fn name(memory: &Arc<Memory>) -> usize {
+        Arc::as_ptr(memory).addr()
+    }
+
+    fn keeps(&self, memory: &Arc<Memory>) -> bool {
+        self.kept.contains_key(&Recording::name(memory))
     }
 }
 
@@ -31,6 +35,7 @@ impl std::fmt::Debug for Recording {
 pub struct Graph {
     graph: Recorded,
     stream: Arc<CudaStream>,
+    turns: Arc<Turns>,
     recording: Recording,
 }
 
@@ -42,7 +47,63 @@ unsafe impl Send for Recorded {}
 
 impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.recording.fmt(f)
+        f.debug_struct("Graph")
+            .field("kept", &self.recording.kept.len())
+            .field("extent", &self.recording.extent)
+            .finish()
+    }
+}
+
+/// Launches on their way into a graph: no longer once this is dropped, also by a panic.
+struct Capture<'a> {
+    device: &'a Device,
+    /// Whether the stream still records.
+    records: bool,
+    // Dropped last: memory that was of no more use meanwhile is freed by that.
+    _only: Only<'a>,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(device: &'a Device) -> Result<Capture<'a>, Error> {
+        let only = device.turns.only();
+        device
+            .stream()
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(of("recording launches"))?;
+        *device.recording() = Some(Recording::default());
+        Ok(Capture {
+            device,
+            records: true,
+            _only: only,
+        })
+    }
+
+    fn end(mut self) -> Result<(CudaGraph, Recording), Error> {
+        self.records = false;
+        let recording = self.device.recording().take().unwrap_or_default();
+        let graph = self
+            .device
+            .stream()
+            .end_capture(CUgraphInstantiate_flags(0))
+            .map_err(of("recording launches"))?;
+        let graph = graph.ok_or(Error::Driver {
+            doing: "recording no launches",
+            code: 0,
+        })?;
+        Ok((graph, recording))
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.records {
+            // What was recorded is of no use.
+            let _ = self
+                .device
+                .stream()
+                .end_capture(CUgraphInstantiate_flags(0));
+            self.device.recording().take();
+        }
     }
 }
 
@@ -53,11 +114,22 @@ impl Device {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a graph that is being recorded keep a buffer.
-    pub(crate) fn keep(&self, buffer: Arc<dyn Any + Send + Sync>) {
-        if let Some(recording) = &mut *self.recording() {
-            recording.kept.push(buffer);
+    /// Does something with what this thread records, if it does.
+    fn with_recording(&self, work: impl FnOnce(&mut Recording)) {
+        if self.turns.records()
+            && let Some(recording) = &mut *self.recording()
+        {
+            work(recording);
         }
+    }
+
+    /// Has a graph that is being recorded keep memory.
+    pub(crate) fn keep(&self, memory: &Arc<Memory>) {
+        self.with_recording(|recording| {
+            let name = Recording::name(memory);
+            let memory = || Arc::clone(memory);
+            recording.kept.entry(name).or_insert_with(memory);
+        });
     }
 
     /// Has a graph that is being recorded be for places like these.
@@ -65,46 +137,31 @@ impl Device {
     /// # Panics
     /// If it is for others already.
     pub(crate) fn keep_extent(&self, places: &Places) {
-        if let Some(recording) = &mut *self.recording() {
+        self.with_recording(|recording| {
             let extent = *recording.extent.get_or_insert(places.extent);
             assert_eq!(extent, places.extent, "one extent for a graph");
-        }
+        });
     }
 
-    /// Records the launches that `work` makes, without running them. Work that was asked for before is done first.
+    /// Records the launches that `work` makes, without running them. Work that was asked for before is done first. What other
+    /// threads ask of the device meanwhile waits; memory that `work` drops is free afterwards.
     ///
     /// # Errors
-    /// `work`'s, or if it did anything that cannot be recorded, or nothing at all.
+    /// `work`'s, or if it did nothing at all. What cannot be recorded is refused with [`Error::WhileRecording`].
     ///
     /// # Panics
-    /// If launches are being recorded already.
+    /// If this thread is recording launches already.
     pub fn record(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+        assert!(!self.turns.records(), "one graph is recorded at a time");
         self.finish()?;
-        {
-            let mut recording = self.recording();
-            assert!(recording.is_none(), "one graph is recorded at a time");
-            *recording = Some(Recording::default());
-        }
-        let done = self.capture(work);
-        let recording = self.recording().take().unwrap_or_default();
+        let capture = Capture::begin(self)?;
+        work()?;
+        let (graph, recording) = capture.end()?;
         Ok(Graph {
-            graph: Recorded(done?),
-            stream: Arc::clone(&self.stream),
+            graph: Recorded(graph),
+            stream: Arc::clone(&self.stream()),
+            turns: Arc::clone(&self.turns),
             recording,
-        })
-    }
-
-    fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<CudaGraph, Error> {
-        self.stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(of("recording launches"))?;
-        let done = work();
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
-        done?;
-        let graph = graph.map_err(of("recording launches"))?;
-        graph.ok_or(Error::Driver {
-            doing: "recording no launches",
-            code: 0,
         })
     }
 }
@@ -113,7 +170,7 @@ impl Graph {
     /// Runs the launches, at `places` if they were recorded at some.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or launches are being recorded.
     ///
     /// # Panics
     /// If they were recorded for places of another extent: more or fewer columns, shorter sequences, or where there are
@@ -126,10 +183,14 @@ impl Graph {
                 let now = places.extent;
                 assert!(now.columns == recorded.columns && now.reach <= recorded.reach);
                 assert!(now.runs == recorded.runs || now.columns <= crate::attention::FEW_COLUMNS);
-                let same = |kept: &Arc<dyn Any + Send + Sync>| places.data.is(kept);
-                assert!(self.recording.kept.iter().any(same), "the same places");
+                assert!(self.recording.keeps(&places.data.memory), "the same places");
             }
         }
+        if self.turns.records() {
+            let doing = "starting recorded launches";
+            return Err(Error::WhileRecording { doing });
+        }
+        let _turn = self.turns.turn(&self.stream);
         self.graph
             .0
             .launch()
@@ -139,7 +200,7 @@ impl Graph {
     /// Seconds that the device takes for the launches, each of `count` times one after the other.
     ///
     /// # Errors
-    /// If the driver refuses, or a launch failed.
+    /// If the driver refuses, a launch failed, or launches are being recorded.
     ///
     /// # Panics
     /// As for [`Graph::launch`].
@@ -152,11 +213,16 @@ impl Graph {
                 .map_err(of)
         };
         let (begin, end) = (event()?, event()?);
-        begin.record(&self.stream).map_err(of)?;
+        if self.turns.records() {
+            let doing = "timing launches";
+            return Err(Error::WhileRecording { doing });
+        }
+        let turn = self.turns.turn(&self.stream);
+        begin.record(&turn).map_err(of)?;
         for _ in 0..count {
             self.launch(places)?;
         }
-        end.record(&self.stream).map_err(of)?;
+        end.record(&turn).map_err(of)?;
         let milliseconds = begin.elapsed_ms(&end).map_err(of)?;
         Ok(f64::from(milliseconds) * 1e-3 / count as f64)
     }

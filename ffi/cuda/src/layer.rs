@@ -1,7 +1,8 @@
 //! What a layer does between products: residual sums and norms, gated units, heads on their way to attention.
 
+use crate::buffer::Buffer;
 use crate::cache::{Cache, KvType};
-use crate::device::{Buffer, Device, of};
+use crate::device::{Device, of};
 use crate::error::Error;
 use crate::matmul::{Columns, GROUP, int};
 use crate::places::Places;
@@ -93,7 +94,8 @@ impl Device {
             shared_mem_bytes,
         };
         let n = int(n);
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch
             .arg(&x)
             .arg(&delta)
@@ -142,7 +144,8 @@ impl Device {
         let gates = self.address(gates);
         let levels = self.address(&columns.levels);
         let scales = self.address(&columns.scales);
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch
             .arg(&gates)
             .arg(&n)
@@ -211,7 +214,8 @@ impl Device {
         let (heads_int, kv_heads, head_dim) = (int(heads.heads), int(kv_heads), int(head_dim));
         let (pairs, adjacent) = (int(heads.pairs), i32::from(heads.adjacent));
         let columns_max = int(places.columns_max);
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&columns).arg(&heads_int).arg(&kv_heads);
         launch.arg(&head_dim).arg(&bias);
         launch

@@ -4,9 +4,11 @@
 //! crate is built, if an nvcc is found then; without, everything here is there and [`Device::open`] says "not built".
 //!
 //! Invariant: every launch is checked against the lengths of the buffers it is given, so no safe call reads or writes
-//! outside them; and all work of a [`Device`] is on one stream, in the order of calls.
+//! outside them; and all work of a [`Device`] is on one stream, in the order of calls. While a thread records launches, others
+//! wait for their turn.
 
 mod attention;
+mod buffer;
 mod cache;
 mod columns;
 mod device;
@@ -18,10 +20,12 @@ mod modules;
 mod places;
 mod stream;
 mod top_k;
+mod turns;
 
 pub use attention::{Attend, PAGE};
+pub use buffer::Buffer;
 pub use cache::{Cache, KvType};
-pub use device::{Buffer, Device, Element, Limits, Mark};
+pub use device::{Device, Element, Limits, Mark};
 pub use error::Error;
 pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};

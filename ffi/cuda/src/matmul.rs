@@ -1,6 +1,7 @@
 //! Packed weights, quantized columns, and their products.
 
-use crate::device::{Buffer, Device, of};
+use crate::buffer::Buffer;
+use crate::device::{Device, of};
 use crate::error::Error;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -282,7 +283,8 @@ impl Device {
         };
         let (rows_int, k_int) = (int(rows), int(k));
         let (from, to) = (self.address(rows_in), self.address(&packed));
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&from).arg(&rows_int).arg(&k_int).arg(&to);
         // SAFETY: the arguments are those of `pack`; it reads the rows, which were checked to be there, and writes planes
         // whose size `packed_bytes` gave.
@@ -322,7 +324,8 @@ impl Device {
         let (packed, tokens) = (self.address(&matrix.packed), self.address(tokens));
         let (output, rows, k) = (self.address(output), int(matrix.rows), int(matrix.k));
         let function = self.function(matrix.format.others()[1], 0)?;
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&packed).arg(&rows).arg(&k).arg(&tokens);
         launch.arg(&scale).arg(&output);
         // SAFETY: the arguments are those of the kernel, which reads no row that is not there; tokens and output were checked
@@ -388,7 +391,8 @@ impl Device {
         let values = self.address(values);
         let levels = self.address(&columns.levels);
         let scales = self.address(&columns.scales);
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch.arg(&values).arg(&k).arg(&stride).arg(&count);
         launch.arg(&levels).arg(&scales);
         // SAFETY: the arguments are those of `quantize`; the values were checked to be there, and the columns have room

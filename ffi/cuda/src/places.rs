@@ -1,7 +1,8 @@
 //! Where columns are: positions and pages of sequences, written to the device before each pass.
 
 use crate::attention::PAGE;
-use crate::device::{Buffer, Device};
+use crate::buffer::Buffer;
+use crate::device::Device;
 use crate::error::Error;
 use crate::matmul::int;
 use std::collections::HashSet;

@@ -1,6 +1,7 @@
 //! What the device's memory gives: a copy by a kernel, and reading alone.
 
-use crate::device::{Buffer, Device, of};
+use crate::buffer::Buffer;
+use crate::device::{Device, of};
 use crate::error::Error;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
@@ -52,7 +53,8 @@ impl Device {
         };
         let count = from.len() / 4;
         let (from, to) = (self.address(from), self.address(to));
-        let mut launch = self.stream.launch_builder(self.function(kernel, 0)?);
+        let (stream, function) = (self.stream(), self.function(kernel, 0)?);
+        let mut launch = stream.launch_builder(function);
         launch.arg(&from).arg(&to).arg(&count);
         // SAFETY: the arguments are those of the kernels; both buffers were checked to have what is read and written.
         unsafe { launch.launch(config) }.map_err(of("streaming"))?;

@@ -1,6 +1,7 @@
 //! The best tokens of columns of logits.
 
-use crate::device::{Buffer, Device, of};
+use crate::buffer::Buffer;
+use crate::device::{Device, of};
 use crate::error::Error;
 use crate::matmul::int;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -77,7 +78,8 @@ impl Device {
         let best_tokens = self.address(&top.best_tokens);
         let best_logits = self.address(&top.best_logits);
         let function = self.function("top_k_stretches", shared_mem_bytes)?;
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch
             .arg(&logits)
             .arg(&tokens)
@@ -90,7 +92,8 @@ impl Device {
         unsafe { launch.launch(config((stretches as u32, count as u32, 1))) }
             .map_err(of("finding the best of stretches"))?;
         let function = self.function("top_k_merge", shared_mem_bytes)?;
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
         launch
             .arg(&found)
             .arg(&candidates)

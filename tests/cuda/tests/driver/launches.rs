@@ -1,11 +1,10 @@
-//! No call launches what would read or write beyond its buffers; and recorded launches do what others do.
+//! No call launches what would read or write beyond its buffers.
 
 use crate::emulated::{in_emulation, open};
 use andon_cuda::{
-    Addition, Attend, Buffer, Device, Error, Format, Gate, Graph, Heads, Kernel, KvType, PAGE,
-    Places, Run,
+    Addition, Attend, Buffer, Device, Error, Format, Gate, Heads, Kernel, KvType, PAGE,
 };
-use andon_cuda_check::passes::{self, Model, PAGES, all, numbers, packed, run};
+use andon_cuda_check::passes::{all, numbers, packed, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const K: usize = 64;
@@ -344,113 +343,6 @@ fn wrong_places(device: &Device, refuses: &Refuses<'_>) {
     });
     refuses("half a page", &mut || {
         device.write_page(&mut cache, 0, &[], &[0; 2 * 64 * 32])
-    });
-}
-
-#[test]
-fn recorded_passes_follow_their_places() {
-    let name = "launches::recorded_passes_follow_their_places";
-    in_emulation(name, &[], || assert!(passes::check(&open()) > 0));
-}
-
-fn refused_graph(graph: &Graph, places: Option<&Places>) {
-    let result = catch_unwind(AssertUnwindSafe(|| graph.launch(places)));
-    assert!(result.is_err(), "it is not for these places");
-}
-
-#[test]
-fn graphs_are_for_their_places() {
-    in_emulation("launches::graphs_are_for_their_places", &[], || {
-        let device = open();
-        let mut model = Model::new(&device, 2, 2 * PAGE, KvType::F16);
-        let mut places = device.places(8, PAGES, PAGES).expect("room");
-        device
-            .place(&[run(2, 0, &[0, 1])], 2 * PAGE, &mut places)
-            .expect("they are there");
-        let graph = device
-            .record(|| model.pass(&device, &places))
-            .expect("it is recorded");
-        refused_graph(&graph, None);
-        let mut other = device.places(8, PAGES, PAGES).expect("room");
-        device
-            .place(&[run(2, 0, &[0, 1])], 2 * PAGE, &mut other)
-            .expect("they are there");
-        refused_graph(&graph, Some(&other));
-        let mut place = |runs: &[Run<'_>], reach| {
-            device
-                .place(runs, reach, &mut places)
-                .expect("they are there");
-            catch_unwind(AssertUnwindSafe(|| graph.launch(Some(&places))))
-        };
-        assert!(
-            place(&[run(3, 0, &[0, 1])], 2 * PAGE).is_err(),
-            "more columns"
-        );
-        assert!(
-            place(&[run(1, 0, &[0, 1])], 2 * PAGE).is_err(),
-            "fewer columns"
-        );
-        assert!(place(&[run(2, 0, &[0, 1])], 3 * PAGE).is_err(), "farther");
-        assert!(
-            matches!(place(&[run(2, 0, &[0, 1])], PAGE), Ok(Ok(()))),
-            "nearer"
-        );
-    });
-}
-
-#[test]
-fn graphs_keep_what_they_use() {
-    in_emulation("launches::graphs_keep_what_they_use", &[], || {
-        let device = open();
-        let output = device.zeros::<f32>(K).expect("room");
-        let graph = {
-            let from = device.upload(&numbers(8, K)).expect("room");
-            let mut to = output;
-            device
-                .record(|| device.copy(&from, &mut to))
-                .expect("it is recorded")
-        };
-        // Both buffers are dropped. Memory of theirs that was free would be others' now, or nobody's.
-        let others: Vec<_> = (0..64)
-            .map(|_| device.upload(&[7.0; K]).expect("room"))
-            .collect();
-        graph.launch(None).expect("it runs");
-        device.finish().expect("it worked");
-        for other in &others {
-            assert_eq!(all(&device, other), [7.0; K]);
-        }
-    });
-}
-
-#[test]
-fn what_cannot_be_recorded_is_refused() {
-    in_emulation("launches::what_cannot_be_recorded_is_refused", &[], || {
-        let device = open();
-        let x = device.upload(&numbers(9, K)).expect("room");
-        let mut columns = device.columns(K, 1).expect("room");
-        let error = device.record(|| {
-            device.quantize(&x, K, 1, &mut columns)?;
-            device.read(&x, &mut [0.0; K])
-        });
-        assert!(matches!(error.err(), Some(Error::Driver { code: 900, .. })));
-        let error = device.record(|| device.zeros::<f32>(1).map(drop));
-        assert!(matches!(error.err(), Some(Error::Driver { code: 900, .. })));
-        assert!(
-            device
-                .record(|| Ok(()))
-                .is_ok_and(|graph| graph.launch(None).is_ok())
-        );
-        let given_up = Error::Lost { code: 1 };
-        let error = device.record(|| Err(given_up));
-        assert_eq!(error.err(), Some(given_up));
-        // Afterwards it is as it was.
-        device.quantize(&x, K, 1, &mut columns).expect("it runs");
-        let graph = device.record(|| device.quantize(&x, K, 1, &mut columns));
-        graph
-            .expect("it is recorded")
-            .launch(None)
-            .expect("it runs");
-        assert_eq!(all(&device, &x), numbers(9, K));
     });
 }
 

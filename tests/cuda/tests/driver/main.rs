@@ -4,4 +4,5 @@
 
 mod emulated;
 mod faults;
+mod graphs;
 mod launches;
