@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Compiled for: Jetson Orin, Hopper, and as PTX for what comes later.
+/// Compiled for: what all of 8.x but Jetson runs (8.0, 8.6, 8.9), Hopper, and as PTX for what comes later.
 const TARGETS: [&str; 3] = [
-    "-gencode=arch=compute_87,code=sm_87",
+    "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=sm_90",
     "-gencode=arch=compute_90,code=compute_90",
 ];
+
+/// Jetson Orin, whose processor is of this architecture.
+const ORIN: (&str, &str) = ("aarch64", "-gencode=arch=compute_87,code=sm_87");
 
 fn main() {
     let sources = Path::new("../../kernels/cuda");
@@ -55,6 +58,8 @@ fn compile(nvcc: &Path, sources: &Path, out: &Path) -> Result<Vec<String>, Strin
         _ => return Err("it was built where no nvcc was found".to_owned()),
     }
     let more = env::var("ANDON_NVCC_FLAGS").unwrap_or_default();
+    let (architecture, orin) = ORIN;
+    let orin = (env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok(architecture)).then_some(orin);
     let mut modules = Vec::new();
     let entries = fs::read_dir(sources).map_err(|error| format!("kernels/cuda: {error}"))?;
     let mut paths: Vec<_> = entries
@@ -76,7 +81,7 @@ fn compile(nvcc: &Path, sources: &Path, out: &Path) -> Result<Vec<String>, Strin
                 "-fatbin",
                 "--compress-mode=size",
             ])
-            .args(TARGETS)
+            .args(TARGETS.into_iter().chain(orin))
             .args(more.split_whitespace())
             .arg(&path)
             .arg("-o")

@@ -494,3 +494,8 @@ ANDON_ATTENTIONS(64, 8)
 ANDON_ATTENTIONS(96, 8)
 ANDON_ATTENTIONS(128, 8)
 ANDON_ATTENTIONS(256, 4)
+
+// Of some rows: for devices that let a block have no more than 99 KB of shared memory, where many take more.
+ANDON_ATTENTION(96, false, 4, attend_96_some_f16)
+ANDON_ATTENTION(128, false, 4, attend_128_some_f16)
+ANDON_ATTENTION(256, false, 2, attend_256_some_f16)

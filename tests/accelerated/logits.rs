@@ -145,6 +145,20 @@ fn llama_in_the_formats_of_real_files_and_pages_of_8_bits() {
 }
 
 #[test]
+fn cards_with_less_shared_memory_compute_the_same() {
+    // What 8.6, 8.9 and 12 let a block have.
+    let less = [
+        ("ANDON_EMULATED_CAPABILITY", "89"),
+        ("ANDON_EMULATED_SHARED_MEMORY", "101376"),
+    ];
+    inside_with(
+        "logits::cards_with_less_shared_memory_compute_the_same",
+        &less,
+        || check("llama", TensorType::Q4K, KvType::F16),
+    );
+}
+
+#[test]
 fn qwen2_is_computed_to_the_processors_bytes() {
     inside("logits::qwen2_is_computed_to_the_processors_bytes", || {
         check("qwen2", TensorType::Q4_1, KvType::F16);

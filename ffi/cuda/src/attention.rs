@@ -51,42 +51,77 @@ impl Attend {
     }
 }
 
+/// Kernels for heads of some dimensions.
+struct Kernels {
+    /// Of few columns, by [`KvType`].
+    few: [&'static str; 2],
+    /// Of many columns, by [`KvType`]; behind one, that which does its work where a block may not have the shared memory.
+    many: [&'static [&'static str]; 2],
+    merge: &'static str,
+}
+
 macro_rules! kernels {
-    ($($head_dim:literal)*) => {
-        /// Kernels for heads of so many dimensions: of few and of many columns, by [`KvType`], and merging.
-        fn kernels(head_dim: usize) -> Option<([[&'static str; 2]; 2], &'static str)> {
+    ($($head_dim:literal)*; large $($large:literal)*) => {
+        /// Kernels for heads of so many dimensions.
+        fn kernels(head_dim: usize) -> Option<Kernels> {
             match head_dim {
-                $($head_dim => Some((
-                    [
-                        [
-                            concat!("attend_", $head_dim, "_few_f16"),
-                            concat!("attend_", $head_dim, "_many_f16"),
-                        ],
-                        [
-                            concat!("attend_", $head_dim, "_few_q8"),
-                            concat!("attend_", $head_dim, "_many_q8"),
-                        ],
+                $($head_dim => Some(Kernels {
+                    few: [
+                        concat!("attend_", $head_dim, "_few_f16"),
+                        concat!("attend_", $head_dim, "_few_q8"),
                     ],
-                    concat!("attend_", $head_dim, "_merge"),
-                )),)*
+                    many: [
+                        &[concat!("attend_", $head_dim, "_many_f16")],
+                        &[concat!("attend_", $head_dim, "_many_q8")],
+                    ],
+                    merge: concat!("attend_", $head_dim, "_merge"),
+                }),)*
+                $($large => Some(Kernels {
+                    few: [
+                        concat!("attend_", $large, "_few_f16"),
+                        concat!("attend_", $large, "_few_q8"),
+                    ],
+                    many: [
+                        &[
+                            concat!("attend_", $large, "_many_f16"),
+                            concat!("attend_", $large, "_some_f16"),
+                        ],
+                        &[concat!("attend_", $large, "_many_q8")],
+                    ],
+                    merge: concat!("attend_", $large, "_merge"),
+                }),)*
                 _ => None,
             }
         }
 
-        /// Every kernel that says how it is launched.
-        pub(crate) const KERNELS: &[&str] = &[$(
-            concat!("attend_", $head_dim, "_few_f16"),
-            concat!("attend_", $head_dim, "_many_f16"),
-            concat!("attend_", $head_dim, "_few_q8"),
-            concat!("attend_", $head_dim, "_many_q8"),
-        )*];
+        /// Every kernel that says how it is launched, but [`LARGE`].
+        pub(crate) const KERNELS: &[&str] = &[
+            $(
+                concat!("attend_", $head_dim, "_few_f16"),
+                concat!("attend_", $head_dim, "_many_f16"),
+                concat!("attend_", $head_dim, "_few_q8"),
+                concat!("attend_", $head_dim, "_many_q8"),
+            )*
+            $(
+                concat!("attend_", $large, "_few_f16"),
+                concat!("attend_", $large, "_some_f16"),
+                concat!("attend_", $large, "_few_q8"),
+                concat!("attend_", $large, "_many_q8"),
+            )*
+        ];
+
+        /// Those that take more shared memory than some devices let a block have.
+        pub(crate) const LARGE: &[&str] = &[$(concat!("attend_", $large, "_many_f16"),)*];
 
         /// The others.
-        pub(crate) const MERGES: &[&str] = &[$(concat!("attend_", $head_dim, "_merge"),)*];
+        pub(crate) const MERGES: &[&str] = &[
+            $(concat!("attend_", $head_dim, "_merge"),)*
+            $(concat!("attend_", $large, "_merge"),)*
+        ];
     };
 }
 
-kernels!(32 64 96 128 256);
+kernels!(32 64; large 96 128 256);
 
 impl Device {
     /// Whether there is attention for heads of so many dimensions.
@@ -111,7 +146,7 @@ impl Device {
         output: &mut Buffer<f32>,
     ) -> Result<(), Error> {
         let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
-        let (kernels, merge) = kernels(head_dim).expect("there are kernels for the heads");
+        let kernels = kernels(head_dim).expect("there are kernels for the heads");
         let extent = places.extent;
         let (heads, count) = (attend.heads, extent.columns);
         assert!(count > 0 && heads > 0 && heads.is_multiple_of(kv_heads));
@@ -125,8 +160,11 @@ impl Device {
             KvType::F16 => 0,
             KvType::Q8 => 1,
         };
-        let name = kernels[of_type][usize::from(!few)];
-        let launch_of = self.launch_of(name);
+        let (name, launch_of) = if few {
+            self.launch_of(&[kernels.few[of_type]])
+        } else {
+            self.launch_of(kernels.many[of_type])
+        };
         let group = heads / kv_heads;
         let (rows, block_rows) = (count * group, launch_of.rows as usize);
         // As many as any runs need that a graph may be started at: of few columns any, of many columns as many as these.
@@ -182,7 +220,7 @@ impl Device {
                 shared_mem_bytes: 0,
             };
             let (parts, all_rows) = (int(parts), int(all_rows));
-            let (stream, function) = (self.stream(), self.function(merge, 0)?);
+            let (stream, function) = (self.stream(), self.function(kernels.merge, 0)?);
             let mut launch = stream.launch_builder(function);
             launch.arg(&partial_sums).arg(&partial);
             launch.arg(&parts).arg(&all_rows).arg(&output_address);

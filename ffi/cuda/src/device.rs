@@ -4,7 +4,7 @@ use crate::attention;
 use crate::buffer::{Buffer, Memory};
 use crate::error::Error;
 use crate::graph::Recording;
-use crate::matmul::Format;
+use crate::matmul::{Format, Kernel};
 use crate::modules;
 use crate::turns::{Turn, Turns};
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUfunction_attribute, CUresult};
@@ -41,6 +41,8 @@ pub struct Device {
     /// What is being recorded.
     pub(crate) recording: Mutex<Option<Recording>>,
     pub(crate) processors: u32,
+    /// Bytes of shared memory that a block may have.
+    shared_bytes_max: u32,
     /// Whether a kernel may start before the one before it has ended.
     pub(crate) overlaps: bool,
 }
@@ -81,12 +83,37 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Mark(CudaEvent);
 
-/// Kernels that are not products, by module: those that say how they are launched, and the others.
-const KERNELS: &[(&str, &[&str], &[&str])] = &[
-    ("attention", attention::KERNELS, attention::MERGES),
-    (
+/// A module's kernels.
+struct Module {
+    name: &'static str,
+    /// Those that say how they are launched.
+    launched: &'static [&'static str],
+    /// The same, where others do their work if a block may not have the shared memory that they take.
+    large: &'static [&'static str],
+    /// The others.
+    others: &'static [&'static str],
+}
+
+/// A module of which no kernel says how it is launched.
+const fn plain(name: &'static str, others: &'static [&'static str]) -> Module {
+    Module {
+        name,
+        launched: &[],
+        large: &[],
+        others,
+    }
+}
+
+/// Kernels that are not products.
+const MODULES: &[Module] = &[
+    Module {
+        name: "attention",
+        launched: attention::KERNELS,
+        large: attention::LARGE,
+        others: attention::MERGES,
+    },
+    plain(
         "columns",
-        &[],
         &[
             "add_bias",
             "norm_columns",
@@ -94,20 +121,32 @@ const KERNELS: &[(&str, &[&str], &[&str])] = &[
             "gather_columns",
         ],
     ),
-    ("glu", &[], &["glu_quantize"]),
-    ("heads", &[], &["heads_f16", "heads_q8"]),
-    ("norm", &[], &["add_norm_quantize"]),
-    ("quantize", &[], &["quantize"]),
-    ("stream", &[], &["stream_copy", "stream_read"]),
-    ("top_k", &[], &["top_k_stretches", "top_k_merge"]),
+    plain("glu", &["glu_quantize"]),
+    plain("heads", &["heads_f16", "heads_q8"]),
+    plain("norm", &["add_norm_quantize"]),
+    plain("quantize", &["quantize"]),
+    plain("stream", &["stream_copy", "stream_read"]),
+    plain("top_k", &["top_k_stretches", "top_k_merge"]),
 ];
+
+/// The oldest compute capability whose instructions are those of the kernels.
+pub(crate) const OLDEST: (i32, i32) = (8, 0);
 
 impl Device {
     /// Opens device number `ordinal` and loads every kernel.
     ///
     /// # Errors
-    /// Where there is no such device, it is too old, this program has no kernels, or the driver refuses.
+    /// Where there is no such device, it is too old, this program has no kernels for it, or the driver refuses.
     pub fn open(ordinal: usize) -> Result<Device, Error> {
+        Device::open_within(ordinal, u32::MAX)
+    }
+
+    /// The same, as if it let a block have no more than `shared_bytes` of shared memory: it then does what devices do that have
+    /// no more.
+    ///
+    /// # Errors
+    /// As [`Device::open`], and where kernels take more that nothing else does the work of.
+    pub fn open_within(ordinal: usize, shared_bytes: u32) -> Result<Device, Error> {
         if let Some(reason) = modules::missing() {
             return Err(Error::NotBuilt(reason));
         }
@@ -124,12 +163,14 @@ impl Device {
             return Err(Error::NoDevice { ordinal });
         }
         let context = CudaContext::new(ordinal).map_err(of("opening the device"))?;
-        let capability = context
-            .compute_capability()
-            .map_err(of("asking what the device is"))?;
-        if capability < (8, 7) {
+        let asking = of("asking what the device is");
+        let capability = context.compute_capability().map_err(asking)?;
+        if capability < OLDEST {
             return Err(Error::TooOld { capability });
         }
+        let of_block = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .map_err(asking)?;
         // SAFETY: events order the use of buffers on several streams; here there is one, which orders all of it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(of("making a stream"))?;
@@ -141,36 +182,52 @@ impl Device {
             launches: HashMap::new(),
             recording: Mutex::new(None),
             processors: 0,
+            shared_bytes_max: u32::try_from(of_block).unwrap_or(0).min(shared_bytes),
             overlaps: capability >= (9, 0),
         };
         device.processors = device.limits()?.processors;
-        let products =
-            Format::ALL.map(|format| (format.module(), format.products(), format.others()));
-        for (module, launched, others) in products.iter().chain(KERNELS) {
-            device.load(modules::image(module), launched, others)?;
+        let products = Format::ALL.map(|format| {
+            let (launched, large) = format.products().split_at(Kernel::Panel128 as usize);
+            Module {
+                name: format.module(),
+                launched,
+                large,
+                others: format.others(),
+            }
+        });
+        for module in products.iter().chain(MODULES) {
+            device.load(module, capability)?;
         }
         Ok(device)
     }
 
     /// Loads a module: kernels that say how they are launched, and others.
-    fn load(
-        &mut self,
-        image: Vec<u8>,
-        launched: &'static [&'static str],
-        others: &'static [&'static str],
-    ) -> Result<(), Error> {
+    fn load(&mut self, module: &Module, capability: (i32, i32)) -> Result<(), Error> {
+        let image = Ptx::from_binary(modules::image(module.name));
         let loaded = self
             .context
-            .load_module(Ptx::from_binary(image))
-            .map_err(of("loading kernels"))?;
-        for &kernel in launched.iter().chain(others) {
-            let function = loaded
-                .load_function(kernel)
-                .map_err(of("looking for a kernel"))?;
-            self.functions.insert(kernel, function);
+            .load_module(image)
+            .map_err(|error| match error.0 {
+                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+                | CUresult::CUDA_ERROR_INVALID_PTX
+                | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+                | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => Error::NoKernels {
+                    capability,
+                    code: error.0 as u32,
+                },
+                _ => Error::of("loading kernels", error),
+            })?;
+        let load = |kernel| {
+            let found = loaded.load_function(kernel);
+            found.map_err(of("looking for a kernel"))
+        };
+        for &kernel in module.others {
+            self.functions.insert(kernel, load(kernel)?);
         }
         let stream = Arc::clone(&self.stream);
-        for &kernel in launched {
+        for &kernel in module.launched.iter().chain(module.large) {
+            let function = load(kernel)?;
             let global = loaded
                 .get_global(&format!("{kernel}_launch"), &stream)
                 .map_err(of("looking for how a kernel is launched"))?;
@@ -182,6 +239,21 @@ impl Device {
             let (words, _) = bytes.as_chunks::<4>();
             let word = |index: usize| u32::from_le_bytes(words[index]);
             let (threads, shared_bytes) = (word(0), word(1));
+            let declared = function
+                .get_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+                .map_err(of("asking for shared memory"))?;
+            let takes = shared_bytes.saturating_add(u32::try_from(declared).unwrap_or(0));
+            if takes > self.shared_bytes_max {
+                if module.large.contains(&kernel) {
+                    continue;
+                }
+                return Err(Error::SharedMemory {
+                    kernel,
+                    takes,
+                    has: self.shared_bytes_max,
+                });
+            }
+            self.functions.insert(kernel, function);
             let blocks = self
                 .function(kernel, shared_bytes)?
                 .occupancy_max_active_blocks_per_multiprocessor(
@@ -295,9 +367,14 @@ impl Device {
         .result()
     }
 
-    /// How a product's kernel is launched.
-    pub(crate) fn launch_of(&self, kernel: &'static str) -> Launch {
-        self.launches[kernel]
+    /// The first of these kernels, the last of which every device has, and how it is launched.
+    pub(crate) fn launch_of(&self, kernels: &[&'static str]) -> (&'static str, Launch) {
+        let mut loaded = kernels
+            .iter()
+            .filter_map(|&kernel| Some((kernel, *self.launches.get(kernel)?)));
+        loaded
+            .next()
+            .expect("the last is on every device that is opened")
     }
 
     /// What the device has.

@@ -1,5 +1,6 @@
 //! What can go wrong with a device.
 
+use crate::device::OLDEST;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 use std::fmt;
@@ -16,10 +17,26 @@ pub enum Error {
         /// The number that was asked for.
         ordinal: usize,
     },
-    /// The device is older than the kernels, which begin with compute capability 8.7.
+    /// The device is older than the kernels, which begin with compute capability 8.0.
     TooOld {
         /// Compute capability: major, minor.
         capability: (i32, i32),
+    },
+    /// This program has no machine code for the device, and the driver does not make any of what it has.
+    NoKernels {
+        /// Compute capability: major, minor.
+        capability: (i32, i32),
+        /// The driver's number of why.
+        code: u32,
+    },
+    /// The device lets a block of threads have too little shared memory.
+    SharedMemory {
+        /// The kernel that takes more.
+        kernel: &'static str,
+        /// Bytes that it takes.
+        takes: u32,
+        /// Bytes that there may be.
+        has: u32,
     },
     /// The device has no room for what was to be put there.
     OutOfMemory {
@@ -88,9 +105,24 @@ impl fmt::Display for Error {
             Error::NoDevice { ordinal } => write!(f, "the NVIDIA driver has no device {ordinal}"),
             Error::TooOld {
                 capability: (major, minor),
+            } => {
+                let (oldest, minor_oldest) = OLDEST;
+                write!(
+                    f,
+                    "the device has compute capability {major}.{minor}; kernels need {oldest}.{minor_oldest}"
+                )
+            }
+            Error::NoKernels {
+                capability: (major, minor),
+                code,
             } => write!(
                 f,
-                "the device has compute capability {major}.{minor}; kernels need 8.7"
+                "this program has no machine code for compute capability {major}.{minor}, and the driver does not \
+                compile the kernels for it (driver error {code}): it may be older than they are"
+            ),
+            Error::SharedMemory { kernel, takes, has } => write!(
+                f,
+                "the device lets a block have {has} bytes of shared memory; {kernel} takes {takes}"
             ),
             Error::OutOfMemory { bytes: 0 } => write!(f, "the device has no room left"),
             Error::OutOfMemory { bytes } => write!(f, "the device has no room for {bytes} bytes"),

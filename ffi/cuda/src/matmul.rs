@@ -181,8 +181,14 @@ impl Kernel {
         }
     }
 
-    fn name(self, format: Format) -> &'static str {
-        format.products()[self as usize]
+    /// Its name, and that of what does its work where a block may not have the shared memory that it takes.
+    fn names(self, format: Format) -> [&'static str; 2] {
+        let products = format.products();
+        let smaller = match self {
+            Kernel::Panel128 => Kernel::Panel64,
+            _ => self,
+        };
+        [self, smaller].map(|kernel| products[kernel as usize])
     }
 
     /// Columns that it can take.
@@ -442,8 +448,7 @@ impl Device {
         assert!(count > 0 && count <= columns.capacity && count <= kernel.columns_max());
         assert!(stride >= matrix.rows && first <= output.len());
         assert!((count - 1) * stride + matrix.rows <= output.len() - first);
-        let name = kernel.name(matrix.format);
-        let launch = self.launch_of(name);
+        let (name, launch) = self.launch_of(&kernel.names(matrix.format));
         let grid_dim = match kernel {
             Kernel::Decode8 | Kernel::Decode16 => {
                 let at_once = self.processors * launch.blocks;

@@ -6,6 +6,8 @@
 // - ANDON_EMULATED_DEVICES: how many devices there are (1).
 // - ANDON_EMULATED_CAPABILITY: compute capability, as 87 (8.7) or 90.
 // - ANDON_EMULATED_MEMORY: bytes that the device has (2^30).
+// - ANDON_EMULATED_SHARED_MEMORY: bytes of shared memory that a block may have (163 KB).
+// - ANDON_EMULATED_IMAGE_ERROR: what loading kernels ends with (0, that they are loaded).
 // - ANDON_EMULATED_INTEGRATED: 1 where that is the machine's memory, as on Jetson (0).
 // - ANDON_EMULATED_LAUNCHES: launches that work; from then on every call gets ANDON_EMULATED_ERROR (700, an illegal
 //   address), as a context gets that a device has failed in.
@@ -87,6 +89,9 @@ Result not_recorded() {
     return CAPTURE_UNSUPPORTED;
 }
 
+// Shared memory that a block may have, where its kernel asked for it.
+unsigned shared_memory_max() { return static_cast<unsigned>(setting("ANDON_EMULATED_SHARED_MEMORY", 163u << 10)); }
+
 size_t memory() { return setting("ANDON_EMULATED_MEMORY", 1ull << 30); }
 
 } // namespace
@@ -117,6 +122,7 @@ Result cuDeviceGetAttribute(int *value, int attribute, int) {
     case 38: *value = 1 << 20; break;           // cache
     case 75: *value = capability / 10; break;   // compute capability
     case 76: *value = capability % 10; break;
+    case 97: *value = static_cast<int>(shared_memory_max()); break;
     default: *value = 0; break;
     }
     return SUCCESS;
@@ -167,6 +173,7 @@ Result cuEventElapsedTime_v2(float *milliseconds, Handle, Handle) { return *mill
 
 Result cuModuleLoadData(Handle *module, const void *image) {
     LOCKED_AND_WHOLE;
+    if (unsigned long long refused = setting("ANDON_EMULATED_IMAGE_ERROR", 0)) return static_cast<Result>(refused);
     return *module = some_handle(), image ? SUCCESS : INVALID_VALUE;
 }
 Result cuModuleUnload(Handle) { return SUCCESS; }
@@ -187,6 +194,7 @@ Result cuModuleGetGlobal_v2(Address *address, size_t *bytes, Handle, const char 
 }
 Result cuFuncSetAttribute(Handle function, int attribute, int value) {
     LOCKED_AND_WHOLE;
+    if (attribute == 8 && static_cast<unsigned>(value) > shared_memory_max()) return INVALID_VALUE;
     if (attribute == 8) shared_allowed[function] = static_cast<unsigned>(value);
     return SUCCESS;
 }
@@ -250,7 +258,7 @@ Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigne
                       unsigned block_y, unsigned block_z, unsigned shared_bytes, Handle, void **arguments, void **) {
     LOCKED_AND_WHOLE;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
-    if (block_x * block_y * block_z > 1024 || shared_bytes > (163u << 10)) return INVALID_VALUE;
+    if (block_x * block_y * block_z > 1024 || shared_bytes > shared_memory_max()) return INVALID_VALUE;
     // 48 KB without asking, of which what the kernel declares itself takes some.
     if (shared_bytes > (48u << 10) - 16 && shared_bytes > shared_allowed[function]) return INVALID_VALUE;
     auto kernel = static_cast<const Kernel *>(function);

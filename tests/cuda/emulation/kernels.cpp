@@ -57,6 +57,7 @@ const Kernel kernels[] = {
     KERNEL(add_bias) KERNEL(norm_columns) KERNEL(finish_logits) KERNEL(gather_columns)
     KERNEL(stream_copy) KERNEL(stream_read) KERNEL(top_k_stretches) KERNEL(top_k_merge)
     ATTENTION(32) ATTENTION(64) ATTENTION(96) ATTENTION(128) ATTENTION(256)
+    PRODUCT(attend_96_some_f16) PRODUCT(attend_128_some_f16) PRODUCT(attend_256_some_f16)
 };
 
 } // namespace

@@ -18,6 +18,7 @@ mod products;
 mod quantize;
 mod sanitize;
 mod speed;
+mod stand_ins;
 mod top_k;
 
 use andon_cuda::{Device, Format};
@@ -75,6 +76,8 @@ const SKIPPED: u8 = 77;
 /// What a check is run with.
 struct Run<'a> {
     device: &'a Device,
+    /// Its number.
+    ordinal: usize,
     seed: u64,
     small: bool,
     dense: Option<f64>,
@@ -91,6 +94,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("embed", columns::embed),
     ("heads", heads::check),
     ("attention", attention::check),
+    ("stand_ins", stand_ins::check),
     ("top_k", top_k::check),
     ("graphs", |run| {
         let passes = passes::check(run.device);
@@ -226,6 +230,7 @@ fn some(arguments: &Arguments) -> Result<()> {
     let seed = arguments.seed.unwrap_or_else(now);
     let run = Run {
         device: &device,
+        ordinal: arguments.device,
         seed,
         small: arguments.small,
         dense: arguments.dense,

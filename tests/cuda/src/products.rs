@@ -94,6 +94,15 @@ pub(crate) fn one(
     Ok(cases)
 }
 
+/// Products of many columns, small and ragged.
+pub(crate) fn panels(run: &Run<'_>, format: Format) -> Result<usize> {
+    let mut random = Random(run.seed);
+    let k = 3 * host(format).block_elements();
+    let sizes = [[k, 129, 66], [k, 40, 131]];
+    let cases = sizes.map(|size| one(run, &mut random, format, Draw::Random, size));
+    cases.into_iter().sum()
+}
+
 /// Every kernel and number of columns on a model's matrix: against the processor in some rows, and in all of them
 /// against each other.
 fn model(

@@ -20,8 +20,8 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-runtime==13.0.*",
 ];
 
-/// Processors that kernels are compiled for: Jetson Orin, Hopper.
-const TARGETS: [&str; 2] = ["87", "90"];
+/// Processors that kernels are compiled for: Ampere and Ada, Jetson Orin, Hopper.
+const TARGETS: [&str; 3] = ["80", "87", "90"];
 
 /// Registers of a thread, by the end of a kernel's name: what leaves room for the blocks that a processor has to hold.
 const REGISTERS_MAX: [(&str, u32); 4] = [

@@ -45,6 +45,54 @@ fn too_old() {
 }
 
 #[test]
+fn no_machine_code() {
+    // No image for the device; PTX of a newer toolkit than the driver's.
+    for code in [209, 222] {
+        let said = code.to_string();
+        let variables = [
+            ("ANDON_EMULATED_CAPABILITY", "120"),
+            ("ANDON_EMULATED_IMAGE_ERROR", said.as_str()),
+        ];
+        in_emulation("faults::no_machine_code", &variables, || {
+            let error = refused(0);
+            let capability = (12, 0);
+            let Error::NoKernels { code, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(error, Error::NoKernels { capability, code });
+            let text = error.to_string();
+            assert!(text.contains("12.0") && text.contains(&code.to_string()));
+        });
+    }
+}
+
+#[test]
+fn devices_of_8_0_and_later_open() {
+    for capability in ["80", "86", "89", "90", "121"] {
+        // What those let a block have that let it have least.
+        let variables = [
+            ("ANDON_EMULATED_CAPABILITY", capability),
+            ("ANDON_EMULATED_SHARED_MEMORY", "101376"),
+        ];
+        in_emulation("faults::devices_of_8_0_and_later_open", &variables, || {
+            open();
+        });
+    }
+}
+
+#[test]
+fn too_little_shared_memory() {
+    let variables = [("ANDON_EMULATED_SHARED_MEMORY", "65536")];
+    in_emulation("faults::too_little_shared_memory", &variables, || {
+        let error = refused(0);
+        assert!(
+            matches!(error, Error::SharedMemory { takes, has: 65536, .. } if takes > 65536),
+            "{error}"
+        );
+    });
+}
+
+#[test]
 fn no_driver() {
     // Only where there is none, nor an nvcc: on others the real one would be asked.
     if andon_cuda::not_built().is_some() {
