@@ -12,7 +12,7 @@ use std::process::Command;
 use std::{env, thread};
 
 /// Units that are compiled, one at a time each.
-const UNITS: [&str; 3] = ["kernels", "fibers", "driver"];
+const UNITS: [&str; 5] = ["kernels", "fibers", "memory", "stream", "driver"];
 
 /// Rounding as it is written, and no checks of jumps between stacks.
 const FLAGS: [&str; 10] = [
