@@ -6,6 +6,9 @@
 
 namespace andon {
 
+// Bits of the least magnitude of a logit that is no sound one, 2^96; all that is not finite has larger ones.
+constexpr uint32_t FAULT = 0x6f800000;
+
 // Candidates that a block sorts at a time, two for each of its threads.
 constexpr int SORTED = 2048;
 
@@ -45,9 +48,9 @@ __device__ __forceinline__ int power_of_two(int count) {
 } // namespace andon
 
 // The `k` best of each stretch of SORTED tokens, stretches in x and columns in y: `[column][stretch][k]`. Where a logit is
-// not finite, `faults` of its column becomes 1.
+// no sound one, the first of the 1 + 2 k words that are found of its column becomes 1.
 extern "C" __global__ __launch_bounds__(1024) void top_k_stretches(const float *logits, int tokens, int stride, int k,
-                                                                   uint64_t *best, int *faults) {
+                                                                   uint64_t *best, int *found) {
     uint64_t *words = reinterpret_cast<uint64_t *>(andon::shared_memory());
     const int first = blockIdx.x * andon::SORTED, column = blockIdx.y;
     const int count = min(andon::SORTED, tokens - first);
@@ -55,8 +58,8 @@ extern "C" __global__ __launch_bounds__(1024) void top_k_stretches(const float *
         uint64_t word = 0;
         if (i < count) {
             const float logit = logits[static_cast<size_t>(column) * stride + first + i];
-            if ((__float_as_uint(logit) & 0x7f800000) == 0x7f800000) {
-                faults[column] = 1;
+            if ((__float_as_uint(logit) & 0x7fffffff) >= andon::FAULT) {
+                found[static_cast<size_t>(column) * (1 + 2 * k)] = 1;
             } else {
                 word = andon::candidate(logit, first + i);
             }
@@ -81,10 +84,9 @@ extern "C" __global__ __launch_bounds__(1024) void top_k_stretches(const float *
     }
 }
 
-// The `k` best of `count` candidates of each column: tokens and logits, a block for each column. `k` is at most half of
-// SORTED. Where there are fewer, tokens are -1.
-extern "C" __global__ __launch_bounds__(1024) void top_k_merge(const uint64_t *candidates, int count, int k, int *tokens,
-                                                               float *logits) {
+// The `k` best of `count` candidates of each column: tokens and then logits, behind the first word that is found of it. A
+// block for each column. `k` is at most half of SORTED. Where there are fewer, tokens are -1.
+extern "C" __global__ __launch_bounds__(1024) void top_k_merge(const uint64_t *candidates, int count, int k, int *found) {
     uint64_t *words = reinterpret_cast<uint64_t *>(andon::shared_memory());
     const int column = blockIdx.x;
     candidates += static_cast<size_t>(column) * count;
@@ -100,11 +102,12 @@ extern "C" __global__ __launch_bounds__(1024) void top_k_merge(const uint64_t *c
         kept = min(k, kept + taken);
         __syncthreads();
     }
+    int *tokens = found + static_cast<size_t>(column) * (1 + 2 * k) + 1;
     for (int i = threadIdx.x; i < k; i += blockDim.x) {
         const uint64_t word = i < kept ? words[i] : 0;
         const uint32_t ordered = static_cast<uint32_t>(word >> 32);
         const uint32_t bits = ordered & 0x80000000 ? ordered & 0x7fffffff : ~ordered;
-        tokens[static_cast<size_t>(column) * k + i] = word == 0 ? -1 : static_cast<int>(~static_cast<uint32_t>(word));
-        logits[static_cast<size_t>(column) * k + i] = word == 0 ? 0.0f : __uint_as_float(bits);
+        tokens[i] = word == 0 ? -1 : static_cast<int>(~static_cast<uint32_t>(word));
+        tokens[k + i] = word == 0 ? 0 : static_cast<int>(bits);
     }
 }

@@ -195,7 +195,7 @@ impl Device {
             shared_mem_bytes: launch_of.shared_bytes,
         };
         let (queries, pages) = (self.address(queries), self.address(&cache.pages));
-        let (data, columns_max) = (self.address(&places.data), int(places.columns_max));
+        let (data, columns_max) = (self.address(&places.data), int(count));
         let (heads_int, kv_heads, columns) = (int(heads), int(kv_heads), int(count));
         let query_stride = int(attend.query_stride);
         // Beyond any length; sums with positions stay below 2^31.

@@ -1,42 +1,14 @@
 //! Memory of a device, and the elements in it.
 
 use crate::device::Element;
-use crate::turns::Turns;
+use crate::turns::InTurn;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Memory, freed when nobody has it any more.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    /// Until it is freed.
-    slice: Option<CudaSlice<u8>>,
-    turns: Arc<Turns>,
-}
-
-impl Memory {
-    pub(crate) fn new(slice: CudaSlice<u8>, turns: Arc<Turns>) -> Arc<Memory> {
-        Arc::new(Memory {
-            slice: Some(slice),
-            turns,
-        })
-    }
-
-    fn address(&self, stream: &CudaStream) -> CUdeviceptr {
-        // There is one stream: what follows on it finds what was written before.
-        let slice = self.slice.as_ref();
-        slice.map_or(0, |slice| slice.device_ptr(stream).0)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let Some(slice) = self.slice.take() {
-            self.turns.free(slice);
-        }
-    }
-}
+pub(crate) type Memory = InTurn<CudaSlice<u8>>;
 
 /// Elements in a device's memory. Graphs that use them keep them.
 #[derive(Debug)]
@@ -71,8 +43,22 @@ impl<T: Element> Buffer<T> {
         self.len == 0
     }
 
+    /// The elements from `first` on, `len` of them.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn part<U: Element>(&self, first: usize, len: usize) -> Buffer<U> {
+        assert!(size_of::<T>() == size_of::<U>() && first + len <= self.len);
+        Buffer::of(
+            Arc::clone(&self.memory),
+            self.first + first * size_of::<T>(),
+            len,
+        )
+    }
+
     /// Where its first element is.
     pub(crate) fn address(&self, stream: &CudaStream) -> CUdeviceptr {
-        self.memory.address(stream) + self.first as CUdeviceptr
+        // There is one stream: what follows on it finds what was written before.
+        self.memory.device_ptr(stream).0 + self.first as CUdeviceptr
     }
 }

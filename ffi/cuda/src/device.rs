@@ -1,12 +1,12 @@
 //! A device, and buffers in its memory.
 
 use crate::attention;
-use crate::buffer::{Buffer, Memory};
+use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::graph::Recording;
 use crate::matmul::{Format, Kernel};
 use crate::modules;
-use crate::turns::{Turn, Turns};
+use crate::turns::{InTurn, Turn, Turns};
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig,
@@ -283,7 +283,7 @@ impl Device {
     ///
     /// # Errors
     /// If this thread records launches.
-    fn unrecorded(&self, doing: &'static str) -> Result<Turn<'_>, Error> {
+    pub(crate) fn unrecorded(&self, doing: &'static str) -> Result<Turn<'_>, Error> {
         if self.turns.records() {
             return Err(Error::WhileRecording { doing });
         }
@@ -416,8 +416,8 @@ impl Device {
                 CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { bytes },
                 _ => Error::of("taking memory", error),
             })?;
-        let memory = Memory::new(slice, Arc::clone(&self.turns));
-        Ok(Buffer::of(memory, 0, len))
+        let memory = InTurn::new(slice, &self.turns);
+        Ok(Buffer::of(Arc::new(memory), 0, len))
     }
 
     /// A buffer with a copy of `values`.

@@ -173,15 +173,15 @@ impl Graph {
     /// If the driver refuses, or launches are being recorded.
     ///
     /// # Panics
-    /// If they were recorded for places of another extent: more or fewer columns, shorter sequences, or where there are
-    /// more than 16 columns, another number of runs.
+    /// If they were recorded for places of another extent: more or fewer columns, or outputs or numbers that were given,
+    /// shorter sequences, or where there are more than 16 columns, another number of runs.
     pub fn launch(&self, places: Option<&Places>) -> Result<(), Error> {
         match (self.recording.extent, places) {
             (None, _) => {}
             (Some(_), None) => panic!("a graph that was recorded at places is started at some"),
             (Some(recorded), Some(places)) => {
                 let now = places.extent;
-                assert!(now.columns == recorded.columns && now.reach <= recorded.reach);
+                assert!(recorded.lies_as(&now) && now.reach <= recorded.reach);
                 assert!(now.runs == recorded.runs || now.columns <= crate::attention::FEW_COLUMNS);
                 assert!(self.recording.keeps(&places.data.memory), "the same places");
             }

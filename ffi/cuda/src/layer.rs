@@ -213,7 +213,7 @@ impl Device {
         let (pages, data) = (self.address(&cache.pages), self.address(&places.data));
         let (heads_int, kv_heads, head_dim) = (int(heads.heads), int(kv_heads), int(head_dim));
         let (pairs, adjacent) = (int(heads.pairs), i32::from(heads.adjacent));
-        let columns_max = int(places.columns_max);
+        let columns_max = int(count);
         let stream = self.stream();
         let mut launch = stream.launch_builder(function);
         launch.arg(&columns).arg(&heads_int).arg(&kv_heads);

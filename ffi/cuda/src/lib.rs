@@ -14,6 +14,7 @@ mod columns;
 mod device;
 mod error;
 mod graph;
+mod host;
 mod layer;
 mod matmul;
 mod modules;
@@ -30,8 +31,8 @@ pub use error::Error;
 pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};
 pub use matmul::{Columns, Format, Kernel, Matrix};
-pub use places::{Places, Run};
-pub use top_k::{Best, TOP_K_MAX, TopK};
+pub use places::{Given, Places, Room, Run};
+pub use top_k::{Best, LOGIT_MAX, TOP_K_MAX, TopK};
 
 /// Why this program has no kernels; `None` if it has.
 #[must_use]

@@ -3,6 +3,7 @@
 use crate::buffer::Buffer;
 use crate::device::{Device, of};
 use crate::error::Error;
+use crate::host::HostWords;
 use crate::matmul::int;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
@@ -11,6 +12,10 @@ const SORTED: usize = 2048;
 /// Most tokens that can be asked for: what is kept has to leave room for more.
 pub const TOP_K_MAX: usize = SORTED / 2;
 
+/// Magnitude from which on logits are as little sound as what is not finite: FAULT of kernels/cuda/top_k.cu. Nothing that is
+/// done to smaller ones before a token is chosen leaves the range of f32.
+pub const LOGIT_MAX: f32 = f32::from_bits(0x6f80_0000);
+
 /// The best tokens of columns, on the device, and room to find them in.
 #[derive(Debug)]
 pub struct TopK {
@@ -18,9 +23,17 @@ pub struct TopK {
     columns: usize,
     k: usize,
     candidates: Buffer<u64>,
-    faults: Buffer<i32>,
-    best_tokens: Buffer<i32>,
-    best_logits: Buffer<f32>,
+    /// Of each column whether it is broken, the tokens, the logits.
+    found: Buffer<i32>,
+    /// Where that is read to.
+    read: HostWords,
+}
+
+impl TopK {
+    /// Words of what is found of a column.
+    fn words(k: usize) -> usize {
+        1 + 2 * k
+    }
 }
 
 /// Tokens with their logits, the best first.
@@ -41,9 +54,8 @@ impl Device {
             columns,
             k,
             candidates: self.zeros(columns * tokens.div_ceil(SORTED) * k)?,
-            faults: self.zeros(columns)?,
-            best_tokens: self.zeros(columns * k)?,
-            best_logits: self.zeros(columns * k)?,
+            found: self.zeros(columns * TopK::words(k))?,
+            read: self.host_words(columns * TopK::words(k))?,
         })
     }
 
@@ -63,7 +75,7 @@ impl Device {
     ) -> Result<(), Error> {
         assert!(count > 0 && count <= top.columns);
         assert!(stride >= top.tokens && (count - 1) * stride + top.tokens <= logits.len());
-        self.clear(&mut top.faults)?;
+        self.clear(&mut top.found)?;
         let stretches = top.tokens.div_ceil(SORTED);
         let shared_mem_bytes = (SORTED * size_of::<u64>()) as u32;
         let config = |grid_dim| LaunchConfig {
@@ -73,10 +85,8 @@ impl Device {
         };
         let (tokens, stride, k) = (int(top.tokens), int(stride), int(top.k));
         let candidates = int(stretches * top.k);
-        let (logits, found) = (self.address(logits), self.address(&top.candidates));
-        let faults = self.address(&top.faults);
-        let best_tokens = self.address(&top.best_tokens);
-        let best_logits = self.address(&top.best_logits);
+        let (logits, best) = (self.address(logits), self.address(&top.candidates));
+        let found = self.address(&top.found);
         let function = self.function("top_k_stretches", shared_mem_bytes)?;
         let stream = self.stream();
         let mut launch = stream.launch_builder(function);
@@ -85,8 +95,8 @@ impl Device {
             .arg(&tokens)
             .arg(&stride)
             .arg(&k)
-            .arg(&found)
-            .arg(&faults);
+            .arg(&best)
+            .arg(&found);
         // SAFETY: the arguments are those of the kernel; logits were checked to be there, and `top_k` made room for every
         // stretch's candidates.
         unsafe { launch.launch(config((stretches as u32, count as u32, 1))) }
@@ -94,41 +104,30 @@ impl Device {
         let function = self.function("top_k_merge", shared_mem_bytes)?;
         let stream = self.stream();
         let mut launch = stream.launch_builder(function);
-        launch
-            .arg(&found)
-            .arg(&candidates)
-            .arg(&k)
-            .arg(&best_tokens)
-            .arg(&best_logits);
+        launch.arg(&best).arg(&candidates).arg(&k).arg(&found);
         // SAFETY: as above; the candidates are what the launch before wrote.
         unsafe { launch.launch(config((count as u32, 1, 1))) }.map_err(of("finding the best"))?;
         Ok(())
     }
 
-    /// What was found for the first `count` columns: for each its best tokens with their logits, the best first; `None`
-    /// where a logit was not finite.
+    /// What was found for the first `count` columns, read by one copy: for each its best tokens with their logits, the best
+    /// first, zeros of both signs as the positive one; `None` where a logit was not finite, or [`LOGIT_MAX`] or more.
     ///
     /// # Errors
-    /// If it cannot be copied.
+    /// If it cannot be copied, or launches are being recorded.
     ///
     /// # Panics
     /// If there is no room for so many columns.
-    pub fn read_top_k(&self, top: &TopK, count: usize) -> Result<Vec<Option<Best>>, Error> {
+    pub fn read_top_k(&self, top: &mut TopK, count: usize) -> Result<Vec<Option<Best>>, Error> {
         assert!(count <= top.columns);
-        let mut faults = vec![0; count];
-        let mut tokens = vec![0; count * top.k];
-        let mut logits = vec![0.0; count * top.k];
-        self.read(&top.faults, &mut faults)?;
-        self.read(&top.best_tokens, &mut tokens)?;
-        self.read(&top.best_logits, &mut logits)?;
-        let columns = tokens.chunks_exact(top.k).zip(logits.chunks_exact(top.k));
-        let found = columns.zip(faults).map(|((tokens, logits), fault)| {
+        let (each, from) = (TopK::words(top.k), self.address(&top.found));
+        // SAFETY: as many were taken there.
+        let words = unsafe { top.read.receive(self, from, count * each) }?;
+        let found = words.chunks_exact(each).map(|words| {
+            let (tokens, logits) = words[1..].split_at(top.k);
             let pairs = tokens.iter().zip(logits);
-            (fault == 0).then(|| {
-                pairs
-                    .map(|(&token, &logit)| (token as u32, logit))
-                    .collect()
-            })
+            let pairs = pairs.map(|(&token, &logit)| (token, f32::from_bits(logit)));
+            (words[0] == 0).then(|| pairs.collect())
         });
         Ok(found.collect())
     }

@@ -4,9 +4,9 @@
 //! takes, frees or copies memory of the recording thread: so what is recorded is what that thread launched, and all of it
 //! can be repeated.
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::CudaStream;
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 thread_local! {
@@ -17,12 +17,20 @@ thread_local! {
 }
 
 /// The turns of one device.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Turns {
     /// Read by whoever has a turn, written by who records.
     lock: RwLock<()>,
     /// Memory that the recording thread had no more use for.
-    unused: Mutex<Vec<CudaSlice<u8>>>,
+    unused: Mutex<Vec<Box<dyn Send>>>,
+}
+
+/// Something that is dropped in its turn, after the recording if the dropping thread records.
+#[derive(Debug)]
+pub(crate) struct InTurn<T: Send + 'static> {
+    /// Until it is dropped.
+    value: Option<T>,
+    turns: Arc<Turns>,
 }
 
 /// The stream, for as long as this is kept.
@@ -113,17 +121,52 @@ impl Turns {
         }
     }
 
-    fn unused(&self) -> MutexGuard<'_, Vec<CudaSlice<u8>>> {
+    fn unused(&self) -> MutexGuard<'_, Vec<Box<dyn Send>>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Frees memory, after the recording if the calling thread records.
-    pub(crate) fn free(&self, memory: CudaSlice<u8>) {
-        if self.records() {
-            self.unused().push(memory);
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turns").finish_non_exhaustive()
+    }
+}
+
+impl<T: Send> InTurn<T> {
+    pub(crate) fn new(value: T, turns: &Arc<Turns>) -> InTurn<T> {
+        InTurn {
+            value: Some(value),
+            turns: Arc::clone(turns),
+        }
+    }
+}
+
+impl<T: Send> Deref for InTurn<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value
+            .as_ref()
+            .expect("it is there until it is dropped")
+    }
+}
+
+impl<T: Send> DerefMut for InTurn<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value
+            .as_mut()
+            .expect("it is there until it is dropped")
+    }
+}
+
+impl<T: Send + 'static> Drop for InTurn<T> {
+    fn drop(&mut self) {
+        let value = self.value.take();
+        if self.turns.records() {
+            self.turns.unused().push(Box::new(value));
         } else {
-            let _entry = self.enter();
-            drop(memory);
+            let _entry = self.turns.enter();
+            drop(value);
         }
     }
 }
@@ -133,8 +176,7 @@ impl Drop for Only<'_> {
         RECORDS.set(0);
         self.guard.take();
         let unused = std::mem::take(&mut *self.turns.unused());
-        unused
-            .into_iter()
-            .for_each(|memory| self.turns.free(memory));
+        let _entry = self.turns.enter();
+        drop(unused);
     }
 }

@@ -53,7 +53,7 @@ pub fn all(device: &Device, buffer: &Buffer<f32>) -> Vec<f32> {
 
 /// A run of columns.
 #[must_use]
-pub fn run(columns: usize, position: usize, pages: &[u32]) -> Run<'_> {
+pub const fn run(columns: usize, position: usize, pages: &[u32]) -> Run<'_> {
     Run {
         columns,
         position,
@@ -210,14 +210,14 @@ impl Model {
     }
 
     /// What a pass leaves: logits, the best tokens, all pages.
-    fn left(&self, device: &Device) -> (Vec<f32>, Vec<Option<Best>>, Vec<u8>, Vec<u16>) {
+    fn left(&mut self, device: &Device) -> (Vec<f32>, Vec<Option<Best>>, Vec<u8>, Vec<u16>) {
         let (mut levels, mut halves) = (Vec::new(), Vec::new());
         for page in 0..PAGES as u32 {
             device
                 .read_page(&self.cache, page, &mut levels, &mut halves)
                 .expect("it can be read");
         }
-        let best = device.read_top_k(&self.best, self.columns);
+        let best = device.read_top_k(&mut self.best, self.columns);
         let best = best.expect("they can be read");
         (all(device, &self.logits), best, levels, halves)
     }

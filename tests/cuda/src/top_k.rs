@@ -2,6 +2,7 @@
 
 use crate::Run;
 use crate::data::Random;
+use andon_cuda::LOGIT_MAX;
 use anyhow::{Result, ensure};
 
 pub(crate) fn check(run: &Run<'_>) -> Result<String> {
@@ -30,13 +31,14 @@ pub(crate) fn check(run: &Run<'_>) -> Result<String> {
             let broken = (random.below(3) == 0).then(|| random.below(count));
             if let Some(column) = broken {
                 let at = column * stride + random.below(tokens);
-                logits[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)];
+                logits[at] =
+                    [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -LOGIT_MAX][random.below(4)];
             }
             let mut top = run.device.top_k(tokens, count, k)?;
             let device_logits = run.device.upload(&logits)?;
             run.device
                 .find_top_k(&device_logits, stride, count, &mut top)?;
-            let found = run.device.read_top_k(&top, count)?;
+            let found = run.device.read_top_k(&mut top, count)?;
             for (column, found) in found.into_iter().enumerate() {
                 let what = format!("column {column} of {count}, {k} of {tokens} tokens");
                 ensure!(

@@ -1,7 +1,7 @@
 //! Recorded launches do what others do, and nothing is recorded but them.
 
 use crate::emulated::{in_emulation, open};
-use andon_cuda::{Buffer, Device, Error, Graph, KvType, PAGE, Places, Run};
+use andon_cuda::{Buffer, Device, Error, Given, Graph, KvType, PAGE, Places, Room, Run};
 use andon_cuda_check::passes::{self, Model, PAGES, all, numbers, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::channel;
@@ -58,6 +58,46 @@ fn graphs_are_for_their_places() {
             matches!(place(&[run(2, 0, &[0, 1])], PAGE), Ok(Ok(()))),
             "nearer"
         );
+    });
+}
+
+#[test]
+fn graphs_are_for_as_much_as_was_given() {
+    let name = "graphs::graphs_are_for_as_much_as_was_given";
+    in_emulation(name, &[], || {
+        let device = open();
+        let room = Room {
+            columns: 2,
+            pages: 1,
+            page_count: PAGES,
+            outputs: 2,
+            numbers: 2,
+        };
+        let mut places = device.room(&room).expect("room");
+        let mut model = Model::new(&device, 2, PAGE, KvType::F16);
+        let given = |outputs, numbers| Given {
+            runs: const { &[run(2, 0, &[0])] },
+            reach: PAGE,
+            tokens: &[],
+            outputs,
+            numbers,
+        };
+        device
+            .give(&given(&[0], &[1.0]), &mut places)
+            .expect("there is room");
+        let graph = device.record(|| model.pass(&device, &places));
+        let graph = graph.expect("it is recorded");
+        // Places are elsewhere where there is more or less before them.
+        for (outputs, numbers) in [(&[0, 1][..], &[1.0][..]), (&[], &[1.0]), (&[0], &[])] {
+            device
+                .give(&given(outputs, numbers), &mut places)
+                .expect("there is room");
+            refused_graph(&graph, Some(&places));
+        }
+        device
+            .give(&given(&[1], &[2.0]), &mut places)
+            .expect("there is room");
+        graph.launch(Some(&places)).expect("it runs");
     });
 }
 

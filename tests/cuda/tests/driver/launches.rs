@@ -2,7 +2,7 @@
 
 use crate::emulated::{in_emulation, open};
 use andon_cuda::{
-    Addition, Attend, Buffer, Device, Error, Format, Gate, Heads, Kernel, KvType, PAGE,
+    Addition, Attend, Buffer, Device, Error, Format, Gate, Given, Heads, Kernel, KvType, PAGE, Room,
 };
 use andon_cuda_check::passes::{all, numbers, packed, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -371,4 +371,76 @@ fn overlapping_launches_give_the_same() {
             assert_eq!(overlapping, product(Kernel::Panel64));
         },
     );
+}
+
+#[test]
+fn what_a_pass_is_given_comes_in_one_piece() {
+    let name = "launches::what_a_pass_is_given_comes_in_one_piece";
+    in_emulation(name, &[], || {
+        let device = open();
+        let room = Room {
+            columns: 5,
+            pages: 3,
+            page_count: 3,
+            outputs: 2,
+            numbers: 7,
+        };
+        let mut places = device.room(&room).expect("room");
+        assert!(places.tokens().is_empty() && places.outputs().is_empty());
+        let words = |buffer: &Buffer<u32>| {
+            let mut words = vec![0; buffer.len()];
+            device.read(buffer, &mut words).expect("it can be read");
+            words
+        };
+        let given = |tokens, outputs, numbers, columns| Given {
+            runs: match columns {
+                1 => const { &[run(1, 0, &[2])] },
+                _ => const { &[run(3, 60, &[0, 1])] },
+            },
+            reach: PAGE,
+            tokens,
+            outputs,
+            numbers,
+        };
+        // More than the two that are filled in turn, each of another length.
+        let numbers = numbers(3, 7);
+        for (tokens, outputs, count, columns) in [
+            (&[5, 6, 7][..], &[1, 2][..], 7, 3),
+            (&[8], &[0], 3, 1),
+            (&[9, 10, 11], &[], 0, 3),
+            (&[], &[2, 0], 5, 3),
+            (&[12], &[], 1, 1),
+        ] {
+            let given = given(tokens, outputs, &numbers[..count], columns);
+            device.give(&given, &mut places).expect("there is room");
+            assert_eq!(words(&places.tokens()), tokens);
+            let mut indices = vec![0; outputs.len()];
+            device
+                .read(&places.outputs(), &mut indices)
+                .expect("it can be read");
+            assert!(
+                indices.iter().eq(outputs
+                    .iter()
+                    .map(|&index: &u32| index as i32)
+                    .collect::<Vec<_>>()
+                    .iter())
+            );
+            assert_eq!(all(&device, &places.numbers(0..count)), numbers[..count]);
+            let last = count.saturating_sub(1);
+            assert_eq!(
+                all(&device, &places.numbers(last..count)),
+                numbers[last..count]
+            );
+            assert_eq!(places.columns(), columns);
+        }
+        let mut refuses = |what: &str, given: &Given<'_>| {
+            let result = catch_unwind(AssertUnwindSafe(|| device.give(given, &mut places)));
+            assert!(result.is_err(), "{what} is not refused");
+        };
+        refuses("a token without a column", &given(&[1, 2], &[], &[], 1));
+        refuses("too many outputs", &given(&[], &[0, 0, 0], &[], 1));
+        refuses("too many numbers", &given(&[], &[], &[0.0; 8], 1));
+        let beyond = catch_unwind(AssertUnwindSafe(|| places.numbers(0..2)));
+        assert!(beyond.is_err(), "numbers that were not given");
+    });
 }
