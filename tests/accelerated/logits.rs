@@ -8,7 +8,7 @@ use andon_engine::backend::Backend;
 use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
 use andon_engine::kv::{KvType, PAGE};
 use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence};
-use andon_tests::tiny_model::{Architecture, TensorType, TinyModel};
+use andon_tests::tiny_model::{Architecture, Biases, TensorType, TinyModel};
 
 use crate::emulated::{inside, inside_with};
 
@@ -179,6 +179,56 @@ fn gemma3_is_computed_to_the_processors_bytes() {
     });
 }
 
+/// The architecture that tests call so.
+fn titled(title: &str) -> Architecture {
+    let titled = Architecture::ALL.into_iter().find(|one| one.title == title);
+    titled.unwrap_or_else(|| panic!("{title} is not there"))
+}
+
+/// The logits of a text that is read in chunks of several and of many tokens.
+fn check_short(architecture: Architecture, weights: TensorType, kv_type: KvType) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = model(folder.path(), architecture, weights);
+    let title = architecture.title;
+    assert_eq!(model.not_covered(Backend::Cuda), None, "{title}");
+    let text = tokens(&model, 40, 0);
+    let of = |backend| run(&mut executor(&model, backend, kv_type), &text, 27);
+    assert_same(&of(Backend::Cuda), &of(Backend::Cpu), title);
+}
+
+#[test]
+fn every_architecture_is_computed_to_the_processors_bytes() {
+    inside(
+        "logits::every_architecture_is_computed_to_the_processors_bytes",
+        || {
+            for (index, architecture) in Architecture::ALL.into_iter().enumerate() {
+                let kv_type = [KvType::F16, KvType::Q8][index % 2];
+                check_short(architecture, TensorType::Q8_0, kv_type);
+            }
+        },
+    );
+}
+
+#[test]
+fn biases_of_any_matrices_are_added() {
+    inside("logits::biases_of_any_matrices_are_added", || {
+        for biases in [
+            &["attn_q", "attn_v", "ffn_up", "output"][..],
+            &["attn_k", "ffn_gate", "ffn_down"],
+            &["attn_v", "attn_output"],
+        ] {
+            let biases = Biases::Of(biases);
+            for title in ["llama", "qwen3", "olmo2"] {
+                let architecture = Architecture {
+                    biases,
+                    ..titled(title)
+                };
+                check_short(architecture, TensorType::Q4_1, KvType::F16);
+            }
+        }
+    });
+}
+
 #[test]
 fn one_to_sixteen_tokens_at_a_time_make_no_difference() {
     inside(
@@ -288,7 +338,6 @@ fn what_there_are_no_kernels_for_is_said() {
     for (name, weights, lack) in [
         ("llama", TensorType::F16, "F16"),
         ("llama", TensorType::Q2K, "Q2_K"),
-        ("mistral3", TensorType::Q8_0, "grow with their position"),
     ] {
         let model = model(folder.path(), architecture(name), weights);
         let why = model.not_covered(Backend::Cuda).expect("it is not covered");
@@ -304,11 +353,9 @@ fn positions_that_the_context_turns_are_compared_in_the_same_context() {
     inside(
         "logits::positions_that_the_context_turns_are_compared_in_the_same_context",
         || {
-            let titled = |title| Architecture::ALL.into_iter().find(|one| one.title == title);
             let folder = tempfile::tempdir().expect("a folder");
             for title in ["phi3, LongRoPE, short", "phi3, LongRoPE, long"] {
-                let architecture = titled(title).expect("it is there");
-                let model = model(folder.path(), architecture, TensorType::Q4_0);
+                let model = model(folder.path(), titled(title), TensorType::Q4_0);
                 let text = tokens(&model, 20, 0);
                 let of = |backend| run(&mut executor(&model, backend, KvType::F16), &text, 20);
                 assert_same(&of(Backend::Cuda), &of(Backend::Cpu), title);

@@ -222,7 +222,14 @@ impl TinyModel {
         ));
         if !self.tied {
             let rows = self.draft_tokens.as_deref();
-            tensors.push(self.vocabulary_matrix(&mut draw, "output.weight", outer, rows));
+            let output = self.vocabulary_matrix(&mut draw, "output.weight", outer, rows);
+            let rows = output.dims[1];
+            tensors.push(output);
+            if self.architecture.biases.of("output") {
+                let bias: Vec<f32> = (0..rows).map(|_| draw.normal() * 0.5).collect();
+                let name = "output.bias".to_owned();
+                tensors.push(Tensor::new(name, &[rows], TensorType::F32, &bias));
+            }
         }
         tensors
     }

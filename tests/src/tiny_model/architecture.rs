@@ -38,6 +38,20 @@ pub enum Biases {
     QueryKeyValue,
     /// Every matrix of a layer.
     Every,
+    /// These matrices of a layer, and `output`.
+    Of(&'static [&'static str]),
+}
+
+impl Biases {
+    /// Whether that matrix has one.
+    pub(super) fn of(self, part: &str) -> bool {
+        match self {
+            Biases::None => false,
+            Biases::QueryKeyValue => ["attn_q", "attn_k", "attn_v"].contains(&part),
+            Biases::Every => part != "output",
+            Biases::Of(parts) => parts.contains(&part),
+        }
+    }
 }
 
 /// What is normalized of queries and keys.
@@ -347,10 +361,7 @@ pub(super) fn layers(model: &TinyModel, draw: &mut Draw, tensors: &mut Vec<Tenso
             let dims = [columns, rows];
             let weight = name(&format!("{part}.weight"));
             tensors.push(Tensor::new(weight, &dims, model.weights, &values));
-            let attention_input = ["attn_q", "attn_k", "attn_v"].contains(&part);
-            if architecture.biases == Biases::Every
-                || (architecture.biases == Biases::QueryKeyValue && attention_input)
-            {
+            if architecture.biases.of(part) {
                 let bias: Vec<f32> = (0..rows).map(|_| draw.normal() * 0.5).collect();
                 let name = name(&format!("{part}.bias"));
                 tensors.push(Tensor::new(name, &[rows], TensorType::F32, &bias));

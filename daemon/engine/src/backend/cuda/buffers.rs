@@ -25,6 +25,8 @@ pub(super) struct Buffers {
     pub(super) wide: Columns,
     /// `[rotation][token][pair]` of cosine and sine.
     pub(super) ropes: Vec<Buffer<f32>>,
+    /// By which queries grow with their position.
+    pub(super) factors: Buffer<f32>,
     pub(super) scratch: Buffer<f32>,
     /// Logits of as many tokens as are computed at once.
     pub(super) logits: Buffer<f32>,
@@ -67,6 +69,7 @@ impl Buffers {
             ropes: (0..sizes.rope_count)
                 .map(|_| rope())
                 .collect::<Result<_, _>>()?,
+            factors: device.zeros(tokens)?,
             scratch: device.zeros(scratch)?,
             logits: device.zeros(output_rows * sizes.vocabulary)?,
             output_rows,
@@ -82,7 +85,8 @@ impl Buffers {
             + sizes.query * 2
             + sizes.key_value * 2
             + sizes.feed_forward * 2
-            + sizes.rope_pairs * sizes.rope_count * 2;
+            + sizes.rope_pairs * sizes.rope_count * 2
+            + 1;
         let each = floats * size_of::<f32>()
             + columns(sizes.embedding)
             + columns(sizes.query)

@@ -9,6 +9,7 @@
 
 use super::Cuda;
 use super::pages::CudaPages;
+use super::weights::{Weights, address, address_of_biases};
 use crate::backend::{
     Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps, cpu::Sizes,
 };
@@ -40,12 +41,20 @@ pub(super) struct Pass<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeadsOf {
     bias: Option<usize>,
-    query_norm: Option<usize>,
-    key_norm: Option<usize>,
+    query_norm: Option<NormOf>,
+    key_norm: Option<NormOf>,
+    /// Rotation, pairs, and whether those are of adjacent elements.
+    rope: Option<(usize, usize, bool)>,
+    grows: bool,
+}
+
+/// A norm of heads.
+#[derive(Clone, Copy, Debug)]
+struct NormOf {
+    weight: usize,
     epsilon: f32,
-    rope: usize,
-    pairs: usize,
-    adjacent: bool,
+    /// Of all heads together.
+    whole: bool,
 }
 
 /// Consecutive tokens of one sequence, from the first on.
@@ -132,6 +141,20 @@ impl Pass<'_> {
     }
 }
 
+/// Adds to columns what a matrix's biases are, if it has any.
+fn add_bias(
+    device: &Device,
+    weights: &Weights,
+    linears: &[&Linear],
+    (values, count): (&mut andon_cuda::Buffer<f32>, usize),
+    stride: usize,
+) -> Result<(), Error> {
+    let biases = linears.iter().map(|linear| linear.bias.as_deref());
+    address_of_biases(biases).map_or(Ok(()), |name| {
+        device.add_bias(values, stride, count, weights.at(name))
+    })
+}
+
 /// A product of a matrix and `count` columns, from an element of `output` on and with a stride.
 fn multiply(
     device: &Device,
@@ -176,6 +199,7 @@ impl Steps for Pass<'_> {
             let Cuda {
                 device,
                 buffers,
+                weights,
                 rotations,
                 sizes,
                 ..
@@ -187,7 +211,12 @@ impl Steps for Pass<'_> {
                 }
                 device.write(rotations.as_slice(), buffer)?;
             }
-            Ok(())
+            let Some(temperature) = weights.temperature() else {
+                return Ok(());
+            };
+            let positions = pass.batch.positions.iter();
+            let factors: Vec<f32> = positions.map(|&at| temperature.at(at)).collect();
+            device.write(&factors, &mut buffers.factors)
         });
     }
 
@@ -233,41 +262,67 @@ impl Steps for Pass<'_> {
     }
 
     fn finish_heads(&mut self, heads: &Heads<'_>, _parts: Parts) {
-        let name = |norm: Option<&RmsNorm>| norm.map(|norm| super::weights::address(&norm.weight));
-        let norm = heads.query_norm.or(heads.key_norm);
-        self.heads = heads.rope.map(|(rope, of)| HeadsOf {
-            bias: heads.biases[0].map(super::weights::address),
-            query_norm: name(heads.query_norm),
-            key_norm: name(heads.key_norm),
-            epsilon: norm.map_or(0.0, |norm| norm.epsilon),
-            rope,
-            pairs: of.frequencies.len(),
-            adjacent: of.pairing == Pairing::Adjacent,
+        let norm = |norm: Option<&RmsNorm>| {
+            norm.map(|norm| NormOf {
+                weight: address(&norm.weight),
+                epsilon: norm.epsilon,
+                whole: norm.weight.len() != heads.head_dim,
+            })
+        };
+        self.heads = Some(HeadsOf {
+            bias: address_of_biases(heads.biases),
+            query_norm: norm(heads.query_norm),
+            key_norm: norm(heads.key_norm),
+            rope: heads.rope.map(|(index, rope)| {
+                let adjacent = rope.pairing == Pairing::Adjacent;
+                (index, rope.frequencies.len(), adjacent)
+            }),
+            grows: heads.temperature.is_some(),
         });
     }
 
     fn remember(&mut self, layer: usize) {
         self.then(|pass| {
-            // A decoder without is not covered.
-            let of = pass.heads.expect("heads have positions");
-            let sizes = *pass.sizes();
+            let mut of = pass.heads.expect("heads were finished");
+            let (count, sizes) = (pass.count(), *pass.sizes());
+            let stride = sizes.query + 2 * sizes.key_value;
             let Cuda {
                 device,
                 buffers,
                 weights,
                 ..
             } = &mut *pass.cuda;
+            let norms = [(&mut of.query_norm, 0), (&mut of.key_norm, sizes.query)];
+            let whole = norms.map(|(norm, first)| Some((norm.take_if(|norm| norm.whole)?, first)));
+            let whole = whole.into_iter().flatten();
+            if whole.clone().next().is_some() {
+                // Biases come before norms.
+                if let Some(bias) = of.bias.take() {
+                    device.add_bias(&mut buffers.heads, stride, count, weights.at(bias))?;
+                }
+            }
+            for (norm, first) in whole {
+                let weight = weights.at(norm.weight);
+                let values = &mut buffers.heads;
+                device.norm_columns(values, stride, count, first, weight, norm.epsilon)?;
+            }
             let vector = |name: Option<usize>| name.map(|name| weights.at(name));
+            let weight = |norm: Option<NormOf>| vector(norm.map(|norm| norm.weight));
+            // Without positions no pair is rotated.
+            let (rope, pairs, adjacent) = of.rope.unwrap_or_default();
             let heads = andon_cuda::Heads {
                 heads: sizes.query / sizes.head_dim,
                 bias: vector(of.bias),
-                query_weight: vector(of.query_norm),
-                key_weight: vector(of.key_norm),
-                epsilon: of.epsilon,
-                rotations: &buffers.ropes[of.rope],
-                pairs: of.pairs,
-                adjacent: of.adjacent,
-                query_factors: None,
+                query_weight: weight(of.query_norm),
+                key_weight: weight(of.key_norm),
+                epsilon: of
+                    .query_norm
+                    .or(of.key_norm)
+                    .map_or(0.0, |norm| norm.epsilon),
+                rotations: &buffers.ropes[rope],
+                pairs,
+                adjacent,
+                query_factors: of.grows.then_some(&buffers.factors),
             };
             let cache = &mut pass.pages.layers[layer];
             device.place_heads(&mut buffers.heads, &heads, cache, &buffers.places)
@@ -312,15 +367,9 @@ impl Steps for Pass<'_> {
             } = &mut *pass.cuda;
             device.quantize(&buffers.attended, sizes.query, count, &mut buffers.queries)?;
             let matrix = weights.matrix(&linear.matrix);
-            let output = &mut buffers.projected;
-            multiply(
-                device,
-                matrix,
-                &buffers.queries,
-                count,
-                output,
-                (0, sizes.embedding),
-            )
+            let (output, width) = (&mut buffers.projected, sizes.embedding);
+            multiply(device, matrix, &buffers.queries, count, output, (0, width))?;
+            add_bias(device, weights, &[linear], (output, count), width)
         });
         self.add_later(residual);
     }
@@ -354,21 +403,17 @@ impl Steps for Pass<'_> {
                     place,
                 )?;
             }
+            let gates = (&mut buffers.gates, count);
+            add_bias(device, weights, &[gate, up], gates, stride)?;
             let kind = match activation {
                 Activation::Silu => Gate::Silu,
                 Activation::GeluTanh => Gate::GeluTanh,
             };
             device.glu_quantize(kind, &buffers.gates, stride, count, &mut buffers.wide)?;
             let matrix = weights.matrix(&down.matrix);
-            let output = &mut buffers.projected;
-            multiply(
-                device,
-                matrix,
-                &buffers.wide,
-                count,
-                output,
-                (0, sizes.embedding),
-            )
+            let (output, width) = (&mut buffers.projected, sizes.embedding);
+            multiply(device, matrix, &buffers.wide, count, output, (0, width))?;
+            add_bias(device, weights, &[down], (output, count), width)
         });
         self.add_later(residual);
         self.then(Pass::end_layer);
@@ -395,7 +440,7 @@ impl Pass<'_> {
     fn add_later(&mut self, residual: &Residual<'_>) {
         let norm = residual
             .norm
-            .map(|norm| (super::weights::address(&norm.weight), norm.epsilon));
+            .map(|norm| (address(&norm.weight), norm.epsilon));
         self.pending = Some((norm, residual.scale));
     }
 
@@ -442,6 +487,8 @@ impl Pass<'_> {
                 &mut buffers.logits,
                 (0, rows),
             )?;
+            let products = (&mut buffers.logits, count);
+            add_bias(device, weights, &[output.linear], products, rows)?;
             device.read(&buffers.logits, logits)?;
             finish(table, logits, output);
         }

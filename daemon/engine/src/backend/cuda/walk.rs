@@ -3,7 +3,7 @@
 //! Invariant: whatever a pass asks of the device was visited in such a walk, so a model that is covered and whose weights were
 //! uploaded lacks nothing when it is computed.
 
-use crate::backend::{Activation, Attend, Heads, Output, Parts, Residual, Steps};
+use crate::backend::{Activation, Attend, Heads, Output, Parts, Residual, Steps, Temperature};
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, RmsNorm};
 use andon_cuda::Device;
@@ -14,8 +14,10 @@ pub(super) trait Visit {
     fn matrix(&mut self, of: &str, matrix: &Matrix);
     /// Weights of a norm.
     fn vector(&mut self, values: &[f32]);
-    /// Biases of queries, keys and values.
-    fn biases(&mut self, biases: [&[f32]; 3]);
+    /// Biases of matrices whose results lie one after the other, where these have any.
+    fn biases(&mut self, linears: &[&Linear]);
+    /// How queries grow with their position.
+    fn temperature(&mut self, temperature: Temperature);
     /// Something that there are no kernels for.
     fn lacks(&mut self, what: String);
 }
@@ -46,12 +48,13 @@ impl<'v, V: Visit> Walk<'v, V> {
         self.visit.vector(&norm.weight);
     }
 
-    fn linear(&mut self, of: &str, linear: &Linear) {
-        let of = format!("{of} of layer {}", self.layer);
-        self.visit.matrix(&of, &linear.matrix);
-        if linear.bias.is_some() {
-            self.visit.lacks(format!("a bias of {of}"));
+    /// Matrices whose results lie one after the other.
+    fn linears<const N: usize>(&mut self, linears: [(&str, &Linear); N]) {
+        for (of, linear) in linears {
+            let of = format!("{of} of layer {}", self.layer);
+            self.visit.matrix(&of, &linear.matrix);
         }
+        self.visit.biases(&linears.map(|(_, linear)| linear));
     }
 
     fn residual(&mut self, residual: &Residual<'_>) {
@@ -82,12 +85,8 @@ impl<V: Visit> Steps for Walk<'_, V> {
         self.norm_of(norm);
     }
 
-    fn project(&mut self, linears: [&Linear; 3], _parts: Parts) {
-        // Biases are the heads'.
-        for (of, linear) in ["queries", "keys", "values"].into_iter().zip(linears) {
-            let of = format!("{of} of layer {}", self.layer);
-            self.visit.matrix(&of, &linear.matrix);
-        }
+    fn project(&mut self, [query, key, value]: [&Linear; 3], _parts: Parts) {
+        self.linears([("queries", query), ("keys", key), ("values", value)]);
     }
 
     fn finish_heads(&mut self, heads: &Heads<'_>, _parts: Parts) {
@@ -95,25 +94,11 @@ impl<V: Visit> Steps for Walk<'_, V> {
             let dims = heads.head_dim;
             self.visit.lacks(format!("heads of {dims} dimensions"));
         }
-        match heads.biases {
-            [None, None, None] => {}
-            [Some(query), Some(key), Some(value)] => self.visit.biases([query, key, value]),
-            _ => self
-                .visit
-                .lacks("biases of some of queries, keys and values".to_owned()),
+        for norm in [heads.query_norm, heads.key_norm] {
+            self.norm_of(norm);
         }
-        for norm in [heads.query_norm, heads.key_norm].into_iter().flatten() {
-            if norm.weight.len() != heads.head_dim {
-                self.visit.lacks("norms over all heads together".to_owned());
-            }
-            self.norm_of(Some(norm));
-        }
-        if heads.rope.is_none() {
-            self.visit.lacks("layers without positions".to_owned());
-        }
-        if heads.temperature.is_some() {
-            self.visit
-                .lacks("queries that grow with their position".to_owned());
+        if let Some(temperature) = heads.temperature {
+            self.visit.temperature(temperature);
         }
     }
 
@@ -122,7 +107,7 @@ impl<V: Visit> Steps for Walk<'_, V> {
     fn attend(&mut self, _attend: &Attend) {}
 
     fn add_attended(&mut self, linear: &Linear, residual: &Residual<'_>) {
-        self.linear("attention's output", linear);
+        self.linears([("attention's output", linear)]);
         self.residual(residual);
     }
 
@@ -134,9 +119,8 @@ impl<V: Visit> Steps for Walk<'_, V> {
         down: &Linear,
         residual: &Residual<'_>,
     ) {
-        for (of, linear) in [("gate", gate), ("up", up), ("down", down)] {
-            self.linear(of, linear);
-        }
+        self.linears([("gate", gate), ("up", up)]);
+        self.linears([("down", down)]);
         self.residual(residual);
         self.layer += 1;
     }
@@ -144,8 +128,6 @@ impl<V: Visit> Steps for Walk<'_, V> {
     fn output(&mut self, output: &Output<'_>) {
         self.norm_of(Some(output.norm));
         self.visit.matrix("the output", &output.linear.matrix);
-        if output.linear.bias.is_some() {
-            self.visit.lacks("a bias of the output".to_owned());
-        }
+        self.visit.biases(&[output.linear]);
     }
 }

@@ -1,8 +1,9 @@
 //! A model's weights in a device's memory, packed as its kernels like them.
 
 use super::walk::{Visit, Walk};
+use crate::backend::Temperature;
 use crate::models::Architecture;
-use crate::weights::{self, Matrix};
+use crate::weights::{self, Linear, Matrix};
 use andon_cuda::{Buffer, Device, Error, Format};
 use std::collections::HashMap;
 
@@ -36,7 +37,9 @@ impl Visit for Lack {
 
     fn vector(&mut self, _values: &[f32]) {}
 
-    fn biases(&mut self, _biases: [&[f32]; 3]) {}
+    fn biases(&mut self, _linears: &[&Linear]) {}
+
+    fn temperature(&mut self, _temperature: Temperature) {}
 
     fn lacks(&mut self, what: String) {
         self.0.get_or_insert(what);
@@ -60,14 +63,22 @@ pub(super) fn not_covered(decoder: &dyn Architecture) -> Option<String> {
 pub(super) struct Weights {
     /// By file and first byte there.
     matrices: HashMap<(usize, usize), andon_cuda::Matrix>,
-    /// By the address of the first element.
+    /// By the address of the first element; biases that lie one after the other, of the first of them.
     vectors: HashMap<usize, Buffer<f32>>,
+    temperature: Option<Temperature>,
     bytes: usize,
 }
 
 /// By which vectors are found.
 pub(super) fn address(values: &[f32]) -> usize {
     values.as_ptr().addr()
+}
+
+/// By which biases of matrices whose results lie one after the other are found; `None` if there are none.
+pub(super) fn address_of_biases<'a>(
+    biases: impl IntoIterator<Item = Option<&'a [f32]>>,
+) -> Option<usize> {
+    biases.into_iter().flatten().next().map(address)
 }
 
 impl Weights {
@@ -96,6 +107,11 @@ impl Weights {
         self.bytes
     }
 
+    /// How queries grow with their position.
+    pub(super) fn temperature(&self) -> Option<Temperature> {
+        self.temperature
+    }
+
     /// A matrix.
     ///
     /// # Panics
@@ -104,7 +120,7 @@ impl Weights {
         &self.matrices[&(matrix.part, matrix.range.start)]
     }
 
-    /// Weights of a norm, or biases.
+    /// Weights of a norm.
     ///
     /// # Panics
     /// If the model they are of is another.
@@ -112,7 +128,7 @@ impl Weights {
         self.at(address(values))
     }
 
-    /// The same by their [`address`].
+    /// The same by their [`address`], or biases by [`address_of_biases`].
     pub(super) fn at(&self, address: usize) -> &Buffer<f32> {
         &self.vectors[&address]
     }
@@ -165,10 +181,24 @@ impl Visit for Upload<'_> {
         }
     }
 
-    fn biases(&mut self, biases: [&[f32]; 3]) {
-        if self.done.is_ok() {
-            self.done = self.add_vector(address(biases[0]), &biases.concat());
+    fn biases(&mut self, linears: &[&Linear]) {
+        let biases = linears.iter().map(|linear| linear.bias.as_deref());
+        let Some(name) = address_of_biases(biases).filter(|_| self.done.is_ok()) else {
+            return;
+        };
+        let mut values = Vec::new();
+        for linear in linears {
+            match &linear.bias {
+                Some(bias) => values.extend_from_slice(bias),
+                // Whatever this is added to stays as it is, zeros of either sign too.
+                None => values.extend(std::iter::repeat_n(-0.0, linear.matrix.row_count)),
+            }
         }
+        self.done = self.add_vector(name, &values);
+    }
+
+    fn temperature(&mut self, temperature: Temperature) {
+        self.weights.temperature = Some(temperature);
     }
 
     fn lacks(&mut self, _what: String) {}
