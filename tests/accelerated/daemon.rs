@@ -9,7 +9,7 @@ use andon_tests::programs;
 use andon_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
 
-use crate::emulated::{driver, environment};
+use crate::card::{driver, environment};
 
 /// The emulation takes its time.
 const TIMEOUT: Duration = Duration::from_secs(300);

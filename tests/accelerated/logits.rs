@@ -10,7 +10,7 @@ use andon_engine::kv::{KvType, PAGE};
 use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence};
 use andon_tests::tiny_model::{Architecture, Biases, TensorType, TinyModel};
 
-use crate::emulated::{inside, inside_with};
+use crate::card::{inside, inside_emulation};
 
 /// Bits of the logits of every position.
 type Rows = Vec<Vec<u32>>;
@@ -21,7 +21,7 @@ fn architecture(name: &str) -> Architecture {
 }
 
 /// A model of two layers whose heads there are kernels for.
-fn model(folder: &Path, architecture: Architecture, weights: TensorType) -> Arc<Model> {
+pub(crate) fn model(folder: &Path, architecture: Architecture, weights: TensorType) -> Arc<Model> {
     let path = folder.join("model.gguf");
     let width = if weights.block_elements() == 256 {
         256
@@ -151,7 +151,7 @@ fn cards_with_less_shared_memory_compute_the_same() {
         ("ANDON_EMULATED_CAPABILITY", "89"),
         ("ANDON_EMULATED_SHARED_MEMORY", "101376"),
     ];
-    inside_with(
+    inside_emulation(
         "logits::cards_with_less_shared_memory_compute_the_same",
         &less,
         || check("llama", TensorType::Q4K, KvType::F16),
@@ -366,7 +366,7 @@ fn positions_that_the_context_turns_are_compared_in_the_same_context() {
 
 #[test]
 fn passes_take_no_memory_of_the_card() {
-    inside_with(
+    inside_emulation(
         "logits::passes_take_no_memory_of_the_card",
         &[("ANDON_EMULATED_MEMORY", "67108864")],
         || {
@@ -431,4 +431,53 @@ fn an_interrupted_pass_changes_nothing_on_the_card() {
             assert_same(&rows, &expected, "after an interruption");
         },
     );
+}
+
+/// How much is done in each wait for the card, by the emulation's note of it.
+fn waits(file: &Path) -> Vec<usize> {
+    let text = std::fs::read_to_string(file).expect("it was waited");
+    let count = |line: &str| line.parse().expect("a number");
+    text.lines().map(count).collect()
+}
+
+#[test]
+fn whoever_interrupts_a_long_pass_waits_for_two_layers_at_most() {
+    const LAYERS: usize = 12;
+    const NAME: &str = "logits::whoever_interrupts_a_long_pass_waits_for_two_layers_at_most";
+    let notes = tempfile::NamedTempFile::new().expect("a file");
+    let name = notes.path().to_str().expect("a plain name");
+    inside_emulation(NAME, &[("ANDON_EMULATED_WAITS", name)], || {
+        let notes = std::env::var_os("ANDON_EMULATED_WAITS").expect("it is set");
+        let notes = Path::new(&notes);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.gguf");
+        TinyModel {
+            layer_count: LAYERS,
+            embedding: 64,
+            feed_forward: 64,
+            head_count: 2,
+            head_count_kv: 1,
+            head_dim: Some(64),
+            ..TinyModel::default()
+        }
+        .write(&path)
+        .expect("written");
+        let model = Arc::new(Model::load(&path).expect("a sound model"));
+        let mut card = executor(&model, Backend::Cuda, KvType::F16);
+        let before = waits(notes).len();
+        let text = tokens(&model, 40, 0);
+        let mut sequence = card.sequence();
+        let chunk = Chunk {
+            sequence: &mut sequence,
+            tokens: &text,
+            logits: LogitsFor::Last,
+        };
+        card.forward(&mut [chunk]).expect("a valid batch");
+        let waits = waits(notes).split_off(before);
+        let (all, longest) = (waits.iter().sum::<usize>(), waits.iter().max());
+        assert!(all > 10 * LAYERS, "{all} launches of {LAYERS} layers");
+        // Two layers of twelve, with what comes before and behind them.
+        let longest = *longest.expect("it waits");
+        assert!(longest < all / 4, "{longest} of {all} launches in a wait");
+    });
 }

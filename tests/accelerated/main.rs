@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod card;
 mod daemon;
-mod emulated;
+mod interfaces;
 mod logits;
