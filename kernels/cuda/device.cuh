@@ -50,7 +50,13 @@ __device__ __forceinline__ void copy_16(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");
 }
 
-// The same through the first-level cache.
+// The same, of what lies AT bytes behind both: one address serves several copies.
+template <int AT> __device__ __forceinline__ void copy_16_behind(void *shared, const void *global) {
+    uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0+%2], [%1+%2], 16;" ::"r"(at), "l"(global), "n"(AT) : "memory");
+}
+
+// As copy_16, through the first-level cache.
 __device__ __forceinline__ void copy_16_cached(void *shared, const void *global) {
     uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");

@@ -1,15 +1,19 @@
 // Packed weights: how levels and scales of each format lie in device memory, and how they become what products take.
 //
-// A matrix is planes, one after the other, each a sequence over tiles of 16 rows and, within one, over pairs of groups (64
-// elements; the last pair of a row may be half empty, with zeros):
+// A matrix is a sequence over tiles of 16 rows and, within one, over units: a pair of groups (64 elements; the last of a
+// row may be half empty, with zeros), or four pairs in formats with factors of 256 elements. So a stretch of a tile is
+// one piece of memory. A unit has for each pair, one after the other,
 //
-// - low: for every lane of a warp the words {first group: row g, row g + 8; second group: row g, row g + 8}. Byte i of
-//   a word has the low four bits of element 4 t + i in its low, and of element 16 + 4 t + i in its high half. For Q8_0
-//   there are two such planes' worth, the whole levels {row g, row g + 8, row g at 16, row g + 8 at 16} of each group.
-// - high: for Q5, one word for every lane, bit 4 group + j of whose byte i is the fifth bit of byte i of fragment word j;
-//   for Q6, one word for each group, bits 2 j and 2 j + 1 of whose byte i are the upper bits of byte i of word j.
-// - scales: for every g {first group: row g, row g + 8; second group: row g, row g + 8}, of 16 bits each (Q4_1: 32).
-// - factors of 256 elements: for every g {row g, row g + 8}.
+// - low: for every lane of a warp the words {first group: row g, row g + 8; second group: row g, row g + 8}.
+//   Byte i of a word has the low four bits of element 4 t + i in its low, and of element 16 + 4 t + i in its high half. For
+//   Q8_0 there is twice that, the whole levels {row g, row g + 8, row g at 16, row g + 8 at 16} of each group.
+// - high: for Q5, one word for every lane, bit 4 group + j of whose byte i is the fifth bit of byte i of
+//   fragment word j; for Q6, one word for each group, bits 2 j and 2 j + 1 of whose byte i are the upper bits of byte i of
+//   word j.
+// - scales: for every g {first group: row g, row g + 8; second group: row g, row g + 8}, of 16 bits each
+//   (Q4_1: 32),
+//
+// and then factors of 256 elements: for every g {row g, row g + 8}.
 //
 // Levels with an offset are stored less their offset: the top bit is flipped, and the level is unpacked to the top of
 // its byte, as a multiple of 2, 4, 8 or 16 of itself. The sum is read off as a float whose last place is worth the
@@ -26,24 +30,40 @@ template <class F> struct Raw {
     uint32_t high[F::HIGH == 0 ? 1 : F::HIGH];
 };
 
-// Numbers of a plane's bytes, each for a tile and a pair (or 256 elements).
-template <class F> struct Planes {
-    const uint8_t *low, *high, *scales, *factors;
-    int tiles, pairs, supers;
+// Where the parts of a unit are, and units of a matrix.
+template <class F> struct Packed {
+    const uint8_t *start;
+    int tiles, pairs, units;
 
     static constexpr int LOW_BYTES = F::LOW * 512;
     static constexpr int HIGH_BYTES = F::HIGH * 128;
     static constexpr int SCALE_BYTES = F::SCALE_WORDS * 32;
     static constexpr int FACTOR_BYTES = F::FACTOR_WORDS * 32;
+    static constexpr int UNIT_PAIRS = F::FACTOR_WORDS > 0 ? 4 : 1;
+    static constexpr int PAIR_BYTES = LOW_BYTES + HIGH_BYTES + SCALE_BYTES;
+    static constexpr int UNIT_BYTES = UNIT_PAIRS * PAIR_BYTES + FACTOR_BYTES;
 
-    __device__ __forceinline__ Planes(const uint8_t *weights, int rows, int k)
-        : tiles(ceil_div(rows, TILE_ROWS)), pairs(ceil_div(k, 2 * GROUP)), supers(ceil_div(k, 256)) {
-        size_t count = static_cast<size_t>(tiles) * pairs;
-        low = weights;
-        high = low + count * LOW_BYTES;
-        scales = high + count * HIGH_BYTES;
-        factors = scales + count * SCALE_BYTES;
+    __device__ __forceinline__ Packed(const uint8_t *weights, int rows, int k)
+        : start(weights), tiles(ceil_div(rows, TILE_ROWS)), pairs(ceil_div(k, 2 * GROUP)),
+          units(ceil_div(pairs, UNIT_PAIRS)) {}
+
+    // Of unit `unit` of a tile. Matrices are smaller than 4 GiB, so they have fewer units than that.
+    __device__ __forceinline__ const uint8_t *at(int tile, int unit) const {
+        return start + static_cast<uint64_t>(static_cast<uint32_t>(tile * units + unit)) * UNIT_BYTES;
     }
+
+    // Where pair `pair` is in units one after the other, and the factors that it shares.
+    __device__ __forceinline__ static int pair_at(int pair) {
+        return pair / UNIT_PAIRS * UNIT_BYTES + pair % UNIT_PAIRS * PAIR_BYTES;
+    }
+    __device__ __forceinline__ static int factors_at(int pair) {
+        return pair / UNIT_PAIRS * UNIT_BYTES + UNIT_PAIRS * PAIR_BYTES;
+    }
+
+    // Parts of a pair.
+    template <class T> __device__ __forceinline__ static T *low(T *pair) { return pair; }
+    template <class T> __device__ __forceinline__ static T *high(T *pair) { return pair + LOW_BYTES; }
+    template <class T> __device__ __forceinline__ static T *scales(T *pair) { return pair + LOW_BYTES + HIGH_BYTES; }
 };
 
 // Row factors of a group, as its products take them: of row g in x and y, of row g + 8 in z and w. Scales are x and z,

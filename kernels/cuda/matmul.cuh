@@ -16,16 +16,18 @@ namespace andon {
 
 // Rows as files have them to the packed layout; one thread for each lane of each pair.
 template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k, uint8_t *out) {
-    Planes<F> planes(out, rows, k);
+    const Packed<F> packed(out, rows, k);
     int groups = k / GROUP;
     size_t row_bytes = static_cast<size_t>(k / F::BLOCK) * F::BLOCK_BYTES;
-    size_t count = static_cast<size_t>(planes.tiles) * planes.pairs * 32;
+    size_t count = static_cast<size_t>(packed.tiles) * packed.pairs * 32;
     for (size_t index = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < count;
          index += static_cast<size_t>(gridDim.x) * blockDim.x) {
         int lane = index % 32, g = lane / 4, t = lane % 4;
         size_t unit = index / 32;
-        int pair = unit % planes.pairs;
-        int tile = unit / planes.pairs;
+        int pair = unit % packed.pairs;
+        int tile = unit / packed.pairs;
+        uint8_t *of_tile = const_cast<uint8_t *>(packed.at(tile, 0));
+        uint8_t *to = of_tile + Packed<F>::pair_at(pair);
         int row[2] = {tile * TILE_ROWS + g, tile * TILE_ROWS + g + 8};
         const uint8_t *source[2];
         for (int r = 0; r < 2; r++) {
@@ -50,18 +52,18 @@ template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k,
                         }
                     }
                 }
-                uint32_t *to = reinterpret_cast<uint32_t *>(const_cast<uint8_t *>(planes.low));
+                uint32_t *levels = reinterpret_cast<uint32_t *>(Packed<F>::low(to));
                 if constexpr (F::LOW == 2) {
-                    uint32_t *fragment = to + ((unit * 2 + local) * 32 + lane) * 4;
+                    uint32_t *fragment = levels + (local * 32 + lane) * 4;
                     fragment[r] = words[0];
                     fragment[2 + r] = words[1];
                 } else {
-                    to[(unit * 32 + lane) * 4 + local * 2 + r] = low;
+                    levels[lane * 4 + local * 2 + r] = low;
                 }
                 if (t == 0) {
                     uint32_t scale = there ? F::scale(source[r], group) : 0;
-                    size_t at = (unit * 8 + g) * 4 + local * 2 + r;
-                    uint8_t *scales = const_cast<uint8_t *>(planes.scales);
+                    int at = g * 4 + local * 2 + r;
+                    uint8_t *scales = Packed<F>::scales(to);
                     if constexpr (F::SCALE_WORDS == 4) {
                         reinterpret_cast<uint32_t *>(scales)[at] = scale;
                     } else {
@@ -71,8 +73,8 @@ template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k,
                 if constexpr (F::FACTOR_WORDS > 0) {
                     if (t == 0 && pair % 4 == 0 && local == 0) {
                         uint32_t factor = there ? F::factor(source[r], pair / 4) : 0;
-                        size_t at = ((static_cast<size_t>(tile) * planes.supers + pair / 4) * 8 + g) * 2 + r;
-                        uint8_t *factors = const_cast<uint8_t *>(planes.factors);
+                        int at = g * 2 + r;
+                        uint8_t *factors = of_tile + Packed<F>::factors_at(pair);
                         if constexpr (F::FACTOR_WORDS == 2) {
                             reinterpret_cast<uint32_t *>(factors)[at] = factor;
                         } else {
@@ -83,9 +85,9 @@ template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k,
             }
         }
         if constexpr (F::HIGH > 0) {
-            uint32_t *to = reinterpret_cast<uint32_t *>(const_cast<uint8_t *>(planes.high));
+            uint32_t *words = reinterpret_cast<uint32_t *>(Packed<F>::high(to));
             for (int word = 0; word < F::HIGH; word++) {
-                to[(unit * F::HIGH + word) * 32 + lane] = high[word];
+                words[word * 32 + lane] = high[word];
             }
         }
     }
@@ -93,7 +95,7 @@ template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k,
 
 // ------------------------------------------------------------------------------------------------ rows of tokens
 
-// Factors of 256 elements of two rows, of lane g of a plane.
+// Factors of 256 elements of two rows, of lane g.
 template <class F> __device__ __forceinline__ uint2 block_factors(const uint8_t *shared, int g) {
     if constexpr (F::FACTOR_WORDS == 2) {
         return reinterpret_cast<const uint2 *>(shared)[g];
@@ -108,7 +110,7 @@ template <class F> __device__ __forceinline__ uint2 block_factors(const uint8_t 
 // columns in y. A token that has no row gets what is not a number.
 template <class F>
 __device__ void embed(const uint8_t *weights, int rows, int k, const uint32_t *tokens, float scale, float *out) {
-    const Planes<F> planes(weights, rows, k);
+    const Packed<F> packed(weights, rows, k);
     const int lane = threadIdx.x % 32, group = blockIdx.x * 8 + threadIdx.x / 32, column = blockIdx.y;
     if (group >= k / GROUP) {
         return;
@@ -121,30 +123,29 @@ __device__ void embed(const uint8_t *weights, int rows, int k, const uint32_t *t
     }
     const int tile = token / TILE_ROWS, g = token % 8, r = token % TILE_ROWS / 8;
     const int pair = group / 2, local = group % 2, half = lane / 16, t = lane % 16 / 4, i = lane % 4, j = half * 2 + r;
-    const size_t unit = static_cast<size_t>(tile) * planes.pairs + pair;
+    const uint8_t *of_tile = packed.at(tile, 0), *from = of_tile + Packed<F>::pair_at(pair);
     const int at = g * 4 + t;
-    const uint32_t *low = reinterpret_cast<const uint32_t *>(planes.low);
-    const uint32_t *high = reinterpret_cast<const uint32_t *>(planes.high);
+    const uint32_t *low = reinterpret_cast<const uint32_t *>(Packed<F>::low(from));
+    const uint32_t *high = reinterpret_cast<const uint32_t *>(Packed<F>::high(from));
     uint32_t code;
     if constexpr (F::LOW == 2) {
-        code = low[((unit * 2 + local) * 32 + at) * 4 + j] >> (8 * i) & 255;
+        code = low[(local * 32 + at) * 4 + j] >> (8 * i) & 255;
     } else {
-        code = low[(unit * 32 + at) * 4 + local * 2 + r] >> (8 * i + 4 * half) & 15;
+        code = low[at * 4 + local * 2 + r] >> (8 * i + 4 * half) & 15;
     }
     if constexpr (F::HIGH == 1) {
-        code |= (high[unit * 32 + at] >> (8 * i + 4 * local + j) & 1) << 4;
+        code |= (high[at] >> (8 * i + 4 * local + j) & 1) << 4;
     } else if constexpr (F::HIGH == 2) {
-        code |= (high[(unit * 2 + local) * 32 + at] >> (8 * i + 2 * j) & 3) << 4;
+        code |= (high[local * 32 + at] >> (8 * i + 2 * j) & 3) << 4;
     }
     const float level = static_cast<float>(static_cast<int>(code ^ F::OFFSET) - F::OFFSET);
     uint2 blocks = make_uint2(0, 0);
     if constexpr (F::FACTOR_WORDS > 0) {
-        const size_t super = static_cast<size_t>(tile) * planes.supers + pair / 4;
-        blocks = block_factors<F>(planes.factors + super * Planes<F>::FACTOR_BYTES, g);
+        blocks = block_factors<F>(of_tile + Packed<F>::factors_at(pair), g);
     }
     uint32_t words[F::SCALE_WORDS];
     for (int word = 0; word < F::SCALE_WORDS; word++) {
-        words[word] = reinterpret_cast<const uint32_t *>(planes.scales)[(unit * 8 + g) * F::SCALE_WORDS + word];
+        words[word] = reinterpret_cast<const uint32_t *>(Packed<F>::scales(from))[g * F::SCALE_WORDS + word];
     }
     const float4 factors = F::factors(words, blocks, local);
     float value;
@@ -168,9 +169,13 @@ template <class F> __device__ __forceinline__ float2 row_scales(float4 factors, 
     return F::HALVES ? blocks : make_float2(factors.x, factors.z);
 }
 
-// Writes the factors of the two groups of a pair, of rows g and g + 8, as products take them.
+// The factors of a group's rows g and g + 8 as products take them, and room for one more: so lanes that write those of
+// four pairs at once do not meet in the banks of shared memory.
+using GroupFactors = float4[9];
+
+// Writes the factors of the two groups of a pair.
 template <class F>
-__device__ __forceinline__ void spread_factors(float4 (*factors)[8], const uint8_t *scales, uint2 blocks, int g) {
+__device__ __forceinline__ void spread_factors(GroupFactors *factors, const uint8_t *scales, uint2 blocks, int g) {
     uint32_t words[F::SCALE_WORDS];
 #pragma unroll
     for (int i = 0; i < F::SCALE_WORDS; i += 2) {
@@ -198,31 +203,31 @@ __device__ __forceinline__ void load_raw(Raw<F> &raw, const uint8_t *low, const 
 // ------------------------------------------------------------------------------------------------ few columns
 
 // Products with up to 8 * BLOCKS columns. A block of threads computes tiles of rows one after the other, each in
-// stretches of its columns, which its warps take in turn. All of a stretch that needs no accumulator is done by many
-// warps at a time, and the accumulators pass from warp to warp in the order of stretches. Weights are asked for several
-// stretches ahead, those of the next tile too.
+// stretches of eight groups, which its warps take in turn; the host says how many warps there are. All of a stretch that
+// needs no accumulator is done by many warps at a time and kept in registers. The accumulators pass from warp to warp in
+// the order of stretches, and for each block of columns on their own; what a warp does in its turn is as little as can be.
+// Weights are asked for a turn ahead, those of the next tile too, and columns once those before have been used.
 //
-// The last stretch may have fewer groups than there are copied: what lies beyond a plane's end is another's, or slack
+// The last stretch may have fewer groups than there are copied: what lies beyond a tile's end is another's, or slack
 // at the end of the buffer, and is not used.
-template <class F, int BLOCKS, int WARPS_, int GROUPS_, int STAGES_>
+template <class F, int BLOCKS>
 struct Decode {
-    static constexpr int WARPS = WARPS_;
-    static constexpr int STAGES = STAGES_;
-    // Groups of a stretch, chosen so that what waits for the accumulators stays in registers.
-    static constexpr int GROUPS = GROUPS_;
-    static constexpr int PAIRS = GROUPS / 2;
+    static constexpr int STAGES = 2;
+    static constexpr int GROUPS = 8, PAIRS = GROUPS / 2;
     static constexpr int BLOCK_ROWS = TILE_ROWS, BLOCK_COLUMNS = 8 * BLOCKS;
-    using P = Planes<F>;
-    static constexpr int HIGH_AT = PAIRS * P::LOW_BYTES;
-    static constexpr int SCALES_AT = HIGH_AT + PAIRS * P::HIGH_BYTES;
-    static constexpr int FACTORS_AT = SCALES_AT + PAIRS * P::SCALE_BYTES;
-    static constexpr int COLUMNS_AT = FACTORS_AT + P::FACTOR_BYTES;
-    static constexpr int STAGE_BYTES = COLUMNS_AT + BLOCKS * GROUPS * 64;
-    static constexpr int SPREAD_BYTES = GROUPS * 8 * 16;
-    static constexpr int HAND_BYTES = BLOCKS * 32 * 16;
-    static constexpr int SHARED_BYTES = WARPS * (STAGES * STAGE_BYTES + SPREAD_BYTES) + HAND_BYTES;
-    static_assert(BLOCKS <= 2, "columns of the first block and of the last");
-    static_assert(WARPS > 1 && WARPS < 16, "a barrier for every warp, and one for all");
+    using P = Packed<F>;
+    // Weights of a stretch.
+    static constexpr int UNITS = PAIRS / P::UNIT_PAIRS, STAGE_BYTES = UNITS * P::UNIT_BYTES;
+    // What a warp has: weights, levels and scales of columns, factors of rows, and what it is handed.
+    static constexpr int LEVELS_AT = STAGES * STAGE_BYTES;
+    static constexpr int COLUMN_SCALES_AT = LEVELS_AT + BLOCKS * GROUPS * 256;
+    static constexpr int SPREAD_AT = COLUMN_SCALES_AT + BLOCKS * GROUPS * 64;
+    static constexpr int HAND_AT = SPREAD_AT + GROUPS * sizeof(GroupFactors);
+    static constexpr int WARP_BYTES = HAND_AT + BLOCKS * 32 * 16;
+    // The most warps that there may be: where a block has least shared memory it has 99 KB.
+    static constexpr int WARPS = 99 * 1024 / WARP_BYTES < 8 ? 99 * 1024 / WARP_BYTES : 8;
+    static constexpr int SHARED_BYTES = WARPS * WARP_BYTES;
+    static_assert(BLOCKS * WARPS <= 16, "a barrier for every warp and block of columns");
 
     // Where a warp is: a tile and a stretch of it.
     struct Place {
@@ -238,122 +243,60 @@ struct Decode {
         }
     };
 
-    template <int BYTES> __device__ __forceinline__ static void fetch_plane(uint8_t *to, const uint8_t *from, int lane) {
-#pragma unroll
-        for (int first = 0; first < BYTES; first += 512) {
-            if (first + 512 <= BYTES || lane < (BYTES - first) / 16) {
-                copy_16(to + first + lane * 16, from + first + lane * 16);
-            }
-        }
-    }
-
     // Weights, past the first-level cache.
-    __device__ __forceinline__ static void fetch(uint8_t *stage, const P &planes, Place place, int lane) {
-        const int pair = place.stretch * PAIRS;
-        const size_t unit = static_cast<size_t>(place.tile) * planes.pairs + pair;
-        fetch_plane<PAIRS * P::LOW_BYTES>(stage, planes.low + unit * P::LOW_BYTES, lane);
-        fetch_plane<PAIRS * P::HIGH_BYTES>(stage + HIGH_AT, planes.high + unit * P::HIGH_BYTES, lane);
-        fetch_plane<PAIRS * P::SCALE_BYTES>(stage + SCALES_AT, planes.scales + unit * P::SCALE_BYTES, lane);
-        const size_t super = static_cast<size_t>(place.tile) * planes.supers + pair / 4;
-        fetch_plane<P::FACTOR_BYTES>(stage + FACTORS_AT, planes.factors + super * P::FACTOR_BYTES, lane);
+    __device__ __forceinline__ static void fetch(uint8_t *stage, const P &packed, Place place, int lane) {
+        fetch_from<0>(stage + lane * 16, packed.at(place.tile, place.stretch * UNITS) + lane * 16, lane);
     }
-
-    // Scales of columns, which every tile needs.
-    __device__ __forceinline__ static void fetch_columns(uint8_t *stage, const float4 *(&column_scales)[BLOCKS],
-                                                         Place place, int lane) {
-#pragma unroll
-        for (int first = 0; first < BLOCKS * GROUPS * 4; first += 32) {
-            const int index = first + lane, block = index / (GROUPS * 4), at = index % (GROUPS * 4);
-            if (BLOCKS * GROUPS * 4 % 32 == 0 || index < BLOCKS * GROUPS * 4) {
-                const float4 *base = block == 0 ? column_scales[0] : column_scales[BLOCKS - 1];
-                copy_16_cached(stage + COLUMNS_AT + index * 16, base + place.stretch * (GROUPS * 4) + at);
-            }
+    template <int AT>
+    __device__ __forceinline__ static void fetch_from(uint8_t *stage, const uint8_t *from, int lane) {
+        if (AT + 512 <= STAGE_BYTES || lane < (STAGE_BYTES - AT) / 16) {
+            copy_16_behind<AT>(stage, from);
+        }
+        if constexpr (AT + 512 < STAGE_BYTES) {
+            fetch_from<AT + 512>(stage, from, lane);
         }
     }
 
-    __device__ static void run(const uint8_t *weights, int rows, int k, const uint2 *levels, const float2 *scales,
-                               float *out, int columns, int out_stride) {
-        uint8_t *shared = shared_memory();
-        const P planes(weights, rows, k);
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-        const int groups = k / GROUP;
-        const int stretches = ceil_div(planes.pairs, PAIRS);
-        uint8_t *stages = shared + warp * (STAGES * STAGE_BYTES + SPREAD_BYTES);
-        float4(*spread)[8] = reinterpret_cast<float4(*)[8]>(stages + STAGES * STAGE_BYTES);
-        float4 *hand = reinterpret_cast<float4 *>(shared + WARPS * (STAGES * STAGE_BYTES + SPREAD_BYTES));
-        // A column that is not there is read as the first, or as what lies in its place: its results go nowhere.
-        const uint2 *column_levels[BLOCKS];
-        const float4 *column_scales[BLOCKS];
+    // Levels and scales of the columns that are there, which every tile needs.
+    __device__ __forceinline__ static void fetch_columns(uint8_t *mine, const uint2 *levels, const float2 *scales,
+                                                         int groups, int columns, Place place, int lane) {
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++) {
-            const bool levels_there = block * 8 + g < columns, scales_there = block * 8 < columns;
-            column_levels[block] = levels + (levels_there ? static_cast<size_t>(block) * groups * 32 + lane : t);
-            column_scales[block] = reinterpret_cast<const float4 *>(scales) +
-                                   (scales_there ? static_cast<size_t>(block) * groups * 4 : 0);
-        }
-
-        Place now = {static_cast<int>(blockIdx.x), 0};
-        now.advance(warp, stretches);
-        // Weights do not depend on the kernel before, columns do.
-        launch_next();
-        Place next = now;
+            const uint32_t first = block * groups + place.stretch * GROUPS;
+            const uint8_t *from = reinterpret_cast<const uint8_t *>(levels) + first * static_cast<uint64_t>(256);
+            // Of a column 32 bytes lie together.
+            const bool there = block * 8 + lane % 16 / 2 < columns;
 #pragma unroll
-        for (int ahead = 0; ahead < STAGES - 1; ahead++) {
-            if (next.tile < planes.tiles) {
-                fetch(stages + ahead * STAGE_BYTES, planes, next, lane);
-            }
-            next.advance(WARPS, stretches);
-        }
-        wait_for_kernel_before();
-        next = now;
-#pragma unroll
-        for (int ahead = 0; ahead < STAGES - 1; ahead++) {
-            if (next.tile < planes.tiles) {
-                fetch_columns(stages + ahead * STAGE_BYTES, column_scales, next, lane);
-            }
-            copy_commit();
-            next.advance(WARPS, stretches);
-        }
-        int slot = 0;
-        for (; now.tile < planes.tiles; now.advance(WARPS, stretches)) {
-            const int next_slot = slot == 0 ? STAGES - 1 : slot - 1;
-            __syncwarp(); // what is overwritten has been read by every lane
-            if (next.tile < planes.tiles) {
-                fetch(stages + next_slot * STAGE_BYTES, planes, next, lane);
-                fetch_columns(stages + next_slot * STAGE_BYTES, column_scales, next, lane);
-            }
-            copy_commit();
-            next.advance(WARPS, stretches);
-            const int tile = now.tile, stretch = now.stretch;
-            const bool begins = stretch == 0, ends = stretch + 1 == stretches;
-            const int first = stretch * GROUPS;
-            uint2 b[BLOCKS][GROUPS];
-#pragma unroll
-            for (int block = 0; block < BLOCKS; block++) {
-#pragma unroll
-                for (int i = 0; i < GROUPS; i++) {
-                    b[block][i] = __ldg(column_levels[block] + first * 32 + i * 32);
+            for (int at = 0; at < GROUPS * 256; at += 512) {
+                if (there) {
+                    copy_16_cached(mine + LEVELS_AT + block * GROUPS * 256 + at + lane * 16, from + at + lane * 16);
                 }
             }
-            copy_wait<STAGES - 1>();
-            __syncwarp();
-            const uint8_t *stage = stages + slot * STAGE_BYTES;
-            slot = slot == STAGES - 1 ? 0 : slot + 1;
-            const float4 *x = reinterpret_cast<const float4 *>(stage + COLUMNS_AT) + t;
-            const uint2 blocks = block_factors<F>(stage + FACTORS_AT, g);
-            if (PAIRS >= 4 || t < PAIRS) {
-                spread_factors<F>(spread + 2 * t, stage + SCALES_AT + t * P::SCALE_BYTES, blocks, g);
+            if (block == 0 || block * 8 < columns) {
+                const uint8_t *scale = reinterpret_cast<const uint8_t *>(scales) + first * static_cast<uint64_t>(64);
+                fetch_scales(mine + COLUMN_SCALES_AT + block * GROUPS * 64, scale, lane);
             }
-            __syncwarp();
-            float2 own = make_float2(0, 0);
-            if constexpr (F::HALVES) {
-                own = halves(blocks.x);
-            }
-            float value[BLOCKS][GROUPS][4], product[BLOCKS][GROUPS][4];
+        }
+    }
+    __device__ __forceinline__ static void fetch_scales(uint8_t *to, const uint8_t *from, int lane) {
+        static_assert(GROUPS * 64 == 32 * 16, "a copy of each lane");
+        copy_16_cached(to + lane * 16, from + lane * 16);
+    }
+
+    // What groups of a stretch bring to the accumulators of a lane: two rows by two columns.
+    struct Terms {
+        float value[GROUPS][4], product[GROUPS][4];
+        float row_minimum[GROUPS][2], column_sum[GROUPS][2];
+
+        // All that needs no accumulator.
+        __device__ __forceinline__ void make(const uint8_t *stage, const uint8_t *levels, const uint8_t *scales,
+                                             const GroupFactors *spread, float2 own, int lane) {
+            const int g = lane / 4, t = lane % 4;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 Raw<F> raw;
-                load_raw<F>(raw, stage + pair * P::LOW_BYTES, stage + HIGH_AT + pair * P::HIGH_BYTES, lane);
+                const uint8_t *from = stage + P::pair_at(pair);
+                load_raw<F>(raw, P::low(from), P::high(from), lane);
 #pragma unroll
                 for (int local = 0; local < 2; local++) {
                     const int i = 2 * pair + local;
@@ -361,87 +304,137 @@ struct Decode {
                     F::unpack(a, raw, local);
                     const float4 factors = spread[i][g];
                     const float2 s = row_scales<F>(factors, own);
-#pragma unroll
-                    for (int block = 0; block < BLOCKS; block++) {
-                        group_dot<F>(value[block][i], a, b[block][i], factors);
-                        const float4 column = x[(block * GROUPS + i) * 4];
-                        product[block][i][0] = s.x * column.x;
-                        product[block][i][1] = s.x * column.z;
-                        product[block][i][2] = s.y * column.x;
-                        product[block][i][3] = s.y * column.z;
+                    const uint2 b = reinterpret_cast<const uint2 *>(levels)[i * 32 + lane];
+                    const float4 column = reinterpret_cast<const float4 *>(scales)[i * 4 + t];
+                    group_dot<F>(value[i], a, b, factors);
+                    product[i][0] = s.x * column.x;
+                    product[i][1] = s.x * column.z;
+                    product[i][2] = s.y * column.x;
+                    product[i][3] = s.y * column.z;
+                    if constexpr (F::MINIMUM) {
+                        row_minimum[i][0] = factors.y;
+                        row_minimum[i][1] = factors.w;
+                        column_sum[i][0] = column.y;
+                        column_sum[i][1] = column.w;
                     }
                 }
             }
-            float acc[BLOCKS][4];
-            // The block's first stretch has none before it, its last none after it.
-            if (!begins || tile != static_cast<int>(blockIdx.x)) {
-                barrier_wait(1 + warp);
-            }
+        }
+
+        // Adds those of group `i`.
+        __device__ __forceinline__ void add(float (&acc)[4], int i) const {
 #pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float sum = fmaf(product[i][j], value[i][j], acc[j]);
+                if constexpr (F::MINIMUM) {
+                    sum = fmaf(row_minimum[i][j / 2], column_sum[i][j % 2], sum);
+                }
+                acc[j] = sum;
+            }
+        }
+    };
+
+    __device__ static void run(const uint8_t *weights, int rows, int k, const uint2 *levels, const float2 *scales,
+                               float *out, int columns, int out_stride) {
+        uint8_t *shared = shared_memory();
+        const P packed(weights, rows, k);
+        const int warps = blockDim.x / 32;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        const int groups = k / GROUP;
+        const int stretches = ceil_div(packed.pairs, PAIRS);
+        const int next_warp = warp + 1 == warps ? 0 : warp + 1;
+        uint8_t *mine = shared + warp * WARP_BYTES;
+        GroupFactors *spread = reinterpret_cast<GroupFactors *>(mine + SPREAD_AT);
+        float4 *handed = reinterpret_cast<float4 *>(mine + HAND_AT) + lane;
+        float4 *hand = reinterpret_cast<float4 *>(shared + next_warp * WARP_BYTES + HAND_AT) + lane;
+
+        Place now = {static_cast<int>(blockIdx.x), 0};
+        now.advance(warp, stretches);
+        // Weights do not depend on the kernel before, columns do.
+        launch_next();
+        if (now.tile < packed.tiles) {
+            fetch(mine, packed, now, lane);
+        }
+        wait_for_kernel_before();
+        if (now.tile < packed.tiles) {
+            fetch_columns(mine, levels, scales, groups, columns, now, lane);
+        }
+        copy_commit();
+        int slot = 0;
+        while (now.tile < packed.tiles) {
+            Place next = now;
+            next.advance(warps, stretches);
+            __syncwarp(); // what is overwritten has been read by every lane
+            if (next.tile < packed.tiles) {
+                fetch(mine + (slot ^ 1) * STAGE_BYTES, packed, next, lane);
+            }
+            copy_commit();
+            copy_wait<1>();
+            __syncwarp();
+            const uint8_t *stage = mine + slot * STAGE_BYTES;
+            slot ^= 1;
+            const uint2 blocks = block_factors<F>(stage + P::factors_at(t), g);
+            spread_factors<F>(spread + 2 * t, P::scales(stage + P::pair_at(t)), blocks, g);
+            __syncwarp();
+            float2 own = make_float2(0, 0);
+            if constexpr (F::HALVES) {
+                own = halves(blocks.x);
+            }
+            const bool begins = now.stretch == 0, ends = now.stretch + 1 == stretches;
+            // The block's first stretch has none before it, its last none after it.
+            const bool waits = !begins || now.tile != static_cast<int>(blockIdx.x);
+            const bool arrives = !ends || now.tile + static_cast<int>(gridDim.x) < packed.tiles;
+            const int left = groups - now.stretch * GROUPS;
+#pragma unroll 1
             for (int block = 0; block < BLOCKS; block++) {
+                Terms terms;
+                terms.make(stage, mine + LEVELS_AT + block * GROUPS * 256,
+                           mine + COLUMN_SCALES_AT + block * GROUPS * 64, spread, own, lane);
+                __syncwarp(); // columns have been read by every lane
+                if (block + 1 == BLOCKS) {
+                    if (next.tile < packed.tiles) {
+                        fetch_columns(mine, levels, scales, groups, columns, next, lane);
+                    }
+                    copy_commit();
+                }
+                if (waits) {
+                    barrier_wait(block * WARPS + warp);
+                }
                 float4 before = make_float4(0, 0, 0, 0);
                 if (!begins) {
-                    before = hand[block * 32 + lane];
+                    before = handed[block * 32];
                 }
-                acc[block][0] = before.x, acc[block][1] = before.y;
-                acc[block][2] = before.z, acc[block][3] = before.w;
-            }
-            auto add = [&](int i) {
-                float4 factors = make_float4(0, 0, 0, 0);
-                if constexpr (F::MINIMUM) {
-                    factors = spread[i][g];
-                }
+                float acc[4] = {before.x, before.y, before.z, before.w};
+                if (left >= GROUPS) {
 #pragma unroll
-                for (int block = 0; block < BLOCKS; block++) {
-                    float4 column = make_float4(0, 0, 0, 0);
-                    if constexpr (F::MINIMUM) {
-                        column = x[(block * GROUPS + i) * 4];
+                    for (int i = 0; i < GROUPS; i++) {
+                        terms.add(acc, i);
                     }
+                } else {
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        float sum = fmaf(product[block][i][j], value[block][i][j], acc[block][j]);
-                        if constexpr (F::MINIMUM) {
-                            sum = fmaf(j < 2 ? factors.y : factors.w, j % 2 ? column.w : column.y, sum);
+                    for (int i = 0; i < GROUPS - 1; i++) {
+                        if (i < left) {
+                            terms.add(acc, i);
                         }
-                        acc[block][j] = sum;
                     }
                 }
-            };
-            if (first + GROUPS <= groups) {
-#pragma unroll
-                for (int i = 0; i < GROUPS; i++) {
-                    add(i);
+                if (!ends) {
+                    hand[block * 32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
                 }
-            } else {
-#pragma unroll
-                for (int i = 0; i < GROUPS - 1; i++) {
-                    if (first + i < groups) {
-                        add(i);
-                    }
+                if (arrives) {
+                    barrier_arrive(block * WARPS + next_warp);
                 }
-            }
-            if (!ends) {
-#pragma unroll
-                for (int block = 0; block < BLOCKS; block++) {
-                    hand[block * 32 + lane] =
-                        make_float4(acc[block][0], acc[block][1], acc[block][2], acc[block][3]);
-                }
-            }
-            if (!ends || tile + static_cast<int>(gridDim.x) < planes.tiles) {
-                barrier_arrive(1 + (warp + 1) % WARPS);
-            }
-            if (ends) {
-#pragma unroll
-                for (int block = 0; block < BLOCKS; block++) {
+                if (ends) {
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        int row = tile * TILE_ROWS + g + j / 2 * 8, column = block * 8 + 2 * t + j % 2;
+                        int row = now.tile * TILE_ROWS + g + j / 2 * 8, column = block * 8 + 2 * t + j % 2;
                         if (row < rows && column < columns) {
-                            out[static_cast<size_t>(column) * out_stride + row] = acc[block][j];
+                            out[static_cast<size_t>(column) * out_stride + row] = acc[j];
                         }
                     }
                 }
             }
+            now = next;
         }
         copy_wait<0>();
     }
@@ -460,43 +453,42 @@ struct Panel {
     static constexpr int STAGES = STAGES_;
     static constexpr int PAIRS = PAIRS_, GROUPS = 2 * PAIRS;
     static constexpr int BLOCK_ROWS = TILES * TILE_ROWS, BLOCK_COLUMNS = COLUMNS;
-    using P = Planes<F>;
-    static constexpr int HIGH_AT = TILES * PAIRS * P::LOW_BYTES;
-    static constexpr int SCALES_AT = HIGH_AT + TILES * PAIRS * P::HIGH_BYTES;
-    static constexpr int FACTORS_AT = SCALES_AT + TILES * PAIRS * P::SCALE_BYTES;
+    using P = Packed<F>;
+    static constexpr int TILE_BYTES = PAIRS * P::PAIR_BYTES;
+    static constexpr int FACTORS_AT = TILES * TILE_BYTES;
     static constexpr int LEVELS_AT = FACTORS_AT + TILES * P::FACTOR_BYTES;
     static constexpr int COLUMN_SCALES_AT = LEVELS_AT + COLUMN_BLOCKS * GROUPS * 256;
     static constexpr int STAGE_BYTES = COLUMN_SCALES_AT + COLUMN_BLOCKS * GROUPS * 64;
-    static constexpr int SPREAD_BYTES = WARP_TILES * GROUPS * 8 * 16;
+    static constexpr int SPREAD_BYTES = WARP_TILES * GROUPS * sizeof(GroupFactors);
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + WARPS * SPREAD_BYTES;
 
-    // What a thread copies of a plane in every step: BYTES of each of UNITS units. Matrices are smaller than 4 GiB.
-    template <int UNITS, int BYTES> struct Share {
-        static constexpr int THREADS = WARPS * 32, CHUNKS = UNITS * BYTES / 16, COUNT = ceil_div(CHUNKS, THREADS);
+    // What a thread copies in every step: BYTES of each of PIECES pieces. Matrices are smaller than 4 GiB.
+    template <int PIECES, int BYTES> struct Share {
+        static constexpr int THREADS = WARPS * 32, CHUNKS = PIECES * BYTES / 16, COUNT = ceil_div(CHUNKS, THREADS);
         uint32_t from[COUNT];
 
-        // Units are `unit_bytes` apart, from unit `first` on; the last is `last`.
-        __device__ __forceinline__ Share(int first, int last, uint32_t unit_bytes) {
+        // Pieces are `apart` bytes apart, from `first` on; the last is `last`.
+        __device__ __forceinline__ Share(int first, int last, uint32_t apart) {
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 const int index = i * THREADS + threadIdx.x;
-                const int unit = min(first + index / (BYTES / 16), last);
-                from[i] = static_cast<uint32_t>(unit) * unit_bytes + index % (BYTES / 16) * 16;
+                const int piece = min(first + index / (BYTES / 16), last);
+                from[i] = static_cast<uint32_t>(piece) * apart + index % (BYTES / 16) * 16;
             }
         }
 
-        __device__ __forceinline__ void fetch(uint8_t *to, const uint8_t *plane) const {
+        __device__ __forceinline__ void fetch(uint8_t *to, const uint8_t *start) const {
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 if ((i + 1) * THREADS <= CHUNKS || i * THREADS + threadIdx.x < CHUNKS) {
-                    copy_16(to + (i * THREADS + threadIdx.x) * 16, plane + from[i]);
+                    copy_16(to + (i * THREADS + threadIdx.x) * 16, start + from[i]);
                 }
             }
         }
     };
 
-    // Of a plane that the format has not.
-    template <int UNITS> struct Share<UNITS, 0> {
+    // Of what the format has not.
+    template <int PIECES> struct Share<PIECES, 0> {
         __device__ __forceinline__ Share(int, int, uint32_t) {}
         __device__ __forceinline__ void fetch(uint8_t *, const uint8_t *) const {}
     };
@@ -504,28 +496,24 @@ struct Panel {
     __device__ static void run(const uint8_t *weights, int rows, int k, const uint2 *levels, const float2 *scales,
                                float *out, int columns, int out_stride) {
         uint8_t *shared = shared_memory();
-        const P planes(weights, rows, k);
+        const P packed(weights, rows, k);
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         const int warp_tile = warp % (TILES / WARP_TILES) * WARP_TILES;
         const int warp_block = warp / (TILES / WARP_TILES) * WARP_BLOCKS;
         const int tile = blockIdx.y * TILES, block = blockIdx.x * COLUMN_BLOCKS;
-        const int groups = k / GROUP, last_block = ceil_div(columns, 8) - 1, last_tile = planes.tiles - 1;
-        const int steps = ceil_div(planes.pairs, PAIRS);
-        float4(*spread)[8] =
-            reinterpret_cast<float4(*)[8]>(shared + STAGES * STAGE_BYTES + warp * SPREAD_BYTES);
-        const Share<TILES, PAIRS * P::LOW_BYTES> low(tile, last_tile, planes.pairs * P::LOW_BYTES);
-        const Share<TILES, PAIRS * P::HIGH_BYTES> high(tile, last_tile, planes.pairs * P::HIGH_BYTES);
-        const Share<TILES, PAIRS * P::SCALE_BYTES> row_scale(tile, last_tile, planes.pairs * P::SCALE_BYTES);
-        const Share<TILES, P::FACTOR_BYTES> factor(tile, last_tile, planes.supers * P::FACTOR_BYTES);
+        const int groups = k / GROUP, last_block = ceil_div(columns, 8) - 1, last_tile = packed.tiles - 1;
+        const int steps = ceil_div(packed.pairs, PAIRS);
+        GroupFactors *spread =
+            reinterpret_cast<GroupFactors *>(shared + STAGES * STAGE_BYTES + warp * SPREAD_BYTES);
+        const Share<TILES, TILE_BYTES> weight(tile, last_tile, packed.units * P::UNIT_BYTES);
+        const Share<TILES, P::FACTOR_BYTES> factor(tile, last_tile, packed.units * P::UNIT_BYTES);
         const Share<COLUMN_BLOCKS, GROUPS * 256> level(block, last_block, groups * 256);
         const Share<COLUMN_BLOCKS, GROUPS * 64> column_scale(block, last_block, groups * 64);
         auto fetch = [&](int slot, int step) {
             uint8_t *stage = shared + slot * STAGE_BYTES;
-            const int pair = step * PAIRS, group = step * GROUPS;
-            low.fetch(stage, planes.low + pair * P::LOW_BYTES);
-            high.fetch(stage + HIGH_AT, planes.high + pair * P::HIGH_BYTES);
-            row_scale.fetch(stage + SCALES_AT, planes.scales + pair * P::SCALE_BYTES);
-            factor.fetch(stage + FACTORS_AT, planes.factors + pair / 4 * P::FACTOR_BYTES);
+            const int group = step * GROUPS;
+            weight.fetch(stage, packed.start + P::pair_at(step * PAIRS));
+            factor.fetch(stage + FACTORS_AT, packed.start + P::factors_at(step * PAIRS));
             level.fetch(stage + LEVELS_AT, reinterpret_cast<const uint8_t *>(levels) + group * 256);
             column_scale.fetch(stage + COLUMN_SCALES_AT, reinterpret_cast<const uint8_t *>(scales) + group * 64);
         };
@@ -560,9 +548,9 @@ struct Panel {
 #pragma unroll
             for (int i = t; i < WARP_TILES * PAIRS; i += 4) {
                 const int mine = i / PAIRS, pair = i % PAIRS;
-                const uint8_t *from = stage + SCALES_AT + ((warp_tile + mine) * PAIRS + pair) * P::SCALE_BYTES;
+                const uint8_t *from = stage + (warp_tile + mine) * TILE_BYTES;
                 const uint2 blocks = block_factors<F>(stage + FACTORS_AT + (warp_tile + mine) * P::FACTOR_BYTES, g);
-                spread_factors<F>(spread + mine * GROUPS + pair * 2, from, blocks, g);
+                spread_factors<F>(spread + mine * GROUPS + pair * 2, P::scales(from + pair * P::PAIR_BYTES), blocks, g);
             }
             __syncwarp();
             float2 own[WARP_TILES];
@@ -607,8 +595,8 @@ struct Panel {
             auto load = [&](Raw<F> (&raw)[WARP_TILES], int pair) {
 #pragma unroll
                 for (int i = 0; i < WARP_TILES; i++) {
-                    const int unit = (warp_tile + i) * PAIRS + pair;
-                    load_raw<F>(raw[i], stage + unit * P::LOW_BYTES, stage + HIGH_AT + unit * P::HIGH_BYTES, lane);
+                    const uint8_t *from = stage + (warp_tile + i) * TILE_BYTES + pair * P::PAIR_BYTES;
+                    load_raw<F>(raw[i], P::low(from), P::high(from), lane);
                 }
             };
             const int left = groups - step * GROUPS;
@@ -648,20 +636,13 @@ struct Panel {
     }
 };
 
-// Sizes of the kernels, measured with all of a card's memory in motion: more warps of fewer groups each wait longer for
-// the accumulators, fewer leave the memory idle. Formats of eight bits have twice the bytes in a stretch.
+// Formats of eight bits have twice the bytes in a stretch.
 template <class F> constexpr bool is_wide() { return F::LOW == 2; }
-template <class F> constexpr int decode_warps() { return is_wide<F>() ? 8 : 5; }
-template <class F> constexpr int decode_stages() { return is_wide<F>() ? 2 : 3; }
 
-template <class F> using Decode8 = Decode<F, 1, decode_warps<F>(), 8, decode_stages<F>()>;
-template <class F> using Decode16 = Decode<F, 2, decode_warps<F>(), 4, decode_stages<F>()>;
+template <class F> using Decode8 = Decode<F, 1>;
+template <class F> using Decode16 = Decode<F, 2>;
 template <class F> using Panel64 = Panel<F, 64, 2, 2, (is_wide<F>() ? 2 : 3)>;
 template <class F> using Panel128 = Panel<F, 128, 1, 4, 2>;
-
-// Blocks of a processor that registers have to be left for.
-template <class F> constexpr int decode_8_blocks() { return is_wide<F>() ? 2 : 4; }
-template <class F> constexpr int decode_16_blocks() { return is_wide<F>() ? 2 : 3; }
 
 } // namespace andon
 
@@ -674,8 +655,8 @@ template <class F> constexpr int decode_16_blocks() { return is_wide<F>() ? 2 : 
                                                                    const uint32_t *tokens, float scale, float *out) {  \
         andon::embed<andon::FORMAT>(weights, rows, k, tokens, scale, out);                                             \
     }                                                                                                                  \
-    ANDON_PRODUCT(NAME##_decode_8, andon::Decode8<andon::FORMAT>, andon::decode_8_blocks<andon::FORMAT>())             \
-    ANDON_PRODUCT(NAME##_decode_16, andon::Decode16<andon::FORMAT>, andon::decode_16_blocks<andon::FORMAT>())          \
+    ANDON_PRODUCT(NAME##_decode_8, andon::Decode8<andon::FORMAT>, 2)             \
+    ANDON_PRODUCT(NAME##_decode_16, andon::Decode16<andon::FORMAT>, 2)          \
     ANDON_PRODUCT(NAME##_panel_64, andon::Panel64<andon::FORMAT>, 2)                                                   \
     ANDON_PRODUCT(NAME##_panel_128, andon::Panel128<andon::FORMAT>, 1)
 

@@ -50,17 +50,22 @@ pub struct Device {
 /// How a product's kernel is launched, as its module says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Launch {
-    /// Threads of a block.
+    /// Threads of a block; of a product with few columns, the most that it may have.
     pub(crate) threads: u32,
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory of a block of so many threads; each of a product with few columns has its share.
     pub(crate) shared_bytes: u32,
     /// Rows that a block computes.
     pub(crate) rows: u32,
     /// Columns that it computes.
     pub(crate) columns: u32,
-    /// Blocks that a processor has room for.
-    pub(crate) blocks: u32,
+    /// Blocks that a processor has room for, by their warps less one.
+    pub(crate) blocks: [u32; WARPS_MAX],
 }
+
+/// Threads of a warp.
+pub(crate) const WARP: u32 = 32;
+/// The most warps of a block of a kernel that says how it is launched.
+pub(crate) const WARPS_MAX: usize = 8;
 
 /// What a device has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,14 +259,15 @@ impl Device {
                 });
             }
             self.functions.insert(kernel, function);
-            let blocks = self
-                .function(kernel, shared_bytes)?
-                .occupancy_max_active_blocks_per_multiprocessor(
-                    threads,
-                    shared_bytes as usize,
-                    None,
-                )
-                .map_err(of("asking how many blocks there is room for"))?;
+            let warps = threads / WARP;
+            let function = self.function(kernel, shared_bytes)?;
+            let mut blocks = [0; WARPS_MAX];
+            for (count, blocks) in (1..=warps).zip(&mut blocks) {
+                let bytes = (shared_bytes / warps * count) as usize;
+                *blocks = function
+                    .occupancy_max_active_blocks_per_multiprocessor(count * WARP, bytes, None)
+                    .map_err(of("asking how many blocks there is room for"))?;
+            }
             let launch = Launch {
                 threads,
                 shared_bytes,

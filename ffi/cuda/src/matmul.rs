@@ -1,7 +1,7 @@
 //! Packed weights, quantized columns, and their products.
 
 use crate::buffer::Buffer;
-use crate::device::{Device, of};
+use crate::device::{Device, WARP, WARPS_MAX, of};
 use crate::error::Error;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -257,6 +257,30 @@ fn blocks(count: usize, each: u32) -> u32 {
     count.div_ceil(each as usize) as u32
 }
 
+/// How `tiles` are shared out where a block takes one after the other: blocks, and warps of each. A processor has room for
+/// `room` blocks, by their warps less one.
+///
+/// The last tiles leave processors idle unless there is about one for each block that there is room for: so first come
+/// the fewest tiles that the busiest processor has time for, then the most warps at a time, then the most of a tile.
+fn shared_out(tiles: u32, processors: u32, room: &[u32; WARPS_MAX]) -> (u32, u32) {
+    // Fewer do not hide how long memory and accumulators take.
+    const WARPS_MIN: u32 = 4;
+    let mut best = ((u32::MAX, 0), (0, 0));
+    for (warps, &room) in (1..).zip(room).skip(WARPS_MIN as usize - 1) {
+        let each = room.min(tiles.div_ceil(processors));
+        if each == 0 {
+            continue;
+        }
+        let grid = tiles.min(processors * each);
+        let time = tiles.div_ceil(processors * each) * each;
+        let (fewest, most) = best.0;
+        if time < fewest || time == fewest && warps * each >= most {
+            best = ((time, warps * each), (grid, warps));
+        }
+    }
+    best.1
+}
+
 /// A size as kernels take it.
 pub(crate) fn int(value: usize) -> i32 {
     i32::try_from(value).expect("sizes of matrices fit 31 bits")
@@ -449,22 +473,20 @@ impl Device {
         assert!(stride >= matrix.rows && first <= output.len());
         assert!((count - 1) * stride + matrix.rows <= output.len() - first);
         let (name, launch) = self.launch_of(&kernel.names(matrix.format));
-        let grid_dim = match kernel {
+        let tiles = blocks(matrix.rows, launch.rows);
+        let most = launch.threads / WARP;
+        let (grid_dim, warps) = match kernel {
             Kernel::Decode8 | Kernel::Decode16 => {
-                let at_once = self.processors * launch.blocks;
-                (blocks(matrix.rows, launch.rows).min(at_once), 1, 1)
+                let (grid, warps) = shared_out(tiles, self.processors, &launch.blocks);
+                ((grid, 1, 1), warps)
             }
-            Kernel::Panel64 | Kernel::Panel128 => (
-                blocks(count, launch.columns),
-                blocks(matrix.rows, launch.rows),
-                1,
-            ),
+            Kernel::Panel64 | Kernel::Panel128 => ((blocks(count, launch.columns), tiles, 1), most),
         };
         let function = self.function(name, launch.shared_bytes)?;
         let config = LaunchConfig {
             grid_dim,
-            block_dim: (launch.threads, 1, 1),
-            shared_mem_bytes: launch.shared_bytes,
+            block_dim: (warps * WARP, 1, 1),
+            shared_mem_bytes: launch.shared_bytes / most * warps,
         };
         let (rows, k) = (int(matrix.rows), int(matrix.k));
         let (count, stride) = (int(count), int(stride));
@@ -495,7 +517,24 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
-    use super::Format;
+    use super::{Format, shared_out};
+
+    #[test]
+    fn tiles_are_shared_out_so_that_few_processors_wait_for_others() {
+        // Of 132 processors with room for 16 warps each.
+        let room = [16, 8, 5, 4, 3, 2, 2, 2];
+        assert_eq!(shared_out(256, 132, &room), (256, 8));
+        // Three tiles a processor, at a time.
+        assert_eq!(shared_out(384, 132, &room), (384, 5));
+        assert_eq!(shared_out(1792, 132, &room), (264, 8));
+        assert_eq!(shared_out(1, 132, &room), (1, 8));
+        // No room for two blocks of eight.
+        let room = [14, 7, 4, 3, 2, 2, 2, 1];
+        assert_eq!(shared_out(256, 132, &room), (256, 7));
+        assert_eq!(shared_out(128, 8, &room), (16, 7));
+        // Nor for a block of more than five.
+        assert_eq!(shared_out(40, 1, &[5, 2, 1, 1, 1, 0, 0, 0]), (1, 5));
+    }
 
     #[test]
     fn matrices_of_4_gib_are_not_packed() {

@@ -194,8 +194,9 @@ Result cuFuncSetAttribute(Handle function, int attribute, int value) {
     if (static_cast<unsigned>(value) > shared_memory_max()) return INVALID_VALUE;
     return shared_allowed[function] = static_cast<unsigned>(value), SUCCESS;
 }
-Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, Handle, int, size_t, unsigned) {
-    return *blocks = 2, SUCCESS;
+// Of 16 warps, so that blocks of few and of many are launched.
+Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, Handle, int threads, size_t, unsigned) {
+    return *blocks = 512 / threads, SUCCESS;
 }
 Result cuFuncGetAttribute(int *value, int, Handle) { return *value = 0, SUCCESS; }
 

@@ -46,6 +46,9 @@ inline int multiply_4(uint32_t a, uint32_t b, int c) {
 }
 
 inline void copy_16(void *shared, const void *global) { emulation::copy(shared, global, 16); }
+template <int AT> void copy_16_behind(void *shared, const void *global) {
+    copy_16(static_cast<uint8_t *>(shared) + AT, static_cast<const uint8_t *>(global) + AT);
+}
 inline void copy_16_cached(void *shared, const void *global) { emulation::copy(shared, global, 16); }
 inline void copy_commit() { emulation::commit(); }
 template <int PENDING> void copy_wait() { emulation::wait_copies(PENDING); }
