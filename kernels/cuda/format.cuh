@@ -11,7 +11,7 @@
 //   fragment word j; for Q6, one word for each group, bits 2 j and 2 j + 1 of whose byte i are the upper bits of byte i of
 //   word j.
 // - scales: for every g {first group: row g, row g + 8; second group: row g, row g + 8}, of 16 bits each
-//   (Q4_1: 32),
+//   (Q4_1 and Q5_1: 32),
 //
 // and then factors of 256 elements: for every g {row g, row g + 8}.
 //
@@ -67,8 +67,8 @@ template <class F> struct Packed {
 };
 
 // Row factors of a group, as its products take them: of row g in x and y, of row g + 8 in z and w. Scales are x and z,
-// minus the minimums y and w; Q6_K has the scales of both halves here and its own scale apart. Codes are levels, in two's
-// complement where there is an OFFSET, the worth of the sign.
+// minus the minimums y and w; Q3_K and Q6_K have the scales of both halves here and their own scale apart. Codes are levels, in
+// two's complement where there is an OFFSET, the worth of the sign, and of IQ4 numbers of levels.
 
 struct Q4_0 {
     static constexpr int BLOCK = 32, BLOCK_BYTES = 18, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
@@ -151,6 +151,35 @@ struct Q5_0 {
     __device__ static uint32_t scale(const uint8_t *row, int group) {
         const uint8_t *block = row + group * BLOCK_BYTES;
         return block[0] | block[1] << 8;
+    }
+};
+
+struct Q5_1 {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 24, LOW = 1, HIGH = 1, SCALE_WORDS = 4, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = true, HALVES = false;
+    static constexpr int OFFSET = 0;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q5_1> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        uint32_t h = group ? raw.high[0] >> 4 : raw.high[0];
+        a[0] = (u & 0x0f0f0f0f) | ((h << 4) & 0x10101010);
+        a[1] = (v & 0x0f0f0f0f) | ((h << 3) & 0x10101010);
+        a[2] = ((u >> 4) & 0x0f0f0f0f) | ((h << 2) & 0x10101010);
+        a[3] = ((v >> 4) & 0x0f0f0f0f) | ((h << 1) & 0x10101010);
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 g = halves(scales[2 * group]), h = halves(scales[2 * group + 1]);
+        return make_float4(g.x, g.y, h.x, h.y);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 32 * BLOCK_BYTES;
+        int at = element % 32;
+        uint32_t high = block[4 + at / 8] >> (at % 8) & 1;
+        return (block[8 + at % 16] >> (at / 16 * 4) & 15) | high << 4;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8 | block[2] << 16 | static_cast<uint32_t>(block[3]) << 24;
     }
 };
 
@@ -300,8 +329,135 @@ struct Q6K {
     }
 };
 
+// The 6-bit scale of a half of a group of a Q3_K block, less 32: bytes 0 to 7 have four bits of two halves each, bytes 8 to 11
+// two more of four.
+__device__ __forceinline__ uint32_t q3_k_scale(const uint8_t *packed, int half) {
+    uint32_t low = packed[half % 8] >> (half / 8 * 4) & 15, high = packed[8 + half % 4] >> (half / 4 * 2) & 3;
+    return static_cast<uint32_t>(static_cast<int>(low | high << 4) - 32) & 255;
+}
+
+// As levels of four bits, which leaves one of them free.
+struct Q3K {
+    static constexpr int BLOCK = 256, BLOCK_BYTES = 110, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 1;
+    static constexpr bool MINIMUM = false, HALVES = true;
+    static constexpr int OFFSET = 8;
+    static constexpr float BIAS = 786432.0f; // 1.5 * 2^19: the last place is 1 / 16
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<Q3K> &raw, int group) {
+        uint32_t u = group ? raw.low[0].z : raw.low[0].x, v = group ? raw.low[0].w : raw.low[0].y;
+        a[0] = (u << 4) & 0xf0f0f0f0;
+        a[1] = (v << 4) & 0xf0f0f0f0;
+        a[2] = u & 0xf0f0f0f0;
+        a[3] = v & 0xf0f0f0f0;
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2 blocks, int group) {
+        return Q6K::factors(scales, blocks, group);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 256 * BLOCK_BYTES;
+        int at = element % 256, index = at % 32;
+        uint32_t low = block[32 + at / 128 * 32 + index] >> (at / 32 % 4 * 2) & 3;
+        return ((low | (block[index] >> (at / 32) & 1) << 2) - 4) & 15;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *packed = row + group / 8 * BLOCK_BYTES + 96;
+        return q3_k_scale(packed, group % 8 * 2) | q3_k_scale(packed, group % 8 * 2 + 1) << 8;
+    }
+    __device__ static uint32_t factor(const uint8_t *row, int super) {
+        const uint8_t *block = row + super * BLOCK_BYTES + 108;
+        return block[0] | block[1] << 8;
+    }
+};
+
+// What the codes of IQ4_NL and IQ4_XS stand for, in four words of four.
+__device__ __forceinline__ uint32_t iq4_word(int word) {
+    constexpr uint32_t WORDS[4] = {0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535};
+    return WORDS[word];
+}
+
+// What eight of these codes stand for: those in the low halves of the bytes of `codes`, and in the high halves.
+__device__ __forceinline__ void iq4_levels(uint32_t codes, uint32_t &low, uint32_t &high) {
+    uint32_t four[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        // The selector has four codes. Their lower three bits choose among half of the levels, the fourth the half.
+        const uint32_t selector = codes >> (16 * i);
+        const uint32_t lower = __byte_perm(iq4_word(0), iq4_word(1), selector & 0x7777);
+        const uint32_t upper = __byte_perm(iq4_word(2), iq4_word(3), selector & 0x7777);
+        four[i] = __byte_perm(lower, upper, 0x3210 | (selector & 0x8888) >> 1);
+    }
+    low = __byte_perm(four[0], four[1], 0x6420);
+    high = __byte_perm(four[0], four[1], 0x7531);
+}
+
+struct IQ4NL {
+    static constexpr int BLOCK = 32, BLOCK_BYTES = 18, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 0;
+    static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr int OFFSET = 0;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<IQ4NL> &raw, int group) {
+        iq4_levels(group ? raw.low[0].z : raw.low[0].x, a[0], a[2]);
+        iq4_levels(group ? raw.low[0].w : raw.low[0].y, a[1], a[3]);
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2, int group) {
+        float2 s = halves(scales[group]);
+        return make_float4(s.x, 0.0f, s.y, 0.0f);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 32 * BLOCK_BYTES;
+        int at = element % 32;
+        return block[2 + at % 16] >> (at / 16 * 4) & 15;
+    }
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group * BLOCK_BYTES;
+        return block[0] | block[1] << 8;
+    }
+};
+
+struct IQ4XS {
+    static constexpr int BLOCK = 256, BLOCK_BYTES = 136, LOW = 1, HIGH = 0, SCALE_WORDS = 2, FACTOR_WORDS = 1;
+    static constexpr bool MINIMUM = false, HALVES = false;
+    static constexpr int OFFSET = 0;
+    static constexpr float BIAS = 12582912.0f; // 1.5 * 2^23: the last place is 1
+    __device__ static void unpack(uint32_t (&a)[4], const Raw<IQ4XS> &raw, int group) {
+        iq4_levels(group ? raw.low[0].z : raw.low[0].x, a[0], a[2]);
+        iq4_levels(group ? raw.low[0].w : raw.low[0].y, a[1], a[3]);
+    }
+    __device__ static float4 factors(const uint32_t *scales, uint2 blocks, int group) {
+        const float2 own = halves(blocks.x);
+        const uint32_t s = scales[group];
+        return make_float4(own.x * static_cast<float>(static_cast<int8_t>(s & 255)), 0.0f,
+                           own.y * static_cast<float>(static_cast<int8_t>(s >> 16 & 255)), 0.0f);
+    }
+    __device__ static uint32_t code(const uint8_t *row, int element) {
+        const uint8_t *block = row + element / 256 * BLOCK_BYTES;
+        int group = element % 256 / 32, at = element % 32;
+        return block[8 + group * 16 + at % 16] >> (at / 16 * 4) & 15;
+    }
+    // The 6-bit scale of a group, less 32.
+    __device__ static uint32_t scale(const uint8_t *row, int group) {
+        const uint8_t *block = row + group / 8 * BLOCK_BYTES;
+        int at = group % 8;
+        uint32_t low = block[4 + at / 2] >> (at % 2 * 4) & 15, high = block[2 + at / 4] >> (at % 4 * 2) & 3;
+        return static_cast<uint32_t>(static_cast<int>(low | high << 4) - 32) & 255;
+    }
+    __device__ static uint32_t factor(const uint8_t *row, int super) {
+        const uint8_t *block = row + super * BLOCK_BYTES;
+        return block[0] | block[1] << 8;
+    }
+};
+
+// The level that a code stands for.
+template <class F> __device__ __forceinline__ int level_of(uint32_t code) {
+    return static_cast<int>(code ^ F::OFFSET) - F::OFFSET;
+}
+__device__ __forceinline__ int iq4_level(uint32_t code) {
+    return static_cast<int8_t>(iq4_word(code / 4) >> (code % 4 * 8) & 255);
+}
+template <> __device__ __forceinline__ int level_of<IQ4NL>(uint32_t code) { return iq4_level(code); }
+template <> __device__ __forceinline__ int level_of<IQ4XS>(uint32_t code) { return iq4_level(code); }
+
 // What a group's integer sums are worth, of two rows and two columns (see multiply_32): the sum of products of levels,
-// exactly; for Q6_K that of the halves' sums times their scales.
+// exactly; for Q3_K and Q6_K that of the halves' sums times their scales.
 template <class F>
 __device__ __forceinline__ void group_dot(float (&value)[4], const uint32_t (&a)[4], uint2 b, float4 factors) {
     const int bias = __float_as_int(F::BIAS);

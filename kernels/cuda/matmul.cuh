@@ -138,7 +138,7 @@ __device__ void embed(const uint8_t *weights, int rows, int k, const uint32_t *t
     } else if constexpr (F::HIGH == 2) {
         code |= (high[local * 32 + at] >> (8 * i + 2 * j) & 3) << 4;
     }
-    const float level = static_cast<float>(static_cast<int>(code ^ F::OFFSET) - F::OFFSET);
+    const float level = static_cast<float>(level_of<F>(code));
     uint2 blocks = make_uint2(0, 0);
     if constexpr (F::FACTOR_WORDS > 0) {
         blocks = block_factors<F>(of_tile + Packed<F>::factors_at(pair), g);

@@ -210,6 +210,30 @@ fn every_architecture_is_computed_to_the_processors_bytes() {
 }
 
 #[test]
+fn every_format_that_there_are_kernels_for_gives_the_processors_bytes() {
+    inside(
+        "logits::every_format_that_there_are_kernels_for_gives_the_processors_bytes",
+        || {
+            for weights in [
+                TensorType::Q4_0,
+                TensorType::Q4_1,
+                TensorType::Q5_0,
+                TensorType::Q5_1,
+                TensorType::Q8_0,
+                TensorType::Q3K,
+                TensorType::Q4K,
+                TensorType::Q5K,
+                TensorType::Q6K,
+                TensorType::IQ4NL,
+                TensorType::IQ4XS,
+            ] {
+                check_short(Architecture::LLAMA, weights, KvType::F16);
+            }
+        },
+    );
+}
+
+#[test]
 fn biases_of_any_matrices_are_added() {
     inside("logits::biases_of_any_matrices_are_added", || {
         for biases in [

@@ -27,10 +27,14 @@ pub enum Format {
     Q4_0,
     Q4_1,
     Q5_0,
+    Q5_1,
     Q8_0,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    IQ4NL,
+    IQ4XS,
 }
 
 /// Sizes of a format's planes, as `format.cuh` has them.
@@ -45,14 +49,18 @@ struct Shape {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 7] = [
+    pub const ALL: [Format; 11] = [
         Format::Q4_0,
         Format::Q4_1,
         Format::Q5_0,
+        Format::Q5_1,
         Format::Q8_0,
+        Format::Q3K,
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+        Format::IQ4NL,
+        Format::IQ4XS,
     ];
 
     /// The module of the format's kernels.
@@ -61,10 +69,14 @@ impl Format {
             Format::Q4_0 => "matmul_q4_0",
             Format::Q4_1 => "matmul_q4_1",
             Format::Q5_0 => "matmul_q5_0",
+            Format::Q5_1 => "matmul_q5_1",
             Format::Q8_0 => "matmul_q8_0",
+            Format::Q3K => "matmul_q3_k",
             Format::Q4K => "matmul_q4_k",
             Format::Q5K => "matmul_q5_k",
             Format::Q6K => "matmul_q6_k",
+            Format::IQ4NL => "matmul_iq4_nl",
+            Format::IQ4XS => "matmul_iq4_xs",
         }
     }
 
@@ -96,10 +108,14 @@ impl Format {
             Format::Q4_0 => kernels!("q4_0"),
             Format::Q4_1 => kernels!("q4_1"),
             Format::Q5_0 => kernels!("q5_0"),
+            Format::Q5_1 => kernels!("q5_1"),
             Format::Q8_0 => kernels!("q8_0"),
+            Format::Q3K => kernels!("q3_k"),
             Format::Q4K => kernels!("q4_k"),
             Format::Q5K => kernels!("q5_k"),
             Format::Q6K => kernels!("q6_k"),
+            Format::IQ4NL => kernels!("iq4_nl"),
+            Format::IQ4XS => kernels!("iq4_xs"),
         }
     }
 
@@ -114,10 +130,14 @@ impl Format {
             Format::Q4_0 => shape((32, 18), 512 + 64, 0),
             Format::Q4_1 => shape((32, 20), 512 + 128, 0),
             Format::Q5_0 => shape((32, 22), 512 + 128 + 64, 0),
+            Format::Q5_1 => shape((32, 24), 512 + 128 + 128, 0),
             Format::Q8_0 => shape((32, 34), 1024 + 64, 0),
+            Format::Q3K => shape((256, 110), 512 + 64, 32),
             Format::Q4K => shape((256, 144), 512 + 64, 64),
             Format::Q5K => shape((256, 176), 512 + 128 + 64, 64),
             Format::Q6K => shape((256, 210), 512 + 256 + 64, 32),
+            Format::IQ4NL => shape((32, 18), 512 + 64, 0),
+            Format::IQ4XS => shape((256, 136), 512 + 64, 32),
         }
     }
 

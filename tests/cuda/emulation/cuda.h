@@ -81,6 +81,16 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void **),
 
 } // namespace emulation
 
+// Bytes of `a` and `b` that the low three bits of each half of the selector's bytes name; the fourth is not set here.
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) {
+        result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+    }
+    return result;
+}
+
 inline void __syncthreads() { emulation::meet_block(); }
 inline void __syncwarp(unsigned = ~0u) { emulation::meet_warp(); }
 inline uint32_t __reduce_max_sync(unsigned, uint32_t value) {

@@ -5,10 +5,14 @@
 #include "columns.cu"
 #include "glu.cu"
 #include "heads.cu"
+#include "matmul_iq4_nl.cu"
+#include "matmul_iq4_xs.cu"
+#include "matmul_q3_k.cu"
 #include "matmul_q4_0.cu"
 #include "matmul_q4_1.cu"
 #include "matmul_q4_k.cu"
 #include "matmul_q5_0.cu"
+#include "matmul_q5_1.cu"
 #include "matmul_q5_k.cu"
 #include "matmul_q6_k.cu"
 #include "matmul_q8_0.cu"
@@ -53,6 +57,7 @@ template <auto KERNEL> Arguments keep(void **arguments) { return kept(KERNEL, ar
 
 const Kernel kernels[] = {
     PRODUCTS(q4_0) PRODUCTS(q4_1) PRODUCTS(q5_0) PRODUCTS(q8_0) PRODUCTS(q4_k) PRODUCTS(q5_k) PRODUCTS(q6_k)
+    PRODUCTS(q5_1) PRODUCTS(q3_k) PRODUCTS(iq4_nl) PRODUCTS(iq4_xs)
     KERNEL(quantize) KERNEL(add_norm_quantize) KERNEL(glu_quantize) KERNEL(heads_f16) KERNEL(heads_q8)
     KERNEL(add_bias) KERNEL(norm_columns) KERNEL(finish_logits) KERNEL(gather_columns)
     KERNEL(stream_copy) KERNEL(stream_read) KERNEL(top_k_stretches) KERNEL(top_k_merge)

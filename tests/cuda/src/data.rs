@@ -45,17 +45,22 @@ pub(crate) fn host(format: DeviceFormat) -> Format {
         DeviceFormat::Q4_0 => Format::Q4_0,
         DeviceFormat::Q4_1 => Format::Q4_1,
         DeviceFormat::Q5_0 => Format::Q5_0,
+        DeviceFormat::Q5_1 => Format::Q5_1,
         DeviceFormat::Q8_0 => Format::Q8_0,
+        DeviceFormat::Q3K => Format::Q3K,
         DeviceFormat::Q4K => Format::Q4K,
         DeviceFormat::Q5K => Format::Q5K,
         DeviceFormat::Q6K => Format::Q6K,
+        DeviceFormat::IQ4NL => Format::IQ4NL,
+        DeviceFormat::IQ4XS => Format::IQ4XS,
     }
 }
 
 /// Byte offsets of the f16 fields of a block.
 fn half_fields(format: Format) -> &'static [usize] {
     match format {
-        Format::Q4_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q3K => &[108],
         Format::Q6K => &[208],
         _ => &[0],
     }

@@ -104,10 +104,14 @@ const CHECKS: &[(&str, Check)] = &[
     ("q4_0", |run| products::check(run, Format::Q4_0)),
     ("q4_1", |run| products::check(run, Format::Q4_1)),
     ("q5_0", |run| products::check(run, Format::Q5_0)),
+    ("q5_1", |run| products::check(run, Format::Q5_1)),
     ("q8_0", |run| products::check(run, Format::Q8_0)),
+    ("q3_k", |run| products::check(run, Format::Q3K)),
     ("q4_k", |run| products::check(run, Format::Q4K)),
     ("q5_k", |run| products::check(run, Format::Q5K)),
     ("q6_k", |run| products::check(run, Format::Q6K)),
+    ("iq4_nl", |run| products::check(run, Format::IQ4NL)),
+    ("iq4_xs", |run| products::check(run, Format::IQ4XS)),
 ];
 
 const SPEEDS: &[(&str, Check)] = &[

@@ -14,10 +14,14 @@ fn format(format: andon_kernels::Format) -> Option<Format> {
         Kept::Q4_0 => Some(Format::Q4_0),
         Kept::Q4_1 => Some(Format::Q4_1),
         Kept::Q5_0 => Some(Format::Q5_0),
+        Kept::Q5_1 => Some(Format::Q5_1),
         Kept::Q8_0 => Some(Format::Q8_0),
+        Kept::Q3K => Some(Format::Q3K),
         Kept::Q4K => Some(Format::Q4K),
         Kept::Q5K => Some(Format::Q5K),
         Kept::Q6K => Some(Format::Q6K),
+        Kept::IQ4NL => Some(Format::IQ4NL),
+        Kept::IQ4XS => Some(Format::IQ4XS),
         _ => None,
     }
 }
