@@ -10,7 +10,9 @@ use super::event::{Event, FinishReason, GenerationId, Timings, TokenLogprob, Usa
 use super::output::Output;
 use super::request::{GenerationRequest, StartError};
 use crate::grammar::{Grammar, StateError};
-use crate::sample::{ANOTHER_DRAW, History, LogitBias, SampleError, Sampler, SamplingOptions};
+use crate::sample::{
+    ANOTHER_DRAW, History, LogitBias, LogitRow, SampleError, Sampler, SamplingOptions,
+};
 use crate::speculate::{Acceptance, Corpus, DRAFT_MAX, Guesser, Limits, Wanted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -86,7 +88,7 @@ struct Again {
 
 /// A row of logits, and how a token is chosen by it.
 struct Choice<'a> {
-    logits: &'a [f32],
+    logits: LogitRow<'a>,
     sampling: &'a SamplingOptions,
     bias: &'a LogitBias,
     history: History<'a>,
@@ -524,7 +526,7 @@ impl Active {
     pub(super) fn choose(
         &self,
         right: usize,
-        logits: &[f32],
+        logits: LogitRow<'_>,
         sampler: &mut Sampler,
     ) -> Result<Chosen, ChooseError> {
         let generated = &self.generated[..self.settled + right];

@@ -6,6 +6,7 @@
 use thiserror::Error;
 
 use crate::kv::{self, Sequence};
+use crate::sample::LogitRow;
 use crate::tokenizer::Tokenizer;
 use crate::{Chunk, Executor, ForwardError};
 
@@ -68,7 +69,7 @@ pub trait Forward {
         &mut self,
         chunks: &mut [Chunk<'_, Self::Sequence>],
         interrupted: &dyn Fn() -> bool,
-        row: &mut dyn FnMut(&[f32]),
+        row: &mut dyn FnMut(LogitRow<'_>),
     ) -> Result<(), PassError>;
     /// After a pass that `error` ended, and with all sequences dropped: has something else compute from now on, if there is
     /// something. False, and nothing changed, if not.
@@ -134,7 +135,7 @@ impl Forward for Executor {
         &mut self,
         chunks: &mut [Chunk<'_>],
         interrupted: &dyn Fn() -> bool,
-        row: &mut dyn FnMut(&[f32]),
+        row: &mut dyn FnMut(LogitRow<'_>),
     ) -> Result<(), PassError> {
         let logits = self
             .forward_unless(chunks, interrupted)
@@ -143,7 +144,7 @@ impl Forward for Executor {
                 ForwardError::Interrupted => PassError::Interrupted,
                 other => PassError::Forward(other),
             })?;
-        (0..logits.row_count()).for_each(|index| row(logits.row(index)));
+        (0..logits.row_count()).for_each(|index| row(logits.row(index).into()));
         Ok(())
     }
 

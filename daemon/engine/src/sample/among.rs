@@ -30,6 +30,12 @@ fn words<'a>(logits: &'a [f32], allowed: &'a [u32]) -> impl Iterator<Item = (u32
         .map(|(first, (&word, logits))| (first, word, logits))
 }
 
+/// Whether a token has its bit.
+pub(super) fn is_allowed(allowed: &[u32], token: u32) -> bool {
+    let word = allowed.get(token as usize / WORD);
+    word.is_some_and(|word| word >> (token as usize % WORD) & 1 == 1)
+}
+
 /// The first of the tokens whose logit is the largest of those allowed; no logit is copied for it.
 pub(super) fn first_largest(logits: &[f32], allowed: &[u32]) -> Result<u32, SampleError> {
     let mut best: Option<(u32, f32)> = None;

@@ -3,6 +3,7 @@
 //! Invariant: a bias names each token once, in ascending order, with a finite value within [`LOGIT_BIAS_MAX`]; so
 //! adding it is a function of the logits alone.
 
+use super::penalty::Change;
 use thiserror::Error;
 
 /// Largest magnitude of a bias: the OpenAI API's own, which as good as forbids or forces a token.
@@ -74,9 +75,9 @@ impl LogitBias {
     }
 
     /// Adds it; tokens without a logit are passed over.
-    pub(super) fn apply(&self, logits: &mut [f32]) {
+    pub(super) fn apply(&self, logits: &mut impl Change) {
         for &(token, value) in &self.0 {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = logits.logit(token) {
                 *logit += value;
             }
         }
@@ -119,7 +120,7 @@ mod tests {
     #[test]
     fn only_the_named_logits_change() {
         let bias = LogitBias::new(vec![(2, -1.5), (0, 2.0), (9, 1.0)]).expect("a valid bias");
-        let mut logits = [1.0, 2.0, 3.0];
+        let mut logits = vec![1.0, 2.0, 3.0];
         bias.apply(&mut logits);
         assert_eq!(logits, [3.0, 2.0, 1.5]);
     }

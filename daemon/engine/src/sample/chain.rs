@@ -5,7 +5,9 @@ use thiserror::Error;
 use super::among::{self, Kept};
 use super::logprob::{self, TokenLogprobs};
 use super::penalty::{self, Counts};
+use super::row::LogitRow;
 use super::select::{self, Candidate};
+use super::shortlist::Shortlist;
 use super::weight::{self, Row, Weigher};
 use super::{LogitBias, SamplingOptions, draw, typical};
 
@@ -27,6 +29,9 @@ pub enum SampleError {
     /// There is no logit to choose from.
     #[error("the model gave no logits")]
     Empty,
+    /// The logits are on a device, and cannot be read from there.
+    #[error("the logits cannot be read from the device")]
+    Unread,
     /// A logit is not a number or infinite, as the model gave it or after bias and penalties.
     #[error("the logit of token {token} is {value}")]
     NonFinite {
@@ -48,6 +53,7 @@ pub struct Sampler {
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
     counts: Counts,
+    shortlist: Shortlist,
 }
 
 impl Sampler {
@@ -65,10 +71,10 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`SampleError`] for empty or non-finite logits.
-    pub fn sample(
+    /// [`SampleError`] for empty or non-finite logits, and those that cannot be read.
+    pub fn sample<'a>(
         &mut self,
-        logits: &[f32],
+        logits: impl Into<LogitRow<'a>>,
         options: &SamplingOptions,
         bias: &LogitBias,
         history: History<'_>,
@@ -83,15 +89,21 @@ impl Sampler {
     /// # Errors
     ///
     /// [`SampleError`] as there, and if none is allowed.
-    pub fn sample_among(
+    pub fn sample_among<'a>(
         &mut self,
-        logits: &[f32],
+        logits: impl Into<LogitRow<'a>>,
         options: &SamplingOptions,
         bias: &LogitBias,
         history: History<'_>,
         position: u64,
         allowed: Option<&[u32]>,
     ) -> Result<u32, SampleError> {
+        let row = logits.into();
+        let of_best = self.choose_of_best(&row, options, bias, history, position, allowed);
+        if let Some(chosen) = of_best {
+            return Ok(chosen);
+        }
+        let logits = row.all().ok_or(SampleError::Unread)?;
         self.with_changed(logits, options, bias, history, |sampler, whole| {
             let Some(allowed) = allowed else {
                 return sampler.choose_from(whole, options, position);
@@ -114,16 +126,95 @@ impl Sampler {
         })
     }
 
+    /// The choice by what is known of the best tokens of `row`; `None` if others may matter.
+    fn choose_of_best(
+        &mut self,
+        row: &LogitRow<'_>,
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+        position: u64,
+        allowed: Option<&[u32]>,
+    ) -> Option<u32> {
+        let top_k = usize::try_from(options.top_k).unwrap_or(usize::MAX);
+        if row.best().is_empty() || !options.takes_largest() && top_k == 0 {
+            return None;
+        }
+        self.rank_best(row, options, bias, history);
+        let first = &mut self.candidates;
+        if let Some(allowed) = allowed {
+            first.retain(|candidate| among::is_allowed(allowed, candidate.id));
+        }
+        let largest = *first.first()?;
+        if options.takes_largest() {
+            return Some(largest.id);
+        }
+        // Where there are no more than `top_k` in all, none is left out for that.
+        if first.len() <= top_k {
+            return None;
+        }
+        first.truncate(top_k);
+        let weights = Row::new(&[], largest.logit, options.temperature);
+        self.choose_weighed(weights, options, position)
+            .or(Some(largest.id))
+    }
+
+    /// Draws from the candidates, all of which top-k keeps, by what `options` keep of them otherwise.
+    fn choose_weighed(
+        &mut self,
+        row: Row<'_>,
+        options: &SamplingOptions,
+        position: u64,
+    ) -> Option<u32> {
+        for candidate in &mut self.candidates {
+            candidate.weight = row.weight(candidate.logit);
+        }
+        let draw = |total| draw::below(total, options.seed, options.choice, position);
+        choose_among(&mut self.candidates, options, row.largest, draw)
+    }
+
+    /// Has the candidates be those that rank before all others behind step 2, in order, as far as that is known.
+    fn rank_best(
+        &mut self,
+        row: &LogitRow<'_>,
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+    ) {
+        let (counts, first) = (&mut self.counts, &mut self.candidates);
+        self.shortlist
+            .rank(row, options, bias, history, counts, first);
+    }
+
     /// The `count` largest logits' tokens in the order in which step 3 would choose them if each before it were not
     /// allowed. None if a logit is not finite: then it matters whether its token is allowed.
     pub(crate) fn rank(
+        &mut self,
+        row: LogitRow<'_>,
+        options: &SamplingOptions,
+        bias: &LogitBias,
+        history: History<'_>,
+        count: usize,
+    ) -> impl Iterator<Item = u32> + use<'_> {
+        self.rank_best(&row, options, bias, history);
+        if self.candidates.len() >= count.min(row.len()) && !row.best().is_empty() {
+            self.candidates.truncate(count);
+        } else if let Some(logits) = row.all() {
+            self.rank_all(logits, options, bias, history, count);
+        } else {
+            self.candidates.clear();
+        }
+        self.candidates.iter().map(|candidate| candidate.id)
+    }
+
+    fn rank_all(
         &mut self,
         logits: &[f32],
         options: &SamplingOptions,
         bias: &LogitBias,
         history: History<'_>,
         count: usize,
-    ) -> impl Iterator<Item = u32> {
+    ) {
         self.with_changed(logits, options, bias, history, |sampler, whole| {
             sampler.candidates.clear();
             if let Ok(largest) = sampler.largest(whole) {
@@ -139,7 +230,6 @@ impl Sampler {
                 }
             }
         });
-        self.candidates.iter().map(|candidate| candidate.id)
     }
 
     /// Does something with the logits behind step 2, or those at hand if it changes none.
@@ -181,10 +271,7 @@ impl Sampler {
         let top_k = usize::try_from(options.top_k).unwrap_or(usize::MAX);
         let chosen = if (1..logits.len()).contains(&top_k) {
             select::top(&mut self.candidates, logits, top_k);
-            for candidate in &mut self.candidates {
-                candidate.weight = row.weight(candidate.logit);
-            }
-            choose_among(&mut self.candidates, options, max, draw)
+            self.choose_weighed(row, options, position)
         } else if options.typical_p < 1.0 {
             self.weigher.fill(row, &mut self.weights);
             gather(&mut self.candidates, logits, &self.weights, 1);
@@ -235,13 +322,14 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`SampleError`] for empty or non-finite logits.
-    pub fn logprobs(
+    /// [`SampleError`] for empty or non-finite logits, and those that cannot be read.
+    pub fn logprobs<'a>(
         &mut self,
-        logits: &[f32],
+        logits: impl Into<LogitRow<'a>>,
         token: u32,
         top: u8,
     ) -> Result<TokenLogprobs, SampleError> {
+        let logits = logits.into().all().ok_or(SampleError::Unread)?;
         let max = self.largest(logits)?;
         Ok(logprob::of(logits, max, token, top, &mut self.candidates))
     }

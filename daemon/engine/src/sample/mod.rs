@@ -28,6 +28,9 @@
 //! Nothing here sorts the vocabulary: top-k is a selection, and top-p and the draw look for the
 //! token at a given cumulative probability by halving. Where all tokens stay in, the draw goes by their numbers
 //! instead, and needs the weights of blocks of them only.
+//!
+//! Of a row that is on a device with its best tokens here ([`LogitRow`]), steps 1 to 5 are taken with those alone where they
+//! decide, which is mostly so for the largest logit and for top-k ([`shortlist`]); the token is the same.
 
 mod among;
 mod bias;
@@ -36,7 +39,9 @@ mod draw;
 mod logprob;
 mod options;
 mod penalty;
+mod row;
 mod select;
+mod shortlist;
 mod typical;
 mod weight;
 
@@ -46,7 +51,11 @@ pub(crate) const ANOTHER_DRAW: u64 = 1 << 63;
 pub use bias::{BiasError, LOGIT_BIAS_COUNT_MAX, LOGIT_BIAS_MAX, LogitBias};
 pub use chain::{History, SampleError, Sampler};
 pub use logprob::{LOGPROBS_TOP_MAX, RankedToken, TokenLogprobs};
+#[expect(unused_imports)]
+pub(crate) use row::Rows;
+
 pub use options::{
     MIN_P_MAX, PENALTY_MAX, REPEAT_PENALTY_MAX, REPEAT_PENALTY_MIN, SamplingError, SamplingOptions,
     TEMPERATURE_MAX,
 };
+pub use row::LogitRow;

@@ -7,6 +7,24 @@
 
 use super::{History, SamplingOptions};
 
+/// Logits by token, to be changed.
+pub(super) trait Change {
+    /// How many tokens there are.
+    fn count(&self) -> usize;
+    /// The logit of one; `None` if it has none.
+    fn logit(&mut self, token: u32) -> Option<&mut f32>;
+}
+
+impl Change for Vec<f32> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn logit(&mut self, token: u32) -> Option<&mut f32> {
+        self.get_mut(token as usize)
+    }
+}
+
 /// Counts by token id, all zero between uses.
 #[derive(Debug, Default)]
 pub(super) struct Counts(Vec<u32>);
@@ -16,19 +34,19 @@ impl Counts {
     fn for_each_distinct<'a>(
         &mut self,
         tokens: impl Iterator<Item = &'a u32> + Clone,
-        logits: &mut [f32],
+        logits: &mut impl Change,
         each: impl Fn(&mut f32, u32),
     ) {
-        self.0.resize(logits.len(), 0);
+        self.0.resize(logits.count(), 0);
         for &token in tokens.clone() {
             if let Some(count) = self.0.get_mut(token as usize) {
                 *count = count.saturating_add(1);
             }
         }
         for &token in tokens {
-            let index = token as usize;
-            if let (Some(count), Some(logit)) = (self.0.get_mut(index), logits.get_mut(index))
+            if let Some(count) = self.0.get_mut(token as usize)
                 && *count > 0
+                && let Some(logit) = logits.logit(token)
             {
                 each(logit, *count);
                 *count = 0;
@@ -39,7 +57,7 @@ impl Counts {
 
 /// Applies the penalties of `options` to `logits`.
 pub(super) fn apply(
-    logits: &mut [f32],
+    logits: &mut impl Change,
     options: &SamplingOptions,
     history: History<'_>,
     counts: &mut Counts,

@@ -12,6 +12,7 @@ use andon_engine::generate::{
 };
 use andon_engine::gguf::Gguf;
 use andon_engine::grammar::{Constraint, Grammar, Vocabulary};
+use andon_engine::sample::LogitRow;
 use andon_engine::tokenizer::Tokenizer;
 use andon_engine::{Chunk, ForwardError, LogitsFor};
 
@@ -159,7 +160,7 @@ impl Forward for Scripted {
         &mut self,
         parts: &mut [Chunk<'_, Pages>],
         interrupted: &dyn Fn() -> bool,
-        row: &mut dyn FnMut(&[f32]),
+        row: &mut dyn FnMut(LogitRow<'_>),
     ) -> Result<(), PassError> {
         self.passes.set(self.passes.get() + 1);
         if self
@@ -195,7 +196,7 @@ impl Forward for Scripted {
             for (index, &token) in part.tokens.iter().enumerate() {
                 part.sequence.tokens.push(token);
                 if index + rows >= part.tokens.len() {
-                    row(&(self.script)(&part.sequence.tokens));
+                    row((&(self.script)(&part.sequence.tokens)).into());
                 }
             }
         }

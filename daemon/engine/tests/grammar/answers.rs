@@ -10,7 +10,7 @@ use andon_engine::generate::{
     PassError, StartError,
 };
 use andon_engine::grammar::{Constraint, Grammar};
-use andon_engine::sample::SamplingOptions;
+use andon_engine::sample::{LogitRow, SamplingOptions};
 use andon_engine::speculate::{Corpus, Sources};
 use andon_engine::tokenizer::Tokenizer;
 use andon_engine::{Chunk, LogitsFor};
@@ -60,7 +60,7 @@ impl Forward for Chaos {
         &mut self,
         chunks: &mut [Chunk<'_, Vec<u32>>],
         _: &dyn Fn() -> bool,
-        row: &mut dyn FnMut(&[f32]),
+        row: &mut dyn FnMut(LogitRow<'_>),
     ) -> Result<(), PassError> {
         self.passes += 1;
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
@@ -74,7 +74,7 @@ impl Forward for Chaos {
             };
             let count = chunk.sequence.len();
             for end in count - guesses..=count {
-                row(&logits(&chunk.sequence[..end]));
+                row((&logits(&chunk.sequence[..end])).into());
             }
         }
         Ok(())
