@@ -29,7 +29,7 @@ mod support;
 
 pub use andon_kernels::Isa;
 pub use executor::{
-    Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor,
+    Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor, Outputs,
 };
 pub use files::Files;
 pub use kv::Sequence;

@@ -129,11 +129,15 @@ impl Places {
         self.words.part(0, self.extent.tokens)
     }
 
-    /// The outputs that were given.
+    /// Those of the outputs that were given.
+    ///
+    /// # Panics
+    /// If there are fewer.
     #[must_use]
-    pub fn outputs(&self) -> Buffer<i32> {
+    pub fn outputs(&self, range: Range<usize>) -> Buffer<i32> {
+        assert!(range.end <= self.extent.outputs, "they were given");
         let [first, ..] = self.extent.firsts();
-        self.words.part(first, self.extent.outputs)
+        self.words.part(first + range.start, range.len())
     }
 
     /// Those of the numbers that were given.

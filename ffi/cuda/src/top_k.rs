@@ -30,6 +30,13 @@ pub struct TopK {
 }
 
 impl TopK {
+    /// Bytes that this takes on the device for the `k` best of `tokens` logits of `columns` columns.
+    #[must_use]
+    pub fn bytes(tokens: usize, columns: usize, k: usize) -> usize {
+        let candidates = tokens.div_ceil(SORTED) * k * size_of::<u64>();
+        columns * (candidates + TopK::words(k) * size_of::<i32>())
+    }
+
     /// Words of what is found of a column.
     fn words(k: usize) -> usize {
         1 + 2 * k

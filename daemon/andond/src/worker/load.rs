@@ -177,6 +177,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         kv_tokens_max: config.model.kv_tokens_max,
         kv_type: config.model.kv_type.into(),
         prefix_cache: config.engine.prefix_cache,
+        ..ExecutorOptions::default()
     };
     let mut made = Executor::new(Arc::clone(&model), &options);
     if let Err(error @ (ExecutorError::Device { .. } | ExecutorError::Differs { .. })) = &made

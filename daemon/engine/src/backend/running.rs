@@ -6,6 +6,7 @@ use super::cuda::Cuda;
 use super::steps::Batch;
 use crate::kv::Cache;
 use crate::model::Model;
+use crate::sample::LogitRow;
 use andon_cuda::Error;
 use andon_kernels::Isa;
 use std::ops::ControlFlow;
@@ -117,7 +118,48 @@ impl Running {
         }
     }
 
-    /// The logits of the last batch.
+    /// Output `index` of the last batch, of `row_length` logits.
+    ///
+    /// # Panics
+    /// If there is no such output.
+    pub(crate) fn row(&self, index: usize, row_length: usize) -> LogitRow<'_> {
+        match self {
+            Running::Cpu(cpu) => {
+                let range = index * row_length..(index + 1) * row_length;
+                LogitRow::from(&cpu.buffers.logits[range])
+            }
+            Running::Cuda(cuda) => cuda.row(index),
+        }
+    }
+
+    /// Why a row of the last batch could not be read, if one could not.
+    pub(crate) fn unread(&self) -> Option<Error> {
+        match self {
+            Running::Cpu(_) => None,
+            Running::Cuda(cuda) => cuda.unread(),
+        }
+    }
+
+    /// Has all logits of the last batch be in this machine's memory.
+    ///
+    /// # Errors
+    /// If they cannot be read from a device.
+    pub(crate) fn read_all(&mut self) -> Result<(), Error> {
+        match self {
+            Running::Cpu(_) => Ok(()),
+            Running::Cuda(cuda) => cuda.read_all(),
+        }
+    }
+
+    /// Rows of logits that were read from a device, in all batches.
+    pub(crate) fn rows_read(&self) -> u64 {
+        match self {
+            Running::Cpu(_) => 0,
+            Running::Cuda(cuda) => cuda.rows_read(),
+        }
+    }
+
+    /// All logits of the last batch, after [`Running::read_all`].
     pub(crate) fn logits(&self) -> &[f32] {
         match self {
             Running::Cpu(cpu) => &cpu.buffers.logits,

@@ -5,6 +5,7 @@
 use super::Executor;
 use crate::backend::DeviceError;
 use crate::kv::Sequence;
+use crate::sample::LogitRow;
 use std::sync::Arc;
 
 /// Why a batch was not run.
@@ -139,18 +140,72 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// What a batch gave: a [`LogitRow`] per output, in the order of chunks and tokens, which may be on a device yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs<'a> {
+    executor: &'a Executor,
+    row_count: usize,
+    row_length: usize,
+}
+
+impl<'a> Outputs<'a> {
+    /// Number of rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.row_count
+    }
+
+    /// One row. Where [`LogitRow::all`] gives nothing, [`Outputs::failed`] says why.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn row(&self, index: usize) -> LogitRow<'a> {
+        assert!(index < self.row_count, "an output of the batch");
+        self.executor.running.row(index, self.row_length)
+    }
+
+    /// Why a row could not be read. The batch is then to be taken back with [`Executor::take_back`].
+    #[must_use]
+    pub fn failed(&self) -> Option<ForwardError> {
+        self.executor.running.unread().map(ForwardError::Device)
+    }
+}
+
 impl Executor {
     /// Appends each chunk's tokens to its sequence and computes the logits asked for.
     ///
     /// # Errors
     /// [`ForwardError`]; then no sequence has changed.
     pub fn forward(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Logits<'_>, ForwardError> {
-        self.forward_unless(chunks, &|| false)
+        let outputs = self.forward_unless(chunks, &|| false)?;
+        let (row_count, row_length) = (outputs.row_count, outputs.row_length);
+        if let Err(error) = self.running.read_all() {
+            Executor::take_back(chunks);
+            return Err(ForwardError::Device(error));
+        }
+        let values = &self.running.logits()[..row_count * row_length];
+        Ok(Logits { values, row_length })
     }
 
-    /// [`Executor::forward`], given up if `interrupted` says so before one of the layers. A device then still does what it
-    /// was asked for: two layers of a pass of many tokens, all of a pass of few. It is asked often and by the
-    /// calling thread: a flag is what it should read. What was given up costs its time again, and gives the same bytes.
+    /// Takes the tokens of a batch that was just run from its sequences again: its logits are not to be had.
+    pub fn take_back(chunks: &mut [Chunk<'_>]) {
+        for chunk in chunks {
+            let before = chunk.sequence.len().saturating_sub(chunk.tokens.len());
+            chunk.sequence.keep(before);
+        }
+    }
+
+    /// How many rows of logits were read from a device as a whole, in all batches: mostly the best of a row are enough.
+    #[must_use]
+    pub fn rows_read(&self) -> u64 {
+        self.running.rows_read()
+    }
+
+    /// [`Executor::forward`] without reading logits from a device, given up if `interrupted` says so before one of the layers.
+    /// A device then still does what it was asked for: two layers of a pass of many tokens, all of a pass of few. It is asked
+    /// often and by the calling thread: a flag is what it should read. What was given up costs its time again, and gives the
+    /// same bytes.
     ///
     /// # Errors
     /// [`ForwardError`]; then no sequence has changed.
@@ -158,7 +213,7 @@ impl Executor {
         &mut self,
         chunks: &mut [Chunk<'_>],
         interrupted: &dyn Fn() -> bool,
-    ) -> Result<Logits<'_>, ForwardError> {
+    ) -> Result<Outputs<'_>, ForwardError> {
         self.check(chunks)?;
         self.reserve(chunks)?;
         self.fill_batch(chunks);
@@ -183,11 +238,14 @@ impl Executor {
         }
         let draft_tokens = model.decoder().and_then(|decoder| decoder.draft_tokens());
         let row_length = draft_tokens.map_or(model.info().vocabulary_count, <[u32]>::len);
-        let values = &self.running.logits()[..self.batch.outputs.len() * row_length];
         for chunk in chunks {
             chunk.sequence.append(chunk.tokens, chunk.logits.guesses());
         }
-        Ok(Logits { values, row_length })
+        Ok(Outputs {
+            row_count: self.batch.outputs.len(),
+            row_length,
+            executor: self,
+        })
     }
 
     fn check(&self, chunks: &[Chunk<'_>]) -> Result<(), ForwardError> {

@@ -9,7 +9,7 @@ mod memory;
 mod options;
 mod pages;
 
-pub use forward::{Chunk, ForwardError, Logits, LogitsFor};
+pub use forward::{Chunk, ForwardError, Logits, LogitsFor, Outputs};
 pub use options::{ExecutorError, ExecutorOptions};
 
 use crate::backend::cpu::{Cpu, Probe, Sizes};
@@ -174,8 +174,9 @@ impl Executor {
                     return Err(ExecutorError::NotCovered { backend, why });
                 }
                 let (weights, room) = (model.weights(None), (geometry, page_count));
-                let (cuda, pages) = Cuda::new(decoder, weights, &sizes, room)
+                let (mut cuda, pages) = Cuda::new(decoder, weights, &sizes, room)
                     .map_err(|source| ExecutorError::Device { backend, source })?;
+                cuda.record(options.graphs);
                 // They are on the device now.
                 model.files().maps().iter().for_each(Mapping::release);
                 let cache = Cache::on_device(geometry, (pages, page_count), remembers);

@@ -29,6 +29,8 @@ pub struct ExecutorOptions {
     pub kv_type: KvType,
     /// Whether the KV cache remembers what sequences began with, for [`Executor::sequence_of`].
     pub prefix_cache: bool,
+    /// Whether passes of few tokens on a device are recorded and repeated; results are the same bytes without.
+    pub graphs: bool,
 }
 
 impl Default for ExecutorOptions {
@@ -43,6 +45,7 @@ impl Default for ExecutorOptions {
             kv_tokens_max: 8192,
             kv_type: KvType::F16,
             prefix_cache: false,
+            graphs: true,
         }
     }
 }

@@ -137,14 +137,18 @@ impl Forward for Executor {
         interrupted: &dyn Fn() -> bool,
         row: &mut dyn FnMut(LogitRow<'_>),
     ) -> Result<(), PassError> {
-        let logits = self
+        let outputs = self
             .forward_unless(chunks, interrupted)
             .map_err(|error| match error {
                 ForwardError::KvFull { .. } => PassError::KvFull,
                 ForwardError::Interrupted => PassError::Interrupted,
                 other => PassError::Forward(other),
             })?;
-        (0..logits.row_count()).for_each(|index| row(logits.row(index).into()));
+        (0..outputs.row_count()).for_each(|index| row(outputs.row(index)));
+        if let Some(error) = outputs.failed() {
+            Executor::take_back(chunks);
+            return Err(PassError::Forward(error));
+        }
         Ok(())
     }
 

@@ -51,7 +51,6 @@ pub(crate) const ANOTHER_DRAW: u64 = 1 << 63;
 pub use bias::{BiasError, LOGIT_BIAS_COUNT_MAX, LOGIT_BIAS_MAX, LogitBias};
 pub use chain::{History, SampleError, Sampler};
 pub use logprob::{LOGPROBS_TOP_MAX, RankedToken, TokenLogprobs};
-#[expect(unused_imports)]
 pub(crate) use row::Rows;
 
 pub use options::{

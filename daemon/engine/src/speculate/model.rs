@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::translate::{Told, Translator};
 use super::{Drafter, NEAR_TOKENS, Wanted};
-use crate::sample::{ANOTHER_DRAW, History, LogitBias, Sampler, SamplingOptions};
+use crate::sample::{ANOTHER_DRAW, History, LogitBias, LogitRow, Sampler, SamplingOptions};
 use crate::{
     Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence,
 };
@@ -448,10 +448,10 @@ impl Rounds {
                     logits: LogitsFor::Last,
                 });
             }
-            let forwarded = executor.forward(&mut chunks);
+            let forwarded = executor.forward_unless(&mut chunks, &|| false);
             drop(chunks);
-            let logits = match forwarded {
-                Ok(logits) => logits,
+            let outputs = match forwarded {
+                Ok(outputs) => outputs,
                 Err(error) => {
                     for going in &mut going {
                         going.tokens.truncate(going.sequence.len());
@@ -466,7 +466,7 @@ impl Rounds {
             passes += 1;
             let mut row = 0;
             going.retain_mut(|going| {
-                let logits = logits.row(row);
+                let logits = outputs.row(row);
                 row += 1;
                 let chosen = if translates {
                     self.likeliest(logits)
@@ -485,7 +485,7 @@ impl Rounds {
     }
 
     /// The token that the draft takes to be likeliest: what another vocabulary would have drawn is not known.
-    fn likeliest(&mut self, logits: &[f32]) -> Option<u32> {
+    fn likeliest(&mut self, logits: LogitRow<'_>) -> Option<u32> {
         let (options, bias) = (SamplingOptions::default(), LogitBias::default());
         let chosen = self
             .sampler
@@ -496,7 +496,12 @@ impl Rounds {
     /// What the draft would choose after a text and the guesses behind it, drawn as the model's token there will be: where
     /// both find the same tokens likely, the same draw tends to choose the same one. Of a trimmed draft, `logits` are those of
     /// `tokens`.
-    fn choose(&mut self, going: &Going<'_, '_>, tokens: &[u32], logits: &[f32]) -> Option<u32> {
+    fn choose(
+        &mut self,
+        going: &Going<'_, '_>,
+        tokens: &[u32],
+        logits: LogitRow<'_>,
+    ) -> Option<u32> {
         let wanted = &*going.wanted;
         let (prompt, answer) = wanted.text.split_at(wanted.prompt_tokens);
         let generated = if going.guesses.is_empty() {
@@ -511,8 +516,8 @@ impl Rounds {
         let position = (wanted.before + prompt.len() + generated.len()) as u64;
         let (row, among) = match &mut self.trimmed {
             Some(trimmed) => {
-                trimmed.spread(tokens, logits);
-                (&trimmed.row[..], Some(&trimmed.known[..]))
+                trimmed.spread(tokens, logits.all()?);
+                ((&trimmed.row).into(), Some(&trimmed.known[..]))
             }
             None => (logits, None),
         };

@@ -1,13 +1,14 @@
 //! The activations of one batch in a device's memory.
 
+use super::given;
+use super::pass::FEW_TOKENS;
+use super::rows::best_count;
 use crate::backend::cpu::Sizes;
-use crate::kv::PAGE;
-use andon_cuda::{Attend, Buffer, Columns, Device, Error, Places};
+use andon_cuda::{Attend, Buffer, Columns, Device, Error, Places, TopK};
 
 /// Columns of the largest batch; matrices are `[token][element]`.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    pub(super) tokens: Buffer<u32>,
     /// The residual stream.
     pub(super) hidden: Buffer<f32>,
     /// That of tokens that are to have logits.
@@ -23,25 +24,20 @@ pub(super) struct Buffers {
     pub(super) inner: Columns,
     pub(super) queries: Columns,
     pub(super) wide: Columns,
-    /// `[rotation][token][pair]` of cosine and sine.
-    pub(super) ropes: Vec<Buffer<f32>>,
-    /// By which queries grow with their position.
-    pub(super) factors: Buffer<f32>,
     pub(super) scratch: Buffer<f32>,
-    /// Logits of as many tokens as are computed at once.
+    /// Logits of as many tokens as there is room for.
     pub(super) logits: Buffer<f32>,
     pub(super) output_rows: usize,
-    /// Which tokens those are.
-    pub(super) indices: Buffer<i32>,
-    /// Where columns are.
+    /// The best of them.
+    pub(super) best: TopK,
+    /// What the pass is given.
     pub(super) places: Places,
 }
 
-/// Pages that the sequences of a batch name together, at most: more than the cache has, where they share some.
-fn named_pages(sizes: &Sizes) -> usize {
-    sizes
-        .tokens_max
-        .saturating_mul(sizes.context.div_ceil(PAGE))
+/// Rows of logits that there is room for: those that there usually are, and those of any pass of few tokens.
+fn output_rows(sizes: &Sizes) -> usize {
+    let few = sizes.tokens_max.clamp(1, FEW_TOKENS);
+    sizes.output_rows_max.max(few)
 }
 
 impl Buffers {
@@ -53,10 +49,8 @@ impl Buffers {
         let tokens = sizes.tokens_max;
         let heads = sizes.query / sizes.head_dim.max(1);
         let scratch = Attend::scratch(heads, sizes.head_dim, tokens, sizes.context);
-        let output_rows = sizes.output_rows_max.max(1);
-        let rope = || device.zeros(tokens * sizes.rope_pairs * 2);
+        let output_rows = output_rows(sizes);
         Ok(Buffers {
-            tokens: device.zeros(tokens)?,
             hidden: device.zeros(tokens * sizes.embedding)?,
             kept: device.zeros(output_rows * sizes.embedding)?,
             heads: device.zeros(tokens * (sizes.query + 2 * sizes.key_value))?,
@@ -66,39 +60,38 @@ impl Buffers {
             inner: device.columns(sizes.embedding, tokens)?,
             queries: device.columns(sizes.query, tokens)?,
             wide: device.columns(sizes.feed_forward, tokens)?,
-            ropes: (0..sizes.rope_count)
-                .map(|_| rope())
-                .collect::<Result<_, _>>()?,
-            factors: device.zeros(tokens)?,
             scratch: device.zeros(scratch)?,
             logits: device.zeros(output_rows * sizes.vocabulary)?,
             output_rows,
-            indices: device.zeros(output_rows)?,
-            places: device.places(tokens, named_pages(sizes), pages)?,
+            best: device.top_k(sizes.vocabulary, output_rows, best_count(sizes))?,
+            places: device.room(&given::room(sizes, pages))?,
         })
     }
 
-    /// Bytes that they take, about.
+    /// Bytes that they take of the device's memory, about.
     pub(super) fn bytes(sizes: &Sizes) -> usize {
         let columns = |width: usize| width + width.div_ceil(32) * 8;
-        let floats = sizes.embedding * 2
-            + sizes.query * 2
-            + sizes.key_value * 2
-            + sizes.feed_forward * 2
-            + sizes.rope_pairs * sizes.rope_count * 2
-            + 1;
+        let floats =
+            sizes.embedding * 2 + sizes.query * 2 + sizes.key_value * 2 + sizes.feed_forward * 2;
         let each = floats * size_of::<f32>()
             + columns(sizes.embedding)
             + columns(sizes.query)
             + columns(sizes.feed_forward);
         let heads = sizes.query / sizes.head_dim.max(1);
         let scratch = Attend::scratch(heads, sizes.head_dim, sizes.tokens_max, sizes.context);
-        let rows = sizes.output_rows_max.max(1) * (sizes.vocabulary + sizes.embedding + 1);
-        let places = named_pages(sizes);
-        each.saturating_mul(sizes.tokens_max).saturating_add(
-            (scratch + rows)
-                .saturating_add(places)
-                .saturating_mul(size_of::<f32>()),
-        )
+        let rows = output_rows(sizes) * (sizes.vocabulary + sizes.embedding);
+        let best = TopK::bytes(sizes.vocabulary, output_rows(sizes), best_count(sizes));
+        let given = given::room(sizes, 0).words();
+        let words = (scratch + rows).saturating_add(given);
+        each.saturating_mul(sizes.tokens_max)
+            .saturating_add(words.saturating_mul(size_of::<f32>()))
+            .saturating_add(best)
+    }
+
+    /// Bytes of this machine's memory for what is copied there, and for all logits that may be asked for.
+    pub(super) fn bytes_here(sizes: &Sizes) -> usize {
+        let given = given::room(sizes, 0).words().saturating_mul(2);
+        let rows = output_rows(sizes) * sizes.vocabulary;
+        given.saturating_add(rows).saturating_mul(size_of::<f32>())
     }
 }

@@ -7,8 +7,11 @@
 //! Invariant: buffers are made at start for the largest batch; what a device has no room for shows then.
 
 mod buffers;
+mod given;
+mod graphs;
 mod pages;
 mod pass;
+mod rows;
 mod walk;
 mod weights;
 
@@ -20,9 +23,11 @@ use super::steps::Batch;
 use crate::kv::Geometry;
 use crate::models::Architecture;
 use andon_cuda::{Device, Error};
-use andon_kernels::{Isa, Table};
 use buffers::Buffers;
-use pass::Pass;
+use given::Positions;
+use graphs::{Graphs, Kind};
+use pass::{FEW_TOKENS, Pass};
+use rows::Read;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use weights::Weights;
@@ -76,12 +81,9 @@ pub(crate) struct Cuda {
     sizes: Sizes,
     /// Whether the device's memory is this machine's.
     integrated: bool,
-    /// Rotations on their way to the device.
-    rotations: Vec<f32>,
-    /// `[output row][vocabulary]`.
-    logits: Vec<f32>,
-    /// For what is done to logits here.
-    table: Table,
+    positions: Positions,
+    graphs: Graphs,
+    read: Read,
 }
 
 impl Cuda {
@@ -99,16 +101,14 @@ impl Cuda {
         let weights = Weights::upload(&device, decoder, from)?;
         let buffers = Buffers::new(&device, sizes, pages)?;
         let pages = CudaPages::new(Arc::clone(&device), geometry, pages)?;
-        let isa = Isa::best();
         let cuda = Cuda {
             integrated: device.limits()?.integrated,
             weights,
             buffers,
             sizes: *sizes,
-            rotations: Vec::new(),
-            logits: Vec::new(),
-            // The best of this machine is one that it has.
-            table: Table::new(isa).expect("it is supported"),
+            positions: Positions::of(decoder, sizes),
+            graphs: Graphs::new(),
+            read: Read::default(),
             device,
         };
         Ok((cuda, pages))
@@ -130,9 +130,7 @@ impl Cuda {
 
     /// Bytes of activations that are in this machine's memory.
     pub(crate) fn bytes(&self) -> usize {
-        let here = (self.sizes.output_rows_max.max(1) * self.sizes.vocabulary)
-            .saturating_add(self.sizes.tokens_max * self.sizes.rope_pairs * 2)
-            .saturating_mul(size_of::<f32>());
+        let here = Buffers::bytes_here(&self.sizes);
         let there = Buffers::bytes(&self.sizes);
         here.saturating_add(if self.integrated { there } else { 0 })
     }
@@ -140,6 +138,11 @@ impl Cuda {
     /// Whether pages of keys and values are in this machine's memory.
     pub(crate) fn is_integrated(&self) -> bool {
         self.integrated
+    }
+
+    /// Has passes of few tokens be recorded as graphs, or not.
+    pub(crate) fn record(&mut self, wanted: bool) {
+        self.graphs.want(wanted);
     }
 
     /// Runs a batch. Breaks where the pass was interrupted.
@@ -153,7 +156,41 @@ impl Cuda {
         batch: &Batch,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<ControlFlow<()>, Error> {
-        let done = pages.failed.map_or(Ok(()), Err);
+        pages.failed.map_or(Ok(()), Err)?;
+        self.read.begin();
+        let (tokens, outputs) = (batch.tokens.len(), batch.outputs.len());
+        let length = batch.positions.iter().max().map_or(0, |last| last + 1);
+        let kind = Kind::of(tokens, outputs, length, self.sizes.context);
+        let recorded = tokens <= FEW_TOKENS && self.graphs.are_wanted();
+        let reach = if recorded { kind.reach } else { length };
+        let places = &mut self.buffers.places;
+        self.positions.give(&self.device, batch, reach, places)?;
+        if recorded && interrupted() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if !(recorded && self.start(decoder, pages, batch, kind)?) {
+            let flow = self.walk(decoder, pages, batch, interrupted)?;
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        if outputs == 0 {
+            // What was asked for goes wrong here, not in the next pass.
+            self.device.finish()?;
+        }
+        self.read
+            .end(&self.device, &mut self.buffers.best, outputs)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Asks for one step after the other.
+    fn walk(
+        &mut self,
+        decoder: &dyn Architecture,
+        pages: &mut CudaPages,
+        batch: &Batch,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<ControlFlow<()>, Error> {
         let mut pass = Pass {
             cuda: self,
             pages,
@@ -162,15 +199,33 @@ impl Cuda {
             pending: None,
             layer_end: None,
             heads: None,
-            done,
+            done: Ok(()),
         };
-        pass.place();
         let flow = decoder.forward(&mut pass);
         pass.done.map(|()| flow)
     }
 
-    /// The logits of the last batch.
-    pub(crate) fn logits(&self) -> &[f32] {
-        &self.logits
+    /// Starts the graph of such passes, recorded before or now; false if there can be none.
+    fn start(
+        &mut self,
+        decoder: &dyn Architecture,
+        pages: &mut CudaPages,
+        batch: &Batch,
+        kind: Kind,
+    ) -> Result<bool, Error> {
+        if self.graphs.find(&kind).is_none() {
+            let device = Arc::clone(&self.device);
+            let recorded = device.record(|| {
+                let whole = self.walk(decoder, pages, batch, &|| false)?;
+                debug_assert!(whole.is_continue(), "nobody interrupts it");
+                Ok(())
+            });
+            self.graphs.keep(kind, recorded)?;
+        }
+        let Some(graph) = self.graphs.find(&kind) else {
+            return Ok(false);
+        };
+        graph.launch(Some(&self.buffers.places))?;
+        Ok(true)
     }
 }

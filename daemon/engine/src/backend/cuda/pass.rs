@@ -1,7 +1,7 @@
 //! One batch on its way through a model on a device.
 //!
-//! Steps are launches, one after the other on one stream; nothing waits for them before logits are read, but in passes of
-//! many tokens, where that lets the pass be interrupted. What a part gives to
+//! Steps are launches, one after the other on one stream, which may be recorded; nothing waits for them before what was found
+//! is read, but in passes of many tokens, where that lets the pass be interrupted. What a part gives to
 //! the residual stream is added where its next norm is computed. All tokens are computed to the end: what the last layer
 //! could leave out is little beside all others.
 //!
@@ -15,12 +15,12 @@ use crate::backend::{
 };
 use crate::layer::Rope;
 use crate::weights::{Linear, Matrix, RmsNorm};
-use andon_cuda::{Addition, Columns, Device, Error, Gate, Kernel, Mark, Run};
-use andon_kernels::Table;
+use andon_cuda::{Addition, Columns, Device, Error, Gate, Kernel, Mark};
 use andon_kernels::op::rope::Pairing;
+use std::ops::Range;
 
 /// Tokens up to which a pass takes about as long as one of a single token.
-const FEW_TOKENS: usize = 16;
+pub(super) const FEW_TOKENS: usize = 16;
 
 /// A batch in the middle of a model.
 pub(super) struct Pass<'a> {
@@ -57,31 +57,6 @@ struct NormOf {
     whole: bool,
 }
 
-/// Consecutive tokens of one sequence, from the first on.
-fn runs(batch: &Batch) -> Vec<Run<'_>> {
-    let mut runs: Vec<Run<'_>> = Vec::new();
-    let mut range = None;
-    for (token, &position) in batch.positions.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run)
-                if range == Some(batch.page_ranges[token])
-                    && run.position + run.columns == position =>
-            {
-                run.columns += 1;
-            }
-            _ => {
-                range = Some(batch.page_ranges[token]);
-                runs.push(Run {
-                    columns: 1,
-                    position,
-                    pages: batch.pages_of(token),
-                });
-            }
-        }
-    }
-    runs
-}
-
 impl Pass<'_> {
     fn count(&self) -> usize {
         self.batch.tokens.len()
@@ -96,19 +71,6 @@ impl Pass<'_> {
         if self.done.is_ok() {
             self.done = step(self);
         }
-    }
-
-    /// Sends where the batch's tokens are to the device.
-    pub(super) fn place(&mut self) {
-        self.then(|pass| {
-            let reach = pass.batch.positions.iter().max().map_or(0, |last| last + 1);
-            let runs = runs(pass.batch);
-            let Cuda {
-                device, buffers, ..
-            } = &mut *pass.cuda;
-            device.write(&pass.batch.tokens, &mut buffers.tokens)?;
-            device.place(&runs, reach, &mut buffers.places)
-        });
     }
 
     /// Adds what is to be added to the residual stream, and makes the input of matrices of its norm.
@@ -189,36 +151,13 @@ impl Steps for Pass<'_> {
                 weights,
                 ..
             } = &mut *pass.cuda;
-            let matrix = weights.matrix(matrix);
-            device.embed(matrix, &buffers.tokens, count, scale, &mut buffers.hidden)
+            let (matrix, tokens) = (weights.matrix(matrix), buffers.places.tokens());
+            device.embed(matrix, &tokens, count, scale, &mut buffers.hidden)
         });
     }
 
-    fn prepare_ropes(&mut self, ropes: &[Rope]) {
-        self.then(|pass| {
-            let Cuda {
-                device,
-                buffers,
-                weights,
-                rotations,
-                sizes,
-                ..
-            } = &mut *pass.cuda;
-            for (buffer, rope) in buffers.ropes.iter_mut().zip(ropes) {
-                rotations.clear();
-                for &position in &pass.batch.positions {
-                    rotations.extend(rope.rotations(position, sizes.context).flatten());
-                }
-                device.write(rotations.as_slice(), buffer)?;
-            }
-            let Some(temperature) = weights.temperature() else {
-                return Ok(());
-            };
-            let positions = pass.batch.positions.iter();
-            let factors: Vec<f32> = positions.map(|&at| temperature.at(at)).collect();
-            device.write(&factors, &mut buffers.factors)
-        });
-    }
+    // They were given, see `Positions`.
+    fn prepare_ropes(&mut self, _ropes: &[Rope]) {}
 
     fn norm(&mut self, norm: Option<&RmsNorm>, _matrices: &[&Linear]) {
         self.then(|pass| {
@@ -290,6 +229,7 @@ impl Steps for Pass<'_> {
                 device,
                 buffers,
                 weights,
+                positions,
                 ..
             } = &mut *pass.cuda;
             let norms = [(&mut of.query_norm, 0), (&mut of.key_norm, sizes.query)];
@@ -310,6 +250,8 @@ impl Steps for Pass<'_> {
             let weight = |norm: Option<NormOf>| vector(norm.map(|norm| norm.weight));
             // Without positions no pair is rotated.
             let (rope, pairs, adjacent) = of.rope.unwrap_or_default();
+            let rotations = positions.rotations(rope, &buffers.places);
+            let factors = positions.factors(&buffers.places);
             let heads = andon_cuda::Heads {
                 heads: sizes.query / sizes.head_dim,
                 bias: vector(of.bias),
@@ -319,10 +261,10 @@ impl Steps for Pass<'_> {
                     .query_norm
                     .or(of.key_norm)
                     .map_or(0.0, |norm| norm.epsilon),
-                rotations: &buffers.ropes[rope],
+                rotations: &rotations,
                 pairs,
                 adjacent,
-                query_factors: of.grows.then_some(&buffers.factors),
+                query_factors: factors.as_ref().filter(|_| of.grows),
             };
             let cache = &mut pass.pages.layers[layer];
             device.place_heads(&mut buffers.heads, &heads, cache, &buffers.places)
@@ -444,66 +386,65 @@ impl Pass<'_> {
         self.pending = Some((norm, residual.scale));
     }
 
-    /// Logits of the batch's outputs, as many at a time as there is room for.
+    /// Logits of the batch's outputs, and the best of them. Where there is no room for all on the device they are read, as
+    /// many at a time as there is room for.
     fn logits(&mut self, output: &Output<'_>) -> Result<(), Error> {
-        let outputs = &self.batch.outputs;
-        let rows = output.linear.matrix.row_count;
-        self.cuda.logits.clear();
-        self.cuda.logits.resize(outputs.len() * rows, 0.0);
-        if outputs.is_empty() {
-            // What was asked for goes wrong here, not in the next pass.
-            return self.cuda.device.finish();
+        let outputs = self.batch.outputs.len();
+        if outputs == 0 {
+            return Ok(());
         }
         self.add_and_norm(None)?;
-        let width = self.sizes().embedding;
+        let each = self.cuda.buffers.output_rows;
+        if outputs <= each {
+            self.some_logits(output, 0..outputs)?;
+            let Cuda {
+                device, buffers, ..
+            } = &mut *self.cuda;
+            let rows = output.linear.matrix.row_count;
+            return device.find_top_k(&buffers.logits, rows, outputs, &mut buffers.best);
+        }
+        for first in (0..outputs).step_by(each) {
+            let range = first..outputs.min(first + each);
+            let count = range.len() * output.linear.matrix.row_count;
+            self.some_logits(output, range)?;
+            let Cuda {
+                device,
+                buffers,
+                read,
+                ..
+            } = &mut *self.cuda;
+            let before = read.all.len();
+            read.all.resize(before + count, 0.0);
+            device.read(&buffers.logits, &mut read.all[before..])?;
+        }
+        Ok(())
+    }
+
+    /// Those of some outputs.
+    fn some_logits(&mut self, output: &Output<'_>, range: Range<usize>) -> Result<(), Error> {
+        let (width, count) = (self.sizes().embedding, range.len());
         let Cuda {
             device,
             buffers,
             weights,
-            logits,
-            table,
             ..
         } = &mut *self.cuda;
-        let each = buffers.output_rows;
-        for (outputs, logits) in outputs.chunks(each).zip(logits.chunks_mut(each * rows)) {
-            let count = outputs.len();
-            let indices: Vec<i32> = outputs
-                .iter()
-                .filter_map(|&at| i32::try_from(at).ok())
-                .collect();
-            device.write(&indices, &mut buffers.indices)?;
-            let which = (&buffers.indices, count);
-            device.gather_columns(&buffers.hidden, width, which, &mut buffers.kept)?;
-            let weight = Some(weights.vector(&output.norm.weight));
-            let epsilon = output.norm.epsilon;
-            let (kept, inner) = (&mut buffers.kept, &mut buffers.inner);
-            device.add_norm_quantize(kept, count, None, weight, epsilon, inner)?;
-            let matrix = weights.matrix(&output.linear.matrix);
-            multiply(
-                device,
-                matrix,
-                &buffers.inner,
-                count,
-                &mut buffers.logits,
-                (0, rows),
-            )?;
-            let products = (&mut buffers.logits, count);
-            add_bias(device, weights, &[output.linear], products, rows)?;
-            device.read(&buffers.logits, logits)?;
-            finish(table, logits, output);
+        let outputs = buffers.places.outputs(range);
+        let which = (&outputs, count);
+        device.gather_columns(&buffers.hidden, width, which, &mut buffers.kept)?;
+        let weight = Some(weights.vector(&output.norm.weight));
+        let epsilon = output.norm.epsilon;
+        let (kept, inner) = (&mut buffers.kept, &mut buffers.inner);
+        device.add_norm_quantize(kept, count, None, weight, epsilon, inner)?;
+        let matrix = weights.matrix(&output.linear.matrix);
+        let rows = output.linear.matrix.row_count;
+        let logits = &mut buffers.logits;
+        multiply(device, matrix, &buffers.inner, count, logits, (0, rows))?;
+        let bias = address_of_biases([output.linear.bias.as_deref()]);
+        if bias.is_none() && output.scale == 1.0 && output.cap.is_none() {
+            return Ok(());
         }
-        Ok(())
-    }
-}
-
-/// What is done to logits here: the same as the processor's backend does.
-fn finish(table: &Table, logits: &mut [f32], output: &Output<'_>) {
-    if output.scale != 1.0 {
-        for logit in &mut *logits {
-            *logit *= output.scale;
-        }
-    }
-    if let Some(cap) = output.cap {
-        table.soft_cap(logits, cap);
+        let bias = bias.map(|name| weights.at(name));
+        device.finish_logits(logits, rows, (rows, count), bias, output.scale, output.cap)
     }
 }

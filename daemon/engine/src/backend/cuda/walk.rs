@@ -16,8 +16,10 @@ pub(super) trait Visit {
     fn vector(&mut self, values: &[f32]);
     /// Biases of matrices whose results lie one after the other, where these have any.
     fn biases(&mut self, linears: &[&Linear]);
+    /// Rotations by position.
+    fn ropes(&mut self, _ropes: &[Rope]) {}
     /// How queries grow with their position.
-    fn temperature(&mut self, temperature: Temperature);
+    fn temperature(&mut self, _temperature: Temperature) {}
     /// Something that there are no kernels for.
     fn lacks(&mut self, what: String);
 }
@@ -79,7 +81,9 @@ impl<V: Visit> Steps for Walk<'_, V> {
         self.visit.matrix("the embedding", matrix);
     }
 
-    fn prepare_ropes(&mut self, _ropes: &[Rope]) {}
+    fn prepare_ropes(&mut self, ropes: &[Rope]) {
+        self.visit.ropes(ropes);
+    }
 
     fn norm(&mut self, norm: Option<&RmsNorm>, _matrices: &[&Linear]) {
         self.norm_of(norm);

@@ -1,7 +1,6 @@
 //! A model's weights in a device's memory, packed as its kernels like them.
 
 use super::walk::{Visit, Walk};
-use crate::backend::Temperature;
 use crate::models::Architecture;
 use crate::weights::{self, Linear, Matrix};
 use andon_cuda::{Buffer, Device, Error, Format};
@@ -43,8 +42,6 @@ impl Visit for Lack {
 
     fn biases(&mut self, _linears: &[&Linear]) {}
 
-    fn temperature(&mut self, _temperature: Temperature) {}
-
     fn lacks(&mut self, what: String) {
         self.0.get_or_insert(what);
     }
@@ -69,7 +66,6 @@ pub(super) struct Weights {
     matrices: HashMap<(usize, usize), andon_cuda::Matrix>,
     /// By the address of the first element; biases that lie one after the other, of the first of them.
     vectors: HashMap<usize, Buffer<f32>>,
-    temperature: Option<Temperature>,
     bytes: usize,
 }
 
@@ -109,11 +105,6 @@ impl Weights {
     /// Bytes that they take on the device.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// How queries grow with their position.
-    pub(super) fn temperature(&self) -> Option<Temperature> {
-        self.temperature
     }
 
     /// A matrix.
@@ -199,10 +190,6 @@ impl Visit for Upload<'_> {
             }
         }
         self.done = self.add_vector(name, &values);
-    }
-
-    fn temperature(&mut self, temperature: Temperature) {
-        self.weights.temperature = Some(temperature);
     }
 
     fn lacks(&mut self, _what: String) {}
