@@ -4,6 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use andon_cuda_check::daemon::Daemon as Measured;
+use andon_cuda_check::figures::Figures;
+use andon_cuda_check::synthetic::Shape;
 use andon_tests::daemon::{Builder, Daemon};
 use andon_tests::programs;
 use andon_tests::tiny_model::TinyModel;
@@ -268,4 +271,33 @@ fn the_processor_serves_where_there_is_memory_for_it_and_not_for_copies() {
     let reason = cuda["reason"].as_str().unwrap();
     assert!(reason.contains("budget-bytes"), "{reason}");
     assert!(!ask(&daemon, 4).is_empty());
+}
+
+#[test]
+fn what_clients_see_of_the_daemon_is_measured() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape::named("1b").unwrap().small();
+    let model = shape.in_folder(folder.path()).unwrap();
+    let andond = programs::folder().unwrap().join("andond");
+    let figures = Figures::default();
+    let measured = Measured {
+        andond: &andond,
+        model: &model,
+        name: "small",
+        environment: &[environment(&driver)],
+        folder: &folder.path().join("daemon"),
+        sizes: (12, 4),
+        clients: 2,
+        patience: TIMEOUT,
+    };
+    let said = measured.measure(&figures).unwrap();
+    let figure = |name: &str| {
+        let value = figures.get(&format!("daemon small: {name}"));
+        value.unwrap_or_else(|| panic!("{name}: {said}"))
+    };
+    assert!(figure("served after") <= figure("on the card after"));
+    for name in ["first token", "one client", "2 clients"] {
+        assert!(figure(name) > 0.0, "{said}");
+    }
 }

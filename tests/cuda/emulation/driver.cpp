@@ -18,6 +18,7 @@
 // - ANDON_EMULATED_WRONG: a kernel, of whose results one bit is wrong, in every launch.
 #include "driver.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdarg>
 #include <map>
@@ -83,7 +84,8 @@ void fault(int, siginfo_t *info, void *) {
     sigaction(SIGSEGV, &before, nullptr);
 }
 
-// Changes one bit of what the kernel wrote: of the first byte that differs from before, in any buffer of its arguments.
+// Changes one bit of what the kernel wrote: a high one of the first word that differs from before, in any buffer of its
+// arguments.
 struct Wrong {
     std::vector<std::pair<Address, std::vector<char>>> kept;
 
@@ -103,7 +105,7 @@ struct Wrong {
             char *now = reinterpret_cast<char *>(address);
             for (size_t i = 0; i < bytes.size(); i++) {
                 if (now[i] == bytes[i]) continue;
-                now[i] ^= 1;
+                now[std::min(i | 3, bytes.size() - 1)] ^= 0x40;
                 return;
             }
         }

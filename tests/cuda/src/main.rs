@@ -1,4 +1,4 @@
-//! Every CUDA kernel against the processor's, and how fast they are: `cargo xtask cuda-check`.
+//! Everything that can be tried with a card, in one bounded run: `cargo xtask cuda-check`.
 //!
 //! Each check runs in a process of its own, so that one which breaks the device does not hide what the others find.
 //! Invariant: outputs are poisoned before every launch, and compared to the bit.
@@ -7,56 +7,71 @@
 
 mod attention;
 mod cache;
+mod children;
 mod columns;
 mod compare;
 mod data;
+mod dense;
 mod hand_over;
 mod heads;
 mod layer;
 mod models;
 mod products;
 mod quantize;
+mod report;
+mod rival;
 mod sanitize;
+mod sections;
 mod speed;
 mod stand_ins;
 mod top_k;
 
 use andon_cuda::{Device, Format};
-use andon_cuda_check::{emulation, passes};
-use anyhow::{Context, Result, bail, ensure};
+use andon_cuda_check::figures::Figures;
+use andon_cuda_check::passes;
+use anyhow::{Context, Result};
 use clap::Parser;
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
-/// The CUDA kernels against the scalar ones, and how fast they are.
+/// Everything that can be tried with a card, in one bounded run.
 #[derive(Parser)]
 #[command(name = "cargo xtask cuda-check", bin_name = "cargo xtask cuda-check")]
 struct Arguments {
-    /// Only this check, in this process; may be given several times.
-    #[arg(long, value_name = "NAME")]
+    /// Only these sections: kernels, interfaces, models, speed, daemon, rival, sanitize; or only these checks, by name.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only checks, no speeds.
-    #[arg(long)]
-    no_speed: bool,
-    /// A model whose logits and greedy tokens are compared with the processor's, and whose tokens per second are measured; may be
-    /// given several times.
+    /// When the run ends, whatever is left to do: what was not finished is named, and is a failure.
+    #[arg(long, value_name = "SECONDS", default_value_t = 540)]
+    seconds: u64,
+    /// Where cuda-check.json goes, with all that was found and measured.
+    #[arg(long, value_name = "FOLDER")]
+    results: Option<PathBuf>,
+    /// A model whose logits and greedy tokens are compared with the processor's, and whose tokens per second are measured, beside
+    /// synthetic ones; may be given several times.
     #[arg(long, value_name = "FILE")]
     model: Vec<PathBuf>,
     /// Greedy tokens that are compared.
     #[arg(long, default_value_t = 256)]
     tokens: usize,
-    /// No run under compute-sanitizer.
-    #[arg(long)]
-    no_sanitizer: bool,
-    /// This program, built so that both warps of a hand-over wait: what racecheck is asked about.
+    /// A folder with room for synthetic models, of which the largest takes 5 GB; the system's for temporary files, unless given.
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// This program, built so that both warps of a hand-over wait: what racecheck is asked about. This and the next two are
+    /// looked for beside this program.
     #[arg(long, value_name = "PROGRAM")]
     both_wait: Option<PathBuf>,
-    /// Small sizes only: for a run under compute-sanitizer.
-    #[arg(long)]
-    small: bool,
-    /// On a processor, by the driver of tests/cuda/emulation: small sizes, and no speeds.
+    /// The tests of what stands on passes: `andon-accelerated`.
+    #[arg(long, value_name = "PROGRAM")]
+    interfaces: Option<PathBuf>,
+    /// The daemon.
+    #[arg(long, value_name = "PROGRAM")]
+    andond: Option<PathBuf>,
+    /// llama.cpp's `llama-bench`, built for this card; ANDON_LLAMA_BENCH names it, too.
+    #[arg(long, value_name = "PROGRAM")]
+    llama_bench: Option<PathBuf>,
+    /// Everything on a processor, by the driver of tests/cuda/emulation: small sizes, whose figures mean nothing.
     #[arg(long)]
     emulated: bool,
     /// Number of the device.
@@ -65,9 +80,21 @@ struct Arguments {
     /// What chance follows from; a failure says it. Without, the time.
     #[arg(long)]
     seed: Option<u64>,
-    /// Dense bf16 products of this card, in TFLOP/s, that prefill is set against.
+    /// Dense bf16 products of this card, in TFLOP/s, that prefill is set against. Without, PyTorch measures them, if there is one.
     #[arg(long, value_name = "TFLOPS")]
     dense: Option<f64>,
+    /// Checks of kernels at once; unless given, as many as there are processors for them.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// This check, in this process.
+    #[arg(long, value_name = "CHECK", hide = true)]
+    here: Option<String>,
+    /// Small sizes only.
+    #[arg(long, hide = true)]
+    small: bool,
+    /// Where this process appends what it measures.
+    #[arg(long, value_name = "FILE", hide = true)]
+    figures: Option<PathBuf>,
 }
 
 /// What ends a run that there was nothing for: the exit code that test drivers take for "skipped".
@@ -81,6 +108,7 @@ struct Run<'a> {
     seed: u64,
     small: bool,
     dense: Option<f64>,
+    figures: &'a Figures,
 }
 
 type Check = fn(&Run<'_>) -> Result<String>;
@@ -124,22 +152,16 @@ const SPEEDS: &[(&str, Check)] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = if let ([model], true) = (arguments.model.as_slice(), arguments.only == [MODEL]) {
-        models::check(model, arguments.tokens, !arguments.no_speed)
-            .map(|said| println!("{}: {said}", model.display()))
-    } else if arguments.emulated {
-        match emulated(arguments) {
+    let done = match &arguments.here {
+        Some(check) => here(&arguments, check),
+        None => match sections::all(arguments) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 println!("skipped: there is no C++ compiler");
                 return ExitCode::from(SKIPPED);
             }
             Err(error) => Err(error),
-        }
-    } else if arguments.only.is_empty() {
-        whole(&arguments)
-    } else {
-        some(&arguments)
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -150,142 +172,39 @@ fn main() -> ExitCode {
     }
 }
 
-/// Every check in the emulation, and the handing over as it is built for tools that watch races; `false` where nothing can be
-/// emulated.
-fn emulated(mut arguments: Arguments) -> Result<bool> {
-    arguments.small = true;
-    // A library path is read when a program starts.
-    let Some(folder) = emulation::driver()? else {
-        return Ok(false);
-    };
-    let path = emulation::library_path(&folder);
-    arguments.no_speed = true;
-    if !arguments.model.is_empty() {
-        for model in &arguments.model {
-            on_model(&arguments, model, Some(&path))?;
-        }
-        return Ok(true);
-    }
-    each(&arguments, CHECKS, Some(&path))?;
-    if arguments.only.is_empty() {
-        let folder = emulation::driver_with(&["ANDON_HAND_OVER_SYNC"])?;
-        let path = folder.map(|folder| emulation::library_path(&folder));
-        println!("where both warps of a hand-over wait:");
-        arguments.only = vec!["hand_over".to_owned()];
-        each(&arguments, CHECKS, path.as_deref())?;
-    }
-    Ok(true)
+/// A seed by the time.
+fn any_seed() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(1, |since| since.as_nanos() as u64)
 }
 
-/// What names the comparison of a model.
-const MODEL: &str = "model";
-
-/// Compares a model in a process of its own.
-fn on_model(arguments: &Arguments, model: &Path, library_path: Option<&OsStr>) -> Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--only", MODEL, "--model"]).arg(model);
-    command.args(["--tokens", &arguments.tokens.to_string()]);
-    if arguments.no_speed {
-        command.arg("--no-speed");
-    }
-    if let Some(path) = library_path {
-        command.env("LD_LIBRARY_PATH", path);
-    }
-    ensure!(command.status()?.success(), "{}", model.display());
-    Ok(())
-}
-
-/// All that there is to do on a device: checks, the same under compute-sanitizer, speeds.
-fn whole(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(arguments.device)?;
-    println!("{:?}", device.limits()?);
-    drop(device);
-    let mut failed = Vec::new();
-    failed.extend(each(arguments, CHECKS, None).err());
-    if !arguments.no_sanitizer {
-        match sanitize::find() {
-            Some(sanitizer) => {
-                let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
-                let done = sanitize::all(&sanitizer, &names, arguments.both_wait.as_deref());
-                failed.extend(done.err());
-            }
-            None => println!("without compute-sanitizer: there is none"),
-        }
-    }
-    for model in &arguments.model {
-        failed.extend(on_model(arguments, model, None).err());
-    }
-    if !arguments.no_speed {
-        failed.extend(each(arguments, SPEEDS, None).err());
-    }
-    if failed.is_empty() {
+/// One check, in this process.
+fn here(arguments: &Arguments, name: &str) -> Result<()> {
+    let figures = Figures::to_file(arguments.figures.as_deref());
+    if let Some(done) = sections::without_device(arguments, name, &figures) {
+        println!("{name}: {}", done.with_context(|| name.to_owned())?);
         return Ok(());
     }
-    let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
-    bail!("{}", failed.join("; "));
-}
-
-fn some(arguments: &Arguments) -> Result<()> {
     let device = Device::open(arguments.device)?;
-    let now = || {
-        let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
-        since.map_or(1, |since| since.as_nanos() as u64)
-    };
-    let seed = arguments.seed.unwrap_or_else(now);
+    let seed = arguments.seed.unwrap_or_else(any_seed);
     let run = Run {
         device: &device,
         ordinal: arguments.device,
         seed,
         small: arguments.small,
         dense: arguments.dense,
+        figures: &figures,
     };
-    for name in &arguments.only {
-        let found = CHECKS.iter().chain(SPEEDS).find(|(known, _)| known == name);
-        let (_, check) = found.with_context(|| format!("there is no check {name}"))?;
-        let began = Instant::now();
-        let said = check(&run).with_context(|| format!("{name}, seed {seed}"))?;
-        println!("{name}: {said} ({:.1} s)", began.elapsed().as_secs_f64());
-    }
-    Ok(())
-}
-
-/// Those of `checks` that are asked for, each in a process of its own, which finds the driver by `library_path`.
-fn each(
-    arguments: &Arguments,
-    checks: &[(&str, Check)],
-    library_path: Option<&OsStr>,
-) -> Result<()> {
-    for name in &arguments.only {
-        let known = checks.iter().any(|(known, _)| known == name);
-        ensure!(known, "there is no check {name}");
-    }
-    let program = std::env::current_exe()?;
-    let named = |name: &str| {
-        arguments.only.is_empty() || arguments.only.iter().any(|wanted| wanted == name)
+    let began = Instant::now();
+    let said = match CHECKS
+        .iter()
+        .chain(SPEEDS)
+        .find(|(known, _)| *known == name)
+    {
+        Some((_, check)) => check(&run),
+        None => sections::of_models(arguments, name, &run),
     };
-    let mut failed = Vec::new();
-    for (name, _) in checks.iter().filter(|(name, _)| named(name)) {
-        let mut command = Command::new(&program);
-        command.args(["--only", name]);
-        command.args(["--device", &arguments.device.to_string()]);
-        if let Some(seed) = arguments.seed {
-            command.args(["--seed", &seed.to_string()]);
-        }
-        if let Some(dense) = arguments.dense {
-            command.args(["--dense", &dense.to_string()]);
-        }
-        if arguments.small {
-            command.arg("--small");
-        }
-        if let Some(path) = library_path {
-            command.env("LD_LIBRARY_PATH", path);
-        }
-        if !command.status()?.success() {
-            failed.push(*name);
-        }
-    }
-    if !failed.is_empty() {
-        bail!("{}", failed.join(", "));
-    }
+    let said = said.with_context(|| format!("{name}, seed {seed}"))?;
+    println!("{name}: {said} ({:.1} s)", began.elapsed().as_secs_f64());
     Ok(())
 }

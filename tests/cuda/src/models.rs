@@ -3,6 +3,8 @@
 //! The device does the processor's arithmetic, so the bound on logits is none: every byte is the same, however a prompt is cut
 //! and however many columns a pass has. A token that differs is told with what was between it and the next best.
 
+use crate::Run;
+use andon_cuda_check::figures::median;
 use andon_engine::backend::Backend;
 use andon_engine::kv::KvType;
 use andon_engine::tokenizer::Special;
@@ -17,7 +19,7 @@ use std::time::Instant;
 const PROMPT: &str = "The conveyor stopped at 06:42. Sensor B3 read 71 degrees, four above its limit, and the drive's \
     current had risen since five. The shift wrote down what it saw, in order, and asked what to look at first. ";
 
-/// Tokens of a prompt whose time is taken.
+/// Tokens of a prompt whose time is taken, and the most of a pass.
 const PREFILL: usize = 512;
 
 fn executor(
@@ -121,75 +123,111 @@ fn greedy(device: &mut Executor, host: &mut Executor, prompt: &[u32], count: usi
     Ok(())
 }
 
-/// Seconds that `count` passes of `columns` tokens take, one after the other.
-fn decode_seconds(
-    executor: &mut Executor,
-    prompt: &[u32],
-    columns: usize,
-    count: usize,
-) -> Result<f64> {
-    let mut sequence = executor.sequence();
-    append(executor, &mut sequence, prompt)?;
-    let step: Vec<u32> = prompt.iter().cycle().take(columns).copied().collect();
-    append(executor, &mut sequence, &step)?;
-    let began = Instant::now();
-    for _ in 0..count {
-        append(executor, &mut sequence, &step)?;
-    }
-    Ok(began.elapsed().as_secs_f64() / count as f64)
-}
-
-/// Compares a model's logits and `count` greedy tokens, and says how fast the device is unless `timed` is false.
+/// Compares a model's logits and `count` greedy tokens.
 ///
 /// # Errors
 /// When something differs, or the model or the device cannot be used.
-pub(crate) fn check(path: &Path, count: usize, timed: bool) -> Result<String> {
+pub(crate) fn compare(path: &Path, count: usize) -> Result<String> {
     let model = Arc::new(Model::load(path)?);
     let tokenizer = model.tokenizer();
-    let prompt = tokenizer.encode_prompt(PROMPT, Special::Plain);
-    let tokens_max = (PREFILL + prompt.len() + count).max(PREFILL + 16 * 64);
+    let mut prompt = tokenizer.encode_prompt(PROMPT, Special::Plain);
+    // Vocabularies without words make a token of each letter.
+    prompt.truncate(100);
+    let tokens_max = PREFILL + prompt.len() + count;
     let mut said = String::new();
     for kv_type in KvType::ALL {
         let mut device = executor(&model, Backend::Cuda, kv_type, tokens_max)?;
         let mut host = executor(&model, Backend::Cpu, kv_type, tokens_max)?;
         let read = &prompt[..prompt.len().min(count)];
         let expected = logits(&mut host, read, read.len())?;
-        for each in [1, 3, 8, 16, 17, read.len()] {
+        for each in (1..=17).chain([read.len()]) {
             let ours = logits(&mut device, read, each)?;
-            same(
-                &ours,
-                &expected,
-                &format!("{kv_type:?}, {each} tokens at a time"),
-            )?;
+            let what = format!("{kv_type:?}, {each} tokens at a time");
+            same(&ours, &expected, &what)?;
         }
         greedy(&mut device, &mut host, &prompt, count)?;
         write!(
             said,
-            "{}{kv_type:?}: logits of {} tokens and {count} greedy tokens are the processor's",
+            "{}{kv_type:?}: logits of {} tokens, 1 to 17 and all at a time, and {count} greedy tokens are the processor's",
             if said.is_empty() { "" } else { "; " },
             read.len()
         )?;
-        if timed {
-            let whole: Vec<u32> = prompt.iter().cycle().take(PREFILL).copied().collect();
-            let mut prefill = f64::INFINITY;
-            for _ in 0..3 {
-                let mut sequence = device.sequence();
-                let began = Instant::now();
-                append(&mut device, &mut sequence, &whole)?;
-                prefill = prefill.min(began.elapsed().as_secs_f64());
-            }
-            let one = decode_seconds(&mut device, &prompt, 1, 64)?;
-            write!(
-                said,
-                "; {:.1} tokens/s, prompts {:.0} tokens/s",
-                1.0 / one,
-                PREFILL as f64 / prefill
-            )?;
-            for columns in [8, 16] {
-                let seconds = decode_seconds(&mut device, &prompt, columns, 24)?;
-                write!(said, ", T({columns})/T(1) {:.2}", seconds / one)?;
-            }
+    }
+    Ok(said)
+}
+
+/// Passes of a model on the device, to be timed.
+pub(crate) struct Timed {
+    executor: Executor,
+    tokens: Vec<u32>,
+    answer: usize,
+}
+
+impl Timed {
+    /// For prompts of so many tokens, and answers.
+    pub(crate) fn new(path: &Path, prompt: usize, answer: usize) -> Result<Timed> {
+        let model = Arc::new(Model::load(path)?);
+        let vocabulary = model.info().vocabulary_count;
+        let tokens = |at: usize| (at * 7919 % vocabulary.max(1)) as u32;
+        let room = prompt + 17 * answer;
+        Ok(Timed {
+            executor: executor(&model, Backend::Cuda, KvType::F16, room)?,
+            tokens: (1..=prompt).map(tokens).collect(),
+            answer,
+        })
+    }
+
+    /// Seconds until the prompt is read.
+    fn prompt(&mut self) -> Result<f64> {
+        let mut sequence = self.executor.sequence();
+        let began = Instant::now();
+        append(&mut self.executor, &mut sequence, &self.tokens)?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of a pass of so many tokens, in an answer from an empty context.
+    fn pass(&mut self, columns: usize) -> Result<f64> {
+        let mut sequence = self.executor.sequence();
+        let step = self.tokens[..columns].to_vec();
+        // What is made for passes like these is made by the first of them.
+        append(&mut self.executor, &mut sequence, &step)?;
+        let began = Instant::now();
+        for _ in 0..self.answer {
+            append(&mut self.executor, &mut sequence, &step)?;
         }
+        Ok(began.elapsed().as_secs_f64() / self.answer as f64)
+    }
+
+    /// Tokens per second of a prompt, and of an answer.
+    pub(crate) fn rates(&mut self) -> Result<(f64, f64)> {
+        let prompt = self.tokens.len() as f64 / self.prompt()?;
+        Ok((prompt, 1.0 / self.pass(1)?))
+    }
+}
+
+/// How fast a model reads and writes.
+pub(crate) fn tokens(run: &Run<'_>, name: &str, path: &Path) -> Result<String> {
+    let (prompt, answer, columns_max) = if run.small {
+        (24, 2, 3)
+    } else {
+        (PREFILL, 64, 16)
+    };
+    let mut timed = Timed::new(path, prompt, answer)?;
+    let figures = run.figures;
+    let seconds = (0..3).map(|_| timed.prompt());
+    let seconds = median(&seconds.collect::<Result<Vec<f64>>>()?);
+    let prompts = prompt as f64 / seconds;
+    figures.note(format!("{name}: prompts"), prompts, "tokens/s");
+    let one = timed.pass(1)?;
+    figures.note(format!("{name}: answers"), 1.0 / one, "tokens/s");
+    let mut said = format!(
+        "{name}: {:.1} tokens/s, prompts of {prompt} tokens {prompts:.0} tokens/s, T(M)/T(1)",
+        1.0 / one
+    );
+    for columns in 2..=columns_max {
+        let ratio = timed.pass(columns)? / one;
+        figures.note(format!("{name}: T({columns})/T(1)"), ratio, "");
+        write!(said, " {columns}: {ratio:.2}")?;
     }
     Ok(said)
 }

@@ -3,17 +3,15 @@
 //! racecheck takes no order but that of barriers at which all wait. Decode kernels hand over with one warp going on, so it is
 //! run on a build in which both wait, and its report of the other is shown beside it.
 
-use anyhow::{Context, Result, bail};
+use crate::children::{Done, Ended, Task};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::process::Command;
+use std::time::Duration;
+use std::{env, io};
 
-/// Longest that one check is waited for under a tool.
-const LIMIT: Duration = Duration::from_secs(150);
+/// Longest that all checks together are waited for under a tool; those that take longer are told, and are no failure.
+pub(crate) const LIMIT: Duration = Duration::from_secs(150);
 
 /// What the tool exits with where it found something.
 const FOUND: i32 = 9;
@@ -31,6 +29,9 @@ const TOOLS: [(&str, Option<&[&str]>); 3] = [
     ),
 ];
 
+/// A build in which races of the handing over are expected to be reported.
+const ONE_WAITS: &str = "racecheck hand_over, one warp waits";
+
 /// The tool of `PATH`, or where toolkits are usually.
 pub(crate) fn find() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -40,150 +41,52 @@ pub(crate) fn find() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A check under a tool, on its way.
-struct Running {
-    title: String,
-    child: Child,
-    said: PathBuf,
-    /// Whether a report is a failure.
-    fails: bool,
-}
-
-/// How one ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    Clean,
-    Reported,
-    Failed,
-    Unfinished,
-}
-
-impl Running {
-    fn start(
-        sanitizer: &Path,
-        tool: &str,
-        program: &OsStr,
-        check: &str,
-        title: String,
-        fails: bool,
-    ) -> Result<Running> {
-        let folder = env::temp_dir().join(format!("andon-cuda-check-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
-        let said = folder.join(title.replace(' ', "-"));
-        let output = File::create(&said)?;
-        let child = Command::new(sanitizer)
-            .args(["--error-exitcode", &FOUND.to_string(), "--tool", tool])
-            .arg(program)
-            .args(["--small", "--only", check])
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("cannot start {}", sanitizer.display()))?;
-        Ok(Running {
-            title,
-            child,
-            said,
-            fails,
-        })
-    }
-
-    /// Waits until it ends, or `until`.
-    fn end(&mut self, until: Instant) -> Result<Ended> {
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(match status.code() {
-                    Some(0) => Ended::Clean,
-                    Some(FOUND) => Ended::Reported,
-                    _ => Ended::Failed,
-                });
-            }
-            if Instant::now() >= until {
-                // The tool has the check as a child of its own.
-                let group = format!("-{}", self.child.id());
-                Command::new("kill")
-                    .args(["-KILL", "--", &group])
-                    .status()?;
-                self.child.wait()?;
-                return Ok(Ended::Unfinished);
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-/// Runs `checks` under every tool, and the handing over under racecheck, of this program and, where both warps wait, of
-/// `both_wait`.
+/// `checks` under every tool, and the handing over under racecheck, of this program and, where both warps wait, of `both_wait`.
 ///
 /// # Errors
-/// If a tool found something that is not explained, or could not be run.
-pub(crate) fn all(sanitizer: &Path, checks: &[&str], both_wait: Option<&Path>) -> Result<()> {
+/// If this program's file is not known.
+pub(crate) fn tasks(
+    sanitizer: &Path,
+    checks: &[&str],
+    both_wait: Option<&Path>,
+) -> io::Result<Vec<Task>> {
     let program = env::current_exe()?;
-    let mut running = Vec::new();
+    let task = |tool: &str, program: &OsStr, check: &str, title: String| {
+        let mut command = Command::new(sanitizer);
+        command.args(["--error-exitcode", &FOUND.to_string(), "--tool", tool]);
+        command.arg(program).args(["--small", "--here", check]);
+        Task::new(title, command)
+    };
+    let mut tasks = Vec::new();
     for (tool, some) in TOOLS {
         for &check in some.unwrap_or(checks) {
-            let title = format!("{tool} {check}");
-            running.push(Running::start(
-                sanitizer,
+            tasks.push(task(
                 tool,
-                program.as_os_str(),
+                program.as_ref(),
                 check,
-                title,
-                true,
-            )?);
+                format!("{tool} {check}"),
+            ));
         }
     }
-    let one_waits = "racecheck hand_over, one warp waits".to_owned();
-    running.push(Running::start(
-        sanitizer,
+    let one = task(
         "racecheck",
-        program.as_os_str(),
+        program.as_ref(),
         "hand_over",
-        one_waits,
-        false,
-    )?);
+        ONE_WAITS.to_owned(),
+    );
+    tasks.push(one);
     if let Some(program) = both_wait {
-        let both = "racecheck hand_over, both warps wait".to_owned();
-        running.push(Running::start(
-            sanitizer,
-            "racecheck",
-            program.as_os_str(),
-            "hand_over",
-            both,
-            true,
-        )?);
+        let title = "racecheck hand_over, both warps wait".to_owned();
+        tasks.push(task("racecheck", program.as_ref(), "hand_over", title));
     }
-    let until = Instant::now() + LIMIT;
-    let mut failed = Vec::new();
-    for mut one in running {
-        let ended = one.end(until)?;
-        let said = fs::read_to_string(&one.said).unwrap_or_default();
-        let (mark, wrong) = match ended {
-            Ended::Clean => ("clean", false),
-            Ended::Reported => ("reports", one.fails),
-            Ended::Failed => ("FAILED", true),
-            Ended::Unfinished => ("not finished", false),
-        };
-        println!("{:<38} {mark}", one.title);
-        if ended != Ended::Clean {
-            let lines: Vec<&str> = said.lines().filter(|line| !line.is_empty()).collect();
-            let shown = lines.len().saturating_sub(12);
-            for line in &lines[shown..] {
-                println!("    {line}");
-            }
-        }
-        if wrong {
-            failed.push(one.title);
-        }
+    Ok(tasks)
+}
+
+/// Whether what became of a check is a failure: all but no report, too little time, and the report that is expected.
+pub(crate) fn fails(done: &Done) -> bool {
+    match done.ended {
+        Ended::Unfinished | Ended::With(Some(0)) => false,
+        Ended::With(Some(FOUND)) => done.name != ONE_WAITS,
+        Ended::With(_) => true,
     }
-    if both_wait.is_none() {
-        println!(
-            "races of the handing over are not settled: there is no build in which both warps wait"
-        );
-    }
-    if !failed.is_empty() {
-        bail!("compute-sanitizer: {}", failed.join("; "));
-    }
-    Ok(())
 }

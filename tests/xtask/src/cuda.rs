@@ -73,14 +73,14 @@ pub(crate) fn install() -> Result<ExitCode> {
 /// What `cargo xtask cuda-check` is asked for.
 #[derive(Args)]
 pub(crate) struct Check {
-    /// Builds a second time, so that both warps of a hand-over wait, for compute-sanitizer's racecheck.
+    /// Builds the kernels a second time, so that both warps of a hand-over wait, for compute-sanitizer's racecheck.
     #[arg(long)]
     racecheck: bool,
-    /// Only builds, and puts the programs into this folder, for a machine with a card and without a toolchain. There,
-    /// `andon-cuda-check --both-wait ./andon-cuda-check-both-wait` does the rest.
+    /// Only builds, and puts all programs into this folder, without symbols, for a machine with a card and without a toolchain.
+    /// There, `./andon-cuda-check --results FOLDER` does the rest.
     #[arg(long, value_name = "FOLDER")]
     build: Option<PathBuf>,
-    /// Arguments of the checks: --help lists them.
+    /// Arguments of the checks: `-- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -88,39 +88,72 @@ pub(crate) struct Check {
 /// The macro with which both warps of a hand-over wait.
 const BOTH_WAIT: &str = "-DANDON_HAND_OVER_SYNC";
 
+/// What a folder of programs may take for machines that are handed no more.
+const CARRIED_BYTES_MAX: u64 = 64 << 20;
+
+/// The checks, by the name under which each program looks for the others beside it.
+const CHECKS: &str = "andon-cuda-check";
+const CHECKS_BOTH_WAIT: &str = "andon-cuda-check-both-wait";
+const INTERFACES: &str = "andon-accelerated";
+const DAEMON: &str = "andond";
+
 /// Builds the checks and runs them on the device of this machine.
 ///
 /// # Errors
 /// When there is no compiler, or the checks do not build.
 pub(crate) fn check(check: &Check) -> Result<ExitCode> {
     let nvcc = nvcc()?.context("no nvcc: cargo xtask cuda installs one")?;
-    let build = |folder: &str, flags: &str| -> Result<PathBuf> {
-        // In folders of their own: flags would have one build replace the other.
+    let carried = check.build.is_some();
+    // In folders of their own: flags would have one build replace the other.
+    let build = |folder: &str, flags: &str, command: &[&str]| {
         let target = shell::target_directory().join(folder);
-        let mut cargo = shell::cargo(&["build", "--release", "--package", "andon-cuda-check"]);
-        cargo.arg("--target-dir").arg(&target);
+        let mut cargo = shell::cargo(command);
+        cargo.arg("--release").arg("--target-dir").arg(&target);
         cargo
             .env("ANDON_NVCC", &nvcc)
             .env("ANDON_NVCC_FLAGS", flags);
-        shell::run(&mut cargo)?;
-        Ok(target.join("release/andon-cuda-check"))
-    };
-    let program = build("cuda-check", "")?;
-    let both_wait = (check.racecheck || check.build.is_some())
-        .then(|| build("cuda-check-both-wait", BOTH_WAIT))
-        .transpose()?;
-    if let Some(folder) = &check.build {
-        fs::create_dir_all(folder)?;
-        fs::copy(&program, folder.join("andon-cuda-check"))?;
-        if let Some(both_wait) = &both_wait {
-            fs::copy(both_wait, folder.join("andon-cuda-check-both-wait"))?;
+        if carried {
+            cargo
+                .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+                .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
         }
-        println!("  in {}", folder.display());
-        return Ok(ExitCode::SUCCESS);
+        (cargo, target.join("release"))
+    };
+    let both = ["build", "--package", CHECKS, "--package", DAEMON];
+    let (mut cargo, built) = build("cuda-check", "", &both);
+    shell::run(&mut cargo)?;
+    let tests = ["test", "--no-run", "--message-format", "json"];
+    let (mut cargo, _) = build("cuda-check", "", &tests);
+    cargo.args(["--package", "andon-tests", "--test", "accelerated"]);
+    println!("  $ {}", shell::line(&cargo));
+    let interfaces = executable(&shell::output(&mut cargo)?, "accelerated")
+        .context("cargo names no program of the tests")?;
+    let both_wait = if check.racecheck || carried {
+        let checks = ["build", "--package", CHECKS];
+        let (mut cargo, built) = build("cuda-check-both-wait", BOTH_WAIT, &checks);
+        shell::run(&mut cargo)?;
+        Some(built.join(CHECKS))
+    } else {
+        None
+    };
+    let mut programs = vec![
+        (CHECKS, built.join(CHECKS)),
+        (DAEMON, built.join(DAEMON)),
+        (INTERFACES, interfaces),
+    ];
+    programs.extend(both_wait.map(|program| (CHECKS_BOTH_WAIT, program)));
+    if let Some(folder) = &check.build {
+        return gather(&programs, folder);
     }
-    let mut checks = Command::new(program);
-    if let Some(both_wait) = both_wait {
-        checks.arg("--both-wait").arg(both_wait);
+    let mut checks = Command::new(built.join(CHECKS));
+    for (name, program) in &programs {
+        let option = match *name {
+            DAEMON => "--andond",
+            INTERFACES => "--interfaces",
+            CHECKS_BOTH_WAIT => "--both-wait",
+            _ => continue,
+        };
+        checks.arg(option).arg(program);
     }
     let status = checks.args(&check.arguments).status()?;
     Ok(if status.success() {
@@ -128,6 +161,39 @@ pub(crate) fn check(check: &Check) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Puts programs into a folder under their names, and says how large that is.
+fn gather(programs: &[(&str, PathBuf)], folder: &Path) -> Result<ExitCode> {
+    fs::create_dir_all(folder)?;
+    let mut all = 0;
+    for (name, program) in programs {
+        let bytes = fs::copy(program, folder.join(name))
+            .with_context(|| format!("cannot copy {}", program.display()))?;
+        println!("  {name}: {:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        all += bytes;
+    }
+    ensure!(
+        all < CARRIED_BYTES_MAX,
+        "{all} bytes, more than {CARRIED_BYTES_MAX}"
+    );
+    println!(
+        "  in {}, {:.1} MiB in all",
+        folder.display(),
+        all as f64 / f64::from(1 << 20)
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The program of the target called `name`, of what cargo says in JSON.
+fn executable(said: &str, name: &str) -> Option<PathBuf> {
+    let messages = said.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == name).then_some(message)
+    });
+    let mut programs =
+        messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    programs.next()
 }
 
 /// What ends the checks where there was nothing to run them with.
@@ -158,7 +224,7 @@ pub(crate) fn stage() -> Result<Outcome> {
     )))
 }
 
-/// Runs the checks on small sizes in the emulation; `false` where there is no C++ compiler for it.
+/// Runs everything on small sizes in the emulation; `false` where there is no C++ compiler for it.
 fn emulated() -> Result<bool> {
     let package = ["run", "--quiet", "--package", "andon-cuda-check"];
     let mut checks = shell::cargo(&package);
@@ -247,7 +313,8 @@ fn before(line: &str, word: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::limits;
+    use super::{executable, limits};
+    use std::path::PathBuf;
 
     const SAID: &str = "ptxas info    : Compiling entry function 'q4_k_decode_8' for 'sm_87'\n\
         ptxas info    : Function properties for q4_k_decode_8\n    \
@@ -260,5 +327,13 @@ mod tests {
         assert!(limits(&SAID.replace("94 reg", "129 reg")).is_err());
         assert!(limits(&SAID.replace(" 0 bytes spill stores", " 8 bytes spill stores")).is_err());
         assert_eq!(limits("").expect("nothing"), 0);
+    }
+
+    #[test]
+    fn the_program_of_a_test_is_found_among_what_cargo_says() {
+        let said = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"half\"},\"executable\":null}\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"it\"},\"executable\":\"/t/it-1\"}\n";
+        assert_eq!(executable(said, "it"), Some(PathBuf::from("/t/it-1")));
+        assert_eq!(executable(said, "half"), None);
     }
 }
