@@ -94,6 +94,13 @@ __device__ __forceinline__ void wait_for_kernel_before() {
 #endif
 }
 
+// A place in shared memory that is the same for all of a warp, in a register: its address is else worked out anew wherever
+// it is used.
+template <class T> __device__ __forceinline__ T *kept_place(T *place) {
+    uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(place));
+    return static_cast<T *>(__cvta_shared_to_generic(__shfl_sync(0xffffffff, at, 0)));
+}
+
 // The shared memory that a kernel was launched with.
 __device__ __forceinline__ uint8_t *shared_memory() {
     extern __shared__ uint4 words[];

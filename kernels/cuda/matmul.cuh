@@ -206,7 +206,9 @@ __device__ __forceinline__ void load_raw(Raw<F> &raw, const uint8_t *low, const 
 // stretches of eight groups, which its warps take in turn; the host says how many warps there are. All of a stretch that
 // needs no accumulator is done by many warps at a time and kept in registers. The accumulators pass from warp to warp in
 // the order of stretches, and for each block of columns on their own; what a warp does in its turn is as little as can be.
-// Weights are asked for a turn ahead, those of the next tile too, and columns once those before have been used.
+// Weights are asked for a stretch ahead, those of the next tile too. So are columns: what comes from a cache waits for what
+// was asked of the memory before it. One block of columns has room for two stretches; of two, each is asked for as soon as
+// the stretch before has been multiplied with it.
 //
 // The last stretch may have fewer groups than there are copied: what lies beyond a tile's end is another's, or slack
 // at the end of the buffer, and is not used.
@@ -219,9 +221,9 @@ struct Decode {
     // Weights of a stretch.
     static constexpr int UNITS = PAIRS / P::UNIT_PAIRS, STAGE_BYTES = UNITS * P::UNIT_BYTES;
     // What a warp has: weights, levels and scales of columns, factors of rows, and what it is handed.
-    static constexpr int LEVELS_AT = STAGES * STAGE_BYTES;
-    static constexpr int COLUMN_SCALES_AT = LEVELS_AT + BLOCKS * GROUPS * 256;
-    static constexpr int SPREAD_AT = COLUMN_SCALES_AT + BLOCKS * GROUPS * 64;
+    static constexpr int LEVEL_BYTES = GROUPS * 256, COLUMN_BYTES = LEVEL_BYTES + GROUPS * 64;
+    static constexpr int COLUMNS_AT = STAGES * STAGE_BYTES;
+    static constexpr int SPREAD_AT = COLUMNS_AT + 2 * COLUMN_BYTES;
     static constexpr int HAND_AT = SPREAD_AT + GROUPS * sizeof(GroupFactors);
     static constexpr int WARP_BYTES = HAND_AT + BLOCKS * 32 * 16;
     // The most warps that there may be: where a block has least shared memory it has 99 KB.
@@ -257,30 +259,24 @@ struct Decode {
         }
     }
 
-    // Levels and scales of the columns that are there, which every tile needs.
-    __device__ __forceinline__ static void fetch_columns(uint8_t *mine, const uint2 *levels, const float2 *scales,
-                                                         int groups, int columns, Place place, int lane) {
+    // Levels and scales of a block's columns that are there, which every tile needs.
+    __device__ __forceinline__ static void fetch_columns(uint8_t *to, const uint2 *levels, const float2 *scales,
+                                                         int groups, int columns, int block, int stretch, int lane) {
+        const uint64_t first = static_cast<uint32_t>(block * groups + stretch * GROUPS);
+        const uint8_t *level = reinterpret_cast<const uint8_t *>(levels) + first * 256 + lane * 16;
+        const uint8_t *scale = reinterpret_cast<const uint8_t *>(scales) + first * 64 + lane * 16;
+        to += lane * 16;
+        // Of a column 32 bytes lie together.
+        if (block * 8 + lane % 16 / 2 < columns) {
 #pragma unroll
-        for (int block = 0; block < BLOCKS; block++) {
-            const uint32_t first = block * groups + place.stretch * GROUPS;
-            const uint8_t *from = reinterpret_cast<const uint8_t *>(levels) + first * static_cast<uint64_t>(256);
-            // Of a column 32 bytes lie together.
-            const bool there = block * 8 + lane % 16 / 2 < columns;
-#pragma unroll
-            for (int at = 0; at < GROUPS * 256; at += 512) {
-                if (there) {
-                    copy_16_cached(mine + LEVELS_AT + block * GROUPS * 256 + at + lane * 16, from + at + lane * 16);
-                }
-            }
-            if (block == 0 || block * 8 < columns) {
-                const uint8_t *scale = reinterpret_cast<const uint8_t *>(scales) + first * static_cast<uint64_t>(64);
-                fetch_scales(mine + COLUMN_SCALES_AT + block * GROUPS * 64, scale, lane);
+            for (int at = 0; at < LEVEL_BYTES; at += 512) {
+                copy_16_cached(to + at, level + at);
             }
         }
-    }
-    __device__ __forceinline__ static void fetch_scales(uint8_t *to, const uint8_t *from, int lane) {
         static_assert(GROUPS * 64 == 32 * 16, "a copy of each lane");
-        copy_16_cached(to + lane * 16, from + lane * 16);
+        if (BLOCKS == 1 || block * 8 < columns) {
+            copy_16_cached(to + LEVEL_BYTES, scale);
+        }
     }
 
     // What groups of a stretch bring to the accumulators of a lane: two rows by two columns.
@@ -289,7 +285,7 @@ struct Decode {
         float row_minimum[GROUPS][2], column_sum[GROUPS][2];
 
         // All that needs no accumulator.
-        __device__ __forceinline__ void make(const uint8_t *stage, const uint8_t *levels, const uint8_t *scales,
+        __device__ __forceinline__ void make(const uint8_t *stage, const uint8_t *columns,
                                              const GroupFactors *spread, float2 own, int lane) {
             const int g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -304,8 +300,8 @@ struct Decode {
                     F::unpack(a, raw, local);
                     const float4 factors = spread[i][g];
                     const float2 s = row_scales<F>(factors, own);
-                    const uint2 b = reinterpret_cast<const uint2 *>(levels)[i * 32 + lane];
-                    const float4 column = reinterpret_cast<const float4 *>(scales)[i * 4 + t];
+                    const uint2 b = reinterpret_cast<const uint2 *>(columns)[i * 32 + lane];
+                    const float4 column = reinterpret_cast<const float4 *>(columns + LEVEL_BYTES)[i * 4 + t];
                     group_dot<F>(value[i], a, b, factors);
                     product[i][0] = s.x * column.x;
                     product[i][1] = s.x * column.z;
@@ -321,15 +317,36 @@ struct Decode {
             }
         }
 
-        // Adds those of group `i`.
-        __device__ __forceinline__ void add(float (&acc)[4], int i) const {
+        // Has groups from `count` on leave accumulators as they are: -0 may be added to anything.
+        __device__ __forceinline__ void leave_out(int count) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                float sum = fmaf(product[i][j], value[i][j], acc[j]);
-                if constexpr (F::MINIMUM) {
-                    sum = fmaf(row_minimum[i][j / 2], column_sum[i][j % 2], sum);
+            for (int i = 0; i < GROUPS; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    value[i][j] = i < count ? value[i][j] : 0.0f;
+                    product[i][j] = i < count ? product[i][j] : -0.0f;
                 }
-                acc[j] = sum;
+                if constexpr (F::MINIMUM) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        row_minimum[i][j] = i < count ? row_minimum[i][j] : -0.0f;
+                        column_sum[i][j] = i < count ? column_sum[i][j] : 0.0f;
+                    }
+                }
+            }
+        }
+
+        __device__ __forceinline__ void add(float (&acc)[4]) const {
+#pragma unroll
+            for (int i = 0; i < GROUPS; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    float sum = fmaf(product[i][j], value[i][j], acc[j]);
+                    if constexpr (F::MINIMUM) {
+                        sum = fmaf(row_minimum[i][j / 2], column_sum[i][j % 2], sum);
+                    }
+                    acc[j] = sum;
+                }
             }
         }
     };
@@ -339,15 +356,19 @@ struct Decode {
         uint8_t *shared = shared_memory();
         const P packed(weights, rows, k);
         const int warps = blockDim.x / 32;
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        // The same for all of a warp, which the compiler does not see.
+        const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);
+        const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         const int groups = k / GROUP;
         const int stretches = ceil_div(packed.pairs, PAIRS);
         const int next_warp = warp + 1 == warps ? 0 : warp + 1;
-        uint8_t *mine = shared + warp * WARP_BYTES;
+        uint8_t *mine = kept_place(shared + warp * WARP_BYTES);
         GroupFactors *spread = reinterpret_cast<GroupFactors *>(mine + SPREAD_AT);
         float4 *handed = reinterpret_cast<float4 *>(mine + HAND_AT) + lane;
-        float4 *hand = reinterpret_cast<float4 *>(shared + next_warp * WARP_BYTES + HAND_AT) + lane;
+        float4 *hand = reinterpret_cast<float4 *>(mine + (next_warp - warp) * WARP_BYTES + HAND_AT) + lane;
 
+        // The block's last.
+        const int last_tile = packed.tiles - 1 - (packed.tiles - 1 - static_cast<int>(blockIdx.x)) % static_cast<int>(gridDim.x);
         Place now = {static_cast<int>(blockIdx.x), 0};
         now.advance(warp, stretches);
         // Weights do not depend on the kernel before, columns do.
@@ -356,22 +377,40 @@ struct Decode {
             fetch(mine, packed, now, lane);
         }
         wait_for_kernel_before();
-        if (now.tile < packed.tiles) {
-            fetch_columns(mine, levels, scales, groups, columns, now, lane);
-        }
-        copy_commit();
-        int slot = 0;
-        while (now.tile < packed.tiles) {
-            Place next = now;
-            next.advance(warps, stretches);
-            __syncwarp(); // what is overwritten has been read by every lane
-            if (next.tile < packed.tiles) {
-                fetch(mine + (slot ^ 1) * STAGE_BYTES, packed, next, lane);
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++) {
+            if (now.tile < packed.tiles) {
+                fetch_columns(mine + COLUMNS_AT + block * COLUMN_BYTES, levels, scales, groups, columns, block,
+                              now.stretch, lane);
             }
             copy_commit();
-            copy_wait<1>();
+        }
+        // The first turn has nothing before it.
+        if (warp + 1 == warps) {
+#pragma unroll
+            for (int block = 0; block < BLOCKS; block++) {
+                hand[block * 32] = make_float4(0, 0, 0, 0);
+                barrier_arrive(block * WARPS + next_warp);
+            }
+        }
+        int slot = 0;
+        while (now.tile <= last_tile) {
+            Place next = now;
+            next.advance(warps, stretches);
+            const bool goes_on = next.tile <= last_tile;
+            __syncwarp(); // what is overwritten has been read by every lane
+            if (goes_on) {
+                fetch(mine + (slot ^ 1) * STAGE_BYTES, packed, next, lane);
+                if constexpr (BLOCKS == 1) {
+                    fetch_columns(mine + COLUMNS_AT + (slot ^ 1) * COLUMN_BYTES, levels, scales, groups, columns, 0,
+                                  next.stretch, lane);
+                }
+            }
+            copy_commit();
+            copy_wait<BLOCKS>();
             __syncwarp();
             const uint8_t *stage = mine + slot * STAGE_BYTES;
+            const uint8_t *of_columns = mine + COLUMNS_AT + (BLOCKS == 1 ? slot : 0) * COLUMN_BYTES;
             slot ^= 1;
             const uint2 blocks = block_factors<F>(stage + P::factors_at(t), g);
             spread_factors<F>(spread + 2 * t, P::scales(stage + P::pair_at(t)), blocks, g);
@@ -380,50 +419,39 @@ struct Decode {
             if constexpr (F::HALVES) {
                 own = halves(blocks.x);
             }
-            const bool begins = now.stretch == 0, ends = now.stretch + 1 == stretches;
-            // The block's first stretch has none before it, its last none after it.
-            const bool waits = !begins || now.tile != static_cast<int>(blockIdx.x);
-            const bool arrives = !ends || now.tile + static_cast<int>(gridDim.x) < packed.tiles;
-            const int left = groups - now.stretch * GROUPS;
+            const bool ends = now.stretch + 1 == stretches;
 #pragma unroll 1
             for (int block = 0; block < BLOCKS; block++) {
+                if (block > 0) {
+                    copy_wait<BLOCKS>();
+                    __syncwarp();
+                }
                 Terms terms;
-                terms.make(stage, mine + LEVELS_AT + block * GROUPS * 256,
-                           mine + COLUMN_SCALES_AT + block * GROUPS * 64, spread, own, lane);
-                __syncwarp(); // columns have been read by every lane
-                if (block + 1 == BLOCKS) {
-                    if (next.tile < packed.tiles) {
-                        fetch_columns(mine, levels, scales, groups, columns, next, lane);
+                terms.make(stage, of_columns + block * COLUMN_BYTES, spread, own, lane);
+                if constexpr (BLOCKS > 1) {
+                    __syncwarp(); // columns have been read by every lane
+                    if (goes_on) {
+                        fetch_columns(mine + COLUMNS_AT + block * COLUMN_BYTES, levels, scales, groups, columns, block,
+                                      next.stretch, lane);
                     }
                     copy_commit();
                 }
-                if (waits) {
+                const int left = groups - now.stretch * GROUPS;
+                if (left < GROUPS) {
+                    terms.leave_out(left);
+                }
+                float acc[4];
+                // A loop of one round, which the compiler does not know: it would move the making of terms into the turn.
+                do {
                     barrier_wait(block * WARPS + warp);
-                }
-                float4 before = make_float4(0, 0, 0, 0);
-                if (!begins) {
-                    before = handed[block * 32];
-                }
-                float acc[4] = {before.x, before.y, before.z, before.w};
-                if (left >= GROUPS) {
-#pragma unroll
-                    for (int i = 0; i < GROUPS; i++) {
-                        terms.add(acc, i);
-                    }
-                } else {
-#pragma unroll
-                    for (int i = 0; i < GROUPS - 1; i++) {
-                        if (i < left) {
-                            terms.add(acc, i);
-                        }
-                    }
-                }
-                if (!ends) {
-                    hand[block * 32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
-                }
-                if (arrives) {
+                    const float4 before = handed[block * 32];
+                    acc[0] = before.x, acc[1] = before.y, acc[2] = before.z, acc[3] = before.w;
+                    terms.add(acc);
+                    // The next tile begins with nothing.
+                    hand[block * 32] = make_float4(ends ? 0.0f : acc[0], ends ? 0.0f : acc[1], ends ? 0.0f : acc[2],
+                                                   ends ? 0.0f : acc[3]);
                     barrier_arrive(block * WARPS + next_warp);
-                }
+                } while (blockDim.y > 1);
                 if (ends) {
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
@@ -435,6 +463,13 @@ struct Decode {
                 }
             }
             now = next;
+        }
+        // The last turn has nothing after it: whose turn it would be waits for it.
+        if (now.tile == last_tile + static_cast<int>(gridDim.x) && now.stretch == 0) {
+#pragma unroll
+            for (int block = 0; block < BLOCKS; block++) {
+                barrier_wait(block * WARPS + warp);
+            }
         }
         copy_wait<0>();
     }
@@ -641,6 +676,8 @@ template <class F> constexpr bool is_wide() { return F::LOW == 2; }
 
 template <class F> using Decode8 = Decode<F, 1>;
 template <class F> using Decode16 = Decode<F, 2>;
+// Blocks of the most warps that a processor's registers have to do for; Q4_1 takes a few more than two leave.
+template <class F> constexpr int decode_16_blocks() { return F::SCALE_WORDS == 4 ? 1 : 2; }
 template <class F> using Panel64 = Panel<F, 64, 2, 2, (is_wide<F>() ? 2 : 3)>;
 template <class F> using Panel128 = Panel<F, 128, 1, 4, 2>;
 
@@ -656,7 +693,7 @@ template <class F> using Panel128 = Panel<F, 128, 1, 4, 2>;
         andon::embed<andon::FORMAT>(weights, rows, k, tokens, scale, out);                                             \
     }                                                                                                                  \
     ANDON_PRODUCT(NAME##_decode_8, andon::Decode8<andon::FORMAT>, 2)             \
-    ANDON_PRODUCT(NAME##_decode_16, andon::Decode16<andon::FORMAT>, 2)          \
+    ANDON_PRODUCT(NAME##_decode_16, andon::Decode16<andon::FORMAT>, andon::decode_16_blocks<andon::FORMAT>())         \
     ANDON_PRODUCT(NAME##_panel_64, andon::Panel64<andon::FORMAT>, 2)                                                   \
     ANDON_PRODUCT(NAME##_panel_128, andon::Panel128<andon::FORMAT>, 1)
 

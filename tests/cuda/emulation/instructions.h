@@ -60,6 +60,7 @@ inline void barrier_arrive(int id) {
 #endif
 }
 inline void barrier_wait(int id) { emulation::wait(id, 64); }
+template <class T> T *kept_place(T *place) { return place; }
 inline uint8_t *shared_memory() { return emulation::shared(); }
 inline void launch_next() {}
 inline void wait_for_kernel_before() {}

@@ -24,7 +24,8 @@ const PACKAGES: [&str; 5] = [
 const TARGETS: [&str; 3] = ["80", "87", "90"];
 
 /// Registers of a thread, by the end of a kernel's name: what leaves room for the blocks that a processor has to hold.
-const REGISTERS_MAX: [(&str, u32); 4] = [
+const REGISTERS_MAX: [(&str, u32); 5] = [
+    ("q4_1_decode_16", 168),
     ("_decode_8", 128),
     ("_decode_16", 128),
     ("_panel_64", 128),
