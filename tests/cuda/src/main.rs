@@ -39,7 +39,8 @@ use std::time::Instant;
 #[derive(Parser)]
 #[command(name = "cargo xtask cuda-check", bin_name = "cargo xtask cuda-check")]
 struct Arguments {
-    /// Only these sections: kernels, interfaces, models, speed, daemon, rival, sanitize; or only these checks, by name.
+    /// Only these sections: kernels, interfaces, models, speed, daemon, rival, sanitize; or only these checks, by name (`tokens`: the
+    /// speeds of whole models).
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
     /// When the run ends, whatever is left to do: what was not finished is named, and is a failure.

@@ -24,12 +24,13 @@ const PREFILL: usize = 512;
 
 fn executor(
     model: &Arc<Model>,
-    backend: Backend,
+    (backend, graphs): (Backend, bool),
     kv_type: KvType,
     tokens: usize,
 ) -> Result<Executor> {
     let options = ExecutorOptions {
         backend,
+        graphs,
         batch_tokens_max: PREFILL,
         output_rows_max: 16,
         kv_tokens_max: tokens,
@@ -57,15 +58,39 @@ fn logits(executor: &mut Executor, tokens: &[u32], each: usize) -> Result<Vec<f3
     Ok(all)
 }
 
-/// Appends tokens; logits of the last.
+/// Appends tokens; logits of the last. Where the device says which is the best of them, it has to be.
 fn append(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
     let chunk = Chunk {
         sequence,
         tokens,
         logits: LogitsFor::Last,
     };
-    let logits = executor.forward(&mut [chunk])?;
-    Ok(logits.row(0).to_vec())
+    let outputs = executor.forward_unless(&mut [chunk], &|| false)?;
+    let row = outputs.row(0);
+    let all = row.all().context("logits cannot be read")?.to_vec();
+    if let Some(&(token, logit)) = row.best().first() {
+        let (expected, _) = best(&all);
+        ensure!(
+            token == expected && logit.to_bits() == all[expected as usize].to_bits(),
+            "the device takes token {token} for the best, which is {expected}"
+        );
+    }
+    Ok(all)
+}
+
+/// Appends tokens as an answer does: to the best token behind them, which the device says by itself.
+fn append_answer(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> Result<()> {
+    let chunk = Chunk {
+        sequence,
+        tokens,
+        logits: LogitsFor::Last,
+    };
+    let outputs = executor.forward_unless(&mut [chunk], &|| false)?;
+    ensure!(
+        !outputs.row(0).best().is_empty(),
+        "the device does not say which token is the best"
+    );
+    Ok(())
 }
 
 /// The largest of the logits, of equal ones the first, and how much less the next is.
@@ -136,8 +161,8 @@ pub(crate) fn compare(path: &Path, count: usize) -> Result<String> {
     let tokens_max = PREFILL + prompt.len() + count;
     let mut said = String::new();
     for kv_type in KvType::ALL {
-        let mut device = executor(&model, Backend::Cuda, kv_type, tokens_max)?;
-        let mut host = executor(&model, Backend::Cpu, kv_type, tokens_max)?;
+        let mut device = executor(&model, (Backend::Cuda, true), kv_type, tokens_max)?;
+        let mut host = executor(&model, (Backend::Cpu, true), kv_type, tokens_max)?;
         let read = &prompt[..prompt.len().min(count)];
         let expected = logits(&mut host, read, read.len())?;
         for each in (1..=17).chain([read.len()]) {
@@ -145,6 +170,10 @@ pub(crate) fn compare(path: &Path, count: usize) -> Result<String> {
             let what = format!("{kv_type:?}, {each} tokens at a time");
             same(&ours, &expected, &what)?;
         }
+        let mut plain = executor(&model, (Backend::Cuda, false), kv_type, tokens_max)?;
+        let ours = logits(&mut plain, read, 3)?;
+        same(&ours, &expected, &format!("{kv_type:?}, without graphs"))?;
+        drop(plain);
         greedy(&mut device, &mut host, &prompt, count)?;
         write!(
             said,
@@ -166,12 +195,15 @@ pub(crate) struct Timed {
 impl Timed {
     /// For prompts of so many tokens, and answers.
     pub(crate) fn new(path: &Path, prompt: usize, answer: usize) -> Result<Timed> {
-        let model = Arc::new(Model::load(path)?);
+        Timed::of(&Arc::new(Model::load(path)?), true, (prompt, answer))
+    }
+
+    fn of(model: &Arc<Model>, graphs: bool, (prompt, answer): (usize, usize)) -> Result<Timed> {
         let vocabulary = model.info().vocabulary_count;
         let tokens = |at: usize| (at * 7919 % vocabulary.max(1)) as u32;
         let room = prompt + 17 * answer;
         Ok(Timed {
-            executor: executor(&model, Backend::Cuda, KvType::F16, room)?,
+            executor: executor(model, (Backend::Cuda, graphs), KvType::F16, room)?,
             tokens: (1..=prompt).map(tokens).collect(),
             answer,
         })
@@ -181,7 +213,7 @@ impl Timed {
     fn prompt(&mut self) -> Result<f64> {
         let mut sequence = self.executor.sequence();
         let began = Instant::now();
-        append(&mut self.executor, &mut sequence, &self.tokens)?;
+        append_answer(&mut self.executor, &mut sequence, &self.tokens)?;
         Ok(began.elapsed().as_secs_f64())
     }
 
@@ -190,10 +222,10 @@ impl Timed {
         let mut sequence = self.executor.sequence();
         let step = self.tokens[..columns].to_vec();
         // What is made for passes like these is made by the first of them.
-        append(&mut self.executor, &mut sequence, &step)?;
+        append_answer(&mut self.executor, &mut sequence, &step)?;
         let began = Instant::now();
         for _ in 0..self.answer {
-            append(&mut self.executor, &mut sequence, &step)?;
+            append_answer(&mut self.executor, &mut sequence, &step)?;
         }
         Ok(began.elapsed().as_secs_f64() / self.answer as f64)
     }
@@ -212,7 +244,8 @@ pub(crate) fn tokens(run: &Run<'_>, name: &str, path: &Path) -> Result<String> {
     } else {
         (PREFILL, 64, 16)
     };
-    let mut timed = Timed::new(path, prompt, answer)?;
+    let model = Arc::new(Model::load(path)?);
+    let mut timed = Timed::of(&model, true, (prompt, answer))?;
     let figures = run.figures;
     let seconds = (0..3).map(|_| timed.prompt());
     let seconds = median(&seconds.collect::<Result<Vec<f64>>>()?);
@@ -229,5 +262,10 @@ pub(crate) fn tokens(run: &Run<'_>, name: &str, path: &Path) -> Result<String> {
         figures.note(format!("{name}: T({columns})/T(1)"), ratio, "");
         write!(said, " {columns}: {ratio:.2}")?;
     }
+    drop(timed);
+    let mut plain = Timed::of(&model, false, (prompt, answer))?;
+    let rate = 1.0 / plain.pass(1)?;
+    figures.note(format!("{name}: answers without graphs"), rate, "tokens/s");
+    write!(said, "; without graphs {rate:.1} tokens/s")?;
     Ok(said)
 }

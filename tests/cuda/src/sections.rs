@@ -31,6 +31,9 @@ const SECTIONS: [Section; 7] = [
 /// The models that the daemon serves, and that another program is set against, by their shapes.
 const SERVED: [&str; 2] = ["8b", "1b"];
 
+/// What names the speeds of whole models.
+const TOKENS: &str = "tokens";
+
 /// A whole run.
 struct Whole {
     arguments: Arguments,
@@ -54,7 +57,10 @@ pub(crate) fn all(mut arguments: Arguments) -> Result<bool> {
     for name in &arguments.only {
         let section = SECTIONS.iter().any(|(known, _)| known == name);
         let check = CHECKS.iter().chain(SPEEDS).any(|(known, _)| known == name);
-        ensure!(section || check, "there is no section or check {name}");
+        ensure!(
+            section || check || name == TOKENS,
+            "there is no section or check {name}"
+        );
     }
     let (mut library_path, mut library_path_sync) = (None, None);
     if arguments.emulated {
@@ -118,17 +124,14 @@ impl Whole {
             return Ok(());
         }
         let only = self.arguments.only.clone();
-        let of = |section: &str, checks: &[(&str, crate::Check)]| {
-            let named = |name: &str| only.iter().any(|only| only == name);
-            only.is_empty() || named(section) || checks.iter().any(|(check, _)| named(check))
-        };
+        let named = |name: &str| only.iter().any(|only| only == name);
         for (name, section) in SECTIONS {
-            let checks = match name {
-                "kernels" => CHECKS,
-                "speed" => SPEEDS,
-                _ => &[],
+            let some = match name {
+                "kernels" => CHECKS.iter().any(|(check, _)| named(check)),
+                "speed" => named(TOKENS) || SPEEDS.iter().any(|(check, _)| named(check)),
+                _ => false,
             };
-            if of(name, checks) {
+            if only.is_empty() || named(name) || some {
                 self.report.begin(name);
                 section(self)?;
                 self.report.end();
@@ -267,7 +270,7 @@ impl Whole {
         }
         let wanted = SPEEDS.iter().filter(|(name, _)| self.wants("speed", name));
         let mut tasks: Vec<Task> = wanted.map(|(name, _)| self.here(name)).collect();
-        if self.wants("speed", "tokens") {
+        if self.wants("speed", TOKENS) {
             for model in &self.arguments.model {
                 tasks.push(self.on("tokens", model));
             }
