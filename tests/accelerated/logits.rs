@@ -15,7 +15,7 @@ use crate::card::{inside, inside_emulation};
 /// Bits of the logits of every position.
 type Rows = Vec<Vec<u32>>;
 
-fn architecture(name: &str) -> Architecture {
+pub(crate) fn architecture(name: &str) -> Architecture {
     let named = Architecture::ALL.into_iter().find(|one| one.name == name);
     named.unwrap_or_else(|| panic!("{name} is not there"))
 }
@@ -61,7 +61,7 @@ fn executor(model: &Arc<Model>, backend: Backend, kv_type: KvType) -> Executor {
     executor
 }
 
-fn tokens(model: &Model, count: usize, seed: u32) -> Vec<u32> {
+pub(crate) fn tokens(model: &Model, count: usize, seed: u32) -> Vec<u32> {
     let vocabulary = model.info().vocabulary_count as u32;
     (0..count as u32)
         .map(|index| (index * 7919 + seed * 104_729 + 3) % vocabulary)

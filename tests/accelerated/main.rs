@@ -9,3 +9,4 @@ mod card;
 mod daemon;
 mod interfaces;
 mod logits;
+mod passes;

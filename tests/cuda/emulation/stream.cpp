@@ -274,6 +274,7 @@ Result cuStreamBeginCapture_v2(Handle handle, int) {
     LOCKED;
     if (Result refused = not_recorded(handle)) return refused;
     if (&of(handle) == &nobodys) return CAPTURE_UNSUPPORTED;
+    if (setting("ANDON_EMULATED_GRAPHS", 1) == 0) return NOT_SUPPORTED;
     Stream &stream = of(handle);
     stream.recorded = std::make_shared<std::vector<Work>>();
     stream.recorder = std::this_thread::get_id();

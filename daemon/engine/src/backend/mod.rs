@@ -9,5 +9,6 @@ mod steps;
 pub use andon_cuda::Error as DeviceError;
 pub(crate) use cuda::{Cuda, CudaPages, not_covered};
 pub use kind::{Backend, State};
+pub use running::DeviceCounts;
 pub(crate) use running::Running;
 pub use steps::{Activation, Attend, Batch, Heads, Output, Parts, Residual, Steps, Temperature};

@@ -11,6 +11,17 @@ use andon_cuda::Error;
 use andon_kernels::Isa;
 use std::ops::ControlFlow;
 
+/// What a device did for a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounts {
+    /// Passes that were recorded.
+    pub recorded: u64,
+    /// Passes that were started as a whole, from what was recorded.
+    pub repeated: u64,
+    /// Rows of logits that were read as a whole: mostly the best of a row are enough.
+    pub rows_read: u64,
+}
+
 /// What computes a model's batches.
 #[derive(Debug)]
 pub(crate) enum Running {
@@ -151,11 +162,11 @@ impl Running {
         }
     }
 
-    /// Rows of logits that were read from a device, in all batches.
-    pub(crate) fn rows_read(&self) -> u64 {
+    /// What a device did, in all batches.
+    pub(crate) fn counts(&self) -> DeviceCounts {
         match self {
-            Running::Cpu(_) => 0,
-            Running::Cuda(cuda) => cuda.rows_read(),
+            Running::Cpu(_) => DeviceCounts::default(),
+            Running::Cuda(cuda) => cuda.counts(),
         }
     }
 

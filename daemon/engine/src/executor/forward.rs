@@ -3,7 +3,7 @@
 //! Invariant: a batch is checked and has its pages before anything of it is computed; one that fails gives back what it took.
 
 use super::Executor;
-use crate::backend::DeviceError;
+use crate::backend::{DeviceCounts, DeviceError};
 use crate::kv::Sequence;
 use crate::sample::LogitRow;
 use std::sync::Arc;
@@ -196,10 +196,10 @@ impl Executor {
         }
     }
 
-    /// How many rows of logits were read from a device as a whole, in all batches: mostly the best of a row are enough.
+    /// What a device that computes did in all batches; nothing where the processor does.
     #[must_use]
-    pub fn rows_read(&self) -> u64 {
-        self.running.rows_read()
+    pub fn device_counts(&self) -> DeviceCounts {
+        self.running.counts()
     }
 
     /// [`Executor::forward`] without reading logits from a device, given up if `interrupted` says so before one of the layers.

@@ -6,6 +6,7 @@
 //!
 //! Invariant: a graph has the launches of its pass and nothing else, so results do not depend on whether there is one.
 
+use crate::backend::DeviceCounts;
 use andon_cuda::{Error, Graph};
 
 /// Most that are kept. Each takes memory of the device, for the arguments of some hundred launches, that the driver does not
@@ -42,6 +43,8 @@ pub(super) struct Graphs {
     /// Those used last come last.
     kept: Vec<(Kind, Graph)>,
     wanted: bool,
+    /// Those that were recorded and started.
+    pub(super) counts: DeviceCounts,
 }
 
 impl Graphs {
@@ -49,6 +52,7 @@ impl Graphs {
         Graphs {
             kept: Vec::new(),
             wanted: true,
+            counts: DeviceCounts::default(),
         }
     }
 
@@ -70,28 +74,25 @@ impl Graphs {
         self.kept.last().map(|(_, graph)| graph)
     }
 
-    /// Keeps what was recorded of such a pass, and gives it back. Where that failed there are no graphs from now on.
+    /// Keeps what was recorded of such a pass. Where that failed there are no graphs from now on.
     ///
     /// # Errors
     /// If the device is lost.
-    pub(super) fn keep(
-        &mut self,
-        kind: Kind,
-        recorded: Result<Graph, Error>,
-    ) -> Result<Option<&Graph>, Error> {
+    pub(super) fn keep(&mut self, kind: Kind, recorded: Result<Graph, Error>) -> Result<(), Error> {
         match recorded {
             Ok(graph) => {
                 if self.kept.len() >= GRAPHS_MAX {
                     self.kept.remove(0);
                 }
                 self.kept.push((kind, graph));
-                Ok(self.kept.last().map(|(_, graph)| graph))
+                self.counts.recorded += 1;
+                Ok(())
             }
             Err(error) if error.is_lost() => Err(error),
             Err(error) => {
                 tracing::warn!(%error, "passes are not recorded as graphs, and take longer for it");
                 self.want(false);
-                Ok(None)
+                Ok(())
             }
         }
     }

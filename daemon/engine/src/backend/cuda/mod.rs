@@ -226,6 +226,7 @@ impl Cuda {
             return Ok(false);
         };
         graph.launch(Some(&self.buffers.places))?;
+        self.graphs.counts.repeated += 1;
         Ok(true)
     }
 }

@@ -1,7 +1,7 @@
 //! Logits of the last pass, which stay on the device: their best are read after each pass, all of a row once somebody asks.
 
 use super::Cuda;
-use crate::backend::cpu::Sizes;
+use crate::backend::{DeviceCounts, cpu::Sizes};
 use crate::sample::{LogitRow, Rows};
 use andon_cuda::{Device, Error, TopK};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -119,9 +119,12 @@ impl Cuda {
         self.read.failed.get()
     }
 
-    /// Rows of logits that were read, in all passes.
-    pub(crate) fn rows_read(&self) -> u64 {
-        self.read.rows.get()
+    /// What was done, in all passes.
+    pub(crate) fn counts(&self) -> DeviceCounts {
+        DeviceCounts {
+            rows_read: self.read.rows.get(),
+            ..self.graphs.counts
+        }
     }
 }
 

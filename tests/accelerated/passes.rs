@@ -1,0 +1,442 @@
+//! Passes that the card repeats, and what comes back of them: the same bytes as of passes that are asked for step by step,
+//! and no more than is needed.
+
+use andon_engine::backend::{Backend, DeviceCounts};
+use andon_engine::generate::{Event, GenerationRequest, Generator, GeneratorOptions};
+use andon_engine::grammar::{Constraint, Grammar};
+use andon_engine::kv::{KvType, PAGE};
+use andon_engine::sample::{LogitBias, SamplingOptions};
+use andon_engine::speculate::{PassCosts, Sources};
+use andon_engine::{Chunk, Executor, ExecutorOptions, ForwardError, LogitsFor, Model, Sequence};
+use andon_tests::tiny_model::{Architecture, TensorType};
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::card::{inside, inside_emulation};
+use crate::logits::{model, tokens};
+
+/// Bits of rows of logits.
+type Rows = Vec<Vec<u32>>;
+
+fn options(backend: Backend) -> ExecutorOptions {
+    ExecutorOptions {
+        backend,
+        threads: Some(2),
+        batch_tokens_max: 256,
+        output_rows_max: GeneratorOptions::default().output_rows_max(),
+        kv_tokens_max: 10 * PAGE,
+        prefix_cache: true,
+        ..ExecutorOptions::default()
+    }
+}
+
+fn executor(model: &Arc<Model>, options: &ExecutorOptions) -> Executor {
+    Executor::new(Arc::clone(model), options).expect("a valid executor")
+}
+
+fn forward(executor: &mut Executor, chunks: &mut [Chunk<'_>], rows: &mut Rows) {
+    let logits = executor.forward(chunks).expect("a valid batch");
+    let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect();
+    rows.extend((0..logits.row_count()).map(|row| bits(logits.row(row))));
+}
+
+fn append(
+    executor: &mut Executor,
+    sequence: &mut Sequence,
+    tokens: &[u32],
+    logits: LogitsFor,
+    rows: &mut Rows,
+) {
+    let chunk = Chunk {
+        sequence,
+        tokens,
+        logits,
+    };
+    forward(executor, &mut [chunk], rows);
+}
+
+/// Passes of all kinds: of one sequence across the bound of a graph, of several of other lengths, in pages that were others'
+/// before, after one that was given up.
+fn passes(model: &Arc<Model>, options: &ExecutorOptions) -> (Rows, DeviceCounts) {
+    let executor = &mut executor(model, options);
+    let mut rows = Rows::new();
+    let text = tokens(model, 330, 0);
+    let mut long = executor.sequence();
+    append(
+        executor,
+        &mut long,
+        &text[..230],
+        LogitsFor::Last,
+        &mut rows,
+    );
+    for count in [3, 1, 5, 1, 16, 1, 2, 4, 1, 3, 16, 1] {
+        let next = &text[long.len()..][..count];
+        append(executor, &mut long, next, LogitsFor::All, &mut rows);
+    }
+    assert!(long.len() > 256 + 16, "behind the first bound");
+    let (mut short, mut full) = (executor.sequence(), executor.sequence());
+    append(
+        executor,
+        &mut full,
+        &text[100..100 + PAGE],
+        LogitsFor::None,
+        &mut rows,
+    );
+    for round in 0..4 {
+        let logits = [
+            (LogitsFor::Last, LogitsFor::All, LogitsFor::None),
+            (LogitsFor::Guesses(1), LogitsFor::Last, LogitsFor::Last),
+            (LogitsFor::None, LogitsFor::None, LogitsFor::None),
+            (LogitsFor::All, LogitsFor::All, LogitsFor::All),
+        ][round];
+        let chunks = &mut [
+            Chunk {
+                sequence: &mut short,
+                tokens: &text[5 * round..5 * round + 4],
+                logits: logits.0,
+            },
+            Chunk {
+                sequence: &mut long,
+                tokens: &text[round..=round],
+                logits: logits.1,
+            },
+            Chunk {
+                sequence: &mut full,
+                tokens: &text[9 * round..9 * round + 2],
+                logits: logits.2,
+            },
+        ];
+        forward(executor, chunks, &mut rows);
+    }
+    drop((long, short));
+    executor.shed();
+    let other = tokens(model, 90, 5);
+    let mut again = executor.sequence();
+    append(
+        executor,
+        &mut again,
+        &other[..70],
+        LogitsFor::Last,
+        &mut rows,
+    );
+    let given_up = |executor: &mut Executor, sequence: &mut Sequence| {
+        let chunk = Chunk {
+            sequence,
+            tokens: &other[..3],
+            logits: LogitsFor::All,
+        };
+        let done = executor.forward_unless(&mut [chunk], &|| true);
+        assert_eq!(done.err(), Some(ForwardError::Interrupted));
+    };
+    for at in 70..76 {
+        given_up(executor, &mut again);
+        append(
+            executor,
+            &mut again,
+            &other[at..=at],
+            LogitsFor::All,
+            &mut rows,
+        );
+        append(
+            executor,
+            &mut full,
+            &other[at..at + 3],
+            LogitsFor::All,
+            &mut rows,
+        );
+    }
+    (rows, executor.device_counts())
+}
+
+#[test]
+fn repeated_passes_give_the_processors_bytes() {
+    let name = "passes::repeated_passes_give_the_processors_bytes";
+    inside(name, || {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (architecture, weights, kv_type) in [
+            (Architecture::LLAMA, TensorType::Q4_0, KvType::F16),
+            (
+                crate::logits::architecture("gemma3"),
+                TensorType::Q8_0,
+                KvType::Q8,
+            ),
+            (
+                crate::logits::architecture("mistral3"),
+                TensorType::Q4_0,
+                KvType::F16,
+            ),
+        ] {
+            let model = model(folder.path(), architecture, weights);
+            let of = |backend, graphs| {
+                let options = ExecutorOptions {
+                    kv_type,
+                    graphs,
+                    ..options(backend)
+                };
+                passes(&model, &options)
+            };
+            let (expected, none) = of(Backend::Cpu, true);
+            assert_eq!(none, DeviceCounts::default());
+            let (rows, counts) = of(Backend::Cuda, true);
+            assert!(rows == expected, "{}, repeated", architecture.title);
+            let DeviceCounts {
+                recorded, repeated, ..
+            } = counts;
+            // The comparison before the card is used has two.
+            assert!(
+                recorded >= 12 && repeated >= recorded + 12,
+                "{recorded} were recorded, {repeated} started"
+            );
+            let (rows, counts) = of(Backend::Cuda, false);
+            assert!(rows == expected, "{}, step by step", architecture.title);
+            assert_eq!((counts.recorded, counts.repeated), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_recorded_is_computed_all_the_same() {
+    let name = "passes::what_cannot_be_recorded_is_computed_all_the_same";
+    inside_emulation(name, &[("ANDON_EMULATED_GRAPHS", "0")], || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+        let (expected, _) = passes(&model, &options(Backend::Cpu));
+        let (rows, counts) = passes(&model, &options(Backend::Cuda));
+        assert!(rows == expected);
+        assert_eq!((counts.recorded, counts.repeated), (0, 0));
+    });
+}
+
+#[test]
+fn more_kinds_of_passes_than_are_kept_give_the_processors_bytes() {
+    let name = "passes::more_kinds_of_passes_than_are_kept_give_the_processors_bytes";
+    inside(name, || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+        let text = tokens(&model, 12, 3);
+        let of = |backend| {
+            let executor = &mut executor(&model, &options(backend));
+            let mut rows = Rows::new();
+            for round in 0..2 {
+                for count in 1..=12 {
+                    for guesses in 0..count {
+                        let mut sequence = executor.sequence();
+                        let logits = LogitsFor::Guesses(guesses);
+                        append(executor, &mut sequence, &text[..count], logits, &mut rows);
+                        if round == 1 && count == 3 {
+                            // Known again at once.
+                            let mut sequence = executor.sequence();
+                            append(executor, &mut sequence, &text[..count], logits, &mut rows);
+                        }
+                    }
+                }
+            }
+            (rows, executor.device_counts())
+        };
+        let (expected, _) = of(Backend::Cpu);
+        let (rows, counts) = of(Backend::Cuda);
+        assert!(rows == expected);
+        assert!(
+            counts.recorded > 2 * 70,
+            "{counts:?}: some came again after others"
+        );
+        assert!(counts.repeated >= counts.recorded + 3, "{counts:?}");
+    });
+}
+
+/// How often the card was waited for with something left to do, by the emulation's note of it.
+fn waits(file: &Path) -> usize {
+    let text = std::fs::read_to_string(file).expect("it was waited");
+    text.lines().filter(|&line| line != "0").count()
+}
+
+#[test]
+fn a_token_takes_one_wait() {
+    const NAME: &str = "passes::a_token_takes_one_wait";
+    let notes = tempfile::NamedTempFile::new().expect("a file");
+    let path = notes.path().to_str().expect("a plain name");
+    inside_emulation(NAME, &[("ANDON_EMULATED_WAITS", path)], || {
+        let notes = std::env::var_os("ANDON_EMULATED_WAITS").expect("it is set");
+        let notes = Path::new(&notes);
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+        for graphs in [true, false] {
+            let options = ExecutorOptions {
+                graphs,
+                ..options(Backend::Cuda)
+            };
+            let executor = &mut executor(&model, &options);
+            let mut sequence = executor.sequence();
+            let mut step = |executor: &mut Executor, logits| {
+                let chunk = Chunk {
+                    sequence: &mut sequence,
+                    tokens: &[7],
+                    logits,
+                };
+                let outputs = executor.forward_unless(&mut [chunk], &|| false);
+                let outputs = outputs.expect("a valid batch");
+                (0..outputs.row_count()).for_each(|row| {
+                    assert_eq!(outputs.row(row).best().len(), 64);
+                });
+            };
+            // Where a pass is recorded, what was asked for before comes to its end.
+            step(executor, LogitsFor::Last);
+            let before = waits(notes);
+            for _ in 0..20 {
+                step(executor, LogitsFor::Last);
+            }
+            assert_eq!(waits(notes) - before, 20, "with graphs: {graphs}");
+            assert_eq!(executor.device_counts().rows_read, 5, "of the comparison");
+        }
+    });
+}
+
+/// Ways to choose tokens, and how many of some 180 of them at most may need all logits.
+fn ways(model: &Model) -> Vec<(&'static str, GenerationRequest, Option<usize>)> {
+    let base = SamplingOptions {
+        temperature: 6.0,
+        seed: 11,
+        ..SamplingOptions::default()
+    };
+    let greedy = SamplingOptions::default();
+    let penalties = SamplingOptions {
+        repeat_penalty: 1.02,
+        presence_penalty: 0.05,
+        frequency_penalty: 0.02,
+        ..greedy
+    };
+    let top_k = SamplingOptions { top_k: 40, ..base };
+    let top_k_all = SamplingOptions {
+        top_p: 0.9,
+        min_p: 0.02,
+        typical_p: 0.8,
+        ..top_k
+    };
+    let of = |sampling| GenerationRequest {
+        prompt: tokens(model, 20, 4),
+        tokens_max: Some(60),
+        ignore_end: true,
+        sampling,
+        ..GenerationRequest::default()
+    };
+    let grammar = |pattern: &str| {
+        let vocabulary = model.grammar_vocabulary().expect("a vocabulary");
+        let constraint = Constraint::Regex(pattern.to_owned());
+        let grammar = Grammar::compile(vocabulary, &constraint, 60).expect("it compiles");
+        Some(Arc::new(grammar))
+    };
+    let shaped = |sampling, pattern| GenerationRequest {
+        constraint: grammar(pattern),
+        ignore_end: false,
+        ..of(sampling)
+    };
+    let bias = vec![(3, 0.2), (90, -100.0), (150, 0.1)];
+    let biased = |sampling| GenerationRequest {
+        bias: LogitBias::new(bias.clone()).expect("a valid bias"),
+        ..of(sampling)
+    };
+    let logprobs = GenerationRequest {
+        logprobs: Some(3),
+        ..of(greedy)
+    };
+    let guesses = |sampling| GenerationRequest {
+        sources: Sources {
+            own: true,
+            ..Sources::default()
+        },
+        ..of(sampling)
+    };
+    vec![
+        ("greedy", of(greedy), Some(0)),
+        ("greedy with guesses", guesses(greedy), Some(0)),
+        ("greedy with penalties", of(penalties), Some(5)),
+        ("greedy with a bias", biased(greedy), Some(5)),
+        ("one of the best 40", of(top_k), Some(0)),
+        ("one of the best 40 with guesses", guesses(top_k), Some(0)),
+        ("some of the best 40", of(top_k_all), Some(0)),
+        ("one of the best 40 with a bias", biased(top_k), Some(20)),
+        ("one of all", of(base), None),
+        (
+            "greedy in a shape",
+            shaped(greedy, "([a-z]{1,3} ){9,20}"),
+            None,
+        ),
+        (
+            "one of the best 40 in a shape",
+            shaped(top_k, "([a-z ]{1,30}){2}"),
+            None,
+        ),
+        (
+            "one of all in a shape",
+            shaped(base, "([a-z]{1,3} ){9,20}"),
+            None,
+        ),
+        ("with log probabilities", logprobs, None),
+    ]
+}
+
+/// Tokens, bits of log probabilities.
+type Said = BTreeMap<u64, Vec<(u32, Vec<(u32, u32)>)>>;
+
+fn answers(model: &Arc<Model>, backend: Backend, request: &GenerationRequest) -> (Said, usize) {
+    let made = executor(model, &options(backend));
+    let compared = made.device_counts().rows_read;
+    let mut generator = Generator::new(made, GeneratorOptions::default());
+    generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
+    // Two choices of one prompt, beside another.
+    let two = NonZero::new(2).expect("some");
+    let started = generator.start_group(request.clone(), two);
+    started.expect("there is room").for_each(drop);
+    let other = GenerationRequest {
+        prompt: tokens(model, 33, 9),
+        ..request.clone()
+    };
+    generator.start(other).expect("there is room");
+    let mut said = Said::new();
+    let mut names = BTreeMap::new();
+    while generator.active() > 0 {
+        let stepped = generator.step(&mut |id, event| {
+            let next = names.len() as u64;
+            let name = *names.entry(id).or_insert(next);
+            if let Event::Text { ids, tokens, .. } = event {
+                let of = said.entry(name).or_default();
+                for (at, &id) in ids.iter().enumerate() {
+                    let known = tokens.get(at).map(|token| {
+                        let top = token.top.iter();
+                        let top = top.map(|other| (other.id, other.logprob.to_bits()));
+                        std::iter::once((token.id, token.logprob.to_bits()))
+                            .chain(top)
+                            .collect()
+                    });
+                    of.push((id, known.unwrap_or_default()));
+                }
+            }
+        });
+        stepped.expect("a step");
+    }
+    let read = generator.executor().device_counts().rows_read - compared;
+    (said, read as usize)
+}
+
+#[test]
+fn answers_by_the_best_logits_are_the_processors() {
+    let name = "passes::answers_by_the_best_logits_are_the_processors";
+    inside(name, || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+        for (what, request, read_max) in ways(&model) {
+            let (expected, none) = answers(&model, Backend::Cpu, &request);
+            assert_eq!(none, 0);
+            let (said, read) = answers(&model, Backend::Cuda, &request);
+            assert!(said == expected, "{what}");
+            let count: usize = said.values().map(Vec::len).sum();
+            assert!(count > 20, "{what}: {count} tokens");
+            println!("{what}: {read} rows were read for {count} tokens");
+            if let Some(max) = read_max {
+                assert!(read <= max, "{what}: {read} rows were read");
+            }
+        }
+    });
+}
