@@ -14,24 +14,26 @@ namespace andon {
 
 // ------------------------------------------------------------------------------------------------ packing
 
-// Rows as files have them to the packed layout; one thread for each lane of each pair.
-template <class F> __device__ void pack(const uint8_t *rows_in, int rows, int k, uint8_t *out) {
+// Some of a matrix's rows, as files have them, to the packed layout: those of `tiles` tiles from `first` on; one thread for
+// each lane of each pair.
+template <class F>
+__device__ void pack(const uint8_t *rows_in, int first, int tiles, int rows, int k, uint8_t *out) {
     const Packed<F> packed(out, rows, k);
     int groups = k / GROUP;
     size_t row_bytes = static_cast<size_t>(k / F::BLOCK) * F::BLOCK_BYTES;
-    size_t count = static_cast<size_t>(packed.tiles) * packed.pairs * 32;
+    size_t count = static_cast<size_t>(tiles) * packed.pairs * 32;
     for (size_t index = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < count;
          index += static_cast<size_t>(gridDim.x) * blockDim.x) {
         int lane = index % 32, g = lane / 4, t = lane % 4;
         size_t unit = index / 32;
         int pair = unit % packed.pairs;
-        int tile = unit / packed.pairs;
+        int tile = first + static_cast<int>(unit / packed.pairs);
         uint8_t *of_tile = const_cast<uint8_t *>(packed.at(tile, 0));
         uint8_t *to = of_tile + Packed<F>::pair_at(pair);
         int row[2] = {tile * TILE_ROWS + g, tile * TILE_ROWS + g + 8};
         const uint8_t *source[2];
         for (int r = 0; r < 2; r++) {
-            source[r] = rows_in + static_cast<size_t>(row[r] < rows ? row[r] : 0) * row_bytes;
+            source[r] = rows_in + static_cast<size_t>(row[r] < rows ? row[r] - first * TILE_ROWS : 0) * row_bytes;
         }
         uint32_t high[2] = {0, 0};
         for (int local = 0; local < 2; local++) {
@@ -685,8 +687,9 @@ template <class F> using Panel128 = Panel<F, 128, 1, 4, 2>;
 
 // The kernels of a format, by the names that the host asks for.
 #define ANDON_MATMUL(NAME, FORMAT)                                                                                     \
-    extern "C" __global__ void NAME##_pack(const uint8_t *rows_in, int rows, int k, uint8_t *out) {                    \
-        andon::pack<andon::FORMAT>(rows_in, rows, k, out);                                                             \
+    extern "C" __global__ void NAME##_pack(const uint8_t *rows_in, int first, int tiles, int rows, int k,              \
+                                           uint8_t *out) {                                                             \
+        andon::pack<andon::FORMAT>(rows_in, first, tiles, rows, k, out);                                               \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(256) void NAME##_embed(const uint8_t *weights, int rows, int k,            \
                                                                    const uint32_t *tokens, float scale, float *out) {  \

@@ -4,12 +4,14 @@ use crate::buffer::Buffer;
 use crate::device::{Device, WARP, WARPS_MAX, of};
 use crate::error::Error;
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaStream, LaunchConfig, PushKernelArg};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Elements that share a scale of the columns.
 pub(crate) const GROUP: usize = 32;
 /// Rows of a tile of packed weights.
-const TILE_ROWS: usize = 16;
+pub(crate) const TILE_ROWS: usize = 16;
 /// Columns of a block of columns.
 const BLOCK_COLUMNS: usize = 8;
 /// Bytes after matrices and columns that products may read, and do not use: whole stretches of groups are copied.
@@ -155,6 +157,12 @@ impl Format {
         u32::try_from(bytes).is_ok().then_some(bytes)
     }
 
+    /// Bytes that a packed matrix takes on a device; `None` as for [`Format::packed_bytes`].
+    #[must_use]
+    pub fn device_bytes(self, rows: usize, k: usize) -> Option<usize> {
+        Some(self.packed_bytes(rows, k)? + SLACK_BYTES)
+    }
+
     /// Bytes of rows as files have them; `None` as for [`Format::packed_bytes`].
     #[must_use]
     pub fn file_bytes(self, rows: usize, k: usize) -> Option<usize> {
@@ -225,10 +233,10 @@ impl Kernel {
 /// A matrix in the device's layout.
 #[derive(Debug)]
 pub struct Matrix {
-    format: Format,
-    rows: usize,
-    k: usize,
-    packed: Buffer<u8>,
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) packed: Buffer<u8>,
 }
 
 impl Matrix {
@@ -323,30 +331,55 @@ impl Device {
     ) -> Result<Matrix, Error> {
         let bytes = format.packed_bytes(rows, k).expect("rows are whole blocks");
         assert!(rows > 0 && Some(rows_in.len()) == format.file_bytes(rows, k));
-        let packed = self.zeros(bytes + SLACK_BYTES)?;
-        let threads = rows.div_ceil(TILE_ROWS) * k.div_ceil(2 * GROUP) * 32;
-        let function = self.function(format.others()[0], 0)?;
+        let matrix = Matrix {
+            format,
+            rows,
+            k,
+            packed: self.zeros(bytes + SLACK_BYTES)?,
+        };
+        let from = self.address(rows_in);
+        // SAFETY: the rows are all of the matrix's, which were checked to be there.
+        unsafe { self.pack_rows(&self.stream(), from, 0..rows, &matrix) }?;
+        // Products may start before the kernel before them has ended, and take weights as given.
+        self.finish()?;
+        Ok(matrix)
+    }
+
+    /// Packs some of a matrix's rows: whole tiles, but for the last.
+    ///
+    /// # Safety
+    /// These rows are at `from`, as files have them, and stay until `stream` has come to its end.
+    ///
+    /// # Panics
+    /// If the matrix has no such rows.
+    pub(crate) unsafe fn pack_rows(
+        &self,
+        stream: &Arc<CudaStream>,
+        from: CUdeviceptr,
+        rows: Range<usize>,
+        matrix: &Matrix,
+    ) -> Result<(), Error> {
+        assert!(rows.start < rows.end && rows.end <= matrix.rows);
+        assert!(rows.start.is_multiple_of(TILE_ROWS));
+        assert!(rows.end == matrix.rows || rows.end.is_multiple_of(TILE_ROWS));
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        let threads = tiles * matrix.k.div_ceil(2 * GROUP) * 32;
+        let function = self.function(matrix.format.others()[0], 0)?;
         let config = LaunchConfig {
             grid_dim: (threads.div_ceil(THREADS as usize).min(1 << 16) as u32, 1, 1),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
-        let (rows_int, k_int) = (int(rows), int(k));
-        let (from, to) = (self.address(rows_in), self.address(&packed));
-        let stream = self.stream();
+        let (first, tiles) = (int(rows.start / TILE_ROWS), int(tiles));
+        let (all, k) = (int(matrix.rows), int(matrix.k));
+        let to = self.address(&matrix.packed);
         let mut launch = stream.launch_builder(function);
-        launch.arg(&from).arg(&rows_int).arg(&k_int).arg(&to);
-        // SAFETY: the arguments are those of `pack`; it reads the rows, which were checked to be there, and writes planes
-        // whose size `packed_bytes` gave.
+        launch.arg(&from).arg(&first).arg(&tiles);
+        launch.arg(&all).arg(&k).arg(&to);
+        // SAFETY: the arguments are those of `pack`; it reads the rows, which the caller has, and writes planes whose size
+        // `packed_bytes` gave.
         unsafe { launch.launch(config) }.map_err(of("packing weights"))?;
-        // Products may start before the kernel before them has ended, and take weights as given.
-        self.finish()?;
-        Ok(Matrix {
-            format,
-            rows,
-            k,
-            packed,
-        })
+        Ok(())
     }
 
     /// Sets `count` columns of `output` to the rows of `matrix` that `tokens` name, each element times `scale`. A token that
