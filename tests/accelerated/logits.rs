@@ -234,6 +234,46 @@ fn every_format_that_there_are_kernels_for_gives_the_processors_bytes() {
 }
 
 #[test]
+fn vocabularies_of_floats_give_the_processors_bytes() {
+    inside(
+        "logits::vocabularies_of_floats_give_the_processors_bytes",
+        || {
+            for (vocabulary, tied) in [
+                (TensorType::F16, true),
+                (TensorType::F16, false),
+                (TensorType::BF16, true),
+                (TensorType::F32, false),
+            ] {
+                let folder = tempfile::tempdir().expect("a folder");
+                let path = folder.path().join("model.gguf");
+                TinyModel {
+                    architecture: titled("gemma3, every other layer"),
+                    embedding: 96,
+                    head_count: 2,
+                    head_count_kv: 1,
+                    head_dim: Some(64),
+                    vocabulary: Some(vocabulary),
+                    tied,
+                    ..TinyModel::default()
+                }
+                .write(&path)
+                .expect("written");
+                let model = Arc::new(Model::load(&path).expect("a sound model"));
+                let text = tokens(&model, 40, 0);
+                // Logits of one token, of a few, and of more than fit at once.
+                for chunk in [1, 9, 40] {
+                    let text = &text[..40.min(6 * chunk)];
+                    let of =
+                        |backend| run(&mut executor(&model, backend, KvType::F16), text, chunk);
+                    let context = format!("{vocabulary:?}, {chunk} at a time");
+                    assert_same(&of(Backend::Cuda), &of(Backend::Cpu), &context);
+                }
+            }
+        },
+    );
+}
+
+#[test]
 fn biases_of_any_matrices_are_added() {
     inside("logits::biases_of_any_matrices_are_added", || {
         for biases in [

@@ -79,8 +79,10 @@ pub struct TinyModel {
     pub head_dim: Option<usize>,
     /// Longest context the file claims.
     pub context_tokens_max: usize,
-    /// Type of the layers' matrices; norms are F32, the embedding is Q8_0 under a quantized type.
+    /// Type of the layers' matrices; norms are F32.
     pub weights: TensorType,
+    /// Type of the embedding and the output; `None` for Q8_0 under a quantized type, and else the layers'.
+    pub vocabulary: Option<TensorType>,
     /// Whether the embedding is the output matrix too.
     pub tied: bool,
     /// Whether the vocabulary has the tokens of filling in the middle, behind all others.
@@ -109,6 +111,7 @@ impl Default for TinyModel {
             head_dim: None,
             context_tokens_max: 512,
             weights: TensorType::Q4_0,
+            vocabulary: None,
             tied: false,
             fills_gaps: false,
             merge_count: MERGES.len(),
@@ -207,10 +210,10 @@ impl TinyModel {
 
     fn tensors(&self) -> Vec<Tensor> {
         let mut draw = Draw { state: self.seed };
-        let outer = match self.weights {
+        let outer = self.vocabulary.unwrap_or(match self.weights {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.weights,
             _ => TensorType::Q8_0,
-        };
+        });
         let mut tensors = vec![self.vocabulary_matrix(&mut draw, "token_embd.weight", outer, None)];
         architecture::layers(self, &mut draw, &mut tensors);
         let norm = draw.norm(self.embedding);

@@ -192,7 +192,9 @@ impl Device {
         };
         device.processors = device.limits()?.processors;
         let products = Format::ALL.map(|format| {
-            let (launched, large) = format.products().split_at(Kernel::Panel128 as usize);
+            let products = format.products();
+            let (launched, large) =
+                products.split_at(products.len().min(Kernel::Panel128 as usize));
             Module {
                 name: format.module(),
                 launched,

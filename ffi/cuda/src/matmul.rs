@@ -26,6 +26,9 @@ const THREADS: u32 = 256;
     reason = "their names say it, and andon-kernels what they are"
 )]
 pub enum Format {
+    F32,
+    F16,
+    BF16,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -51,7 +54,10 @@ struct Shape {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 14] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
         Format::Q4_0,
         Format::Q4_1,
         Format::Q5_0,
@@ -68,6 +74,9 @@ impl Format {
     /// The module of the format's kernels.
     pub(crate) fn module(self) -> &'static str {
         match self {
+            Format::F32 => "matmul_f32",
+            Format::F16 => "matmul_f16",
+            Format::BF16 => "matmul_bf16",
             Format::Q4_0 => "matmul_q4_0",
             Format::Q4_1 => "matmul_q4_1",
             Format::Q5_0 => "matmul_q5_0",
@@ -82,12 +91,18 @@ impl Format {
         }
     }
 
-    /// Its products, in the order of [`Kernel::ALL`].
+    /// Whether its products are with columns in 8 bits, and not of floats ([`Device::matmul_floats`]).
+    #[must_use]
+    pub fn is_quantized(self) -> bool {
+        !matches!(self, Format::F32 | Format::F16 | Format::BF16)
+    }
+
+    /// Its products with columns in 8 bits, in the order of [`Kernel::ALL`].
     pub(crate) fn products(self) -> &'static [&'static str] {
         self.kernels().0
     }
 
-    /// Its other kernels: packing, and rows of tokens.
+    /// Its other kernels: packing, rows of tokens, and of floats products with one and with more columns.
     pub(crate) fn others(self) -> &'static [&'static str] {
         self.kernels().1
     }
@@ -106,7 +121,23 @@ impl Format {
                 )
             };
         }
+        macro_rules! floats {
+            ($format:literal) => {
+                (
+                    &[],
+                    &[
+                        concat!($format, "_pack"),
+                        concat!($format, "_embed"),
+                        concat!($format, "_product_1"),
+                        concat!($format, "_product_8"),
+                    ],
+                )
+            };
+        }
         match self {
+            Format::F32 => floats!("f32"),
+            Format::F16 => floats!("f16"),
+            Format::BF16 => floats!("bf16"),
             Format::Q4_0 => kernels!("q4_0"),
             Format::Q4_1 => kernels!("q4_1"),
             Format::Q5_0 => kernels!("q5_0"),
@@ -129,6 +160,8 @@ impl Format {
             super_bytes,
         };
         match self {
+            Format::F32 => shape((32, 128), 4096, 0),
+            Format::F16 | Format::BF16 => shape((32, 64), 2048, 0),
             Format::Q4_0 => shape((32, 18), 512 + 64, 0),
             Format::Q4_1 => shape((32, 20), 512 + 128, 0),
             Format::Q5_0 => shape((32, 22), 512 + 128 + 64, 0),
@@ -250,6 +283,12 @@ impl Matrix {
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
     }
 }
 
@@ -484,6 +523,59 @@ impl Device {
         Ok(())
     }
 
+    /// Multiplies a matrix of floats with `count` columns of floats, `stride_in` elements from one to the next: row `r` of column
+    /// `c` goes to `output[c * stride + r]`.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If the matrix is quantized, there are fewer columns, or these are no whole groups apart, or the output is too short.
+    pub fn matmul_floats(
+        &self,
+        matrix: &Matrix,
+        (values, stride_in): (&Buffer<f32>, usize),
+        count: usize,
+        output: &mut Buffer<f32>,
+        stride: usize,
+    ) -> Result<(), Error> {
+        assert!(!matrix.format.is_quantized(), "a matrix of floats");
+        assert!(count > 0 && stride_in >= matrix.k && stride_in.is_multiple_of(GROUP));
+        assert!((count - 1) * stride_in + matrix.k <= values.len());
+        assert!(stride >= matrix.rows && (count - 1) * stride + matrix.rows <= output.len());
+        let others = matrix.format.others();
+        let (kernel, columns) = if count == 1 {
+            (others[2], 1)
+        } else {
+            (others[3], 8)
+        };
+        const THREADS: u32 = 128;
+        // 16 bytes a thread, of 16 elements.
+        let block_rows = match matrix.format {
+            Format::F32 => THREADS / 4,
+            _ => THREADS / 2,
+        };
+        let config = LaunchConfig {
+            grid_dim: (blocks(matrix.rows, block_rows), blocks(count, columns), 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let (rows, k) = (int(matrix.rows), int(matrix.k));
+        let (count, stride_in, stride) = (int(count), int(stride_in), int(stride));
+        let (packed, values) = (self.address(&matrix.packed), self.address(values));
+        let output = self.address(output);
+        let function = self.function(kernel, 0)?;
+        let stream = self.stream();
+        let mut launch = stream.launch_builder(function);
+        launch.arg(&packed).arg(&rows).arg(&k);
+        launch.arg(&values).arg(&stride_in);
+        launch.arg(&output).arg(&count).arg(&stride);
+        // SAFETY: the arguments are those of the products; the matrix was packed with these sizes, and the columns and the
+        // output were checked against them.
+        unsafe { launch.launch(config) }.map_err(of("multiplying"))?;
+        Ok(())
+    }
+
     /// Multiplies `matrix` with the first `count` columns: row `r` of column `c` goes to `output[c * stride + r]`.
     ///
     /// # Errors
@@ -510,7 +602,7 @@ impl Device {
     /// If the driver refuses.
     ///
     /// # Panics
-    /// If rows and columns are not of one length, there are fewer columns, the kernel does not take so many, or the
+    /// If the matrix is of floats, rows and columns are not of one length, there are fewer columns, the kernel does not take so many, or the
     /// output is too short.
     pub fn matmul_at(
         &self,
@@ -521,6 +613,7 @@ impl Device {
         output: &mut Buffer<f32>,
         (first, stride): (usize, usize),
     ) -> Result<(), Error> {
+        assert!(matrix.format.is_quantized(), "no matrix of floats");
         assert_eq!(matrix.k, columns.k, "rows are as long as columns");
         assert!(count > 0 && count <= columns.capacity && count <= kernel.columns_max());
         assert!(stride >= matrix.rows && first <= output.len());

@@ -5,6 +5,9 @@
 #include "columns.cu"
 #include "glu.cu"
 #include "heads.cu"
+#include "matmul_bf16.cu"
+#include "matmul_f16.cu"
+#include "matmul_f32.cu"
 #include "matmul_iq4_nl.cu"
 #include "matmul_iq4_xs.cu"
 #include "matmul_q3_k.cu"
@@ -51,6 +54,9 @@ template <auto KERNEL> Arguments keep(void **arguments) { return kept(KERNEL, ar
     KERNEL(FORMAT##_pack) KERNEL(FORMAT##_embed)                                                                                        \
     PRODUCT(FORMAT##_decode_8) PRODUCT(FORMAT##_decode_16) PRODUCT(FORMAT##_panel_64) PRODUCT(FORMAT##_panel_128)
 
+#define FLOATS(FORMAT)                                                                                                 \
+    KERNEL(FORMAT##_pack) KERNEL(FORMAT##_embed) KERNEL(FORMAT##_product_1) KERNEL(FORMAT##_product_8)
+
 #define ATTENTION(HEAD_DIM)                                                                                            \
     PRODUCT(attend_##HEAD_DIM##_few_f16) PRODUCT(attend_##HEAD_DIM##_many_f16)                                         \
     PRODUCT(attend_##HEAD_DIM##_few_q8) PRODUCT(attend_##HEAD_DIM##_many_q8) KERNEL(attend_##HEAD_DIM##_merge)
@@ -58,6 +64,7 @@ template <auto KERNEL> Arguments keep(void **arguments) { return kept(KERNEL, ar
 const Kernel kernels[] = {
     PRODUCTS(q4_0) PRODUCTS(q4_1) PRODUCTS(q5_0) PRODUCTS(q8_0) PRODUCTS(q4_k) PRODUCTS(q5_k) PRODUCTS(q6_k)
     PRODUCTS(q5_1) PRODUCTS(q3_k) PRODUCTS(iq4_nl) PRODUCTS(iq4_xs)
+    FLOATS(f32) FLOATS(f16) FLOATS(bf16)
     KERNEL(quantize) KERNEL(add_norm_quantize) KERNEL(glu_quantize) KERNEL(heads_f16) KERNEL(heads_q8)
     KERNEL(add_bias) KERNEL(norm_columns) KERNEL(finish_logits) KERNEL(gather_columns)
     KERNEL(stream_copy) KERNEL(stream_read) KERNEL(top_k_stretches) KERNEL(top_k_merge)

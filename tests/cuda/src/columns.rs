@@ -2,7 +2,7 @@
 
 use crate::Run;
 use crate::compare::{poison, same};
-use crate::data::{DRAWS, Draw, Random, host, scalar, values, weights};
+use crate::data::{DRAWS, Draw, Random, block_elements, host, scalar, values, weights};
 use andon_cuda::Format;
 use andon_kernels::block;
 use anyhow::Result;
@@ -106,7 +106,7 @@ pub(crate) fn embed(run: &Run<'_>) -> Result<String> {
     let mut random = Random(run.seed);
     let mut cases = 0;
     for format in Format::ALL {
-        let block_elements = host(format).block_elements();
+        let block_elements = block_elements(format);
         for draw in DRAWS {
             for blocks in [1, 2, 3, 7] {
                 let (k, rows) = (blocks * block_elements, 1 + random.below(70));

@@ -42,6 +42,9 @@ pub(crate) const DRAWS: [Draw; 3] = [Draw::Random, Draw::Extreme, Draw::WideScal
 /// The processor's name of a format.
 pub(crate) fn host(format: DeviceFormat) -> Format {
     match format {
+        DeviceFormat::F32 => Format::F32,
+        DeviceFormat::F16 => Format::F16,
+        DeviceFormat::BF16 => Format::BF16,
         DeviceFormat::Q4_0 => Format::Q4_0,
         DeviceFormat::Q4_1 => Format::Q4_1,
         DeviceFormat::Q5_0 => Format::Q5_0,
@@ -56,11 +59,17 @@ pub(crate) fn host(format: DeviceFormat) -> Format {
     }
 }
 
-/// Byte offsets of the f16 fields of a block.
+/// Elements that rows are whole numbers of.
+pub(crate) fn block_elements(format: DeviceFormat) -> usize {
+    host(format).block_elements().next_multiple_of(GROUP)
+}
+
+/// Byte offsets of the f16 fields of a block; for F32 what makes the upper half of an element finite.
 fn half_fields(format: Format) -> &'static [usize] {
     match format {
         Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
         Format::Q3K => &[108],
+        Format::F32 => &[2],
         Format::Q6K => &[208],
         _ => &[0],
     }

@@ -12,6 +12,7 @@ mod columns;
 mod compare;
 mod data;
 mod dense;
+mod floats;
 mod hand_over;
 mod heads;
 mod layer;
@@ -129,6 +130,7 @@ const CHECKS: &[(&str, Check)] = &[
         let passes = passes::check(run.device);
         Ok(format!("{passes} recorded passes are what others give"))
     }),
+    ("floats", floats::check),
     ("hand_over", hand_over::check),
     ("q4_0", |run| products::check(run, Format::Q4_0)),
     ("q4_1", |run| products::check(run, Format::Q4_1)),

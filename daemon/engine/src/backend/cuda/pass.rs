@@ -432,14 +432,19 @@ impl Pass<'_> {
         let outputs = buffers.places.outputs(range);
         let which = (&outputs, count);
         device.gather_columns(&buffers.hidden, width, which, &mut buffers.kept)?;
-        let weight = Some(weights.vector(&output.norm.weight));
+        let weight = weights.vector(&output.norm.weight);
         let epsilon = output.norm.epsilon;
         let (kept, inner) = (&mut buffers.kept, &mut buffers.inner);
-        device.add_norm_quantize(kept, count, None, weight, epsilon, inner)?;
         let matrix = weights.matrix(&output.linear.matrix);
         let rows = output.linear.matrix.row_count;
         let logits = &mut buffers.logits;
-        multiply(device, matrix, &buffers.inner, count, logits, (0, rows))?;
+        if matrix.format().is_quantized() {
+            device.add_norm_quantize(kept, count, None, Some(weight), epsilon, inner)?;
+            multiply(device, matrix, inner, count, logits, (0, rows))?;
+        } else {
+            device.norm_columns(kept, width, count, 0, weight, epsilon)?;
+            device.matmul_floats(matrix, (kept, width), count, logits, rows)?;
+        }
         let bias = address_of_biases([output.linear.bias.as_deref()]);
         if bias.is_none() && output.scale == 1.0 && output.cap.is_none() {
             return Ok(());

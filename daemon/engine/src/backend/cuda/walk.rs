@@ -12,6 +12,10 @@ use andon_cuda::Device;
 pub(super) trait Visit {
     /// A matrix, and what it is for.
     fn matrix(&mut self, of: &str, matrix: &Matrix);
+    /// The same of one that has a row for each token.
+    fn vocabulary(&mut self, of: &str, matrix: &Matrix) {
+        self.matrix(of, matrix);
+    }
     /// Weights of a norm.
     fn vector(&mut self, values: &[f32]);
     /// Biases of matrices whose results lie one after the other, where these have any.
@@ -78,7 +82,7 @@ impl<V: Visit> Steps for Walk<'_, V> {
     }
 
     fn embed(&mut self, matrix: &Matrix, _scale: f32) {
-        self.visit.matrix("the embedding", matrix);
+        self.visit.vocabulary("the embedding", matrix);
     }
 
     fn prepare_ropes(&mut self, ropes: &[Rope]) {
@@ -131,7 +135,7 @@ impl<V: Visit> Steps for Walk<'_, V> {
 
     fn output(&mut self, output: &Output<'_>) {
         self.norm_of(Some(output.norm));
-        self.visit.matrix("the output", &output.linear.matrix);
+        self.visit.vocabulary("the output", &output.linear.matrix);
         self.visit.biases(&[output.linear]);
     }
 }

@@ -10,6 +10,9 @@ use std::collections::HashMap;
 fn format(format: andon_kernels::Format) -> Option<Format> {
     use andon_kernels::Format as Kept;
     match format {
+        Kept::F32 => Some(Format::F32),
+        Kept::F16 => Some(Format::F16),
+        Kept::BF16 => Some(Format::BF16),
         Kept::Q4_0 => Some(Format::Q4_0),
         Kept::Q4_1 => Some(Format::Q4_1),
         Kept::Q5_0 => Some(Format::Q5_0),
@@ -29,13 +32,26 @@ fn format(format: andon_kernels::Format) -> Option<Format> {
 #[derive(Debug, Default)]
 struct Lack(Option<String>);
 
-impl Visit for Lack {
-    fn matrix(&mut self, of: &str, matrix: &Matrix) {
+impl Lack {
+    /// Lacks a matrix unless there are kernels for it; one of floats only has some where `floats`.
+    fn look_at(&mut self, of: &str, matrix: &Matrix, floats: bool) {
         let covered = format(matrix.format)
+            .filter(|format| floats || format.is_quantized())
             .and_then(|format| format.packed_bytes(matrix.row_count, matrix.row_elements));
         if covered.is_none() {
             self.lacks(format!("{} ({of})", matrix.format.name()));
         }
+    }
+}
+
+impl Visit for Lack {
+    // Columns of a layer are in 8 bits only.
+    fn matrix(&mut self, of: &str, matrix: &Matrix) {
+        self.look_at(of, matrix, false);
+    }
+
+    fn vocabulary(&mut self, of: &str, matrix: &Matrix) {
+        self.look_at(of, matrix, true);
     }
 
     fn vector(&mut self, _values: &[f32]) {}
