@@ -4,8 +4,8 @@
 //! crate is built, if an nvcc is found then; without, everything here is there and [`Device::open`] says "not built".
 //!
 //! Invariant: every launch is checked against the lengths of the buffers it is given, so no safe call reads or writes
-//! outside them; and all work of a [`Device`] is on one stream, in the order of calls. While a thread records launches, others
-//! wait for their turn.
+//! outside them; and all work of a [`Device`] is on one stream, in the order of calls, but what a [`Loader`] brings to it. While
+//! a thread records launches, others wait for their turn.
 
 mod attention;
 mod buffer;
@@ -16,6 +16,7 @@ mod error;
 mod graph;
 mod host;
 mod layer;
+mod loader;
 mod matmul;
 mod modules;
 mod places;
@@ -30,6 +31,7 @@ pub use device::{Device, Element, Limits, Mark};
 pub use error::Error;
 pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};
+pub use loader::Loader;
 pub use matmul::{Columns, Format, Kernel, Matrix};
 pub use places::{Given, Places, Room, Run};
 pub use top_k::{Best, LOGIT_MAX, TOP_K_MAX, TopK};
@@ -46,5 +48,5 @@ const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     is_shared::<Device>();
     is_shared::<Matrix>();
-    moves::<(Buffer<f32>, Cache, Columns, Places, TopK, Graph)>();
+    moves::<(Buffer<f32>, Cache, Columns, Loader, Places, TopK, Graph)>();
 };

@@ -6,3 +6,4 @@ mod emulated;
 mod faults;
 mod graphs;
 mod launches;
+mod loads;
