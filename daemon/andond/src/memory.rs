@@ -43,8 +43,7 @@ impl Budget {
     pub fn of(config: &Config) -> Arc<Budget> {
         let memory = &config.memory;
         let all = andon_os::memory_bytes();
-        let unified = crate::hardware::has_unified_memory(&config.hardware);
-        let limits = Limits::new(all, memory.budget_bytes, memory.reserve_bytes, unified);
+        let limits = Limits::new(all, memory.budget_bytes, memory.reserve_bytes);
         Budget::within(limits, Some(config.hardware.clone()))
     }
 
@@ -199,6 +198,21 @@ impl Reservation {
         }
         self.bytes = bytes;
         Ok(())
+    }
+}
+
+impl Reservation {
+    /// What it is for.
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// A graphics processor's driver has all of it from now on.
+    pub(crate) fn is_the_devices(&mut self) {
+        if self.held == Held::Private {
+            self.budget.state().take_for_device(self.bytes);
+            self.held = Held::Device;
+        }
     }
 }
 

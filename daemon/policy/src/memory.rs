@@ -9,7 +9,9 @@
 //! time and so counts them among what is left; but a model whose pages are read again from the disk for every token decodes no
 //! more. So they are taken off what the system says it has left.
 //!
-//! Where a graphics processor has no memory but the machine's, what is held there counts like any other, and once.
+//! Where a graphics processor has no memory but the machine's, what is held there counts like any other, and once: its driver
+//! takes it in full at once, so that the system has it left no longer, and none of it is among what is resident of the
+//! daemon. A processor's own memory is promised by nobody.
 //!
 //! When memory gets short, whatever else the machine does, the daemon gives way in the order of [`Shortage`].
 //!
@@ -38,6 +40,8 @@ pub enum Part {
     Weights,
     /// Activations and KV caches.
     Working,
+    /// What models have in the memory of a graphics processor that has none but the machine's.
+    Device,
     /// Draft models, with their weights and caches.
     Draft,
     /// Vocabularies and compiled shapes of answers.
@@ -56,12 +60,13 @@ pub enum Part {
 
 impl Part {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// All of them.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Weights,
         Self::Working,
+        Self::Device,
         Self::Draft,
         Self::Shapes,
         Self::Answers,
@@ -77,6 +82,7 @@ impl Part {
         match self {
             Self::Weights => "weights",
             Self::Working => "working",
+            Self::Device => "device",
             Self::Draft => "draft",
             Self::Shapes => "shapes",
             Self::Answers => "answers",
@@ -95,7 +101,7 @@ pub enum Held {
     Mapped,
     /// The daemon's own; resident once it is touched.
     Private,
-    /// A graphics processor's; taken at once.
+    /// The machine's, which a graphics processor's driver has taken in full.
     Device,
 }
 
@@ -106,14 +112,12 @@ pub struct Limits {
     pub bytes_max: Option<u64>,
     /// Bytes that are to be left for others.
     pub reserve_bytes: u64,
-    /// Whether graphics processors have no memory but the machine's.
-    pub unified: bool,
 }
 
 impl Limits {
     /// For a machine, or a group of processes, of `all` bytes, with what is configured.
     #[must_use]
-    pub fn new(all: Option<u64>, budget: Option<u64>, reserve: Option<u64>, unified: bool) -> Self {
+    pub fn new(all: Option<u64>, budget: Option<u64>, reserve: Option<u64>) -> Self {
         let reserve_bytes = reserve.unwrap_or_else(|| {
             let share = all.map_or(0, |all| all / RESERVE_SHARE);
             share.min(RESERVE_BYTES_MAX)
@@ -125,7 +129,6 @@ impl Limits {
                 (budget, there) => budget.or(there),
             },
             reserve_bytes,
-            unified,
         }
     }
 }
@@ -328,8 +331,7 @@ impl Budget {
     /// # Errors
     /// Which does not.
     pub fn reserve(&mut self, part: Part, held: Held, bytes: u64) -> Result<(), Refusal> {
-        let counted = self.counted(held, bytes);
-        if let Some(left) = self.left_of_system().filter(|&left| counted > left) {
+        if let Some(left) = self.left_of_system().filter(|&left| bytes > left) {
             return Err(Refusal {
                 part,
                 bytes,
@@ -345,12 +347,11 @@ impl Budget {
     /// # Errors
     /// It has not.
     pub fn require(&mut self, part: Part, held: Held, bytes: u64) -> Result<(), Refusal> {
-        let counted = self.counted(held, bytes);
         let promised = self.promised();
         let left = self.left_of_budget().unwrap_or(u64::MAX);
         // Numbers that large are no memory of any machine; leaving room keeps sums exact.
         let left = left.min(COUNTED_MAX.saturating_sub(promised));
-        if counted > left {
+        if bytes > left {
             return Err(Refusal {
                 part,
                 bytes,
@@ -358,23 +359,32 @@ impl Budget {
                 bound: Bound::Budget,
             });
         }
-        self.parts[part as usize] += counted;
-        *self.of(held) += counted;
+        self.parts[part as usize] += bytes;
+        *self.of(held) += bytes;
         if held == Held::Device {
-            self.device_since += counted;
+            self.device_since += bytes;
         }
         Ok(())
     }
 
     /// Takes a promise back. More than was promised is not.
     pub fn give_back(&mut self, part: Part, held: Held, bytes: u64) {
-        let counted = self.counted(held, bytes);
-        let counted = counted.min(self.parts[part as usize]).min(*self.of(held));
-        self.parts[part as usize] -= counted;
-        *self.of(held) -= counted;
+        let bytes = bytes.min(self.parts[part as usize]).min(*self.of(held));
+        self.parts[part as usize] -= bytes;
+        *self.of(held) -= bytes;
         if held == Held::Device {
-            self.device_since = self.device_since.saturating_sub(counted);
+            self.device_since = self.device_since.saturating_sub(bytes);
         }
+    }
+
+    /// What was promised as [`Held::Private`], and not taken, is [`Held::Device`] from now on: a driver has all of it. Says how
+    /// much that is: no more than there was.
+    pub fn take_for_device(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes.min(self.private);
+        self.private -= bytes;
+        self.device += bytes;
+        self.device_since += bytes;
+        bytes
     }
 
     /// How short memory is.
@@ -436,14 +446,6 @@ impl Budget {
         short.max(stalled)
     }
 
-    /// What of `bytes` counts: nothing of a graphics processor's own.
-    const fn counted(&self, held: Held, bytes: u64) -> u64 {
-        match held {
-            Held::Device if !self.limits.unified => 0,
-            Held::Mapped | Held::Private | Held::Device => bytes,
-        }
-    }
-
     const fn of(&mut self, held: Held) -> &mut u64 {
         match held {
             Held::Mapped => &mut self.mapped,
@@ -464,11 +466,10 @@ fn signed(bytes: u64) -> i64 {
 mod tests {
     use super::{Bound, Budget, Held, Limits, Part, RELEASE_MS, Reading, Shortage};
 
-    fn budget(bytes_max: u64, reserve_bytes: u64, unified: bool) -> Budget {
+    fn budget(bytes_max: u64, reserve_bytes: u64) -> Budget {
         Budget::new(Limits {
             bytes_max: Some(bytes_max),
             reserve_bytes,
-            unified,
         })
     }
 
@@ -482,18 +483,18 @@ mod tests {
 
     #[test]
     fn the_budget_is_what_is_configured_and_what_there_is() {
-        let limits = Limits::new(Some(1600), None, None, false);
+        let limits = Limits::new(Some(1600), None, None);
         assert_eq!((limits.bytes_max, limits.reserve_bytes), (Some(1500), 100));
-        let limits = Limits::new(Some(1600), Some(4000), Some(0), false);
+        let limits = Limits::new(Some(1600), Some(4000), Some(0));
         assert_eq!(limits.bytes_max, Some(1600));
-        let limits = Limits::new(None, Some(4000), None, false);
+        let limits = Limits::new(None, Some(4000), None);
         assert_eq!((limits.bytes_max, limits.reserve_bytes), (Some(4000), 0));
-        assert_eq!(Limits::new(None, None, None, false), Limits::default());
+        assert_eq!(Limits::new(None, None, None), Limits::default());
     }
 
     #[test]
     fn where_nothing_is_kept_for_others_work_gives_way_step_by_step_too() {
-        let mut budget = budget(1 << 40, 0, false);
+        let mut budget = budget(1 << 40, 0);
         budget
             .require(Part::Weights, Held::Mapped, 1 << 30)
             .expect("there is room");
@@ -511,7 +512,7 @@ mod tests {
 
     #[test]
     fn what_has_been_given_back_is_there_when_the_system_is_asked_anew() {
-        let mut budget = budget(1 << 20, 0, false);
+        let mut budget = budget(1 << 20, 0);
         budget.read(left(50, 100), 0);
         budget
             .reserve(Part::Weights, Held::Mapped, 60)
@@ -523,7 +524,7 @@ mod tests {
 
     #[test]
     fn promises_end_where_the_budget_does() {
-        let mut budget = budget(100, 10, false);
+        let mut budget = budget(100, 10);
         budget.require(Part::Weights, Held::Mapped, 60).expect("60");
         budget
             .reserve(Part::Working, Held::Private, 40)
@@ -539,7 +540,7 @@ mod tests {
 
     #[test]
     fn what_is_promised_and_not_yet_taken_is_not_there_for_others() {
-        let mut budget = budget(10_000, 100, false);
+        let mut budget = budget(10_000, 100);
         budget
             .require(Part::Weights, Held::Mapped, 300)
             .expect("mapped");
@@ -563,25 +564,41 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_a_graphics_processor_counts_once_and_where_it_is_the_machines() {
-        let mut own = budget(100, 0, false);
-        own.reserve(Part::Working, Held::Device, 1_000)
-            .expect("its own");
-        assert_eq!((own.promised(), own.left()), (0, Some(100)));
-        let mut shared = budget(100, 0, true);
-        shared.read(left(90, 0), 0);
-        shared.reserve(Part::Working, Held::Device, 60).expect("60");
-        assert_eq!((shared.promised(), shared.left()), (60, Some(30)));
+    fn memory_of_a_graphics_processor_counts_once() {
+        let mut budget = budget(100, 0);
+        budget.read(left(90, 0), 0);
+        budget.reserve(Part::Device, Held::Device, 60).expect("60");
+        assert_eq!((budget.promised(), budget.left()), (60, Some(30)));
         // From the next reading on the system does not have it any more, and it is not taken off once more.
-        shared.read(left(30, 0), 1);
-        assert_eq!(shared.left(), Some(30));
-        shared.give_back(Part::Working, Held::Device, 60);
-        assert_eq!(shared.promised(), 0);
+        budget.read(left(30, 0), 1);
+        assert_eq!(budget.left(), Some(30));
+        budget.give_back(Part::Device, Held::Device, 60);
+        assert_eq!(budget.promised(), 0);
+    }
+
+    #[test]
+    fn what_a_driver_is_about_to_take_is_owed_until_it_has() {
+        let mut budget = budget(100, 0);
+        budget.read(left(90, 0), 0);
+        budget.reserve(Part::Device, Held::Private, 60).expect("60");
+        // Some of it is taken, which is nothing of the daemon's: all is owed still.
+        budget.read(left(70, 0), 1);
+        assert_eq!(budget.left(), Some(10));
+        budget.read(left(30, 0), 2);
+        assert_eq!(budget.left(), Some(0));
+        assert_eq!(budget.take_for_device(60), 60);
+        assert_eq!(budget.left(), Some(0), "the reading may be older");
+        budget.read(left(30, 0), 3);
+        assert_eq!((budget.left(), budget.promised()), (Some(30), 60));
+        assert_eq!(budget.part(Part::Device), 60);
+        assert_eq!(budget.take_for_device(1), 0);
+        budget.give_back(Part::Device, Held::Device, 60);
+        assert_eq!(budget.promised(), 0);
     }
 
     #[test]
     fn who_can_be_spared_gives_way_first_and_comes_back_last() {
-        let mut budget = budget(10_000, 1_000, false);
+        let mut budget = budget(10_000, 1_000);
         budget
             .require(Part::Weights, Held::Mapped, 500)
             .expect("500");
@@ -630,7 +647,7 @@ mod tests {
 
     #[test]
     fn one_idle_model_goes_for_each_reading_that_asks_for_it() {
-        let mut budget = budget(1_000, 100, false);
+        let mut budget = budget(1_000, 100);
         budget
             .require(Part::Weights, Held::Mapped, 500)
             .expect("there is room");

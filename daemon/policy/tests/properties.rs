@@ -193,6 +193,7 @@ enum Happens {
     Require(Part, Held, u64),
     /// The promise of this number, among those there are, is given back.
     GiveBack(usize),
+    Take(usize),
     Read(Option<u64>, u64, u64),
 }
 
@@ -213,6 +214,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         4 => (part(), held(), bytes()).prop_map(|(part, held, bytes)| Happens::Reserve(part, held, bytes)),
         2 => (part(), held(), bytes()).prop_map(|(part, held, bytes)| Happens::Require(part, held, bytes)),
         3 => any::<usize>().prop_map(Happens::GiveBack),
+        1 => any::<usize>().prop_map(Happens::Take),
         2 => (of(bytes()), bytes(), 0..20_000u64)
             .prop_map(|(left, resident, ms)| Happens::Read(left, resident, ms)),
     ]
@@ -223,11 +225,9 @@ proptest! {
     fn promises_never_exceed_the_budget(
         bytes_max in of(0..2_000u64),
         reserve_bytes in 0..500u64,
-        unified in any::<bool>(),
         all in vec(happens(), 0..64),
     ) {
-        let mut budget = Budget::new(Limits { bytes_max, reserve_bytes, unified });
-        let counts = |held: Held| unified || held != Held::Device;
+        let mut budget = Budget::new(Limits { bytes_max, reserve_bytes });
         let mut promises: Vec<(Part, Held, u64)> = Vec::new();
         let (mut now_ms, mut left) = (0, None);
         for happens in all {
@@ -235,7 +235,7 @@ proptest! {
                 Happens::Reserve(part, held, bytes) => {
                     let could = budget.left();
                     let promised = budget.reserve(part, held, bytes);
-                    if counts(held) && bytes < 1 << 50 {
+                    if bytes < 1 << 50 {
                         prop_assert_eq!(promised.is_ok(), could.is_none_or(|could| bytes <= could));
                     }
                     if let Err(refusal) = promised {
@@ -254,6 +254,13 @@ proptest! {
                     budget.give_back(part, held, bytes);
                 }
                 Happens::GiveBack(_) => {}
+                Happens::Take(number) => {
+                    let mut private = promises.iter_mut().filter(|(_, held, _)| *held == Held::Private);
+                    if let Some(promise) = private.nth(number % 4) {
+                        prop_assert_eq!(budget.take_for_device(promise.2), promise.2);
+                        promise.1 = Held::Device;
+                    }
+                }
                 Happens::Read(left_bytes, resident_bytes, ms) => {
                     now_ms += ms;
                     let before = budget.shortage();
@@ -264,9 +271,7 @@ proptest! {
                 }
             }
             let sum = |part: Option<Part>| -> u64 {
-                let counted = promises.iter().filter(|&&(of, held, _)| {
-                    counts(held) && part.is_none_or(|part| part == of)
-                });
+                let counted = promises.iter().filter(|&&(of, _, _)| part.is_none_or(|part| part == of));
                 counted.map(|&(_, _, bytes)| bytes).sum()
             };
             prop_assert_eq!(budget.promised(), sum(None));

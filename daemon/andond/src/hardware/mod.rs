@@ -54,13 +54,6 @@ pub fn memory_of(config: &HardwareConfig) -> Memory {
     memory::Files::find(&config.sys_dir, &config.proc_dir).sample()
 }
 
-/// Whether the graphics processor has no memory but the machine's, as that of a Tegra, which the device tree tells.
-#[must_use]
-pub fn has_unified_memory(config: &HardwareConfig) -> bool {
-    let tree = config.proc_dir.join("device-tree/compatible");
-    files::text(&tree).is_some_and(|names| names.contains("nvidia,tegra"))
-}
-
 /// The files that there are to read of temperatures and power.
 #[derive(Debug)]
 pub struct Sensors {
