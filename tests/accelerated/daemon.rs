@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use andon_cuda_check::daemon::Daemon as Measured;
 use andon_cuda_check::figures::Figures;
@@ -111,6 +111,120 @@ fn answers_are_those_of_the_processor() {
         metrics.contains("andon_backend_models{backend=\"cuda\"} 1"),
         "{metrics}"
     );
+}
+
+/// Waits until a card computes, or does not for good.
+fn chosen(daemon: &Daemon) -> Value {
+    let began = Instant::now();
+    loop {
+        let cuda = backend(daemon, "cuda");
+        let reason = cuda["reason"].as_str().unwrap_or_default();
+        if !reason.contains("on their way") && !reason.contains("next pass") {
+            return cuda;
+        }
+        assert!(began.elapsed() < TIMEOUT, "{cuda}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_processor_serves_until_the_card_has_the_weights() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let plain = with_card(&driver, folder.path(), "cpu", &[])
+        .start()
+        .unwrap();
+    let expected = ask(&plain, 200);
+    let slow = [("ANDON_EMULATED_PACK_MS", "60")];
+    let daemon = with_card(&driver, folder.path(), "auto", &slow)
+        .start()
+        .unwrap();
+    let cuda = backend(&daemon, "cuda");
+    let reason = cuda["reason"].as_str().unwrap();
+    assert!(
+        cuda["chosen"] == false && reason.contains("on their way"),
+        "{cuda}"
+    );
+    assert_eq!(backend(&daemon, "cpu")["chosen"], true);
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    assert!(
+        metrics.contains("andon_backend_models{backend=\"cpu\"} 1"),
+        "{metrics}"
+    );
+    // One after the other: one of them is under way as the card takes over.
+    while backend(&daemon, "cuda")["chosen"] == false {
+        assert_eq!(ask(&daemon, 200), expected);
+    }
+    assert_eq!(ask(&daemon, 30), ask(&plain, 30));
+    assert_eq!(ctl(&daemon, &["status", "--json"])["model"]["isa"], "cuda");
+    let metrics = daemon.http().get("/metrics").unwrap().text();
+    for sample in [
+        "andon_backend_models{backend=\"cpu\"} 0",
+        "andon_backend_models{backend=\"cuda\"} 1",
+    ] {
+        assert!(metrics.contains(sample), "{sample} is not in {metrics}");
+    }
+    let log = daemon.log();
+    assert!(log.contains("computes from now on"), "{log}");
+}
+
+#[test]
+fn however_much_room_a_card_has_the_model_is_served() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let plain = with_card(&driver, folder.path(), "cpu", &[])
+        .start()
+        .unwrap();
+    let expected = ask(&plain, 8);
+    let mut seen = [false; 2];
+    for kilobytes in [1, 400, 800, 1600, 3200, 6400, 12_800, 25_600] {
+        let bytes = (kilobytes << 10).to_string();
+        let daemon = with_card(
+            &driver,
+            folder.path(),
+            "auto",
+            &[("ANDON_EMULATED_MEMORY", &bytes)],
+        )
+        .start()
+        .unwrap();
+        let cuda = chosen(&daemon);
+        let computes = cuda["chosen"] == true;
+        seen[usize::from(computes)] = true;
+        let reason = cuda["reason"].as_str().unwrap_or_default();
+        assert!(computes || reason.contains("no room"), "{cuda}");
+        assert_eq!(ask(&daemon, 8), expected, "{kilobytes}");
+    }
+    assert_eq!(seen, [true, true]);
+    // What there seems to be room for may still be refused.
+    let daemon = with_card(
+        &driver,
+        folder.path(),
+        "auto",
+        &[("ANDON_EMULATED_CRAMPED", "1")],
+    )
+    .start()
+    .unwrap();
+    let cuda = chosen(&daemon);
+    let reason = cuda["reason"].as_str().unwrap();
+    assert!(reason.contains("no room for"), "{cuda}");
+    assert_eq!(ask(&daemon, 8), expected);
+}
+
+#[test]
+fn a_model_that_is_being_uploaded_ends_at_once() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let slow = [("ANDON_EMULATED_PACK_MS", "2000")];
+    let mut daemon = with_card(&driver, folder.path(), "auto", &slow)
+        .start()
+        .unwrap();
+    let reason = backend(&daemon, "cuda")["reason"].to_string();
+    assert!(reason.contains("on their way"), "{reason}");
+    let began = Instant::now();
+    daemon.terminate().unwrap();
+    daemon.wait(TIMEOUT).unwrap();
+    // All of it takes longer: there are more matrices.
+    assert!(began.elapsed() < Duration::from_secs(15));
 }
 
 #[test]
@@ -223,9 +337,10 @@ fn a_card_that_fails_while_the_model_is_tried_is_told_before_anybody_asks() {
     for launches in (100..1400).step_by(20) {
         let launches = launches.to_string();
         let variables = [("ANDON_EMULATED_LAUNCHES", launches.as_str()), LAUNCHES[1]];
-        let daemon = with_card(&driver, folder.path(), "auto", &variables)
-            .start()
-            .unwrap();
+        // One that is not up to it ends the start.
+        let Ok(daemon) = with_card(&driver, folder.path(), "cuda", &variables).start() else {
+            continue;
+        };
         let cuda = backend(&daemon, "cuda");
         assert_eq!(cuda["chosen"], false, "{launches}: {cuda}");
         let status = ctl(&daemon, &["status", "--json"]);

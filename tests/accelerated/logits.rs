@@ -13,7 +13,7 @@ use andon_tests::tiny_model::{Architecture, Biases, TensorType, TinyModel};
 use crate::card::{inside, inside_emulation};
 
 /// Bits of the logits of every position.
-type Rows = Vec<Vec<u32>>;
+pub(crate) type Rows = Vec<Vec<u32>>;
 
 pub(crate) fn architecture(name: &str) -> Architecture {
     let named = Architecture::ALL.into_iter().find(|one| one.name == name);
@@ -45,8 +45,8 @@ pub(crate) fn model(folder: &Path, architecture: Architecture, weights: TensorTy
     Arc::new(Model::load(&path).expect("a sound model"))
 }
 
-fn executor(model: &Arc<Model>, backend: Backend, kv_type: KvType) -> Executor {
-    let options = ExecutorOptions {
+pub(crate) fn options(backend: Backend, kv_type: KvType) -> ExecutorOptions {
+    ExecutorOptions {
         backend,
         threads: Some(2),
         batch_tokens_max: 128,
@@ -55,7 +55,11 @@ fn executor(model: &Arc<Model>, backend: Backend, kv_type: KvType) -> Executor {
         kv_type,
         prefix_cache: true,
         ..ExecutorOptions::default()
-    };
+    }
+}
+
+pub(crate) fn executor(model: &Arc<Model>, backend: Backend, kv_type: KvType) -> Executor {
+    let options = options(backend, kv_type);
     let executor = Executor::new(Arc::clone(model), &options).expect("a valid executor");
     assert_eq!(executor.backend(), backend);
     executor
@@ -82,7 +86,7 @@ fn append(executor: &mut Executor, sequence: &mut Sequence, tokens: &[u32]) -> R
         .collect()
 }
 
-fn run(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Rows {
+pub(crate) fn run(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Rows {
     let mut sequence = executor.sequence();
     run_into(executor, &mut sequence, tokens, chunk)
 }
@@ -100,7 +104,7 @@ fn run_into(
 }
 
 #[track_caller]
-fn assert_same(left: &Rows, right: &Rows, context: &str) {
+pub(crate) fn assert_same(left: &Rows, right: &Rows, context: &str) {
     assert_eq!(left.len(), right.len(), "{context}");
     let differs = left
         .iter()

@@ -8,5 +8,6 @@
 mod card;
 mod daemon;
 mod interfaces;
+mod loading;
 mod logits;
 mod passes;

@@ -14,6 +14,7 @@ mod backend;
 mod board;
 mod calibrate;
 mod corpora;
+mod device;
 mod draft;
 mod embed;
 mod grammars;
@@ -183,6 +184,8 @@ pub(crate) struct Shared {
     facts: OnceLock<Arc<ModelFacts>>,
     /// What became of the device that computed, if the processor had to go on.
     lost: OnceLock<String>,
+    /// How far a device is that is to compute while the processor does.
+    moving: device::Moving,
     draft: OnceLock<Arc<DraftFacts>>,
     model: OnceLock<Arc<Model>>,
     corpora: OnceLock<Arc<Corpora>>,
@@ -282,17 +285,34 @@ impl Shared {
     /// The model as it is now.
     fn facts_now(&self) -> Option<Arc<ModelFacts>> {
         let facts = self.facts.get()?;
-        let Some(why) = self.lost.get() else {
+        let moved = self.moving.computes();
+        let lost = self.lost.get().map(|why| {
+            let device = moved.as_ref().unwrap_or(&facts.computes).backend;
+            Computes {
+                backend: Backend::Cpu,
+                why_not: Some(format!("{device} failed: {why}")),
+            }
+        });
+        let Some(computes) = lost.or(moved) else {
             return Some(Arc::clone(facts));
         };
         let mut facts = ModelFacts::clone(facts);
-        facts.computes = Computes {
-            backend: Backend::Cpu,
-            why_not: Some(format!("{} failed: {why}", facts.computes.backend)),
+        facts.isa = match computes.backend {
+            Backend::Cpu => {
+                let isa = load::isa(&self.config).ok().flatten();
+                isa.unwrap_or_else(Isa::best).name().to_owned()
+            }
+            device => device.name().to_owned(),
         };
-        let isa = load::isa(&self.config).ok().flatten();
-        facts.isa = isa.unwrap_or_else(Isa::best).name().to_owned();
+        facts.computes = computes;
         Some(Arc::new(facts))
+    }
+
+    /// Whether a device computes the model, or is about to.
+    fn is_on_a_device(&self) -> bool {
+        let lost = self.lost.get().is_some();
+        let of = |facts: &Arc<ModelFacts>| facts.computes.backend != Backend::Cpu;
+        !lost && (self.moving.is_elsewhere() || self.facts.get().is_some_and(of))
     }
 
     /// A seed nobody asked for, different each time.
@@ -396,6 +416,7 @@ impl WorkerHandle {
             ended,
             facts: OnceLock::new(),
             lost: OnceLock::new(),
+            moving: device::Moving::default(),
             draft: OnceLock::new(),
             model: OnceLock::new(),
             corpora: OnceLock::new(),
@@ -605,7 +626,7 @@ impl WorkerHandle {
             PackWhen::Added => config.model.is_kept(),
             PackWhen::Idle => true,
         };
-        wanted && !self.shared.packed.load(Ordering::Relaxed)
+        wanted && !self.shared.is_on_a_device() && !self.shared.packed.load(Ordering::Relaxed)
     }
 
     /// Names of the tasks that can be asked, once the model is there that answers them.
@@ -678,6 +699,9 @@ fn serve(shared: &Arc<Shared>) {
         "model loaded and tried"
     );
     shared.proved.get_or_init(|| loaded.proved);
+    if let Some(options) = &loaded.moves {
+        shared.moves_to(options.backend);
+    }
     shared.facts.get_or_init(|| Arc::new(loaded.facts));
     let looked = proof::Looked::new(&shared.telemetry);
     looked.compared(loaded.proven != Proven::No);
@@ -745,6 +769,14 @@ fn serve(shared: &Arc<Shared>) {
                 .spawn_scoped(scope, || proof::run(shared, &loaded.unproven, &looked));
             if let Err(error) = comparing {
                 tracing::warn!(%error, "the weights are not compared with their manifest");
+            }
+        }
+        if let Some(options) = &loaded.moves {
+            let bringing = std::thread::Builder::new()
+                .name("device".to_owned())
+                .spawn_scoped(scope, || device::run(shared, &model, options));
+            if let Err(error) = bringing {
+                shared.stays(format!("cannot start a thread: {error}"));
             }
         }
         let writing = std::thread::Builder::new()

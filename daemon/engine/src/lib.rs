@@ -29,7 +29,8 @@ mod support;
 
 pub use andon_kernels::Isa;
 pub use executor::{
-    Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Logits, LogitsFor, Outputs,
+    AtOnce, Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Loading, Logits,
+    LogitsFor, Needs, Outputs, Uncompared,
 };
 pub use files::Files;
 pub use kv::Sequence;

@@ -561,6 +561,11 @@ impl Model {
         }
     }
 
+    /// Gives the memory of what was read of the model's files back to the system; it is read again when it is needed.
+    pub fn release(&self) {
+        self.files.maps().iter().for_each(Mapping::release);
+    }
+
     pub(crate) fn matrices(&self) -> &[Matrix] {
         &self.matrices
     }

@@ -175,7 +175,7 @@ impl Loader {
         let address = slice.leak();
         // SAFETY: that is where it is, and how long; nobody else has it.
         let slice = unsafe { self.device.stream().upgrade_device_ptr(address, len) };
-        let memory = Memory::new(slice, Arc::clone(&self.device.turns));
+        let memory = Arc::new(Memory::new(slice, &self.device.turns));
         self.kept.push(Arc::clone(&memory));
         Ok(memory)
     }

@@ -3,7 +3,7 @@
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
@@ -125,6 +125,19 @@ impl Mapping {
             // SAFETY: the pages are a file's, unchanged since they are read-only, so reading them again gives the same;
             // zeros that took the place of a damaged file's pages stay zeros.
             let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
+    }
+
+    /// [`Mapping::release`] of the pages that some of its bytes lie in.
+    pub fn release_range(&self, range: Range<usize>) {
+        let end = range.end.min(self.map.len());
+        if self.file.is_some() && range.start < end {
+            let len = end - range.start;
+            // SAFETY: as for all of them.
+            let _ = unsafe {
+                self.map
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, len)
+            };
         }
     }
 

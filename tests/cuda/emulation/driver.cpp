@@ -6,6 +6,9 @@
 // - ANDON_EMULATED_DEVICES: how many devices there are (1).
 // - ANDON_EMULATED_CAPABILITY: compute capability, as 87 (8.7) or 90.
 // - ANDON_EMULATED_MEMORY: bytes that the device has (2^30).
+// - ANDON_EMULATED_CRAMPED: 1 to refuse memory: the first time that it is asked for, then the second, then the third, each
+//   counted from the one that was refused before. So whoever tries again and again comes one step further each time.
+// - ANDON_EMULATED_PACK_MS: how long it takes to ask for packing, in milliseconds (0).
 // - ANDON_EMULATED_SHARED_MEMORY: bytes of shared memory that a block may have (what there is of that capability).
 // - ANDON_EMULATED_IMAGE_ERROR: what loading kernels ends with (0, that they are loaded).
 // - ANDON_EMULATED_INTEGRATED: 1 where that is the machine's memory, as on Jetson (0).
@@ -20,10 +23,13 @@
 #include "driver.h"
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdarg>
 #include <map>
 #include <memory>
+#include <string>
+#include <thread>
 
 namespace driver {
 
@@ -206,6 +212,9 @@ Result cuFuncGetAttribute(int *value, int, Handle) { return *value = 0, SUCCESS;
 Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                       unsigned block_y, unsigned block_z, unsigned shared_bytes, Handle stream, void **arguments,
                       void **) {
+    if (std::string(static_cast<const Kernel *>(function)->name).find("_pack") != std::string::npos) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(setting("ANDON_EMULATED_PACK_MS", 0)));
+    }
     LOCKED_AND_WHOLE;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
     if (block_x * block_y * block_z > 1024 || shared_bytes > shared_memory_max()) return INVALID_VALUE;

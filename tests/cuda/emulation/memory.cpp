@@ -32,6 +32,8 @@ auto &freed = *new std::map<Address, Buffer>;
 auto &registered = *new std::map<Address, size_t>;
 auto &constants = *new std::map<Address, size_t>;
 size_t used;
+// For ANDON_EMULATED_CRAMPED: how often memory was given since it was refused, and is given before it is again.
+size_t given, allowed;
 
 size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
@@ -114,6 +116,11 @@ bool checked(Address address, size_t bytes, const char *what) {
 Result taken(Address *address, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
     if (bytes > memory_bytes() || used > memory_bytes() - bytes) return OUT_OF_MEMORY;
+    if (setting("ANDON_EMULATED_CRAMPED", 0) != 0 && given++ == allowed) {
+        given = 0;
+        allowed++;
+        return OUT_OF_MEMORY;
+    }
     if (!take(address, bytes, false)) return OUT_OF_MEMORY;
     used += bytes;
     return SUCCESS;

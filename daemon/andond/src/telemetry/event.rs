@@ -107,6 +107,8 @@ table! {
     PassFailed = "775a9f3c90024c0a8365c0813d2d07d2", ERROR;
     /// A request has no answer, and the daemon or the model is at fault.
     RequestFailed = "c0dd9a47aa9d4385b9194dc6e191d68b", ERROR;
+    /// A device has the weights of a model that the processor served until then, and computes.
+    BackendReady = "d7a41e0c5b8f4e62b39d1c7f04a6e815", INFO;
     /// A device that computed failed, and the processor goes on.
     BackendLost = "8c1f5a0e4d7b4f4f9e0b6a3d2c91e7a5", ERROR;
     /// A request was ended since passes brought it nothing.

@@ -3,6 +3,7 @@
 //! READY does not wait for it. A step takes a few milliseconds, and between two of them the worker looks for requests. What
 //! came out is kept in `[cache] dir`, so that the next start has it at once.
 
+use andon_engine::backend::Backend;
 use andon_engine::calibrate::{Calibration, Calibrator, Progress, store};
 use andon_engine::generate::{Forward, Generator};
 use andon_engine::speculate::PassCosts;
@@ -41,6 +42,11 @@ impl Calibrating {
         let folder = &shared.config.cache.dir;
         let mut found = None;
         match self {
+            // A device computes since it was begun.
+            Calibrating::Measuring(..) if executor.backend() != Backend::Cpu => {
+                *self = Calibrating::Drafts(DRAFTS);
+                return;
+            }
             Calibrating::Unknown => {
                 let Some(key) = store::Key::of(executor) else {
                     // Of a device's passes nothing is known before they are made.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use andon_engine::backend::Backend;
 use andon_engine::embed::Embedder;
-use andon_engine::{Executor, Files};
+use andon_engine::{Files, Model, Needs};
 use andon_policy::memory::Bound;
 use andon_wire::Priority;
 
@@ -156,16 +156,35 @@ impl fmt::Debug for Around {
 }
 
 impl Shared {
-    /// What the model that `executor` runs may take, promised; or why it is not.
+    /// What a model that takes `needs` and what goes with it may take, promised; or why it is not.
     pub(super) fn promised(
         &self,
-        executor: &Executor,
+        model: &Model,
+        needs: &Needs,
         tasks: usize,
+    ) -> Result<(Memory, Vec<Reservation>), LoadFailure> {
+        self.promise_all(|all| Memory::of(&self.config, model, needs, tasks, all))
+    }
+
+    /// The same where the processor serves while a device gets the weights, and may have to go on for it later.
+    pub(super) fn promised_for_both(
+        &self,
+        model: &Model,
+        needs: &Needs,
+        tasks: usize,
+    ) -> Result<(Memory, Vec<Reservation>), LoadFailure> {
+        self.promise_all(|all| {
+            Memory::of(&self.config, model, needs, tasks, all).with_files(&self.config, model)
+        })
+    }
+
+    fn promise_all(
+        &self,
+        memory: impl Fn(Option<u64>) -> Memory,
     ) -> Result<(Memory, Vec<Reservation>), LoadFailure> {
         self.promise(|| {
             let all = self.budget.left_in_all();
-            let memory = Memory::of(&self.config, executor, tasks, all);
-            memory.promise(&self.budget, self.around.needed)
+            memory(all).promise(&self.budget, self.around.needed)
         })
     }
 
@@ -388,8 +407,8 @@ impl Drop for Parts<'_> {
             self.shared.telemetry.memory(part, -bytes);
         }
         if let Some(backend) = self.backend {
-            let lost = self.shared.lost.get().is_some();
-            let backend = if lost { Backend::Cpu } else { backend };
+            let now = self.shared.facts_now();
+            let backend = now.map_or(backend, |facts| facts.computes.backend);
             self.shared.telemetry.backend(backend, -1);
         }
     }

@@ -11,18 +11,18 @@ use andon_engine::embed::{Embedder, EmbedderOptions};
 use andon_engine::generate::{Generator, GeneratorOptions};
 use andon_engine::pack::Key;
 use andon_engine::tokenizer::Special;
-use andon_engine::{Executor, ExecutorError, ExecutorOptions, Files, Isa, LoadError, Model};
+use andon_engine::{Executor, ExecutorOptions, Files, Isa, LoadError, Model};
 use andon_os::may_pass;
 
 use super::admit::scheduling;
-use super::backend::{self, Computes};
+use super::backend::Computes;
+use super::device::{self, Made};
 use super::draft::{self, DraftFacts};
 use super::memory::Memory;
 use super::pages::Pages;
 use super::trying::{self, Proved};
 use super::{ModelFacts, SHARE_FOR_ALARMS, Shared};
 use crate::config::Config;
-use crate::config::engine::BackendChoice;
 use crate::memory::Reservation;
 use crate::registry::{Packs, Proof, Proven, RegistryError, Served};
 
@@ -31,6 +31,8 @@ pub(super) struct Loaded {
     pub(super) model: Arc<Model>,
     pub(super) engine: Engine,
     pub(super) facts: ModelFacts,
+    /// How its executor is to be made for the device that gets its weights while it is served.
+    pub(super) moves: Option<ExecutorOptions>,
     /// The key of its pack, if it is to have one.
     pub(super) key: Option<Key>,
     /// What became of the draft that the configuration names.
@@ -165,10 +167,8 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         kv_tokens_for_urgent: config.model.kv_tokens_max / SHARE_FOR_ALARMS,
         ..GeneratorOptions::default()
     };
-    let mut computes =
-        backend::choose(config, &model).map_err(|error| LoadFailure::operator(&error))?;
-    let mut options = ExecutorOptions {
-        backend: computes.backend,
+    let options = ExecutorOptions {
+        backend: Backend::Cpu,
         falls_back: config.engine.backend_fallback,
         threads: config.engine.threads,
         isa: isa(config).map_err(|error| LoadFailure::operator(&error))?,
@@ -179,40 +179,13 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         prefix_cache: config.engine.prefix_cache,
         ..ExecutorOptions::default()
     };
-    let mut made = Executor::new(Arc::clone(&model), &options);
-    if let Err(error @ (ExecutorError::Device { .. } | ExecutorError::Differs { .. })) = &made
-        && config.engine.backend == BackendChoice::Auto
-    {
-        computes = Computes {
-            backend: Backend::Cpu,
-            why_not: Some(error.to_string()),
-        };
-        options.backend = Backend::Cpu;
-        made = Executor::new(Arc::clone(&model), &options);
-    }
-    let mut executor = made.map_err(|error| LoadFailure::machine(&error))?;
-    // Before anything of it is touched, where the processor computes; a device has its copies by now.
-    let (memory, mut promised) = match shared.promised(&executor, served.tasks.len()) {
-        Err(refused)
-            if refused.fault != AtFault::Machine
-                && computes.backend != Backend::Cpu
-                && config.engine.backend == BackendChoice::Auto =>
-        {
-            drop(executor);
-            computes = Computes {
-                backend: Backend::Cpu,
-                why_not: Some(refused.message),
-            };
-            options.backend = Backend::Cpu;
-            let made = Executor::new(Arc::clone(&model), &options);
-            executor = made.map_err(|error| LoadFailure::machine(&error))?;
-            shared.promised(&executor, served.tasks.len())?
-        }
-        done => done?,
-    };
-    if let Some(why) = &computes.why_not {
-        tracing::info!(backend = computes.backend.name(), %why, "no accelerator computes the model");
-    }
+    let Made {
+        executor,
+        computes,
+        memory,
+        mut promised,
+        moves,
+    } = device::make(shared, &model, served.tasks.len(), options)?;
     let info = model.info();
     // One request must fit on its own, or it would wait for room that never comes.
     let context_tokens_max = info
@@ -268,6 +241,7 @@ pub(super) fn load(shared: &Shared, served: &Served) -> Result<Loaded, LoadFailu
         model,
         engine: Engine::Generator(Box::new(generator)),
         facts,
+        moves,
         key,
         draft,
         memory: Some(memory),
@@ -314,7 +288,7 @@ impl Shared {
     /// their threads wait for each other in each pass. As the daemon starts, or once an alarm waits for the model, that is
     /// as urgent as an answer; what was begun is begun again then. `work` is told how many threads it may have and asks now
     /// and then whether to go on; where it did not it gives nothing.
-    fn aside<T: Send>(&self, work: &Aside<'_, T>) -> Result<T, LoadFailure> {
+    pub(super) fn aside<T: Send>(&self, work: &Aside<'_, T>) -> Result<T, LoadFailure> {
         let hurries = || !self.around.asked || self.hurries.load(Ordering::Relaxed);
         let goes_on = || self.goes_on().is_ok();
         let done = if hurries() {
@@ -332,10 +306,10 @@ impl Shared {
 }
 
 /// See [`Shared::aside`].
-type Aside<'a, T> = dyn Fn(usize, &(dyn Fn() -> bool + Sync)) -> Option<T> + Sync + 'a;
+pub(super) type Aside<'a, T> = dyn Fn(usize, &(dyn Fn() -> bool + Sync)) -> Option<T> + Sync + 'a;
 
 /// Does something on a thread of the lowest rank.
-fn giving_way<T: Send>(work: impl Fn() -> T + Sync) -> T {
+pub(super) fn giving_way<T: Send>(work: impl Fn() -> T + Sync) -> T {
     let aside = || {
         if let Err(error) = andon_os::give_way() {
             tracing::debug!(%error, "loading has the rank of an answer");
@@ -426,6 +400,7 @@ fn load_embedder(
         model,
         engine: Engine::Embedder(Box::new(embedder)),
         facts,
+        moves: None,
         key,
         draft: config.speculation.draft_name().map(|name| DraftFacts {
             name,

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use andon_engine::speculate::Corpus;
-use andon_engine::{Executor, Model, pack};
+use andon_engine::{Model, Needs, pack};
 
 use crate::config::Config;
 use crate::config::cache::PackWhen;
@@ -23,6 +23,9 @@ pub(super) struct Memory {
     activations: usize,
     /// The KV cache when it is full.
     kv_cache: usize,
+    /// What a device has of this machine's memory for good, and what it and the daemon have beside until the weights are there.
+    device: usize,
+    pieces: usize,
     /// The vocabulary that answers with a shape need.
     shapes: usize,
     /// A page of keys and values on its way to the disk, and one that is read; none where none are kept there.
@@ -36,28 +39,35 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// That of what `executor` runs, to which `tasks` tasks are configured, of `all` that there is for it.
+    /// That of a model whose executor takes `needs`, and to which `tasks` tasks are configured, of `all` that there is for it.
+    ///
+    /// Of a model that a device computes the files are read once and given back; only a processor that has to go on for one
+    /// reads them again. Where the device's memory is this machine's, that reads them from the disk as far as the system has no
+    /// room for them then: they are promised nothing beside their copies.
     pub(super) fn of(
         config: &Config,
-        executor: &Executor,
+        model: &Model,
+        needs: &Needs,
         tasks: usize,
         all: Option<u64>,
     ) -> Memory {
-        let model = executor.model();
-        let kv_cache = executor.kv_bytes();
-        // Copies of weights in this machine's memory are private to the daemon, beside the files that they were made of.
-        let copies = executor.weights_bytes().unwrap_or(0);
+        let goes_on = config.engine.backend_fallback;
+        let shared = needs.device.filter(|device| device.integrated);
         let memory = Memory {
             all: all.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-            weights: weights(config, model),
-            activations: executor
-                .bytes()
-                .saturating_sub(kv_cache)
-                .saturating_add(copies),
-            kv_cache,
+            weights: match needs.device {
+                None => weights(config, model),
+                Some(device) if device.integrated || !goes_on => 0,
+                Some(_) => model.info().file_bytes,
+            },
+            activations: needs.activations,
+            kv_cache: needs.kv_cache,
+            device: shared.map_or(0, |device| device.there().saturating_sub(device.pieces)),
+            // There and here.
+            pieces: shared.map_or(0, |device| device.pieces.saturating_mul(2)),
             shapes: model.grammar_vocabulary_bytes(),
             pages: if config.keeps_pages() {
-                executor.page_bytes().saturating_mul(2)
+                needs.page.saturating_mul(2)
             } else {
                 0
             },
@@ -67,6 +77,19 @@ impl Memory {
         };
         let speculation = &config.speculation;
         memory.wanting(speculation.corpora(tasks), speculation.corpus_tokens_max)
+    }
+
+    /// With the files, since the processor serves before a device does.
+    pub(super) fn with_files(self, config: &Config, model: &Model) -> Memory {
+        Memory {
+            weights: weights(config, model),
+            ..self
+        }
+    }
+
+    /// Bytes that a device has for good of this machine's memory.
+    pub(super) fn device(&self) -> u64 {
+        self.device as u64
     }
 
     /// To keep earlier answers of so many clients or tasks, each of at most `tokens_max` tokens.
@@ -122,6 +145,12 @@ impl Memory {
                 Held::Private,
                 self.activations.saturating_add(self.kv_cache),
             ),
+            // The driver takes that later; until then it is owed.
+            (
+                Part::Device,
+                Held::Private,
+                self.device.saturating_add(self.pieces),
+            ),
             (Part::Shapes, Held::Private, self.shapes),
         ];
         let all = parts
@@ -161,6 +190,7 @@ impl Memory {
             weights = memory.weights,
             activations = memory.activations,
             kv_cache = memory.kv_cache,
+            device = memory.device,
             shapes = memory.shapes,
             pages = memory.pages,
             earlier_answers = memory.answers,
@@ -182,11 +212,12 @@ impl Memory {
     }
 
     /// The parts by the names that metrics have for them.
-    pub(super) fn parts(&self) -> [(&'static str, usize); 6] {
+    pub(super) fn parts(&self) -> [(&'static str, usize); 7] {
         [
             ("weights", self.weights),
             ("activations", self.activations),
             ("kv_cache", self.kv_cache),
+            ("device", self.device),
             ("shapes", self.shapes),
             ("pages", self.pages),
             ("answers", self.answers),
@@ -225,12 +256,13 @@ impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "of {} bytes, the model's weights take {}, its activations {}, its KV cache {}, its vocabulary for answers with a \
-             shape {}, pages for the disk {}, and earlier answers up to {} ([speculation] corpora-max and corpus-tokens-max)",
+            "of {} bytes, the model's weights take {}, its activations {}, its KV cache {}, its copies for a device {}, its \
+             vocabulary for answers with a shape {}, pages for the disk {}, and earlier answers up to {} ([speculation] corpora-max and corpus-tokens-max)",
             self.all.unwrap_or(usize::MAX),
             self.weights,
             self.activations,
             self.kv_cache,
+            self.device,
             self.shapes,
             self.pages,
             self.answers
@@ -253,6 +285,8 @@ mod tests {
             weights: 100,
             activations: 5,
             kv_cache: 15,
+            device: 0,
+            pieces: 0,
             shapes: 3,
             pages: 0,
             answers: 0,
@@ -320,7 +354,7 @@ mod tests {
         budget.read(reading, 0);
         let wanted = || memory(Some(1 << 30)).wanting(4, 256);
         let (kept, promised) = wanted().promise(&budget, false).expect("two fit");
-        assert_eq!((kept.corpora_max(), promised.len()), (2, 4));
+        assert_eq!((kept.corpora_max(), promised.len()), (2, 5));
         // The system has no more; the model that is needed is held to the budget only.
         assert!(wanted().promise(&budget, false).is_err());
         let (kept, _promised) = wanted().promise(&budget, true).expect("it is needed");

@@ -121,7 +121,10 @@ fn needed(shared: &Shared, model: &Model, proof: Option<&Proof>) -> bool {
         if is_over(board.phase) {
             return false;
         }
-        if model.pack().is_none() && proof.is_none_or(|proof| proof.is_sound().is_some()) {
+        if model.pack().is_none()
+            && !shared.is_on_a_device()
+            && proof.is_none_or(|proof| proof.is_sound().is_some())
+        {
             return true;
         }
         board = shared.wait(board, None);

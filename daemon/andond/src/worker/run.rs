@@ -127,6 +127,7 @@ impl Shared {
     /// Tells, once, that the processor goes on for a device that failed, and that all that runs reads its text again.
     fn falls_back(&self, why: DeviceError, jobs: &mut Jobs) {
         let mut is_new = false;
+        let facts = self.facts_now();
         self.lost.get_or_init(|| {
             is_new = true;
             why.to_string()
@@ -146,7 +147,7 @@ impl Shared {
                 %why,
                 "the device that computed failed; the processor goes on until andond is started again"
             );
-            if let Some(facts) = self.facts.get() {
+            if let Some(facts) = facts {
                 self.telemetry.backend(facts.computes.backend, -1);
                 self.telemetry.backend(Backend::Cpu, 1);
             }
@@ -236,6 +237,12 @@ fn next_pass<F: Forward>(
             drop(board);
             shared.progress();
             executor.shed();
+            continue;
+        }
+        if jobs.urgency() != Priority::Alarm && shared.moving.is_ready() {
+            drop(board);
+            shared.progress();
+            shared.changes_over(generator);
             continue;
         }
         if board.scheduler.computes() {

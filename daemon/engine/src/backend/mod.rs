@@ -7,7 +7,8 @@ mod running;
 mod steps;
 
 pub use andon_cuda::Error as DeviceError;
-pub(crate) use cuda::{Cuda, CudaPages, not_covered};
+pub use cuda::DeviceNeeds;
+pub(crate) use cuda::{Cuda, CudaPages, needs, not_covered};
 pub use kind::{Backend, State};
 pub use running::DeviceCounts;
 pub(crate) use running::Running;

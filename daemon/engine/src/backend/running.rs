@@ -72,14 +72,6 @@ impl Running {
         }
     }
 
-    /// Bytes of activations in this machine's memory, with buffers that do for `threads` threads.
-    pub(crate) fn bytes(&self, threads: usize) -> usize {
-        match self {
-            Running::Cpu(cpu) => cpu.buffers.sizes.bytes(threads).unwrap_or(usize::MAX),
-            Running::Cuda(cuda) => cuda.bytes(),
-        }
-    }
-
     /// What times are taken of; `None` where there is nothing to be known of this machine by that.
     pub(crate) fn probe<'a>(&'a mut self, model: &'a Model) -> Option<Probe<'a>> {
         Some(Probe {

@@ -2,11 +2,12 @@
 //!
 //! Invariant: a device that computes other bits than the processor is not used.
 
-use super::{Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, LogitsFor};
+use super::{
+    AtOnce, Chunk, Executor, ExecutorError, ExecutorOptions, ForwardError, Loading, LogitsFor,
+};
 use crate::backend::Backend;
 use crate::kv::PageName;
 use crate::pack;
-use andon_os::Mapping;
 use std::sync::Arc;
 
 /// How many tokens the text has by whose logits builds are told apart ([`Executor::page_root`]).
@@ -15,12 +16,19 @@ const KNOWN_TEXT_TOKENS: usize = 4;
 /// How many it has where a device is compared with the processor, which reads it once.
 const COMPARED_TOKENS: usize = 80;
 
+/// In which pieces the processor reads that where others answer meanwhile: passes that take little longer than one of an answer.
+const PROCESSOR_PIECES: [usize; COMPARED_TOKENS / 16] = [16; COMPARED_TOKENS / 16];
+
 /// In which pieces a device reads that: each is computed by other kernels.
 const COMPARED_PIECES: [&[usize]; 2] = [&[COMPARED_TOKENS], &[40, 24, 12, 4]];
 
 impl Executor {
     /// Compares a device's logits of a few tokens with the processor's.
-    pub(super) fn compare(&mut self, options: &ExecutorOptions) -> Result<(), ExecutorError> {
+    pub(super) fn compare(
+        &mut self,
+        options: &ExecutorOptions,
+        loading: &mut dyn Loading,
+    ) -> Result<(), ExecutorError> {
         let backend = options.backend;
         let options = ExecutorOptions {
             backend: Backend::Cpu,
@@ -32,8 +40,10 @@ impl Executor {
         };
         // Positions may be turned by how many are served.
         let context = Some(self.context_tokens_max());
-        let mut processor = Executor::made(Arc::clone(&self.model), &options, None, context)?;
+        let mut processor =
+            Executor::made(Arc::clone(&self.model), &options, None, context, loading)?;
         let failed = |error| match error {
+            ForwardError::Interrupted => ExecutorError::GivenUp,
             ForwardError::Device(source) => ExecutorError::Device { backend, source },
             other => ExecutorError::Differs {
                 backend,
@@ -41,12 +51,19 @@ impl Executor {
             },
         };
         let text = self.known_text(COMPARED_TOKENS);
-        let expected = processor.last_logits(&text, &[]).map_err(failed)?;
-        // What the processor read of them for this is on the device.
-        self.model.files().maps().iter().for_each(Mapping::release);
+        // Others answer between pieces. Where copies of the weights take the files' place, each piece may read the disk again.
+        let integrated = self.needs.device.is_some_and(|device| device.integrated);
+        let pieces: &[usize] = if integrated { &[] } else { &PROCESSOR_PIECES };
+        let expected = processor
+            .last_logits(&text, pieces, loading)
+            .map_err(failed)?;
+        drop(processor);
+        if integrated {
+            self.model.release();
+        }
         let differs = |(one, other): (&f32, &f32)| one.to_bits() != other.to_bits();
         for pieces in COMPARED_PIECES {
-            let computed = self.last_logits(&text, pieces).map_err(failed)?;
+            let computed = self.last_logits(&text, pieces, loading).map_err(failed)?;
             let at = expected.iter().zip(&computed).position(differs);
             if at.is_some() || expected.len() != computed.len() {
                 let token = at.unwrap_or(computed.len());
@@ -66,7 +83,7 @@ impl Executor {
     /// [`ForwardError`] if they cannot be computed.
     pub fn page_root(&mut self, model: &pack::Key) -> Result<PageName, ForwardError> {
         let text = self.known_text(KNOWN_TEXT_TOKENS);
-        let last = self.last_logits(&text, &[])?;
+        let last = self.last_logits(&text, &[], &mut AtOnce)?;
         Ok(PageName::root(model, &self.cache.geometry(), &last))
     }
 
@@ -82,8 +99,14 @@ impl Executor {
             .collect()
     }
 
-    /// The logits behind a text that is read in these pieces, then as many tokens at a time as a batch has.
-    fn last_logits(&mut self, text: &[u32], pieces: &[usize]) -> Result<Vec<f32>, ForwardError> {
+    /// The logits behind a text that is read in these pieces, then as many tokens at a time as a batch has, when `loading`
+    /// lets them be. [`ForwardError::Interrupted`] if that ends it.
+    fn last_logits(
+        &mut self,
+        text: &[u32],
+        pieces: &[usize],
+        loading: &mut dyn Loading,
+    ) -> Result<Vec<f32>, ForwardError> {
         let mut sequence = self.sequence();
         let mut last = Vec::new();
         let (mut rest, mut pieces) = (text, pieces.iter());
@@ -91,14 +114,31 @@ impl Executor {
             let piece = pieces.next().copied().unwrap_or(usize::MAX);
             let count = piece.min(self.batch_tokens_max()).min(rest.len());
             let (tokens, others) = rest.split_at(count);
+            let mut done = Err(ForwardError::Interrupted);
+            while done == Err(ForwardError::Interrupted) {
+                let goes_on = loading.pass(&mut |interrupted| {
+                    let chunk = Chunk {
+                        sequence: &mut sequence,
+                        tokens,
+                        logits: LogitsFor::Last,
+                    };
+                    done = self
+                        .forward_unless(&mut [chunk], interrupted)
+                        .and_then(|outputs| match outputs.row(0).all() {
+                            Some(logits) => {
+                                last.clear();
+                                last.extend_from_slice(logits);
+                                Ok(())
+                            }
+                            None => Err(outputs.failed().unwrap_or(ForwardError::Empty)),
+                        });
+                });
+                if !goes_on {
+                    break;
+                }
+            }
+            done?;
             rest = others;
-            let logits = self.forward(&mut [Chunk {
-                sequence: &mut sequence,
-                tokens,
-                logits: LogitsFor::Last,
-            }])?;
-            last.clear();
-            last.extend_from_slice(logits.row(0));
         }
         Ok(last)
     }

@@ -1,11 +1,97 @@
 //! What memory an executor takes.
 //!
-//! Invariant: what is counted is what it takes once everything in it is full.
+//! Invariant: what is counted is what it takes once everything in it is full, and is known before any of it is taken.
 
-use super::Executor;
-use crate::backend::Running;
+use super::{Executor, ExecutorError, ExecutorOptions};
+use crate::backend::{self, Backend, DeviceNeeds};
+use crate::model::Model;
+
+/// Bytes that an executor takes beside the model's files, as many rows of logits included as there is room for from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Of this machine's memory: activations. Where the processor may have to go on for a device, those that it takes then.
+    pub activations: usize,
+    /// The KV cache here when it is full; of a device's executor that of the processor, if that may have to go on.
+    pub kv_cache: usize,
+    /// The content of a page of it, wherever it is.
+    pub page: usize,
+    /// What a device takes, where one computes. A device that failed gives nothing back before the program ends, so all of
+    /// it counts beside what the processor takes to go on.
+    pub device: Option<DeviceNeeds>,
+}
+
+impl Needs {
+    /// Bytes of this machine's memory, the device's included where it has no other.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let shared = self.device.filter(|device| device.integrated);
+        // Pieces are there and here.
+        let both = |device: DeviceNeeds| device.there().saturating_add(device.pieces);
+        let shared = shared.map_or(0, both);
+        self.activations
+            .saturating_add(self.kv_cache)
+            .saturating_add(shared)
+    }
+
+    /// Checks that a device that has a memory of its own has enough of it free. How much of this machine's there is for it is
+    /// not for its driver to say.
+    ///
+    /// # Errors
+    /// [`ExecutorError::NoRoom`], of this backend, where it has not.
+    pub fn fits(&self, backend: Backend) -> Result<(), ExecutorError> {
+        let Some(device) = self.device.filter(|device| !device.integrated) else {
+            return Ok(());
+        };
+        let (needs, free) = (device.there(), device.free);
+        if needs > free {
+            return Err(ExecutorError::NoRoom {
+                backend,
+                needs,
+                free,
+            });
+        }
+        Ok(())
+    }
+}
 
 impl Executor {
+    /// What an executor of `model` takes; of a device's its memory, of which nothing is taken for that.
+    ///
+    /// # Errors
+    /// As for [`Executor::new`], if it would fail before it takes anything.
+    pub fn needs_of(model: &Model, options: &ExecutorOptions) -> Result<Needs, ExecutorError> {
+        let plan = Executor::plan(model, options, None)?;
+        let page = plan.geometry.token_bytes().saturating_mul(crate::kv::PAGE);
+        let kv_cache = page.saturating_mul(plan.page_count);
+        let processor = plan.sizes.bytes(plan.threads.get()).unwrap_or(usize::MAX);
+        let backend = options.backend;
+        let device = match (backend, model.decoder()) {
+            (Backend::Cuda, Some(decoder)) => {
+                if let Some(why) = model.not_covered(backend) {
+                    return Err(ExecutorError::NotCovered { backend, why });
+                }
+                let room = (plan.geometry, plan.page_count);
+                let needs = backend::needs(decoder, &plan.sizes, room);
+                Some(needs.map_err(|source| ExecutorError::Device { backend, source })?)
+            }
+            _ => None,
+        };
+        let goes_on = device.is_none() || options.falls_back;
+        let here = device.map_or(0, |device| device.here);
+        Ok(Needs {
+            activations: here.saturating_add(if goes_on { processor } else { 0 }),
+            kv_cache: if goes_on { kv_cache } else { 0 },
+            page,
+            device,
+        })
+    }
+
+    /// What it takes.
+    #[must_use]
+    pub fn needs(&self) -> &Needs {
+        &self.needs
+    }
+
     /// Largest number of tokens of a batch.
     #[must_use]
     pub fn batch_tokens_max(&self) -> usize {
@@ -29,47 +115,6 @@ impl Executor {
     #[must_use]
     pub fn kv_bytes_per_token(&self) -> usize {
         self.cache.geometry().token_bytes()
-    }
-
-    /// Bytes of this machine's memory that activations take, with as many rows of logits as there is room for from the start,
-    /// and the KV cache when it is full.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let activations = self.running.bytes(self.threads_max);
-        activations
-            .max(self.fallback_bytes())
-            .saturating_add(self.kv_bytes())
-    }
-
-    /// Bytes of activations where the processor may have to go on.
-    fn fallback_bytes(&self) -> usize {
-        if self.falls_back {
-            let bytes = self.running.sizes().bytes(self.threads_max);
-            bytes.unwrap_or(usize::MAX)
-        } else {
-            0
-        }
-    }
-
-    /// Those of the KV cache.
-    #[must_use]
-    pub fn kv_bytes(&self) -> usize {
-        match &self.running {
-            Running::Cuda(cuda) if !cuda.is_integrated() && !self.falls_back => 0,
-            Running::Cpu(_) | Running::Cuda(_) => self
-                .kv_tokens_max()
-                .saturating_mul(self.kv_bytes_per_token()),
-        }
-    }
-
-    /// Bytes of this machine's memory that copies of the weights take; `None` if they are used where the model's files are
-    /// mapped.
-    #[must_use]
-    pub fn weights_bytes(&self) -> Option<usize> {
-        match &self.running {
-            Running::Cpu(_) => None,
-            Running::Cuda(cuda) => Some(cuda.weights_bytes()),
-        }
     }
 
     /// Largest number of tokens of a sequence: the model's context, or less if the KV cache is smaller.

@@ -5,21 +5,23 @@
 
 mod compare;
 mod forward;
+mod loading;
 mod memory;
 mod options;
 mod pages;
 
 pub use forward::{Chunk, ForwardError, Logits, LogitsFor, Outputs};
+pub use loading::{AtOnce, Loading, Uncompared};
+pub use memory::Needs;
 pub use options::{ExecutorError, ExecutorOptions};
 
 use crate::backend::cpu::{Cpu, Probe, Sizes};
 use crate::backend::{Backend, Batch, Cuda, DeviceError, Running};
 use crate::calibrate::Calibration;
 use crate::kv::disk::PageStore;
-use crate::kv::{Cache, PAGE};
+use crate::kv::{Cache, Geometry, PAGE};
 use crate::model::Model;
 use andon_kernels::Isa;
-use andon_os::Mapping;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,12 +44,25 @@ pub struct Executor {
     /// The instruction set that was asked for.
     isa: Option<Isa>,
     falls_back: bool,
+    /// What it takes of memory.
+    needs: Needs,
+    /// The processor, while a device computes that it was changed over to.
+    resting: Option<Box<Cpu>>,
     /// What became of the device that computed.
     lost: Option<DeviceError>,
     /// Where pages are found that the cache does not have.
     store: Option<Arc<PageStore>>,
     /// When all pages were asked to be kept, in microseconds since 1970.
     kept_all_at: u64,
+}
+
+/// Sizes that follow from a model and options.
+#[derive(Debug)]
+struct Plan {
+    threads: NonZero<usize>,
+    sizes: Sizes,
+    geometry: Geometry,
+    page_count: usize,
 }
 
 impl Executor {
@@ -62,9 +77,10 @@ impl Executor {
     /// If an option is out of range, or the machine lacks the instruction set, or the threads or the device cannot be had, or
     /// that computes something else.
     pub fn new(model: Arc<Model>, options: &ExecutorOptions) -> Result<Executor, ExecutorError> {
-        let mut executor = Executor::made(model, options, None, None)?;
+        let executor = Executor::load(model, options, &mut AtOnce)?.compared(&mut AtOnce)?;
         if options.backend != Backend::Cpu {
-            executor.compare(options)?;
+            // What was read of them is on the device.
+            executor.model.release();
         }
         Ok(executor)
     }
@@ -88,7 +104,13 @@ impl Executor {
             isa: Some(other.isa()),
             ..options.clone()
         };
-        Executor::made(model, &options, Some(NonZero::<usize>::MIN), None)
+        Executor::made(
+            model,
+            &options,
+            Some(NonZero::<usize>::MIN),
+            None,
+            &mut AtOnce,
+        )
     }
 
     /// Runs `work`, which computes with the threads of `other`, whose own work stands still meanwhile. Results are the same
@@ -98,7 +120,8 @@ impl Executor {
         other: &mut Executor,
         work: impl FnOnce(&mut Executor) -> T,
     ) -> T {
-        if other.threads() > self.threads_max {
+        let threads = other.processor().map_or(1, |cpu| cpu.pool.threads());
+        if threads > self.threads_max {
             return work(self);
         }
         Executor::swap_threads(self, other);
@@ -109,19 +132,26 @@ impl Executor {
 
     /// Swaps the threads of two that have some.
     fn swap_threads(&mut self, other: &mut Executor) {
-        if let (Some(cpu), Some(other)) = (self.running.cpu(), other.running.cpu()) {
+        if let (Some(cpu), Some(other)) = (self.processor(), other.processor()) {
             std::mem::swap(&mut cpu.pool, &mut other.pool);
         }
     }
 
-    /// `own` is the number of its own threads, where it works with others'; `context` the positions that are served, where the
-    /// KV cache does not say so.
-    fn made(
-        model: Arc<Model>,
+    /// The processor, also where it rests.
+    fn processor(&mut self) -> Option<&mut Cpu> {
+        match self.running.cpu() {
+            Some(cpu) => Some(cpu),
+            None => self.resting.as_deref_mut(),
+        }
+    }
+
+    /// The sizes that follow from a model and options; `context` are the positions that are served, where the KV cache does
+    /// not say so.
+    fn plan(
+        model: &Model,
         options: &ExecutorOptions,
-        own: Option<NonZero<usize>>,
         context: Option<usize>,
-    ) -> Result<Executor, ExecutorError> {
+    ) -> Result<Plan, ExecutorError> {
         let bounded = |option, value: usize, max: usize| match NonZero::new(value) {
             Some(nonzero) if value <= max => Ok(nonzero),
             _ => Err(ExecutorError::Option { option, value, max }),
@@ -165,25 +195,52 @@ impl Executor {
             let tokens = tokens_max;
             return Err(ExecutorError::Activations { tokens, bytes, max });
         }
-        let no_memory = ExecutorError::KvMemory { tokens: kv_tokens };
+        Ok(Plan {
+            threads,
+            sizes,
+            geometry,
+            page_count,
+        })
+    }
+
+    /// `own` is the number of its own threads, where it works with others'; `context` the positions that are served, where the
+    /// KV cache does not say so.
+    fn made(
+        model: Arc<Model>,
+        options: &ExecutorOptions,
+        own: Option<NonZero<usize>>,
+        context: Option<usize>,
+        loading: &mut dyn Loading,
+    ) -> Result<Executor, ExecutorError> {
+        let Plan {
+            threads,
+            sizes,
+            geometry,
+            page_count,
+        } = Executor::plan(&model, options, context)?;
+        let needs = Executor::needs_of(&model, options)?;
+        let no_memory = ExecutorError::KvMemory {
+            tokens: page_count.saturating_mul(PAGE),
+        };
         let remembers = options.prefix_cache;
         let (running, cache) = match options.backend {
             Backend::Cuda => {
                 let backend = options.backend;
-                if let Some(why) = model.not_covered(backend) {
-                    return Err(ExecutorError::NotCovered { backend, why });
-                }
+                needs.fits(backend)?;
+                // What a device takes is known of no other model.
+                let decoder = model.decoder().expect("the model is a decoder");
                 let (weights, room) = (model.weights(None), (geometry, page_count));
-                let (mut cuda, pages) = Cuda::new(decoder, weights, &sizes, room)
-                    .map_err(|source| ExecutorError::Device { backend, source })?;
+                let goes_on = &mut |sent, all| loading.goes_on(sent, all);
+                let made = Cuda::new(decoder, weights, &sizes, room, goes_on);
+                let made = made.map_err(|source| ExecutorError::Device { backend, source })?;
+                let (mut cuda, pages) = made.ok_or(ExecutorError::GivenUp)?;
                 cuda.record(options.graphs);
-                // They are on the device now.
-                model.files().maps().iter().for_each(Mapping::release);
                 let cache = Cache::on_device(geometry, (pages, page_count), remembers);
                 (Running::Cuda(Box::new(cuda)), cache.ok_or(no_memory)?)
             }
             Backend::Cpu => {
-                let cache = Cache::new(geometry, kv_tokens, remembers).ok_or(no_memory)?;
+                let tokens = page_count.saturating_mul(PAGE);
+                let cache = Cache::new(geometry, tokens, remembers).ok_or(no_memory)?;
                 let own = own.unwrap_or(threads);
                 let cpu = Cpu::for_threads(options.isa, own, threads.get(), &sizes)?;
                 model.will_need();
@@ -203,6 +260,8 @@ impl Executor {
             kept: Batch::default(),
             isa: options.isa,
             falls_back: options.falls_back,
+            needs,
+            resting: None,
             lost: None,
             store: None,
             kept_all_at: 0,
@@ -227,33 +286,6 @@ impl Executor {
         self.lost
     }
 
-    /// After a pass that `error` ended: has the processor compute from now on, if it is the device that failed and the options
-    /// let it. What is remembered is forgotten. False, and nothing changed, if not, if there is a sequence that holds
-    /// anything, or if the machine lacks threads or memory.
-    pub fn fall_back(&mut self, error: &ForwardError) -> bool {
-        let (ForwardError::Device(error), true) = (error, self.falls_back) else {
-            return false;
-        };
-        let Some(threads) = NonZero::new(self.threads_max) else {
-            return false;
-        };
-        let sizes = *self.running.sizes();
-        let cpu = match Cpu::for_threads(self.isa, threads, self.threads_max, &sizes) {
-            Ok(cpu) => cpu,
-            Err(why) => {
-                tracing::warn!(%why, "the processor cannot go on for a device that failed");
-                return false;
-            }
-        };
-        if !self.cache.begin_here() {
-            return false;
-        }
-        self.running = Running::Cpu(Box::new(cpu));
-        self.lost = Some(*error);
-        self.model.will_need();
-        true
-    }
-
     /// The instruction set in use.
     #[must_use]
     pub fn isa(&self) -> Isa {
@@ -269,7 +301,7 @@ impl Executor {
     /// Has threads wait awake for as long as is of use on this machine; results do not change.
     pub fn adapt(&mut self, calibration: &Calibration) {
         let spin = Duration::try_from_secs_f32(calibration.spin_s).unwrap_or_default();
-        if let Some(cpu) = self.running.cpu() {
+        if let Some(cpu) = self.processor() {
             cpu.pool.pool.set_spin(spin);
         }
     }

@@ -64,6 +64,18 @@ pub enum ExecutorError {
         /// What its driver says.
         source: DeviceError,
     },
+    /// The device has less memory free than the model takes there.
+    #[error(
+        "{backend}: the device has no room: the model takes {needs} bytes there, and {free} are free"
+    )]
+    NoRoom {
+        /// What is to compute.
+        backend: Backend,
+        /// Bytes that it takes.
+        needs: usize,
+        /// Bytes that are free.
+        free: usize,
+    },
     /// A device computes something else than the processor.
     #[error("{backend} does not compute what the processor does: {what}")]
     Differs {
@@ -108,6 +120,9 @@ pub enum ExecutorError {
         /// The limit.
         max: usize,
     },
+    /// Whoever had it made wants it no more.
+    #[error("it was given up")]
+    GivenUp,
     /// There is not enough memory for the KV cache.
     #[error("not enough memory for a KV cache of {tokens} tokens")]
     KvMemory {

@@ -4,8 +4,9 @@ use super::PAGE;
 use super::host::HostPages;
 use super::name::PageName;
 use super::sequence::{Copy, Named, Pages, Remembered, Sequence};
-use crate::backend::CudaPages;
+use crate::backend::{CudaPages, DeviceError};
 use andon_kernels::op::attention::{key_groups, key_levels};
+use std::convert::Infallible;
 use std::sync::Arc;
 
 /// How keys and values are kept.
@@ -193,6 +194,47 @@ impl Cache {
         self.pages.shed();
         self.content = Content::Host(pages);
         true
+    }
+
+    /// Has the content be in a device's memory from now on, in pages of the same geometry and number: what sequences hold, and
+    /// what is remembered, is copied. Where that is more than `bytes_max` bytes, only what sequences hold is; the rest is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// If something cannot be copied; then the content is where it was.
+    pub(crate) fn go_to(
+        &mut self,
+        mut pages: CudaPages,
+        bytes_max: usize,
+    ) -> Result<(), DeviceError> {
+        let mut taken = self.pages.taken();
+        if taken.len().saturating_mul(self.page_bytes()) > bytes_max {
+            self.pages.shed();
+            taken = self.pages.taken();
+        }
+        for page in taken {
+            let Some(content) = self.export(page) else {
+                continue;
+            };
+            let mut rest = content.as_slice();
+            let Ok(()) = pages.import(page, |piece| {
+                let (here, others) = rest.split_at(piece.len());
+                piece.copy_from_slice(here);
+                rest = others;
+                Ok::<_, Infallible>(())
+            });
+        }
+        pages.failed()?;
+        self.content = Content::Cuda(pages);
+        Ok(())
+    }
+
+    /// The content and what is known of it, where it is in a device's memory.
+    pub(crate) fn into_cuda(self) -> Option<CudaPages> {
+        match self.content {
+            Content::Host(_) => None,
+            Content::Cuda(pages) => Some(pages),
+        }
     }
 
     /// The content, where it is in a device's memory.

@@ -79,7 +79,7 @@ impl Free {
         (length > 0).then_some(span * SPAN + start)
     }
 
-    fn is_free(&self, page: usize) -> bool {
+    pub(super) fn is_free(&self, page: usize) -> bool {
         let mask = self.spans.get(page / SPAN).copied().unwrap_or(0);
         mask >> (page % SPAN) & 1 == 1
     }

@@ -78,6 +78,14 @@ impl Ledger {
         }
     }
 
+    /// The pages that a sequence holds or that are remembered.
+    fn taken(&self) -> Vec<u32> {
+        let pages = 0..u32::try_from(self.holders.len()).unwrap_or(u32::MAX);
+        pages
+            .filter(|&page| !self.free.is_free(page as usize))
+            .collect()
+    }
+
     /// Whether one sequence alone holds the page and it is not in the tree.
     fn is_writable(&self, page: u32) -> bool {
         self.holders[page as usize] == 1 && !self.prefixes.contains(page)
@@ -134,6 +142,11 @@ impl Pages {
     /// Gives the pages names that are remembered from now on.
     pub(super) fn set_root(&self, root: PageName) {
         self.lock().prefixes.set_root(root);
+    }
+
+    /// The pages that a sequence holds or that are remembered.
+    pub(super) fn taken(&self) -> Vec<u32> {
+        self.lock().taken()
     }
 
     /// Has idle pages be worth keeping that are not yet, the last used before others.

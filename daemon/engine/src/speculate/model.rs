@@ -220,7 +220,7 @@ impl DraftModel {
     /// Bytes of its activations and KV cache, beside the weights.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.executor.bytes()
+        self.executor.needs().bytes()
     }
 
     /// Its executor, for what that can tell about itself.

@@ -68,15 +68,19 @@ impl Buffers {
         })
     }
 
-    /// Bytes that they take of the device's memory, about.
+    /// Bytes that they take of the device's memory, and no more than a few beyond.
     pub(super) fn bytes(sizes: &Sizes) -> usize {
+        // Columns are whole blocks with some bytes behind, and of each token is known where it is.
+        const BEHIND: usize = 64 << 10;
+        const OF_TOKEN: usize = 64;
         let columns = |width: usize| width + width.div_ceil(32) * 8;
         let floats =
             sizes.embedding * 2 + sizes.query * 2 + sizes.key_value * 2 + sizes.feed_forward * 2;
         let each = floats * size_of::<f32>()
             + columns(sizes.embedding)
             + columns(sizes.query)
-            + columns(sizes.feed_forward);
+            + columns(sizes.feed_forward)
+            + OF_TOKEN;
         let heads = sizes.query / sizes.head_dim.max(1);
         let scratch = Attend::scratch(heads, sizes.head_dim, sizes.tokens_max, sizes.context);
         let rows = output_rows(sizes) * (sizes.vocabulary + sizes.embedding);
@@ -86,6 +90,7 @@ impl Buffers {
         each.saturating_mul(sizes.tokens_max)
             .saturating_add(words.saturating_mul(size_of::<f32>()))
             .saturating_add(best)
+            .saturating_add(BEHIND)
     }
 
     /// Bytes of this machine's memory for what is copied there, and for all logits that may be asked for.

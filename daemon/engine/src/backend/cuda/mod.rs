@@ -4,7 +4,8 @@
 //! together. Its kernels give the processor's bytes, so pages of keys and values, logits and answers are the same on both. A
 //! device that broke is of no use to the process any more.
 //!
-//! Invariant: buffers are made at start for the largest batch; what a device has no room for shows then.
+//! Invariant: what a model takes is known before any of it is taken ([`needs`]), and all of that is taken before its weights are
+//! sent; what a device has no room for shows then.
 
 mod buffers;
 mod given;
@@ -20,7 +21,7 @@ pub(crate) use pages::CudaPages;
 use super::State;
 use super::cpu::Sizes;
 use super::steps::Batch;
-use crate::kv::Geometry;
+use crate::kv::{Geometry, PAGE};
 use crate::models::Architecture;
 use andon_cuda::{Device, Error};
 use buffers::Buffers;
@@ -30,7 +31,7 @@ use pass::{FEW_TOKENS, Pass};
 use rows::Read;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
-use weights::Weights;
+use weights::{Parts, Upload, Weights};
 
 /// The device, or why there is none.
 static DEVICE: OnceLock<Result<Arc<Device>, Error>> = OnceLock::new();
@@ -72,6 +73,56 @@ pub(crate) fn not_covered(decoder: &dyn Architecture) -> Option<String> {
     weights::not_covered(decoder)
 }
 
+/// Bytes that a model takes where the device computes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNeeds {
+    /// Whether the device's memory is this machine's.
+    pub integrated: bool,
+    /// Of the device's memory: packed weights.
+    pub weights: usize,
+    /// Activations there.
+    pub activations: usize,
+    /// The KV cache there.
+    pub kv_cache: usize,
+    /// Pieces of the weights on their way, there and as many here, until they are there.
+    pub pieces: usize,
+    /// Of this machine's memory: what of activations goes to the device and comes from there.
+    pub here: usize,
+    /// Bytes that the device has free.
+    pub free: usize,
+}
+
+impl DeviceNeeds {
+    /// Bytes of the device's memory at most, before the last piece is there.
+    #[must_use]
+    pub fn there(&self) -> usize {
+        let parts = [self.weights, self.activations, self.kv_cache, self.pieces];
+        parts.into_iter().fold(0, usize::saturating_add)
+    }
+}
+
+/// What a decoder that is covered takes, with room for `pages` pages of keys and values. Nothing is taken for that.
+///
+/// # Errors
+/// If there is no device.
+pub(crate) fn needs(
+    decoder: &dyn Architecture,
+    sizes: &Sizes,
+    (geometry, pages): (Geometry, usize),
+) -> Result<DeviceNeeds, Error> {
+    let limits = device()?.limits()?;
+    let parts = Parts::of(decoder);
+    Ok(DeviceNeeds {
+        integrated: limits.integrated,
+        weights: parts.bytes(),
+        activations: Buffers::bytes(sizes),
+        kv_cache: pages.saturating_mul(geometry.token_bytes().saturating_mul(PAGE)),
+        pieces: parts.pieces_bytes(),
+        here: Buffers::bytes_here(sizes),
+        free: limits.memory_bytes.0,
+    })
+}
+
 /// The backend of one model.
 #[derive(Debug)]
 pub(crate) struct Cuda {
@@ -79,65 +130,70 @@ pub(crate) struct Cuda {
     weights: Weights,
     buffers: Buffers,
     sizes: Sizes,
-    /// Whether the device's memory is this machine's.
-    integrated: bool,
     positions: Positions,
     graphs: Graphs,
     read: Read,
 }
 
 impl Cuda {
-    /// The backend of a decoder that is covered, and room for `pages` pages of keys and values.
+    /// The backend of a decoder that is covered, and room for `pages` pages of keys and values; `None` if it was given up:
+    /// before each piece of the weights `goes_on` is asked, and told how many bytes of the files were sent, and of how many.
+    /// All of the room is taken before. Where it is this machine's memory, each piece's pages of the files are given back.
     ///
     /// # Errors
-    /// If there is no device, or it has no room.
+    /// If there is no device, it has no room, or it fails. What was taken of it is free again then.
     pub(crate) fn new(
         decoder: &dyn Architecture,
         from: crate::weights::Weights<'_>,
         sizes: &Sizes,
-        (geometry, pages): (Geometry, usize),
-    ) -> Result<(Cuda, CudaPages), Error> {
+        room: (Geometry, usize),
+        goes_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Option<(Cuda, CudaPages)>, Error> {
         let device = device()?;
-        let weights = Weights::upload(&device, decoder, from)?;
-        let buffers = Buffers::new(&device, sizes, pages)?;
-        let pages = CudaPages::new(Arc::clone(&device), geometry, pages)?;
+        let made = Cuda::made(&device, decoder, from, sizes, room, goes_on);
+        if !matches!(made, Ok(Some(_))) {
+            // Memory goes back where work comes to its end.
+            let _ = device.finish();
+        }
+        made
+    }
+
+    fn made(
+        device: &Arc<Device>,
+        decoder: &dyn Architecture,
+        from: crate::weights::Weights<'_>,
+        sizes: &Sizes,
+        (geometry, pages): (Geometry, usize),
+        goes_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Option<(Cuda, CudaPages)>, Error> {
+        let integrated = device.limits()?.integrated;
+        let buffers = Buffers::new(device, sizes, pages)?;
+        let pages = CudaPages::new(Arc::clone(device), geometry, pages)?;
+        let mut upload = Upload::begin(device, Parts::of(decoder))?;
+        loop {
+            let (sent, all) = upload.sent();
+            if !goes_on(sent, all) {
+                return Ok(None);
+            }
+            if !upload.send(from, integrated)? {
+                break;
+            }
+        }
         let cuda = Cuda {
-            integrated: device.limits()?.integrated,
-            weights,
+            weights: upload.finish()?,
             buffers,
             sizes: *sizes,
             positions: Positions::of(decoder, sizes),
             graphs: Graphs::new(),
             read: Read::default(),
-            device,
+            device: Arc::clone(device),
         };
-        Ok((cuda, pages))
+        Ok(Some((cuda, pages)))
     }
 
     /// The sizes of the largest batch.
     pub(crate) fn sizes(&self) -> &Sizes {
         &self.sizes
-    }
-
-    /// Bytes of weights that are in this machine's memory.
-    pub(crate) fn weights_bytes(&self) -> usize {
-        if self.integrated {
-            self.weights.bytes()
-        } else {
-            0
-        }
-    }
-
-    /// Bytes of activations that are in this machine's memory.
-    pub(crate) fn bytes(&self) -> usize {
-        let here = Buffers::bytes_here(&self.sizes);
-        let there = Buffers::bytes(&self.sizes);
-        here.saturating_add(if self.integrated { there } else { 0 })
-    }
-
-    /// Whether pages of keys and values are in this machine's memory.
-    pub(crate) fn is_integrated(&self) -> bool {
-        self.integrated
     }
 
     /// Has passes of few tokens be recorded as graphs, or not.

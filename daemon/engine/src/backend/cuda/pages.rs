@@ -41,6 +41,11 @@ impl CudaPages {
         })
     }
 
+    /// What went wrong with some page, if something did.
+    pub(crate) fn failed(&self) -> Result<(), Error> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
     fn note(&mut self, done: Result<(), Error>) {
         if let Err(error) = done {
             self.failed.get_or_insert(error);

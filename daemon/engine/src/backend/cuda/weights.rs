@@ -1,10 +1,21 @@
 //! A model's weights in a device's memory, packed as its kernels like them.
+//!
+//! They come there piece by piece: room for all of them is taken first, so that what is missing shows before anything is sent.
+//!
+//! Invariant: no matrix is on the device a second time; what is beside it there is two pieces.
 
 use super::walk::{Visit, Walk};
 use crate::models::Architecture;
 use crate::weights::{self, Linear, Matrix};
-use andon_cuda::{Buffer, Device, Error, Format};
+use andon_cuda::{Buffer, Device, Error, Format, Loader};
 use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Bytes of a piece of the weights: enough that copying it takes longer than asking for it, little enough that whoever waits
+/// for its end waits a few milliseconds.
+const PIECE_BYTES: usize = 16 << 20;
+/// Rows that are packed together.
+const TILE_ROWS: usize = 16;
 
 /// The device's name of a format; `None` where it has no kernels for it.
 fn format(format: andon_kernels::Format) -> Option<Format> {
@@ -26,6 +37,11 @@ fn format(format: andon_kernels::Format) -> Option<Format> {
         Kept::IQ4XS => Some(Format::IQ4XS),
         _ => None,
     }
+}
+
+/// A matrix, by file and first byte there.
+fn name(matrix: &Matrix) -> (usize, usize) {
+    (matrix.part, matrix.range.start)
 }
 
 /// The first thing that there are no kernels for.
@@ -75,14 +91,107 @@ pub(super) fn not_covered(decoder: &dyn Architecture) -> Option<String> {
         .map(|what| format!("there are no kernels for {what}"))
 }
 
-/// What was uploaded. It is found by where it is in this machine's memory, which the loaded model keeps as it is.
+/// What a device is to have of a decoder.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    /// Each with its format there.
+    matrices: Vec<(Matrix, Format)>,
+    /// Each with the address by which it is found.
+    vectors: Vec<(usize, Vec<f32>)>,
+}
+
+impl Parts {
+    /// Those of a decoder that is covered.
+    pub(super) fn of(decoder: &dyn Architecture) -> Parts {
+        let mut parts = Parts::default();
+        // A walk is not interrupted.
+        let _ = decoder.forward(&mut Walk::new(&mut parts));
+        parts
+    }
+
+    /// Bytes that they take on the device.
+    pub(super) fn bytes(&self) -> usize {
+        let of = |(matrix, format): &(Matrix, Format)| {
+            let bytes = format.device_bytes(matrix.row_count, matrix.row_elements);
+            bytes.unwrap_or(usize::MAX)
+        };
+        let vectors = self
+            .vectors
+            .iter()
+            .map(|(_, values)| size_of_val(&values[..]));
+        let all = self.matrices.iter().map(of).chain(vectors);
+        all.fold(0, usize::saturating_add)
+    }
+
+    /// Bytes that the files have of what is sent in pieces.
+    fn file_bytes(&self) -> usize {
+        let all = self.matrices.iter().map(|(matrix, _)| matrix.range.len());
+        all.fold(0, usize::saturating_add)
+    }
+
+    /// Bytes of a piece: one has room for the largest tile, and none is larger than what there is to send.
+    fn piece_bytes(&self) -> usize {
+        let tile = |(matrix, _): &(Matrix, Format)| matrix.row_bytes().saturating_mul(TILE_ROWS);
+        let tiles = self.matrices.iter().map(tile);
+        let whole = self.matrices.iter().map(|(matrix, _)| matrix.range.len());
+        let most = PIECE_BYTES.min(whole.max().unwrap_or(0));
+        tiles.fold(most, usize::max)
+    }
+
+    /// Bytes that pieces take, here and as many on the device, while they are sent.
+    pub(super) fn pieces_bytes(&self) -> usize {
+        Loader::bytes(self.piece_bytes())
+    }
+
+    fn vector_of(&mut self, address: usize, values: impl FnOnce() -> Vec<f32>) {
+        if self.vectors.iter().all(|(known, _)| *known != address) {
+            self.vectors.push((address, values()));
+        }
+    }
+}
+
+impl Visit for Parts {
+    fn matrix(&mut self, _of: &str, matrix: &Matrix) {
+        let mut known = self.matrices.iter();
+        if known.all(|(known, _)| name(known) != name(matrix))
+            && let Some(format) = format(matrix.format)
+        {
+            self.matrices.push((matrix.clone(), format));
+        }
+    }
+
+    fn vector(&mut self, values: &[f32]) {
+        self.vector_of(address(values), || values.to_vec());
+    }
+
+    fn biases(&mut self, linears: &[&Linear]) {
+        let biases = linears.iter().map(|linear| linear.bias.as_deref());
+        let Some(name) = address_of_biases(biases) else {
+            return;
+        };
+        self.vector_of(name, || {
+            let mut values = Vec::new();
+            for linear in linears {
+                match &linear.bias {
+                    Some(bias) => values.extend_from_slice(bias),
+                    // Whatever this is added to stays as it is, zeros of either sign too.
+                    None => values.extend(std::iter::repeat_n(-0.0, linear.matrix.row_count)),
+                }
+            }
+            values
+        });
+    }
+
+    fn lacks(&mut self, _what: String) {}
+}
+
+/// What is on the device. It is found by where it is in this machine's memory, which the loaded model keeps as it is.
 #[derive(Debug, Default)]
 pub(super) struct Weights {
     /// By file and first byte there.
     matrices: HashMap<(usize, usize), andon_cuda::Matrix>,
     /// By the address of the first element; biases that lie one after the other, of the first of them.
     vectors: HashMap<usize, Buffer<f32>>,
-    bytes: usize,
 }
 
 /// By which vectors are found.
@@ -98,37 +207,12 @@ pub(super) fn address_of_biases<'a>(
 }
 
 impl Weights {
-    /// Those of a decoder that is covered.
-    ///
-    /// # Errors
-    /// If the device has no room for them, or they cannot be copied.
-    pub(super) fn upload(
-        device: &Device,
-        decoder: &dyn Architecture,
-        from: weights::Weights<'_>,
-    ) -> Result<Weights, Error> {
-        let mut upload = Upload {
-            device,
-            from,
-            weights: Weights::default(),
-            done: Ok(()),
-        };
-        // A walk is not interrupted.
-        let _ = decoder.forward(&mut Walk::new(&mut upload));
-        upload.done.map(|()| upload.weights)
-    }
-
-    /// Bytes that they take on the device.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// A matrix.
     ///
     /// # Panics
     /// If the model it is of is another.
     pub(super) fn matrix(&self, matrix: &Matrix) -> &andon_cuda::Matrix {
-        &self.matrices[&(matrix.part, matrix.range.start)]
+        &self.matrices[&name(matrix)]
     }
 
     /// Weights of a norm.
@@ -145,68 +229,90 @@ impl Weights {
     }
 }
 
-struct Upload<'a> {
-    device: &'a Device,
-    from: weights::Weights<'a>,
+/// Weights on their way.
+#[derive(Debug)]
+pub(super) struct Upload {
+    loader: Loader,
     weights: Weights,
-    done: Result<(), Error>,
+    matrices: Vec<(Matrix, Format)>,
+    piece_bytes: usize,
+    /// Which matrix is next, and from which row on.
+    next: (usize, usize),
+    /// Bytes of the files that were sent, and those of all of them.
+    sent: (usize, usize),
 }
 
-impl Upload<'_> {
-    fn add_matrix(&mut self, matrix: &Matrix) -> Result<(), Error> {
-        let name = (matrix.part, matrix.range.start);
-        let Some(format) =
-            format(matrix.format).filter(|_| !self.weights.matrices.contains_key(&name))
-        else {
-            return Ok(());
+impl Upload {
+    /// Takes the room for all of them, and sends what is short.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub(super) fn begin(device: &Arc<Device>, parts: Parts) -> Result<Upload, Error> {
+        let (piece_bytes, all) = (parts.piece_bytes(), parts.file_bytes());
+        let mut loader = Loader::new(device, piece_bytes)?;
+        let mut weights = Weights::default();
+        for (matrix, format) in &parts.matrices {
+            let room = loader.matrix(*format, matrix.row_count, matrix.row_elements)?;
+            weights.matrices.insert(name(matrix), room);
+        }
+        for (address, values) in parts.vectors {
+            weights.vectors.insert(address, loader.vector(&values)?);
+        }
+        Ok(Upload {
+            loader,
+            weights,
+            matrices: parts.matrices,
+            piece_bytes,
+            next: (0, 0),
+            sent: (0, all),
+        })
+    }
+
+    /// Sends a piece. With `releases`, what was read for it of the files counts as this process's memory no longer. False if
+    /// there was none left.
+    ///
+    /// # Errors
+    /// If the device refuses, or what was sent before failed.
+    pub(super) fn send(
+        &mut self,
+        from: weights::Weights<'_>,
+        releases: bool,
+    ) -> Result<bool, Error> {
+        let (index, first) = self.next;
+        let Some((matrix, format)) = self.matrices.get(index) else {
+            return Ok(false);
         };
-        let rows = self.device.upload(self.from.raw(matrix))?;
-        let packed = self
-            .device
-            .pack(format, &rows, matrix.row_count, matrix.row_elements)?;
-        self.weights.bytes += packed.bytes();
-        self.weights.matrices.insert(name, packed);
-        Ok(())
-    }
-
-    fn add_vector(&mut self, name: usize, values: &[f32]) -> Result<(), Error> {
-        if !self.weights.vectors.contains_key(&name) {
-            let copy = self.device.upload(values)?;
-            self.weights.bytes += size_of_val(values);
-            self.weights.vectors.insert(name, copy);
+        let rows = Loader::rows_of(*format, matrix.row_elements, self.piece_bytes);
+        let last = first.saturating_add(rows.max(1)).min(matrix.row_count);
+        let piece = matrix.rows(first..last);
+        self.loader.pack(
+            &self.weights.matrices[&name(matrix)],
+            first,
+            from.raw(&piece),
+        )?;
+        self.sent.0 += piece.range.len();
+        if releases {
+            from.maps[piece.part].release_range(piece.range);
         }
-        Ok(())
-    }
-}
-
-impl Visit for Upload<'_> {
-    fn matrix(&mut self, _of: &str, matrix: &Matrix) {
-        if self.done.is_ok() {
-            self.done = self.add_matrix(matrix);
-        }
-    }
-
-    fn vector(&mut self, values: &[f32]) {
-        if self.done.is_ok() {
-            self.done = self.add_vector(address(values), values);
-        }
-    }
-
-    fn biases(&mut self, linears: &[&Linear]) {
-        let biases = linears.iter().map(|linear| linear.bias.as_deref());
-        let Some(name) = address_of_biases(biases).filter(|_| self.done.is_ok()) else {
-            return;
+        self.next = if last == matrix.row_count {
+            (index + 1, 0)
+        } else {
+            (index, last)
         };
-        let mut values = Vec::new();
-        for linear in linears {
-            match &linear.bias {
-                Some(bias) => values.extend_from_slice(bias),
-                // Whatever this is added to stays as it is, zeros of either sign too.
-                None => values.extend(std::iter::repeat_n(-0.0, linear.matrix.row_count)),
-            }
-        }
-        self.done = self.add_vector(name, &values);
+        Ok(true)
     }
 
-    fn lacks(&mut self, _what: String) {}
+    /// Bytes of the files that were sent, and those of all of them.
+    pub(super) fn sent(&self) -> (usize, usize) {
+        self.sent
+    }
+
+    /// Waits until all of it is there.
+    ///
+    /// # Errors
+    /// If something of it failed.
+    pub(super) fn finish(mut self) -> Result<Weights, Error> {
+        self.loader.finish()?;
+        Ok(self.weights)
+    }
 }
