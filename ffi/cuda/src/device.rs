@@ -215,7 +215,8 @@ impl Device {
             .context
             .load_module(image)
             .map_err(|error| match error.0 {
-                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+                CUresult::CUDA_ERROR_INVALID_IMAGE
+                | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
                 | CUresult::CUDA_ERROR_INVALID_PTX
                 | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
                 | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION

@@ -22,7 +22,7 @@ pub enum Error {
         /// Compute capability: major, minor.
         capability: (i32, i32),
     },
-    /// This program has no machine code for the device, and the driver does not make any of what it has.
+    /// This program has no machine code for the device that the driver takes, nor any that it makes some of.
     NoKernels {
         /// Compute capability: major, minor.
         capability: (i32, i32),
@@ -117,8 +117,8 @@ impl fmt::Display for Error {
                 code,
             } => write!(
                 f,
-                "this program has no machine code for compute capability {major}.{minor}, and the driver does not \
-                compile the kernels for it (driver error {code}): it may be older than they are"
+                "the driver takes none of this program's kernels for compute capability {major}.{minor} (driver error \
+                {code}): it may be older than what compiled them"
             ),
             Error::SharedMemory { kernel, takes, has } => write!(
                 f,
