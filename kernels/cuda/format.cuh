@@ -456,6 +456,14 @@ __device__ __forceinline__ int iq4_level(uint32_t code) {
 template <> __device__ __forceinline__ int level_of<IQ4NL>(uint32_t code) { return iq4_level(code); }
 template <> __device__ __forceinline__ int level_of<IQ4XS>(uint32_t code) { return iq4_level(code); }
 
+// Whether sums that are no multiple of theirs become floats by an instruction that converts them, instead of one that
+// subtracts the bias: a variant to be timed (README.md, "Instructions and time").
+#ifdef ANDON_CONVERT_SUMS
+constexpr bool CONVERT_SUMS = true;
+#else
+constexpr bool CONVERT_SUMS = false;
+#endif
+
 // What a group's integer sums are worth, of two rows and two columns (see multiply_32): the sum of products of levels,
 // exactly; for Q3_K and Q6_K that of the halves' sums times their scales.
 template <class F>
@@ -468,9 +476,17 @@ __device__ __forceinline__ void group_dot(float (&value)[4], const uint32_t (&a)
         multiply_16(e, a[2], a[3], b.y, bias);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float first = __int_as_float(d[i]) - F::BIAS, second = __int_as_float(e[i]) - F::BIAS;
-            // Below 2^24 in magnitude, the product and the sum are exact.
-            value[i] = fmaf(i < 2 ? factors.y : factors.w, second, (i < 2 ? factors.x : factors.z) * first);
+            // All exact: below 2^24 in magnitude, and the bias has two bits, a scale eight.
+            const float scale = i < 2 ? factors.y : factors.w;
+            const float first = __int_as_float(d[i]) - F::BIAS;
+            const float second = fmaf(scale, __int_as_float(e[i]), scale * -F::BIAS);
+            value[i] = fmaf(i < 2 ? factors.x : factors.z, first, second);
+        }
+    } else if constexpr (CONVERT_SUMS && F::BIAS == 12582912.0f) {
+        multiply_32(d, a, b, 0);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            value[i] = static_cast<float>(d[i]);
         }
     } else {
         multiply_32(d, a, b, bias);

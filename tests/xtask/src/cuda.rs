@@ -25,7 +25,7 @@ const TARGETS: [&str; 3] = ["80", "87", "90"];
 
 /// Registers of a thread, by the end of a kernel's name: what leaves room for the blocks that a processor has to hold.
 const REGISTERS_MAX: [(&str, u32); 5] = [
-    ("q4_1_decode_16", 168),
+    ("_1_decode_16", 168),
     ("_decode_8", 128),
     ("_decode_16", 128),
     ("_panel_64", 128),
