@@ -1,4 +1,5 @@
-//! Everything that can be tried with a card, in one bounded run: `cargo xtask cuda-check`.
+//! Everything that can be tried with a card, in one bounded run: `cargo xtask cuda-check`, or this program alone where there is
+//! a card and no toolchain (kernels/cuda/README.md, "On a card"). Without a card `--emulated` makes the same run, small.
 //!
 //! Each check runs in a process of its own, so that one which breaks the device does not hide what the others find.
 //! Invariant: outputs are poisoned before every launch, and compared to the bit.
