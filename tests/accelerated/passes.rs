@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use crate::card::{inside, inside_emulation};
 use crate::logits::{model, tokens};
@@ -293,7 +294,7 @@ fn a_token_takes_one_wait() {
     });
 }
 
-/// Ways to choose tokens, and how many of some 180 of them at most may need all logits.
+/// Ways to choose tokens, and how many of some 120 of them at most may need all logits.
 fn ways(model: &Model) -> Vec<(&'static str, GenerationRequest, Option<usize>)> {
     let base = SamplingOptions {
         temperature: 6.0,
@@ -316,7 +317,7 @@ fn ways(model: &Model) -> Vec<(&'static str, GenerationRequest, Option<usize>)> 
     };
     let of = |sampling| GenerationRequest {
         prompt: tokens(model, 20, 4),
-        tokens_max: Some(60),
+        tokens_max: Some(40),
         ignore_end: true,
         sampling,
         ..GenerationRequest::default()
@@ -324,7 +325,7 @@ fn ways(model: &Model) -> Vec<(&'static str, GenerationRequest, Option<usize>)> 
     let grammar = |pattern: &str| {
         let vocabulary = model.grammar_vocabulary().expect("a vocabulary");
         let constraint = Constraint::Regex(pattern.to_owned());
-        let grammar = Grammar::compile(vocabulary, &constraint, 60).expect("it compiles");
+        let grammar = Grammar::compile(vocabulary, &constraint, 40).expect("it compiles");
         Some(Arc::new(grammar))
     };
     let shaped = |sampling, pattern| GenerationRequest {
@@ -380,8 +381,13 @@ fn ways(model: &Model) -> Vec<(&'static str, GenerationRequest, Option<usize>)> 
 /// Tokens, bits of log probabilities.
 type Said = BTreeMap<u64, Vec<(u32, Vec<(u32, u32)>)>>;
 
-fn answers(model: &Arc<Model>, backend: Backend, request: &GenerationRequest) -> (Said, usize) {
-    let made = executor(model, &options(backend));
+/// What is said, and how many rows were read for it; `None` where the processor computes.
+fn answers(
+    model: &Arc<Model>,
+    options: &ExecutorOptions,
+    request: &GenerationRequest,
+) -> (Said, Option<usize>) {
+    let made = executor(model, options);
     let compared = made.device_counts().rows_read;
     let mut generator = Generator::new(made, GeneratorOptions::default());
     generator.set_costs(PassCosts::of_columns(&[1.0; 8]));
@@ -416,8 +422,9 @@ fn answers(model: &Arc<Model>, backend: Backend, request: &GenerationRequest) ->
         });
         stepped.expect("a step");
     }
-    let read = generator.executor().device_counts().rows_read - compared;
-    (said, read as usize)
+    let executor = generator.executor();
+    let read = || (executor.device_counts().rows_read - compared) as usize;
+    (said, (executor.backend() == Backend::Cuda).then(read))
 }
 
 #[test]
@@ -427,9 +434,10 @@ fn answers_by_the_best_logits_are_the_processors() {
         let folder = tempfile::tempdir().expect("a folder");
         let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
         for (what, request, read_max) in ways(&model) {
-            let (expected, none) = answers(&model, Backend::Cpu, &request);
-            assert_eq!(none, 0);
-            let (said, read) = answers(&model, Backend::Cuda, &request);
+            let (expected, none) = answers(&model, &options(Backend::Cpu), &request);
+            assert_eq!(none, None);
+            let (said, read) = answers(&model, &options(Backend::Cuda), &request);
+            let read = read.expect("the card computes");
             assert!(said == expected, "{what}");
             let count: usize = said.values().map(Vec::len).sum();
             assert!(count > 20, "{what}: {count} tokens");
@@ -438,5 +446,61 @@ fn answers_by_the_best_logits_are_the_processors() {
                 assert!(read <= max, "{what}: {read} rows were read");
             }
         }
+    });
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_computed_again_by_the_processor() {
+    let name = "passes::a_row_that_cannot_be_read_is_computed_again_by_the_processor";
+    // Five rows of the comparison, and some of the answers'.
+    inside_emulation(name, &[("ANDON_EMULATED_READS", "25")], || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = model(folder.path(), Architecture::LLAMA, TensorType::Q4_0);
+        let ways = ways(&model);
+        let (_, request, _) = ways
+            .iter()
+            .find(|way| way.0 == "one of all")
+            .expect("a way");
+        let (expected, _) = answers(&model, &options(Backend::Cpu), request);
+        let falls_back = ExecutorOptions {
+            falls_back: true,
+            ..options(Backend::Cuda)
+        };
+        let (said, lost) = answers(&model, &falls_back, request);
+        assert!(said == expected);
+        assert!(lost.is_none(), "the processor computes: {lost:?}");
+    });
+}
+
+#[test]
+fn models_side_by_side_on_a_card_give_the_processors_answers() {
+    let name = "passes::models_side_by_side_on_a_card_give_the_processors_answers";
+    inside(name, || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let models: Vec<_> = [TensorType::Q4_0, TensorType::Q8_0]
+            .map(|weights| {
+                let folder = folder.path().join(format!("{weights:?}"));
+                std::fs::create_dir(&folder).expect("a folder");
+                model(&folder, Architecture::LLAMA, weights)
+            })
+            .into();
+        let of = |model: &Arc<Model>, backend| passes(model, &options(backend)).0;
+        let expected: Vec<Rows> = models.iter().map(|model| of(model, Backend::Cpu)).collect();
+        // Each records passes while others compute, are made and end.
+        thread::scope(|scope| {
+            let run = |(model, expected): (&Arc<Model>, &Rows)| {
+                for round in 0..2 {
+                    assert!(of(model, Backend::Cuda) == *expected, "round {round}");
+                }
+            };
+            let threads: Vec<_> = models
+                .iter()
+                .zip(&expected)
+                .map(|pair| scope.spawn(move || run(pair)))
+                .collect();
+            threads.into_iter().for_each(|thread| {
+                thread.join().expect("they are the processor's");
+            });
+        });
     });
 }

@@ -17,6 +17,7 @@
 // - ANDON_EMULATED_QUEUE: how much a stream is asked for before it has to do some (1024); with 0 all is done at once.
 // - ANDON_EMULATED_LAUNCHES: launches that work; from then on every call gets ANDON_EMULATED_ERROR (700, an illegal
 //   address), as a context gets that a device has failed in.
+// - ANDON_EMULATED_READS: copies of 256 bytes and more to memory that is not pinned that work; from then on every call fails.
 // - ANDON_EMULATED_GRAPHS: 0 where launches cannot be recorded (1).
 // - ANDON_EMULATED_WAITS: a file that gets a line for each wait, of how much was done in it.
 // - ANDON_EMULATED_WRONG: a kernel, of whose results one bit is wrong, in every launch.

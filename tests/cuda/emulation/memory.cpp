@@ -306,6 +306,8 @@ Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, Handle stream)
         });
     }
     if (Result refused = not_recorded(stream)) return refused;
+    static unsigned long long reads;
+    if (bytes >= 256 && reads++ >= setting("ANDON_EMULATED_READS", ~0ull)) return broken = ILLEGAL_ADDRESS;
     if (Result refused = ask(stream, [=] {
             if (checked(from, bytes, "copied from")) copy(host, from, bytes);
         })) {

@@ -113,7 +113,7 @@ pub struct Chunk<'a, S = Sequence> {
 }
 
 /// Logits of a batch: one row of the vocabulary's length per output, in the order of chunks and tokens. Where the model
-/// has [`Model::draft_tokens`], a row has one for each of these.
+/// has [`crate::Model::draft_tokens`], a row has one for each of these.
 ///
 /// Damaged weights can give a row that is not finite. That is for the row's reader to find, since the other rows of
 /// the batch are sound: [`crate::sample::Sampler`] refuses such a row.

@@ -20,14 +20,14 @@ pub struct ExecutorOptions {
     pub isa: Option<Isa>,
     /// Largest number of tokens of one batch.
     pub batch_tokens_max: usize,
-    /// Rows of logits of one batch that there is room for from the start, which [`Executor::bytes`] counts; a batch that
+    /// Rows of logits of one batch that there is room for from the start, which [`crate::Executor::bytes`] counts; a batch that
     /// gives more makes room for more.
     pub output_rows_max: usize,
     /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
     pub kv_tokens_max: usize,
     /// How the KV cache keeps keys and values.
     pub kv_type: KvType,
-    /// Whether the KV cache remembers what sequences began with, for [`Executor::sequence_of`].
+    /// Whether the KV cache remembers what sequences began with, for [`crate::Executor::sequence_of`].
     pub prefix_cache: bool,
     /// Whether passes of few tokens on a device are recorded and repeated; results are the same bytes without.
     pub graphs: bool,
