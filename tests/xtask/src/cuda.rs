@@ -234,7 +234,8 @@ pub(crate) fn stage() -> Result<Outcome> {
 fn emulated() -> Result<bool> {
     let package = ["run", "--quiet", "--package", "andon-cuda-check"];
     let mut checks = shell::cargo(&package);
-    checks.args(["--", "--emulated"]);
+    // However slow the machine is.
+    checks.args(["--", "--emulated", "--seconds", "3600"]);
     println!("  $ {}", shell::line(&checks));
     let status = checks.status().context("cannot run cargo")?;
     match status.code() {
