@@ -422,7 +422,7 @@ struct Decode {
                 own = halves(blocks.x);
             }
             const bool ends = now.stretch + 1 == stretches;
-#pragma unroll 1
+#pragma unroll
             for (int block = 0; block < BLOCKS; block++) {
                 if (block > 0) {
                     copy_wait<BLOCKS>();
