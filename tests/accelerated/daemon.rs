@@ -134,7 +134,9 @@ fn the_processor_serves_until_the_card_has_the_weights() {
     let plain = with_card(&driver, folder.path(), "cpu", &[])
         .start()
         .unwrap();
-    let expected = ask(&plain, 200);
+    let (expected, short) = (ask(&plain, 200), ask(&plain, 30));
+    // Its file is written anew.
+    drop(plain);
     let slow = [("ANDON_EMULATED_PACK_MS", "60")];
     let daemon = with_card(&driver, folder.path(), "auto", &slow)
         .start()
@@ -155,7 +157,7 @@ fn the_processor_serves_until_the_card_has_the_weights() {
     while backend(&daemon, "cuda")["chosen"] == false {
         assert_eq!(ask(&daemon, 200), expected);
     }
-    assert_eq!(ask(&daemon, 30), ask(&plain, 30));
+    assert_eq!(ask(&daemon, 30), short);
     assert_eq!(ctl(&daemon, &["status", "--json"])["model"]["isa"], "cuda");
     let metrics = daemon.http().get("/metrics").unwrap().text();
     for sample in [
@@ -176,6 +178,7 @@ fn however_much_room_a_card_has_the_model_is_served() {
         .start()
         .unwrap();
     let expected = ask(&plain, 8);
+    drop(plain);
     let mut seen = [false; 2];
     for kilobytes in [1, 400, 800, 1600, 3200, 6400, 12_800, 25_600] {
         let bytes = (kilobytes << 10).to_string();
@@ -370,7 +373,19 @@ fn the_processor_serves_where_there_is_memory_for_it_and_not_for_copies() {
     };
     let (mut refused, mut served) = (16 << 20, 1 << 28);
     assert!(start(refused).is_err(), "the cache alone takes more");
-    assert_eq!(backend(&start(served).unwrap(), "cuda")["chosen"], true);
+    let copied = start(served).unwrap();
+    assert_eq!(backend(&copied, "cuda")["chosen"], true);
+    let metrics = copied.http().get("/metrics").unwrap().text();
+    // The file is there once, as copies of the card's; it is not in the daemon's memory beside these.
+    let bytes = |part: &str| {
+        let name = format!("andon_memory_max_bytes{{part=\"{part}\"}} ");
+        let mut values = metrics.lines().filter_map(|line| line.strip_prefix(&name));
+        let value = values.next().unwrap_or_else(|| panic!("{metrics}"));
+        value.parse::<u64>().unwrap()
+    };
+    assert!(bytes("device") > bytes("kv_cache"));
+    assert_eq!(bytes("weights"), 0);
+    drop(copied);
     // The smallest budget that it is served with, nearer than the copies of the weights are large.
     while served - refused > 4 << 10 {
         let middle = u64::midpoint(refused, served);
