@@ -20,7 +20,7 @@ pub struct ExecutorOptions {
     pub isa: Option<Isa>,
     /// Largest number of tokens of one batch.
     pub batch_tokens_max: usize,
-    /// Rows of logits of one batch that there is room for from the start, which [`crate::Executor::bytes`] counts; a batch that
+    /// Rows of logits of one batch that there is room for from the start, which [`crate::Needs`] counts; a batch that
     /// gives more makes room for more.
     pub output_rows_max: usize,
     /// Tokens that the KV cache holds over all sequences, rounded up to whole pages.
