@@ -17,13 +17,16 @@ fn seen(device: &Device, matrix: &Matrix) -> Vec<u32> {
         .embed(matrix, &tokens, ROWS, 1.0, &mut rows)
         .expect("rows");
     let x: Vec<f32> = (0..K).map(|index| (index as f32 * 0.37).sin()).collect();
-    let mut columns = device.columns(K, 1).expect("room");
     let x = device.upload(&x).expect("room");
-    device.quantize(&x, K, 1, &mut columns).expect("columns");
     let mut product = device.zeros::<f32>(ROWS).expect("room");
-    device
-        .matmul(matrix, &columns, 1, Kernel::Decode8, &mut product, ROWS)
-        .expect("a product");
+    let multiplied = if matrix.format().is_quantized() {
+        let mut columns = device.columns(K, 1).expect("room");
+        device.quantize(&x, K, 1, &mut columns).expect("columns");
+        device.matmul(matrix, &columns, 1, Kernel::Decode8, &mut product, ROWS)
+    } else {
+        device.matmul_floats(matrix, (&x, K), 1, &mut product, ROWS)
+    };
+    multiplied.expect("a product");
     let mut all = vec![0.0; ROWS * K];
     device.read(&rows, &mut all).expect("they are there");
     let mut sums = vec![0.0; ROWS];
