@@ -147,7 +147,7 @@ impl Device {
     /// threads ask of the device meanwhile waits; memory that `work` drops is free afterwards.
     ///
     /// # Errors
-    /// `work`'s, or if it did nothing at all. What cannot be recorded is refused with [`Error::WhileRecording`].
+    /// `work`'s, if it did nothing at all, or there is no room for the graph. What cannot be recorded is refused with [`Error::WhileRecording`].
     ///
     /// # Panics
     /// If this thread is recording launches already.
@@ -157,12 +157,16 @@ impl Device {
         let capture = Capture::begin(self)?;
         work()?;
         let (graph, recording) = capture.end()?;
-        Ok(Graph {
+        let graph = Graph {
             graph: Recorded(graph),
             stream: Arc::clone(&self.stream()),
             turns: Arc::clone(&self.turns),
             recording,
-        })
+        };
+        // What starting it takes of the device's memory is taken here, not when it is first started.
+        let sent = graph.graph.0.upload();
+        sent.map_err(of("taking memory for recorded launches"))?;
+        Ok(graph)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::device::{Device, of};
 use crate::error::Error;
 use crate::turns::InTurn;
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaEvent, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -30,8 +30,22 @@ unsafe impl Sync for Words {}
 impl Words {
     /// Waits until the device is through with them.
     fn wait(&self) -> Result<(), Error> {
-        let waiting = of("waiting for a copy");
-        self.copied.synchronize().map_err(waiting)
+        // Not by the event's own call, which does not wait where an error of another thread was left to be told.
+        // SAFETY: the context and the event are there as long as this.
+        let (bound, waited) = unsafe {
+            let bound = result::ctx::set_current(self.context.cu_ctx());
+            (bound, result::event::synchronize(self.copied.cu_event()))
+        };
+        bound.and(waited).map_err(of("waiting for a copy"))
+    }
+
+    /// Has [`Words::wait`] wait for what was asked of `stream` so far; waits itself where that is refused.
+    fn mark(&self, stream: &CudaStream) -> Result<(), DriverError> {
+        // SAFETY: the event and the stream are there; they are of one context.
+        unsafe {
+            let marked = result::event::record(self.copied.cu_event(), stream.cu_stream());
+            marked.or_else(|_| result::stream::synchronize(stream.cu_stream()))
+        }
     }
 }
 
@@ -100,7 +114,7 @@ impl Words {
             let words = std::slice::from_raw_parts(self.start.as_ptr(), len);
             result::memcpy_htod_async(to, words, stream.cu_stream())
         };
-        let marked = self.copied.record(&stream);
+        let marked = self.mark(&stream);
         asked.and(marked).map_err(copying)
     }
 
@@ -118,17 +132,20 @@ impl Words {
         len: usize,
     ) -> Result<&[u32], Error> {
         let copying = of("copying from the device");
-        let context = Arc::clone(&self.context);
-        let words = &mut self.get()?[..len];
+        assert!(len <= self.len);
+        self.wait()?;
         let asked = {
             let stream = device.unrecorded("copying from the device")?;
-            context.bind_to_thread().map_err(copying)?;
+            self.context.bind_to_thread().map_err(copying)?;
+            // SAFETY: they were all set when they were taken, and no copy of them is under way.
+            let words = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), len) };
             // SAFETY: there are as many at `from`, as the caller says; nobody else has the words until the copy is done.
-            unsafe { result::memcpy_dtoh_async(words, from, stream.cu_stream()) }
+            let asked = unsafe { result::memcpy_dtoh_async(words, from, stream.cu_stream()) };
+            asked.and(self.mark(&stream))
         };
-        // Also where it was refused, the words are not written after this.
-        let finished = device.finish();
         asked.map_err(copying)?;
-        finished.map(|()| &*words)
+        self.wait()?;
+        // SAFETY: they were all set when they were taken; the copy is done.
+        Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), len) })
     }
 }

@@ -19,6 +19,7 @@
 //   address), as a context gets that a device has failed in.
 // - ANDON_EMULATED_READS: copies of 256 bytes and more to memory that is not pinned that work; from then on every call fails.
 // - ANDON_EMULATED_GRAPHS: 0 where launches cannot be recorded (1).
+// - ANDON_EMULATED_GRAPHS_REFUSED: what there is no memory for: to "instantiate", "upload" or "launch" graphs (nothing).
 // - ANDON_EMULATED_WAITS: a file that gets a line for each wait, of how much was done in it.
 // - ANDON_EMULATED_WRONG: a kernel, of whose results one bit is wrong, in every launch.
 #include "driver.h"

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <cstring>
 #include <memory>
 #include <thread>
 
@@ -50,6 +51,12 @@ auto &events = *new std::map<Handle, std::shared_ptr<Event>>;
 Stream &of(Handle stream) {
     // Nothing, and the names of the streams of nobody and of a thread.
     return reinterpret_cast<uintptr_t>(stream) <= 2 ? nobodys : *static_cast<Stream *>(stream);
+}
+
+// Whether graphs are refused at this step.
+bool no_room_to(const char *step) {
+    const char *refused = getenv("ANDON_EMULATED_GRAPHS_REFUSED");
+    return refused != nullptr && strcmp(refused, step) == 0;
 }
 
 // What was done so far.
@@ -294,11 +301,13 @@ Result cuStreamEndCapture(Handle handle, Handle *graph) {
 }
 Result cuGraphInstantiateWithFlags(Handle *executable, Handle graph, unsigned long long) {
     LOCKED_AND_WHOLE;
+    if (no_room_to("instantiate")) return OUT_OF_MEMORY;
     *executable = new Recorded(*static_cast<Recorded *>(graph));
     return SUCCESS;
 }
 Result cuGraphLaunch(Handle executable, Handle stream) {
     LOCKED;
+    if (no_room_to("launch")) return OUT_OF_MEMORY;
     if (Result refused = not_recorded(stream)) return refused;
     return ask(stream, [recorded = *static_cast<Recorded *>(executable)] {
         for (const Work &work : *recorded) {
@@ -308,6 +317,7 @@ Result cuGraphLaunch(Handle executable, Handle stream) {
 }
 Result cuGraphUpload(Handle, Handle stream) {
     LOCKED;
+    if (no_room_to("upload")) return OUT_OF_MEMORY;
     return not_recorded(stream);
 }
 Result cuGraphExecDestroy(Handle executable) { return delete static_cast<Recorded *>(executable), SUCCESS; }

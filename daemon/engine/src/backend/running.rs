@@ -17,7 +17,7 @@ pub struct DeviceCounts {
     /// Passes that were recorded.
     pub recorded: u64,
     /// Passes that were started as a whole, from what was recorded.
-    pub repeated: u64,
+    pub started: u64,
     /// Rows of logits that were read as a whole: mostly the best of a row are enough.
     pub rows_read: u64,
 }

@@ -5,7 +5,8 @@
 //! device that broke is of no use to the process any more.
 //!
 //! Invariant: what a model takes is known before any of it is taken ([`needs`]), and all of that is taken before its weights are
-//! sent; what a device has no room for shows then.
+//! sent; what a device has no room for shows then. Only graphs are made later: whatever a device has no room for then, passes
+//! do without.
 
 mod buffers;
 mod given;
@@ -233,9 +234,10 @@ impl Cuda {
         if outputs == 0 {
             // What was asked for goes wrong here, not in the next pass.
             self.device.finish()?;
+        } else {
+            let best = &mut self.buffers.best;
+            self.read.end(&self.device, best, outputs)?;
         }
-        self.read
-            .end(&self.device, &mut self.buffers.best, outputs)?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -261,7 +263,7 @@ impl Cuda {
         pass.done.map(|()| flow)
     }
 
-    /// Starts the graph of such passes, recorded before or now; false if there can be none.
+    /// Starts the graph of such passes, recorded before or now; false if there is none.
     fn start(
         &mut self,
         decoder: &dyn Architecture,
@@ -270,6 +272,9 @@ impl Cuda {
         kind: Kind,
     ) -> Result<bool, Error> {
         if self.graphs.find(&kind).is_none() {
+            if !self.graphs.is_worth_recording(kind) {
+                return Ok(false);
+            }
             let device = Arc::clone(&self.device);
             let recorded = device.record(|| {
                 let whole = self.walk(decoder, pages, batch, &|| false)?;
@@ -281,8 +286,13 @@ impl Cuda {
         let Some(graph) = self.graphs.find(&kind) else {
             return Ok(false);
         };
-        graph.launch(Some(&self.buffers.places))?;
-        self.graphs.counts.repeated += 1;
-        Ok(true)
+        match graph.launch(Some(&self.buffers.places)) {
+            Ok(()) => {
+                self.graphs.counts.started += 1;
+                Ok(true)
+            }
+            // Nothing of it was asked for.
+            Err(error) => self.graphs.not_started(error).map(|()| false),
+        }
     }
 }
