@@ -9,8 +9,8 @@ use crate::model::Model;
 use std::num::NonZero;
 use std::sync::Arc;
 
-/// Bytes of pages at most that are copied to a device while answers wait, unless sequences hold more.
-const COPIED_BYTES_MAX: usize = 1 << 30;
+/// Bytes of pages at most that are copied to a device while answers wait, unless sequences hold more: some tenths of a second.
+const COPIED_BYTES_MAX: usize = 64 << 20;
 
 /// Whoever has an executor made while others answer.
 pub trait Loading {
@@ -80,7 +80,7 @@ impl Executor {
     /// the backend. Sequences stay what they are, and what is remembered is copied as far as that takes no more than a moment.
     ///
     /// # Errors
-    /// If the device fails; then all is as it was, and `other` is gone.
+    /// If the device fails; then all is as it was, but that what is remembered may be forgotten, and `other` is gone.
     ///
     /// # Panics
     /// If `other` is of another model, or made with other options.

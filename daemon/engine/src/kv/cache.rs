@@ -201,7 +201,7 @@ impl Cache {
     /// forgotten.
     ///
     /// # Errors
-    /// If something cannot be copied; then the content is where it was.
+    /// If something cannot be copied; then what sequences hold is where it was.
     pub(crate) fn go_to(
         &mut self,
         mut pages: CudaPages,
