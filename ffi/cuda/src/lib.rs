@@ -33,7 +33,7 @@ pub use graph::Graph;
 pub use layer::{Addition, Gate, Heads};
 pub use loader::Loader;
 pub use matmul::{Columns, Format, Kernel, Matrix};
-pub use places::{Given, Places, Room, Run};
+pub use places::{Given, Part, Places, Room, Run};
 pub use top_k::{Best, LOGIT_MAX, TOP_K_MAX, TopK};
 
 /// Why this program has no kernels; `None` if it has.

@@ -3,12 +3,13 @@
 
 use crate::attention::PAGE;
 use crate::buffer::Buffer;
-use crate::device::Device;
+use crate::device::{Device, Element};
 use crate::error::Error;
 use crate::host::HostWords;
 use crate::matmul::int;
 use std::collections::HashSet;
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 
 /// Words before those of runs.
 const HEAD: usize = 4;
@@ -125,8 +126,8 @@ impl Places {
 
     /// The tokens that were given.
     #[must_use]
-    pub fn tokens(&self) -> Buffer<u32> {
-        self.words.part(0, self.extent.tokens)
+    pub fn tokens(&self) -> Part<'_, u32> {
+        Part::of(self, 0, self.extent.tokens)
     }
 
     /// Those of the outputs that were given.
@@ -134,10 +135,10 @@ impl Places {
     /// # Panics
     /// If there are fewer.
     #[must_use]
-    pub fn outputs(&self, range: Range<usize>) -> Buffer<i32> {
+    pub fn outputs(&self, range: Range<usize>) -> Part<'_, i32> {
         assert!(range.end <= self.extent.outputs, "they were given");
         let [first, ..] = self.extent.firsts();
-        self.words.part(first + range.start, range.len())
+        Part::of(self, first + range.start, range.len())
     }
 
     /// Those of the numbers that were given.
@@ -145,10 +146,35 @@ impl Places {
     /// # Panics
     /// If there are fewer.
     #[must_use]
-    pub fn numbers(&self, range: Range<usize>) -> Buffer<f32> {
+    pub fn numbers(&self, range: Range<usize>) -> Part<'_, f32> {
         assert!(range.end <= self.extent.numbers, "they were given");
         let [_, first, _] = self.extent.firsts();
-        self.words.part(first + range.start, range.len())
+        Part::of(self, first + range.start, range.len())
+    }
+}
+
+/// Some of what was given, to be read. What is given next may lie there otherwise, so it is not kept beyond that; nor can it
+/// be written, since kernels trust what lies beside it.
+#[derive(Debug)]
+pub struct Part<'a, T> {
+    buffer: Buffer<T>,
+    _places: PhantomData<&'a Places>,
+}
+
+impl<'a, T: Element> Part<'a, T> {
+    fn of(places: &'a Places, first: usize, len: usize) -> Part<'a, T> {
+        Part {
+            buffer: places.words.part(first, len),
+            _places: PhantomData,
+        }
+    }
+}
+
+impl<T> Deref for Part<'_, T> {
+    type Target = Buffer<T>;
+
+    fn deref(&self) -> &Buffer<T> {
+        &self.buffer
     }
 }
 

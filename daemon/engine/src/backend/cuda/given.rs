@@ -10,7 +10,7 @@ use crate::kv::PAGE;
 use crate::layer::Rope;
 use crate::models::Architecture;
 use crate::weights::{Linear, Matrix};
-use andon_cuda::{Buffer, Device, Error, Given, Places, Room, Run};
+use andon_cuda::{Device, Error, Given, Part, Places, Room, Run};
 
 /// The numbers that a decoder's steps need of positions.
 #[derive(Debug, Default)]
@@ -72,13 +72,13 @@ impl Positions {
     }
 
     /// The rotations of the pass's tokens by one of the ropes.
-    pub(super) fn rotations(&self, rope: usize, places: &Places) -> Buffer<f32> {
+    pub(super) fn rotations<'a>(&self, rope: usize, places: &'a Places) -> Part<'a, f32> {
         let count = places.columns();
         places.numbers(self.before(rope, count)..self.before(rope + 1, count))
     }
 
     /// By which the pass's queries grow with their position, if they do.
-    pub(super) fn factors(&self, places: &Places) -> Option<Buffer<f32>> {
+    pub(super) fn factors<'a>(&self, places: &'a Places) -> Option<Part<'a, f32>> {
         let count = places.columns();
         let first = self.before(self.ropes.len(), count);
         self.temperature

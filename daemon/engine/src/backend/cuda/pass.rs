@@ -264,7 +264,7 @@ impl Steps for Pass<'_> {
                 rotations: &rotations,
                 pairs,
                 adjacent,
-                query_factors: factors.as_ref().filter(|_| of.grows),
+                query_factors: factors.as_deref().filter(|_| of.grows),
             };
             let cache = &mut pass.pages.layers[layer];
             device.place_heads(&mut buffers.heads, &heads, cache, &buffers.places)
@@ -430,7 +430,7 @@ impl Pass<'_> {
             ..
         } = &mut *self.cuda;
         let outputs = buffers.places.outputs(range);
-        let which = (&outputs, count);
+        let which = (&*outputs, count);
         device.gather_columns(&buffers.hidden, width, which, &mut buffers.kept)?;
         let weight = weights.vector(&output.norm.weight);
         let epsilon = output.norm.epsilon;
