@@ -16,7 +16,7 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What buffers hold: plain numbers.
 pub trait Element: DeviceRepr + ValidAsZeroBits + Copy + Default + Send + Sync + 'static {}
@@ -38,6 +38,8 @@ pub struct Device {
     pub(crate) turns: Arc<Turns>,
     functions: HashMap<&'static str, CudaFunction>,
     launches: HashMap<&'static str, Launch>,
+    /// Bytes of shared memory that kernels were allowed, where they had to be.
+    allowed: Mutex<HashMap<&'static str, u32>>,
     /// What is being recorded.
     pub(crate) recording: Mutex<Option<Recording>>,
     pub(crate) processors: u32,
@@ -182,6 +184,7 @@ impl Device {
         let mut device = Device {
             context,
             stream,
+            allowed: Mutex::default(),
             turns: Arc::default(),
             functions: HashMap::new(),
             launches: HashMap::new(),
@@ -309,12 +312,18 @@ impl Device {
         // A block has 48 KB without asking, of which what kernels declare themselves takes less than the last.
         const WITHOUT_ASKING: u32 = 47 * 1024;
         if shared_bytes > WITHOUT_ASKING {
-            function
-                .set_attribute(
-                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    shared_bytes as i32,
-                )
-                .map_err(of("asking for shared memory"))?;
+            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            let allowed = allowed.entry(kernel).or_default();
+            // Never less than before: another thread may be about to launch with that.
+            if *allowed < shared_bytes {
+                function
+                    .set_attribute(
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        shared_bytes as i32,
+                    )
+                    .map_err(of("asking for shared memory"))?;
+                *allowed = shared_bytes;
+            }
         }
         Ok(function)
     }
